@@ -1,0 +1,75 @@
+//! Exit codes and the error that carries one.
+//!
+//! Rooms return `anyhow::Result`; where the kind of failure decides what a supervisor above Tandem should do, the
+//! chain holds a [`Failure`] and `main` exits with its code. Codes follow sysexits(3).
+
+use std::fmt;
+
+/// What the process exit code says to whoever started Tandem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// Stopped as asked.
+    Stopped = 0,
+    /// Failed, for a reason no other code names.
+    Failed = 1,
+    /// Bad usage of the command line (EX_USAGE).
+    Usage = 64,
+    /// The database is newer than this binary, or its schema is not what was recorded (EX_DATAERR).
+    Schema = 65,
+    /// A service gave up: it failed more often than its restart intensity allows (EX_UNAVAILABLE).
+    GaveUp = 69,
+    /// A directory cannot be created, locked or used (EX_CANTCREAT).
+    CannotCreate = 73,
+    /// Temporary: the same command may succeed later (EX_TEMPFAIL).
+    Temporary = 75,
+    /// The configuration is wrong (EX_CONFIG).
+    Config = 78,
+}
+
+/// An error with an exit code. The message says what failed and what to do next.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: Code,
+    message: String,
+}
+
+impl Failure {
+    /// A failure that ends the process with `code`; `message` is for a person.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The exit code that `error` asks for: that of the first [`Failure`] in its chain, else [`Code::Failed`].
+pub fn code_of(error: &anyhow::Error) -> Code {
+    // anyhow hides a context value from `chain()`'s downcasts but not from its own.
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.code;
+    }
+    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Code::Failed, |failure| failure.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_failure_keeps_its_code_under_and_as_context() {
+        let under: anyhow::Result<()> = Err(Failure::new(Code::CannotCreate, "no").into());
+        assert_eq!(code_of(&under.context("create data directory").unwrap_err()), Code::CannotCreate);
+        let as_context: anyhow::Result<()> =
+            Err(std::io::Error::other("disk")).context(Failure::new(Code::Temporary, "later"));
+        assert_eq!(code_of(&as_context.unwrap_err()), Code::Temporary);
+        assert_eq!(code_of(&anyhow::anyhow!("other")), Code::Failed);
+    }
+}

@@ -1,0 +1,10 @@
+//! The only door to OS processes: spawn, run to the end, read output, change identity, find orphans.
+//!
+//! Must not decide anything: what to run is `plan/`'s, when to restart is `supervise/`'s.
+
+pub mod identity;
+mod run;
+mod spawn;
+
+pub use run::{Finished, RunError, run, run_with};
+pub use spawn::{Child, Exit, InheritedFd, Output, lines, replace, signal, signal_group, spawn};
