@@ -2,6 +2,9 @@
 
 pub mod config;
 pub mod exit;
+pub mod health;
+pub mod phase;
 pub mod plan;
 pub mod process;
 pub mod telemetry;
+pub mod workers;
