@@ -2,7 +2,10 @@
 
 pub mod config;
 pub mod exit;
+pub mod health;
+pub mod phase;
 pub mod plan;
 pub mod process;
 pub mod supervise;
 pub mod telemetry;
+pub mod workers;

@@ -1,0 +1,136 @@
+//! What the supervisor knows at one moment, as plain data: the input of `report`.
+//!
+//! Whoever holds the `watch::Sender<Arc<Picture>>` sends a new one whenever something in it changes. Times are kept as
+//! instants, not ages, so that a picture nobody renews grows old by itself.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::phase::Phase;
+use crate::process::Exit;
+
+/// Everything the health port may tell.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    pub phase: Phase,
+    /// When Tandem started.
+    pub started: Instant,
+    pub database: Database,
+    /// One entry per process, the leaving one of a slot that is being replaced included.
+    pub workers: Vec<Worker>,
+    /// How many workers there should be.
+    pub workers_wanted: u32,
+    /// How many ready workers it takes to be ready (`health.workers_min`).
+    pub workers_min: u32,
+    pub migrations: Migrations,
+    pub disk: Disk,
+}
+
+/// The database as last sampled.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// `None` until the first sample.
+    pub sample: Option<Sample>,
+    /// An older sample says nothing any more: the probe interval, its deadline, and some room.
+    pub sample_age_max: Duration,
+    /// `pool.size`: what the guide calls `pool_size`.
+    pub pool_size: u32,
+}
+
+/// One answer of the database, or the lack of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    pub taken: Instant,
+    pub outcome: Result<Facts, Fault>,
+}
+
+/// What one round trip brought back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub latency: Duration,
+    /// The revision in `alembic_version`.
+    pub schema_version: Option<String>,
+    /// The tables of `public`, sorted.
+    pub tables: Vec<String>,
+    pub connections: u32,
+    pub max_connections: u32,
+}
+
+/// Why the database did not answer. An enum and no free text: an error's text may quote a connection string.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("the server is not running")]
+    Down,
+    #[error("the server is starting or recovering")]
+    Starting,
+    #[error("the server refuses connections")]
+    Unreachable,
+    #[error("the server did not answer within {0:?}")]
+    Hung(Duration),
+    /// The server answered with an error; its SQLSTATE (five ASCII characters) names which.
+    #[error("the server answered with SQLSTATE {}", sqlstate(*.0))]
+    Rejected([u8; 5]),
+}
+
+/// SQLSTATE as text; a byte that cannot be in one shows as `?`.
+fn sqlstate(code: [u8; 5]) -> String {
+    code.iter().map(|byte| if byte.is_ascii_alphanumeric() { char::from(*byte) } else { '?' }).collect()
+}
+
+/// One worker process, or a slot that rests between two.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub slot: u32,
+    pub pid: Option<i32>,
+    pub state: WorkerState,
+    /// When it came into this state.
+    pub since: Instant,
+    /// How often this slot's worker was restarted after a crash.
+    pub restarts: u32,
+    pub last_exit: Option<Exit>,
+    /// What its event loop last reported.
+    pub counts: Option<Counts>,
+}
+
+/// What a worker's slot is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkerState {
+    /// Spawned, not yet ready.
+    Starting,
+    Ready,
+    /// Leaves: accepts nothing new, finishes what it has.
+    Retiring,
+    /// No process: waits before the next attempt.
+    Resting,
+    /// No process, and none to come: restarted too often.
+    GaveUp,
+}
+
+/// A worker's own numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Requests answered since it started.
+    pub requests: u64,
+    /// Connections open now.
+    pub connections: u64,
+    /// Requests being answered now.
+    pub in_flight: u64,
+}
+
+/// What became of the migrations.
+#[derive(Clone, Debug, Default)]
+pub struct Migrations {
+    /// The newest revision this binary knows.
+    pub newest: Option<String>,
+    /// How many this start applied.
+    pub applied: Option<u32>,
+    pub took: Option<Duration>,
+    pub finished: Option<SystemTime>,
+}
+
+/// The file system that `pg_wal` is on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk {
+    pub free_bytes: Option<u64>,
+    pub total_bytes: Option<u64>,
+}

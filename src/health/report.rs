@@ -1,0 +1,290 @@
+//! From a [`Picture`] to what each path of the health port answers. Pure: the time is handed in.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+
+use super::picture::{Counts, Picture, Worker, WorkerState};
+use crate::phase::Phase;
+
+/// The moment of an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For ages.
+    pub instant: Instant,
+    /// For the time stamp.
+    pub wall: SystemTime,
+}
+
+/// The verdict on the whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// All as wanted.
+    Healthy,
+    /// Serving, with fewer workers than wanted.
+    Degraded,
+    /// Not to be sent requests.
+    Unhealthy,
+}
+
+impl Status {
+    /// The HTTP status of `/health`: a degraded service still serves, and must not be restarted for it.
+    pub fn http_code(self) -> u16 {
+        match self {
+            Self::Healthy | Self::Degraded => 200,
+            Self::Unhealthy => 503,
+        }
+    }
+}
+
+/// `/health`.
+#[derive(Debug, Serialize)]
+pub struct Report<'a> {
+    pub status: Status,
+    pub phase: &'static str,
+    pub version: &'static str,
+    pub uptime_seconds: f64,
+    pub timestamp: String,
+    /// Why the status is what it is; empty when healthy.
+    pub reasons: Vec<String>,
+    pub database: DatabaseReport<'a>,
+    pub workers_ready: u32,
+    pub workers_wanted: u32,
+    pub workers: Vec<WorkerReport>,
+    pub migrations: MigrationsReport<'a>,
+    pub backups: BackupsReport,
+    pub disk: DiskReport,
+}
+
+/// The guide's `database` object, key for key, and then ours.
+#[derive(Debug, Serialize)]
+pub struct DatabaseReport<'a> {
+    pub available: bool,
+    /// Whole milliseconds, rounded up.
+    pub latency_ms: Option<u64>,
+    pub schema_version: Option<&'a str>,
+    pub tables: &'a [String],
+    pub connections: Option<u32>,
+    pub pool_size: u32,
+    pub error: Option<String>,
+    pub max_connections: Option<u32>,
+    pub sample_age_seconds: Option<f64>,
+}
+
+/// One entry of `workers`.
+#[derive(Debug, Serialize)]
+pub struct WorkerReport {
+    pub slot: u32,
+    pub pid: Option<i32>,
+    pub state: WorkerState,
+    pub state_seconds: f64,
+    pub restarts: u32,
+    pub last_exit: Option<String>,
+    #[serde(flatten)]
+    pub counts: Option<Counts>,
+}
+
+/// `migrations`; what is not known is left out.
+#[derive(Debug, Serialize)]
+pub struct MigrationsReport<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newest: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub applied: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u128>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished: Option<String>,
+}
+
+/// `backups`; nothing is known before there are any.
+#[derive(Debug, Serialize)]
+pub struct BackupsReport {}
+
+/// `disk`; what is not known is left out.
+#[derive(Debug, Serialize)]
+pub struct DiskReport {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+}
+
+/// `/ready`: the three conditions, and what is missing of them in words.
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    pub ready: bool,
+    pub phase: &'static str,
+    pub database: bool,
+    pub workers_ready: u32,
+    pub workers_min: u32,
+    pub missing: Vec<String>,
+}
+
+impl Readiness {
+    /// The HTTP status of `/ready`.
+    pub fn http_code(&self) -> u16 {
+        if self.ready { 200 } else { 503 }
+    }
+}
+
+/// `/live`: that there is an answer is the answer.
+#[derive(Debug, Serialize)]
+pub struct Liveness {
+    pub live: bool,
+    pub phase: &'static str,
+    pub uptime_seconds: f64,
+}
+
+/// What `/health` answers.
+pub fn report(picture: &Picture, now: Now) -> Report<'_> {
+    let (status, reasons) = verdict(picture, now.instant);
+    Report {
+        status,
+        phase: picture.phase.name(),
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: seconds(age(picture.started, now)),
+        timestamp: rfc3339(now.wall),
+        reasons,
+        database: database(picture, now),
+        workers_ready: workers_ready(picture),
+        workers_wanted: picture.workers_wanted,
+        workers: picture.workers.iter().map(|entry| worker(entry, now)).collect(),
+        migrations: MigrationsReport {
+            newest: picture.migrations.newest.as_deref(),
+            applied: picture.migrations.applied,
+            duration_ms: picture.migrations.took.map(|took| took.as_millis()),
+            finished: picture.migrations.finished.map(rfc3339),
+        },
+        backups: BackupsReport {},
+        disk: DiskReport { free_bytes: picture.disk.free_bytes, total_bytes: picture.disk.total_bytes },
+    }
+}
+
+/// What `/ready` answers.
+pub fn readiness(picture: &Picture, now: Now) -> Readiness {
+    let missing = missing(picture, now.instant);
+    Readiness {
+        ready: missing.is_empty(),
+        phase: picture.phase.name(),
+        database: database_fault(picture, now.instant).is_none(),
+        workers_ready: workers_ready(picture),
+        workers_min: picture.workers_min,
+        missing,
+    }
+}
+
+/// What `/live` answers.
+pub fn liveness(picture: &Picture, now: Now) -> Liveness {
+    Liveness { live: true, phase: picture.phase.name(), uptime_seconds: seconds(age(picture.started, now)) }
+}
+
+/// The status and the reasons for it.
+fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
+    let missing = missing(picture, now);
+    if !missing.is_empty() {
+        return (Status::Unhealthy, missing);
+    }
+    let mut reasons = Vec::new();
+    let ready = workers_ready(picture);
+    if ready < picture.workers_wanted {
+        reasons.push(format!("{ready} of {} workers are ready", picture.workers_wanted));
+    }
+    for worker in &picture.workers {
+        match worker.state {
+            WorkerState::Resting => reasons.push(format!("worker {} rests after a crash", worker.slot)),
+            WorkerState::GaveUp => reasons.push(format!("worker {} gave up", worker.slot)),
+            WorkerState::Starting | WorkerState::Ready | WorkerState::Retiring => {}
+        }
+    }
+    (if reasons.is_empty() { Status::Healthy } else { Status::Degraded }, reasons)
+}
+
+/// What stands between the picture and sending requests here.
+fn missing(picture: &Picture, now: Instant) -> Vec<String> {
+    let mut missing = Vec::new();
+    if picture.phase != Phase::Serving {
+        missing.push(format!("not serving: {}", picture.phase));
+    }
+    if let Some(fault) = database_fault(picture, now) {
+        missing.push(format!("database: {fault}"));
+    }
+    let ready = workers_ready(picture);
+    if ready < picture.workers_min {
+        missing.push(format!("workers: {ready} ready, {} needed", picture.workers_min));
+    }
+    missing
+}
+
+/// What is wrong with the database; a sample that is too old counts as no answer, whatever it said.
+fn database_fault(picture: &Picture, now: Instant) -> Option<String> {
+    let Some(sample) = &picture.database.sample else {
+        return Some("not sampled yet".to_owned());
+    };
+    if let Err(fault) = &sample.outcome {
+        return Some(fault.to_string());
+    }
+    let age = now.saturating_duration_since(sample.taken);
+    (age > picture.database.sample_age_max).then(|| format!("last answer is {:.1} s old", age.as_secs_f64()))
+}
+
+fn database(picture: &Picture, now: Now) -> DatabaseReport<'_> {
+    let fault = database_fault(picture, now.instant);
+    let sample = picture.database.sample.as_ref();
+    // An answer that is too old is still shown beside the error: it is the last that was known.
+    let facts = sample.and_then(|sample| sample.outcome.as_ref().ok());
+    DatabaseReport {
+        available: fault.is_none(),
+        latency_ms: facts.map(|facts| u64::try_from(facts.latency.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)),
+        schema_version: facts.and_then(|facts| facts.schema_version.as_deref()),
+        tables: facts.map_or(&[], |facts| &facts.tables),
+        connections: facts.map(|facts| facts.connections),
+        pool_size: picture.database.pool_size,
+        error: fault,
+        max_connections: facts.map(|facts| facts.max_connections),
+        sample_age_seconds: sample.map(|sample| seconds(age(sample.taken, now))),
+    }
+}
+
+fn worker(worker: &Worker, now: Now) -> WorkerReport {
+    WorkerReport {
+        slot: worker.slot,
+        pid: worker.pid,
+        state: worker.state,
+        state_seconds: seconds(age(worker.since, now)),
+        restarts: worker.restarts,
+        last_exit: worker.last_exit.map(|exit| exit.to_string()),
+        counts: worker.counts,
+    }
+}
+
+/// Workers that answer requests. During a roll the old and the new one of a slot can both be ready: one slot, one count.
+fn workers_ready(picture: &Picture) -> u32 {
+    let mut slots: Vec<u32> =
+        picture.workers.iter().filter(|worker| worker.state == WorkerState::Ready).map(|worker| worker.slot).collect();
+    slots.sort_unstable();
+    slots.dedup();
+    u32::try_from(slots.len()).unwrap_or(u32::MAX)
+}
+
+fn age(then: Instant, now: Now) -> Duration {
+    now.instant.saturating_duration_since(then)
+}
+
+/// Seconds to three decimals.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// A date before 1970 or past 9999, which `humantime` cannot write, shows as the nearest that it can.
+fn rfc3339(time: SystemTime) -> String {
+    const SECONDS_MAX: u64 = 253_402_300_799; // 9999-12-31T23:59:59Z
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let shown = since.min(Duration::from_secs(SECONDS_MAX));
+    humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + shown).to_string()
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

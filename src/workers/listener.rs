@@ -1,0 +1,219 @@
+//! The listening socket that workers inherit: bound once, for life, so that connections queue while workers change.
+//!
+//! Nobody accepts on it here. It closes when the last clone of its descriptor is dropped.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use anyhow::Context;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::exit::{Code, Failure};
+use crate::process::InheritedFd;
+
+/// A TCP socket that listens.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    fd: Arc<OwnedFd>,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// The descriptor, for a child.
+    pub fn inherited(&self) -> InheritedFd {
+        InheritedFd(Arc::clone(&self.fd))
+    }
+
+    /// Where it listens; with the port that the kernel chose when 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A second descriptor of the socket, for an accept loop in this process.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn try_clone_std(&self) -> io::Result<std::net::TcpListener> {
+        Ok(self.fd.try_clone()?.into())
+    }
+}
+
+/// Listen on `address`. `setting` is the configuration key that chose it, for messages; `holder` names the program
+/// that has a port, where that can be known.
+///
+/// # Errors
+/// A [`Failure`] with [`Code::Temporary`] when the port is taken, with [`Code::Config`] when the address cannot be had
+/// here; both say what to do.
+pub fn bind(
+    address: SocketAddr,
+    backlog: u32,
+    setting: &str,
+    holder: impl FnOnce(u16) -> Option<String>,
+) -> anyhow::Result<Listener> {
+    // listen(2) answers EADDRINUSE too, when somebody else bound with SO_REUSEADDR and listened in between.
+    let socket = listen(address, backlog).map_err(|error| explain(&error, address, setting, holder))?;
+    let address = socket.local_addr().ok().and_then(|bound| bound.as_socket()).context("read the bound address")?;
+    Ok(Listener { fd: Arc::new(socket.into()), address })
+}
+
+fn listen(address: SocketAddr, backlog: u32) -> io::Result<Socket> {
+    // socket2 sets CLOEXEC: a descriptor that leaks into an unrelated child would keep the port after our end.
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if let SocketAddr::V6(address) = address {
+        // Not left to /proc/sys/net/ipv6/bindv6only: `::` means every address, of both families, on every machine.
+        socket.set_only_v6(*address.ip() != Ipv6Addr::UNSPECIFIED)?;
+    }
+    // Connections in TIME_WAIT would refuse the port to a restart for a minute. Never SO_REUSEPORT: with it a hung
+    // worker takes a share of the new connections with it, and a second Tandem would start without a word.
+    socket.set_reuse_address(true)?;
+    // Accepted sockets inherit it; Uvicorn does not set it on a descriptor it was given (keep-alive at 44 ms).
+    socket.set_tcp_nodelay(true)?;
+    // A flag of the open file, shared by all who inherit it: a worker that lost the race to accept must not block.
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket)
+}
+
+/// What a person needs to know about a socket that could not be had.
+fn explain(
+    error: &io::Error,
+    address: SocketAddr,
+    setting: &str,
+    holder: impl FnOnce(u16) -> Option<String>,
+) -> Failure {
+    let (host, port) = (address.ip(), address.port());
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let by = holder(port).unwrap_or_else(|| "another program".to_owned());
+            Failure::new(
+                Code::Temporary,
+                format!("port {port} is taken by {by}: stop that, or set {setting} to a free port"),
+            )
+        }
+        io::ErrorKind::PermissionDenied => Failure::new(
+            Code::Config,
+            format!(
+                "{address} needs a privilege (EACCES): ports below net.ipv4.ip_unprivileged_port_start, usually 1024, \
+                 are for root or CAP_NET_BIND_SERVICE; set {setting} to a higher port"
+            ),
+        ),
+        io::ErrorKind::AddrNotAvailable => Failure::new(
+            Code::Config,
+            format!(
+                "{host} is not an address of this machine: set {setting} to one that `ip address` shows, to \
+                 127.0.0.1:{port} for this machine only, or to 0.0.0.0:{port} for all"
+            ),
+        ),
+        _ if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => Failure::new(
+            Code::Config,
+            format!("this machine has no IPv6, which {address} needs: set {setting} to an IPv4 address"),
+        ),
+        _ => Failure::new(Code::Failed, format!("listen on {address} ({setting}): {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::os::fd::AsFd;
+
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    use nix::sys::socket::{getsockopt, sockopt};
+
+    use super::*;
+    use crate::exit::code_of;
+
+    fn bind_to(address: &str) -> anyhow::Result<Listener> {
+        bind(address.parse().unwrap(), 64, "workers.listen", |_| None)
+    }
+
+    #[test]
+    fn it_listens_with_the_options_that_workers_need() {
+        let listener = bind_to("127.0.0.1:0").unwrap();
+        assert_ne!(listener.address().port(), 0);
+        let fd = listener.inherited().0;
+        assert!(getsockopt(&fd, sockopt::AcceptConn).unwrap());
+        assert!(getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
+        assert!(getsockopt(&fd, sockopt::ReuseAddr).unwrap());
+        assert!(!getsockopt(&fd, sockopt::ReusePort).unwrap());
+        let flags = FdFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        let status = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL).unwrap());
+        assert!(status.contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn connections_queue_before_anybody_accepts_and_inherit_nodelay() {
+        let listener = bind_to("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.address()).unwrap();
+        client.write_all(b"early").unwrap();
+        let accepting = listener.try_clone_std().unwrap();
+        accepting.set_nonblocking(false).unwrap();
+        let (mut server, _) = accepting.accept().unwrap();
+        assert!(getsockopt(&server, sockopt::TcpNoDelay).unwrap());
+        let mut bytes = [0; 5];
+        server.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"early");
+    }
+
+    #[test]
+    fn a_taken_port_is_temporary_and_names_its_holder_and_the_setting() {
+        let first = bind_to("127.0.0.1:0").unwrap();
+        let port = first.address().port();
+        let taken = |holder: Option<&str>| {
+            bind(first.address(), 64, "workers.listen", |asked| {
+                assert_eq!(asked, port);
+                holder.map(str::to_owned)
+            })
+            .unwrap_err()
+        };
+        let error = taken(Some("nginx (pid 7)"));
+        assert_eq!(code_of(&error), Code::Temporary);
+        assert_eq!(
+            error.to_string(),
+            format!("port {port} is taken by nginx (pid 7): stop that, or set workers.listen to a free port")
+        );
+        assert!(taken(None).to_string().contains("another program"));
+    }
+
+    #[test]
+    fn dropping_the_last_clone_frees_the_port_even_with_a_connection_left_over() {
+        let listener = bind_to("127.0.0.1:0").unwrap();
+        let address = listener.address();
+        let for_child = listener.inherited();
+        let _client = TcpStream::connect(address).unwrap();
+        drop(listener);
+        assert!(bind_to(&address.to_string()).is_err(), "a clone still listens");
+        drop(for_child);
+        bind_to(&address.to_string()).unwrap();
+    }
+
+    #[test]
+    fn an_address_of_another_machine_says_so() {
+        let error = bind_to("192.0.2.1:8000").unwrap_err();
+        assert_eq!(code_of(&error), Code::Config);
+        assert!(error.to_string().contains("not an address of this machine"), "{error}");
+    }
+
+    #[test]
+    fn a_privileged_port_says_so() {
+        let error = io::Error::from_raw_os_error(nix::libc::EACCES);
+        let failure = explain(&error, "0.0.0.0:80".parse().unwrap(), "workers.listen", |_| None);
+        assert_eq!(failure.code, Code::Config);
+        assert!(failure.to_string().contains("CAP_NET_BIND_SERVICE"), "{failure}");
+    }
+
+    #[test]
+    fn all_addresses_means_both_families() {
+        match bind_to("[::]:0") {
+            Ok(listener) => {
+                TcpStream::connect(("127.0.0.1", listener.address().port())).unwrap();
+            }
+            Err(error) => assert!(error.to_string().contains("no IPv6"), "{error:#}"),
+        }
+    }
+}

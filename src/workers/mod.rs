@@ -1,0 +1,4 @@
+//! Uvicorn workers on one listening socket.
+
+pub mod listener;
+pub mod notify;
