@@ -4,4 +4,5 @@ pub mod config;
 pub mod exit;
 pub mod plan;
 pub mod process;
+pub mod schema;
 pub mod telemetry;
