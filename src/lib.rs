@@ -7,5 +7,6 @@ pub mod phase;
 pub mod plan;
 pub mod process;
 pub mod supervise;
+pub mod schema;
 pub mod telemetry;
 pub mod workers;

@@ -1,0 +1,91 @@
+//! The lock that lets one migration run at a time on a database, across machines.
+//!
+//! It is polled: a session that *waits* in `pg_advisory_lock` holds a snapshot, which `CREATE INDEX CONCURRENTLY` in the
+//! holder waits for in turn, and PostgreSQL does not see that as a deadlock. It lives on a connection of its own, since
+//! it belongs to a session and a pool gives no promise about those.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use sea_orm::sqlx::{Connection, PgConnection, query_as, query_scalar};
+use tokio::time::{Instant, sleep};
+
+use crate::exit::{Code, Failure};
+
+/// The key of the lock: "tandem" in ASCII.
+pub const LOCK_KEY: i64 = 0x7461_6e64_656d;
+
+/// How often a lock held by somebody else is tried again.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Who holds it, in this database: the two halves of a 64-bit key (PostgreSQL documentation, "pg_locks").
+const HOLDER: &str = "
+    SELECT lock.pid, coalesce(activity.application_name, ''), coalesce(activity.client_addr::text, 'this machine')
+    FROM pg_catalog.pg_locks AS lock LEFT JOIN pg_catalog.pg_stat_activity AS activity USING (pid)
+    WHERE lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 1
+      AND lock.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+      AND lock.classid::bigint = $1 >> 32 AND lock.objid::bigint = $1 & 4294967295";
+
+/// The lock, held. Dropping it closes its connection, and PostgreSQL lets go of the lock.
+#[derive(Debug)]
+pub(super) struct Lock {
+    session: PgConnection,
+}
+
+impl Lock {
+    /// Take the lock on `session`, waiting at most `limit` for whoever holds it.
+    ///
+    /// # Errors
+    /// A [`Code::Temporary`] failure that names the holder when the limit has passed.
+    pub async fn take(mut session: PgConnection, limit: Duration) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + limit;
+        let mut announced = false;
+        loop {
+            let taken = query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut session);
+            if taken.await.context("take the migration lock")? {
+                return Ok(Self { session });
+            }
+            if Instant::now() >= deadline {
+                let who = holder(&mut session).await;
+                let message =
+                    format!("another migration is running on this database after {limit:?} of waiting: {who}");
+                return Err(Failure::new(Code::Temporary, message).into());
+            }
+            if !announced {
+                announced = true;
+                let who = holder(&mut session).await;
+                tracing::info!(lock.holder = who, "waiting for another migration to end");
+            }
+            sleep(POLL_INTERVAL.min(deadline - Instant::now())).await;
+        }
+    }
+
+    /// The session that holds the lock. It answers only while the lock is held.
+    pub fn session(&mut self) -> &mut PgConnection {
+        &mut self.session
+    }
+
+    /// Make sure that the lock is still held: the server may have restarted since.
+    pub async fn check(&mut self) -> anyhow::Result<()> {
+        self.session.ping().await.context("keep the migration lock")
+    }
+
+    /// Let go of the lock at once.
+    pub async fn release(mut self) {
+        let released = query_scalar::<_, bool>("SELECT pg_advisory_unlock($1)").bind(LOCK_KEY);
+        if let Err(error) = released.fetch_one(&mut self.session).await {
+            // Closing the connection has the same effect, a little later.
+            tracing::debug!(%error, "release the migration lock");
+        }
+        let _closed = self.session.close().await;
+    }
+}
+
+async fn holder(session: &mut PgConnection) -> String {
+    match query_as::<_, (i32, String, String)>(HOLDER).bind(LOCK_KEY).fetch_optional(session).await {
+        Ok(Some((pid, name, place))) if name.is_empty() => format!("server process {pid}, from {place}"),
+        Ok(Some((pid, name, place))) => format!("{name} (server process {pid}, from {place})"),
+        Ok(None) => "it ended just now".to_owned(),
+        Err(error) => format!("who holds the lock is unknown ({error})"),
+    }
+}

@@ -1,0 +1,32 @@
+//! Migrations: bring a database to this binary's revision, and agree with Alembic about where it is.
+//!
+//! `public.alembic_version` is the truth: the application, its operators and `alembic` read and write it. SeaORM's own
+//! bookkeeping (`tandem.seaql_migrations`, outside the application's schema) is made to follow it whenever the two
+//! differ, which is also how a database that Alembic made is adopted. What makes no sense is refused untouched.
+//!
+//! Flow: [`inspect`] reads where the database is, [`position`] (pure) judges it, [`run`] goes from there under [`lock`].
+//! Must not start a server, read configuration, or know what a worker is.
+
+mod connect;
+mod inspect;
+mod lock;
+mod new;
+mod position;
+mod run;
+
+pub use connect::connect;
+pub use lock::LOCK_KEY;
+pub use new::new;
+pub use run::{Outcome, Status, down, status, up};
+
+/// The newest revision that this binary knows, as `alembic_version` names it.
+pub fn head() -> String {
+    position::revision_at(migration::REVISIONS, migration::REVISIONS.len()).unwrap_or_default().to_owned()
+}
+
+/// The tables of `public` in a database at [`head`], sorted, Alembic's own included.
+pub fn tables() -> Vec<&'static str> {
+    let mut tables = position::tables_at(migration::REVISIONS, migration::REVISIONS.len());
+    tables.insert("alembic_version");
+    tables.into_iter().collect()
+}

@@ -1,0 +1,198 @@
+//! Go from where a database is to where it shall be, one revision at a time, under the lock.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use migration::{Migrator, MigratorTrait, REVISIONS};
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
+
+use super::connect;
+use super::inspect::{Found, inspect};
+use super::lock::Lock;
+use super::position::{Position, locate, revision_at};
+use crate::exit::{Code, Failure};
+use crate::plan::DatabaseUrl;
+
+/// What our sessions are called in `pg_stat_activity`.
+const APPLICATION_NAME: &str = "tandem-migrate";
+
+/// What a run of migrations did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Migrations applied, in order.
+    pub applied: Vec<String>,
+    /// Migrations rolled back, in order.
+    pub rolled_back: Vec<String>,
+    /// The revision that Alembic had brought the database to, when our bookkeeping learned it only now.
+    pub adopted: Option<String>,
+    /// The revision the database is at; `None` before the first.
+    pub revision: Option<String>,
+    pub duration: Duration,
+}
+
+/// One known migration, and whether it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub name: String,
+    pub revision: String,
+    pub applied: bool,
+}
+
+/// Which way to go, and how far.
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    Head,
+    Down(usize),
+}
+
+/// Bring the database to the newest revision. On a current database this is one connection and three questions.
+///
+/// Waits at most `lock_limit` for another migration to end, and takes at most `limit` in all. Dropping the future is
+/// safe: the connections close, the server rolls back the revision in progress and frees the lock.
+///
+/// # Errors
+/// [`Code::Schema`] when the database is newer than this binary or contradicts itself; [`Code::Temporary`] when a limit
+/// has passed; otherwise what the server answered, with the name of the migration that failed.
+pub async fn up(url: &DatabaseUrl, lock_limit: Duration, limit: Duration) -> anyhow::Result<Outcome> {
+    within(limit, go(url, Goal::Head, lock_limit)).await
+}
+
+/// Roll back the last `steps` revisions. Limits as for [`up`].
+///
+/// # Errors
+/// As [`up`]; [`Code::Usage`] when fewer than `steps` revisions are in.
+pub async fn down(url: &DatabaseUrl, steps: usize, lock_limit: Duration, limit: Duration) -> anyhow::Result<Outcome> {
+    within(limit, go(url, Goal::Down(steps), lock_limit)).await
+}
+
+/// Every known migration, oldest first, as `alembic_version` has it. Reads only.
+///
+/// # Errors
+/// As [`up`].
+pub async fn status(url: &DatabaseUrl) -> anyhow::Result<Vec<Status>> {
+    let mut session = connect::session(url, APPLICATION_NAME).await?;
+    let position = locate(&inspect(&mut session).await?, REVISIONS)?;
+    let statuses = REVISIONS.iter().enumerate().map(|(index, revision)| {
+        let name = revision.migration.name();
+        Status {
+            name: name.to_owned(),
+            revision: migration::revision(name).to_owned(),
+            applied: index < position.applied,
+        }
+    });
+    Ok(statuses.collect())
+}
+
+async fn within(limit: Duration, work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    let mut outcome = tokio::time::timeout(limit, work).await.map_err(|_| {
+        let message = format!("migrations did not end within {limit:?}; the unfinished one was rolled back");
+        Failure::new(Code::Temporary, message)
+    })??;
+    outcome.duration = started.elapsed();
+    Ok(outcome)
+}
+
+async fn go(url: &DatabaseUrl, goal: Goal, lock_limit: Duration) -> anyhow::Result<Outcome> {
+    let mut session = connect::session(url, APPLICATION_NAME).await?;
+    let position = locate(&inspect(&mut session).await?, REVISIONS)?;
+    if position.recorded && target(position, goal)? == position.applied {
+        return Ok(Outcome { revision: revision(position.applied), ..Outcome::default() });
+    }
+    let mut lock = Lock::take(session, lock_limit).await?;
+    let result = go_locked(url, goal, &mut lock).await;
+    lock.release().await;
+    result
+}
+
+async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Result<Outcome> {
+    // Whoever held the lock before may have done all or part of it.
+    let found = inspect(lock.session()).await?;
+    let position = locate(&found, REVISIONS)?;
+    let target = target(position, goal)?;
+    let database = connect::migrator(url, APPLICATION_NAME).await?;
+    let result = async {
+        let adopted = record(&database, &found, position).await.context("record the revision that Alembic names")?;
+        let mut outcome = Outcome { adopted, ..Outcome::default() };
+        step(&database, lock, position.applied, target, &mut outcome).await?;
+        outcome.revision = revision(target);
+        Ok(outcome)
+    }
+    .await;
+    // A failed revision is rolled back before the lock is free.
+    let _closed = database.close().await;
+    result
+}
+
+/// How many revisions shall be in.
+fn target(position: Position, goal: Goal) -> Result<usize, Failure> {
+    match goal {
+        Goal::Head => Ok(REVISIONS.len()),
+        Goal::Down(steps) => position.applied.checked_sub(steps).ok_or_else(|| {
+            let message = format!("cannot roll back {steps} revisions: only {} are applied", position.applied);
+            Failure::new(Code::Usage, message)
+        }),
+    }
+}
+
+fn revision(applied: usize) -> Option<String> {
+    revision_at(REVISIONS, applied).map(str::to_owned)
+}
+
+/// Make SeaORM's bookkeeping say what `alembic_version` says. Returns the revision if it was news.
+async fn record(database: &DatabaseConnection, found: &Found, position: Position) -> anyhow::Result<Option<String>> {
+    if position.recorded {
+        return Ok(None);
+    }
+    let names: Vec<String> =
+        REVISIONS[..position.applied].iter().map(|revision| revision.migration.name().to_owned()).collect();
+    let transaction = database.begin().await?;
+    if found.recorded.is_none() {
+        // Asked for only when needed: even IF NOT EXISTS wants the right to create schemas.
+        transaction.execute_unprepared(&format!("CREATE SCHEMA IF NOT EXISTS {}", connect::OWN_SCHEMA)).await?;
+        Migrator::install(&transaction).await?;
+    }
+    let backend = transaction.get_database_backend();
+    for sql in [
+        "DELETE FROM tandem.seaql_migrations WHERE version <> ALL ($1)",
+        "INSERT INTO tandem.seaql_migrations (version, applied_at) \
+         SELECT name, extract(epoch FROM now())::bigint FROM unnest($1) AS name ON CONFLICT DO NOTHING",
+    ] {
+        transaction.execute_raw(Statement::from_sql_and_values(backend, sql, [names.clone().into()])).await?;
+    }
+    transaction.commit().await?;
+    let adopted = (position.applied > 0 || found.recorded.is_some()).then(|| revision(position.applied)).flatten();
+    if let Some(revision) = &adopted {
+        tracing::info!(schema.revision = revision, "adopted the revision that Alembic had brought the database to");
+    }
+    Ok(adopted)
+}
+
+/// Apply or roll back one revision after the other, from `applied` to `target` of them.
+async fn step(
+    database: &DatabaseConnection,
+    lock: &mut Lock,
+    applied: usize,
+    target: usize,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    for migrated in REVISIONS.iter().take(target).skip(applied) {
+        let (name, started) = (migrated.migration.name(), Instant::now());
+        lock.check().await?;
+        Migrator::up(database, Some(1)).await.with_context(|| format!("apply migration {name}"))?;
+        tracing::info!(migration.name = name, duration_ms = started.elapsed().as_millis() as u64, "migration applied");
+        outcome.applied.push(name.to_owned());
+    }
+    for migrated in REVISIONS.iter().take(applied).skip(target).rev() {
+        let (name, started) = (migrated.migration.name(), Instant::now());
+        lock.check().await?;
+        Migrator::down(database, Some(1)).await.with_context(|| format!("roll back migration {name}"))?;
+        tracing::info!(
+            migration.name = name,
+            duration_ms = started.elapsed().as_millis() as u64,
+            "migration rolled back"
+        );
+        outcome.rolled_back.push(name.to_owned());
+    }
+    Ok(())
+}
