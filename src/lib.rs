@@ -2,6 +2,9 @@
 
 pub mod config;
 pub mod exit;
+pub mod install;
 pub mod plan;
+pub mod postgres;
 pub mod process;
 pub mod telemetry;
+pub mod workers;

@@ -1,0 +1,3 @@
+//! Uvicorn workers on one listening socket, and the Python environment they run in.
+
+pub mod environment;
