@@ -124,7 +124,7 @@ pub struct Python {
     pub requirements: Option<PathBuf>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
-    /// Whether `venv` was made by somebody else and must not be touched.
+    /// Whether Tandem may make and remake `venv`; `false`: somebody else made it and it is used as it is.
     pub managed: bool,
     /// `auto`, `uv` or `pip`.
     pub installer: Installer,

