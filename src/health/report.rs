@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::picture::{Counts, Picture, Worker, WorkerState};
 use crate::phase::Phase;
+use crate::telemetry::rfc3339;
 
 /// The moment of an answer.
 #[derive(Clone, Copy, Debug)]
@@ -275,14 +276,6 @@ fn age(then: Instant, now: Now) -> Duration {
 /// Seconds to three decimals.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
-}
-
-/// A date before 1970 or past 9999, which `humantime` cannot write, shows as the nearest that it can.
-fn rfc3339(time: SystemTime) -> String {
-    const SECONDS_MAX: u64 = 253_402_300_799; // 9999-12-31T23:59:59Z
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let shown = since.min(Duration::from_secs(SECONDS_MAX));
-    humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + shown).to_string()
 }
 
 #[cfg(test)]

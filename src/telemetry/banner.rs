@@ -1,0 +1,74 @@
+//! The ready banner: one piece on a terminal, one object in JSON.
+
+use std::fmt::Write;
+use std::time::SystemTime;
+
+use super::clean::{Colours, clean};
+use super::{Look, format, look, terminal};
+
+/// Say `title` and, under it, each name with its value. Shown whatever the filter says.
+pub fn banner(title: &str, rows: &[(&str, String)]) {
+    let text = match look() {
+        Look::Text { colour } => text(title, rows, colour),
+        Look::Json => json(title, rows, SystemTime::now()),
+    };
+    terminal::write(text.as_bytes());
+}
+
+fn text(title: &str, rows: &[(&str, String)], colour: bool) -> String {
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let (bold, end) = if colour { ("\x1b[1;32m", "\x1b[0m") } else { ("", "") };
+    let mut text = format!("\n  {bold}{}{end}\n", clean(title, Colours::Drop));
+    for (name, value) in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "    {name:width$}  {}", clean(value, Colours::Drop));
+    }
+    text.push('\n');
+    text
+}
+
+fn json(title: &str, rows: &[(&str, String)], now: SystemTime) -> String {
+    let values: serde_json::Map<_, _> =
+        rows.iter().map(|(name, value)| ((*name).to_owned(), clean(value, Colours::Drop).into())).collect();
+    let mut line = format::object(&[
+        ("timestamp", format::rfc3339(now).into()),
+        ("level", "INFO".into()),
+        ("target", "tandem".into()),
+        ("service.name", "tandem".into()),
+        ("message", clean(title, Colours::Drop).into()),
+        ("banner", values.into()),
+    ]);
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> [(&'static str, String); 2] {
+        [("application", "http://127.0.0.1:8000".into()), ("psql", "tandem psql".into())]
+    }
+
+    #[test]
+    fn rows_stand_under_each_other() {
+        expect_test::expect![[r#"
+
+              Tandem is ready
+                application  http://127.0.0.1:8000
+                psql         tandem psql
+
+        "#]]
+        .assert_eq(&text("Tandem is ready", &rows(), false));
+        assert!(text("Tandem is ready", &rows(), true).starts_with("\n  \x1b[1;32mTandem is ready\x1b[0m\n"));
+    }
+
+    #[test]
+    fn json_is_one_object_on_one_line() {
+        let line = json("Tandem is ready", &rows(), SystemTime::UNIX_EPOCH);
+        assert_eq!(line.matches('\n').count(), 1);
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["message"], "Tandem is ready");
+        assert_eq!(object["banner"]["psql"], "tandem psql");
+    }
+}

@@ -1,0 +1,135 @@
+//! Take out of a text what would steer a terminal. Pure.
+//!
+//! A child's output, and what an error quotes of it, may come from anywhere: a request's path in an access log is
+//! enough to move the cursor, rename the window or paint a line that Tandem never wrote.
+
+use std::borrow::Cow;
+
+/// What becomes of colours (SGR, `ESC [ … m`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colours {
+    /// They stay, and end with the text.
+    Keep,
+    Drop,
+}
+
+/// `text` without escape sequences and control characters, tabs excepted; line breaks become spaces.
+pub(super) fn clean(text: &str, colours: Colours) -> Cow<'_, str> {
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut kept = String::with_capacity(text.len());
+    let mut coloured = false;
+    let mut rest = text;
+    while let Some(at) = rest.find(steers) {
+        kept.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let (sequence, after) = rest.split_at(sequence_length(rest));
+        if is_colour(sequence) {
+            if colours == Colours::Keep {
+                kept.push_str(sequence);
+                coloured = true;
+            }
+        } else if matches!(sequence, "\n" | "\r" | "\x0b" | "\x0c" | "\u{85}" | "\u{2028}" | "\u{2029}") {
+            kept.push(' ');
+        }
+        rest = after;
+    }
+    kept.push_str(rest);
+    if coloured {
+        kept.push_str("\x1b[0m");
+    }
+    Cow::Owned(kept)
+}
+
+/// Whether a terminal may do something else than show `letter`: controls, and marks that turn the reading direction.
+fn steers(letter: char) -> bool {
+    (letter.is_control() && letter != '\t')
+        || matches!(letter, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+}
+
+/// How many bytes of `text`, which begins with a character that steers, belong together (ECMA-48).
+fn sequence_length(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let run = |from: usize, range: std::ops::RangeInclusive<u8>| {
+        bytes.iter().skip(from).take_while(|byte| range.contains(byte)).count()
+    };
+    match bytes {
+        [0x1b, b'[', ..] => {
+            let parameters = 2 + run(2, 0x30..=0x3f);
+            let intermediates = parameters + run(parameters, 0x20..=0x2f);
+            intermediates + bytes.get(intermediates).filter(|byte| (0x40..=0x7e).contains(*byte)).map_or(0, |_| 1)
+        }
+        // A string for the terminal (title, clipboard), up to BEL or ESC \; one without an end loses its begin only.
+        [0x1b, b']' | b'P' | b'X' | b'^' | b'_', ..] => {
+            let bell = text.find('\x07').map(|at| at + 1);
+            let end = text.find("\x1b\\").map(|at| at + 2);
+            bell.into_iter().chain(end).min().unwrap_or(2)
+        }
+        [0x1b, ..] => {
+            let intermediates = 1 + run(1, 0x20..=0x2f);
+            intermediates + bytes.get(intermediates).filter(|byte| (0x30..=0x7e).contains(*byte)).map_or(0, |_| 1)
+        }
+        _ => text.chars().next().map_or(0, char::len_utf8),
+    }
+}
+
+fn is_colour(sequence: &str) -> bool {
+    sequence
+        .strip_prefix("\x1b[")
+        .and_then(|rest| rest.strip_suffix('m'))
+        .is_some_and(|numbers| numbers.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b';' | b':')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_colours_survive_and_only_where_they_are_wanted() {
+        // (text, without colours, with colours)
+        let table = [
+            ("plain\twith tab, Grüße, 日本", "plain\twith tab, Grüße, 日本", "plain\twith tab, Grüße, 日本"),
+            ("\x1b[31mred\x1b[0m", "red", "\x1b[31mred\x1b[0m\x1b[0m"),
+            ("\x1b[1;38:2:1:2:3mx", "x", "\x1b[1;38:2:1:2:3mx\x1b[0m"),
+            ("\x1b[mx", "x", "\x1b[mx\x1b[0m"),
+            // Cursor movement, clear, private modes, `m` with a private mark.
+            ("a\x1b[2Jb\x1b[1;1Hc\x1b[?1049hd\x1b[>4me", "abcde", "abcde"),
+            // Title and clipboard.
+            ("a\x1b]0;title\x07b\x1b]52;c;AAAA\x1b\\c", "abc", "abc"),
+            ("a\x1b]0;never ends", "a0;never ends", "a0;never ends"),
+            ("a\x1bPq data\x1b\\b", "ab", "ab"),
+            // Reset, character set, a lone escape, one cut off.
+            ("a\x1bcb\x1b(Bc\x1b", "abc", "abc"),
+            ("a\x1b[", "a", "a"),
+            ("a\x1b[31", "a", "a"),
+            ("a\x1b[3\x1b[31mb", "ab", "a\x1b[31mb\x1b[0m"),
+            ("a\x1b[31é", "aé", "aé"),
+            ("a\x1bé", "aé", "aé"),
+            // Overwriting what stands there.
+            ("10%\r20%\x08\x00\x7f", "10% 20%", "10% 20%"),
+            ("one\ntwo\u{2028}three", "one two three", "one two three"),
+            // 8-bit control sequence introducer, and reading direction.
+            ("a\u{9b}31mb\u{202e}c\u{2066}d\u{200f}", "a31mbcd", "a31mbcd"),
+            ("\x1b", "", ""),
+            ("", "", ""),
+        ];
+        for (text, dropped, kept) in table {
+            assert_eq!(clean(text, Colours::Drop), dropped, "{text:?}");
+            assert_eq!(clean(text, Colours::Keep), kept, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_comes_in_nothing_that_steers_goes_out() {
+        // Every text of four letters from those that mean something to the parser.
+        let letters = ['\x1b', '[', ']', 'm', '3', ';', '\x07', '\\', ' ', 'é', '\u{9b}', '\r', '?'];
+        let count = letters.len();
+        for number in 0..count.pow(4) {
+            let text: String = (0..4).map(|digit| letters[number / count.pow(digit) % count]).collect();
+            assert!(!clean(&text, Colours::Drop).contains(steers), "{text:?}");
+            let kept = clean(&text, Colours::Keep).into_owned();
+            assert!(kept.split('\x1b').skip(1).all(|part| part.starts_with('[') && part.contains('m')), "{text:?}");
+        }
+    }
+}

