@@ -1,5 +1,108 @@
 //! What the operator wrote: layers, typed settings, all errors at once.
+//!
+//! ```text
+//! file.rs      tandem.toml      ┐
+//! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
+//! environment.rs, flags         ┘  who wins    whose server   kinds       Settings   what cannot be
+//! ```
+//!
+//! `keys.rs` holds every key once and drives all of it. Problems are collected on the whole way and told together, before
+//! anything has a side effect.
 
+mod build;
+mod check;
+mod database;
+mod dotenv;
+mod environment;
+mod file;
+mod keys;
+mod layers;
+mod problem;
+mod rows;
 mod settings;
+#[cfg(test)]
+mod tests;
+mod value;
+mod values;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+pub use problem::Origin;
+pub use rows::Row;
 pub use settings::*;
+
+use layers::Merged;
+use problem::Problems;
+use values::Values;
+
+/// All that a configuration is read from.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    pub flags: Vec<Flag>,
+    pub cwd: PathBuf,
+    /// The process environment; [`Source::of_process`] collects it.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// A flag of the command line that sets a key.
+#[derive(Clone, Debug)]
+pub struct Flag {
+    /// Such as `workers.count`.
+    pub key: String,
+    pub value: String,
+    /// What the flag is called in messages, such as `--workers`.
+    pub name: String,
+}
+
+/// A sound configuration, and how it came to be.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub settings: Settings,
+    pub origins: BTreeMap<String, Origin>,
+    /// What the operator should know and need not act on; secrets do not occur.
+    pub notices: Vec<String>,
+    rows: Vec<Row>,
+}
+
+/// Read the configuration.
+///
+/// # Errors
+/// A [`crate::exit::Failure`] with code 78 that tells everything that is wrong, with file, line and what to do.
+pub fn load(source: &Source) -> anyhow::Result<Loaded> {
+    load_with(source, &database::resolve)
+}
+
+fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<Loaded> {
+    let mut problems = Problems::default();
+    let found = file::find(source)?;
+    let layers::Written { entries, mut notices, complete } = layers::gather(source, &found, &mut problems);
+    let mut merged = Merged::new(entries, &mut notices);
+    let database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
+    let values = Values::read(merged, &found.directory, &mut problems);
+    let settings = build::settings(&values, found.file, &found.directory, database, &source.environment);
+    check::check(&settings, &values, complete, &mut problems, &mut notices);
+    problems.into_result()?;
+    let rows = rows::rows(&values, &settings);
+    Ok(Loaded { origins: rows::origins(&values), settings, notices, rows })
+}
+
+impl Loaded {
+    /// Every key with its value and origin, secrets hidden.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The rows and notices as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "file": self.settings.file, "directory": self.settings.directory, "keys": self.rows,
+            "notices": self.notices })
+    }
+
+    /// The rows as aligned text.
+    pub fn table(&self) -> String {
+        rows::table(&self.rows)
+    }
+}

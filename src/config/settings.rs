@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::plan::{DatabaseUrl, Secret};
+use crate::plan::{Budget, DatabaseUrl, Secret, StopLadder};
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -29,6 +29,26 @@ pub struct Settings {
     pub health: Health,
     pub stop: Stop,
     pub log: Log,
+}
+
+impl Settings {
+    /// The connection budget that these settings ask for.
+    pub fn budget(&self) -> Budget {
+        Budget {
+            workers: self.workers.count,
+            pool_size: self.pool.size,
+            pool_overflow: self.pool.overflow,
+            rolling: 1,
+            reserved: self.postgres.reserved_connections,
+            max_connections: self.postgres.max_connections,
+        }
+    }
+
+    /// The rungs of an orderly stop.
+    pub fn stop_ladder(&self) -> StopLadder {
+        let server = (self.postgres.mode == PostgresMode::Managed).then_some(self.stop.postgres_grace);
+        StopLadder::new(self.stop.drain_delay, self.stop.grace, server, self.stop.platform_grace)
+    }
 }
 
 /// Whose PostgreSQL it is.
@@ -125,6 +145,7 @@ pub struct Python {
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
     /// Whether Tandem may make and remake `venv`; `false`: somebody else made it and it is used as it is.
+    /// Whether Tandem makes and updates `venv`; if not, somebody else made it and it must not be touched.
     pub managed: bool,
     /// `auto`, `uv` or `pip`.
     pub installer: Installer,

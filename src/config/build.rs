@@ -1,0 +1,157 @@
+//! From values to [`Settings`]: every key finds its field.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::database::Database;
+use super::environment::is_root;
+use super::settings::*;
+use super::values::Values;
+
+/// Build the settings. What cannot be built right has been told as a problem already.
+pub fn settings(
+    values: &Values,
+    file: Option<PathBuf>,
+    directory: &Path,
+    database: Database,
+    environment: &BTreeMap<String, String>,
+) -> Settings {
+    Settings {
+        name: values.text("name").unwrap_or_else(|| name_of(directory)),
+        directory: directory.to_path_buf(),
+        file,
+        state_dir: values.path("state_dir"),
+        cache_dir: values.path("cache_dir").unwrap_or_else(|| cache_dir(environment, directory)),
+        postgres: postgres(values, database),
+        migrations: migrations(values),
+        python: python(values),
+        workers: workers(values, directory),
+        pool: Pool {
+            size: values.number("pool.size"),
+            overflow: values.number("pool.overflow"),
+            recycle: values.duration("pool.recycle"),
+            timeout: values.duration("pool.timeout"),
+        },
+        health: Health { listen: values.address("health.listen"), workers_min: values.number("health.workers_min") },
+        stop: Stop {
+            drain_delay: values.duration("stop.drain_delay"),
+            grace: values.duration("stop.grace"),
+            idle_drain: values.duration("stop.idle_drain"),
+            postgres_grace: values.duration("stop.postgres_grace"),
+            platform_grace: values.duration("stop.platform_grace"),
+        },
+        log: Log {
+            format: match values.word("log.format").as_str() {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => LogFormat::Auto,
+            },
+            filter: values.word("log.filter"),
+        },
+    }
+}
+
+/// The directory's own name, fit for paths and for PostgreSQL's `application_name`.
+fn name_of(directory: &Path) -> String {
+    let name = directory.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let fit: String = name.chars().map(|letter| if is_name_letter(letter) { letter } else { '-' }).collect();
+    let fit = fit.trim_matches(['.', '-']);
+    if fit.is_empty() { "tandem".to_owned() } else { fit.to_owned() }
+}
+
+/// What a deployment's name may hold.
+pub fn is_name_letter(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || "-_.".contains(letter)
+}
+
+/// The user's cache directory (XDG Base Directory Specification), or the machine's when root.
+fn cache_dir(environment: &BTreeMap<String, String>, directory: &Path) -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/var/cache/tandem");
+    }
+    let absolute = |name: &str| environment.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    cache.map_or_else(|| directory.join(".tandem/cache"), |cache| cache.join("tandem"))
+}
+
+fn postgres(values: &Values, database: Database) -> Postgres {
+    let number = u16::try_from(values.number("postgres.port")).unwrap_or_default();
+    Postgres {
+        mode: database.mode,
+        url: database.url,
+        source: source(values),
+        listen: values.ip("postgres.listen"),
+        port: Port { number, chosen: values.chosen("postgres.port") },
+        user: values.word("postgres.user"),
+        password: values.secret("postgres.password"),
+        database: values.word("postgres.database"),
+        run_as: values.text("postgres.run_as"),
+        max_connections: values.number("postgres.max_connections"),
+        reserved_connections: values.number("postgres.reserved_connections"),
+        shared_buffers: values.bytes("postgres.shared_buffers"),
+        settings: values.table("postgres.settings"),
+        ready_limit: values.duration("postgres.ready_limit"),
+        probe_interval: values.duration("postgres.probe_interval"),
+        probe_deadline: values.duration("postgres.probe_deadline"),
+        hang_limit: values.duration_or_never("postgres.hang_limit"),
+    }
+}
+
+fn source(values: &Values) -> BinarySource {
+    let path = || values.path("postgres.source").unwrap_or_default();
+    match values.word("postgres.source").as_str() {
+        "auto" => BinarySource::Auto,
+        "system" => BinarySource::System,
+        "package" => BinarySource::Package,
+        "theseus" => BinarySource::Theseus,
+        _ => BinarySource::Path(path(), values.text("postgres.source_sha256").map(|hash| hash.to_lowercase())),
+    }
+}
+
+fn migrations(values: &Values) -> Migrations {
+    let run = match (values.list("migrations.run"), values.word("migrations.run").as_str()) {
+        (Some(command), _) => MigrationRun::Command(command),
+        (None, "none") => MigrationRun::None,
+        (None, _) => MigrationRun::SeaOrm,
+    };
+    Migrations { run, lock_limit: values.duration("migrations.lock_limit"), limit: values.duration("migrations.limit") }
+}
+
+fn python(values: &Values) -> Python {
+    let interpreter = values.word("python.interpreter");
+    let path = values.path("python.interpreter").filter(|_| interpreter.contains('/'));
+    Python {
+        interpreter: path.map_or(interpreter, |path| path.to_string_lossy().into_owned()),
+        requirements: values.path("python.requirements"),
+        venv: values.path("python.venv"),
+        managed: values.boolean("python.managed"),
+        installer: match values.word("python.installer").as_str() {
+            "uv" => Installer::Uv,
+            "pip" => Installer::Pip,
+            _ => Installer::Auto,
+        },
+        limit: values.duration("python.limit"),
+    }
+}
+
+fn workers(values: &Values, directory: &Path) -> Workers {
+    Workers {
+        app: values.word("workers.app"),
+        app_dir: values.path("workers.app_dir").unwrap_or_else(|| directory.to_path_buf()),
+        count: values.number("workers.count"),
+        listen: values.address("workers.listen"),
+        backlog: values.number("workers.backlog"),
+        url_scheme: values.word("workers.url_scheme"),
+        env: values.table("workers.env"),
+        preimport: values.list("workers.preimport").unwrap_or_default(),
+        access_log: values.boolean("workers.access_log"),
+        event_loop: values.word("workers.event_loop"),
+        run_as: values.text("workers.run_as"),
+        ready_limit: values.duration("workers.ready_limit"),
+        watchdog: values.duration_or_never("workers.watchdog"),
+        restart_intensity: values.number("workers.restart_intensity"),
+        restart_period: values.duration("workers.restart_period"),
+        backoff_first: values.duration("workers.backoff_first"),
+        backoff_max: values.duration("workers.backoff_max"),
+    }
+}

@@ -1,0 +1,250 @@
+//! What single values cannot show: names that must exist, and combinations that cannot work.
+
+use std::net::SocketAddr;
+
+use super::build::is_name_letter;
+use super::keys;
+use super::problem::Problems;
+use super::settings::*;
+use super::values::Values;
+
+/// PostgreSQL truncates longer names (NAMEDATALEN - 1).
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// Settings of PostgreSQL that are not the operator's to change here, and why or what to use.
+const PROTECTED: &[(&str, &str)] = &[
+    ("fsync", "without it a crash corrupts the cluster; Tandem keeps it on"),
+    ("full_page_writes", "without it a crash corrupts the cluster; Tandem keeps it on"),
+    ("data_directory", "Tandem keeps the cluster in its state directory: use state_dir"),
+    ("port", "use postgres.port"),
+    ("listen_addresses", "use postgres.listen"),
+    ("unix_socket_directories", "Tandem keeps the socket in its state directory"),
+    ("hba_file", "Tandem writes pg_hba.conf"),
+    ("ident_file", "Tandem writes its own"),
+    ("config_file", "Tandem writes postgresql.conf"),
+    ("external_pid_file", "Tandem is the server's parent and needs none"),
+    ("include", "write the settings themselves"),
+    ("include_dir", "write the settings themselves"),
+    ("include_if_exists", "write the settings themselves"),
+    ("logging_collector", "Tandem reads the server's output and logs it"),
+    ("log_destination", "Tandem reads the server's output and logs it"),
+    ("max_connections", "use postgres.max_connections, which the connection budget counts with"),
+    ("shared_buffers", "use postgres.shared_buffers"),
+    ("password_encryption", "Tandem's pg_hba.conf asks for SCRAM"),
+];
+
+/// Look for what cannot work.
+pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mut Problems, notices: &mut Vec<String>) {
+    let mut checker = Checker { settings, values, problems, notices };
+    checker.names();
+    checker.app(complete);
+    checker.files();
+    checker.listeners();
+    checker.limits();
+    checker.postgres_settings();
+    checker.worker_environment();
+    checker.budget();
+    checker.notices.extend(settings.stop_ladder().notice());
+}
+
+struct Checker<'a> {
+    settings: &'a Settings,
+    values: &'a Values,
+    problems: &'a mut Problems,
+    notices: &'a mut Vec<String>,
+}
+
+impl Checker<'_> {
+    /// Note that `key`, as it was written, cannot be.
+    fn wrong(&mut self, key: &str, message: &str, help: Option<&str>) {
+        let origin = self.values.origin(key);
+        let name = origin.name_of(key);
+        self.problems.add(origin, format!("{name}: {message}"), help.map(str::to_owned));
+    }
+
+    fn names(&mut self) {
+        if !self.settings.name.chars().all(is_name_letter) || self.settings.name.starts_with('.') {
+            self.wrong("name", "may hold letters, digits, `-`, `_` and `.`, because it becomes part of paths", None);
+        }
+        let (user, database) = (&self.settings.postgres.user, &self.settings.postgres.database);
+        for (key, name) in [("postgres.user", user), ("postgres.database", database)] {
+            if name.len() > IDENTIFIER_BYTES_MAX {
+                self.wrong(key, "PostgreSQL's names have at most 63 bytes", None);
+            }
+        }
+        if self.settings.postgres.mode == PostgresMode::Managed && user.starts_with("pg_") {
+            self.wrong("postgres.user", "PostgreSQL keeps names that begin with pg_ to itself", None);
+        }
+        let scheme = &self.settings.workers.url_scheme;
+        if scheme != "postgresql" && !scheme.starts_with("postgresql+") {
+            let help = "SQLAlchemy's are postgresql+psycopg2, postgresql+psycopg and postgresql+asyncpg";
+            self.wrong("workers.url_scheme", "not a scheme for PostgreSQL", Some(help));
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.settings.log.filter) {
+            let help = "such as \"info\", or \"info,tandem=debug\"";
+            self.wrong("log.filter", &format!("not a filter: {error}"), Some(help));
+        }
+    }
+
+    fn app(&mut self, complete: bool) {
+        let app = &self.settings.workers.app;
+        let help = "write app = \"module:attribute\" under [workers], as for uvicorn: \"main:app\" for main.py with \
+                    `app = FastAPI()`";
+        if app.is_empty() {
+            // A bad value has been told already, and in a file that cannot be read it may well stand.
+            if complete && !self.values.chosen("workers.app") {
+                let message = match &self.settings.file {
+                    Some(_) => "workers.app is missing: which application shall run?",
+                    None => {
+                        "there is no tandem.toml here and no config/tandem.toml, so nothing says which application \
+                             shall run"
+                    }
+                };
+                let help = match &self.settings.file {
+                    Some(_) => help.to_owned(),
+                    None => format!("make a tandem.toml with the section [workers]; {help}"),
+                };
+                self.problems.add(&super::Origin::Default, message, Some(help));
+            }
+            return;
+        }
+        let is_path = |part: &str| part.split('.').all(|name| !name.is_empty() && name.chars().all(is_python_letter));
+        if !app.split_once(':').is_some_and(|(module, attribute)| is_path(module) && is_path(attribute)) {
+            self.wrong("workers.app", &format!("{app:?} is not an application"), Some(help));
+        }
+    }
+
+    fn files(&mut self) {
+        let Settings { workers, python, postgres, .. } = self.settings;
+        if !workers.app_dir.is_dir() {
+            self.wrong("workers.app_dir", &format!("{} is not a directory", workers.app_dir.display()), None);
+        }
+        if let Some(file) = python.requirements.as_ref().filter(|file| !file.is_file()) {
+            self.wrong("python.requirements", &format!("{} is not a file", file.display()), None);
+        }
+        if python.interpreter.contains('/') && !std::path::Path::new(&python.interpreter).is_file() {
+            self.wrong("python.interpreter", &format!("{} is not a file", python.interpreter), None);
+        }
+        if !python.managed && python.venv.is_none() {
+            let help = "write python.venv, or leave the environment to Tandem";
+            self.wrong("python.managed", "false, but python.venv does not say which environment to use", Some(help));
+        }
+        if let BinarySource::Path(path, hash) = &postgres.source {
+            if !path.exists() {
+                self.wrong("postgres.source", &format!("{} does not exist", path.display()), None);
+            }
+            if hash
+                .as_ref()
+                .is_some_and(|hash| hash.len() != 64 || !hash.chars().all(|digit| digit.is_ascii_hexdigit()))
+            {
+                self.wrong("postgres.source_sha256", "a SHA-256 has 64 hexadecimal digits", None);
+            }
+        } else if self.values.chosen("postgres.source_sha256") {
+            self.wrong("postgres.source_sha256", "belongs to an archive, and postgres.source names none", None);
+        }
+    }
+
+    fn listeners(&mut self) {
+        let Settings { workers, health, postgres, .. } = self.settings;
+        if overlap(workers.listen, health.listen) {
+            let message = format!("{} is also workers.listen", health.listen);
+            self.wrong("health.listen", &message, Some("give each its own port"));
+        }
+        let server = SocketAddr::new(postgres.listen, postgres.port.number);
+        for (key, listen) in [("workers.listen", workers.listen), ("health.listen", health.listen)] {
+            if postgres.mode == PostgresMode::Managed && postgres.port.chosen && overlap(server, listen) {
+                let message = format!("{server} is also {key}");
+                self.wrong("postgres.port", &message, Some("give each its own port"));
+            }
+        }
+    }
+
+    fn limits(&mut self) {
+        let Settings { workers, health, postgres, .. } = self.settings;
+        if health.workers_min > workers.count {
+            let message =
+                format!("{} ready workers are never reached with {} workers", health.workers_min, workers.count);
+            self.wrong("health.workers_min", &message, None);
+        }
+        if workers.backoff_first > workers.backoff_max {
+            self.wrong("workers.backoff_first", "longer than workers.backoff_max", None);
+        }
+        if postgres.hang_limit.is_some_and(|limit| limit < postgres.probe_deadline) {
+            self.wrong("postgres.hang_limit", "shorter than postgres.probe_deadline, after which a hang begins", None);
+        }
+        let above_zero = [
+            ("postgres.ready_limit", postgres.ready_limit),
+            ("postgres.probe_interval", postgres.probe_interval),
+            ("postgres.probe_deadline", postgres.probe_deadline),
+            ("workers.ready_limit", workers.ready_limit),
+            ("workers.restart_period", workers.restart_period),
+        ];
+        for (key, _) in above_zero.into_iter().filter(|(_, limit)| limit.is_zero()) {
+            self.wrong(key, "must be longer than nothing", None);
+        }
+    }
+
+    fn postgres_settings(&mut self) {
+        let attached = self.settings.postgres.mode == PostgresMode::Attach;
+        let mut any = false;
+        for (name, entry) in self.values.entries("postgres.settings") {
+            any = true;
+            let bare = name.to_lowercase();
+            let is_name = bare.chars().all(|letter| letter.is_ascii_alphanumeric() || "_.".contains(letter));
+            if let Some((_, reason)) = PROTECTED.iter().find(|(protected, _)| *protected == bare) {
+                self.problems.add(
+                    &entry.origin,
+                    format!("PostgreSQL's {bare} cannot be set here"),
+                    Some((*reason).into()),
+                );
+            } else if !is_name {
+                self.problems.add(&entry.origin, format!("{name:?} is not the name of a PostgreSQL setting"), None);
+            } else if bare == "synchronous_commit" && entry.raw.to_plain().is_some_and(|value| is_off(&value)) {
+                self.notices.push(format!(
+                    "synchronous_commit is off ({}): a crash may lose the last transactions that were reported as done",
+                    entry.origin
+                ));
+            }
+        }
+        if attached && any {
+            self.notices.push("[postgres.settings] has no effect: the server is not Tandem's own".into());
+        }
+    }
+
+    fn worker_environment(&mut self) {
+        for (name, entry) in self.values.entries("workers.env") {
+            if name.contains(['=', '\0']) || name.is_empty() {
+                self.problems.add(&entry.origin, format!("{name:?} is not a variable's name"), None);
+            } else if keys::INJECTED_NAMES.contains(&name) {
+                let help = "it follows from [postgres]; leave it out".to_owned();
+                self.problems.add(&entry.origin, format!("workers get {name} from Tandem"), Some(help));
+            }
+        }
+    }
+
+    fn budget(&mut self) {
+        let Err(over) = self.settings.budget().check() else { return };
+        if self.settings.postgres.mode == PostgresMode::Attach {
+            // The real limit is the other server's, which may also stand behind a pooler.
+            self.notices.push(format!("{over} (taken from postgres.max_connections; the attached server may differ)"));
+            return;
+        }
+        let terms = ["pool.size", "pool.overflow", "workers.count", "postgres.max_connections"];
+        let key = terms.into_iter().find(|key| self.values.chosen(key)).unwrap_or("pool.size");
+        self.problems.add(self.values.origin(key), over.to_string(), Some(over.help()));
+    }
+}
+
+fn is_python_letter(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
+}
+
+fn is_off(value: &str) -> bool {
+    matches!(value.to_lowercase().as_str(), "off" | "false" | "no" | "0")
+}
+
+/// Whether two listeners cannot both be: one port, and one address or all addresses. Port 0 is any free one.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let same_ip = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && same_ip
+}

@@ -1,0 +1,201 @@
+//! Whose PostgreSQL it is, and who gets in: `postgres.mode`, `DATABASE_URL` and the password, settled among the layers.
+
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
+
+use super::PostgresMode;
+use super::keys;
+use super::layers::{Entry, Merged};
+use super::problem::{Origin, Problems};
+use super::value::Raw;
+use crate::plan::{DatabaseUrl, Secret};
+
+/// Whether a host's name can be resolved.
+pub type Resolve<'a> = &'a dyn Fn(&str, u16) -> io::Result<()>;
+
+/// Ask the system's resolver, which blocks for as long as it is configured to.
+pub fn resolve(host: &str, port: u16) -> io::Result<()> {
+    (host, port).to_socket_addrs().map(drop)
+}
+
+/// What was settled.
+pub struct Database {
+    pub mode: PostgresMode,
+    /// The server to attach to.
+    pub url: Option<DatabaseUrl>,
+}
+
+const MANAGED: Database = Database { mode: PostgresMode::Managed, url: None };
+
+/// The rank of the parts of a URL that is attached to: nothing else may say who gets in there.
+const RANK_ATTACHED: u8 = u8::MAX;
+
+/// Settle mode, user, password and database; the winners are left in `merged`.
+pub fn settle(
+    merged: &mut Merged,
+    resolve: Resolve<'_>,
+    problems: &mut Problems,
+    notices: &mut Vec<String>,
+) -> Database {
+    let mode = merged.get("postgres.mode").cloned();
+    let word = mode.as_ref().map_or("auto", |entry| entry.raw.as_text().unwrap_or_default());
+    let mut database = match (word, merged.get("postgres.url").cloned()) {
+        ("attach", None) => {
+            let origin = mode.map_or(Origin::Default, |entry| entry.origin);
+            let help = "write postgres.url = \"postgresql://user:password@host:5432/database\", or set DATABASE_URL";
+            problems.add(&origin, "postgres.mode is \"attach\", but nothing says where", Some(help.into()));
+            MANAGED
+        }
+        (_, None) => MANAGED,
+        (word, Some(entry)) => with_url(word, &entry, merged, resolve, problems, notices),
+    };
+    password(merged, problems, notices);
+    if let Some(url) = &mut database.url {
+        complete(url, merged);
+    }
+    database
+}
+
+fn with_url(
+    mode: &str,
+    entry: &Entry,
+    merged: &mut Merged,
+    resolve: Resolve<'_>,
+    problems: &mut Problems,
+    notices: &mut Vec<String>,
+) -> Database {
+    let name = entry.origin.name_of("postgres.url");
+    let Some(text) = entry.raw.as_text() else { return MANAGED };
+    let url = match parse(text) {
+        Ok(url) => url,
+        Err(message) => {
+            let help = "write postgresql://user:password@host:5432/database, with special characters of the password \
+                        percent-encoded: @ is %40, : is %3A, / is %2F, # is %23, ? is %3F, % is %25";
+            problems.add(&entry.origin, format!("{name} is not a database URL: {message}"), Some(help.into()));
+            return MANAGED;
+        }
+    };
+    match mode {
+        "managed" => {
+            spread(&url, entry, entry.rank, merged, notices);
+            let server = format!("{}:{}", url.host, url.port);
+            notices.push(format!(
+                "postgres.mode is \"managed\": user, password and database are those of {name} ({}), its server {server} \
+                 is ignored",
+                entry.origin
+            ));
+            MANAGED
+        }
+        "auto" | "attach" => {
+            if let Err(error) = reach(&url, resolve) {
+                unresolved(&url, entry, &error, problems);
+            } else if mode == "auto" {
+                notices.push(format!(
+                    "{name} ({}) names the server {}:{}: Tandem attaches to it and starts no PostgreSQL of its own \
+                     (postgres.mode = \"managed\" starts one)",
+                    entry.origin, url.host, url.port
+                ));
+            }
+            spread(&url, entry, RANK_ATTACHED, merged, notices);
+            Database { mode: PostgresMode::Attach, url: Some(url) }
+        }
+        // A mistyped mode is told where keys are read; guessing on would only add noise.
+        _ => MANAGED,
+    }
+}
+
+fn parse(text: &str) -> Result<DatabaseUrl, String> {
+    let url = DatabaseUrl::parse(text).map_err(|error| error.to_string())?;
+    // An unencoded `/` in the password ends the host early and leaves the `@` in the database.
+    if url.database.contains('@') { Err("its parts cannot be told apart".into()) } else { Ok(url) }
+}
+
+fn reach(url: &DatabaseUrl, resolve: Resolve<'_>) -> io::Result<()> {
+    let plain = url.host.starts_with('/') || url.host == "localhost" || url.host.parse::<IpAddr>().is_ok();
+    if plain { Ok(()) } else { resolve(&url.host, url.port) }
+}
+
+fn unresolved(url: &DatabaseUrl, entry: &Entry, error: &io::Error, problems: &mut Problems) {
+    let name = entry.origin.name_of("postgres.url");
+    let host = &url.host;
+    if host.contains('.') {
+        let help = "correct the host, or wait for its name to resolve".to_owned();
+        return problems.add(&entry.origin, format!("{name}: host `{host}` does not resolve: {error}"), Some(help));
+    }
+    let message = format!(
+        "{name}: host `{host}` does not resolve; a name without a dot is usually a Docker Compose service, which only \
+         resolves inside Compose's network"
+    );
+    let help = match &entry.origin {
+        Origin::Environment(_) => format!("unset {name}"),
+        Origin::Flag(_) => format!("leave {name} out"),
+        Origin::Default | Origin::Line { .. } => "delete the line".to_owned(),
+    };
+    let help = format!(
+        "{help}, Tandem runs PostgreSQL itself and gives DATABASE_URL to the workers; or set postgres.mode = \"managed\" \
+         ({}=managed) to take user, password and database from it and ignore its server; or name a server that this \
+         machine can reach",
+        keys::variable("postgres.mode")
+    );
+    problems.add(&entry.origin, message, Some(help));
+}
+
+/// Let the parts of `url` compete as if each had been written by itself.
+fn spread(url: &DatabaseUrl, entry: &Entry, rank: u8, merged: &mut Merged, notices: &mut Vec<String>) {
+    let password = url.password.as_ref().map(Secret::expose).unwrap_or_default();
+    let port = url.port.to_string();
+    let attached = rank == RANK_ATTACHED;
+    let parts = [
+        ("postgres.user", url.user.as_str()),
+        ("postgres.password", password),
+        ("postgres.database", url.database.as_str()),
+        ("postgres.port", if attached { port.as_str() } else { "" }),
+    ];
+    for (key, value) in parts.into_iter().filter(|(_, value)| !value.is_empty()) {
+        let raw = Raw::Word(value.to_owned());
+        merged.add(Entry { key: key.to_owned(), raw, rank, ..entry.clone() }, notices);
+    }
+}
+
+/// Fill in what the URL leaves out.
+fn complete(url: &mut DatabaseUrl, merged: &Merged) {
+    let text = |key: &str| merged.get(key).and_then(|entry| entry.raw.as_text()).map(str::to_owned);
+    if url.user.is_empty() {
+        url.user = text("postgres.user").unwrap_or_else(|| "app".into());
+    }
+    if url.database.is_empty() {
+        url.database = text("postgres.database").unwrap_or_else(|| url.user.clone());
+    }
+    url.password = url.password.take().or_else(|| text("postgres.password").map(Secret::new));
+}
+
+/// Let `postgres.password` and `postgres.password_file` compete, and read the file if it wins.
+fn password(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<String>) {
+    let Some(file) = merged.get("postgres.password_file").cloned() else { return };
+    if let Some(plain) = merged.get("postgres.password") {
+        let name = plain.origin.name_of("postgres.password").to_owned();
+        let file_name = file.origin.name_of("postgres.password_file");
+        if plain.rank / 4 == file.rank / 4 {
+            let message = format!("{name} ({}) and {file_name} both give the password", plain.origin);
+            return problems.add(&file.origin, message, Some("keep one of them".into()));
+        }
+        let (winner, loser) = if plain.rank > file.rank { (&name[..], file_name) } else { (file_name, &name[..]) };
+        notices.push(format!("{winner} and {loser} both give the password: {winner} wins"));
+        if plain.rank > file.rank {
+            return;
+        }
+    }
+    let Some(path) = file.raw.as_text().map(|path| file.base.join(path)) else { return };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            // Editors and `echo` end a file with a newline that nobody means.
+            let raw = Raw::Word(text.trim_end_matches(['\n', '\r']).to_owned());
+            let key = "postgres.password".to_owned();
+            merged.0.insert(key.clone(), Entry { key, raw, ..file });
+        }
+        Err(error) => {
+            let name = file.origin.name_of("postgres.password_file");
+            problems.add(&file.origin, format!("{name}: cannot read {}: {error}", path.display()), None);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The configuration file: where it is found, and its keys with their lines.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::Source;
+use super::keys::{self, Kind};
+use super::layers::{Entry, Layer};
+use super::problem::{Origin, Problems};
+use super::value::Raw;
+use crate::exit::{Code, Failure};
+
+/// The file, if there is one, and the directory that its relative paths start from.
+pub struct Found {
+    pub file: Option<PathBuf>,
+    pub directory: PathBuf,
+}
+
+/// Find the configuration file: `--config`, `TANDEM_CONFIG`, `tandem.toml`, `config/tandem.toml`.
+///
+/// # Errors
+/// A file was named that is not there.
+pub fn find(source: &Source) -> anyhow::Result<Found> {
+    let named = source.file.clone().map(|file| (file, "--config")).or_else(|| {
+        let file = source.environment.get("TANDEM_CONFIG").filter(|file| !file.is_empty())?;
+        Some((PathBuf::from(file), "TANDEM_CONFIG"))
+    });
+    let file = match named {
+        Some((file, by)) => {
+            let file = source.cwd.join(file);
+            if !file.is_file() {
+                let message = format!("{by} names {}, which is not a file", file.display());
+                return Err(Failure::new(Code::Config, message).into());
+            }
+            Some(file)
+        }
+        None => ["tandem.toml", "config/tandem.toml"]
+            .into_iter()
+            .map(|name| source.cwd.join(name))
+            .find(|file| file.is_file()),
+    };
+    let directory = file.as_deref().map_or_else(|| source.cwd.clone(), project_directory);
+    Ok(Found { file, directory })
+}
+
+/// The project that a configuration file belongs to: its directory, or the parent of a directory called `config`.
+fn project_directory(file: &Path) -> PathBuf {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    match directory.parent() {
+        Some(project) if directory.file_name().is_some_and(|name| name == "config") => project.to_path_buf(),
+        _ => directory.to_path_buf(),
+    }
+}
+
+/// Read `text`, which messages call `shown`, into entries. Returns `None` when it is not TOML at all.
+pub fn read(text: &str, shown: &Path, directory: &Path, problems: &mut Problems) -> Option<Vec<Entry>> {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let origin = |offset: usize| Origin::Line { file: shown.to_path_buf(), line: line_of(text, offset), name: None };
+    for error in &errors {
+        // Only the message: the library's full report quotes the line, which may hold a password.
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        problems.add(&origin(error.span().map_or(0, |span| span.start)), format!("not TOML: {message}"), None);
+    }
+    if !errors.is_empty() {
+        return None;
+    }
+    let mut reader = Reader { origin: &origin, directory, problems, entries: Vec::new() };
+    reader.table("", table.get_ref());
+    Some(reader.entries)
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+struct Reader<'a> {
+    origin: &'a dyn Fn(usize) -> Origin,
+    directory: &'a Path,
+    problems: &'a mut Problems,
+    entries: Vec<Entry>,
+}
+
+impl Reader<'_> {
+    fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
+        // The library sorts by name; people read from top to bottom.
+        let mut items: Vec<_> = table.iter().collect();
+        items.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in items {
+            let name =
+                if prefix.is_empty() { key.get_ref().to_string() } else { format!("{prefix}.{}", key.get_ref()) };
+            self.item(&name, &(self.origin)(key.span().start), value.get_ref());
+        }
+    }
+
+    fn item(&mut self, name: &str, origin: &Origin, value: &DeValue<'_>) {
+        let known = keys::find(name);
+        let is_table_key = known.is_some_and(|key| matches!(key.kind, Kind::Table | Kind::SecretTable));
+        match (value, known) {
+            (DeValue::Table(table), Some(_)) if is_table_key => self.table(name, table),
+            (DeValue::Table(table), None) if keys::is_section(name) => self.table(name, table),
+            (DeValue::Table(table), None) if keys::find_table(name).is_some() => self.table(name, table),
+            (_, Some(_)) if is_table_key => {
+                self.problems.add(
+                    origin,
+                    format!("`{name}` is a table"),
+                    Some(format!("write [{name}] above its lines")),
+                );
+            }
+            (_, Some(_)) => self.entry(name, origin, value),
+            (_, None) if keys::find_table(name).is_some() => self.entry(name, origin, value),
+            (_, None) if keys::is_section(name) => {
+                self.problems.add(
+                    origin,
+                    format!("`{name}` is a section"),
+                    Some(format!("write [{name}] above its keys")),
+                );
+            }
+            (DeValue::Table(_), None) => self.unknown_section(name, origin),
+            (_, None) => {
+                let help = keys::closest(name).map(|key| format!("did you mean `{key}`?"));
+                self.problems.add(origin, format!("unknown key `{name}`"), help);
+            }
+        }
+    }
+
+    fn unknown_section(&mut self, name: &str, origin: &Origin) {
+        let help = match keys::closest_section(name) {
+            Some(section) => format!("did you mean [{section}]?"),
+            None => format!("the sections are {}", keys::sections().join(", ")),
+        };
+        self.problems.add(origin, format!("unknown section [{name}]"), Some(help));
+    }
+
+    fn entry(&mut self, name: &str, origin: &Origin, value: &DeValue<'_>) {
+        let (key, raw, origin) = (name.to_owned(), raw(value), origin.clone());
+        let rank = Layer::File.rank(name, false);
+        self.entries.push(Entry { key, raw, origin, rank, base: self.directory.to_path_buf() });
+    }
+}
+
+fn raw(value: &DeValue<'_>) -> Raw {
+    match value {
+        DeValue::String(text) => Raw::Text(text.to_string()),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map_or(Raw::Other("a number beyond 64 bits"), Raw::Integer),
+        DeValue::Float(number) => number.as_str().parse().map_or(Raw::Other("a number"), Raw::Float),
+        DeValue::Boolean(boolean) => Raw::Boolean(*boolean),
+        DeValue::Array(list) => {
+            let texts: Option<Vec<_>> = list.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect();
+            texts.map_or(Raw::Other("a list that holds more than texts"), Raw::List)
+        }
+        DeValue::Datetime(_) => Raw::Other("a date"),
+        DeValue::Table(_) => Raw::Other("a table"),
+    }
+}

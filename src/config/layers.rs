@@ -1,0 +1,219 @@
+//! The layers: file < `.env` < environment < flags, each as entries that say where they come from, and which entry wins.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::file::{self, Found};
+use super::keys;
+use super::problem::{Origin, Problems};
+use super::value::Raw;
+use super::{Source, dotenv};
+
+/// One value, as somebody wrote it somewhere.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The key, such as `workers.count` or `workers.env.LANG`.
+    pub key: String,
+    pub raw: Raw,
+    pub origin: Origin,
+    /// The higher one wins.
+    pub rank: u8,
+    /// Where a relative path in it starts.
+    pub base: PathBuf,
+}
+
+/// Who speaks; later ones win.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Layer {
+    /// `.env` lines that are not Tandem's: the workers' own variables.
+    Workers,
+    File,
+    ProjectDotenv,
+    Dotenv,
+    Environment,
+    Flags,
+}
+
+impl Layer {
+    /// The rank of `key` in this layer. Within a layer Tandem's own names win over `DATABASE_URL`, which says three
+    /// things at once, and that wins over the guide's other names.
+    pub fn rank(self, key: &str, guide_name: bool) -> u8 {
+        let within = match (key, guide_name) {
+            ("postgres.url", _) => 1,
+            (_, true) => 0,
+            (_, false) => 2,
+        };
+        self as u8 * 4 + within
+    }
+}
+
+/// Everything that was written, and what came up while reading it.
+pub struct Written {
+    pub entries: Vec<Entry>,
+    pub notices: Vec<String>,
+    /// Whether all files could be read; if not, what is missing may stand there.
+    pub complete: bool,
+}
+
+/// Read all layers.
+pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Written {
+    let mut written = Written { entries: Vec::new(), notices: Vec::new(), complete: true };
+    if let Some(path) = &found.file {
+        let shown = shown(path, &source.cwd);
+        let entries = match std::fs::read_to_string(path) {
+            Ok(text) => file::read(&text, &shown, &found.directory, problems),
+            Err(error) => {
+                problems.add_file(&shown, format!("cannot be read: {error}"), None);
+                None
+            }
+        };
+        written.complete = entries.is_some();
+        written.entries.extend(entries.unwrap_or_default());
+    }
+    if found.directory != source.cwd {
+        written.dotenv(Layer::ProjectDotenv, &found.directory, source, problems);
+    }
+    written.dotenv(Layer::Dotenv, &source.cwd, source, problems);
+    for (name, value) in &source.environment {
+        let origin = Origin::Environment(name.clone());
+        written.variable(Layer::Environment, name, value, origin, &source.cwd, problems);
+    }
+    for flag in &source.flags {
+        let origin = Origin::Flag(flag.name.clone());
+        written.entry(Layer::Flags, &flag.key, &flag.value, origin, &source.cwd, false);
+    }
+    written
+}
+
+/// A path as messages show it: relative to the working directory when it lies below.
+fn shown(path: &Path, cwd: &Path) -> PathBuf {
+    path.strip_prefix(cwd).unwrap_or(path).to_path_buf()
+}
+
+impl Written {
+    fn dotenv(&mut self, layer: Layer, directory: &Path, source: &Source, problems: &mut Problems) {
+        let path = directory.join(".env");
+        let file = shown(&path, &source.cwd);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            // A directory called `.env` is a virtual environment.
+            Err(_) if !path.is_file() => return,
+            Err(error) => return problems.add_file(&file, format!("cannot be read: {error}"), None),
+        };
+        let (variables, bad) = dotenv::parse(&text, &|name| source.environment.get(name).cloned());
+        for bad in bad {
+            problems.add(&Origin::Line { file: file.clone(), line: bad.line, name: None }, bad.message, None);
+        }
+        for dotenv::Variable { name, value, line } in variables {
+            let origin = Origin::Line { file: file.clone(), line, name: Some(name.clone()) };
+            let taken = self.variable(layer, &name, &value, origin.clone(), directory, problems);
+            // The process environment wins over `.env`, for the application as for Tandem.
+            let inherited = source.environment.contains_key(&name);
+            if !taken && !inherited && !keys::INJECTED_NAMES.contains(&name.as_str()) {
+                self.entry(Layer::Workers, &format!("workers.env.{name}"), &value, origin, directory, false);
+            }
+        }
+    }
+
+    /// Take a variable of a `.env` or the environment. Returns whether it is Tandem's.
+    fn variable(
+        &mut self,
+        layer: Layer,
+        name: &str,
+        value: &str,
+        origin: Origin,
+        base: &Path,
+        problems: &mut Problems,
+    ) -> bool {
+        if let Some((_, key)) = keys::GUIDE_NAMES.iter().find(|(guide, _)| *guide == name) {
+            // Templates of `.env` carry empty lines for what is not set.
+            if !value.is_empty() {
+                self.entry(layer, key, value, origin, base, true);
+            }
+            return true;
+        }
+        if keys::BACKUP_NAMES.contains(&name) {
+            self.notices.push(format!("{name} ({origin}) has no effect: this version makes no backups"));
+            return false;
+        }
+        let Some(rest) = name.strip_prefix("TANDEM_") else { return false };
+        match key_of(rest) {
+            Some(key) if !value.is_empty() => self.entry(layer, &key, value, origin, base, false),
+            Some(_) => {}
+            None => self.unknown(name, rest, &origin, problems),
+        }
+        true
+    }
+
+    fn unknown(&mut self, name: &str, rest: &str, origin: &Origin, problems: &mut Problems) {
+        let help = |key| format!("did you mean {}?", keys::variable(key));
+        if rest.contains("__") {
+            let key = rest.to_lowercase().replace("__", ".");
+            problems.add(origin, format!("{name} names no key of the configuration"), keys::closest(&key).map(help));
+        } else if name == "TANDEM_CONFIG" && !matches!(origin, Origin::Environment(_)) {
+            self.notices.push(format!("{name} ({origin}) has no effect there: set it in the environment"));
+        } else if let Some(key) = keys::KEYS.iter().find(|key| key.name.replace('.', "_") == rest.to_lowercase()) {
+            // Kubernetes adds variables of its own for a service called `tandem`: only a near miss is worth a word.
+            self.notices.push(format!("{name} ({origin}) has no effect: {}", help(key.name)));
+        }
+    }
+
+    fn entry(&mut self, layer: Layer, key: &str, value: &str, origin: Origin, base: &Path, guide_name: bool) {
+        let rank = layer.rank(key, guide_name);
+        let raw = Raw::Word(value.to_owned());
+        self.entries.push(Entry { key: key.to_owned(), raw, origin, rank, base: base.to_path_buf() });
+    }
+}
+
+/// The key that the variable `TANDEM_<rest>` sets.
+fn key_of(rest: &str) -> Option<String> {
+    let key = rest.to_lowercase().replace("__", ".");
+    if keys::find(&key).is_some_and(|known| !matches!(known.kind, keys::Kind::Table | keys::Kind::SecretTable)) {
+        return Some(key);
+    }
+    let tables = keys::KEYS.iter().filter(|key| matches!(key.kind, keys::Kind::Table | keys::Kind::SecretTable));
+    tables.into_iter().find_map(|table| {
+        let written = format!("TANDEM_{rest}");
+        let free =
+            written.strip_prefix(&keys::variable(table.name))?.strip_prefix("__").filter(|free| !free.is_empty())?;
+        // Names of variables keep their case; PostgreSQL's settings have none, and a dot in some.
+        let free = if table.name == "workers.env" { free.to_owned() } else { free.to_lowercase().replace("__", ".") };
+        Some(format!("{}.{free}", table.name))
+    })
+}
+
+/// For each key the entry that wins.
+#[derive(Debug, Default)]
+pub struct Merged(pub BTreeMap<String, Entry>);
+
+impl Merged {
+    /// Let the entries compete. Two that differ within one layer are worth a notice.
+    pub fn new(entries: Vec<Entry>, notices: &mut Vec<String>) -> Self {
+        let mut merged = Self::default();
+        for entry in entries {
+            merged.add(entry, notices);
+        }
+        merged
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.0.get(key)
+    }
+
+    /// Let one more entry compete.
+    pub fn add(&mut self, entry: Entry, notices: &mut Vec<String>) {
+        if let Some(other) = self.0.get(&entry.key) {
+            let (winner, loser) = if other.rank > entry.rank { (other, &entry) } else { (&entry, other) };
+            if winner.rank != loser.rank && winner.rank / 4 == loser.rank / 4 && winner.raw != loser.raw {
+                let (key, winner, loser) = (&entry.key, &winner.origin, &loser.origin);
+                let (won, lost) = (winner.name_of(key), loser.name_of(key));
+                notices.push(format!("{won} ({winner}) and {lost} ({loser}) differ: {won} wins"));
+            }
+            if other.rank > entry.rank {
+                return;
+            }
+        }
+        self.0.insert(entry.key.clone(), entry);
+    }
+}

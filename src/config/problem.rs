@@ -1,0 +1,98 @@
+//! What is wrong with a configuration: collected until everything was looked at, then told at once.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::exit::{Code, Failure};
+
+/// Where a value was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    /// A line of the configuration file or of a `.env`; `name` is the variable there.
+    Line {
+        file: PathBuf,
+        line: usize,
+        name: Option<String>,
+    },
+    /// The process environment's variable of this name.
+    Environment(String),
+    /// The flag of this name.
+    Flag(String),
+}
+
+impl Origin {
+    /// What the value is called at its origin: the variable, the flag, or else `key` itself.
+    pub fn name_of<'a>(&'a self, key: &'a str) -> &'a str {
+        match self {
+            Self::Line { name: Some(name), .. } | Self::Environment(name) | Self::Flag(name) => name,
+            Self::Default | Self::Line { name: None, .. } => key,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => formatter.write_str("default"),
+            Self::Line { file, line, .. } => write!(formatter, "{}:{line}", file.display()),
+            Self::Environment(name) => write!(formatter, "environment {name}"),
+            Self::Flag(name) => formatter.write_str(name),
+        }
+    }
+}
+
+/// One thing that is wrong, and what to do about it.
+#[derive(Clone, Debug)]
+struct Problem {
+    place: Option<String>,
+    message: String,
+    help: Option<String>,
+}
+
+/// All problems of one configuration, in the order in which they were found.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Note a problem at `origin`; one that no single line made has the origin [`Origin::Default`].
+    pub fn add(&mut self, origin: &Origin, message: impl Into<String>, help: Option<String>) {
+        let place = (*origin != Origin::Default).then(|| origin.to_string());
+        self.0.push(Problem { place, message: message.into(), help });
+    }
+
+    /// Note that a file as a whole cannot be used.
+    pub fn add_file(&mut self, file: &Path, message: impl Into<String>, help: Option<String>) {
+        self.0.push(Problem { place: Some(file.display().to_string()), message: message.into(), help });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `Ok` when nothing is wrong.
+    ///
+    /// # Errors
+    /// A [`Failure`] with [`Code::Config`] that tells every problem.
+    pub fn into_result(self) -> anyhow::Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let count = self.0.len();
+        let title = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
+        let mut text = format!("the configuration has {title}:");
+        for problem in &self.0 {
+            text.push_str("\n  ");
+            if let Some(place) = &problem.place {
+                text.push_str(place);
+                text.push_str(": ");
+            }
+            text.push_str(&problem.message);
+            if let Some(help) = &problem.help {
+                text.push_str("\n    help: ");
+                text.push_str(help);
+            }
+        }
+        Err(Failure::new(Code::Config, text).into())
+    }
+}

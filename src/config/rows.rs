@@ -1,0 +1,87 @@
+//! What `tandem check` shows: every key, its value, where it comes from. Secrets are hidden here, once.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::keys::{Default, KEYS, Key, Kind};
+use super::problem::Origin;
+use super::settings::Settings;
+use super::value::Typed;
+use super::values::Values;
+
+const HIDDEN: &str = "********";
+
+/// One key with its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    pub key: String,
+    pub value: String,
+    pub origin: String,
+    /// What the key means, in one line.
+    pub doc: &'static str,
+}
+
+/// All rows, in the order of the sections.
+pub fn rows(values: &Values, settings: &Settings) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for key in KEYS {
+        let entries: Vec<_> = values.entries(key.name).collect();
+        for (name, entry) in &entries {
+            let plain = entry.raw.to_plain().unwrap_or_default();
+            let value = if key.kind == Kind::SecretTable { HIDDEN.to_owned() } else { plain };
+            rows.push(Row {
+                key: format!("{}.{name}", key.name),
+                value,
+                origin: entry.origin.to_string(),
+                doc: key.doc,
+            });
+        }
+        if entries.is_empty() {
+            let value = shown(key, values, settings);
+            rows.push(Row {
+                key: key.name.to_owned(),
+                value,
+                origin: values.origin(key.name).to_string(),
+                doc: key.doc,
+            });
+        }
+    }
+    rows
+}
+
+fn shown(key: &Key, values: &Values, settings: &Settings) -> String {
+    let settled = match key.name {
+        "name" => Some(settings.name.clone()),
+        "cache_dir" => Some(settings.cache_dir.display().to_string()),
+        "postgres.mode" if values.word(key.name) == "auto" => {
+            Some(format!("auto: {}", format!("{:?}", settings.postgres.mode).to_lowercase()))
+        }
+        _ => None,
+    };
+    match (settled, values.typed(key.name), key.default) {
+        (Some(settled), _, _) => settled,
+        (None, Typed::Nothing, Default::Words(words)) => format!("({words})"),
+        (None, _, _) if key.kind == Kind::Secret => HIDDEN.to_owned(),
+        // The query may hold `password=` too.
+        (None, Typed::Text(text), _) if key.kind == Kind::Url => crate::plan::DatabaseUrl::parse(text)
+            .map_or_else(|_| HIDDEN.to_owned(), |url| crate::plan::DatabaseUrl { query: None, ..url }.to_string()),
+        (None, typed, _) => typed.to_string(),
+    }
+}
+
+/// Where each key that somebody wrote comes from.
+pub fn origins(values: &Values) -> BTreeMap<String, Origin> {
+    let tables = KEYS.iter().flat_map(|key| {
+        values.entries(key.name).map(|(name, entry)| (format!("{}.{name}", key.name), entry.origin.clone()))
+    });
+    KEYS.iter().map(|key| (key.name.to_owned(), values.origin(key.name).clone())).chain(tables).collect()
+}
+
+/// The rows in aligned columns.
+pub fn table(rows: &[Row]) -> String {
+    let width = |column: fn(&Row) -> &str| rows.iter().map(|row| column(row).chars().count()).max().unwrap_or_default();
+    // One long value must not push every origin off the screen.
+    let (key, value) = (width(|row| &row.key), width(|row| &row.value).min(48));
+    rows.iter().map(|row| format!("{:key$}  {:value$}  {}\n", row.key, row.value, row.origin)).collect()
+}

@@ -1,0 +1,411 @@
+//! Whole configurations, from what lies on disk to what is reported.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use expect_test::{Expect, expect};
+use tempfile::TempDir;
+
+use super::keys::{Default, KEYS, Kind};
+use super::*;
+use crate::exit::{Code, code_of};
+
+/// A project directory with these files in it, and an environment.
+struct Project {
+    directory: TempDir,
+    environment: Vec<(&'static str, &'static str)>,
+    flags: Vec<(&'static str, &'static str, &'static str)>,
+}
+
+const APP: &str = "[workers]\napp = \"main:app\"\n";
+
+fn project(files: &[(&str, &str)]) -> Project {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = directory.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    Project { directory, environment: Vec::new(), flags: Vec::new() }
+}
+
+impl Project {
+    fn environment(mut self, variables: &[(&'static str, &'static str)]) -> Self {
+        self.environment.extend(variables);
+        self
+    }
+
+    fn flag(mut self, key: &'static str, value: &'static str, name: &'static str) -> Self {
+        self.flags.push((key, value, name));
+        self
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn load(&self) -> anyhow::Result<Loaded> {
+        let flag = |(key, value, name): &(&str, &str, &str)| Flag {
+            key: (*key).into(),
+            value: (*value).into(),
+            name: (*name).into(),
+        };
+        let source = Source {
+            file: None,
+            flags: self.flags.iter().map(flag).collect(),
+            cwd: self.path().to_path_buf(),
+            environment: self.environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        };
+        let resolve = |host: &str, _| match host {
+            "db.example.org" => Ok(()),
+            _ => Err(io::Error::other("Name or service not known")),
+        };
+        load_with(&source, &resolve)
+    }
+
+    fn loaded(&self) -> Loaded {
+        self.load().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn refused(&self, report: Expect) {
+        let error = self.load().unwrap_err();
+        assert_eq!(code_of(&error), Code::Config);
+        report.assert_eq(&error.to_string().replace(self.path().to_str().unwrap(), "<project>"));
+    }
+}
+
+/// The rows that somebody wrote, as `key = value (origin)`, then the notices.
+fn summary(loaded: &Loaded) -> String {
+    let rows = loaded.rows().iter().filter(|row| row.origin != "default");
+    let rows = rows.map(|row| format!("{} = {} ({})", row.key, row.value, row.origin));
+    rows.chain(loaded.notices.iter().map(|notice| format!("notice: {notice}"))).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn everything_wrong_is_told_at_once() {
+    let file = r#"nmae = "x"
+[postgres]
+mode = "manged"
+port = "5432"
+shared_buffers = 128
+user = "pg_app"
+
+[postgres.settings]
+fsync = false
+max_connections = 50
+
+[workers]
+app = "main.py"
+cuont = 4
+watchdog = "soon"
+app_dir = "nowhere"
+listen = "127.0.0.1:8001"
+
+[worker]
+count = 4
+
+[hooks]
+after_ready = "x"
+
+[health]
+workers_min = 9
+"#;
+    let dotenv =
+        "POSTGRES_PORT=many\nTANDEM_WORKERS__COUNTS=4\nnonsense\nPOSTGRES_PASSWORD=a\nPOSTGRES_PASSWORD_FILE=b\n";
+    project(&[("tandem.toml", file), (".env", dotenv)])
+        .environment(&[("DB_POOL_SIZE", "-1"), ("TANDEM_POOL__OVERFLOWS", "1")])
+        .flag("workers.count", "lots", "--workers")
+        .refused(expect![[r#"
+            the configuration has 21 problems:
+              tandem.toml:1: unknown key `nmae`
+                help: did you mean `name`?
+              tandem.toml:14: unknown key `workers.cuont`
+                help: did you mean `workers.count`?
+              tandem.toml:19: unknown section [worker]
+                help: did you mean [workers]?
+              tandem.toml:22: unknown section [hooks]
+                help: the sections are postgres, migrations, python, workers, pool, health, stop, log
+              .env:3: expected NAME=value
+              .env:2: TANDEM_WORKERS__COUNTS names no key of the configuration
+                help: did you mean TANDEM_WORKERS__COUNT?
+              environment TANDEM_POOL__OVERFLOWS: TANDEM_POOL__OVERFLOWS names no key of the configuration
+                help: did you mean TANDEM_POOL__OVERFLOW?
+              .env:5: POSTGRES_PASSWORD (.env:4) and POSTGRES_PASSWORD_FILE both give the password
+                help: keep one of them
+              tandem.toml:3: postgres.mode = "manged": expected one of "auto", "managed", "attach"
+                help: did you mean "managed"?
+              .env:1: POSTGRES_PORT = "many": expected a port: a whole number up to 65535
+              tandem.toml:5: postgres.shared_buffers = 128: expected a size with its unit, such as "256MB" or "2GB"
+              --workers: --workers = "lots": expected a whole number of at least 1
+              tandem.toml:15: workers.watchdog = "soon": expected a duration such as "30s", "500ms" or "10m", or "never"
+              environment DB_POOL_SIZE: DB_POOL_SIZE = "-1": expected a whole number of at least 1
+              tandem.toml:6: postgres.user: PostgreSQL keeps names that begin with pg_ to itself
+              tandem.toml:13: workers.app: "main.py" is not an application
+                help: write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`
+              tandem.toml:16: workers.app_dir: <project>/nowhere is not a directory
+              health.listen: 127.0.0.1:8001 is also workers.listen
+                help: give each its own port
+              tandem.toml:26: health.workers_min: 9 ready workers are never reached with 4 workers
+              tandem.toml:9: PostgreSQL's fsync cannot be set here
+                help: without it a crash corrupts the cluster; Tandem keeps it on
+              tandem.toml:10: PostgreSQL's max_connections cannot be set here
+                help: use postgres.max_connections, which the connection budget counts with"#]]);
+}
+
+#[test]
+fn bad_toml_is_told_with_its_line_and_without_the_text() {
+    project(&[("config/tandem.toml", "[workers]\napp = main:app\n[postgres]\npassword = \"s3cret\n")])
+        .refused(expect![[r#"
+            the configuration has 2 problems:
+              config/tandem.toml:2: not TOML: string values must be quoted, expected literal string
+              config/tandem.toml:4: not TOML: invalid basic string, expected `"`"#]]);
+}
+
+#[test]
+fn nothing_at_all_says_what_to_write() {
+    project(&[]).refused(expect![[r#"
+        the configuration has 1 problem:
+          there is no tandem.toml here and no config/tandem.toml, so nothing says which application shall run
+            help: make a tandem.toml with the section [workers]; write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`"#]]);
+    project(&[("tandem.toml", "")]).refused(expect![[r#"
+        the configuration has 1 problem:
+          workers.app is missing: which application shall run?
+            help: write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`"#]]);
+}
+
+#[test]
+fn a_file_that_was_named_must_be_there() {
+    project(&[]).environment(&[("TANDEM_CONFIG", "gone.toml")]).refused(expect!["TANDEM_CONFIG names <project>/gone.toml, which is not a file"]);
+}
+
+const FFE_DOTENV: &str = r#"# Database
+POSTGRES_USER=ffe_user
+POSTGRES_PASSWORD=changeme
+POSTGRES_DB=ffe
+DATABASE_URL="postgresql+psycopg2://ffe_user:changeme@postgres:5432/ffe"
+ENVIRONMENT=production
+BACKUP_PATH=./backups
+"#;
+
+#[test]
+fn a_compose_host_is_explained() {
+    project(&[("tandem.toml", APP), (".env", FFE_DOTENV)]).refused(expect![[r#"
+        the configuration has 1 problem:
+          .env:5: DATABASE_URL: host `postgres` does not resolve; a name without a dot is usually a Docker Compose service, which only resolves inside Compose's network
+            help: delete the line, Tandem runs PostgreSQL itself and gives DATABASE_URL to the workers; or set postgres.mode = "managed" (TANDEM_POSTGRES__MODE=managed) to take user, password and database from it and ignore its server; or name a server that this machine can reach"#]]);
+    project(&[("tandem.toml", APP)])
+        .environment(&[("DATABASE_URL", "postgresql://u:p@db.example.com/d")])
+        .refused(expect![[r#"
+            the configuration has 1 problem:
+              environment DATABASE_URL: DATABASE_URL: host `db.example.com` does not resolve: Name or service not known
+                help: correct the host, or wait for its name to resolve"#]]);
+}
+
+#[test]
+fn a_managed_database_takes_user_password_and_database_from_the_url() {
+    let loaded = project(&[("tandem.toml", APP), (".env", FFE_DOTENV)])
+        .environment(&[("TANDEM_POSTGRES__MODE", "managed")])
+        .loaded();
+    expect![[r#"
+        postgres.mode = managed (environment TANDEM_POSTGRES__MODE)
+        postgres.url = postgresql+psycopg2://ffe_user:********@postgres:5432/ffe (.env:5)
+        postgres.user = ffe_user (.env:5)
+        postgres.password = ******** (.env:5)
+        postgres.database = ffe (.env:5)
+        workers.app = main:app (tandem.toml:2)
+        workers.env.BACKUP_PATH = ******** (.env:7)
+        workers.env.ENVIRONMENT = ******** (.env:6)
+        notice: BACKUP_PATH (.env:7) has no effect: this version makes no backups
+        notice: postgres.mode is "managed": user, password and database are those of DATABASE_URL (.env:5), its server postgres:5432 is ignored"#]].assert_eq(&summary(&loaded));
+    let postgres = &loaded.settings.postgres;
+    assert_eq!((postgres.mode, &postgres.url), (PostgresMode::Managed, &None));
+    assert_eq!(postgres.password.as_ref().unwrap().expose(), "changeme");
+    let workers: Vec<_> = loaded.settings.workers.env.keys().map(String::as_str).collect();
+    assert_eq!(workers, ["BACKUP_PATH", "ENVIRONMENT"]);
+}
+
+#[test]
+fn a_reachable_database_is_attached_to() {
+    let loaded = project(&[("tandem.toml", APP)])
+        .environment(&[(
+            "DATABASE_URL",
+            "postgresql+psycopg2://u%40x:p%25%2F@db.example.org:6432/d?sslmode=require&password=pp",
+        )])
+        .loaded();
+    expect![[r#"
+        postgres.url = postgresql+psycopg2://u%40x:********@db.example.org:6432/d (environment DATABASE_URL)
+        postgres.port = 6432 (environment DATABASE_URL)
+        postgres.user = u@x (environment DATABASE_URL)
+        postgres.password = ******** (environment DATABASE_URL)
+        postgres.database = d (environment DATABASE_URL)
+        workers.app = main:app (tandem.toml:2)
+        notice: DATABASE_URL (environment DATABASE_URL) names the server db.example.org:6432: Tandem attaches to it and starts no PostgreSQL of its own (postgres.mode = "managed" starts one)"#]].assert_eq(&summary(&loaded));
+    let postgres = &loaded.settings.postgres;
+    assert_eq!(postgres.mode, PostgresMode::Attach);
+    assert_eq!((postgres.user.as_str(), postgres.database.as_str(), postgres.port.number), ("u@x", "d", 6432));
+    assert_eq!(postgres.url.as_ref().unwrap().password.as_ref().unwrap().expose(), "p%/");
+}
+
+#[test]
+fn a_password_with_special_characters_in_a_url_is_explained_and_never_shown() {
+    for password in ["pa/ss", "p#ss", "12/34", "a?b"] {
+        let url = format!("DATABASE_URL=postgresql://ffe:{password}@127.0.0.1:5432/ffe");
+        let error = project(&[("tandem.toml", APP), (".env", &url)]).load().unwrap_err().to_string();
+        assert!(error.contains("percent-encoded") && !error.contains(password), "{error}");
+    }
+}
+
+#[test]
+fn passwords_are_nowhere_to_be_seen() {
+    let password = r#"p@s:w/o?r#d%41[]&=+ "\é`{}|^$HOME"#;
+    let dotenv = format!("POSTGRES_PASSWORD='{password}'\nAPI_KEY='{password}'\n");
+    let loaded = project(&[("tandem.toml", APP), (".env", &dotenv)]).loaded();
+    assert_eq!(loaded.settings.postgres.password.as_ref().unwrap().expose(), password);
+    assert_eq!(loaded.settings.workers.env["API_KEY"], password);
+    let shown = format!("{}{}{:?}{:?}", loaded.table(), loaded.to_json(), loaded.notices, loaded.settings.postgres);
+    assert!(!shown.contains("p@s") && !shown.contains("p%40s"), "{shown}");
+}
+
+#[test]
+fn a_password_file_is_read_without_its_newline() {
+    let loaded =
+        project(&[("tandem.toml", APP), ("secret", "a b\n"), (".env", "POSTGRES_PASSWORD_FILE=secret\n")]).loaded();
+    assert_eq!(loaded.settings.postgres.password.as_ref().unwrap().expose(), "a b");
+    project(&[("tandem.toml", APP), (".env", "POSTGRES_PASSWORD_FILE=gone\n")]).refused(expect![[r#"
+        the configuration has 1 problem:
+          .env:1: POSTGRES_PASSWORD_FILE: cannot read <project>/gone: No such file or directory (os error 2)"#]]);
+}
+
+#[test]
+fn layers_win_in_order_and_say_so() {
+    let file = "[postgres]\nuser = \"file\"\n[pool]\nsize = 1\noverflow = 1\n[workers]\napp = \"main:app\"\ncount = 1\n\
+                [workers.env]\nA = \"file\"\nB = 2\n";
+    let loaded = project(&[
+        ("config/tandem.toml", file),
+        (".env", "DB_POOL_SIZE=2\nTANDEM_WORKERS__COUNT=2\nA=dotenv\nC=dotenv\nD=dotenv\nPOSTGRES_PORT=\n"),
+    ])
+    .environment(&[
+        ("DB_POOL_SIZE", "3"),
+        ("TANDEM_POOL__SIZE", "4"),
+        ("TANDEM_WORKERS__ENV__MY__Name", "v"),
+        ("TANDEM_POSTGRES__SETTINGS__WORK_MEM", "8MB"),
+        ("TANDEM_POOL_SIZE", "9"),
+        ("TANDEM_SERVICE_HOST", "10.0.0.1"),
+        ("D", "environment"),
+    ])
+    .flag("workers.count", "3", "--workers")
+    .loaded();
+    expect![[r#"
+        postgres.user = file (config/tandem.toml:2)
+        postgres.settings.work_mem = 8MB (environment TANDEM_POSTGRES__SETTINGS__WORK_MEM)
+        workers.app = main:app (config/tandem.toml:7)
+        workers.count = 3 (--workers)
+        workers.env.A = ******** (config/tandem.toml:10)
+        workers.env.B = ******** (config/tandem.toml:11)
+        workers.env.C = ******** (.env:4)
+        workers.env.MY__Name = ******** (environment TANDEM_WORKERS__ENV__MY__Name)
+        pool.size = 4 (environment TANDEM_POOL__SIZE)
+        pool.overflow = 1 (config/tandem.toml:5)
+        notice: TANDEM_POOL_SIZE (environment TANDEM_POOL_SIZE) has no effect: did you mean TANDEM_POOL__SIZE?
+        notice: TANDEM_POOL__SIZE (environment TANDEM_POOL__SIZE) and DB_POOL_SIZE (environment DB_POOL_SIZE) differ: TANDEM_POOL__SIZE wins"#]].assert_eq(&summary(&loaded));
+    assert_eq!(loaded.settings.workers.env["C"], "dotenv");
+    assert!(!loaded.settings.postgres.port.chosen);
+    assert_eq!(loaded.origins["workers.count"], Origin::Flag("--workers".into()));
+}
+
+#[test]
+fn the_guides_pools_get_the_arithmetic() {
+    project(&[("tandem.toml", APP), (".env", "DB_POOL_SIZE=20\nDB_POOL_OVERFLOW=10\n")]).refused(expect![[r#"
+        the configuration has 1 problem:
+          .env:1: the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (20 + 10) + 1 more during a roll × 30 + 10 reserved + 3 for superusers = 163, max_connections is 100
+            help: raise postgres.max_connections to 163, let pool.size + pool.overflow be at most 17, or let workers.count be at most 1"#]]);
+}
+
+#[test]
+fn the_project_is_the_parent_of_config() {
+    let files = [("config/tandem.toml", APP), ("deploy/prod.toml", APP), ("deploy/.env", "TANDEM_WORKERS__COUNT=2\n")];
+    let project = project(&files);
+    assert_eq!(project.loaded().settings.directory, project.path());
+    let project = project.environment(&[("TANDEM_CONFIG", "deploy/prod.toml")]);
+    let settings = project.loaded().settings;
+    assert_eq!((settings.directory, settings.workers.count), (project.path().join("deploy"), 2));
+}
+
+#[test]
+fn the_table_is_aligned() {
+    let loaded = project(&[("tandem.toml", "name = \"x\"\n[workers]\napp = \"main:app\"\n")]).loaded();
+    let lines: Vec<_> = loaded
+        .table()
+        .lines()
+        .filter(|line| line.contains("workers.") || line.starts_with("name"))
+        .map(str::to_owned)
+        .collect();
+    expect![[r#"
+        name                           x                                                 tandem.toml:1
+        workers.app                    main:app                                          tandem.toml:3
+        workers.app_dir                .                                                 default
+        workers.count                  4                                                 default
+        workers.listen                 127.0.0.1:8000                                    default
+        workers.backlog                2048                                              default
+        workers.url_scheme             postgresql+psycopg2                               default
+        workers.env                    (what .env holds)                                 default
+        workers.preimport              ["uvicorn", "fastapi", "sqlalchemy", "psycopg2"]  default
+        workers.access_log             false                                             default
+        workers.event_loop             auto                                              default
+        workers.run_as                 (as root: www-data or nobody, where they can)     default
+        workers.ready_limit            1m                                                default
+        workers.watchdog               15s                                               default
+        workers.restart_intensity      5                                                 default
+        workers.restart_period         1m                                                default
+        workers.backoff_first          100ms                                             default
+        workers.backoff_max            10s                                               default"#]].assert_eq(&lines.join("\n"));
+}
+
+/// The shipped file with every commented key uncommented.
+fn uncommented(text: &str) -> String {
+    let is_key = |line: &str| {
+        line.split_once(" = ")
+            .is_some_and(|(key, _)| key.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_'))
+    };
+    text.lines()
+        .map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn the_shipped_file_names_every_key_with_its_default() {
+    let shipped = include_str!("../../config/tandem.toml");
+    let text = uncommented(shipped);
+    let mut problems = Problems::default();
+    let entries = file::read(&text, Path::new("config/tandem.toml"), Path::new("/"), &mut problems).unwrap();
+    problems.into_result().unwrap();
+    let written: BTreeMap<_, _> = entries.iter().map(|entry| (entry.key.as_str(), &entry.raw)).collect();
+    for key in KEYS {
+        if matches!(key.kind, Kind::Table | Kind::SecretTable) {
+            assert!(shipped.contains(&format!("[{}]", key.name)), "{} is missing", key.name);
+            continue;
+        }
+        let raw = written.get(key.name).unwrap_or_else(|| panic!("{} is missing", key.name));
+        let typed = value::read(key.kind, raw).unwrap_or_else(|error| panic!("{}: {error:?}", key.name));
+        // What the reference backend sets has its default in the comment behind it.
+        let set = shipped.lines().any(|line| line.starts_with(&format!("{} = ", key.name.rsplit('.').next().unwrap())));
+        if let (Default::Value(_), false) = (key.default, set) {
+            assert_eq!(&typed, &values::default(key), "{}", key.name);
+        }
+    }
+}
+
+#[test]
+fn the_shipped_files_load() {
+    for (text, user) in [
+        (include_str!("../../config/tandem.toml"), "ffe_user"),
+        (include_str!("../../config/finance-feedback-engine.toml"), "ffe_user"),
+    ] {
+        let files = [("config/tandem.toml", text), ("examples/backend/requirements.txt", ""), ("requirements.txt", "")];
+        let loaded = project(&files).loaded();
+        assert_eq!(loaded.notices, Vec::<String>::new());
+        assert_eq!(loaded.settings.postgres.user, user);
+    }
+}

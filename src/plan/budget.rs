@@ -1,0 +1,117 @@
+//! The connection budget: what all workers' pools may open, against what the server accepts. Pure.
+
+/// What PostgreSQL keeps for superusers (`superuser_reserved_connections`, its default).
+const SUPERUSER_RESERVED: u32 = 3;
+
+/// The terms of the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub workers: u32,
+    /// Each worker's pool: its size, and what it may open beyond that.
+    pub pool_size: u32,
+    pub pool_overflow: u32,
+    /// Workers that a rolling restart adds: the replacement is ready before the old one leaves.
+    pub rolling: u32,
+    /// Kept back for people, backups and Tandem itself.
+    pub reserved: u32,
+    pub max_connections: u32,
+}
+
+impl Budget {
+    /// Connections that one worker may open.
+    pub fn per_worker(&self) -> u64 {
+        u64::from(self.pool_size) + u64::from(self.pool_overflow)
+    }
+
+    /// Connections that everything together may open.
+    pub fn total(&self) -> u64 {
+        (u64::from(self.workers) + u64::from(self.rolling)) * self.per_worker()
+            + u64::from(self.reserved)
+            + u64::from(SUPERUSER_RESERVED)
+    }
+
+    /// Whether the server has room for all that may be opened.
+    ///
+    /// # Errors
+    /// The arithmetic in words, and the ways out on a second line.
+    pub fn check(&self) -> Result<(), OverBudget> {
+        if self.total() <= u64::from(self.max_connections) { Ok(()) } else { Err(OverBudget(*self)) }
+    }
+
+    /// The sum, as a person would write it.
+    pub fn arithmetic(&self) -> String {
+        let Self { workers, pool_size, pool_overflow, rolling, reserved, max_connections } = self;
+        format!(
+            "{workers} workers × ({pool_size} + {pool_overflow}) + {rolling} more during a roll × {per_worker} + {reserved} \
+             reserved + {SUPERUSER_RESERVED} for superusers = {total}, max_connections is {max_connections}",
+            per_worker = self.per_worker(),
+            total = self.total(),
+        )
+    }
+
+    /// The ways out of a budget that does not fit.
+    fn ways_out(&self) -> String {
+        let kept = u64::from(self.reserved) + u64::from(SUPERUSER_RESERVED);
+        let room = u64::from(self.max_connections).saturating_sub(kept);
+        let workers = (room / self.per_worker().max(1)).saturating_sub(u64::from(self.rolling));
+        let per_worker = room / (u64::from(self.workers) + u64::from(self.rolling)).max(1);
+        let mut ways = vec![format!("raise postgres.max_connections to {}", self.total())];
+        if per_worker > 0 {
+            ways.push(format!("let pool.size + pool.overflow be at most {per_worker}"));
+        }
+        if workers > 0 {
+            ways.push(format!("let workers.count be at most {workers}"));
+        }
+        match ways.split_last() {
+            Some((last, rest)) if !rest.is_empty() => format!("{}, or {last}", rest.join(", ")),
+            _ => ways.concat(),
+        }
+    }
+}
+
+/// The pools together may open more than the server accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the workers' pools may open more connections than PostgreSQL accepts: {}", .0.arithmetic())]
+pub struct OverBudget(Budget);
+
+impl OverBudget {
+    /// What to do about it.
+    pub fn help(&self) -> String {
+        self.0.ways_out()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    fn budget(workers: u32, pool_size: u32, pool_overflow: u32) -> Budget {
+        Budget { workers, pool_size, pool_overflow, rolling: 1, reserved: 10, max_connections: 100 }
+    }
+
+    #[test]
+    fn the_guides_own_pools_do_not_fit_and_the_defaults_do() {
+        assert_eq!(budget(4, 5, 10).check(), Ok(()));
+        let over = budget(4, 20, 10).check().unwrap_err();
+        expect![[r#"
+            the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (20 + 10) + 1 more during a roll × 30 + 10 reserved + 3 for superusers = 163, max_connections is 100
+            raise postgres.max_connections to 163, let pool.size + pool.overflow be at most 17, or let workers.count be at most 1"#]]
+        .assert_eq(&format!("{over}\n{}", over.help()));
+    }
+
+    #[test]
+    fn every_way_out_leads_out() {
+        for (workers, size, overflow) in [(4, 20, 10), (100, 1, 0), (1, 100, 100), (7, 13, 0), (4, 18, 0)] {
+            let over = budget(workers, size, overflow);
+            let Err(_) = over.check() else { continue };
+            let raised = Budget { max_connections: over.total() as u32, ..over };
+            assert_eq!(raised.check(), Ok(()));
+            let room = 100 - 13;
+            let narrow = Budget { pool_size: room / (workers + 1), pool_overflow: 0, ..over };
+            assert_eq!(narrow.check(), Ok(()));
+        }
+        let help = budget(1, 100, 100).check().unwrap_err().help();
+        assert!(!help.contains("workers.count"), "no number of workers would help: {help}");
+    }
+}
