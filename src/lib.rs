@@ -3,5 +3,6 @@
 pub mod config;
 pub mod exit;
 pub mod plan;
+pub mod postgres;
 pub mod process;
 pub mod telemetry;
