@@ -1,3 +1,24 @@
 //! A PostgreSQL 16 cluster and its postmaster.
 
 pub mod binaries;
+//! A PostgreSQL 16 cluster and its postmaster: where it lies, how it is made, configured, started, provisioned, probed.
+//!
+//! Must not know about workers: the database URL travels through `plan/`.
+
+pub mod binaries;
+pub mod cluster;
+pub mod data;
+mod files;
+pub mod home;
+pub mod lock;
+pub mod memory;
+pub mod port;
+pub mod probe;
+pub mod provision;
+pub mod scram;
+pub mod secret;
+pub mod server;
+pub mod settings;
+pub mod stale;
+#[cfg(test)]
+pub mod test_support;

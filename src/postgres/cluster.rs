@@ -1,0 +1,172 @@
+//! Make the cluster and configure it: a real initdb in a staging directory, one sync, one rename.
+//!
+//! Whatever interrupts it, the data directory is whole or absent. Callers hold the [`super::lock::StateLock`].
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::binaries::Installation;
+use super::data::{Found, inspect};
+use super::files::{free_bytes, sync_dir, sync_file_system, write_whole};
+use super::home::{Home, make_dir};
+use super::settings::{Rendered, SUPERUSER};
+use crate::exit::{Code, Failure};
+use crate::plan::CommandLine;
+use crate::process::{self, identity};
+use crate::telemetry;
+
+/// initdb takes half a second of CPU; a machine that needs longer than this is not going to serve.
+const INITDB_LIMIT: Duration = Duration::from_secs(180);
+/// What a new cluster takes: 38 MB of it, and the first WAL segments.
+const ROOM: u64 = 60 * 1024 * 1024;
+const STAGING_PREFIX: &str = ".staging-";
+/// How long the removal of a staging directory goes on while a killed initdb still writes into it.
+const REMOVE_LIMIT: Duration = Duration::from_millis(500);
+
+/// The cluster in the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Whether it was made just now.
+    pub fresh: bool,
+}
+
+/// Make sure that there is a cluster in the data directory of `home`.
+///
+/// # Errors
+/// [`Failure`] when the data directory must not be used ([`inspect`]), the disk is full, or initdb failed.
+pub async fn ensure(home: &Home, installation: &Installation) -> anyhow::Result<Cluster> {
+    let parent = home.data.parent().context("the data directory has no parent")?;
+    sweep(parent).await;
+    if inspect(home)? == Found::Cluster {
+        return Ok(Cluster { fresh: false });
+    }
+    home.trusted_users()?;
+    check_reach(home, installation)?;
+    let _progress = telemetry::progress(format!("making a PostgreSQL cluster in {}", home.data.display()));
+    let staging = Staging(parent.join(format!("{STAGING_PREFIX}{}", std::process::id())));
+    make_dir(&staging.0, 0o700, home.server.as_ref())?;
+    initdb(home, installation, &staging.0).await?;
+    let (from, to) = (staging.0.clone(), home.data.clone());
+    tokio::task::spawn_blocking(move || put_in_place(&from, &to)).await?.map_err(|error| explain_place(home, error))?;
+    Ok(Cluster { fresh: true })
+}
+
+/// Write the configuration files of the cluster in `home`.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn configure(home: &Home, files: &Rendered) -> anyhow::Result<()> {
+    let texts = [("postgresql.conf", &files.conf), ("pg_hba.conf", &files.hba), ("pg_ident.conf", &files.ident)];
+    for (name, text) in texts {
+        write_whole(&home.data.join(name), text, 0o600, home.server.as_ref())?;
+    }
+    Ok(())
+}
+
+/// A directory that disappears unless it was renamed away.
+struct Staging(PathBuf);
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+/// Remove `dir`, again and again while a process that was killed a moment ago still makes files in it.
+fn remove(dir: &Path) {
+    let begun = Instant::now();
+    loop {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) if begun.elapsed() > REMOVE_LIMIT => {
+                return tracing::warn!(%error, "remove {}; the next start tries again", dir.display());
+            }
+            // Not a return: what was written meanwhile may have made it anew.
+            _ => {}
+        }
+    }
+}
+
+/// Remove what an interrupted initdb of an earlier run left.
+async fn sweep(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    let left = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX));
+    for path in left.map(|entry| entry.path()).collect::<Vec<_>>() {
+        tracing::info!("removing {}, which an interrupted start left behind", path.display());
+        let _ = tokio::task::spawn_blocking(move || remove(&path)).await;
+    }
+}
+
+fn check_reach(home: &Home, installation: &Installation) -> anyhow::Result<()> {
+    let Some(server) = &home.server else { return Ok(()) };
+    let Some(barrier) = identity::barrier(&installation.bin, server) else { return Ok(()) };
+    let (bin, barrier, name) = (installation.bin.display(), barrier.display(), &server.name);
+    let ways = format!("let it pass (chmod o+x {barrier}), or set cache_dir to a place it can reach");
+    bail!(Failure::new(
+        Code::CannotCreate,
+        format!(
+            "PostgreSQL runs as user {name}, who may not enter {barrier} on the way to its programs in {bin}: {ways}"
+        )
+    ))
+}
+
+async fn initdb(home: &Home, installation: &Installation, staging: &Path) -> anyhow::Result<()> {
+    let finished = process::run(&initdb_command(home, installation, staging), INITDB_LIMIT).await?;
+    if finished.exit.success() {
+        return Ok(());
+    }
+    let full =
+        finished.stderr.contains("No space left on device") || free_bytes(staging).is_some_and(|free| free < ROOM);
+    if full {
+        let (dir, megabytes) = (home.state.display(), ROOM / 1024 / 1024);
+        let message = format!("the disk is full: a new cluster needs about {megabytes} MB in {dir}");
+        bail!(Failure::new(Code::CannotCreate, format!("{message}; free some, or set state_dir to another disk")));
+    }
+    let said = finished.stderr.trim();
+    bail!(Failure::new(Code::CannotCreate, format!("initdb failed ({}): {said}", finished.exit)))
+}
+
+fn initdb_command(home: &Home, installation: &Installation, staging: &Path) -> CommandLine {
+    CommandLine::new(installation.tool("initdb"))
+        .arg("--pgdata")
+        .arg(staging)
+        .args(["--username", SUPERUSER, "--auth-local=peer", "--auth-host=scram-sha-256"])
+        .args(["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=libc", "--data-checksums"])
+        // One syncfs follows, which is as durable as syncing every file.
+        .args(["--no-sync", "--no-instructions"])
+        .clean_env()
+        // initdb starts its server through /bin/sh. A LANG that the machine does not have breaks it.
+        .env("PATH", super::server::PATH)
+        .env("LANG", "C")
+        // Without it, initdb compares every file of the time zone database with the machine's.
+        .env("TZ", "UTC")
+        .dir(staging)
+        .identity(home.server.clone())
+}
+
+fn put_in_place(staging: &Path, data: &Path) -> io::Result<()> {
+    sync_file_system(staging)?;
+    fs::rename(staging, data)?;
+    data.parent().map_or(Ok(()), sync_dir)
+}
+
+fn explain_place(home: &Home, error: io::Error) -> anyhow::Error {
+    let data = home.data.display();
+    let message = match error.kind() {
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {
+            format!(
+                "{data} is a mount point, which a new cluster cannot be renamed onto: mount {} instead",
+                home.state.display()
+            )
+        }
+        _ => format!("cannot put the new cluster into place at {data}"),
+    };
+    anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message))
+}
+
+#[cfg(test)]
+mod tests;

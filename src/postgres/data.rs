@@ -1,0 +1,122 @@
+//! Whether the data directory may be used: absent, ours, or something that must be refused with words.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use anyhow::Context;
+
+use super::home::Home;
+use crate::exit::{Code, Failure};
+
+/// The major version that Tandem runs.
+pub const MAJOR: &str = "16";
+/// A file in the data directory of a throwaway cluster: its data was never meant to survive.
+pub const THROWAWAY_MARKER: &str = "tandem.throwaway";
+
+/// What is at the data directory's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing, or an empty directory.
+    Nothing,
+    /// A PostgreSQL 16 cluster of the server's user.
+    Cluster,
+}
+
+/// Look at the data directory of `home`.
+///
+/// # Errors
+/// [`Failure`] with [`Code::CannotCreate`] for a directory that is foreign, unreadable, no cluster, or of another major
+/// version.
+pub fn inspect(home: &Home) -> anyhow::Result<Found> {
+    let data = home.data.display();
+    let refuse = |message: String| anyhow::Error::new(Failure::new(Code::CannotCreate, message));
+    let entries = match fs::read_dir(&home.data) {
+        Ok(entries) => entries.collect::<io::Result<Vec<_>>>().with_context(|| format!("read {data}"))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => {
+            let ways = "run Tandem as the directory's owner, or set state_dir to another place";
+            return Err(anyhow::Error::new(error)
+                .context(Failure::new(Code::CannotCreate, format!("cannot read the data directory {data}: {ways}"))));
+        }
+    };
+    if entries.is_empty() {
+        return Ok(Found::Nothing);
+    }
+    let version = match fs::read_to_string(home.data.join("PG_VERSION")) {
+        Ok(version) => version,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let what = "is not empty and holds no PostgreSQL cluster (it has no PG_VERSION)";
+            return Err(refuse(format!("{data} {what}: move its content away, or set state_dir to another place")));
+        }
+        Err(error) => return Err(error).with_context(|| format!("read {data}/PG_VERSION")),
+    };
+    let version = version.trim();
+    if version != MAJOR {
+        let ways = format!(
+            "dump it with PostgreSQL {version}'s own pg_dumpall and load that into a new cluster, with state_dir set to another place"
+        );
+        return Err(refuse(format!("{data} belongs to PostgreSQL {version}, and Tandem runs {MAJOR}: {ways}")));
+    }
+    if home.data.join(THROWAWAY_MARKER).exists() {
+        return Err(refuse(format!(
+            "{data} was made for tests, without durability; it cannot be opened as a real cluster"
+        )));
+    }
+    let meta = home.data.metadata().with_context(|| format!("look at {data}"))?;
+    let (owner, wanted) = (meta.uid(), home.server_uid());
+    if owner != wanted {
+        let ways = format!("give it to that user (chown -R {wanted} {data}), or set postgres.run_as to its owner");
+        return Err(refuse(format!("{data} belongs to user id {owner}, but PostgreSQL would run as {wanted}: {ways}")));
+    }
+    // PostgreSQL itself refuses a data directory that others can read; a restored copy often is one.
+    if meta.permissions().mode() & 0o027 != 0 {
+        return Err(refuse(format!("{data} is open to other users, which PostgreSQL refuses: chmod 0700 {data}")));
+    }
+    Ok(Found::Cluster)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::code_of;
+    use crate::process::identity;
+
+    fn refused(home: &Home) -> String {
+        let error = inspect(home).unwrap_err();
+        assert_eq!(code_of(&error), Code::CannotCreate);
+        error.to_string()
+    }
+
+    #[test]
+    fn only_an_empty_place_or_our_own_cluster_is_taken() {
+        let temp = tempfile::tempdir().unwrap();
+        let home = Home::at(temp.path(), None);
+        assert_eq!(inspect(&home).unwrap(), Found::Nothing);
+        fs::create_dir_all(&home.data).unwrap();
+        fs::set_permissions(&home.data, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(inspect(&home).unwrap(), Found::Nothing);
+
+        fs::write(home.data.join("thesis.txt"), "years of work").unwrap();
+        assert!(refused(&home).contains("holds no PostgreSQL cluster"));
+        fs::write(home.data.join("PG_VERSION"), "15\n").unwrap();
+        assert!(refused(&home).contains("pg_dumpall"));
+        fs::write(home.data.join("PG_VERSION"), "16\n").unwrap();
+        assert_eq!(inspect(&home).unwrap(), Found::Cluster);
+
+        fs::write(home.data.join(THROWAWAY_MARKER), "").unwrap();
+        assert!(refused(&home).contains("made for tests"));
+        fs::remove_file(home.data.join(THROWAWAY_MARKER)).unwrap();
+        fs::set_permissions(&home.data, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(refused(&home).contains("chmod 0700"));
+        if identity::is_root() {
+            fs::set_permissions(&home.data, fs::Permissions::from_mode(0o700)).unwrap();
+            std::os::unix::fs::chown(&home.data, Some(12_345), None).unwrap();
+            assert!(refused(&home).contains("belongs to user id 12345"));
+        } else {
+            fs::set_permissions(&home.data, fs::Permissions::from_mode(0o000)).unwrap();
+            assert!(refused(&home).contains("cannot read"));
+            fs::set_permissions(&home.data, fs::Permissions::from_mode(0o700)).unwrap();
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Where things lie: the state directory, the cluster, the run directory, the socket directory, and whose they are.
+//!
+//! Resolving looks and touches nothing, so that `tandem url` and `tandem psql` find what `tandem up` made;
+//! [`Home::prepare`] makes the directories. Must not know what is in a cluster: that is `data` and `cluster`.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use sha2::{Digest, Sha256};
+
+use crate::config::Settings;
+use crate::exit::{Code, Failure};
+use crate::plan::Identity;
+use crate::process::identity;
+
+/// Longest path of a unix socket, in bytes without the closing NUL (unix(7), sun_path).
+const SOCKET_PATH_MAX: usize = 107;
+/// The longest name PostgreSQL puts into its socket directory.
+const SOCKET_NAME_LONGEST: &str = ".s.PGSQL.65535.lock";
+/// Where a short socket directory goes. Not TMPDIR: that differs between a login and a service, and both must agree.
+const SHORT_ROOT: &str = "/tmp";
+/// Where root keeps state that the server's user could not reach beside the configuration.
+const ROOT_STATE: &str = "/var/lib/tandem";
+
+/// Where one deployment's PostgreSQL lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// What Tandem keeps: everything below lies in it, except a socket directory that had to move.
+    pub state: PathBuf,
+    /// The data directory.
+    pub data: PathBuf,
+    /// Password file, launcher, sockets.
+    pub run: PathBuf,
+    /// Where the server's unix socket is; only its user and root may enter.
+    pub socket_dir: PathBuf,
+    /// The user the server runs as, when that is not Tandem's own.
+    pub server: Option<Identity>,
+}
+
+impl Home {
+    /// Find the home that `settings` describe.
+    ///
+    /// # Errors
+    /// [`Failure`] when there is no user to run PostgreSQL as, or that user cannot reach the state directory.
+    pub fn resolve(settings: &Settings) -> anyhow::Result<Self> {
+        let server = server_identity(settings.postgres.run_as.as_deref())?;
+        let state = state_dir(settings, server.as_ref())?;
+        Ok(Self::at(&state, server))
+    }
+
+    /// The home in the state directory `state`.
+    pub fn at(state: &Path, server: Option<Identity>) -> Self {
+        // Canonical, because the kernel shows a process's working directory so, and `stale` compares.
+        let state = real_path(state);
+        let data = state.join("postgres/16");
+        let run = state.join("run");
+        let uid = server.as_ref().map_or_else(own_uid, |server| server.uid);
+        let socket_dir = short_enough(run.join("postgres"), uid);
+        Self { data: data.canonicalize().unwrap_or(data), run, socket_dir, server, state }
+    }
+
+    /// Make the directories that are missing, and check those that must be private.
+    ///
+    /// # Errors
+    /// [`Failure`] with [`Code::CannotCreate`] naming the directory.
+    pub fn prepare(&self) -> anyhow::Result<()> {
+        for dir in [&self.state, &self.run] {
+            // Searchable by all: the server's user and the workers' user pass through; what is secret is 0600 or 0700.
+            make_dir(dir, 0o755, None)?;
+        }
+        if let Some(parent) = self.data.parent() {
+            make_dir(parent, 0o700, self.server.as_ref())?;
+        }
+        make_dir(&self.socket_dir, 0o700, self.server.as_ref())?;
+        check_private(&self.socket_dir, self.server_uid())?;
+        match self.server.as_ref().and_then(|server| Some((server, identity::barrier(&self.data, server)?))) {
+            Some((server, barrier)) => Err(unreachable_state(&self.state, &barrier, server).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// The uid the server runs with.
+    pub fn server_uid(&self) -> u32 {
+        self.server.as_ref().map_or_else(own_uid, |server| server.uid)
+    }
+
+    /// The path of the server's unix socket for `port`.
+    pub fn socket(&self, port: u16) -> PathBuf {
+        self.socket_dir.join(format!(".s.PGSQL.{port}"))
+    }
+
+    /// Names of the operating-system users that may be the database superuser: Tandem's own and the server's.
+    ///
+    /// # Errors
+    /// When Tandem's uid has no passwd entry, without which neither initdb nor peer authentication works.
+    pub fn trusted_users(&self) -> anyhow::Result<Vec<String>> {
+        let own = identity::current().with_context(|| {
+            let (uid, message) =
+                (own_uid(), "has no entry in /etc/passwd, and PostgreSQL needs one to know who connects");
+            Failure::new(Code::Config, format!("user id {uid} {message}; add one, or run Tandem as a named user"))
+        })?;
+        let mut names = vec![own.name];
+        names.extend(self.server.as_ref().map(|server| server.name.clone()));
+        names.dedup();
+        Ok(names)
+    }
+}
+
+fn own_uid() -> u32 {
+    nix::unistd::Uid::effective().as_raw()
+}
+
+/// The user PostgreSQL runs as: it refuses to run as root.
+fn server_identity(run_as: Option<&str>) -> anyhow::Result<Option<Identity>> {
+    if !identity::is_root() {
+        return Ok(None);
+    }
+    let found = match run_as {
+        Some(name) => identity::lookup(name),
+        None => identity::lookup("postgres").or_else(|| identity::lookup("nobody")),
+    };
+    match found {
+        Some(server) if server.uid == 0 => {
+            bail!(Failure::new(Code::Config, "postgres.run_as: PostgreSQL refuses to run as root; name another user"))
+        }
+        Some(server) => Ok(Some(server)),
+        None => {
+            let wanted = run_as.map_or_else(|| "`postgres` or `nobody`".to_owned(), |name| format!("`{name}`"));
+            let message = format!("PostgreSQL refuses to run as root, and this machine has no user {wanted}");
+            bail!(Failure::new(
+                Code::Config,
+                format!("{message}; make one (useradd -r postgres) or set postgres.run_as")
+            ))
+        }
+    }
+}
+
+fn state_dir(settings: &Settings, server: Option<&Identity>) -> anyhow::Result<PathBuf> {
+    let wanted = settings.state_dir.clone().unwrap_or_else(|| settings.directory.join(".tandem"));
+    let Some((server, barrier)) =
+        server.and_then(|server| Some((server, identity::barrier(&real_path(&wanted), server)?)))
+    else {
+        return Ok(wanted);
+    };
+    if settings.state_dir.is_some() {
+        bail!(unreachable_state(&wanted, &barrier, server));
+    }
+    let directory = real_path(&settings.directory);
+    let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
+    let moved = Path::new(ROOT_STATE).join(format!("{}-{}", settings.name, hex(&digest[..4])));
+    tracing::info!(
+        "user {} may not enter {}, so the state is kept in {}",
+        server.name,
+        barrier.display(),
+        moved.display()
+    );
+    Ok(moved)
+}
+
+fn unreachable_state(state: &Path, barrier: &Path, server: &Identity) -> Failure {
+    let (state, barrier, name) = (state.display(), barrier.display(), &server.name);
+    let ways = format!(
+        "let it pass (chmod o+x {barrier}), set state_dir to a place it can reach, or set postgres.run_as to a user who can"
+    );
+    Failure::new(
+        Code::CannotCreate,
+        format!(
+            "PostgreSQL runs as user {name}, who may not enter {barrier} on the way to the state directory {state}: {ways}"
+        ),
+    )
+}
+
+/// `path` with the part of it that exists made canonical.
+fn real_path(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(parent), Some(name)) => real_path(parent).join(name),
+        _ => path,
+    }
+}
+
+/// `wanted`, or a short directory with a name of its own when a socket's path would not fit.
+fn short_enough(wanted: PathBuf, uid: u32) -> PathBuf {
+    if wanted.as_os_str().len() + 1 + SOCKET_NAME_LONGEST.len() <= SOCKET_PATH_MAX {
+        return wanted;
+    }
+    let digest = Sha256::digest(wanted.as_os_str().as_encoded_bytes());
+    Path::new(SHORT_ROOT).join(format!("tandem-{uid}-{}", hex(&digest[..6])))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Make `dir` with `mode` and `owner` unless it is there; what is there is left as it is.
+pub(super) fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Result<()> {
+    let cannot = || Failure::new(Code::CannotCreate, format!("cannot create directory {}", dir.display()));
+    if let Some(parent) = dir.parent().filter(|parent| !parent.exists()) {
+        make_dir(parent, 0o755, None)?;
+    }
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => return Ok(()),
+        Err(error) => return Err(anyhow::Error::new(error).context(cannot())),
+    }
+    // Only what was made here changes hands: an existing name could be somebody's link to elsewhere.
+    if let Some(owner) = owner {
+        chown(dir, Some(owner.uid), Some(owner.gid)).with_context(cannot)?;
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(cannot)
+}
+
+/// Refuse a socket directory that somebody else could have put there.
+fn check_private(dir: &Path, uid: u32) -> anyhow::Result<()> {
+    let meta = dir.symlink_metadata().with_context(|| format!("look at {}", dir.display()))?;
+    if meta.is_dir() && meta.uid() == uid && meta.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let message = format!("{} must be a directory of user id {uid} with mode 0700, and is not", dir.display());
+    bail!(Failure::new(Code::CannotCreate, format!("{message}; remove it, or set state_dir to a shorter path")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::code_of;
+
+    #[test]
+    fn a_long_path_moves_the_sockets_to_a_short_private_directory() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let near = Home::at(temp.path(), None);
+        assert_eq!(near.socket_dir, near.run.join("postgres"));
+        let far = Home::at(&temp.path().join("d".repeat(100)), None);
+        assert!(far.socket_dir.starts_with("/tmp") && far.socket(65535).as_os_str().len() < SOCKET_PATH_MAX);
+        assert_eq!(far, Home::at(&temp.path().join("d".repeat(100)), None), "the name is deterministic");
+        far.prepare().unwrap();
+        assert_eq!(far.socket_dir.metadata().unwrap().mode() & 0o777, 0o700);
+        fs::set_permissions(&far.socket_dir, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(code_of(&far.prepare().unwrap_err()), Code::CannotCreate);
+        fs::remove_dir(&far.socket_dir).unwrap();
+        std::os::unix::fs::symlink(temp.path(), &far.socket_dir).unwrap();
+        assert!(far.prepare().unwrap_err().to_string().contains("must be a directory"));
+        fs::remove_file(&far.socket_dir).unwrap();
+    }
+
+    #[test]
+    fn a_state_directory_behind_a_closed_door_is_named_with_the_ways_out() {
+        let Some(server) = identity::lookup("nobody").filter(|_| identity::is_root()) else { return };
+        let temp = tempfile::tempdir().unwrap(); // 0700, root's
+        let error = Home::at(&temp.path().join("state"), Some(server)).prepare().unwrap_err();
+        assert_eq!(code_of(&error), Code::CannotCreate);
+        let message = error.to_string();
+        assert!(message.contains(&temp.path().display().to_string()) && message.contains("state_dir"), "{message}");
+    }
+}

@@ -1,0 +1,160 @@
+//! What the application needs in the cluster: its role, its database, `pg_stat_statements`.
+//!
+//! Idempotent: on a cluster that is as it should be, one connection asks one question and changes nothing.
+
+use anyhow::{Context, bail};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query_as, raw_sql};
+
+use super::home::Home;
+use super::scram;
+use super::secret::Password;
+use super::settings::SUPERUSER;
+use crate::exit::{Code, Failure};
+
+/// What is to be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The application's role, owner of the database.
+    pub user: &'a str,
+    pub password: &'a Password,
+    pub database: &'a str,
+}
+
+/// What the server says there is.
+#[derive(Debug)]
+struct Present {
+    durable: bool,
+    role: Option<Role>,
+    owner: Option<String>,
+    statements: bool,
+}
+
+#[derive(Debug)]
+struct Role {
+    can_login: bool,
+    verifier: Option<String>,
+}
+
+/// How the superuser gets into `database` of the server in `home`: over the unix socket, without a password.
+pub fn superuser_options(home: &Home, port: u16, database: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(&home.socket_dir)
+        .port(port)
+        .username(SUPERUSER)
+        .database(database)
+        .application_name("tandem")
+        .ssl_mode(PgSslMode::Disable)
+        .disable_statement_logging()
+}
+
+/// Bring the running server of `home` to what is `wanted`; `fresh` says that the cluster was made just now.
+///
+/// # Errors
+/// When the server refuses; [`Failure`] with [`Code::Config`] when it runs without fsync or full_page_writes.
+pub async fn provision(home: &Home, port: u16, wanted: &Wanted<'_>, fresh: bool) -> anyhow::Result<()> {
+    if !fresh && let Some(mut connection) = enter(home, port, wanted.database).await? {
+        let present = look(&mut connection, wanted).await?;
+        complete(&mut connection, wanted, &present).await?;
+        return close(connection).await;
+    }
+    let mut connection = enter(home, port, SUPERUSER).await?.context("the database `postgres` is missing")?;
+    let present = look(&mut connection, wanted).await?;
+    role(&mut connection, wanted, present.role.as_ref()).await?;
+    if wanted.database != SUPERUSER {
+        let (database, owner) = (identifier(wanted.database), identifier(wanted.user));
+        run(&mut connection, format!("CREATE DATABASE {database} OWNER {owner}")).await?;
+        close(connection).await?;
+        connection = enter(home, port, wanted.database).await?.context("the database that was just made is missing")?;
+    }
+    statements(&mut connection).await?;
+    close(connection).await
+}
+
+/// Connect to `database`; `None` when there is no such database.
+async fn enter(home: &Home, port: u16, database: &str) -> anyhow::Result<Option<PgConnection>> {
+    match superuser_options(home, port, database).connect().await {
+        Ok(connection) => Ok(Some(connection)),
+        // invalid_catalog_name
+        Err(error) if error.as_database_error().and_then(|error| error.code()).as_deref() == Some("3D000") => Ok(None),
+        Err(error) => Err(error).context("connect to PostgreSQL as its superuser"),
+    }
+}
+
+async fn close(connection: PgConnection) -> anyhow::Result<()> {
+    connection.close().await.context("close the connection to PostgreSQL")
+}
+
+async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Result<Present> {
+    type Row = (bool, Option<bool>, Option<String>, Option<String>, bool);
+    let row: Row = query_as(
+        "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool,
+                role.rolcanlogin, role.rolpassword,
+                (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $2),
+                EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements')
+         FROM (SELECT 1) AS always LEFT JOIN pg_authid AS role ON role.rolname = $1",
+    )
+    .bind(wanted.user)
+    .bind(wanted.database)
+    .fetch_one(connection)
+    .await
+    .context("ask PostgreSQL what it holds")?;
+    let (durable, can_login, verifier, owner, statements) = row;
+    let role = can_login.map(|can_login| Role { can_login, verifier });
+    let present = Present { durable, role, owner, statements };
+    if !present.durable {
+        let message = "PostgreSQL runs without fsync or full_page_writes: a power cut would destroy this data";
+        let ways = "remove them from [postgres.settings], and from postgresql.auto.conf (ALTER SYSTEM RESET)";
+        bail!(Failure::new(Code::Config, format!("{message}; {ways}")));
+    }
+    Ok(present)
+}
+
+/// The database is there: mend what is not as wanted.
+async fn complete(connection: &mut PgConnection, wanted: &Wanted<'_>, present: &Present) -> anyhow::Result<()> {
+    role(connection, wanted, present.role.as_ref()).await?;
+    if let Some(owner) = present.owner.as_deref().filter(|&owner| owner != wanted.user) {
+        let (database, user) = (wanted.database, wanted.user);
+        tracing::warn!("database {database} belongs to {owner}, not to {user}, who may lack rights on what is in it");
+    }
+    if !present.statements {
+        statements(connection).await?;
+    }
+    Ok(())
+}
+
+/// Make or mend the application's role.
+async fn role(connection: &mut PgConnection, wanted: &Wanted<'_>, present: Option<&Role>) -> anyhow::Result<()> {
+    let password = wanted.password.secret.expose();
+    let verb = match present {
+        None => "CREATE",
+        Some(Role { can_login: true, verifier: Some(verifier) }) if scram::matches(verifier, password) => return Ok(()),
+        Some(_) => {
+            tracing::info!("giving role {} the configured password", wanted.user);
+            "ALTER"
+        }
+    };
+    // Only the verifier crosses: a password in a statement would stand in the server's log and statistics.
+    let verifier = scram::verifier(password, wanted.password.iterations())?;
+    let user = identifier(wanted.user);
+    run(connection, format!("{verb} ROLE {user} LOGIN PASSWORD '{verifier}'")).await
+}
+
+async fn statements(connection: &mut PgConnection) -> anyhow::Result<()> {
+    run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements".to_owned()).await
+}
+
+/// Run one statement of this file's own making.
+async fn run(connection: &mut PgConnection, statement: String) -> anyhow::Result<()> {
+    let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
+    raw_sql(AssertSqlSafe(statement)).execute(connection).await.with_context(|| format!("run {what}"))?;
+    Ok(())
+}
+
+/// `name` as SQL's delimited identifier.
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests;

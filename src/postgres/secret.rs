@@ -1,0 +1,92 @@
+//! The application's database password: the operator's own, or one made here and kept in the run directory.
+
+use std::fs;
+use std::io;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use super::files::write_whole;
+use super::home::Home;
+use super::scram;
+use crate::plan::Secret;
+
+/// A password, and whether Tandem made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Password {
+    pub secret: Secret,
+    pub generated: bool,
+}
+
+impl Password {
+    /// The rounds its verifier gets: see [`scram`].
+    pub fn iterations(&self) -> NonZeroU32 {
+        if self.generated { scram::ITERATIONS_GENERATED } else { scram::ITERATIONS_GIVEN }
+    }
+}
+
+fn path(home: &Home) -> PathBuf {
+    home.run.join("password")
+}
+
+/// The password to use: `given` if there is one, else the one kept in `home`, if it was made yet.
+///
+/// # Errors
+/// When the password file cannot be read.
+pub fn existing(home: &Home, given: Option<&Secret>) -> anyhow::Result<Option<Password>> {
+    if let Some(secret) = given {
+        return Ok(Some(Password { secret: secret.clone(), generated: false }));
+    }
+    let path = path(home);
+    match fs::read_to_string(&path) {
+        // An empty file is what a full disk leaves behind under other programs: make a new one.
+        Ok(text) if text.trim().is_empty() => Ok(None),
+        Ok(text) => Ok(Some(Password { secret: Secret::new(text.trim()), generated: true })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read the password file {}", path.display())),
+    }
+}
+
+/// As [`existing`], and makes and keeps a password when there is none.
+///
+/// # Errors
+/// When the password file cannot be read or written.
+pub fn ensure(home: &Home, given: Option<&Secret>) -> anyhow::Result<Password> {
+    if let Some(password) = existing(home, given)? {
+        return Ok(password);
+    }
+    let mut bits = [0; 32];
+    SysRng.try_fill_bytes(&mut bits).context("ask the system for randomness")?;
+    // Letters, digits, `-` and `_`: nothing that a URL must encode, because Alembic's configuration chokes on `%`.
+    let text = URL_SAFE_NO_PAD.encode(bits);
+    write_whole(&path(home), &text, 0o600, None)?;
+    Ok(Password { secret: Secret::new(text), generated: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_made_password_is_kept_private_and_a_given_one_wins() {
+        let temp = tempfile::tempdir().unwrap();
+        let home = Home::at(temp.path(), None);
+        home.prepare().unwrap();
+        assert_eq!(existing(&home, None).unwrap(), None);
+        let made = ensure(&home, None).unwrap();
+        let text = made.secret.expose();
+        assert!(made.generated && text.len() == 43);
+        assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'));
+        assert_eq!(path(&home).metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(ensure(&home, None).unwrap(), made);
+        let given = ensure(&home, Some(&Secret::new("mine"))).unwrap();
+        assert_eq!((given.secret.expose(), given.generated), ("mine", false));
+        assert_eq!(ensure(&home, None).unwrap(), made, "the given one is not kept");
+    }
+}

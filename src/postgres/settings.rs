@@ -1,0 +1,213 @@
+//! The server's three configuration files, rendered. Pure.
+//!
+//! They are written whole at every start, so that they never differ from what the operator configured.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use crate::config::Postgres;
+use crate::exit::{Code, Failure};
+
+/// The database superuser. It has no password: Tandem gets in by peer authentication over the unix socket.
+pub const SUPERUSER: &str = "postgres";
+
+const MB: u64 = 1024 * 1024;
+const HEADER: &str = "# Made by Tandem at every start: changes in this file are lost.\n";
+/// Settings that say where things are or what Tandem relies on.
+const OWNED: [&str; 10] = [
+    "config_file",
+    "data_directory",
+    "external_pid_file",
+    "hba_file",
+    "ident_file",
+    "listen_addresses",
+    "logging_collector",
+    "max_connections",
+    "port",
+    "unix_socket_directories",
+];
+
+/// What the files depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    pub postgres: &'a Postgres,
+    pub socket_dir: &'a Path,
+    pub port: u16,
+    /// Bytes that the machine or container offers.
+    pub memory: u64,
+    /// Operating-system users that may be the superuser.
+    pub trusted_users: &'a [String],
+}
+
+/// The files' contents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// postgresql.conf
+    pub conf: String,
+    /// pg_hba.conf
+    pub hba: String,
+    /// pg_ident.conf
+    pub ident: String,
+}
+
+/// Render the files.
+///
+/// # Errors
+/// [`Failure`] with [`Code::Config`] for a name in `[postgres.settings]` that is none, or that Tandem sets itself.
+pub fn render(inputs: &Inputs<'_>) -> Result<Rendered, Failure> {
+    Ok(Rendered { conf: conf(inputs)?, hba: hba(inputs.postgres.listen), ident: ident(inputs.trusted_users) })
+}
+
+/// The address under which this machine reaches a server that listens on `listen`.
+pub fn client_address(listen: IpAddr) -> IpAddr {
+    match listen {
+        IpAddr::V6(address) if address.is_loopback() || address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(address) if address.is_loopback() => listen,
+        _ => Ipv4Addr::LOCALHOST.into(),
+    }
+}
+
+fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
+    let mut text = format!("{HEADER}# Change [postgres] or [postgres.settings] in Tandem's configuration instead.\n\n");
+    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)) {
+        line(&mut text, name, &value);
+    }
+    text.push_str("\n# [postgres.settings]\n");
+    for (name, value) in &inputs.postgres.settings {
+        check(name)?;
+        if name != "shared_preload_libraries" {
+            line(&mut text, name, value);
+        }
+    }
+    Ok(text)
+}
+
+/// What does not depend on the machine.
+fn fixed(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let locale = "C.UTF-8".to_owned();
+    vec![
+        ("listen_addresses", listen_addresses(inputs.postgres.listen)),
+        ("port", inputs.port.to_string()),
+        // A list: in double quotes a path may hold commas and spaces.
+        ("unix_socket_directories", format!("\"{}\"", inputs.socket_dir.display().to_string().replace('"', "\"\""))),
+        ("max_connections", inputs.postgres.max_connections.to_string()),
+        ("password_encryption", "scram-sha-256".into()),
+        ("shared_preload_libraries", preload(inputs.postgres)),
+        // The default, fsync, opens every file before crash recovery: 2.6 s against 0.3 s on a busy disk.
+        ("recovery_init_sync_method", if cfg!(target_os = "linux") { "syncfs" } else { "fsync" }.into()),
+        ("log_destination", "stderr".into()),
+        ("logging_collector", "off".into()),
+        // Tandem stamps each line with the time; what it cannot know is who.
+        ("log_line_prefix", "[%p] %q%u@%d ".into()),
+        ("log_checkpoints", "off".into()),
+        ("log_timezone", "UTC".into()),
+        ("timezone", "UTC".into()),
+        ("datestyle", "iso, mdy".into()),
+        ("lc_messages", locale.clone()),
+        ("lc_monetary", locale.clone()),
+        ("lc_numeric", locale.clone()),
+        ("lc_time", locale),
+        ("default_text_search_config", "pg_catalog.english".into()),
+    ]
+}
+
+/// What follows from the memory there is. The workers live on the same machine, so PostgreSQL takes no more than half.
+fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let memory = inputs.memory;
+    let shared_buffers = inputs.postgres.shared_buffers.unwrap_or((memory / 4).clamp(16 * MB, 8192 * MB));
+    // A query may use it several times, and every connection runs one.
+    let work_mem = memory / 8 / u64::from(inputs.postgres.max_connections.max(1));
+    vec![
+        ("shared_buffers", kilobytes(shared_buffers)),
+        ("effective_cache_size", kilobytes((memory / 2).max(32 * MB))),
+        ("work_mem", kilobytes(work_mem.clamp(4 * MB, 64 * MB))),
+        ("maintenance_work_mem", kilobytes((memory / 16).clamp(16 * MB, 1024 * MB))),
+        // Bounds both the disk that WAL takes and the work of crash recovery.
+        ("max_wal_size", "1GB".into()),
+        ("min_wal_size", "80MB".into()),
+    ]
+}
+
+fn kilobytes(bytes: u64) -> String {
+    if bytes.is_multiple_of(MB) { format!("{}MB", bytes / MB) } else { format!("{}kB", bytes / 1024) }
+}
+
+/// The configured address, and loopback beside it where Tandem and its workers would not reach it otherwise.
+fn listen_addresses(listen: IpAddr) -> String {
+    let local = client_address(listen);
+    if listen == local || listen.is_unspecified() { listen.to_string() } else { format!("{local},{listen}") }
+}
+
+fn preload(postgres: &Postgres) -> String {
+    let more = postgres.settings.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
+    let more = more.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "pg_stat_statements");
+    std::iter::once("pg_stat_statements").chain(more).collect::<Vec<_>>().join(",")
+}
+
+/// Names are `name` or `extension.name`; a line break in one would be a setting of its own.
+fn check(name: &str) -> Result<(), Failure> {
+    let word = |part: &str| {
+        part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "_$".contains(letter))
+    };
+    if !name.split('.').all(word) {
+        return Err(Failure::new(Code::Config, format!("[postgres.settings]: {name:?} is not the name of a setting")));
+    }
+    if OWNED.contains(&name.to_ascii_lowercase().as_str()) {
+        let message = format!("[postgres.settings]: `{name}` is set by Tandem; use the keys of [postgres] instead");
+        return Err(Failure::new(Code::Config, message));
+    }
+    Ok(())
+}
+
+/// One line of postgresql.conf: in its quoted strings `\` escapes, and a quote is doubled.
+fn line(text: &mut String, name: &str, value: &str) {
+    let mut quoted = String::with_capacity(value.len());
+    for letter in value.chars() {
+        match letter {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            // The reader of the file is a C string's: a NUL cannot be in a value.
+            '\0' => {}
+            other => quoted.push(other),
+        }
+    }
+    let _ = writeln!(text, "{name} = '{quoted}'");
+}
+
+fn hba(listen: IpAddr) -> String {
+    let mut text = format!("{HEADER}# The first line that fits decides.\n");
+    let mut rule = |kind: &str, database: &str, user: &str, address: &str, method: &str| {
+        let line = format!("{kind:<5} {database:<11} {user:<10} {address:<14} {method}");
+        let _ = writeln!(text, "{}", line.trim_end());
+    };
+    rule("local", "all", SUPERUSER, "", "peer map=tandem");
+    rule("local", "replication", SUPERUSER, "", "peer map=tandem");
+    rule("local", "all", "all", "", "scram-sha-256");
+    rule("host", "all", "all", "127.0.0.1/32", "scram-sha-256");
+    rule("host", "all", "all", "::1/128", "scram-sha-256");
+    match listen {
+        IpAddr::V4(address) if !address.is_loopback() => rule("host", "all", "all", "0.0.0.0/0", "scram-sha-256"),
+        IpAddr::V6(address) if !address.is_loopback() => rule("host", "all", "all", "::/0", "scram-sha-256"),
+        _ => {}
+    }
+    text
+}
+
+fn ident(users: &[String]) -> String {
+    let mut text =
+        format!("{HEADER}# Operating-system users that may be the database superuser over the unix socket.\n");
+    for user in users {
+        // A name that starts with a slash would be read as a regular expression.
+        if !user.starts_with('/') && !user.contains(['"', '\n']) {
+            let _ = writeln!(text, "tandem \"{user}\" {SUPERUSER}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+use expect_test::expect;
+
+use super::*;
+use crate::postgres::test_support;
+
+fn rendered(postgres: &Postgres, memory: u64) -> Result<Rendered, Failure> {
+    let trusted_users = ["root".to_owned(), "postgres".to_owned()];
+    let socket_dir = Path::new("/srv/ffe/.tandem/run/postgres");
+    render(&Inputs { postgres, socket_dir, port: 5432, memory, trusted_users: &trusted_users })
+}
+
+#[test]
+fn the_three_files() {
+    let mut postgres = test_support::settings();
+    postgres.settings.insert("archive_command".into(), "cp '%p' \"C:\\x\"\nport = 1".into());
+    postgres.settings.insert("shared_preload_libraries".into(), "auto_explain, pg_stat_statements".into());
+    let files = rendered(&postgres, 8192 * MB).unwrap();
+    expect![[r#"
+        # Made by Tandem at every start: changes in this file are lost.
+        # Change [postgres] or [postgres.settings] in Tandem's configuration instead.
+
+        listen_addresses = '127.0.0.1'
+        port = '5432'
+        unix_socket_directories = '/srv/ffe/.tandem/run/postgres'
+    "#]]
+    .assert_eq(&files.conf);
+    expect![[r#""#]].assert_eq(&files.hba);
+    expect![[r#""#]].assert_eq(&files.ident);
+}
+
+#[test]
+fn memory_is_shared_within_bounds() {
+    let mut postgres = test_support::settings();
+    let mut sizes = |memory: u64, shared_buffers: Option<u64>| {
+        postgres.shared_buffers = shared_buffers;
+        let conf = rendered(&postgres, memory).unwrap().conf;
+        let value = |name: &str| conf.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
+        [
+            value("shared_buffers = "),
+            value("effective_cache_size = "),
+            value("work_mem = "),
+            value("maintenance_work_mem = "),
+        ]
+        .join(" ")
+    };
+    let table = [
+        sizes(32 * MB, None),
+        sizes(512 * MB, None),
+        sizes(16_384 * MB, None),
+        sizes(1024 * 1024 * MB, None),
+        sizes(16_384 * MB, Some(MB + 1024)),
+    ];
+    expect![[""]].assert_eq(&table.join("\n"));
+}
+
+#[test]
+fn another_address_opens_the_door_and_keeps_loopback() {
+    let mut postgres = test_support::settings();
+    let mut seen = String::new();
+    for listen in ["0.0.0.0", "10.1.2.3", "::", "::1"] {
+        postgres.listen = listen.parse().unwrap();
+        let files = rendered(&postgres, 1024 * MB).unwrap();
+        let last = files.hba.lines().last().unwrap_or_default();
+        let first = files.conf.lines().find(|line| line.starts_with("listen")).unwrap_or_default();
+        let _ = writeln!(seen, "{first} | {last} | {}", client_address(postgres.listen));
+    }
+    expect![[""]].assert_eq(&seen);
+}
+
+#[test]
+fn a_setting_cannot_smuggle_another_one_in() {
+    let mut postgres = test_support::settings();
+    for name in ["a b", "x\nport", "", "port", "Data_Directory", "1st", "a..b"] {
+        postgres.settings = [(name.to_owned(), "1".to_owned())].into();
+        assert_eq!(rendered(&postgres, MB).unwrap_err().code, Code::Config, "{name:?}");
+    }
+    postgres.settings = [("auto_explain.log_min_duration".to_owned(), "1s".to_owned())].into();
+    assert!(rendered(&postgres, MB).unwrap().conf.ends_with("auto_explain.log_min_duration = '1s'\n"));
+}

@@ -1,0 +1,126 @@
+//! For tests: a PostgreSQL to run, a home of its own in a temporary directory, and a server that ends with the test.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::binaries::Installation;
+use super::home::Home;
+use super::provision::{Wanted, provision};
+use super::secret::{self, Password};
+use super::settings::{Inputs, render};
+use super::{cluster, port, server, stale};
+use crate::config::{BinarySource, Port, Postgres, PostgresMode};
+use crate::process::{self, Child, identity, lines, signal};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The PostgreSQL that tests run.
+#[expect(clippy::disallowed_methods, reason = "tests are told where their PostgreSQL is")]
+pub fn installation() -> Installation {
+    let prefix = std::env::var_os("TANDEM_TEST_POSTGRES").expect("TANDEM_TEST_POSTGRES=<prefix of a PostgreSQL 16>");
+    let prefix = PathBuf::from(prefix);
+    let (bin, lib) = (prefix.join("bin"), Some(prefix.join("lib")));
+    Installation { bin, lib, version: "16".into(), origin: "test".into() }
+}
+
+/// `[postgres]` as small as it can be.
+pub fn settings() -> Postgres {
+    Postgres {
+        mode: PostgresMode::Managed,
+        url: None,
+        source: BinarySource::Auto,
+        listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port: Port { number: 0, chosen: false },
+        user: "ffe".into(),
+        password: None,
+        database: "ffe".into(),
+        run_as: None,
+        max_connections: 20,
+        reserved_connections: 5,
+        shared_buffers: None,
+        settings: BTreeMap::new(),
+        ready_limit: LIMIT,
+        probe_interval: Duration::from_secs(1),
+        probe_deadline: Duration::from_secs(1),
+        hang_limit: None,
+    }
+}
+
+/// A home in a temporary directory that goes with it.
+pub struct Place {
+    pub home: Home,
+    pub dir: tempfile::TempDir,
+}
+
+/// A home with its directories made, for the user that the tests' server runs as.
+pub fn place() -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let server = identity::is_root().then(|| identity::lookup("postgres").or_else(|| identity::lookup("nobody")));
+    let home = Home::at(&dir.path().join("state"), server.flatten());
+    home.prepare().unwrap();
+    Place { home, dir }
+}
+
+/// A running server.
+pub struct Running {
+    pub child: Child,
+    pub port: u16,
+    log: tokio::task::JoinHandle<String>,
+}
+
+/// Start the server of `home` and wait until it is ready.
+pub async fn start(home: &Home) -> Running {
+    start_with(home, &Postgres { shared_buffers: Some(16 * 1024 * 1024), ..settings() }).await
+}
+
+/// As [`start`], configured as `postgres` says.
+pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
+    let port = port::choose(postgres.listen, postgres.port).unwrap();
+    let trusted_users = home.trusted_users().unwrap();
+    let inputs =
+        Inputs { postgres, socket_dir: &home.socket_dir, port, memory: 1 << 30, trusted_users: &trusted_users };
+    cluster::configure(home, &render(&inputs).unwrap()).unwrap();
+    let extra = stale::clear(home).await.unwrap();
+    let command = server::command(home, &installation(), &extra);
+    let (mut child, output) = process::spawn(&command, &[], Signal::SIGQUIT).unwrap();
+    let log = tokio::spawn(async move {
+        let mut text = String::new();
+        lines(output.stderr.unwrap(), |line| text.extend([line, "\n"])).await;
+        text
+    });
+    server::oom_protect(child.pid());
+    let pid = child.pid();
+    tokio::select! {
+        ready = tokio::time::timeout(LIMIT, server::wait_ready(&home.data, pid)) => ready.unwrap(),
+        exit = child.wait() => panic!("the server ended ({exit}): {}", log.await.unwrap()),
+    }
+    Running { child, port, log }
+}
+
+impl Running {
+    /// Stop the server and return what it wrote.
+    pub async fn stop(self, request: Signal) -> String {
+        signal(self.child.pid(), request);
+        self.ended().await
+    }
+
+    /// Wait for the server's end and return what it wrote.
+    pub async fn ended(mut self) -> String {
+        tokio::time::timeout(LIMIT, self.child.wait()).await.unwrap();
+        tokio::time::timeout(LIMIT, self.log).await.unwrap().unwrap()
+    }
+}
+
+/// Make the role and the database `ffe`.
+pub async fn provisioned(home: &Home, port: u16, fresh: bool) -> Password {
+    let password = secret::ensure(home, None).unwrap();
+    provision(home, port, &Wanted { user: "ffe", password: &password, database: "ffe" }, fresh).await.unwrap();
+    password
+}
