@@ -23,14 +23,25 @@ pub async fn connect(url: &DatabaseUrl, application_name: &str) -> anyhow::Resul
     pool(url, options(url, application_name)?, 2).await
 }
 
-/// The one connection that migrations run on.
-pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<DatabaseConnection> {
+/// The one connection that migrations run on. Dropped in the middle of a statement, it goes at once.
+pub(super) struct Migrating(pub DatabaseConnection);
+
+impl Drop for Migrating {
+    fn drop(&mut self) {
+        // A connection that goes back to an open pool first waits for its statement to end, in a task of its own. The
+        // pool is marked as closed here and now; that task runs later, because this thread is the runtime's only one.
+        drop(self.0.get_postgres_connection_pool().close());
+    }
+}
+
+/// Open the connection that migrations run on.
+pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<Migrating> {
     let options = options(url, application_name)?.options([
         ("search_path", "tandem,public"),
         // A statement whose client has gone would run on, out of sight and no longer under the lock.
         ("client_connection_check_interval", "1000"),
     ]);
-    pool(url, options, 1).await
+    Ok(Migrating(pool(url, options, 1).await?))
 }
 
 /// One plain connection, for what belongs to a session.

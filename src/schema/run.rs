@@ -110,17 +110,18 @@ async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Re
     let found = inspect(lock.session()).await?;
     let position = locate(&found, REVISIONS)?;
     let target = target(position, goal)?;
-    let database = connect::migrator(url, APPLICATION_NAME).await?;
+    let migrating = connect::migrator(url, APPLICATION_NAME).await?;
+    let database = &migrating.0;
     let result = async {
-        let adopted = record(&database, &found, position).await.context("record the revision that Alembic names")?;
+        let adopted = record(database, &found, position).await.context("record the revision that Alembic names")?;
         let mut outcome = Outcome { adopted, ..Outcome::default() };
-        step(&database, lock, position.applied, target, &mut outcome).await?;
+        step(database, lock, position.applied, target, &mut outcome).await?;
         outcome.revision = revision(target);
         Ok(outcome)
     }
     .await;
     // A failed revision is rolled back before the lock is free.
-    let _closed = database.close().await;
+    let _closed = database.close_by_ref().await;
     result
 }
 
@@ -161,7 +162,7 @@ async fn record(database: &DatabaseConnection, found: &Found, position: Position
         transaction.execute_raw(Statement::from_sql_and_values(backend, sql, [names.clone().into()])).await?;
     }
     transaction.commit().await?;
-    let adopted = (position.applied > 0 || found.recorded.is_some()).then(|| revision(position.applied)).flatten();
+    let adopted = revision(position.applied);
     if let Some(revision) = &adopted {
         tracing::info!(schema.revision = revision, "adopted the revision that Alembic had brought the database to");
     }
