@@ -76,8 +76,9 @@ fn only_the_serving_phase_is_ready_and_every_phase_is_live() {
 #[test]
 fn workers_decide_between_healthy_degraded_and_unhealthy() {
     use WorkerState::{GaveUp, Ready, Resting, Retiring, Starting};
-    // (slot and state of each process, wanted, min) -> answer
-    let table: &[(&[(u32, WorkerState)], u32, u32, (Status, u16, u16))] = &[
+    /// Slot and state of each process, wanted, min, answer.
+    type Row = (&'static [(u32, WorkerState)], u32, u32, (Status, u16, u16));
+    let table: &[Row] = &[
         (&[(0, Ready), (1, Ready)], 2, 2, HEALTHY),
         (&[(0, Ready), (1, Starting)], 2, 1, DEGRADED),
         (&[(0, Ready), (1, Starting)], 2, 2, UNHEALTHY),
