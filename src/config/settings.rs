@@ -144,7 +144,6 @@ pub struct Python {
     pub requirements: Option<PathBuf>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
-    /// Whether Tandem may make and remake `venv`; `false`: somebody else made it and it is used as it is.
     /// Whether Tandem makes and updates `venv`; if not, somebody else made it and it must not be touched.
     pub managed: bool,
     /// `auto`, `uv` or `pip`.

@@ -1,6 +1,3 @@
-//! A PostgreSQL 16 cluster and its postmaster.
-
-pub mod binaries;
 //! A PostgreSQL 16 cluster and its postmaster: where it lies, how it is made, configured, started, provisioned, probed.
 //!
 //! Must not know about workers: the database URL travels through `plan/`.
