@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::make::Way;
 use super::*;
 use crate::config::Installer;
 use crate::exit::code_of;
@@ -52,16 +53,21 @@ impl Project {
     }
 }
 
-/// A package that is called uvicorn, so that tests need no index; `bad` says what `import uvicorn` runs into.
-fn local_uvicorn(project: &Project, name: &str, module: &str) {
-    let dir = project.dir.path().join(name);
-    std::fs::create_dir(&dir).unwrap();
-    std::fs::write(
-        dir.join("setup.py"),
-        "from setuptools import setup\nsetup(name='uvicorn', version='0', py_modules=['uvicorn'])\n",
-    )
-    .unwrap();
-    std::fs::write(dir.join("uvicorn.py"), module).unwrap();
+/// A wheel that is called uvicorn, so that tests need no index; `module` is what `import uvicorn` runs.
+fn local_uvicorn(project: &Project, module: &str) {
+    const INFO: &str = "uvicorn-0.dist-info";
+    let file = std::fs::File::create(project.dir.path().join("uvicorn-0-py3-none-any.whl")).unwrap();
+    let mut wheel = zip::ZipWriter::new(file);
+    for (name, content) in [
+        ("uvicorn.py".to_owned(), module),
+        (format!("{INFO}/METADATA"), "Metadata-Version: 2.1\nName: uvicorn\nVersion: 0\n"),
+        (format!("{INFO}/WHEEL"), "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+        (format!("{INFO}/RECORD"), ""),
+    ] {
+        wheel.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut wheel, content.as_bytes()).unwrap();
+    }
+    wheel.finish().unwrap();
 }
 
 #[tokio::test]
@@ -95,8 +101,8 @@ async fn made_once_by_two_starts_at_once_then_reused_then_remade_when_requiremen
 
 #[tokio::test]
 async fn what_a_killed_making_left_is_made_from_scratch() {
-    let project = Project::new("./good\n");
-    local_uvicorn(&project, "good", "");
+    let project = Project::new("./uvicorn-0-py3-none-any.whl\n");
+    local_uvicorn(&project, "");
     let site = project.venv().join("lib/half");
     std::fs::create_dir_all(&site).unwrap();
     marker::begin(&project.venv()).unwrap();
@@ -118,8 +124,8 @@ async fn what_a_killed_making_left_is_made_from_scratch() {
 
 #[tokio::test]
 async fn without_uvicorn_the_error_says_so() {
-    let project = Project::new("./bad\n");
-    local_uvicorn(&project, "bad", "import no_such_module_of_tandem\n");
+    let project = Project::new("./uvicorn-0-py3-none-any.whl\n");
+    local_uvicorn(&project, "import no_such_module_of_tandem\n");
     let error = project.ensure().await.unwrap_err();
     assert_eq!(code_of(&error), Code::Config);
     assert!(error.to_string().contains("no_such_module_of_tandem"), "{error}");
@@ -153,6 +159,16 @@ async fn with_nothing_to_install_the_interpreter_itself_is_used() {
     assert_eq!(code_of(&project.ensure().await.unwrap_err()), Code::Config);
 }
 
+#[test]
+fn the_way_is_what_the_interpreter_can() {
+    let way = |said, uv| make::judge(said, "python3", uv).unwrap();
+    assert_eq!(way("3 11 False", true), Way::Uv);
+    assert_eq!(way("3 11 False\n23 0", false), Way::PipOutside);
+    assert_eq!(way("3 11 True\n22 2", false), Way::PipInside);
+    assert_eq!(way("3 11 True", false), Way::PipInside);
+    make::judge("3 11 False\n22 2", "python3", false).unwrap_err();
+}
+
 #[tokio::test]
 async fn interpreters_that_will_not_do_are_refused_in_words() {
     let mut project = Project::new("uvicorn\n");
@@ -166,7 +182,6 @@ async fn interpreters_that_will_not_do_are_refused_in_words() {
         assert!(error.to_string().contains(word), "{error}");
         assert_eq!(code_of(&error), Code::Config);
     }
-    make::judge("3 11 False", "python3", true).unwrap();
     project.python.requirements = Some("absent.txt".into());
     assert_eq!(code_of(&project.ensure().await.unwrap_err()), Code::Config);
 }
