@@ -1,1 +1,38 @@
-fn main() {}
+//! Parse, start tracing, run, map the outcome to an exit code.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tandem::cli::Cli;
+use tandem::exit::{Code, code_of};
+use tandem::{commands, telemetry};
+
+/// How long work on other threads may go on after the end, before it is cut off.
+const THREADS_LIMIT: Duration = Duration::from_millis(100);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Code::Usage } else { Code::Stopped } as u8);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("tandem: start the runtime: {error}");
+            return ExitCode::from(Code::Failed as u8);
+        }
+    };
+    let outcome = tokio::task::LocalSet::new().block_on(&runtime, commands::run(cli));
+    runtime.shutdown_timeout(THREADS_LIMIT);
+    match outcome {
+        Ok(code) => ExitCode::from(code as u8),
+        Err(error) => {
+            telemetry::failure(&error);
+            ExitCode::from(code_of(&error) as u8)
+        }
+    }
+}

@@ -21,6 +21,7 @@ pub fn settings(
         directory: directory.to_path_buf(),
         file,
         state_dir: values.path("state_dir"),
+        search_path: environment.get("PATH").cloned().unwrap_or_default(),
         cache_dir: values.path("cache_dir").unwrap_or_else(|| cache_dir(environment, directory)),
         postgres: postgres(values, database),
         migrations: migrations(values),
@@ -41,6 +42,7 @@ pub fn settings(
             platform_grace: values.duration("stop.platform_grace"),
         },
         log: Log {
+            colour: environment.get("NO_COLOR").is_none_or(String::is_empty),
             format: match values.word("log.format").as_str() {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,

@@ -19,6 +19,8 @@ pub struct Settings {
     /// Where Tandem keeps what it makes; `None` means `.tandem` beside the configuration, moved where the server's
     /// user cannot reach that (`postgres::home` decides).
     pub state_dir: Option<PathBuf>,
+    /// PATH, where programs of the system are looked for.
+    pub search_path: String,
     /// Where downloads and unpacked PostgreSQL versions are shared between projects.
     pub cache_dir: PathBuf,
     pub postgres: Postgres,
@@ -237,6 +239,8 @@ pub enum LogFormat {
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct Log {
+    /// Whether a terminal may be shown colours: not when NO_COLOR is set.
+    pub colour: bool,
     pub format: LogFormat,
     /// A `tracing` filter, such as `info` or `tandem=debug`.
     pub filter: String,

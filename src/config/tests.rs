@@ -155,11 +155,12 @@ workers_min = 9
 
 #[test]
 fn bad_toml_is_told_with_its_line_and_without_the_text() {
-    project(&[("config/tandem.toml", "[workers]\napp = main:app\n[postgres]\npassword = \"s3cret\n")])
-        .refused(expect![[r#"
+    project(&[("config/tandem.toml", "[workers]\napp = main:app\n[postgres]\npassword = \"s3cret\n")]).refused(
+        expect![[r#"
             the configuration has 2 problems:
               config/tandem.toml:2: not TOML: string values must be quoted, expected literal string
-              config/tandem.toml:4: not TOML: invalid basic string, expected `"`"#]]);
+              config/tandem.toml:4: not TOML: invalid basic string, expected `"`"#]],
+    );
 }
 
 #[test]
@@ -176,7 +177,9 @@ fn nothing_at_all_says_what_to_write() {
 
 #[test]
 fn a_file_that_was_named_must_be_there() {
-    project(&[]).environment(&[("TANDEM_CONFIG", "gone.toml")]).refused(expect!["TANDEM_CONFIG names <project>/gone.toml, which is not a file"]);
+    project(&[])
+        .environment(&[("TANDEM_CONFIG", "gone.toml")])
+        .refused(expect!["TANDEM_CONFIG names <project>/gone.toml, which is not a file"]);
 }
 
 const FFE_DOTENV: &str = r#"# Database
@@ -194,12 +197,12 @@ fn a_compose_host_is_explained() {
         the configuration has 1 problem:
           .env:5: DATABASE_URL: host `postgres` does not resolve; a name without a dot is usually a Docker Compose service, which only resolves inside Compose's network
             help: delete the line, Tandem runs PostgreSQL itself and gives DATABASE_URL to the workers; or set postgres.mode = "managed" (TANDEM_POSTGRES__MODE=managed) to take user, password and database from it and ignore its server; or name a server that this machine can reach"#]]);
-    project(&[("tandem.toml", APP)])
-        .environment(&[("DATABASE_URL", "postgresql://u:p@db.example.com/d")])
-        .refused(expect![[r#"
+    project(&[("tandem.toml", APP)]).environment(&[("DATABASE_URL", "postgresql://u:p@db.example.com/d")]).refused(
+        expect![[r#"
             the configuration has 1 problem:
               environment DATABASE_URL: DATABASE_URL: host `db.example.com` does not resolve: Name or service not known
-                help: correct the host, or wait for its name to resolve"#]]);
+                help: correct the host, or wait for its name to resolve"#]],
+    );
 }
 
 #[test]
@@ -359,7 +362,8 @@ fn the_table_is_aligned() {
         workers.restart_intensity      5                                                 default
         workers.restart_period         1m                                                default
         workers.backoff_first          100ms                                             default
-        workers.backoff_max            10s                                               default"#]].assert_eq(&lines.join("\n"));
+        workers.backoff_max            10s                                               default"#]]
+    .assert_eq(&lines.join("\n"));
 }
 
 /// The shipped file with every commented key uncommented.

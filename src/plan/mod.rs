@@ -3,10 +3,13 @@
 
 mod budget;
 mod command;
-mod ladder;
+pub mod environment;
+pub mod ladder;
+mod policy;
 mod url;
 
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity};
-pub use ladder::{Rung, StopLadder};
+pub use ladder::StopLadder;
+pub use policy::{Policy, Rung, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

@@ -15,6 +15,7 @@ pub mod provision;
 pub mod scram;
 pub mod secret;
 pub mod server;
+pub mod service;
 pub mod settings;
 pub mod stale;
 #[cfg(test)]

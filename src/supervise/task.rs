@@ -1,1 +1,110 @@
+//! The loop around the pure tree: wait for one event, decide, act. Nothing is awaited while deciding or acting.
 
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep_until};
+
+use super::tree::{Action, Cause, Event, Phase, Tree};
+
+/// Who carries out what the tree decides.
+pub trait Shell {
+    /// Carry out one action, without waiting for its outcome: that comes back as an event.
+    fn act(&mut self, action: Action);
+
+    /// See the tree after a step, to publish what others read of it.
+    fn observe(&mut self, tree: &Tree);
+}
+
+/// Run `tree` from its begin until nothing of it is left. Dropping the future forgets the children: don't.
+pub async fn run(mut tree: Tree, mut events: UnboundedReceiver<Event>, shell: &mut impl Shell) -> Cause {
+    let started = Instant::now();
+    let mut event = Event::Begin;
+    loop {
+        let (next, actions) = tree.step(event, started.elapsed());
+        tree = next;
+        for action in actions {
+            shell.act(action);
+        }
+        shell.observe(&tree);
+        if let Phase::Stopped { cause } = tree.phase {
+            return cause;
+        }
+        event = wait(&tree, started, &mut events).await;
+    }
+}
+
+/// The next event, or a tick when the tree's deadline comes first.
+async fn wait(tree: &Tree, started: Instant, events: &mut UnboundedReceiver<Event>) -> Event {
+    let tick = async {
+        match tree.deadline() {
+            Some(deadline) => sleep_until(started + deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        event = events.recv() => event.unwrap_or(Event::Stop),
+        () = tick => Event::Tick,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::{self, Policy, Rung, Signal};
+    use super::super::tree::{JobId, Plan, ServiceId, ServicePlan, Stage};
+    use super::*;
+    use std::time::Duration;
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+    /// A scripted world: the child is there at once, gets ready, and ends only when killed.
+    struct Script {
+        events: UnboundedSender<Event>,
+        seen: Vec<Action>,
+    }
+
+    impl Shell for Script {
+        fn act(&mut self, action: Action) {
+            self.seen.push(action);
+            let answer = match action {
+                Action::RunJob(job) => Event::JobSucceeded(job),
+                Action::Service(id, state::Action::Spawn(_)) => {
+                    self.events.send(Event::Service(id, state::Event::Spawned(1))).unwrap();
+                    Event::Service(id, state::Event::Ready)
+                }
+                Action::Service(id, state::Action::Signal(Rung { signal: Signal::Kill, .. })) => {
+                    Event::Service(id, state::Event::Exited(state::Ending::Ended))
+                }
+                Action::Enter(Phase::Serving) => Event::Stop,
+                _ => return,
+            };
+            self.events.send(answer).unwrap();
+        }
+
+        fn observe(&mut self, _: &Tree) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loop_ticks_when_a_deadline_comes_before_any_event() {
+        let rung = |signal, seconds| Rung { signal, group: true, grace: Duration::from_secs(seconds) };
+        let policy = Policy {
+            ready_limit: Duration::from_secs(60),
+            hang_limit: None,
+            ladder: vec![rung(Signal::Term, 10), rung(Signal::Kill, 2)],
+            backoff_first: Duration::ZERO,
+            backoff_step: Duration::ZERO,
+            backoff_max: Duration::ZERO,
+            intensity: 0,
+            period: Duration::ZERO,
+            rest: Duration::ZERO,
+        };
+        let plan = Plan {
+            stages: vec![Stage::Job(JobId(0)), Stage::Services(vec![ServiceId(0)])],
+            services: vec![ServicePlan { policy, prepare_at: None }],
+            drain_delay: Duration::ZERO,
+        };
+        let (events, receiver) = unbounded_channel();
+        let mut script = Script { events, seen: Vec::new() };
+        let started = Instant::now();
+        assert_eq!(run(Tree::new(plan), receiver, &mut script).await, Cause::Asked);
+        assert_eq!(started.elapsed().as_secs(), 10, "SIGTERM was ignored for the whole grace, then SIGKILL");
+        assert_eq!(script.seen.first(), Some(&Action::Enter(Phase::Booting { stage: 0 })));
+    }
+}

@@ -103,3 +103,11 @@ mod tests {
         assert!(error.to_string().contains("log.filter"), "{error}");
     }
 }
+
+/// Say why Tandem ends: the error and its causes, on standard error, whether logging has begun or not.
+pub fn failure(error: &anyhow::Error) {
+    match LOOK.get() {
+        Some(Look::Json) => tracing::error!("{error:#}"),
+        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {error:#}\n").as_bytes()),
+    }
+}

@@ -1,5 +1,7 @@
 //! Uvicorn workers on one listening socket, and the Python environment they run in.
 
 pub mod environment;
+pub mod launch;
 pub mod listener;
 pub mod notify;
+pub mod pool;

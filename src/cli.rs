@@ -1,0 +1,124 @@
+//! The command line: what can be typed, and nothing about what it does.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Runs PostgreSQL 16 and a Python ASGI backend as one process tree.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, max_term_width = 100)]
+#[command(after_help = "Example: tandem up --workers 2\n\nExit codes: 0 stopped as asked, 1 failed, 64 bad usage, \
+65 database newer than this binary,\n69 a service gave up, 73 cannot create or lock a directory, 75 temporary, \
+78 bad configuration")]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// The configuration file [default: ./tandem.toml, then ./config/tandem.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set any key, such as `--set postgres.port=5433`; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// How log lines look: auto, text or json
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything, in the foreground, until stopped
+    #[command(after_help = "Example: tandem up --workers 2 --listen 0.0.0.0:8000")]
+    Up {
+        /// How many workers
+        #[arg(long, value_name = "N")]
+        workers: Option<u32>,
+        /// Where the application listens
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<String>,
+    },
+    /// Validate the configuration; print the plan and where each value came from
+    #[command(after_help = "Example: tandem check --json | jq '.[] | select(.key == \"postgres.port\")'")]
+    Check {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring the database's schema up or down, or look at it
+    #[command(after_help = "Example: tandem migrate up && tandem migrate status --json")]
+    Migrate {
+        #[command(subcommand)]
+        command: Migrate,
+    },
+    /// Open psql on the application's database, with the right tool, user and password
+    #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
+    Psql {
+        /// Handed to psql as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
+    /// Print the database's URL, password included
+    #[command(after_help = "Example: DATABASE_URL=$(tandem url) alembic current")]
+    Url {
+        #[arg(long)]
+        json: bool,
+        /// The URL's scheme [default: postgresql]
+        #[arg(long, value_name = "SCHEME")]
+        scheme: Option<String>,
+    },
+    /// Print the environment that a worker gets, for a shell to read
+    #[command(after_help = "Example: eval \"$(tandem env)\" && pytest")]
+    Env {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask a running Tandem how it is: exit code 0 for well, 1 for not
+    #[command(after_help = "Example: HEALTHCHECK CMD [\"tandem\", \"health\", \"--ready\"]")]
+    Health {
+        /// Ask whether it may get traffic, not whether it is healthy
+        #[arg(long)]
+        ready: bool,
+        #[arg(long)]
+        json: bool,
+        /// How long to wait for the answer, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+        limit: u64,
+    },
+    /// Fetch PostgreSQL and make the Python environment, and start nothing
+    #[command(after_help = "Example: RUN tandem install    # in a Dockerfile")]
+    Install {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the completion script of a shell
+    #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
+    Completions {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Migrate {
+    /// Apply every migration that is missing
+    Up,
+    /// Take back the newest migrations
+    Down {
+        /// How many
+        #[arg(default_value_t = 1, value_name = "STEPS")]
+        steps: u32,
+    },
+    /// List the migrations and whether each is applied
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a new migration into the `migration/` crate of this checkout
+    New { name: String },
+}

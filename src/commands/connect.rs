@@ -1,0 +1,77 @@
+//! `tandem psql`, `tandem url`, `tandem env`: connect with the right tool, user and password.
+
+use std::fmt::Write as _;
+
+use crate::cli::Common;
+use crate::commands::open;
+use crate::config::{PostgresMode, Settings};
+use crate::exit::Code;
+use crate::plan::{CommandLine, DatabaseUrl, environment};
+use crate::postgres::binaries;
+use crate::postgres::home::Home;
+use crate::process;
+
+fn locate(common: &Common) -> anyhow::Result<(Settings, DatabaseUrl)> {
+    let settings = open::settings(common, Vec::new())?;
+    let home = Home::resolve(&settings)?;
+    let url = open::url(&settings, &home)?;
+    Ok((settings, url))
+}
+
+/// Become psql. The password travels in the environment, which other users cannot read, and not in the arguments.
+///
+/// # Errors
+/// No psql can be found or fetched.
+pub async fn psql(common: &Common, args: &[String]) -> anyhow::Result<Code> {
+    let (settings, url) = locate(common)?;
+    let program = match settings.postgres.mode {
+        PostgresMode::Managed => {
+            let python = &settings.python.interpreter;
+            binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, settings.search_path.as_ref())
+                .await?
+                .tool("psql")
+        }
+        PostgresMode::Attach => "psql".into(),
+    };
+    let mut command = CommandLine::new(program).args(args);
+    for (name, value) in environment::database(&settings, &url, "tandem-psql") {
+        command = command.env(name, value);
+    }
+    let error = process::replace(&command);
+    Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
+}
+
+/// Print the URL.
+///
+/// # Errors
+/// There is no database yet.
+pub fn url(common: &Common, scheme: Option<&str>, json: bool) -> anyhow::Result<Code> {
+    let (_, url) = locate(common)?;
+    let url = scheme.map_or(url.clone(), |scheme| url.with_scheme(scheme)).expose();
+    if json {
+        println!("{}", serde_json::json!({ "url": url.expose() }));
+    } else {
+        println!("{}", url.expose());
+    }
+    Ok(Code::Stopped)
+}
+
+/// Print the environment of a worker, as lines that a shell can read.
+///
+/// # Errors
+/// There is no database yet.
+pub fn env(common: &Common, json: bool) -> anyhow::Result<Code> {
+    let (settings, url) = locate(common)?;
+    let pairs = environment::database(&settings, &url, &settings.name);
+    if json {
+        let map: serde_json::Map<_, _> = pairs.into_iter().map(|(name, value)| (name, value.into())).collect();
+        println!("{}", serde_json::to_string_pretty(&map)?);
+        return Ok(Code::Stopped);
+    }
+    let mut text = String::new();
+    for (name, value) in pairs {
+        let _ = writeln!(text, "export {name}='{}'", value.replace('\'', r"'\''"));
+    }
+    print!("{text}");
+    Ok(Code::Stopped)
+}

@@ -1,0 +1,25 @@
+//! `tandem health`
+
+use std::time::Duration;
+
+use crate::cli::Common;
+use crate::commands::open;
+use crate::exit::Code;
+use crate::health::client;
+
+/// Ask the health port; 0 for a 2xx answer, 1 for any other and for none.
+///
+/// # Errors
+/// Nobody answers.
+pub async fn run(common: &Common, ready: bool, json: bool, limit: u64) -> anyhow::Result<Code> {
+    let loaded = open::load(common, Vec::new())?;
+    let path = if ready { "/ready" } else { "/health" };
+    let (status, body) = client::probe(loaded.settings.health.listen, path, Duration::from_secs(limit)).await?;
+    if json {
+        println!("{body}");
+    } else {
+        let report: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        println!("{} ({status})", report["status"].as_str().unwrap_or("unknown"));
+    }
+    Ok(if (200..300).contains(&status) { Code::Stopped } else { Code::Failed })
+}

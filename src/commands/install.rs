@@ -1,0 +1,33 @@
+//! `tandem install`
+
+use crate::cli::Common;
+use crate::commands::open;
+use crate::exit::Code;
+use crate::postgres::binaries;
+use crate::postgres::home::Home;
+use crate::workers::environment;
+
+/// Fetch PostgreSQL and make the Python environment, for image layers and air-gapped hosts.
+///
+/// # Errors
+/// What fetching or installing said.
+pub async fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    let home = Home::resolve(&settings)?;
+    let python = &settings.python.interpreter;
+    let (installation, environment) = tokio::try_join!(
+        binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, settings.search_path.as_ref()),
+        environment::ensure(&settings.python, &home.state, &settings.directory),
+    )?;
+    let (bin, python) = (installation.bin.display().to_string(), environment.python.display().to_string());
+    if json {
+        let installed = serde_json::json!({
+            "postgres": { "version": installation.version, "bin": bin, "origin": installation.origin },
+            "python": python,
+        });
+        println!("{installed}");
+    } else {
+        println!("PostgreSQL {} in {bin} ({})\nPython {python}", installation.version, installation.origin);
+    }
+    Ok(Code::Stopped)
+}

@@ -1,0 +1,80 @@
+//! `tandem migrate`
+
+use crate::cli::{Common, Migrate};
+use crate::commands::open;
+use crate::config::{PostgresMode, Settings};
+use crate::exit::Code;
+use crate::plan::DatabaseUrl;
+use crate::postgres::home::Home;
+use crate::postgres::lock::StateLock;
+use crate::postgres::server;
+use crate::schema;
+use crate::sidecar::{self, Context, Goal};
+
+/// Do one thing with the schema. Where no server runs, one is started for it and stopped afterwards.
+///
+/// # Errors
+/// What the migrations or the start of the server said.
+pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    if let Migrate::New { name } = &command {
+        let path = schema::new(&settings.directory.join("migration"), name)?;
+        println!("{}", path.display());
+        return Ok(Code::Stopped);
+    }
+    let home = Home::resolve(&settings)?;
+    let running = settings.postgres.mode == PostgresMode::Attach || server::running_port(&home.data).is_some();
+    if running {
+        let url = open::url(&settings, &home)?;
+        act(&settings, &url, command).await?;
+        return Ok(Code::Stopped);
+    }
+    home.prepare()?;
+    let _lock = StateLock::take(&home, "tandem migrate")?;
+    let context = Context::resolve(settings, home)?;
+    let (settings, url) = (context.settings.clone(), context.url.clone());
+    let errand = Box::pin(async move { act(&settings, &url, command).await });
+    sidecar::run(context, Goal::Errand(errand)).await?;
+    Ok(Code::Stopped)
+}
+
+async fn act(settings: &Settings, url: &DatabaseUrl, command: Migrate) -> anyhow::Result<()> {
+    let (lock_limit, limit) = (settings.migrations.lock_limit, settings.migrations.limit);
+    match command {
+        Migrate::Up => {
+            let outcome = schema::up(url, lock_limit, limit).await?;
+            if let Some(revision) = &outcome.adopted {
+                println!("adopted a database that Alembic brought to {revision}");
+            }
+            outcome.applied.iter().for_each(|name| println!("applied {name}"));
+            if outcome.applied.is_empty() {
+                println!("nothing to apply; the schema is at {}", outcome.revision.as_deref().unwrap_or("nothing"));
+            }
+        }
+        Migrate::Down { steps } => {
+            let taken = schema::down(url, steps as usize, lock_limit, limit).await?;
+            taken.rolled_back.iter().for_each(|name| println!("took back {name}"));
+            if taken.rolled_back.is_empty() {
+                println!("nothing to take back");
+            }
+        }
+        Migrate::Status { json } => {
+            let rows = schema::status(url).await?;
+            if json {
+                let rows: Vec<_> = rows
+                    .iter()
+                    .map(
+                        |row| serde_json::json!({ "name": row.name, "revision": row.revision, "applied": row.applied }),
+                    )
+                    .collect();
+                println!("{}", serde_json::to_string_pretty(&rows)?);
+            } else {
+                rows.iter().for_each(|row| {
+                    println!("{:<8} {}", if row.applied { "applied" } else { "pending" }, row.revision)
+                });
+            }
+        }
+        Migrate::New { .. } => {}
+    }
+    Ok(())
+}

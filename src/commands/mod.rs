@@ -1,0 +1,36 @@
+//! One file a subcommand: turn flags into one call, turn the result into words. No logic.
+
+mod check;
+mod connect;
+mod health;
+mod install;
+mod migrate;
+mod open;
+mod up;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command};
+use crate::exit::Code;
+
+/// Run what was typed.
+///
+/// # Errors
+/// Whatever the command says; `exit::code_of` knows the exit code.
+pub async fn run(cli: Cli) -> anyhow::Result<Code> {
+    let common = cli.common;
+    match cli.command {
+        Command::Up { workers, listen } => up::run(&common, workers, listen).await,
+        Command::Check { json } => check::run(&common, json),
+        Command::Migrate { command } => migrate::run(&common, command).await,
+        Command::Psql { args } => connect::psql(&common, &args).await,
+        Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
+        Command::Env { json } => connect::env(&common, json),
+        Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
+        Command::Install { json } => install::run(&common, json).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut std::io::stdout());
+            Ok(Code::Stopped)
+        }
+    }
+}

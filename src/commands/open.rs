@@ -1,0 +1,72 @@
+//! What most commands begin with: the configuration, the log, the state directory.
+
+use crate::cli::Common;
+use crate::config::{self, Flag, Loaded, Settings, Source};
+use crate::exit::{Code, Failure};
+use crate::plan::DatabaseUrl;
+use crate::postgres::home::Home;
+use crate::postgres::settings::client_address;
+use crate::postgres::{secret, server};
+use crate::telemetry;
+
+/// A flag that sets a key.
+pub fn flag(key: &str, value: impl Into<String>, name: &str) -> Flag {
+    Flag { key: key.to_owned(), value: value.into(), name: name.to_owned() }
+}
+
+/// Load the configuration with `flags` on top and start the log.
+///
+/// # Errors
+/// Every error of the configuration at once.
+pub fn settings(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Settings> {
+    let loaded = load(common, flags)?;
+    let log = &loaded.settings.log;
+    telemetry::init(log.format, &log.filter, log.colour)?;
+    for notice in &loaded.notices {
+        tracing::warn!("{notice}");
+    }
+    Ok(loaded.settings)
+}
+
+/// Load the configuration, with `--set` and `flags` on top.
+///
+/// # Errors
+/// Every error of the configuration at once.
+pub fn load(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Loaded> {
+    for pair in &common.set {
+        let Some((key, value)) = pair.split_once('=') else {
+            let text = format!("--set {pair}: write KEY=VALUE, such as --set postgres.port=5433");
+            return Err(Failure::new(Code::Usage, text).into());
+        };
+        flags.push(flag(key.trim(), value.trim(), "--set"));
+    }
+    if let Some(format) = &common.log_format {
+        flags.push(flag("log.format", format.clone(), "--log-format"));
+    }
+    config::load(&Source::of_process(common.config.clone(), flags)?)
+}
+
+/// Where the application's database is, as far as can be told without starting anything: a running server's own port,
+/// else the configured one.
+///
+/// # Errors
+/// There is no password yet, because nothing was ever started here.
+pub fn url(settings: &Settings, home: &Home) -> anyhow::Result<DatabaseUrl> {
+    if let Some(url) = &settings.postgres.url {
+        return Ok(url.clone());
+    }
+    let postgres = &settings.postgres;
+    let Some(password) = secret::existing(home, postgres.password.as_ref())? else {
+        let text = format!("there is no database in {} yet: `tandem up` makes it", home.state.display());
+        return Err(Failure::new(Code::Failed, text).into());
+    };
+    Ok(DatabaseUrl {
+        scheme: "postgresql".to_owned(),
+        user: postgres.user.clone(),
+        password: Some(password.secret),
+        host: client_address(postgres.listen).to_string(),
+        port: server::running_port(&home.data).unwrap_or(postgres.port.number),
+        database: postgres.database.clone(),
+        query: None,
+    })
+}

@@ -1,0 +1,23 @@
+//! `tandem up`
+
+use crate::cli::Common;
+use crate::commands::open;
+use crate::exit::Code;
+use crate::postgres::home::Home;
+use crate::postgres::lock::StateLock;
+use crate::sidecar::{self, Context, Goal};
+
+/// Run everything until stopped.
+///
+/// # Errors
+/// What kept it from starting, or made it end.
+pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>) -> anyhow::Result<Code> {
+    let workers = workers.map(|count| open::flag("workers.count", count.to_string(), "--workers"));
+    let listen = listen.map(|address| open::flag("workers.listen", address, "--listen"));
+    let settings = open::settings(common, [workers, listen].into_iter().flatten().collect())?;
+    let home = Home::resolve(&settings)?;
+    home.prepare()?;
+    let _lock = StateLock::take(&home, "tandem up")?;
+    sidecar::run(Context::resolve(settings, home)?, Goal::Serve).await?;
+    Ok(Code::Stopped)
+}

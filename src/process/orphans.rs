@@ -1,0 +1,62 @@
+//! Processes whose parent died under us: adopt them, reap them, and leave none behind.
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+use super::spawn::{is_own, signal};
+
+/// Become the parent of every descendant whose own parent ends (prctl(2), PR_SET_CHILD_SUBREAPER).
+pub fn adopt() {
+    if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+        tracing::warn!(%error, "become subreaper");
+    }
+}
+
+/// Reap adopted children that have ended, and no child that somebody here waits for.
+///
+/// A blanket `waitpid(-1)` would steal those statuses; so peek with WNOWAIT (waitid(2)) and stop at one of our own.
+pub fn reap() {
+    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) = waitid(Id::All, peek) {
+        if is_own(pid.as_raw()) {
+            return;
+        }
+        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+    }
+}
+
+/// Live children of this process that it did not spawn itself.
+pub fn strays() -> Vec<i32> {
+    children().into_iter().filter(|&pid| !is_own(pid)).collect()
+}
+
+/// End every stray, and every stray that becomes one thereby; at most `rounds` times.
+pub fn end_strays(rounds: usize) {
+    for _ in 0..rounds {
+        reap();
+        let strays = strays();
+        if strays.is_empty() {
+            return;
+        }
+        for &pid in &strays {
+            tracing::info!(process.pid = pid, "end a process that one of the services left behind");
+            signal(pid, Signal::SIGKILL);
+        }
+        for pid in strays {
+            let _ = waitpid(Pid::from_raw(pid), None);
+        }
+    }
+}
+
+/// The pids whose parent is this process, whichever thread spawned them (proc_pid_task(5)).
+fn children() -> Vec<i32> {
+    let own = std::process::id().cast_signed();
+    let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
+    processes
+        .filter_map(Result::ok)
+        .filter_map(|process| process.stat().ok())
+        .filter(|stat| stat.ppid == own && stat.state != 'Z')
+        .map(|stat| stat.pid)
+        .collect()
+}

@@ -1,0 +1,158 @@
+//! What each step of the boot does: one async function a step, made of calls into the rooms.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use super::Context;
+use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
+use crate::exit::{Code, Failure};
+use crate::plan::{CommandLine, DatabaseUrl, environment};
+use crate::postgres::home::Home;
+use crate::postgres::provision::Wanted;
+use crate::postgres::secret::{self, Password};
+use crate::postgres::service::Stocked;
+use crate::postgres::settings::{self, Inputs, client_address};
+use crate::postgres::{binaries, cluster, memory, port, probe::Probe, provision};
+use crate::process;
+use crate::schema;
+use crate::workers::{environment as venv, launch};
+
+/// How often a server that is not there yet is asked again.
+const ATTACH_POLL: Duration = Duration::from_millis(200);
+
+/// Where the application's database is, and the password its role shall have where the server is ours.
+pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(DatabaseUrl, Option<Password>)> {
+    let postgres = &settings.postgres;
+    if let (PostgresMode::Attach, Some(url)) = (postgres.mode, &postgres.url) {
+        return Ok((url.clone(), None));
+    }
+    let password = secret::ensure(home, postgres.password.as_ref())?;
+    let url = DatabaseUrl {
+        scheme: "postgresql".into(),
+        user: postgres.user.clone(),
+        password: Some(password.secret.clone()),
+        host: client_address(postgres.listen).to_string(),
+        port: port::choose(postgres.listen, postgres.port)?,
+        database: postgres.database.clone(),
+        query: None,
+    };
+    Ok((url, Some(password)))
+}
+
+/// [`super::Step::Install`]: both at once, since neither needs the other.
+pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
+    let settings = &context.settings;
+    let postgres = async {
+        match settings.postgres.mode {
+            PostgresMode::Attach => Ok(None),
+            PostgresMode::Managed => {
+                let python = &settings.python.interpreter;
+                binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, settings.search_path.as_ref())
+                    .await
+                    .map(Some)
+            }
+        }
+    };
+    let python = venv::ensure(&settings.python, &context.home.state, &settings.directory);
+    let (installation, environment) = tokio::try_join!(postgres, python)?;
+    *context.installation.borrow_mut() = installation;
+    let identity = launch::identity_for(settings, &context.home.run, &environment.python)?;
+    *context.worker_identity.borrow_mut() = identity;
+    *context.python.borrow_mut() = environment.python;
+    Ok(())
+}
+
+/// [`super::Step::Cluster`].
+pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
+    let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
+    context.fresh.set(cluster::ensure(&context.home, &installation).await?.fresh);
+    let files = settings::render(&Inputs {
+        postgres: &context.settings.postgres,
+        socket_dir: &context.home.socket_dir,
+        port: context.url.port,
+        memory: memory::available(),
+        trusted_users: &context.home.trusted_users()?,
+    })?;
+    cluster::configure(&context.home, &files)
+}
+
+/// [`super::Step::Provision`].
+pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
+    let Some(password) = &context.password else { return Ok(()) };
+    let wanted = Wanted { user: &context.url.user, password, database: &context.url.database };
+    provision::provision(&context.home, context.url.port, &wanted, context.fresh.get()).await?;
+    context.fresh.set(false);
+    context.database.set(Stocked::Provisioned);
+    Ok(())
+}
+
+/// [`super::Step::Attach`]: wait until the server that somebody else runs answers.
+pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
+    let postgres = &context.settings.postgres;
+    let mut probe = Probe::attached(&context.url)?;
+    let mut last = String::new();
+    let answered = async {
+        loop {
+            let sample = probe.sample(postgres.probe_deadline).await;
+            match sample.error {
+                None => return,
+                Some(error) => last = error,
+            }
+            tokio::time::sleep(ATTACH_POLL).await;
+        }
+    };
+    match tokio::time::timeout(postgres.ready_limit, answered).await {
+        Ok(()) => Ok(()),
+        Err(_) => {
+            let (url, limit) = (&context.url, postgres.ready_limit);
+            let text = format!("the database {url} did not answer within {limit:?}: {last}");
+            bail!(Failure::new(Code::Temporary, text))
+        }
+    }
+}
+
+/// [`super::Step::Migrate`].
+pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
+    let migrations = &context.settings.migrations;
+    apply(&context, migrations).await?;
+    context.database.set(Stocked::Migrated);
+    Ok(())
+}
+
+async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<()> {
+    match &migrations.run {
+        MigrationRun::None => Ok(()),
+        MigrationRun::SeaOrm => {
+            let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
+            if let Some(revision) = &outcome.adopted {
+                tracing::info!("adopted a database that Alembic brought to {revision}");
+            }
+            for name in &outcome.applied {
+                tracing::info!("applied migration {name}");
+            }
+            Ok(())
+        }
+        MigrationRun::Command(words) => command(context, words).await,
+    }
+}
+
+async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
+    let settings = &context.settings;
+    let Some((program, args)) = words.split_first() else { bail!("migrations.command is empty") };
+    // A tool such as alembic lives in the environment that was just made.
+    let bin = context.python.borrow().parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());
+    let mut command = CommandLine::new(bin.unwrap_or_else(|| program.into())).args(args).dir(&settings.directory);
+    for (name, value) in environment::database(settings, &context.url, &format!("{}-migrate", settings.name)) {
+        command = command.env(name, value);
+    }
+    let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
+    let finished = process::run_with(&command, settings.migrations.limit, on_line).await?;
+    if !finished.exit.success() {
+        let last: Vec<&str> = finished.stderr.lines().rev().take(5).collect();
+        let last: Vec<&str> = last.into_iter().rev().collect();
+        bail!("migrations: `{}` ended with {}\n{}", words.join(" "), finished.exit, last.join("\n"));
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! What others may know of the tree: the picture for the health port, the banner, and the file that says where to
+//! reach a running Tandem.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::{Context, Step, worker};
+use crate::config::{PostgresMode, Settings};
+use crate::health::picture::{self, Picture};
+use crate::phase::Phase as Public;
+use crate::postgres::probe::Sample;
+use crate::postgres::service::Reading;
+use crate::supervise::state::State;
+use crate::supervise::tree::{Phase, Tree};
+use crate::telemetry;
+use crate::workers::pool::{Roster, Slot};
+
+/// Where a running Tandem is reached; written when it serves, removed when it stops.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Endpoints {
+    pub pid: u32,
+    pub app: SocketAddr,
+    pub health: SocketAddr,
+    pub postgres_host: String,
+    pub postgres_port: u16,
+}
+
+impl Endpoints {
+    pub fn new(context: &Context) -> Self {
+        Self {
+            pid: std::process::id(),
+            app: context.settings.workers.listen,
+            health: context.settings.health.listen,
+            postgres_host: context.url.host.clone(),
+            postgres_port: context.url.port,
+        }
+    }
+
+    fn path(run: &Path) -> PathBuf {
+        run.join("endpoints.json")
+    }
+
+    /// Written beside and renamed, so that nobody reads half of it.
+    ///
+    /// # Errors
+    /// The run directory cannot be written.
+    pub fn write(&self, run: &Path) -> std::io::Result<()> {
+        let mut staged = tempfile::NamedTempFile::new_in(run)?;
+        staged.write_all(&serde_json::to_vec(self)?)?;
+        staged.persist(Self::path(run))?;
+        Ok(())
+    }
+
+    /// Those of the Tandem that serves from `run`, if one does.
+    pub fn read(run: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(Self::path(run)).ok()?).ok()
+    }
+
+    pub fn remove(run: &Path) {
+        let _ = std::fs::remove_file(Self::path(run));
+    }
+}
+
+/// How far we are, since when, and the picture of it.
+pub struct View {
+    picture: watch::Sender<Arc<Picture>>,
+    started: Instant,
+    phase: Public,
+    /// When each step of the boot began.
+    began: Vec<(Step, Instant)>,
+}
+
+impl View {
+    pub fn new(settings: &Settings) -> Self {
+        let started = Instant::now();
+        let postgres = &settings.postgres;
+        let picture = Picture {
+            phase: Public::Installing,
+            started,
+            database: picture::Database {
+                sample: None,
+                // One interval, one probe that runs into its deadline, and a moment for the loop itself.
+                sample_age_max: postgres.probe_interval + postgres.probe_deadline + Duration::from_millis(500),
+                pool_size: settings.pool.size,
+            },
+            workers: Vec::new(),
+            workers_wanted: settings.workers.count,
+            workers_min: settings.health.workers_min,
+            migrations: picture::Migrations { newest: Some(crate::schema::head()), ..Default::default() },
+            disk: picture::Disk::default(),
+        };
+        Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
+    }
+
+    /// What the health port reads.
+    pub fn pictures(&self) -> watch::Receiver<Arc<Picture>> {
+        self.picture.subscribe()
+    }
+
+    /// Note that the tree entered `phase`.
+    pub fn enter(&mut self, phase: Phase, steps: &[Step]) {
+        self.phase = match phase {
+            Phase::Idle => Public::Installing,
+            Phase::Booting { stage } => {
+                self.began.push((steps[stage], Instant::now()));
+                public(steps[stage])
+            }
+            Phase::Serving => Public::Serving,
+            Phase::Draining { .. } => Public::Draining,
+            Phase::Stopping { .. } => Public::Stopping,
+            Phase::Stopped { .. } => Public::Stopped,
+        };
+    }
+
+    /// Make a new picture and hand it to the health port.
+    pub fn publish(&mut self, tree: &Tree, slots: &[Slot]) {
+        let phase = self.phase;
+        let workers = slots.iter().enumerate().map(|(number, slot)| {
+            let child = &tree.children[worker(number).0];
+            picture::Worker {
+                slot: u32::try_from(number).unwrap_or(u32::MAX),
+                pid: child.pid(),
+                state: worker_state(child.state),
+                since: Instant::now(),
+                restarts: u32::try_from(child.restarts).unwrap_or(u32::MAX),
+                last_exit: slot.last_exit(),
+                counts: slot.counts(),
+            }
+        });
+        let workers = workers.collect();
+        self.picture.send_modify(|picture| {
+            let picture = Arc::make_mut(picture);
+            let before = std::mem::replace(&mut picture.workers, workers);
+            for (worker, before) in picture.workers.iter_mut().zip(before) {
+                if (worker.state, worker.pid) == (before.state, before.pid) {
+                    worker.since = before.since;
+                }
+            }
+            picture.phase = phase;
+        });
+    }
+
+    /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.
+    pub fn follow(&self, mut readings: watch::Receiver<Reading>, roster: Roster) -> impl Future<Output = ()> + use<> {
+        let pictures = self.picture.clone();
+        async move {
+            loop {
+                let reading = readings.borrow_and_update().clone();
+                pictures.send_modify(|picture| {
+                    let picture = Arc::make_mut(picture);
+                    picture.database.sample = Some(sample(reading));
+                    for worker in &mut picture.workers {
+                        worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
+                    }
+                });
+                if readings.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Say once, in one piece, that all is ready: where, how to connect, and how long each step took.
+    pub fn banner(&self, context: &Context) {
+        let settings = &context.settings;
+        let ends = self.began.iter().skip(1).map(|(_, began)| *began).chain([Instant::now()]);
+        let took = self
+            .began
+            .iter()
+            .zip(ends)
+            .map(|((step, began), end)| format!("{} {:.0?}", name(*step), end.duration_since(*began)));
+        let took: Vec<String> = took.collect();
+        let server = match settings.postgres.mode {
+            PostgresMode::Managed => "tandem psql, or with the URL that `tandem url` prints",
+            PostgresMode::Attach => "tandem psql (the server is run by somebody else)",
+        };
+        telemetry::banner(
+            &format!("{} is ready after {:.0?}", settings.name, self.started.elapsed()),
+            &[
+                ("app", format!("http://{} ({} workers)", settings.workers.listen, settings.workers.count)),
+                ("health", format!("http://{}/health", settings.health.listen)),
+                ("database", context.url.to_string()),
+                ("connect", server.to_owned()),
+                ("steps", took.join(", ")),
+            ],
+        );
+    }
+}
+
+/// A reading as the health port shows it. Its error's text stays in the log: it may quote a connection string.
+fn sample(reading: Reading) -> picture::Sample {
+    let Some((taken, sample)) = reading else {
+        return picture::Sample { taken: Instant::now(), outcome: Err(picture::Fault::Down) };
+    };
+    let Sample { available, hung, latency, schema_version, tables, connections, max_connections, .. } = sample;
+    let facts = picture::Facts { latency, schema_version, tables, connections, max_connections };
+    let fault = if hung { picture::Fault::Hung(latency) } else { picture::Fault::Unreachable };
+    picture::Sample { taken, outcome: if available { Ok(facts) } else { Err(fault) } }
+}
+
+fn public(step: Step) -> Public {
+    match step {
+        Step::Install => Public::Installing,
+        Step::Cluster | Step::Postgres | Step::Attach | Step::Provision => Public::StartingDatabase,
+        Step::Migrate | Step::Errand => Public::Migrating,
+        Step::Workers => Public::StartingWorkers,
+    }
+}
+
+fn name(step: Step) -> &'static str {
+    match step {
+        Step::Install => "install",
+        Step::Cluster => "cluster",
+        Step::Postgres => "postgres",
+        Step::Attach => "attach",
+        Step::Provision => "provision",
+        Step::Migrate => "migrate",
+        Step::Workers => "workers",
+        Step::Errand => "errand",
+    }
+}
+
+fn worker_state(state: State) -> picture::WorkerState {
+    match state {
+        State::Spawning { .. } | State::Held { .. } | State::Starting { .. } => picture::WorkerState::Starting,
+        State::Ready { .. } => picture::WorkerState::Ready,
+        State::Hung { .. } | State::Replacing { .. } | State::Stopping { .. } | State::Abandoned { .. } => {
+            picture::WorkerState::Retiring
+        }
+        State::Down | State::Backoff { .. } => picture::WorkerState::Resting,
+        State::GaveUp => picture::WorkerState::GaveUp,
+    }
+}

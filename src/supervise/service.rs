@@ -1,0 +1,103 @@
+//! What every kept process has in common: its events find their way to the tree, its lines into the log, and its last
+//! lines are remembered for the error that may need them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::state::{self, Rung, Signal};
+use super::tree::{Event, ServiceId};
+use crate::process::{self, Child, Exit, Output};
+use crate::telemetry::{self, Stream};
+
+/// Lines remembered of each service.
+const TAIL_LENGTH: usize = 30;
+
+/// A service, as the shell sees it: it carries out actions and reports what comes of them.
+pub trait Service {
+    /// Carry out one action, without waiting.
+    fn act(&mut self, action: state::Action);
+
+    /// The last lines it printed, oldest first.
+    fn tail(&self) -> Vec<String>;
+}
+
+/// Tells the tree what happened to one service.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    id: ServiceId,
+    events: UnboundedSender<Event>,
+}
+
+impl Reporter {
+    pub fn new(id: ServiceId, events: UnboundedSender<Event>) -> Self {
+        Self { id, events }
+    }
+
+    /// Report `event`. After the tree has ended nobody listens, which is fine.
+    pub fn say(&self, event: state::Event) {
+        let _ = self.events.send(Event::Service(self.id, event));
+    }
+}
+
+/// The last lines of a service.
+#[derive(Clone, Debug, Default)]
+pub struct Tail(Arc<Mutex<VecDeque<String>>>);
+
+impl Tail {
+    fn push(&self, line: &str) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == TAIL_LENGTH {
+            lines.pop_front();
+        }
+        lines.push_back(line.to_owned());
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// Forward a child's output to the log and wait for its end.
+///
+/// After the end, output still on its way is read for at most `output_limit`: a grandchild may hold the pipe open for
+/// ever.
+pub async fn attend(mut child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
+    let stdout = forward(output.stdout, Stream::Stdout, name, tail);
+    let stderr = forward(output.stderr, Stream::Stderr, name, tail);
+    let mut both = std::pin::pin!(async { tokio::join!(stdout, stderr) });
+    let exit = tokio::select! {
+        exit = child.wait() => exit,
+        _ = &mut both => return child.wait().await,
+    };
+    let _ = tokio::time::timeout(output_limit, both).await;
+    exit
+}
+
+async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, name: &str, tail: &Tail) {
+    let Some(stream) = stream else { return };
+    process::lines(stream, |line| {
+        tail.push(line);
+        telemetry::child_line(name, kind, line);
+    })
+    .await;
+}
+
+/// Carry out a rung of the stop ladder on `pid`.
+pub fn signal(pid: i32, rung: Rung) {
+    let signal = match rung.signal {
+        Signal::Term => nix::sys::signal::Signal::SIGTERM,
+        Signal::Interrupt => nix::sys::signal::Signal::SIGINT,
+        Signal::Quit => nix::sys::signal::Signal::SIGQUIT,
+        Signal::Kill => nix::sys::signal::Signal::SIGKILL,
+    };
+    let send = if rung.group { process::signal_group } else { process::signal };
+    send(pid, signal);
+    if rung.signal != Signal::Kill {
+        // A stopped process acts on no signal but this one and SIGKILL (signal(7)).
+        send(pid, nix::sys::signal::Signal::SIGCONT);
+    }
+}
