@@ -147,13 +147,14 @@ impl Checker<'_> {
     fn listeners(&mut self) {
         let Settings { workers, health, postgres, .. } = self.settings;
         if overlap(workers.listen, health.listen) {
-            let message = format!("{} is also workers.listen", health.listen);
-            self.wrong("health.listen", &message, Some("give each its own port"));
+            let keys = ("health.listen", "workers.listen");
+            let (key, other) = if self.values.chosen(keys.0) { keys } else { (keys.1, keys.0) };
+            self.wrong(key, &format!("the port is that of {other} too"), Some("give each its own port"));
         }
         let server = SocketAddr::new(postgres.listen, postgres.port.number);
         for (key, listen) in [("workers.listen", workers.listen), ("health.listen", health.listen)] {
             if postgres.mode == PostgresMode::Managed && postgres.port.chosen && overlap(server, listen) {
-                let message = format!("{server} is also {key}");
+                let message = format!("the port is that of {key} too");
                 self.wrong("postgres.port", &message, Some("give each its own port"));
             }
         }

@@ -28,6 +28,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use environment::no_color;
 pub use problem::Origin;
 pub use rows::Row;
 pub use settings::*;
