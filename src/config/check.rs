@@ -41,6 +41,7 @@ pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mu
     checker.files();
     checker.listeners();
     checker.limits();
+    checker.pool();
     checker.postgres_settings();
     checker.worker_environment();
     checker.budget();
@@ -182,6 +183,16 @@ impl Checker<'_> {
         ];
         for (key, _) in above_zero.into_iter().filter(|(_, limit)| limit.is_zero()) {
             self.wrong(key, "must be longer than nothing", None);
+        }
+    }
+
+    /// Applications read `DB_POOL_RECYCLE` and `DB_POOL_TIMEOUT` as whole seconds.
+    fn pool(&mut self) {
+        let pool = &self.settings.pool;
+        for (key, limit) in [("pool.recycle", pool.recycle), ("pool.timeout", pool.timeout)] {
+            if limit.subsec_nanos() != 0 {
+                self.wrong(key, "must be whole seconds, because the application reads it as a whole number", None);
+            }
         }
     }
 

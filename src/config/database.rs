@@ -50,8 +50,8 @@ pub fn settle(
         (word, Some(entry)) => with_url(word, &entry, merged, resolve, problems, notices),
     };
     password(merged, problems, notices);
-    if let Some(url) = &mut database.url {
-        complete(url, merged);
+    if let (Some(url), Some(entry)) = (&mut database.url, merged.get("postgres.url").cloned()) {
+        complete(url, &entry, merged);
     }
     database
 }
@@ -160,7 +160,7 @@ fn spread(url: &DatabaseUrl, entry: &Entry, rank: u8, merged: &mut Merged, notic
 }
 
 /// Fill in what the URL leaves out.
-fn complete(url: &mut DatabaseUrl, merged: &Merged) {
+fn complete(url: &mut DatabaseUrl, entry: &Entry, merged: &mut Merged) {
     let text = |key: &str| merged.get(key).and_then(|entry| entry.raw.as_text()).map(str::to_owned);
     if url.user.is_empty() {
         url.user = text("postgres.user").unwrap_or_else(|| "app".into());
@@ -169,6 +169,11 @@ fn complete(url: &mut DatabaseUrl, merged: &Merged) {
         url.database = text("postgres.database").unwrap_or_else(|| url.user.clone());
     }
     url.password = url.password.take().or_else(|| text("postgres.password").map(Secret::new));
+    // The other rooms read user and database from their own keys.
+    for (key, value) in [("postgres.user", &url.user), ("postgres.database", &url.database)] {
+        let raw = Raw::Word(value.clone());
+        merged.0.entry(key.to_owned()).or_insert_with(|| Entry { key: key.to_owned(), raw, ..entry.clone() });
+    }
 }
 
 /// Let `postgres.password` and `postgres.password_file` compete, and read the file if it wins.
