@@ -41,6 +41,7 @@ pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mu
     checker.files();
     checker.listeners();
     checker.limits();
+    checker.pool();
     checker.postgres_settings();
     checker.worker_environment();
     checker.budget();
@@ -147,13 +148,14 @@ impl Checker<'_> {
     fn listeners(&mut self) {
         let Settings { workers, health, postgres, .. } = self.settings;
         if overlap(workers.listen, health.listen) {
-            let message = format!("{} is also workers.listen", health.listen);
-            self.wrong("health.listen", &message, Some("give each its own port"));
+            let keys = ("health.listen", "workers.listen");
+            let (key, other) = if self.values.chosen(keys.0) { keys } else { (keys.1, keys.0) };
+            self.wrong(key, &format!("the port is that of {other} too"), Some("give each its own port"));
         }
         let server = SocketAddr::new(postgres.listen, postgres.port.number);
         for (key, listen) in [("workers.listen", workers.listen), ("health.listen", health.listen)] {
             if postgres.mode == PostgresMode::Managed && postgres.port.chosen && overlap(server, listen) {
-                let message = format!("{server} is also {key}");
+                let message = format!("the port is that of {key} too");
                 self.wrong("postgres.port", &message, Some("give each its own port"));
             }
         }
@@ -181,6 +183,16 @@ impl Checker<'_> {
         ];
         for (key, _) in above_zero.into_iter().filter(|(_, limit)| limit.is_zero()) {
             self.wrong(key, "must be longer than nothing", None);
+        }
+    }
+
+    /// Applications read `DB_POOL_RECYCLE` and `DB_POOL_TIMEOUT` as whole seconds.
+    fn pool(&mut self) {
+        let pool = &self.settings.pool;
+        for (key, limit) in [("pool.recycle", pool.recycle), ("pool.timeout", pool.timeout)] {
+            if limit.subsec_nanos() != 0 {
+                self.wrong(key, "must be whole seconds, because the application reads it as a whole number", None);
+            }
         }
     }
 

@@ -50,8 +50,8 @@ pub fn settle(
         (word, Some(entry)) => with_url(word, &entry, merged, resolve, problems, notices),
     };
     password(merged, problems, notices);
-    if let Some(url) = &mut database.url {
-        complete(url, merged);
+    if let (Some(url), Some(entry)) = (&mut database.url, merged.get("postgres.url").cloned()) {
+        complete(url, &entry, merged);
     }
     database
 }
@@ -82,7 +82,7 @@ fn with_url(
             notices.push(format!(
                 "postgres.mode is \"managed\": user, password and database are those of {name} ({}), its server {server} \
                  is ignored",
-                entry.origin
+                entry.origin.place()
             ));
             MANAGED
         }
@@ -93,7 +93,9 @@ fn with_url(
                 notices.push(format!(
                     "{name} ({}) names the server {}:{}: Tandem attaches to it and starts no PostgreSQL of its own \
                      (postgres.mode = \"managed\" starts one)",
-                    entry.origin, url.host, url.port
+                    entry.origin.place(),
+                    url.host,
+                    url.port
                 ));
             }
             spread(&url, entry, RANK_ATTACHED, merged, notices);
@@ -119,7 +121,7 @@ fn unresolved(url: &DatabaseUrl, entry: &Entry, error: &io::Error, problems: &mu
     let name = entry.origin.name_of("postgres.url");
     let host = &url.host;
     if host.contains('.') {
-        let help = "correct the host, or wait for its name to resolve".to_owned();
+        let help = "correct the host, or see to it that its name resolves on this machine".to_owned();
         return problems.add(&entry.origin, format!("{name}: host `{host}` does not resolve: {error}"), Some(help));
     }
     let message = format!(
@@ -132,7 +134,7 @@ fn unresolved(url: &DatabaseUrl, entry: &Entry, error: &io::Error, problems: &mu
         Origin::Default | Origin::Line { .. } => "delete the line".to_owned(),
     };
     let help = format!(
-        "{help}, Tandem runs PostgreSQL itself and gives DATABASE_URL to the workers; or set postgres.mode = \"managed\" \
+        "{help}: Tandem runs PostgreSQL itself and gives the workers their DATABASE_URL; or set postgres.mode = \"managed\" \
          ({}=managed) to take user, password and database from it and ignore its server; or name a server that this \
          machine can reach",
         keys::variable("postgres.mode")
@@ -158,7 +160,7 @@ fn spread(url: &DatabaseUrl, entry: &Entry, rank: u8, merged: &mut Merged, notic
 }
 
 /// Fill in what the URL leaves out.
-fn complete(url: &mut DatabaseUrl, merged: &Merged) {
+fn complete(url: &mut DatabaseUrl, entry: &Entry, merged: &mut Merged) {
     let text = |key: &str| merged.get(key).and_then(|entry| entry.raw.as_text()).map(str::to_owned);
     if url.user.is_empty() {
         url.user = text("postgres.user").unwrap_or_else(|| "app".into());
@@ -167,6 +169,11 @@ fn complete(url: &mut DatabaseUrl, merged: &Merged) {
         url.database = text("postgres.database").unwrap_or_else(|| url.user.clone());
     }
     url.password = url.password.take().or_else(|| text("postgres.password").map(Secret::new));
+    // The other rooms read user and database from their own keys.
+    for (key, value) in [("postgres.user", &url.user), ("postgres.database", &url.database)] {
+        let raw = Raw::Word(value.clone());
+        merged.0.entry(key.to_owned()).or_insert_with(|| Entry { key: key.to_owned(), raw, ..entry.clone() });
+    }
 }
 
 /// Let `postgres.password` and `postgres.password_file` compete, and read the file if it wins.
@@ -176,7 +183,7 @@ fn password(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<Stri
         let name = plain.origin.name_of("postgres.password").to_owned();
         let file_name = file.origin.name_of("postgres.password_file");
         if plain.rank / 4 == file.rank / 4 {
-            let message = format!("{name} ({}) and {file_name} both give the password", plain.origin);
+            let message = format!("{name} ({}) and {file_name} both give the password", plain.origin.place());
             return problems.add(&file.origin, message, Some("keep one of them".into()));
         }
         let (winner, loser) = if plain.rank > file.rank { (&name[..], file_name) } else { (file_name, &name[..]) };

@@ -26,6 +26,12 @@ fn variables() -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Whether the user wants no colours (no-color.org).
+#[expect(clippy::disallowed_methods, reason = "this is the file that may")]
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 /// Whether this process runs as root. (`process/` knows it too, but stands above this room.)
 pub fn is_root() -> bool {
     nix::unistd::Uid::effective().is_root()

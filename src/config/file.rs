@@ -1,6 +1,6 @@
 //! The configuration file: where it is found, and its keys with their lines.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
@@ -47,10 +47,14 @@ pub fn find(source: &Source) -> anyhow::Result<Found> {
 /// The project that a configuration file belongs to: its directory, or the parent of a directory called `config`.
 fn project_directory(file: &Path) -> PathBuf {
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
-    let directory = file.parent().unwrap_or(Path::new("/"));
+    let mut directory = file.parent().unwrap_or(Path::new("/")).to_path_buf();
+    // Only a path with `..` is resolved: a symbolic link such as `current`, which the next deployment moves, must stay.
+    if directory.components().any(|part| part == Component::ParentDir) {
+        directory = directory.canonicalize().unwrap_or(directory);
+    }
     match directory.parent() {
         Some(project) if directory.file_name().is_some_and(|name| name == "config") => project.to_path_buf(),
-        _ => directory.to_path_buf(),
+        _ => directory,
     }
 }
 

@@ -197,30 +197,90 @@ pub fn variable(name: &str) -> String {
     format!("TANDEM_{}", name.replace('.', "__").to_uppercase())
 }
 
-/// The known key or section that `name` most likely means, if any is close.
+/// The known key that `name` most likely means, if one is close.
 pub fn closest(name: &str) -> Option<&'static str> {
-    let last = |text: &str| text.rsplit('.').next().unwrap_or_default().to_owned();
+    let (section, last) = name.rsplit_once('.').unwrap_or(("", name));
     let score = |key: &str| {
-        let whole = strsim::normalized_damerau_levenshtein(name, key);
+        let (key_section, key_last) = key.rsplit_once('.').unwrap_or(("", key));
+        let both = strsim::normalized_damerau_levenshtein(section, key_section)
+            * strsim::normalized_damerau_levenshtein(last, key_last);
         // A right key in the wrong section is a likely slip, a merely similar one is not.
-        let moved = if last(name) == last(key) { 0.75 } else { 0.0 };
-        f64::max(whole, moved)
+        if last == key_last { f64::max(both, 0.75) } else { both }
     };
-    let names =
-        KEYS.iter().map(|key| key.name).filter(|key| key.contains('.') == name.contains('.') || last(key) == name);
-    names
-        .map(|key| (score(key), key))
-        .filter(|(score, _)| *score >= 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, key)| key)
+    most(KEYS.iter().map(|key| key.name), score)
 }
 
 /// The section that `name` most likely means, if one is close.
 pub fn closest_section(name: &str) -> Option<&'static str> {
-    sections()
-        .into_iter()
-        .map(|section| (strsim::normalized_damerau_levenshtein(name, section), section))
-        .filter(|(score, _)| *score >= 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, section)| section)
+    most(sections().into_iter(), |section| strsim::normalized_damerau_levenshtein(name, section))
+}
+
+/// The name with the highest score, if that is high enough to be worth a suggestion.
+pub fn most<'a>(names: impl Iterator<Item = &'a str>, score: impl Fn(&str) -> f64) -> Option<&'a str> {
+    let scored = names.map(|name| (score(name), name)).filter(|(score, _)| *score >= 0.6);
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::super::problem::Problems;
+    use super::super::{file, value, values};
+    use super::*;
+
+    /// The shipped file with every commented key uncommented.
+    fn uncommented(text: &str) -> String {
+        let is_key = |line: &str| {
+            line.split_once(" = ")
+                .is_some_and(|(key, _)| key.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_'))
+        };
+        text.lines()
+            .map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn the_shipped_file_names_every_key_with_its_default() {
+        let shipped = include_str!("../../config/tandem.toml");
+        let text = uncommented(shipped);
+        let mut problems = Problems::default();
+        let entries = file::read(&text, Path::new("config/tandem.toml"), Path::new("/"), &mut problems).unwrap();
+        problems.into_result().unwrap();
+        let written: BTreeMap<_, _> = entries.iter().map(|entry| (entry.key.as_str(), &entry.raw)).collect();
+        for key in KEYS {
+            if matches!(key.kind, Kind::Table | Kind::SecretTable) {
+                assert!(shipped.contains(&format!("[{}]", key.name)), "{} is missing", key.name);
+                continue;
+            }
+            let raw = written.get(key.name).unwrap_or_else(|| panic!("{} is missing", key.name));
+            let typed = value::read(key.kind, raw).unwrap_or_else(|error| panic!("{}: {error:?}", key.name));
+            // What the reference backend sets has its default in the comment behind it.
+            let set =
+                shipped.lines().any(|line| line.starts_with(&format!("{} = ", key.name.rsplit('.').next().unwrap())));
+            if let (Default::Value(_), false) = (key.default, set) {
+                assert_eq!(&typed, &values::default(key), "{}", key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn suggestions_are_close_or_missing() {
+        let cases = [
+            ("workers.cuont", Some("workers.count")),
+            ("worker.count", Some("workers.count")),
+            ("count", Some("workers.count")),
+            ("health.grace", Some("stop.grace")),
+            ("postgres.max_connection", Some("postgres.max_connections")),
+            ("nmae", Some("name")),
+            ("workers.colour", None),
+            ("zebra", None),
+        ];
+        for (written, meant) in cases {
+            assert_eq!(closest(written), meant, "{written}");
+        }
+        assert_eq!(variable("postgres.max_connections"), "TANDEM_POSTGRES__MAX_CONNECTIONS");
+    }
 }

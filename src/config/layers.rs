@@ -134,7 +134,8 @@ impl Written {
             return true;
         }
         if keys::BACKUP_NAMES.contains(&name) {
-            self.notices.push(format!("{name} ({origin}) has no effect: this version makes no backups"));
+            self.notices
+                .push(format!("{name} ({}) has no effect on Tandem: this version makes no backups", origin.place()));
             return false;
         }
         let Some(rest) = name.strip_prefix("TANDEM_") else { return false };
@@ -152,10 +153,10 @@ impl Written {
             let key = rest.to_lowercase().replace("__", ".");
             problems.add(origin, format!("{name} names no key of the configuration"), keys::closest(&key).map(help));
         } else if name == "TANDEM_CONFIG" && !matches!(origin, Origin::Environment(_)) {
-            self.notices.push(format!("{name} ({origin}) has no effect there: set it in the environment"));
+            self.notices.push(format!("{name} ({}) has no effect there: set it in the environment", origin.place()));
         } else if let Some(key) = keys::KEYS.iter().find(|key| key.name.replace('.', "_") == rest.to_lowercase()) {
             // Kubernetes adds variables of its own for a service called `tandem`: only a near miss is worth a word.
-            self.notices.push(format!("{name} ({origin}) has no effect: {}", help(key.name)));
+            self.notices.push(format!("{name} ({}) has no effect: {}", origin.place(), help(key.name)));
         }
     }
 
@@ -208,7 +209,7 @@ impl Merged {
             if winner.rank != loser.rank && winner.rank / 4 == loser.rank / 4 && winner.raw != loser.raw {
                 let (key, winner, loser) = (&entry.key, &winner.origin, &loser.origin);
                 let (won, lost) = (winner.name_of(key), loser.name_of(key));
-                notices.push(format!("{won} ({winner}) and {lost} ({loser}) differ: {won} wins"));
+                notices.push(format!("{won} ({}) and {lost} ({}) differ: {won} wins", winner.place(), loser.place()));
             }
             if other.rank > entry.rank {
                 return;

@@ -28,6 +28,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use environment::no_color;
 pub use problem::Origin;
 pub use rows::Row;
 pub use settings::*;
@@ -95,10 +96,24 @@ impl Loaded {
         &self.rows
     }
 
-    /// The rows and notices as JSON.
+    /// The rows, the plan's sums and the notices as JSON.
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "file": self.settings.file, "directory": self.settings.directory, "keys": self.rows,
-            "notices": self.notices })
+        let (budget, ladder) = (self.settings.budget(), self.settings.stop_ladder());
+        serde_json::json!({
+            "file": self.settings.file,
+            "directory": self.settings.directory,
+            "keys": self.rows,
+            "connections": { "total": budget.total(), "max": budget.max_connections },
+            "stop": { "seconds": ladder.total().as_secs_f64(), "platform_seconds": ladder.platform_grace.as_secs_f64() },
+            "notices": self.notices,
+        })
+    }
+
+    /// What the values come to: the connection budget and the stop ladder, in words.
+    pub fn plan(&self) -> String {
+        let (budget, ladder) = (self.settings.budget(), self.settings.stop_ladder());
+        let platform = humantime::format_duration(ladder.platform_grace);
+        format!("connections: {}\nstop: {ladder}, the platform grants {platform}\n", budget.arithmetic())
     }
 
     /// The rows as aligned text.

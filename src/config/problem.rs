@@ -22,11 +22,19 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// What the value is called at its origin: the variable, the flag, or else `key` itself.
+    /// What the value is called at its origin: the variable's name, or else `key` itself.
     pub fn name_of<'a>(&'a self, key: &'a str) -> &'a str {
         match self {
-            Self::Line { name: Some(name), .. } | Self::Environment(name) | Self::Flag(name) => name,
-            Self::Default | Self::Line { name: None, .. } => key,
+            Self::Line { name: Some(name), .. } | Self::Environment(name) => name,
+            Self::Default | Self::Line { name: None, .. } | Self::Flag(_) => key,
+        }
+    }
+
+    /// Where to look, for messages that give the name too.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Environment(_) => "environment".to_owned(),
+            _ => self.to_string(),
         }
     }
 }
@@ -45,25 +53,36 @@ impl fmt::Display for Origin {
 /// One thing that is wrong, and what to do about it.
 #[derive(Clone, Debug)]
 struct Problem {
+    order: Order,
     place: Option<String>,
     message: String,
     help: Option<String>,
 }
 
-/// All problems of one configuration, in the order in which they were found.
+/// Files first, line by line; then the environment, flags, and what nobody wrote.
+type Order = (u8, PathBuf, usize);
+
+/// All problems of one configuration.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
     /// Note a problem at `origin`; one that no single line made has the origin [`Origin::Default`].
     pub fn add(&mut self, origin: &Origin, message: impl Into<String>, help: Option<String>) {
-        let place = (*origin != Origin::Default).then(|| origin.to_string());
-        self.0.push(Problem { place, message: message.into(), help });
+        let place = (*origin != Origin::Default).then(|| origin.place());
+        let order = match origin {
+            Origin::Line { file, line, .. } => (0, file.clone(), *line),
+            Origin::Environment(_) => (1, PathBuf::new(), 0),
+            Origin::Flag(_) => (2, PathBuf::new(), 0),
+            Origin::Default => (3, PathBuf::new(), 0),
+        };
+        self.0.push(Problem { order, place, message: message.into(), help });
     }
 
     /// Note that a file as a whole cannot be used.
     pub fn add_file(&mut self, file: &Path, message: impl Into<String>, help: Option<String>) {
-        self.0.push(Problem { place: Some(file.display().to_string()), message: message.into(), help });
+        let (order, place) = ((0, file.to_path_buf(), 0), Some(file.display().to_string()));
+        self.0.push(Problem { order, place, message: message.into(), help });
     }
 
     pub fn is_empty(&self) -> bool {
@@ -74,10 +93,13 @@ impl Problems {
     ///
     /// # Errors
     /// A [`Failure`] with [`Code::Config`] that tells every problem.
-    pub fn into_result(self) -> anyhow::Result<()> {
+    pub fn into_result(mut self) -> anyhow::Result<()> {
         if self.is_empty() {
             return Ok(());
         }
+        self.0.sort_by(|a, b| a.order.cmp(&b.order));
+        // One slip may trip the TOML parser twice.
+        self.0.dedup_by(|a, b| (&a.place, &a.message) == (&b.place, &b.message));
         let count = self.0.len();
         let title = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
         let mut text = format!("the configuration has {title}:");

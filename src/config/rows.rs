@@ -9,6 +9,7 @@ use super::problem::Origin;
 use super::settings::Settings;
 use super::value::Typed;
 use super::values::Values;
+use crate::plan::DatabaseUrl;
 
 const HIDDEN: &str = "********";
 
@@ -63,9 +64,9 @@ fn shown(key: &Key, values: &Values, settings: &Settings) -> String {
         (Some(settled), _, _) => settled,
         (None, Typed::Nothing, Default::Words(words)) => format!("({words})"),
         (None, _, _) if key.kind == Kind::Secret => HIDDEN.to_owned(),
-        // The query may hold `password=` too.
-        (None, Typed::Text(text), _) if key.kind == Kind::Url => crate::plan::DatabaseUrl::parse(text)
-            .map_or_else(|_| HIDDEN.to_owned(), |url| crate::plan::DatabaseUrl { query: None, ..url }.to_string()),
+        (None, Typed::Text(text), _) if key.kind == Kind::Url => {
+            DatabaseUrl::parse(text).map_or_else(|_| HIDDEN.to_owned(), |url| url.to_string())
+        }
         (None, typed, _) => typed.to_string(),
     }
 }

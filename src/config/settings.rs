@@ -163,7 +163,7 @@ pub enum Installer {
 }
 
 /// `[workers]`
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Workers {
     /// The ASGI application, `module:attribute`.
     pub app: String,
@@ -193,6 +193,20 @@ pub struct Workers {
     pub restart_period: Duration,
     pub backoff_first: Duration,
     pub backoff_max: Duration,
+}
+
+/// Leaves the environment out: it holds what `.env` holds, API keys and passwords.
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.env.keys().collect();
+        formatter
+            .debug_struct("Workers")
+            .field("app", &self.app)
+            .field("count", &self.count)
+            .field("listen", &self.listen)
+            .field("env", &names)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `[pool]`: SQLAlchemy's pool in each worker, and the connection budget's terms.

@@ -1,13 +1,13 @@
 //! Whole configurations, from what lies on disk to what is reported.
 
-use std::collections::BTreeMap;
+mod database;
+
 use std::io;
 use std::path::Path;
 
 use expect_test::{Expect, expect};
 use tempfile::TempDir;
 
-use super::keys::{Default, KEYS, Kind};
 use super::*;
 use crate::exit::{Code, code_of};
 
@@ -116,41 +116,47 @@ workers_min = 9
     project(&[("tandem.toml", file), (".env", dotenv)])
         .environment(&[("DB_POOL_SIZE", "-1"), ("TANDEM_POOL__OVERFLOWS", "1")])
         .flag("workers.count", "lots", "--workers")
+        .flag("workers.env", "A=1", "--set")
+        .flag("workers.cont", "1", "--set")
         .refused(expect![[r#"
-            the configuration has 21 problems:
+            the configuration has 23 problems:
+              .env:1: POSTGRES_PORT = "many": expected a port: a whole number up to 65535
+              .env:2: TANDEM_WORKERS__COUNTS names no key of the configuration
+                help: did you mean TANDEM_WORKERS__COUNT?
+              .env:3: expected NAME=value
+              .env:5: POSTGRES_PASSWORD (.env:4) and POSTGRES_PASSWORD_FILE both give the password
+                help: keep one of them
               tandem.toml:1: unknown key `nmae`
                 help: did you mean `name`?
+              tandem.toml:3: postgres.mode = "manged": expected one of "auto", "managed", "attach"
+                help: did you mean "managed"?
+              tandem.toml:5: postgres.shared_buffers = 128: expected a size with its unit, such as "256MB" or "2GB"
+              tandem.toml:6: postgres.user: PostgreSQL keeps names that begin with pg_ to itself
+              tandem.toml:9: PostgreSQL's fsync cannot be set here
+                help: without it a crash corrupts the cluster; Tandem keeps it on
+              tandem.toml:10: PostgreSQL's max_connections cannot be set here
+                help: use postgres.max_connections, which the connection budget counts with
+              tandem.toml:13: workers.app: "main.py" is not an application
+                help: write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`
               tandem.toml:14: unknown key `workers.cuont`
                 help: did you mean `workers.count`?
+              tandem.toml:15: workers.watchdog = "soon": expected a duration such as "30s", "500ms" or "10m", or "never"
+              tandem.toml:16: workers.app_dir: <project>/nowhere is not a directory
+              tandem.toml:17: workers.listen: the port is that of health.listen too
+                help: give each its own port
               tandem.toml:19: unknown section [worker]
                 help: did you mean [workers]?
               tandem.toml:22: unknown section [hooks]
                 help: the sections are postgres, migrations, python, workers, pool, health, stop, log
-              .env:3: expected NAME=value
-              .env:2: TANDEM_WORKERS__COUNTS names no key of the configuration
-                help: did you mean TANDEM_WORKERS__COUNT?
-              environment TANDEM_POOL__OVERFLOWS: TANDEM_POOL__OVERFLOWS names no key of the configuration
-                help: did you mean TANDEM_POOL__OVERFLOW?
-              .env:5: POSTGRES_PASSWORD (.env:4) and POSTGRES_PASSWORD_FILE both give the password
-                help: keep one of them
-              tandem.toml:3: postgres.mode = "manged": expected one of "auto", "managed", "attach"
-                help: did you mean "managed"?
-              .env:1: POSTGRES_PORT = "many": expected a port: a whole number up to 65535
-              tandem.toml:5: postgres.shared_buffers = 128: expected a size with its unit, such as "256MB" or "2GB"
-              --workers: --workers = "lots": expected a whole number of at least 1
-              tandem.toml:15: workers.watchdog = "soon": expected a duration such as "30s", "500ms" or "10m", or "never"
-              environment DB_POOL_SIZE: DB_POOL_SIZE = "-1": expected a whole number of at least 1
-              tandem.toml:6: postgres.user: PostgreSQL keeps names that begin with pg_ to itself
-              tandem.toml:13: workers.app: "main.py" is not an application
-                help: write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`
-              tandem.toml:16: workers.app_dir: <project>/nowhere is not a directory
-              health.listen: 127.0.0.1:8001 is also workers.listen
-                help: give each its own port
               tandem.toml:26: health.workers_min: 9 ready workers are never reached with 4 workers
-              tandem.toml:9: PostgreSQL's fsync cannot be set here
-                help: without it a crash corrupts the cluster; Tandem keeps it on
-              tandem.toml:10: PostgreSQL's max_connections cannot be set here
-                help: use postgres.max_connections, which the connection budget counts with"#]]);
+              environment: TANDEM_POOL__OVERFLOWS names no key of the configuration
+                help: did you mean TANDEM_POOL__OVERFLOW?
+              environment: DB_POOL_SIZE = "-1": expected a whole number of at least 1
+              --workers: workers.count = "lots": expected a whole number of at least 1
+              --set: workers.env is a table
+                help: set workers.env.NAME
+              --set: unknown key `workers.cont`
+                help: did you mean `workers.count`?"#]]);
 }
 
 #[test]
@@ -161,6 +167,51 @@ fn bad_toml_is_told_with_its_line_and_without_the_text() {
               config/tandem.toml:2: not TOML: string values must be quoted, expected literal string
               config/tandem.toml:4: not TOML: invalid basic string, expected `"`"#]],
     );
+}
+
+#[test]
+fn odd_toml_is_understood_or_explained() {
+    let file = "health = 4\n[[pool]]\nsize = 1\n[postgres]\nsettings.work_mem = '8MB'\nport = 99999999999999999999\n\
+                settings.pg_stat_statements.max = 100\nsettings.data_directory = [1]\nurl = 5\nrun_as = ''\n\
+                user = { name = 'x' }\ndatabase = 1979-05-27\npassword = ''\nlisten = '::1'\n\
+                [migrations]\nrun = 'alembic upgrade head'\n[workers.env]\nDATABASE_URL = 'x'\nA = [1]\n'B=' = 'c'\n";
+    project(&[("tandem.toml", file)]).refused(expect![[r#"
+        the configuration has 15 problems:
+          tandem.toml:1: `health` is a section
+            help: write [health] above its keys
+          tandem.toml:2: `pool` is a section
+            help: write [pool] above its keys
+          tandem.toml:6: postgres.port = (a number beyond 64 bits): expected a port: a whole number up to 65535
+          tandem.toml:8: postgres.settings.data_directory = (a list that holds more than texts): expected text, a number, or true or false
+          tandem.toml:8: PostgreSQL's data_directory cannot be set here
+            help: Tandem keeps the cluster in its state directory: use state_dir
+          tandem.toml:9: postgres.url: expected a URL such as "postgresql://user:password@host:5432/database"
+          tandem.toml:10: postgres.run_as = "": expected text that is not empty
+          tandem.toml:11: postgres.user = (a table): expected text that is not empty
+          tandem.toml:12: postgres.database = (a date): expected text that is not empty
+          tandem.toml:13: postgres.password: expected text that is not empty
+          tandem.toml:16: migrations.run = "alembic upgrade head": expected one of "seaorm", "none", or a command as a list: ["alembic", "upgrade", "head"]
+          tandem.toml:18: workers get DATABASE_URL from Tandem
+            help: it follows from [postgres]; leave it out
+          tandem.toml:19: workers.env.A: expected text, a number, or true or false
+          tandem.toml:20: "B=" is not a variable's name
+          workers.app is missing: which application shall run?
+            help: write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`"#]]);
+    let file = "workers.app = 'main:app'\nstop = { grace = 90, drain_delay = 1.5 }\npostgres.\"port\" = 0x1538\n\
+                workers.env = { A = 1, B = true }\npostgres.settings = { 'pg_stat_statements.max' = 100 }\n";
+    let loaded = project(&[("tandem.toml", file)]).loaded();
+    expect![[r#"
+        postgres.port = 5432 (tandem.toml:3)
+        postgres.settings.pg_stat_statements.max = 100 (tandem.toml:5)
+        workers.app = main:app (tandem.toml:1)
+        workers.env.A = ******** (tandem.toml:4)
+        workers.env.B = ******** (tandem.toml:4)
+        stop.drain_delay = 1s 500ms (tandem.toml:2)
+        stop.grace = 1m 30s (tandem.toml:2)
+        notice: an orderly stop may take 1s 500ms + 1m 30s + 10s = 1m 41s 500ms, longer than the platform's 30s: lower stop.grace, or raise the platform's limit (Kubernetes terminationGracePeriodSeconds, Docker --stop-timeout, systemd TimeoutStopSec) and stop.platform_grace with it"#]]
+    .assert_eq(&summary(&loaded));
+    assert_eq!(loaded.settings.postgres.settings["pg_stat_statements.max"], "100");
+    assert_eq!(loaded.settings.workers.env["B"], "true");
 }
 
 #[test]
@@ -180,104 +231,6 @@ fn a_file_that_was_named_must_be_there() {
     project(&[])
         .environment(&[("TANDEM_CONFIG", "gone.toml")])
         .refused(expect!["TANDEM_CONFIG names <project>/gone.toml, which is not a file"]);
-}
-
-const FFE_DOTENV: &str = r#"# Database
-POSTGRES_USER=ffe_user
-POSTGRES_PASSWORD=changeme
-POSTGRES_DB=ffe
-DATABASE_URL="postgresql+psycopg2://ffe_user:changeme@postgres:5432/ffe"
-ENVIRONMENT=production
-BACKUP_PATH=./backups
-"#;
-
-#[test]
-fn a_compose_host_is_explained() {
-    project(&[("tandem.toml", APP), (".env", FFE_DOTENV)]).refused(expect![[r#"
-        the configuration has 1 problem:
-          .env:5: DATABASE_URL: host `postgres` does not resolve; a name without a dot is usually a Docker Compose service, which only resolves inside Compose's network
-            help: delete the line, Tandem runs PostgreSQL itself and gives DATABASE_URL to the workers; or set postgres.mode = "managed" (TANDEM_POSTGRES__MODE=managed) to take user, password and database from it and ignore its server; or name a server that this machine can reach"#]]);
-    project(&[("tandem.toml", APP)]).environment(&[("DATABASE_URL", "postgresql://u:p@db.example.com/d")]).refused(
-        expect![[r#"
-            the configuration has 1 problem:
-              environment DATABASE_URL: DATABASE_URL: host `db.example.com` does not resolve: Name or service not known
-                help: correct the host, or wait for its name to resolve"#]],
-    );
-}
-
-#[test]
-fn a_managed_database_takes_user_password_and_database_from_the_url() {
-    let loaded = project(&[("tandem.toml", APP), (".env", FFE_DOTENV)])
-        .environment(&[("TANDEM_POSTGRES__MODE", "managed")])
-        .loaded();
-    expect![[r#"
-        postgres.mode = managed (environment TANDEM_POSTGRES__MODE)
-        postgres.url = postgresql+psycopg2://ffe_user:********@postgres:5432/ffe (.env:5)
-        postgres.user = ffe_user (.env:5)
-        postgres.password = ******** (.env:5)
-        postgres.database = ffe (.env:5)
-        workers.app = main:app (tandem.toml:2)
-        workers.env.BACKUP_PATH = ******** (.env:7)
-        workers.env.ENVIRONMENT = ******** (.env:6)
-        notice: BACKUP_PATH (.env:7) has no effect: this version makes no backups
-        notice: postgres.mode is "managed": user, password and database are those of DATABASE_URL (.env:5), its server postgres:5432 is ignored"#]].assert_eq(&summary(&loaded));
-    let postgres = &loaded.settings.postgres;
-    assert_eq!((postgres.mode, &postgres.url), (PostgresMode::Managed, &None));
-    assert_eq!(postgres.password.as_ref().unwrap().expose(), "changeme");
-    let workers: Vec<_> = loaded.settings.workers.env.keys().map(String::as_str).collect();
-    assert_eq!(workers, ["BACKUP_PATH", "ENVIRONMENT"]);
-}
-
-#[test]
-fn a_reachable_database_is_attached_to() {
-    let loaded = project(&[("tandem.toml", APP)])
-        .environment(&[(
-            "DATABASE_URL",
-            "postgresql+psycopg2://u%40x:p%25%2F@db.example.org:6432/d?sslmode=require&password=pp",
-        )])
-        .loaded();
-    expect![[r#"
-        postgres.url = postgresql+psycopg2://u%40x:********@db.example.org:6432/d (environment DATABASE_URL)
-        postgres.port = 6432 (environment DATABASE_URL)
-        postgres.user = u@x (environment DATABASE_URL)
-        postgres.password = ******** (environment DATABASE_URL)
-        postgres.database = d (environment DATABASE_URL)
-        workers.app = main:app (tandem.toml:2)
-        notice: DATABASE_URL (environment DATABASE_URL) names the server db.example.org:6432: Tandem attaches to it and starts no PostgreSQL of its own (postgres.mode = "managed" starts one)"#]].assert_eq(&summary(&loaded));
-    let postgres = &loaded.settings.postgres;
-    assert_eq!(postgres.mode, PostgresMode::Attach);
-    assert_eq!((postgres.user.as_str(), postgres.database.as_str(), postgres.port.number), ("u@x", "d", 6432));
-    assert_eq!(postgres.url.as_ref().unwrap().password.as_ref().unwrap().expose(), "p%/");
-}
-
-#[test]
-fn a_password_with_special_characters_in_a_url_is_explained_and_never_shown() {
-    for password in ["pa/ss", "p#ss", "12/34", "a?b"] {
-        let url = format!("DATABASE_URL=postgresql://ffe:{password}@127.0.0.1:5432/ffe");
-        let error = project(&[("tandem.toml", APP), (".env", &url)]).load().unwrap_err().to_string();
-        assert!(error.contains("percent-encoded") && !error.contains(password), "{error}");
-    }
-}
-
-#[test]
-fn passwords_are_nowhere_to_be_seen() {
-    let password = r#"p@s:w/o?r#d%41[]&=+ "\é`{}|^$HOME"#;
-    let dotenv = format!("POSTGRES_PASSWORD='{password}'\nAPI_KEY='{password}'\n");
-    let loaded = project(&[("tandem.toml", APP), (".env", &dotenv)]).loaded();
-    assert_eq!(loaded.settings.postgres.password.as_ref().unwrap().expose(), password);
-    assert_eq!(loaded.settings.workers.env["API_KEY"], password);
-    let shown = format!("{}{}{:?}{:?}", loaded.table(), loaded.to_json(), loaded.notices, loaded.settings.postgres);
-    assert!(!shown.contains("p@s") && !shown.contains("p%40s"), "{shown}");
-}
-
-#[test]
-fn a_password_file_is_read_without_its_newline() {
-    let loaded =
-        project(&[("tandem.toml", APP), ("secret", "a b\n"), (".env", "POSTGRES_PASSWORD_FILE=secret\n")]).loaded();
-    assert_eq!(loaded.settings.postgres.password.as_ref().unwrap().expose(), "a b");
-    project(&[("tandem.toml", APP), (".env", "POSTGRES_PASSWORD_FILE=gone\n")]).refused(expect![[r#"
-        the configuration has 1 problem:
-          .env:1: POSTGRES_PASSWORD_FILE: cannot read <project>/gone: No such file or directory (os error 2)"#]]);
 }
 
 #[test]
@@ -310,8 +263,9 @@ fn layers_win_in_order_and_say_so() {
         workers.env.MY__Name = ******** (environment TANDEM_WORKERS__ENV__MY__Name)
         pool.size = 4 (environment TANDEM_POOL__SIZE)
         pool.overflow = 1 (config/tandem.toml:5)
-        notice: TANDEM_POOL_SIZE (environment TANDEM_POOL_SIZE) has no effect: did you mean TANDEM_POOL__SIZE?
-        notice: TANDEM_POOL__SIZE (environment TANDEM_POOL__SIZE) and DB_POOL_SIZE (environment DB_POOL_SIZE) differ: TANDEM_POOL__SIZE wins"#]].assert_eq(&summary(&loaded));
+        notice: TANDEM_POOL_SIZE (environment) has no effect: did you mean TANDEM_POOL__SIZE?
+        notice: TANDEM_POOL__SIZE (environment) and DB_POOL_SIZE (environment) differ: TANDEM_POOL__SIZE wins"#]]
+    .assert_eq(&summary(&loaded));
     assert_eq!(loaded.settings.workers.env["C"], "dotenv");
     assert!(!loaded.settings.postgres.port.chosen);
     assert_eq!(loaded.origins["workers.count"], Origin::Flag("--workers".into()));
@@ -338,12 +292,14 @@ fn the_project_is_the_parent_of_config() {
 #[test]
 fn the_table_is_aligned() {
     let loaded = project(&[("tandem.toml", "name = \"x\"\n[workers]\napp = \"main:app\"\n")]).loaded();
-    let lines: Vec<_> = loaded
-        .table()
-        .lines()
-        .filter(|line| line.contains("workers.") || line.starts_with("name"))
-        .map(str::to_owned)
-        .collect();
+    expect![[r#"
+        connections: 4 workers × (5 + 10) + 1 more during a roll × 15 + 10 reserved + 3 for superusers = 88, max_connections is 100
+        stop: 10s + 10s = 20s, the platform grants 30s
+    "#]]
+    .assert_eq(&loaded.plan());
+    let table = loaded.table();
+    let lines: Vec<_> =
+        table.lines().filter(|line| line.contains("workers.") || line.starts_with("name")).map(str::to_owned).collect();
     expect![[r#"
         name                           x                                                 tandem.toml:1
         workers.app                    main:app                                          tandem.toml:3
@@ -364,41 +320,6 @@ fn the_table_is_aligned() {
         workers.backoff_first          100ms                                             default
         workers.backoff_max            10s                                               default"#]]
     .assert_eq(&lines.join("\n"));
-}
-
-/// The shipped file with every commented key uncommented.
-fn uncommented(text: &str) -> String {
-    let is_key = |line: &str| {
-        line.split_once(" = ")
-            .is_some_and(|(key, _)| key.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_'))
-    };
-    text.lines()
-        .map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-#[test]
-fn the_shipped_file_names_every_key_with_its_default() {
-    let shipped = include_str!("../../config/tandem.toml");
-    let text = uncommented(shipped);
-    let mut problems = Problems::default();
-    let entries = file::read(&text, Path::new("config/tandem.toml"), Path::new("/"), &mut problems).unwrap();
-    problems.into_result().unwrap();
-    let written: BTreeMap<_, _> = entries.iter().map(|entry| (entry.key.as_str(), &entry.raw)).collect();
-    for key in KEYS {
-        if matches!(key.kind, Kind::Table | Kind::SecretTable) {
-            assert!(shipped.contains(&format!("[{}]", key.name)), "{} is missing", key.name);
-            continue;
-        }
-        let raw = written.get(key.name).unwrap_or_else(|| panic!("{} is missing", key.name));
-        let typed = value::read(key.kind, raw).unwrap_or_else(|error| panic!("{}: {error:?}", key.name));
-        // What the reference backend sets has its default in the comment behind it.
-        let set = shipped.lines().any(|line| line.starts_with(&format!("{} = ", key.name.rsplit('.').next().unwrap())));
-        if let (Default::Value(_), false) = (key.default, set) {
-            assert_eq!(&typed, &values::default(key), "{}", key.name);
-        }
-    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::keys::Kind;
+use super::keys::{self, Kind};
 
 /// A value as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,12 +141,9 @@ fn choice(kind: Kind, words: &[&str], raw: &Raw) -> Result<Typed, Unreadable> {
     if words.contains(&written) {
         return Ok(Typed::Text(written.to_owned()));
     }
-    let suggestion = words
-        .iter()
-        .map(|word| (strsim::normalized_damerau_levenshtein(word, &written.to_lowercase()), *word))
-        .filter(|(score, _)| *score >= 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, word)| word.to_owned());
+    let written = written.to_lowercase();
+    let suggestion = keys::most(words.iter().copied(), |word| strsim::normalized_damerau_levenshtein(word, &written));
+    let suggestion = suggestion.map(str::to_owned);
     Err(Unreadable { expected: expected(kind), suggestion })
 }
 

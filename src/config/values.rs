@@ -23,6 +23,11 @@ impl Values {
     pub fn read(merged: Merged, directory: &Path, problems: &mut Problems) -> Self {
         let mut typed = BTreeMap::new();
         for key in KEYS {
+            if let (Some(entry), Kind::Table | Kind::SecretTable) = (merged.get(key.name), key.kind) {
+                let help = format!("set {}.NAME", key.name);
+                problems.add(&entry.origin, format!("{} is a table", key.name), Some(help));
+                continue;
+            }
             let written = merged.get(key.name).and_then(|entry| read(key, entry, problems));
             typed.insert(key.name, written.unwrap_or_else(|| default(key)));
         }
@@ -30,7 +35,8 @@ impl Values {
             if let Some((table, _)) = keys::find_table(name) {
                 read(table, entry, problems);
             } else if keys::find(name).is_none() {
-                problems.add(&entry.origin, format!("unknown key `{name}`"), None);
+                let help = keys::closest(name).map(|key| format!("did you mean `{key}`?"));
+                problems.add(&entry.origin, format!("unknown key `{name}`"), help);
             }
         }
         Self { typed, merged, directory: directory.to_path_buf() }
@@ -47,7 +53,7 @@ impl Values {
     }
 
     pub fn typed(&self, key: &str) -> &Typed {
-        self.typed.get(key).unwrap_or_else(|| unreachable!("no key is called {key}"))
+        self.typed.get(key).unwrap_or(&Typed::Nothing)
     }
 
     pub fn text(&self, key: &str) -> Option<String> {
