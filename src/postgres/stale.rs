@@ -134,7 +134,7 @@ fn works_in(pid: i32, data: &Path) -> bool {
 fn pid_in(text: &[u8]) -> Option<i32> {
     let line = text.split(|&byte| byte == b'\n').next()?;
     let pid: i32 = std::str::from_utf8(line).ok()?.trim().parse().ok()?;
-    (pid != 0 && pid != i32::MIN).then_some(pid.abs())
+    pid.checked_abs().filter(|&pid| pid != 0)
 }
 
 /// Remove the sockets and socket locks of servers that are gone: the directory is this cluster's alone.

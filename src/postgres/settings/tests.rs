@@ -15,17 +15,55 @@ fn the_three_files() {
     postgres.settings.insert("archive_command".into(), "cp '%p' \"C:\\x\"\nport = 1".into());
     postgres.settings.insert("shared_preload_libraries".into(), "auto_explain, pg_stat_statements".into());
     let files = rendered(&postgres, 8192 * MB).unwrap();
-    expect![[r#"
+    expect![[r##"
         # Made by Tandem at every start: changes in this file are lost.
         # Change [postgres] or [postgres.settings] in Tandem's configuration instead.
 
         listen_addresses = '127.0.0.1'
         port = '5432'
-        unix_socket_directories = '/srv/ffe/.tandem/run/postgres'
-    "#]]
+        unix_socket_directories = '"/srv/ffe/.tandem/run/postgres"'
+        max_connections = '20'
+        password_encryption = 'scram-sha-256'
+        shared_preload_libraries = 'pg_stat_statements,auto_explain'
+        recovery_init_sync_method = 'syncfs'
+        log_destination = 'stderr'
+        logging_collector = 'off'
+        log_line_prefix = '[%p] %q%u@%d '
+        log_checkpoints = 'off'
+        log_timezone = 'UTC'
+        timezone = 'UTC'
+        datestyle = 'iso, mdy'
+        lc_messages = 'C.UTF-8'
+        lc_monetary = 'C.UTF-8'
+        lc_numeric = 'C.UTF-8'
+        lc_time = 'C.UTF-8'
+        default_text_search_config = 'pg_catalog.english'
+        shared_buffers = '2048MB'
+        effective_cache_size = '4096MB'
+        work_mem = '52428kB'
+        maintenance_work_mem = '512MB'
+        max_wal_size = '1GB'
+        min_wal_size = '80MB'
+
+        # [postgres.settings]
+        archive_command = 'cp ''%p'' "C:\\x"\nport = 1'
+    "##]]
     .assert_eq(&files.conf);
-    expect![[r#""#]].assert_eq(&files.hba);
-    expect![[r#""#]].assert_eq(&files.ident);
+    expect![[r#"
+        # Made by Tandem at every start: changes in this file are lost.
+        # The first line that fits decides.
+        local all         postgres                  peer map=tandem
+        local replication postgres                  peer map=tandem
+        local all         all                       scram-sha-256
+        host  all         all        127.0.0.1/32   scram-sha-256
+        host  all         all        ::1/128        scram-sha-256
+    "#]].assert_eq(&files.hba);
+    expect![[r##"
+        # Made by Tandem at every start: changes in this file are lost.
+        # Operating-system users that may be the database superuser over the unix socket.
+        tandem "root" postgres
+        tandem "postgres" postgres
+    "##]].assert_eq(&files.ident);
 }
 
 #[test]
@@ -50,7 +88,12 @@ fn memory_is_shared_within_bounds() {
         sizes(1024 * 1024 * MB, None),
         sizes(16_384 * MB, Some(MB + 1024)),
     ];
-    expect![[""]].assert_eq(&table.join("\n"));
+    expect![[r#"
+        '16MB' '32MB' '4MB' '16MB'
+        '128MB' '256MB' '4MB' '32MB'
+        '4096MB' '8192MB' '64MB' '1024MB'
+        '8192MB' '524288MB' '64MB' '1024MB'
+        '1025kB' '8192MB' '64MB' '1024MB'"#]].assert_eq(&table.join("\n"));
 }
 
 #[test]
@@ -64,7 +107,12 @@ fn another_address_opens_the_door_and_keeps_loopback() {
         let first = files.conf.lines().find(|line| line.starts_with("listen")).unwrap_or_default();
         let _ = writeln!(seen, "{first} | {last} | {}", client_address(postgres.listen));
     }
-    expect![[""]].assert_eq(&seen);
+    expect![[r#"
+        listen_addresses = '0.0.0.0' | host  all         all        0.0.0.0/0      scram-sha-256 | 127.0.0.1
+        listen_addresses = '127.0.0.1,10.1.2.3' | host  all         all        0.0.0.0/0      scram-sha-256 | 127.0.0.1
+        listen_addresses = '::' | host  all         all        ::/0           scram-sha-256 | ::1
+        listen_addresses = '::1' | host  all         all        ::1/128        scram-sha-256 | ::1
+    "#]].assert_eq(&seen);
 }
 
 #[test]
