@@ -75,7 +75,8 @@ pub async fn ensure(
     python: &str,
     search_path: &OsStr,
 ) -> anyhow::Result<Installation> {
-    let root = cache_dir.join("postgresql");
+    // Children work in directories of their own, where a relative path would lead elsewhere.
+    let root = std::path::absolute(cache_dir).context("find the current directory")?.join("postgresql");
     let mut known = Known::open(&root);
     match source {
         BinarySource::Auto => {
@@ -92,6 +93,7 @@ pub async fn ensure(
         BinarySource::Package => from_package(&root, python).await,
         BinarySource::Theseus => from_theseus(root).await,
         BinarySource::Path(path, digest) if path.is_dir() => {
+            let path = &std::path::absolute(path).context("find the current directory")?;
             if digest.is_some() {
                 tracing::warn!(path = %path.display(), "the SHA-256 of a directory is not checked; give an archive");
             }

@@ -32,6 +32,9 @@ pub struct Environment {
 /// # Errors
 /// What is missing, refused or failed, and what to do, with the exit code of the kind of failure.
 pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyhow::Result<Environment> {
+    // Children work in directories of their own, where a relative path would lead elsewhere.
+    let directory = &std::path::absolute(directory).context("find the current directory")?;
+    let state_dir = std::path::absolute(state_dir).context("find the current directory")?;
     let venv = python.venv.as_ref().map_or_else(|| state_dir.join("venv"), |venv| directory.join(venv));
     let state = State::of(&venv);
     let Some(requirements) = python.requirements.as_ref().map(|file| directory.join(file)) else {
