@@ -1,5 +1,7 @@
 //! The schema room against a real PostgreSQL 16: what FFE's own Alembic makes is the measure.
 
+#![allow(clippy::unwrap_used, reason = "a test's way to fail")]
+
 mod common;
 
 use std::path::PathBuf;

@@ -236,7 +236,17 @@ async fn template(prefix: &Path) -> PathBuf {
     }
     let made = staging.path().join("data");
     let initdb = tool(prefix, "initdb")
-        .args(["--no-sync", "--locale-provider=libc", "--locale=C.UTF-8", "-A", "trust", "-U", "postgres", "-D"])
+        .args([
+            "--no-sync",
+            "--wal-segsize=1",
+            "--locale-provider=libc",
+            "--locale=C.UTF-8",
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-D",
+        ])
         .arg(&made)
         .identity(user);
     succeed(&initdb, INITDB_LIMIT).await;
