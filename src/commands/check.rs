@@ -14,7 +14,7 @@ pub fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
         println!("{}", serde_json::to_string_pretty(&loaded.to_json())?);
         return Ok(Code::Stopped);
     }
-    println!("{}", loaded.table());
+    println!("{}\n{}", loaded.table(), loaded.plan());
     for notice in &loaded.notices {
         println!("notice: {notice}");
     }

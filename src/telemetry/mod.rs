@@ -68,7 +68,7 @@ fn passes<S: tracing::Subscriber>(filter: &str) -> anyhow::Result<impl Filter<S>
     // Of two directives for one target the later one holds, so the user's own word on `output` does.
     let named = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .parse(format!("{}=trace,{filter}", child::TARGET))
+        .parse(format!("{}=trace,sea_orm_migration=warn,{filter}", child::TARGET))
         .map_err(|error| Failure::new(Code::Config, format!("log.filter {filter:?} is no filter: {error}")))?;
     let harmless = filter_fn(|event| {
         *event.level() <= tracing::Level::INFO || !TALKATIVE.iter().any(|name| event.target().starts_with(name))
