@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context;
-use sea_orm::sqlx::{PgConnection, query_as, query_scalar};
+use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, raw_sql};
 
 /// What a database says about its schema.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,21 +21,31 @@ const TABLES: &str = "
     SELECT to_regclass('tandem.seaql_migrations') IS NOT NULL,
            ARRAY(SELECT relname::text FROM pg_catalog.pg_class
                  WHERE relnamespace = to_regnamespace('public') AND relkind IN ('r', 'p', 'v', 'm', 'f'))";
-const ALEMBIC: &str = "SELECT version_num::text FROM public.alembic_version ORDER BY 1";
-const RECORDED: &str = "SELECT version::text FROM tandem.seaql_migrations ORDER BY 1";
+const ALEMBIC: &str = "SELECT 'alembic', version_num::text FROM public.alembic_version";
+const RECORDED: &str = "SELECT 'recorded', version::text FROM tandem.seaql_migrations";
 
-/// Read the state of `session`'s database.
+/// Read the state of `session`'s database, in two questions.
+///
+/// Every boot waits for this, so it uses the simple protocol: one round trip each, where a prepared statement has three.
 pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<Found> {
-    let (recorded, tables): (bool, Vec<String>) =
-        query_as(TABLES).persistent(false).fetch_one(&mut *session).await.context("list the database's tables")?;
+    let row = raw_sql(TABLES).fetch_one(&mut *session).await.context("list the database's tables")?;
+    let (recorded, tables) = (row.try_get::<bool, _>(0)?, row.try_get::<Vec<String>, _>(1)?);
     let mut found = Found { tables: tables.into_iter().collect(), ..Found::default() };
-    if found.tables.contains("alembic_version") {
-        let rows = query_scalar(ALEMBIC).persistent(false).fetch_all(&mut *session);
-        found.alembic = Some(rows.await.context("read alembic_version")?);
+    found.alembic = found.tables.contains("alembic_version").then(Vec::new);
+    found.recorded = recorded.then(Vec::new);
+
+    let sources = [found.alembic.as_ref().map(|_| ALEMBIC), found.recorded.as_ref().map(|_| RECORDED)];
+    let sources: Vec<&str> = sources.into_iter().flatten().collect();
+    if sources.is_empty() {
+        return Ok(found);
     }
-    if recorded {
-        let rows = query_scalar(RECORDED).persistent(false).fetch_all(&mut *session);
-        found.recorded = Some(rows.await.context("read tandem.seaql_migrations")?);
+    let sql = AssertSqlSafe(sources.join(" UNION ALL "));
+    for row in raw_sql(sql).fetch_all(&mut *session).await.context("read the recorded revisions")? {
+        let (source, revision) = (row.try_get::<&str, _>(0)?, row.try_get(1)?);
+        let rows = if source == "alembic" { &mut found.alembic } else { &mut found.recorded };
+        rows.get_or_insert_default().push(revision);
     }
+    // Here and not in SQL, whose order depends on the database's collation.
+    found.alembic.iter_mut().chain(&mut found.recorded).for_each(|rows| rows.sort());
     Ok(found)
 }

@@ -45,7 +45,7 @@ enum Goal {
     Down(usize),
 }
 
-/// Bring the database to the newest revision. On a current database this is one connection and three questions.
+/// Bring the database to the newest revision. On a current database this is one connection and two questions.
 ///
 /// Waits at most `lock_limit` for another migration to end, and takes at most `limit` in all. Dropping the future is
 /// safe: the connections close, the server rolls back the revision in progress and frees the lock.
