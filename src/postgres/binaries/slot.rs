@@ -4,6 +4,7 @@
 //! place. A process that dies half-way leaves a staging directory, which the next holder of the lock sweeps away.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -72,7 +73,7 @@ impl Slot {
         if let Some(installation) = self.ready() {
             return Ok(installation);
         }
-        let _lock = self.lock().await?;
+        let lock = Arc::new(self.lock().await?);
         let fetched = !self.is_unpacked();
         if fetched {
             self.sweep();
@@ -83,7 +84,13 @@ impl Slot {
             let archive = bring(staging.path()).await?;
             let slot = self.clone();
             let _shown = progress(format!("Unpacking PostgreSQL into {}", self.dir().display()));
-            tokio::task::spawn_blocking(move || slot.unpack_and_rename(&archive, staging.path())).await??;
+            // The thread goes on when a stop cancels this future, so the lock stays with it until it is done.
+            let held = Arc::clone(&lock);
+            let unpacked = tokio::task::spawn_blocking(move || {
+                let _held = held;
+                slot.unpack_and_rename(&archive, staging.path())
+            });
+            unpacked.await??;
         }
         // Missing libraries do not undo the installation: with them installed, the next start goes on from here.
         let version = libraries::check(&self.installation("", fetched)).await?;

@@ -18,24 +18,24 @@ use crate::telemetry::{Progress, progress};
 /// The oldest Python that current Uvicorn and our launcher run on.
 const PYTHON_MIN: (u32, u32) = (3, 9);
 
-/// The oldest pip that installs into an environment from outside (`--python`).
-const PIP_MIN: (u32, u32) = (22, 3);
-
 /// Tells the version, whether environments can be made with a pip of their own (Debian ships `ensurepip` apart), and
-/// the version of the interpreter's own pip.
-const PROBE: &str = "import sys, importlib.util as u
+/// where the interpreter's own pip (22.3 or newer) has the script by which it runs under another interpreter.
+const PROBE: &str = "import os, sys, importlib.util as u
 print(sys.version_info[0], sys.version_info[1], all(u.find_spec(m) for m in ('venv', 'ensurepip')))
-if u.find_spec('venv') and u.find_spec('pip'):
-    import pip
-    print(*pip.__version__.split('.')[:2])";
+pip = u.find_spec('venv') and u.find_spec('pip')
+runner = os.path.join(os.path.dirname(pip.origin), '__pip-runner__.py') if pip and pip.origin else ''
+if os.path.isfile(runner):
+    print(runner)";
 
 /// What makes the environment and installs into it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     Uv,
-    /// The interpreter's own pip, from outside: the environment needs none, and putting one in costs more than all
-    /// the rest (18 s against 6 s for Uvicorn alone, on a busy machine).
-    PipOutside,
+    /// The interpreter's own pip, run by the environment's interpreter through this script: the environment needs no
+    /// pip, and putting one in costs more than all the rest (18 s against 6 s for Uvicorn alone, on a busy machine).
+    /// Not `pip --python`, which does the same in a grandchild of ours: that one outlives a kill -9 of Tandem and
+    /// would go on writing into the environment that the next start makes.
+    PipOutside(PathBuf),
     /// A pip in the environment.
     PipInside,
 }
@@ -178,9 +178,9 @@ impl Making<'_> {
     /// Make the environment and install into it; marks it as whole at the very end.
     async fn build(&self, way: Way, wanted: Made) -> anyhow::Result<()> {
         let program = resolve(&self.python.interpreter, self.directory);
-        let create = match way {
+        let create = match &way {
             Way::Uv => self.command("uv").args(["venv", "--allow-existing", "--no-project", "--python"]).arg(&program),
-            Way::PipOutside => self.command(&program).args(["-m", "venv", "--without-pip"]),
+            Way::PipOutside(_) => self.command(&program).args(["-m", "venv", "--without-pip"]),
             Way::PipInside => self.command(&program).args(["-m", "venv"]),
         };
         self.step("make the Python environment", create.arg(self.venv)).await?;
@@ -189,13 +189,13 @@ impl Making<'_> {
         self.shown.say(format!("Installing {} with {client}", self.requirements.display()));
         let python = interpreter(self.venv);
         let pip = ["--no-input", "--disable-pip-version-check", "install", "--progress-bar", "off"];
-        let mut install = match way {
+        let mut install = match &way {
             // Byte code now: workers that run as another user cannot write it and would compile at every start.
             Way::Uv => {
                 let install = ["pip", "install", "--no-progress", "--compile-bytecode", "--python"];
                 self.command("uv").args(install).arg(&python)
             }
-            Way::PipOutside => self.command(&program).args(["-m", "pip", "--python"]).arg(&python).args(pip),
+            Way::PipOutside(runner) => self.command(&python).arg(runner).args(pip),
             Way::PipInside => self.command(&python).args(["-m", "pip"]).args(pip),
         };
         if std::fs::read_to_string(self.requirements).is_ok_and(|text| text.contains("--hash=")) {
@@ -243,8 +243,9 @@ impl Making<'_> {
 
 /// Which way the interpreter that answered the probe with `said` allows, if any. Pure.
 pub(super) fn judge(said: &str, interpreter: &str, uv: bool) -> anyhow::Result<Way> {
-    let words: Vec<&str> = said.split_whitespace().collect();
-    let Some(version) = pair(&words, 0) else {
+    let (first, runner) = said.trim().split_once('\n').unwrap_or((said, ""));
+    let words: Vec<&str> = first.split_whitespace().collect();
+    let Some(version) = version(&words) else {
         let message =
             format!("`python.interpreter` is {interpreter:?}, which does not answer as Python does: {said:?}");
         return Err(Failure::new(Code::Config, message).into());
@@ -260,8 +261,8 @@ pub(super) fn judge(said: &str, interpreter: &str, uv: bool) -> anyhow::Result<W
     if uv {
         return Ok(Way::Uv);
     }
-    if pair(&words, 3).is_some_and(|pip| pip >= PIP_MIN) {
-        return Ok(Way::PipOutside);
+    if !runner.is_empty() {
+        return Ok(Way::PipOutside(PathBuf::from(runner)));
     }
     if words.get(2) == Some(&"True") {
         return Ok(Way::PipInside);
@@ -273,9 +274,8 @@ pub(super) fn judge(said: &str, interpreter: &str, uv: bool) -> anyhow::Result<W
     Err(Failure::new(Code::Config, message).into())
 }
 
-fn pair(words: &[&str], index: usize) -> Option<(u32, u32)> {
-    let number = |index: usize| words.get(index)?.parse().ok();
-    Some((number(index)?, number(index + 1)?))
+fn version(words: &[&str]) -> Option<(u32, u32)> {
+    Some((words.first()?.parse().ok()?, words.get(1)?.parse().ok()?))
 }
 
 /// The error for a step that ran and failed.

@@ -163,10 +163,10 @@ async fn with_nothing_to_install_the_interpreter_itself_is_used() {
 fn the_way_is_what_the_interpreter_can() {
     let way = |said, uv| make::judge(said, "python3", uv).unwrap();
     assert_eq!(way("3 11 False", true), Way::Uv);
-    assert_eq!(way("3 11 False\n23 0", false), Way::PipOutside);
-    assert_eq!(way("3 11 True\n22 2", false), Way::PipInside);
-    assert_eq!(way("3 11 True", false), Way::PipInside);
-    make::judge("3 11 False\n22 2", "python3", false).unwrap_err();
+    let outside = Way::PipOutside("/lib/pip/__pip-runner__.py".into());
+    assert_eq!(way("3 11 False\n/lib/pip/__pip-runner__.py\n", false), outside);
+    assert_eq!(way("3 11 True\n", false), Way::PipInside);
+    make::judge("3 11 False\n", "python3", false).unwrap_err();
 }
 
 #[tokio::test]
