@@ -1,0 +1,95 @@
+//! A directory as a user has one: a configuration, an application, and what Tandem makes of it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::ports::free_port;
+
+/// A project in a directory of its own, removed on drop.
+pub struct Project {
+    dir: TempDir,
+    pub app: u16,
+    pub health: u16,
+    pub postgres: u16,
+}
+
+impl Project {
+    /// A project that runs the reference backend.
+    pub fn backend() -> Self {
+        Self::with(&root().join("examples/backend"), "app:app", "")
+    }
+
+    /// A project that runs one of the applications in `tests/fixtures/apps`, such as `plain:app`.
+    pub fn app(app: &str) -> Self {
+        Self::with(&root().join("tests/fixtures/apps"), app, "")
+    }
+
+    /// As [`Project::app`], with more lines of configuration, as `section.key = value`.
+    pub fn app_with(app: &str, lines: &str) -> Self {
+        Self::with(&root().join("tests/fixtures/apps"), app, lines)
+    }
+
+    /// As [`Project::backend`], with more lines of configuration.
+    pub fn backend_with(lines: &str) -> Self {
+        Self::with(&root().join("examples/backend"), "app:app", lines)
+    }
+
+    fn with(app_dir: &Path, app: &str, lines: &str) -> Self {
+        let everybody = fs::Permissions::from_mode(0o755);
+        let dir = tempfile::Builder::new().prefix("tandem-test-").permissions(everybody).tempdir().unwrap();
+        let project = Self { dir, app: free_port(), health: free_port(), postgres: free_port() };
+        let (http, health, postgres) = (project.app, project.health, project.postgres);
+        let (app_dir, venv) = (app_dir.display(), venv().display().to_string());
+        let requirements = root().join("examples/backend/requirements.txt").display().to_string();
+        let text = format!(
+            "{lines}\n\
+             workers.app = '{app}'\nworkers.app_dir = '{app_dir}'\nworkers.listen = '127.0.0.1:{http}'\n\
+             health.listen = '127.0.0.1:{health}'\npostgres.port = {postgres}\n\
+             python.venv = '{venv}'\npython.requirements = '{requirements}'\n"
+        );
+        project.write("tandem.toml", &text);
+        project
+    }
+
+    /// The project's directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where Tandem keeps what it makes.
+    pub fn state(&self) -> PathBuf {
+        self.dir().join(".tandem")
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.state().join("postgres/16")
+    }
+
+    /// Write a file of the project.
+    pub fn write(&self, name: &str, text: &str) {
+        let path = self.dir().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Put more lines before the configuration that is there.
+    pub fn configure(&self, lines: &str) {
+        let path = self.dir().join("tandem.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("{lines}\n{text}")).unwrap();
+    }
+}
+
+/// The checkout.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// One Python environment for all tests: the first of them makes it, under Tandem's own lock.
+pub fn venv() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("venv")
+}
