@@ -57,13 +57,15 @@ fn the_three_files() {
         local all         all                       scram-sha-256
         host  all         all        127.0.0.1/32   scram-sha-256
         host  all         all        ::1/128        scram-sha-256
-    "#]].assert_eq(&files.hba);
+    "#]]
+    .assert_eq(&files.hba);
     expect![[r##"
         # Made by Tandem at every start: changes in this file are lost.
         # Operating-system users that may be the database superuser over the unix socket.
         tandem "root" postgres
         tandem "postgres" postgres
-    "##]].assert_eq(&files.ident);
+    "##]]
+    .assert_eq(&files.ident);
 }
 
 #[test]
@@ -93,7 +95,8 @@ fn memory_is_shared_within_bounds() {
         '128MB' '256MB' '4MB' '32MB'
         '4096MB' '8192MB' '64MB' '1024MB'
         '8192MB' '524288MB' '64MB' '1024MB'
-        '1025kB' '8192MB' '64MB' '1024MB'"#]].assert_eq(&table.join("\n"));
+        '1025kB' '8192MB' '64MB' '1024MB'"#]]
+    .assert_eq(&table.join("\n"));
 }
 
 #[test]
@@ -112,7 +115,8 @@ fn another_address_opens_the_door_and_keeps_loopback() {
         listen_addresses = '127.0.0.1,10.1.2.3' | host  all         all        0.0.0.0/0      scram-sha-256 | 127.0.0.1
         listen_addresses = '::' | host  all         all        ::/0           scram-sha-256 | ::1
         listen_addresses = '::1' | host  all         all        ::1/128        scram-sha-256 | ::1
-    "#]].assert_eq(&seen);
+    "#]]
+    .assert_eq(&seen);
 }
 
 #[test]
