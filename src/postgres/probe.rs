@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
 use sea_orm::sqlx::{self, ConnectOptions, query_as, query_scalar};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -74,8 +74,6 @@ impl Probe {
             .expose()
             .parse()
             .map_err(|_| sqlx::Error::Configuration(format!("cannot use the database URL {url}").into()))?;
-        let local = url.query.is_none() && matches!(url.host.as_str(), "localhost" | "127.0.0.1" | "::1");
-        let options = if local { options.ssl_mode(PgSslMode::Prefer) } else { options };
         Ok(Self::new(options.application_name("tandem").disable_statement_logging(), None))
     }
 
