@@ -251,7 +251,8 @@ mod tests {
     #[test]
     fn a_state_directory_behind_a_closed_door_is_named_with_the_ways_out() {
         let Some(server) = identity::lookup("nobody").filter(|_| identity::is_root()) else { return };
-        let temp = tempfile::tempdir().unwrap(); // 0700, root's
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let error = Home::at(&temp.path().join("state"), Some(server)).prepare().unwrap_err();
         assert_eq!(code_of(&error), Code::CannotCreate);
         let message = error.to_string();
