@@ -2,4 +2,5 @@
 
 #![allow(dead_code, reason = "every test binary compiles this, and none uses all of it")]
 
+pub mod alembic;
 pub mod server;
