@@ -1,0 +1,368 @@
+"""Run one ASGI app with Uvicorn on a listening socket that Tandem opened, and tell Tandem how it goes.
+
+Embedded in the binary, written into the run directory, started as `python launcher.py`. Needs nothing but the
+standard library and the app's own Uvicorn (0.22 or newer, Python 3.8 or newer).
+
+Told by the environment (every name here is taken out of it, so that a child of the app cannot speak for the worker):
+
+  TANDEM_APP          module:attribute
+  TANDEM_APP_DIR      first entry of sys.path; the working directory is the second
+  TANDEM_LISTEN_FD    the inherited listening socket
+  TANDEM_GATE_FD      read end of a pipe of this worker's own: a byte means "import the app now"; its end means
+                      that Tandem is gone, before and after that byte
+  TANDEM_PREIMPORT    modules, comma separated, to import while waiting at the gate
+  TANDEM_LOOP         auto | asyncio | uvloop
+  TANDEM_ACCESS_LOG   1 | 0
+  TANDEM_GRACE        seconds that requests in flight get after SIGTERM; what is left then is cut
+  TANDEM_IDLE_DRAIN   seconds that an idle keep-alive connection stays open after SIGTERM
+  NOTIFY_SOCKET, WATCHDOG_USEC    as in sd_notify(3)
+
+Says, one datagram each:
+
+  READY=1                          the app's startup succeeded and the socket is being served
+  WATCHDOG=1 + X_TANDEM_* counts   the event loop turns; without WATCHDOG_USEC the counts alone, once a second.
+                                   The first comes after READY=1: an app may take its time to start
+  STOPPING=1                       first thing of a shutdown
+  X_TANDEM_IMPORT_ERROR=<json>     the traceback, without our frames; at most 32 KB
+
+Exit status: 0 after a stop as asked and when Tandem went away before the gate opened; 3 when the app could not be
+imported or its startup failed (the same code will fail again); 143 when SIGTERM comes before Uvicorn serves.
+A second SIGTERM or SIGINT waits for nobody.
+"""
+
+import asyncio
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections import namedtuple
+
+STARTUP_FAILED = 3  # Uvicorn's own status for it
+DATAGRAM_MAX = 32 * 1024
+NOTIFY_PATIENCE = 5.0  # seconds: for the messages that must arrive
+COUNTS_PERIOD = 1.0  # seconds: without a watchdog
+DRAIN_TICK = 0.02  # seconds
+ATTACH_PAUSE = 0.02  # seconds: see Worker.stop_accepting
+CUT_PATIENCE = 0.5  # seconds: for an app to notice that its client is gone
+
+LOG_CONFIG = {
+    # No colours and no time: Tandem reads these lines and adds its own.
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(levelname)s %(message)s"}, "access": {"format": "%(message)s"}},
+    "handlers": {
+        "plain": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"},
+        "access": {"class": "logging.StreamHandler", "formatter": "access", "stream": "ext://sys.stderr"},
+    },
+    "loggers": {
+        "uvicorn": {"handlers": ["plain"], "level": "INFO", "propagate": False},
+        "uvicorn.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
+    },
+}
+
+Orders = namedtuple("Orders", "app app_dir listen_fd gate_fd preimport loop access_log grace idle_drain watchdog")
+
+
+def read_orders():
+    """Take Tandem's variables out of the environment."""
+    take = os.environ.pop
+    gate_fd = take("TANDEM_GATE_FD", "")
+    return Orders(
+        app=take("TANDEM_APP"),
+        app_dir=take("TANDEM_APP_DIR", ""),
+        listen_fd=int(take("TANDEM_LISTEN_FD")),
+        gate_fd=int(gate_fd) if gate_fd else None,
+        preimport=[name.strip() for name in take("TANDEM_PREIMPORT", "").split(",") if name.strip()],
+        loop=take("TANDEM_LOOP", "") or "auto",
+        access_log=take("TANDEM_ACCESS_LOG", "1") != "0",
+        grace=float(take("TANDEM_GRACE", "") or 30),
+        idle_drain=float(take("TANDEM_IDLE_DRAIN", "") or 5),
+        watchdog=int(take("WATCHDOG_USEC", "") or 0) / 1e6,
+    )
+
+
+class Notifier:
+    """The sending end of sd_notify."""
+
+    def __init__(self, address):
+        self.socket = None
+        if address:
+            # Python's sockets are close-on-exec. Connected once: the path may be out of reach after a chdir.
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                self.socket.connect("\0" + address[1:] if address.startswith("@") else address)
+            except OSError:
+                self.socket.close()
+                self.socket = None
+
+    def send(self, message, patience=0.0):
+        """Send one datagram; say whether it left. With no patience a full queue drops it, and never holds the loop."""
+        if self.socket is None:
+            return False
+        try:
+            self.socket.settimeout(patience)
+            self.socket.send(message.encode("utf-8", "replace"))
+        except OSError:
+            return False
+        return True
+
+
+class Worker:
+    """What Tandem adds to `uvicorn.Server`: notifications, and a drain that fails no request.
+
+    Mixed in by `main`, because importing Uvicorn may itself be what fails.
+    """
+
+    orders = None
+    notifier = None
+    next_report = 0.0
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets=sockets)
+        if self.started and not self.should_exit:
+            self.notifier.send("READY=1", patience=NOTIFY_PATIENCE)
+
+    async def on_tick(self, counter):
+        """Uvicorn calls this every 0.1 s on the event loop: an app that blocks the loop falls silent."""
+        self.report()
+        return await super().on_tick(counter)
+
+    def report(self):
+        now = asyncio.get_running_loop().time()
+        if now < self.next_report:
+            return
+        self.next_report = now + (self.orders.watchdog / 3 or COUNTS_PERIOD)
+        state = self.server_state
+        lines = ["WATCHDOG=1"] if self.orders.watchdog else []
+        lines.append("X_TANDEM_REQUESTS=%d" % state.total_requests)
+        lines.append("X_TANDEM_CONNECTIONS=%d" % len(state.connections))
+        lines.append("X_TANDEM_IN_FLIGHT=%d" % len(state.tasks))
+        self.notifier.send("\n".join(lines))
+
+    def handle_exit(self, sig, frame):
+        """Note the signal and do not keep it: since 0.29 Uvicorn would raise it again, and a clean stop end as 143."""
+        if not self.should_exit:
+            self.should_exit = True
+        elif self.started:
+            self.force_exit = True
+        else:
+            # The app's startup hangs, so nothing will ever look at a flag.
+            os._exit(128 + sig)
+
+    async def shutdown(self, sockets=None):
+        """Stop accepting, let every client finish, cut what is left at the limit, end the app's lifespan.
+
+        Replaces Uvicorn's, which closes idle keep-alive connections at once, the next request perhaps already on its
+        way (Kludex/uvicorn #3124), and in old versions waits without a limit.
+        """
+        self.notifier.send("STOPPING=1", patience=NOTIFY_PATIENCE)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.orders.grace
+        await self.say_close()
+        await self.stop_accepting(loop, sockets or [])
+        await self.drain(loop, deadline)
+        cut = await self.cut()
+        if not self.force_exit:
+            await self.lifespan.shutdown()
+        if cut:
+            # A request may still run in a thread, which nothing can cancel: asyncio.run() would wait for it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    async def say_close(self):
+        """Make every further response say "Connection: close": Uvicorn builds their headers from these on a tick."""
+        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
+        await self.on_tick(0)
+
+    async def stop_accepting(self, loop, sockets):
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            # asyncio accepts first and attaches the connection in a later turn; a server closed in between drops it.
+            for sock in sockets:
+                loop.remove_reader(sock.fileno())
+            await asyncio.sleep(ATTACH_PAUSE)
+        for server in self.servers:
+            server.close()
+        for sock in sockets:
+            sock.close()
+
+    async def drain(self, loop, deadline):
+        """Wait until every client has had its last answer."""
+        state = self.server_state
+        idle_since = {}
+        while (state.connections or state.tasks) and loop.time() < deadline and not self.force_exit:
+            await self.on_tick(0)
+            for connection in list(state.connections):
+                if not hasattr(connection, "cycle"):
+                    close_websocket(connection)
+                elif is_idle(connection):
+                    # Left open: a client that is sending right now gets its answer, with "Connection: close".
+                    if loop.time() - idle_since.setdefault(connection, loop.time()) >= self.orders.idle_drain:
+                        connection.shutdown()
+                else:
+                    idle_since.pop(connection, None)
+                    if not connection.cycle.response_started:
+                        connection.cycle.keep_alive = False
+            await asyncio.sleep(DRAIN_TICK)
+
+    async def cut(self):
+        """End what would not end by itself; say whether a request had to be cancelled."""
+        state = self.server_state
+        for connection in list(state.connections):
+            # The app sees its client leave, which ends an event stream without a traceback in the log.
+            connection.transport.close()
+        tasks = set(state.tasks)
+        if tasks:
+            _, tasks = await asyncio.wait(tasks, timeout=CUT_PATIENCE)
+        if not tasks:
+            return False
+        when = "by a second signal" if self.force_exit else "at the end of the grace period"
+        print("WARNING cancelled %d unfinished request(s) %s" % (len(tasks), when), file=sys.stderr)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=CUT_PATIENCE)
+        return True
+
+
+def is_idle(connection):
+    cycle = connection.cycle
+    return cycle is None or cycle.response_complete
+
+
+def close_websocket(connection):
+    """Close with 1012 (service restart), but let a handshake end first: Uvicorn would answer it with a 500."""
+    done = getattr(connection, "handshake_complete", None)
+    if done is None:
+        event = getattr(connection, "handshake_completed_event", None)  # the older `websockets` protocol
+        done = event is None or event.is_set()
+    if done:
+        connection.shutdown()
+
+
+def wait_at_gate(gate_fd):
+    if os.read(gate_fd, 1) == b"":
+        os._exit(0)
+    threading.Thread(target=hold_lifeline, args=(gate_fd,), name="tandem-lifeline", daemon=True).start()
+
+
+def hold_lifeline(gate_fd):
+    """Die with Tandem, however it died. SIGKILL, for nobody is left who would wait for a drain."""
+    while os.read(gate_fd, 1):
+        pass
+    pid = os.getpid()
+    if os.getpgrp() == pid:
+        os.killpg(pid, signal.SIGKILL)  # with the processes that the app has started
+    os.kill(pid, signal.SIGKILL)
+
+
+def preimport(orders):
+    """Import what the app will need anyway. What fails here will fail again, and be reported, in the app's import."""
+    names = ["uvicorn.lifespan.on", "uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto"]
+    if orders.loop != "asyncio":
+        names.append("uvloop")
+    for name in names + orders.preimport:
+        try:
+            importlib.import_module(name)
+        except BaseException:  # a module may well call sys.exit()
+            pass
+
+
+def resolve(app):
+    module_name, _, attributes = app.partition(":")
+    if not module_name or not attributes:
+        raise ImportError("the app %r is not of the form module:attribute" % app)
+    found = importlib.import_module(module_name)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
+def user_traceback(error):
+    """The traceback as its reader needs it: without the frames of this file and of the import system."""
+    report = traceback.TracebackException(type(error), error, error.__traceback__)
+    todo, seen = [report], set()
+    while todo:
+        part = todo.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        part.stack = traceback.StackSummary.from_list([frame for frame in part.stack if not is_ours(frame.filename)])
+        todo += [part.__cause__, part.__context__] + (getattr(part, "exceptions", None) or [])
+    alone = not report.stack and report.__cause__ is None and report.__context__ is None
+    return "".join(report.format_exception_only() if alone else report.format())
+
+
+def is_ours(filename):
+    return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
+
+
+def fail_import(error, notifier):
+    """Hand the traceback to Tandem, which prints it once for all workers; print it only when nobody listens."""
+    text = user_traceback(error).encode("utf-8", "replace").decode()
+    message = text
+    while True:
+        datagram = "X_TANDEM_IMPORT_ERROR=" + json.dumps(message, ensure_ascii=False)
+        if len(datagram.encode()) <= DATAGRAM_MAX:
+            break
+        message = "[...]\n" + message[len(message) // 4 + 6 :]  # the end says what went wrong
+    if not notifier.send(datagram, patience=NOTIFY_PATIENCE):
+        sys.stderr.write(text)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit(): threads that a half-imported app left behind would keep the process alive.
+    os._exit(STARTUP_FAILED)
+
+
+def prepare(orders):
+    """Make the process ready before any code but ours runs."""
+    faulthandler.enable()  # SIGABRT, from a watchdog that lost patience, shows what every thread was doing
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no KeyboardInterrupt traceback out of a half-done import
+    sys.stdout.reconfigure(line_buffering=True)  # a pipe is block-buffered: prints would come minutes late
+    # The script's own directory is Tandem's run directory: nothing is to be imported from there, or compiled into it.
+    sys.path[:1] = [path for path in (orders.app_dir, os.getcwd()) if path]
+    for fd in (orders.listen_fd, orders.gate_fd):
+        if fd is not None:
+            os.set_inheritable(fd, False)  # or a program that the app starts keeps the port
+
+
+def load_config(orders):
+    """Import everything: Uvicorn before the gate, the app behind it."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        None, loop=orders.loop, access_log=orders.access_log, log_config=LOG_CONFIG, log_level="info"
+    )
+    if orders.loop == "uvloop":
+        importlib.import_module("uvloop")
+    preimport(orders)
+    if orders.gate_fd is not None:
+        wait_at_gate(orders.gate_fd)
+    config.app = resolve(orders.app)
+    config.load()
+    return uvicorn, config
+
+
+def main():
+    orders = read_orders()
+    notifier = Notifier(os.environ.pop("NOTIFY_SOCKET", ""))
+    prepare(orders)
+    try:
+        uvicorn, config = load_config(orders)
+    except BaseException as error:  # an app may well call sys.exit() when it misses a setting
+        fail_import(error, notifier)
+    server = type("Server", (Worker, uvicorn.Server), {})(config)
+    server.orders = orders
+    server.notifier = notifier
+    # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
+    server.run(sockets=[socket.socket(fileno=orders.listen_fd)])
+    # Uvicorn 0.22 to 0.2x return from a failed startup, later ones exit with the same status.
+    sys.exit(0 if server.started else STARTUP_FAILED)
+
+
+if __name__ == "__main__":
+    main()
