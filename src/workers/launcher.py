@@ -360,7 +360,7 @@ def main():
     server.notifier = notifier
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
     server.run(sockets=[socket.socket(fileno=orders.listen_fd)])
-    # Uvicorn 0.22 to 0.2x return from a failed startup, later ones exit with the same status.
+    # Old versions of Uvicorn return from a failed startup; later ones raise SystemExit with the same status.
     sys.exit(0 if server.started else STARTUP_FAILED)
 
 
