@@ -4,5 +4,6 @@
 
 pub mod ports;
 pub mod project;
+pub mod refusal;
 pub mod server;
 pub mod tandem;
