@@ -5,5 +5,6 @@
 pub mod alembic;
 pub mod ports;
 pub mod project;
+pub mod refusal;
 pub mod server;
 pub mod tandem;
