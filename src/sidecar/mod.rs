@@ -21,6 +21,7 @@ use crate::plan::{DatabaseUrl, Identity};
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
 use crate::postgres::service::Stocked;
+use crate::postgres::stale;
 use crate::postgres::{self, binaries::Installation};
 use crate::process::orphans;
 use crate::supervise::task;
@@ -91,7 +92,11 @@ impl Context {
     ///
     /// # Errors
     /// The port is taken and was chosen by hand; the state directory cannot be used.
-    pub fn resolve(settings: Settings, home: Home) -> anyhow::Result<Self> {
+    pub async fn resolve(settings: Settings, home: Home) -> anyhow::Result<Self> {
+        if settings.postgres.mode == PostgresMode::Managed {
+            // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
+            stale::end_leftover(&home).await?;
+        }
         let (url, password) = jobs::database_url(&settings, &home)?;
         Ok(Self {
             settings,

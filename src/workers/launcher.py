@@ -32,13 +32,14 @@ A second SIGTERM or SIGINT waits for nobody.
 
 import asyncio
 import faulthandler
+import fcntl
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections import namedtuple
 
@@ -247,17 +248,22 @@ def close_websocket(connection):
 def wait_at_gate(gate_fd):
     if os.read(gate_fd, 1) == b"":
         os._exit(0)
-    threading.Thread(target=hold_lifeline, args=(gate_fd,), name="tandem-lifeline", daemon=True).start()
+    tie_lifeline(gate_fd)
 
 
-def hold_lifeline(gate_fd):
-    """Die with Tandem, however it died. SIGKILL, for nobody is left who would wait for a drain."""
-    while os.read(gate_fd, 1):
-        pass
-    pid = os.getpid()
-    if os.getpgrp() == pid:
-        os.killpg(pid, signal.SIGKILL)  # with the processes that the app has started
-    os.kill(pid, signal.SIGKILL)
+def tie_lifeline(gate_fd):
+    """Die with Tandem, however it died, together with the processes that the app has started.
+
+    The kernel does it: SIGKILL to the whole group when the pipe's other end closes. A thread that reads the pipe would
+    not run while a C extension holds the GIL or the process is stopped, and would itself be gone before the others
+    when the kernel ends this process first (PR_SET_PDEATHSIG).
+    """
+    group = os.getpgrp() == os.getpid()
+    fcntl.fcntl(gate_fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(gate_fd, fcntl.F_SETOWN, -os.getpid() if group else os.getpid())
+    fcntl.fcntl(gate_fd, fcntl.F_SETFL, fcntl.fcntl(gate_fd, fcntl.F_GETFL) | fcntl.FASYNC)
+    if select.select([gate_fd], [], [], 0)[0]:
+        os.kill(0 if group else os.getpid(), signal.SIGKILL)  # it closed a moment before
 
 
 def preimport(orders):
