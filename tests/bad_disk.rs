@@ -7,10 +7,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-use common::project::Project;
-use common::tandem::{self, Tandem};
-use common::refusal;
 use ::tandem::process::identity;
+use common::project::Project;
+use common::refusal;
+use common::tandem::{self, Tandem};
 
 fn project() -> Project {
     Project::app_with("plain:app", "workers.count = 1")
