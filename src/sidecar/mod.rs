@@ -17,14 +17,15 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
-use crate::plan::{DatabaseUrl, Identity, Policy};
-use crate::postgres::binaries::Installation;
+use crate::plan::{DatabaseUrl, Identity};
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
 use crate::postgres::service::Stocked;
+use crate::postgres::{self, binaries::Installation};
 use crate::process::orphans;
 use crate::supervise::task;
 use crate::supervise::tree::{Cause, Event, JobId, Plan, ServiceId, ServicePlan, Stage, Tree};
+use crate::workers;
 
 pub use view::Endpoints;
 
@@ -139,8 +140,10 @@ fn plan(settings: &Settings, steps: &[Step]) -> Plan {
     });
     // Workers may import Python's libraries as soon as there is an environment.
     let installed = steps.iter().position(|&step| step == Step::Install).map(|install| install + 1);
-    let postmaster = ServicePlan { policy: Policy::postmaster(&settings.postgres, &settings.stop), prepare_at: None };
-    let worker = ServicePlan { policy: Policy::worker(&settings.workers, &settings.stop), prepare_at: installed };
+    let postmaster =
+        ServicePlan { policy: postgres::policy::policy(&settings.postgres, &settings.stop), prepare_at: None };
+    let worker =
+        ServicePlan { policy: workers::policy::policy(&settings.workers, &settings.stop), prepare_at: installed };
     let has_workers = steps.contains(&Step::Workers);
     let workers = std::iter::repeat_n(worker, if has_workers { count } else { 0 });
     Plan {

@@ -7,9 +7,10 @@ use std::rc::Rc;
 use anyhow::Context as _;
 
 use super::pool::Launch;
+use super::variables;
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
-use crate::plan::{DatabaseUrl, Identity, environment};
+use crate::plan::{DatabaseUrl, Identity};
 use crate::process::InheritedFd;
 use crate::process::identity;
 
@@ -36,7 +37,7 @@ pub fn plan(
     write(&launcher).with_context(|| format!("write {}", launcher.display()))?;
     let protocol = protocol(settings, notify);
     let environment = (0..settings.workers.count)
-        .map(|slot| environment::worker(settings, url, slot).into_iter().chain(protocol.clone()).collect())
+        .map(|slot| variables::worker(settings, url, slot).into_iter().chain(protocol.clone()).collect())
         .collect();
     let listener = RefCell::new(Some(listener));
     Ok(Launch { python, launcher, listener, dir: settings.workers.app_dir.clone(), environment, identity })

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test binary compiles this, and none uses all of it")]
 
+pub mod alembic;
 pub mod ports;
 pub mod project;
 pub mod refusal;

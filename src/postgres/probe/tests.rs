@@ -20,7 +20,7 @@ fn cpu() -> Duration {
 async fn a_sample_tells_what_the_server_is_and_when_it_hangs_or_dies() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation()).await.unwrap();
+    ensure(home, &installation().await).await.unwrap();
     let server = start(home).await;
     let password = provisioned(home, server.port, true).await;
     let mut probe = Probe::managed(home, server.port, "ffe");
