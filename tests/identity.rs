@@ -235,3 +235,29 @@ fn an_ordinary_user_gets_all_of_it_and_owns_all_of_it() {
     tandem.wait_ready();
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
+
+#[test]
+fn what_root_installed_into_an_image_an_ordinary_user_runs_and_cannot_change() {
+    if server().is_none() {
+        return;
+    }
+    let project = open_project("").without("python.venv");
+    let image = open_dir("image");
+    let (cache, venv) = (image.join("cache"), image.join("venv"));
+    let layout = [("TANDEM_CACHE_DIR", &cache), ("TANDEM_PYTHON__VENV", &venv)];
+    let mut install = tandem::command(&project);
+    refusal::said(install.envs(layout).arg("install").output().unwrap()).expect(0, &["PostgreSQL 16", "Python"]);
+
+    let mut command = ordinary(&project);
+    command.envs(layout);
+    let mut tandem = Tandem::start_as(&project, command);
+    tandem.wait_ready();
+    assert!(!tandem.log().contains("WARN"), "{}", tandem.log());
+    assert!(!project.state().join("venv").exists(), "nothing is installed again");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    let slots = cache.join("postgresql");
+    let installed = refusal::names(&slots).into_iter().map(|name| slots.join(name)).chain([cache, venv]);
+    for path in installed {
+        assert_eq!(path.symlink_metadata().unwrap().uid(), 0, "{}", path.display());
+    }
+}
