@@ -103,7 +103,8 @@ fn a_server_of_another_tandem_is_attached_to_and_left_alone() {
     let log = tandem.log();
     assert!(log.contains("attaches to it") && log.contains("applied migration"), "{log}");
     assert!(app_reaches_database(&tandem), "{log}");
-    assert_eq!(tandem.health()["database"]["schema_version"], "004_add_indexes");
+    let revision = || tandem.health()["database"]["schema_version"] == "004_add_indexes";
+    tandem::wait_for("the sample after the migrations", revision);
     let own: Vec<_> = tandem.descendants().into_iter().filter(|process| process.name.starts_with("postgres")).collect();
     assert!(own.is_empty() && !project.data().exists(), "{own:?}");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
