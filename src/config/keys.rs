@@ -86,7 +86,7 @@ pub const KEYS: &[Key] = &[
     key("postgres.reserved_connections", Kind::Count(0), "10", "Kept back for people, backups and Tandem itself"),
     open("postgres.shared_buffers", Kind::Size, "a quarter of the memory", "PostgreSQL's own page cache"),
     open("postgres.settings", Kind::Table, "none", "PostgreSQL's own settings, by their own names"),
-    key("postgres.ready_limit", Kind::Duration, r#""60s""#, "Longest time from spawn to the first answer"),
+    key("postgres.ready_limit", Kind::Duration, r#""30m""#, "Longest time from spawn to the first answer"),
     key("postgres.probe_interval", Kind::Duration, r#""1s""#, "Time between two health samples"),
     key("postgres.probe_deadline", Kind::Duration, r#""2s""#, "Longest time for one probe, then the server hangs"),
     key("postgres.hang_limit", Kind::DurationOrNever, r#""60s""#, "Longest hang before the server is restarted"),
