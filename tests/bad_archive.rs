@@ -1,5 +1,7 @@
 //! A PostgreSQL that the operator brings along as an archive, whole and altered.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::fs::{self, File, Permissions};

@@ -1,5 +1,7 @@
 //! Passwords with every character, databases elsewhere, and databases from the future.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::fs;

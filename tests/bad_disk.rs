@@ -1,5 +1,7 @@
 //! Disks that are full and data directories that are not what they should be.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::fs::{self, Permissions};

@@ -1,5 +1,7 @@
 //! What goes wrong at three in the morning: each mistake gets an exit code and words that help.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::fs;

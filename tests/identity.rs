@@ -1,5 +1,7 @@
 //! Who the processes run as, what they may read, and where the state goes that they could not reach.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::fs::{self, Permissions};
