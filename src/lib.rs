@@ -1,4 +1,47 @@
-//! Tandem: PostgreSQL 16 and a Python ASGI backend as one process tree.
+//! Tandem runs PostgreSQL 16 and a Python ASGI backend as one process tree.
+//!
+//! # The flow
+//!
+//! ```text
+//! config ─> plan ─> postgres ─> schema ─> workers ─> health        and a stop runs it backwards
+//! ```
+//!
+//! `sidecar` holds THE boot list. `supervise` walks it: a pure automaton decides, `sidecar`'s shell acts, and what comes
+//! of it returns as an event. `postgres` and `workers` never meet: the database's URL travels through `plan`.
+//!
+//! # The rooms, from the top of the house down
+//!
+//! A room uses only rooms below it; those of one floor never meet. `tests/tidy.rs` reads the imports and holds it.
+//!
+//! ```text
+//! main         parse, run, map the outcome to an exit code
+//! commands/    one file a subcommand: flags into one call, its result into words
+//! cli          what can be typed
+//! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, what others see of it
+//! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
+//!              provision · probe
+//! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · pool · launcher.py
+//! schema/      migrations under a lock, in step with Alembic
+//! health/      the report (pure), the port that serves it, the client that asks it
+//! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
+//! signals      the signals Tandem gets, as words
+//! supervise/   state (one child, pure) · tree (all of them and the boot list, pure) · task (the loop) · service
+//! process/     the only door to OS processes: spawn, run, identity, orphans, ports
+//! telemetry/   the log as text or JSON, children's lines, progress, the banner
+//! config/      what the operator wrote: layers, typed settings, all problems at once
+//! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
+//! phase        the one phase that users see
+//! exit         exit codes, and the error that carries one
+//! ```
+//!
+//! # What always holds
+//!
+//! - No worker imports the application before the migrations are in.
+//! - Tandem is not ready while PostgreSQL does not answer, and says so before it stops anything.
+//! - PostgreSQL is stopped after the last worker, and by its postmaster's pid alone.
+//! - A stop ends within its ladder, whatever the children do, and leaves no process behind.
+//!
+//! `supervise/simulation.rs` drives the tree through 100,000 random histories a run to hold these.
 
 pub mod cli;
 pub mod commands;

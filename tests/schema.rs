@@ -7,6 +7,7 @@ mod common;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use common::alembic::alembic;
 use common::server::{APP_ROLE, TestServer, comparable};
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, Statement};
@@ -295,6 +296,49 @@ async fn a_migration_that_is_stopped_half_way_leaves_no_lock_and_no_half() {
     reader.rollback().await.unwrap();
     assert_eq!(up(&url).await.applied, migrations(3..4));
     database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_real_alembic_made_is_adopted_from_every_revision() {
+    let server = TestServer::start().await;
+    for applied in 1..=4 {
+        let name = format!("ffe{applied}");
+        let url = server.database(&name).await;
+        alembic(&url, &["upgrade", REVISIONS[applied - 1]]).await;
+        assert_eq!(server.dump(&name, &SCHEMA).await, recorded(applied), "Alembic at {applied}");
+        let outcome = up(&url).await;
+        assert_eq!(outcome.adopted.as_deref(), Some(REVISIONS[applied - 1]));
+        assert_eq!(outcome.applied, migrations(applied..4));
+        assert_eq!(server.dump(&name, &SCHEMA).await, recorded(4), "adopted at {applied}");
+    }
+}
+
+#[tokio::test]
+async fn alembic_and_tandem_take_turns_on_one_database() {
+    let server = TestServer::start().await;
+    let url = server.database("ffe").await;
+    up(&url).await;
+    assert!(alembic(&url, &["current"]).await.contains("004_add_indexes (head)"));
+
+    alembic(&url, &["downgrade", REVISIONS[1]]).await;
+    assert_eq!(server.dump("ffe", &SCHEMA).await, recorded(2));
+    assert_eq!(schema::status(&url).await.unwrap(), statuses(2));
+    let outcome = up(&url).await;
+    assert_eq!((outcome.adopted.as_deref(), outcome.applied), (Some(REVISIONS[1]), migrations(2..4)));
+
+    down(&url, 3).await;
+    assert!(alembic(&url, &["current"]).await.contains(REVISIONS[0]));
+    alembic(&url, &["upgrade", "head"]).await;
+    assert_eq!(server.dump("ffe", &SCHEMA).await, recorded(4));
+    let outcome = up(&url).await;
+    assert_eq!((outcome.adopted.as_deref(), outcome.applied.len()), (Some(REVISIONS[3]), 0));
+
+    // Down to nothing by the one, up again by the other.
+    alembic(&url, &["downgrade", "base"]).await;
+    assert_eq!(up(&url).await.applied, migrations(0..4));
+    down(&url, 4).await;
+    alembic(&url, &["upgrade", "head"]).await;
+    assert_eq!(server.dump("ffe", &SCHEMA).await, recorded(4));
 }
 
 #[tokio::test]

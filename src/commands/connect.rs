@@ -6,10 +6,11 @@ use crate::cli::Common;
 use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
-use crate::plan::{CommandLine, DatabaseUrl, environment};
+use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::binaries;
 use crate::postgres::home::Home;
 use crate::process;
+use crate::workers::variables;
 
 fn locate(common: &Common) -> anyhow::Result<(Settings, DatabaseUrl)> {
     let settings = open::settings(common, Vec::new())?;
@@ -34,7 +35,7 @@ pub async fn psql(common: &Common, args: &[String]) -> anyhow::Result<Code> {
         PostgresMode::Attach => "psql".into(),
     };
     let mut command = CommandLine::new(program).args(args);
-    for (name, value) in environment::database(&settings, &url, "tandem-psql") {
+    for (name, value) in variables::database(&settings, &url, "tandem-psql") {
         command = command.env(name, value);
     }
     let error = process::replace(&command);
@@ -62,7 +63,7 @@ pub fn url(common: &Common, scheme: Option<&str>, json: bool) -> anyhow::Result<
 /// There is no database yet.
 pub fn env(common: &Common, json: bool) -> anyhow::Result<Code> {
     let (settings, url) = locate(common)?;
-    let pairs = environment::database(&settings, &url, &settings.name);
+    let pairs = variables::database(&settings, &url, &settings.name);
     if json {
         let map: serde_json::Map<_, _> = pairs.into_iter().map(|(name, value)| (name, value.into())).collect();
         println!("{}", serde_json::to_string_pretty(&map)?);

@@ -31,7 +31,7 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
     }
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem migrate")?;
-    let context = Context::resolve(settings, home)?;
+    let context = Context::resolve(settings, home).await?;
     let (settings, url) = (context.settings.clone(), context.url.clone());
     let errand = Box::pin(async move { act(&settings, &url, command).await });
     sidecar::run(context, Goal::Errand(errand)).await?;

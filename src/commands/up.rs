@@ -18,6 +18,6 @@ pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>) 
     let home = Home::resolve(&settings)?;
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem up")?;
-    sidecar::run(Context::resolve(settings, home)?, Goal::Serve).await?;
+    sidecar::run(Context::resolve(settings, home).await?, Goal::Serve).await?;
     Ok(Code::Stopped)
 }

@@ -3,7 +3,6 @@
 
 mod budget;
 mod command;
-pub mod environment;
 pub mod ladder;
 mod policy;
 mod url;
@@ -11,5 +10,5 @@ mod url;
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity};
 pub use ladder::StopLadder;
-pub use policy::{Policy, Rung, Signal};
+pub use policy::{KILL_GRACE, Policy, Rung, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

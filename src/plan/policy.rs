@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::{Postgres, Stop, Workers};
+/// What follows SIGKILL: the kernel needs a moment, and nothing comes after it.
+pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// How hard a child is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,58 +64,3 @@ impl Policy {
         }
     }
 }
-
-/// What follows SIGKILL: the kernel needs a moment, and nothing comes after it.
-const KILL_GRACE: Duration = Duration::from_secs(2);
-
-impl Policy {
-    /// How a worker is kept.
-    ///
-    /// Signals go to its whole process group, for a worker may have started processes of its own.
-    pub fn worker(workers: &Workers, stop: &Stop) -> Self {
-        let ladder = vec![
-            Rung { signal: Signal::Term, group: true, grace: stop.grace },
-            Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE },
-        ];
-        Self {
-            ready_limit: workers.ready_limit,
-            hang_limit: None,
-            ladder,
-            backoff_first: workers.backoff_first,
-            backoff_step: workers.backoff_first.saturating_mul(2),
-            backoff_max: workers.backoff_max,
-            intensity: workers.restart_intensity as usize,
-            period: workers.restart_period,
-            rest: workers.restart_period,
-        }
-    }
-
-    /// How the postmaster is kept: SIGINT is its fast shutdown, SIGQUIT its immediate one (PostgreSQL documentation,
-    /// "Shutting Down the Server").
-    ///
-    /// Signals go to the postmaster alone: its backends give the same signals other meanings. SIGKILL is for one that
-    /// acts on nothing; what it leaves behind is cleared before the next start.
-    pub fn postmaster(postgres: &Postgres, stop: &Stop) -> Self {
-        let rung = |signal, grace| Rung { signal, group: false, grace };
-        let ladder = vec![
-            rung(Signal::Interrupt, stop.postgres_grace),
-            rung(Signal::Quit, IMMEDIATE_GRACE),
-            rung(Signal::Kill, KILL_GRACE),
-        ];
-        Self {
-            ready_limit: postgres.ready_limit,
-            hang_limit: postgres.hang_limit,
-            ladder,
-            // Recovery takes a third of a second and every request waits for it: the first restart is at once.
-            backoff_first: Duration::ZERO,
-            backoff_step: Duration::from_millis(500),
-            backoff_max: Duration::from_secs(10),
-            intensity: 5,
-            period: Duration::from_secs(60),
-            rest: Duration::from_secs(60),
-        }
-    }
-}
-
-/// How long an immediate shutdown may take; PostgreSQL itself kills its children after five seconds.
-const IMMEDIATE_GRACE: Duration = Duration::from_secs(6);

@@ -76,8 +76,10 @@ impl Home {
         }
         make_dir(&self.socket_dir, 0o700, self.server.as_ref())?;
         check_private(&self.socket_dir, self.server_uid())?;
-        match self.server.as_ref().and_then(|server| Some((server, identity::barrier(&self.data, server)?))) {
-            Some((server, barrier)) => Err(unreachable_state(&self.state, &barrier, server).into()),
+        // Up to the data directory, and not into it: whose that is, `data` says in words of its own.
+        let (Some(server), Some(way)) = (&self.server, self.data.parent()) else { return Ok(()) };
+        match identity::barrier(way, server) {
+            Some(barrier) => Err(unreachable_state(&self.state, &barrier, server).into()),
             None => Ok(()),
         }
     }
@@ -251,7 +253,8 @@ mod tests {
     #[test]
     fn a_state_directory_behind_a_closed_door_is_named_with_the_ways_out() {
         let Some(server) = identity::lookup("nobody").filter(|_| identity::is_root()) else { return };
-        let temp = tempfile::tempdir().unwrap(); // 0700, root's
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let error = Home::at(&temp.path().join("state"), Some(server)).prepare().unwrap_err();
         assert_eq!(code_of(&error), Code::CannotCreate);
         let message = error.to_string();

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
 use sea_orm::sqlx::{self, ConnectOptions, query_as, query_scalar};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -74,8 +74,6 @@ impl Probe {
             .expose()
             .parse()
             .map_err(|_| sqlx::Error::Configuration(format!("cannot use the database URL {url}").into()))?;
-        let local = url.query.is_none() && matches!(url.host.as_str(), "localhost" | "127.0.0.1" | "::1");
-        let options = if local { options.ssl_mode(PgSslMode::Prefer) } else { options };
         Ok(Self::new(options.application_name("tandem").disable_statement_logging(), None))
     }
 
@@ -150,14 +148,16 @@ async fn knock(socket: &Path) -> std::io::Result<()> {
 }
 
 async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-    let (tables, max_connections): (Vec<String>, i32) = query_as(
-        "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int
+    // A role without the right to read it would fill the server's log with its tries.
+    let (tables, max_connections, readable): (Vec<String>, i32, bool) = query_as(
+        "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
+                coalesce(has_table_privilege(to_regclass('public.alembic_version'), 'SELECT'), false)
          FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
          WHERE nspname = 'public' AND relkind IN ('r', 'p')",
     )
     .fetch_one(&mut *connection)
     .await?;
-    let schema_version = if tables.iter().any(|table| table == "alembic_version") {
+    let schema_version = if readable {
         query_scalar("SELECT string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version")
             .fetch_one(connection)
             .await?

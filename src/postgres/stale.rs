@@ -53,6 +53,14 @@ pub async fn clear(home: &Home) -> anyhow::Result<Vec<(String, String)>> {
     }
 }
 
+/// End the server of an earlier run, should one still work here; costs nothing after a clean stop.
+///
+/// # Errors
+/// As [`clear`].
+pub async fn end_leftover(home: &Home) -> anyhow::Result<()> {
+    if home.data.join("postmaster.pid").exists() { clear(home).await.map(drop) } else { Ok(()) }
+}
+
 /// Processes that work in the data directory `data`; once the postmaster is dead, its orphaned backends.
 pub fn orphaned_backends(data: &Path) -> Vec<i32> {
     members(data).into_iter().map(|member| member.pid).collect()

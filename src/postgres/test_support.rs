@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::binaries::Installation;
+use super::binaries::{self, Installation};
 use super::home::Home;
 use super::provision::{Wanted, provision};
 use super::secret::{self, Password};
@@ -20,13 +20,11 @@ use crate::process::{self, Child, identity, lines, signal};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The PostgreSQL that tests run.
-#[expect(clippy::disallowed_methods, reason = "tests are told where their PostgreSQL is")]
-pub fn installation() -> Installation {
-    let prefix = std::env::var_os("TANDEM_TEST_POSTGRES").expect("TANDEM_TEST_POSTGRES=<prefix of a PostgreSQL 16>");
-    let prefix = PathBuf::from(prefix);
-    let (bin, lib) = (prefix.join("bin"), Some(prefix.join("lib")));
-    Installation { bin, lib, version: "16".into(), origin: "test".into() }
+/// The PostgreSQL that tests run: the package, fetched once into the user's cache.
+pub async fn installation() -> Installation {
+    let own = identity::current().expect("a user with a passwd entry");
+    let cache = if own.uid == 0 { PathBuf::from("/var/cache/tandem") } else { own.home.join(".cache/tandem") };
+    binaries::ensure(&BinarySource::Package, &cache, "python3", "".as_ref()).await.expect("a PostgreSQL 16")
 }
 
 /// `[postgres]` as small as it can be.
@@ -88,7 +86,7 @@ pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
         Inputs { postgres, socket_dir: &home.socket_dir, port, memory: 1 << 30, trusted_users: &trusted_users };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();
     let extra = stale::clear(home).await.unwrap();
-    let command = server::command(home, &installation(), &extra);
+    let command = server::command(home, &installation().await, &extra);
     let (mut child, output) = process::spawn(&command, &[], Signal::SIGQUIT).unwrap();
     let log = tokio::spawn(async move {
         let mut text = String::new();

@@ -78,7 +78,7 @@ fn last_number(sources: &Path) -> anyhow::Result<u32> {
 /// `text` of `lib.rs` with `module` as its last migration.
 fn register(text: &str, module: &str) -> Option<String> {
     let is_migration = |line: &&str| line.strip_prefix("mod m").is_some_and(|rest| rest.starts_with(char::is_numeric));
-    let declaration = text.lines().filter(is_migration).next_back()?;
+    let declaration = text.lines().rfind(is_migration)?;
     let text = text.replacen(declaration, &format!("{declaration}\nmod {module};"), 1);
     let list = text.find("pub static REVISIONS")?;
     let end = list + text[list..].find("\n];")? + 1;

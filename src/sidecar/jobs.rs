@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use super::Context;
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
 use crate::exit::{Code, Failure};
-use crate::plan::{CommandLine, DatabaseUrl, environment};
+use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
@@ -17,7 +17,7 @@ use crate::postgres::settings::{self, Inputs, client_address};
 use crate::postgres::{binaries, cluster, memory, port, probe::Probe, provision};
 use crate::process;
 use crate::schema;
-use crate::workers::{environment as venv, launch};
+use crate::workers::{environment, launch, variables};
 
 /// How often a server that is not there yet is asked again.
 const ATTACH_POLL: Duration = Duration::from_millis(200);
@@ -55,7 +55,7 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
             }
         }
     };
-    let python = venv::ensure(&settings.python, &context.home.state, &settings.directory);
+    let python = environment::ensure(&settings.python, &context.home.state, &settings.directory);
     let (installation, environment) = tokio::try_join!(postgres, python)?;
     *context.installation.borrow_mut() = installation;
     let identity = launch::identity_for(settings, &context.home.run, &environment.python)?;
@@ -144,7 +144,7 @@ async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     // A tool such as alembic lives in the environment that was just made.
     let bin = context.python.borrow().parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());
     let mut command = CommandLine::new(bin.unwrap_or_else(|| program.into())).args(args).dir(&settings.directory);
-    for (name, value) in environment::database(settings, &context.url, &format!("{}-migrate", settings.name)) {
+    for (name, value) in variables::database(settings, &context.url, &format!("{}-migrate", settings.name)) {
         command = command.env(name, value);
     }
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);

@@ -1,7 +1,7 @@
 //! The boot list, and the same list reversed for the stop.
 //!
-//! [`run`] makes the tree from [`BOOT`] and lets `supervise` walk it; [`jobs`] is what each step does, [`shell`] carries
-//! out the tree's actions, [`view`] is what health and the banner show of it.
+//! [`run`] makes the tree from [`BOOT`] and lets `supervise` walk it; `jobs` is what each step does, `shell` carries
+//! out the tree's actions, `view` is what health and the banner show of it.
 
 mod jobs;
 mod shell;
@@ -17,14 +17,16 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
-use crate::plan::{DatabaseUrl, Identity, Policy};
-use crate::postgres::binaries::Installation;
+use crate::plan::{DatabaseUrl, Identity};
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
 use crate::postgres::service::Stocked;
+use crate::postgres::stale;
+use crate::postgres::{self, binaries::Installation};
 use crate::process::orphans;
 use crate::supervise::task;
 use crate::supervise::tree::{Cause, Event, JobId, Plan, ServiceId, ServicePlan, Stage, Tree};
+use crate::workers;
 
 pub use view::Endpoints;
 
@@ -90,7 +92,11 @@ impl Context {
     ///
     /// # Errors
     /// The port is taken and was chosen by hand; the state directory cannot be used.
-    pub fn resolve(settings: Settings, home: Home) -> anyhow::Result<Self> {
+    pub async fn resolve(settings: Settings, home: Home) -> anyhow::Result<Self> {
+        if settings.postgres.mode == PostgresMode::Managed {
+            // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
+            stale::end_leftover(&home).await?;
+        }
         let (url, password) = jobs::database_url(&settings, &home)?;
         Ok(Self {
             settings,
@@ -139,8 +145,10 @@ fn plan(settings: &Settings, steps: &[Step]) -> Plan {
     });
     // Workers may import Python's libraries as soon as there is an environment.
     let installed = steps.iter().position(|&step| step == Step::Install).map(|install| install + 1);
-    let postmaster = ServicePlan { policy: Policy::postmaster(&settings.postgres, &settings.stop), prepare_at: None };
-    let worker = ServicePlan { policy: Policy::worker(&settings.workers, &settings.stop), prepare_at: installed };
+    let postmaster =
+        ServicePlan { policy: postgres::policy::policy(&settings.postgres, &settings.stop), prepare_at: None };
+    let worker =
+        ServicePlan { policy: workers::policy::policy(&settings.workers, &settings.stop), prepare_at: installed };
     let has_workers = steps.contains(&Step::Workers);
     let workers = std::iter::repeat_n(worker, if has_workers { count } else { 0 });
     Plan {

@@ -32,13 +32,15 @@ A second SIGTERM or SIGINT waits for nobody.
 
 import asyncio
 import faulthandler
+import fcntl
+import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections import namedtuple
 
@@ -163,6 +165,7 @@ class Worker:
         self.notifier.send("STOPPING=1", patience=NOTIFY_PATIENCE)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.orders.grace
+        await self.say_close()
         await self.stop_accepting(loop, sockets or [])
         await self.drain(loop, deadline)
         cut = await self.cut()
@@ -173,6 +176,11 @@ class Worker:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+
+    async def say_close(self):
+        """Make every further response say "Connection: close": Uvicorn builds their headers from these on a tick."""
+        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
+        await self.on_tick(0)
 
     async def stop_accepting(self, loop, sockets):
         if isinstance(loop, asyncio.SelectorEventLoop):
@@ -187,8 +195,6 @@ class Worker:
 
     async def drain(self, loop, deadline):
         """Wait until every client has had its last answer."""
-        # Uvicorn rebuilds the headers of all responses from these on a tick, so each further one says "close".
-        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
         state = self.server_state
         idle_since = {}
         while (state.connections or state.tasks) and loop.time() < deadline and not self.force_exit:
@@ -243,17 +249,22 @@ def close_websocket(connection):
 def wait_at_gate(gate_fd):
     if os.read(gate_fd, 1) == b"":
         os._exit(0)
-    threading.Thread(target=hold_lifeline, args=(gate_fd,), name="tandem-lifeline", daemon=True).start()
+    tie_lifeline(gate_fd)
 
 
-def hold_lifeline(gate_fd):
-    """Die with Tandem, however it died. SIGKILL, for nobody is left who would wait for a drain."""
-    while os.read(gate_fd, 1):
-        pass
-    pid = os.getpid()
-    if os.getpgrp() == pid:
-        os.killpg(pid, signal.SIGKILL)  # with the processes that the app has started
-    os.kill(pid, signal.SIGKILL)
+def tie_lifeline(gate_fd):
+    """Die with Tandem, however it died, together with the processes that the app has started.
+
+    The kernel does it: SIGKILL to the whole group when the pipe's other end closes. A thread that reads the pipe would
+    not run while a C extension holds the GIL or the process is stopped, and would itself be gone before the others
+    when the kernel ends this process first (PR_SET_PDEATHSIG).
+    """
+    group = os.getpgrp() == os.getpid()
+    fcntl.fcntl(gate_fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(gate_fd, fcntl.F_SETOWN, -os.getpid() if group else os.getpid())
+    fcntl.fcntl(gate_fd, fcntl.F_SETFL, fcntl.fcntl(gate_fd, fcntl.F_GETFL) | fcntl.FASYNC)
+    if select.select([gate_fd], [], [], 0)[0]:
+        os.kill(0 if group else os.getpid(), signal.SIGKILL)  # it closed a moment before
 
 
 def preimport(orders):
@@ -356,7 +367,11 @@ def main():
     server.notifier = notifier
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
     server.run(sockets=[socket.socket(fileno=orders.listen_fd)])
-    # Uvicorn 0.22 to 0.2x return from a failed startup, later ones exit with the same status.
+    # The interpreter's last collections walk every object there is, for 0.3 s and more, to free what the kernel frees
+    # at once, and the stop would wait for it. What atexit and threads have to do is still done.
+    gc.freeze()
+    gc.disable()
+    # Old versions of Uvicorn return from a failed startup; later ones raise SystemExit with the same status.
     sys.exit(0 if server.started else STARTUP_FAILED)
 
 

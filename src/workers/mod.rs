@@ -4,4 +4,6 @@ pub mod environment;
 pub mod launch;
 pub mod listener;
 pub mod notify;
+pub mod policy;
 pub mod pool;
+pub mod variables;

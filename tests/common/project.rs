@@ -4,9 +4,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use tandem::config::{Installer, Python};
+use tandem::workers::environment;
 use tempfile::TempDir;
 
 use super::ports::free_port;
+use super::tandem::LIMIT;
 
 /// A project in a directory of its own, removed on drop.
 pub struct Project {
@@ -43,7 +46,7 @@ impl Project {
         let project = Self { dir, app: free_port(), health: free_port(), postgres: free_port() };
         let (http, health, postgres) = (project.app, project.health, project.postgres);
         let (app_dir, venv) = (app_dir.display(), venv().display().to_string());
-        let requirements = root().join("examples/backend/requirements.txt").display().to_string();
+        let requirements = requirements().display().to_string();
         let text = format!(
             "{lines}\n\
              workers.app = '{app}'\nworkers.app_dir = '{app_dir}'\nworkers.listen = '127.0.0.1:{http}'\n\
@@ -76,6 +79,21 @@ impl Project {
         fs::write(path, text).unwrap();
     }
 
+    /// Change the configuration that is there.
+    pub fn reconfigure(&self, change: impl FnOnce(&str) -> String) {
+        let path = self.dir().join("tandem.toml");
+        fs::write(&path, change(&fs::read_to_string(&path).unwrap())).unwrap();
+    }
+
+    /// Take a key out of the configuration.
+    pub fn without(self, key: &str) -> Self {
+        let starts = format!("{key} = ");
+        self.reconfigure(|text| {
+            text.lines().filter(|line| !line.starts_with(&starts)).map(|line| format!("{line}\n")).collect()
+        });
+        self
+    }
+
     /// Put more lines before the configuration that is there.
     pub fn configure(&self, lines: &str) {
         let path = self.dir().join("tandem.toml");
@@ -87,6 +105,24 @@ impl Project {
 /// The checkout.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What the tests' Python environment holds: the reference backend's requirements, and Alembic.
+fn requirements() -> PathBuf {
+    root().join("tests/fixtures/requirements.txt")
+}
+
+/// The interpreter of the tests' Python environment, made if it is not there yet.
+pub async fn python() -> PathBuf {
+    let python = Python {
+        interpreter: "python3".into(),
+        requirements: Some(requirements()),
+        venv: Some(venv()),
+        managed: true,
+        installer: Installer::Auto,
+        limit: LIMIT,
+    };
+    environment::ensure(&python, root(), root()).await.unwrap().python
 }
 
 /// One Python environment for all tests: the first of them makes it, under Tandem's own lock.

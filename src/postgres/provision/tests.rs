@@ -14,7 +14,7 @@ const EVERY_SPECIAL_CHARACTER: &str = "p@ss:w/o?r#d%[]&=+ \"'\\é\u{2168}`{}|^<>
 
 /// Log in with libpq, as the application's driver does.
 async fn psql(port: u16, user: &str, password: &str, database: &str) -> Result<String, String> {
-    let command = CommandLine::new(installation().tool("psql"))
+    let command = CommandLine::new(installation().await.tool("psql"))
         .args(["-XAtc", "SELECT current_user, current_database()", "-h", "127.0.0.1", "-p", &port.to_string()])
         .args(["-U", user, "-d", database])
         .env("PGPASSWORD", password);
@@ -30,7 +30,7 @@ fn given(text: &str) -> Password {
 async fn a_role_a_database_and_an_extension_and_nothing_twice() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation()).await.unwrap();
+    ensure(home, &installation().await).await.unwrap();
     let server = start(home).await;
     let begun = Instant::now();
     let password = provisioned(home, server.port, true).await;
@@ -61,7 +61,7 @@ async fn a_role_a_database_and_an_extension_and_nothing_twice() {
 async fn a_password_is_followed_whatever_it_holds() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation()).await.unwrap();
+    ensure(home, &installation().await).await.unwrap();
     let mut postgres = test_support::settings();
     postgres.settings = [("log_statement".to_owned(), "all".to_owned())].into();
     let server = start_with(home, &postgres).await;
@@ -89,7 +89,7 @@ async fn a_password_is_followed_whatever_it_holds() {
 async fn a_cluster_without_fsync_is_refused() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation()).await.unwrap();
+    ensure(home, &installation().await).await.unwrap();
     for name in ["fsync", "full_page_writes"] {
         let mut postgres = test_support::settings();
         postgres.settings = [(name.to_owned(), "off".to_owned())].into();

@@ -11,7 +11,7 @@ use crate::process;
 
 async fn with_cluster() -> Place {
     let place = place();
-    ensure(&place.home, &installation()).await.unwrap();
+    ensure(&place.home, &installation().await).await.unwrap();
     place
 }
 

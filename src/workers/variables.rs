@@ -1,7 +1,7 @@
 //! What a worker, a migration command or a person's tool gets in its environment. Pure.
 
-use super::DatabaseUrl;
 use crate::config::Settings;
+use crate::plan::DatabaseUrl;
 
 /// The variables that say where the database is: `DATABASE_URL` in the application's dialect, libpq's own
 /// (PostgreSQL documentation, "Environment Variables"), and the pool's size.
