@@ -84,7 +84,7 @@ pub const KEYS: &[Key] = &[
     open("postgres.run_as", Kind::Text, "as root: postgres, else nobody", "User the server runs as, when root"),
     key("postgres.max_connections", Kind::Count(4), "100", "Connections the server accepts"),
     key("postgres.reserved_connections", Kind::Count(0), "10", "Kept back for people, backups and Tandem itself"),
-    open("postgres.shared_buffers", Kind::Size, "a quarter of the memory", "PostgreSQL's own page cache"),
+    open("postgres.shared_buffers", Kind::Size, "a quarter of the memory, at most 1 GB", "PostgreSQL's own page cache"),
     open("postgres.settings", Kind::Table, "none", "PostgreSQL's own settings, by their own names"),
     key("postgres.ready_limit", Kind::Duration, r#""30m""#, "Longest time from spawn to the first answer"),
     key("postgres.probe_interval", Kind::Duration, r#""1s""#, "Time between two health samples"),
