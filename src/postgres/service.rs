@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal as OsSignal;
 use sea_orm::sqlx::ConnectOptions;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::binaries::Installation;
@@ -57,6 +57,8 @@ pub struct Postmaster {
     reporter: Reporter,
     tail: Tail,
     server: Rc<Cell<Server>>,
+    /// Told when nobody wants to know any more whether the server answers.
+    unwatch: Rc<Notify>,
 }
 
 /// The process, as far as signals and probes go.
@@ -71,7 +73,12 @@ enum Server {
 
 impl Postmaster {
     pub fn new(launch: Rc<Launch>, reporter: Reporter) -> Self {
-        Self { launch, reporter, tail: Tail::default(), server: Rc::default() }
+        Self { launch, reporter, tail: Tail::default(), server: Rc::default(), unwatch: Rc::default() }
+    }
+
+    /// Close the probe's connection ahead of the shutdown, which would terminate it with a FATAL in the log.
+    pub fn unwatch(&self) {
+        self.unwatch.notify_one();
     }
 }
 
@@ -80,9 +87,9 @@ impl Service for Postmaster {
         match action {
             Action::Spawn(_) => {
                 let (launch, reporter) = (self.launch.clone(), self.reporter.clone());
-                let (tail, server) = (self.tail.clone(), self.server.clone());
+                let (tail, server, unwatch) = (self.tail.clone(), self.server.clone(), self.unwatch.clone());
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = run(&launch, &reporter, &tail, &server).await {
+                    if let Err(error) = run(&launch, &reporter, &tail, &server, &unwatch).await {
                         tracing::error!({ service.name = NAME }, "start PostgreSQL: {error:#}");
                         reporter.say(Event::SpawnFailed);
                     }
@@ -94,7 +101,9 @@ impl Service for Postmaster {
                     service::signal(pid, rung);
                 }
             }
-            Action::Restart(delay) => tracing::warn!({ service.name = NAME }, "ended; restart in {delay:?}"),
+            Action::Restart(delay) => {
+                tracing::warn!({ service.name = NAME }, "ended; restart {}", service::after(delay))
+            }
             Action::GiveUp => tracing::error!({ service.name = NAME }, "failed too often, gives up"),
             Action::Withdraw | Action::Release => {}
         }
@@ -106,7 +115,13 @@ impl Service for Postmaster {
 }
 
 /// Run one postmaster from spawn to its end, probing it all the while.
-async fn run(launch: &Launch, reporter: &Reporter, tail: &Tail, state: &Cell<Server>) -> anyhow::Result<()> {
+async fn run(
+    launch: &Launch,
+    reporter: &Reporter,
+    tail: &Tail,
+    state: &Cell<Server>,
+    unwatch: &Notify,
+) -> anyhow::Result<()> {
     let installation =
         launch.installation.borrow().clone().ok_or_else(|| anyhow::anyhow!("no PostgreSQL was installed"))?;
     let environment = stale::clear(&launch.home).await?;
@@ -117,9 +132,15 @@ async fn run(launch: &Launch, reporter: &Reporter, tail: &Tail, state: &Cell<Ser
     server::oom_protect(own);
     state.set(Server::Running(own));
     reporter.say(Event::Spawned(own));
+    let watch = async {
+        tokio::select! {
+            never = watch_over(launch, reporter, state, own) => match never {},
+            () = unwatch.notified() => std::future::pending::<std::convert::Infallible>().await,
+        }
+    };
     let exit = tokio::select! {
         exit = service::attend(child, output, NAME, tail, Duration::ZERO) => exit,
-        never = watch_over(launch, reporter, state, own) => match never {},
+        never = watch => match never {},
     };
     state.set(Server::Absent);
     launch.samples.send_replace(None);

@@ -225,6 +225,7 @@ impl Sidecar {
         if cause == Cause::Asked && self.errand_is_absent() {
             tracing::info!("stopping: workers finish what they have, then PostgreSQL");
         }
+        self.postmaster.unwatch();
         // Closed here too, so that the kernel refuses new connections as soon as the workers have closed theirs.
         if let Some(launch) = &self.launch {
             launch.listener.borrow_mut().take();

@@ -86,6 +86,11 @@ async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, name: &st
     .await;
 }
 
+/// When a restart follows, as a person would say it.
+pub fn after(delay: Duration) -> String {
+    if delay.is_zero() { "at once".to_owned() } else { format!("in {delay:?}") }
+}
+
 /// Carry out a rung of the stop ladder on `pid`.
 pub fn signal(pid: i32, rung: Rung) {
     let signal = match rung.signal {

@@ -186,8 +186,9 @@ impl Service for Slot {
             }
             Action::Restart(delay) => {
                 let cause = self.last_exit().map_or("could not be started".into(), |exit| exit.to_string());
-                tracing::warn!({ service.name = %self.name }, "ended: {cause}; restart in {delay:?}");
+                tracing::warn!({ service.name = %self.name }, "ended: {cause}; restart {}", service::after(delay));
             }
+            Action::GiveUp if self.is_unstartable() => tracing::error!({ service.name = %self.name }, "cannot start"),
             Action::GiveUp => tracing::error!({ service.name = %self.name }, "failed too often, gives up"),
             Action::Withdraw => {}
         }
