@@ -58,6 +58,11 @@ fn health_has_the_guides_database_object_and_no_secret() {
     ];
     assert_eq!(database["tables"], json!(tables));
     assert_eq!((&health["phase"], &health["workers_ready"]), (&json!("serving"), &json!(4)));
+    assert_eq!(
+        (&health["migrations"]["newest"], &health["migrations"]["applied"]),
+        (&json!("004_add_indexes"), &json!(4))
+    );
+    assert!(health["disk"]["free_bytes"].as_u64() > Some(0), "{health:#}");
     let password = std::fs::read_to_string(project.state().join("run/password")).unwrap();
     assert!(password.trim().len() >= 43, "256 bits in base64 are 43 characters");
     assert!(!health.to_string().contains(password.trim()));

@@ -1,13 +1,14 @@
 //! What each step of the boot does: one async function a step, made of calls into the rooms.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 
 use super::Context;
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
 use crate::exit::{Code, Failure};
+use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
@@ -123,14 +124,22 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
 /// [`super::Step::Migrate`].
 pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
     let migrations = &context.settings.migrations;
-    apply(&context, migrations).await?;
+    let began = Instant::now();
+    let applied = apply(&context, migrations).await?;
+    *context.migrations.borrow_mut() = picture::Migrations {
+        newest: (migrations.run == MigrationRun::SeaOrm).then(schema::head),
+        applied,
+        took: Some(began.elapsed()),
+        finished: Some(SystemTime::now()),
+    };
     context.database.set(Stocked::Migrated);
     Ok(())
 }
 
-async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<()> {
+/// How many migrations this start applied, where that is known.
+async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Option<u32>> {
     match &migrations.run {
-        MigrationRun::None => Ok(()),
+        MigrationRun::None => Ok(None),
         MigrationRun::SeaOrm => {
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
             if let Some(revision) = &outcome.adopted {
@@ -139,9 +148,9 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<()>
             for name in &outcome.applied {
                 tracing::info!("applied migration {name}");
             }
-            Ok(())
+            Ok(u32::try_from(outcome.applied.len()).ok())
         }
-        MigrationRun::Command(words) => command(context, words).await,
+        MigrationRun::Command(words) => command(context, words).await.map(|()| None),
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
+use crate::health::picture::Migrations;
 use crate::plan::{DatabaseUrl, Identity};
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
@@ -83,6 +84,8 @@ pub struct Context {
     pub worker_identity: Rc<RefCell<Option<Identity>>>,
     /// Whether the cluster was made by this run, and is empty.
     pub fresh: Cell<bool>,
+    /// What the migrations did, for the health port.
+    pub migrations: RefCell<Migrations>,
     /// How far the database has come, for the probe.
     pub database: Rc<Cell<Stocked>>,
 }
@@ -106,6 +109,7 @@ impl Context {
             installation: Rc::default(),
             python: Rc::default(),
             worker_identity: Rc::default(),
+            migrations: RefCell::default(),
             fresh: Cell::new(false),
             database: Rc::default(),
         })

@@ -120,7 +120,11 @@ impl Sidecar {
         self.launch = Some(launch);
         self.tasks.push(tokio::task::spawn_local(pool::listen(notify, roster.clone())));
         let pictures = self.view.pictures();
-        self.tasks.push(tokio::task::spawn_local(self.view.follow(self.samples.subscribe(), roster.clone())));
+        self.tasks.push(tokio::task::spawn_local(self.view.follow(
+            self.samples.subscribe(),
+            roster.clone(),
+            self.context.home.data.join("pg_wal"),
+        )));
         let never = std::future::pending();
         self.tasks.push(tokio::task::spawn_local(health::serve(port, pictures, never)));
         if settings.postgres.mode == PostgresMode::Attach {
@@ -257,7 +261,7 @@ impl Shell for Sidecar {
     }
 
     fn observe(&mut self, tree: &Tree) {
-        self.view.publish(tree, &self.slots);
+        self.view.publish(tree, &self.slots, &self.context.migrations.borrow());
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();
     }

@@ -92,7 +92,7 @@ impl View {
             workers: Vec::new(),
             workers_wanted: settings.workers.count,
             workers_min: settings.health.workers_min,
-            migrations: picture::Migrations { newest: Some(crate::schema::head()), ..Default::default() },
+            migrations: picture::Migrations::default(),
             disk: picture::Disk::default(),
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
@@ -119,7 +119,7 @@ impl View {
     }
 
     /// Make a new picture and hand it to the health port.
-    pub fn publish(&mut self, tree: &Tree, slots: &[Slot]) {
+    pub fn publish(&mut self, tree: &Tree, slots: &[Slot], migrations: &picture::Migrations) {
         let phase = self.phase;
         let workers = slots.iter().enumerate().map(|(number, slot)| {
             let child = &tree.children[worker(number).0];
@@ -143,11 +143,17 @@ impl View {
                 }
             }
             picture.phase = phase;
+            picture.migrations = migrations.clone();
         });
     }
 
     /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.
-    pub fn follow(&self, mut readings: watch::Receiver<Reading>, roster: Roster) -> impl Future<Output = ()> + use<> {
+    pub fn follow(
+        &self,
+        mut readings: watch::Receiver<Reading>,
+        roster: Roster,
+        wal: PathBuf,
+    ) -> impl Future<Output = ()> + use<> {
         let pictures = self.picture.clone();
         async move {
             loop {
@@ -155,6 +161,7 @@ impl View {
                 pictures.send_modify(|picture| {
                     let picture = Arc::make_mut(picture);
                     picture.database.sample = Some(sample(reading));
+                    picture.disk = disk(&wal);
                     for worker in &mut picture.workers {
                         worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
                     }
@@ -202,6 +209,13 @@ fn sample(reading: Reading) -> picture::Sample {
     let facts = picture::Facts { latency, schema_version, tables, connections, max_connections };
     let fault = if hung { picture::Fault::Hung(latency) } else { picture::Fault::Unreachable };
     picture::Sample { taken, outcome: if available { Ok(facts) } else { Err(fault) } }
+}
+
+/// The file system that `wal` really is on: the link, if it is one, is followed (statvfs(3)).
+fn disk(wal: &Path) -> picture::Disk {
+    let Ok(found) = nix::sys::statvfs::statvfs(wal) else { return picture::Disk::default() };
+    let size = found.fragment_size();
+    picture::Disk { free_bytes: Some(found.blocks_available() * size), total_bytes: Some(found.blocks() * size) }
 }
 
 fn public(step: Step) -> Public {
