@@ -4,6 +4,7 @@
 //! chain holds a [`Failure`] and `main` exits with its code. Codes follow sysexits(3).
 
 use std::fmt;
+use std::io;
 
 /// What the process exit code says to whoever started Tandem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +50,21 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The exit code that `error` asks for: that of the first [`Failure`] in its chain, else [`Code::Failed`].
+/// The exit code that `error` asks for: that of the first [`Failure`] in its chain, else [`Code::CannotCreate`] for a full
+/// disk, which can stop any write, else [`Code::Failed`].
 pub fn code_of(error: &anyhow::Error) -> Code {
     // anyhow hides a context value from `chain()`'s downcasts but not from its own.
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.code;
     }
-    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Code::Failed, |failure| failure.code)
+    let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
+    failure.map_or(if is_disk_full(error) { Code::CannotCreate } else { Code::Failed }, |failure| failure.code)
+}
+
+/// Whether a full disk or a used-up quota is the cause.
+fn is_disk_full(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
 #[cfg(test)]
@@ -71,5 +80,8 @@ mod tests {
             Err(std::io::Error::other("disk")).context(Failure::new(Code::Temporary, "later"));
         assert_eq!(code_of(&as_context.unwrap_err()), Code::Temporary);
         assert_eq!(code_of(&anyhow::anyhow!("other")), Code::Failed);
+        let full =
+            anyhow::Error::new(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("write the launcher");
+        assert_eq!(code_of(&full), Code::CannotCreate);
     }
 }

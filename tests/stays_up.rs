@@ -1,5 +1,7 @@
 //! It stays up: what happens when workers die, cannot start, or Tandem itself is killed.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::fs;

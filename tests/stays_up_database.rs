@@ -1,5 +1,7 @@
 //! It stays up: what happens when PostgreSQL hangs, or is killed, in whole or in part.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::sync::Mutex;

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::health::client::probe;
-use crate::health::picture::{Counts, Database, Disk, Facts, Migrations, Sample, Worker, WorkerState};
+use crate::health::picture::{Database, Disk, Facts, Migrations, Sample};
 use crate::phase::Phase;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -148,75 +148,4 @@ async fn closing_ends_idle_connections_and_frees_the_port() {
     let mut rest = Vec::new();
     timeout(LIMIT, idle.read_to_end(&mut rest)).await.unwrap().unwrap();
     TcpListener::bind(port.address).await.unwrap();
-}
-
-/// How long an answer takes at 1,000 requests a second, beside the floor: the same bytes from a loop that only echoes.
-/// `cargo test --release --lib health::server -- --ignored --nocapture`
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn latency_at_a_thousand_requests_a_second() {
-    let (_pictures, receiver) = watch::channel(Arc::new(full_picture()));
-    let health = on_a_thread(|listener| serve(listener, receiver, std::future::pending()));
-    let floor = on_a_thread(|listener| async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut buffer = [0; 4096];
-        while let Ok(1..) = stream.read(&mut buffer).await {
-            stream.write_all(&[b'}'; 1500]).await.unwrap();
-        }
-    });
-    let mut kept = [TcpStream::connect(floor).await.unwrap(), TcpStream::connect(health).await.unwrap()];
-    let mut ticks = tokio::time::interval(Duration::from_millis(1));
-    let mut taken = [vec![], vec![], vec![]];
-    // Turn by turn, so that whatever else the machine does falls on all alike.
-    for number in 0..15_000 {
-        ticks.tick().await;
-        let begun = Instant::now();
-        let kind = number % taken.len();
-        if let Some(stream) = kept.get_mut(kind) {
-            stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-            let mut buffer = [0; 4096];
-            let read = stream.read(&mut buffer).await.unwrap();
-            assert!(buffer[..read].ends_with(b"}"));
-        } else {
-            assert_eq!(probe(health, "/health", LIMIT).await.unwrap().0, 200);
-        }
-        taken[kind].push(begun.elapsed());
-    }
-    for (name, taken) in ["echo, kept", "/health, kept", "/health, new"].iter().zip(&mut taken) {
-        taken.sort_unstable();
-        let at = |share: usize| taken[(taken.len() - 1) * share / 1000];
-        println!("{name:14} p50 {:?} p99 {:?} p99.9 {:?}", at(500), at(990), at(999));
-    }
-}
-
-/// A server on a thread and a runtime of its own, as in the real process.
-fn on_a_thread<F: Future<Output = ()>>(server: impl FnOnce(TcpListener) -> F + Send + 'static) -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { server(TcpListener::from_std(listener).unwrap()).await });
-    });
-    address
-}
-
-/// As large as a real one: eight tables, four workers.
-fn full_picture() -> Picture {
-    let mut full = picture(Phase::Serving);
-    if let Some(Sample { outcome: Ok(facts), .. }) = &mut full.database.sample {
-        facts.tables = (0..8).map(|table| format!("table_number_{table}")).collect();
-    }
-    full.workers = (0..4)
-        .map(|slot| Worker {
-            slot,
-            pid: Some(4000),
-            state: WorkerState::Ready,
-            since: full.started,
-            restarts: 0,
-            last_exit: None,
-            counts: Some(Counts::default()),
-        })
-        .collect();
-    full
 }

@@ -34,6 +34,11 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
     let entries = match fs::read_dir(&home.data) {
         Ok(entries) => entries.collect::<io::Result<Vec<_>>>().with_context(|| format!("read {data}"))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(refuse(format!(
+                "{data} is a file, where the data directory belongs: move it away, or set state_dir to another place"
+            )));
+        }
         Err(error) => {
             let ways = "run Tandem as the directory's owner, or set state_dir to another place";
             return Err(anyhow::Error::new(error)

@@ -76,8 +76,10 @@ impl Home {
         }
         make_dir(&self.socket_dir, 0o700, self.server.as_ref())?;
         check_private(&self.socket_dir, self.server_uid())?;
-        match self.server.as_ref().and_then(|server| Some((server, identity::barrier(&self.data, server)?))) {
-            Some((server, barrier)) => Err(unreachable_state(&self.state, &barrier, server).into()),
+        // Up to the data directory, and not into it: whose that is, `data` says in words of its own.
+        let (Some(server), Some(way)) = (&self.server, self.data.parent()) else { return Ok(()) };
+        match identity::barrier(way, server) {
+            Some(barrier) => Err(unreachable_state(&self.state, &barrier, server).into()),
             None => Ok(()),
         }
     }

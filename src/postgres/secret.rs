@@ -14,6 +14,7 @@ use rand::rngs::SysRng;
 use super::files::write_whole;
 use super::home::Home;
 use super::scram;
+use crate::exit::{Code, Failure};
 use crate::plan::Secret;
 
 /// A password, and whether Tandem made it.
@@ -30,6 +31,9 @@ impl Password {
     }
 }
 
+/// Length of a password made here: 256 bits in base64.
+const LENGTH: usize = 43;
+
 fn path(home: &Home) -> PathBuf {
     home.run.join("password")
 }
@@ -37,19 +41,34 @@ fn path(home: &Home) -> PathBuf {
 /// The password to use: `given` if there is one, else the one kept in `home`, if it was made yet.
 ///
 /// # Errors
-/// When the password file cannot be read.
+/// [`Failure`] with [`Code::CannotCreate`] when the password file cannot be read, or is not as it was written.
 pub fn existing(home: &Home, given: Option<&Secret>) -> anyhow::Result<Option<Password>> {
     if let Some(secret) = given {
         return Ok(Some(Password { secret: secret.clone(), generated: false }));
     }
     let path = path(home);
-    match fs::read_to_string(&path) {
+    match fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()) {
         // An empty file is what a full disk leaves behind under other programs: make a new one.
-        Ok(text) if text.trim().is_empty() => Ok(None),
-        Ok(text) => Ok(Some(Password { secret: Secret::new(text.trim()), generated: true })),
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) if is_ours(&text) => Ok(Some(Password { secret: Secret::new(text), generated: true })),
+        Ok(_) => {
+            // Taken as it is, a rest of it would become the role's password, guarded by a single round of SCRAM.
+            let what = format!("the password file {} is damaged: it is not what Tandem wrote", path.display());
+            let ways = "remove it, and the next `tandem up` makes another password; or give your own with postgres.password_file";
+            Err(Failure::new(Code::CannotCreate, format!("{what}; {ways}")).into())
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("read the password file {}", path.display())),
+        Err(error) => {
+            let message =
+                format!("cannot read the password file {}; run this as the user who runs Tandem", path.display());
+            Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message)))
+        }
     }
+}
+
+/// Letters, digits, `-` and `_`, as [`ensure`] makes them.
+fn is_ours(text: &str) -> bool {
+    text.len() == LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// As [`existing`], and makes and keeps a password when there is none.
@@ -81,8 +100,7 @@ mod tests {
         assert_eq!(existing(&home, None).unwrap(), None);
         let made = ensure(&home, None).unwrap();
         let text = made.secret.expose();
-        assert!(made.generated && text.len() == 43);
-        assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'));
+        assert!(made.generated && is_ours(text), "{text}");
         assert_eq!(path(&home).metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(ensure(&home, None).unwrap(), made);
         let given = ensure(&home, Some(&Secret::new("mine"))).unwrap();

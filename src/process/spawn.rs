@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -134,31 +134,15 @@ impl Drop for Child {
 /// # Errors
 /// What fork(2), setuid(2) or execve(2) answered: a missing program is `NotFound`.
 pub fn spawn(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<(Child, Output)> {
-    let mut child = start(command, fds, death, Stdio::null)?;
+    let mut child = start(command, fds, death)?;
     let output = Output { stdout: child.inner.stdout.take(), stderr: child.inner.stderr.take() };
     Ok((child, output))
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the door")]
 #[expect(unsafe_code, reason = "pre_exec: only async-signal-safe calls between fork and exec")]
-fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal, stdin: fn() -> Stdio) -> io::Result<Child> {
-    let mut process = tokio::process::Command::new(&command.program);
-    process.args(&command.args).stdin(stdin()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    if !command.inherit_env {
-        process.env_clear();
-    }
-    for (name, value) in &command.env {
-        match value {
-            Some(value) => process.env(name, value),
-            None => process.env_remove(name),
-        };
-    }
-    if let Some(dir) = &command.dir {
-        process.current_dir(dir);
-    }
-    if let Some(identity) = &command.identity {
-        process.uid(identity.uid).gid(identity.gid);
-    }
+fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<Child> {
+    let mut process = tokio::process::Command::from(prepare(command));
+    process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
     let parent = getpid();
@@ -186,11 +170,17 @@ fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal, stdin: fn() 
 }
 
 /// Replace this process with `command` (execve(2)); returns only if that failed.
-#[expect(clippy::disallowed_methods, reason = "this is the door")]
 pub fn replace(command: &CommandLine) -> io::Error {
-    use std::os::unix::process::CommandExt;
+    prepare(command).exec()
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+fn prepare(command: &CommandLine) -> std::process::Command {
     let mut process = std::process::Command::new(&command.program);
     process.args(&command.args);
+    if !command.inherit_env {
+        process.env_clear();
+    }
     for (name, value) in &command.env {
         match value {
             Some(value) => process.env(name, value),
@@ -200,7 +190,11 @@ pub fn replace(command: &CommandLine) -> io::Error {
     if let Some(dir) = &command.dir {
         process.current_dir(dir);
     }
-    process.exec()
+    if let Some(identity) = &command.identity {
+        // As root this drops the supplementary groups too.
+        process.uid(identity.uid).gid(identity.gid);
+    }
+    process
 }
 
 /// Send `signal` to one process; a process that is gone already is not an error.

@@ -21,6 +21,8 @@ use crate::workers::{environment, launch, variables};
 
 /// How often a server that is not there yet is asked again.
 const ATTACH_POLL: Duration = Duration::from_millis(200);
+/// How long at most to wait for it: whoever runs it knows why it is down, and this process is cheap to start again.
+const ATTACH_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where the application's database is, and the password its role shall have where the server is ours.
 pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(DatabaseUrl, Option<Password>)> {
@@ -98,15 +100,20 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
             let sample = probe.sample(postgres.probe_deadline).await;
             match sample.error {
                 None => return,
-                Some(error) => last = error,
+                Some(error) if error == last => {}
+                Some(error) => {
+                    tracing::warn!("waiting for the database {}: {error}", context.url);
+                    last = error;
+                }
             }
             tokio::time::sleep(ATTACH_POLL).await;
         }
     };
-    match tokio::time::timeout(postgres.ready_limit, answered).await {
+    let limit = postgres.ready_limit.min(ATTACH_LIMIT);
+    match tokio::time::timeout(limit, answered).await {
         Ok(()) => Ok(()),
         Err(_) => {
-            let (url, limit) = (&context.url, postgres.ready_limit);
+            let url = &context.url;
             let text = format!("the database {url} did not answer within {limit:?}: {last}");
             bail!(Failure::new(Code::Temporary, text))
         }

@@ -1,7 +1,7 @@
 //! The boot list, and the same list reversed for the stop.
 //!
-//! [`run`] makes the tree from [`BOOT`] and lets `supervise` walk it; [`jobs`] is what each step does, [`shell`] carries
-//! out the tree's actions, [`view`] is what health and the banner show of it.
+//! [`run`] makes the tree from [`BOOT`] and lets `supervise` walk it; `jobs` is what each step does, `shell` carries
+//! out the tree's actions, `view` is what health and the banner show of it.
 
 mod jobs;
 mod shell;

@@ -266,7 +266,12 @@ impl Shell for Sidecar {
 /// Sample a server that somebody else runs, for ever.
 async fn sample(mut probe: Probe, context: Rc<Context>, samples: watch::Sender<Reading>) {
     let postgres = &context.settings.postgres;
+    let mut stocked = context.database.get();
     loop {
+        if context.database.get() != stocked {
+            stocked = context.database.get();
+            probe.refresh();
+        }
         let sample = probe.sample(postgres.probe_deadline).await;
         samples.send_replace(Some((std::time::Instant::now(), sample)));
         tokio::time::sleep(postgres.probe_interval).await;

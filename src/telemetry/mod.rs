@@ -84,6 +84,14 @@ fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
     }
 }
 
+/// Say why Tandem ends: the error and its causes, on standard error, whether logging has begun or not.
+pub fn failure(error: &anyhow::Error) {
+    match LOOK.get() {
+        Some(Look::Json) => tracing::error!("{error:#}"),
+        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {error:#}\n").as_bytes()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -154,13 +162,5 @@ mod tests {
         let error = init(LogFormat::Text, "tandem=loud=very", false).unwrap_err();
         assert_eq!(crate::exit::code_of(&error), Code::Config);
         assert!(error.to_string().contains("log.filter"), "{error}");
-    }
-}
-
-/// Say why Tandem ends: the error and its causes, on standard error, whether logging has begun or not.
-pub fn failure(error: &anyhow::Error) {
-    match LOOK.get() {
-        Some(Look::Json) => tracing::error!("{error:#}"),
-        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {error:#}\n").as_bytes()),
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -52,6 +53,12 @@ fn write(path: &Path) -> std::io::Result<()> {
     std::fs::rename(&staged, path)
 }
 
+/// How long requests in flight may take, so that the worker itself cuts what is left and ends before SIGKILL comes:
+/// clients need half a second to notice the cut, tasks half a second to be cancelled, the application its own shutdown.
+fn drain_limit(grace: Duration) -> Duration {
+    grace.saturating_sub(Duration::from_secs(2)).max(grace / 2)
+}
+
 /// The launcher's own variables, the same for every slot.
 fn protocol(settings: &Settings, notify: &str) -> Vec<(String, String)> {
     let (workers, stop) = (&settings.workers, &settings.stop);
@@ -62,8 +69,7 @@ fn protocol(settings: &Settings, notify: &str) -> Vec<(String, String)> {
         ("TANDEM_PREIMPORT", workers.preimport.join(",")),
         ("TANDEM_LOOP", workers.event_loop.clone()),
         ("TANDEM_ACCESS_LOG", if workers.access_log { "1" } else { "0" }.to_owned()),
-        // A little less than the rung's grace, so that the worker cuts its streams itself and ends cleanly.
-        ("TANDEM_GRACE", format!("{:.3}", stop.grace.as_secs_f64() * 0.9)),
+        ("TANDEM_GRACE", format!("{:.3}", drain_limit(stop.grace).as_secs_f64())),
         ("TANDEM_IDLE_DRAIN", format!("{:.3}", stop.idle_drain.as_secs_f64())),
         ("PYTHONUNBUFFERED", "1".to_owned()),
     ];

@@ -33,6 +33,7 @@ A second SIGTERM or SIGINT waits for nobody.
 import asyncio
 import faulthandler
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -164,6 +165,7 @@ class Worker:
         self.notifier.send("STOPPING=1", patience=NOTIFY_PATIENCE)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.orders.grace
+        await self.say_close()
         await self.stop_accepting(loop, sockets or [])
         await self.drain(loop, deadline)
         cut = await self.cut()
@@ -174,6 +176,11 @@ class Worker:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+
+    async def say_close(self):
+        """Make every further response say "Connection: close": Uvicorn builds their headers from these on a tick."""
+        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
+        await self.on_tick(0)
 
     async def stop_accepting(self, loop, sockets):
         if isinstance(loop, asyncio.SelectorEventLoop):
@@ -188,8 +195,6 @@ class Worker:
 
     async def drain(self, loop, deadline):
         """Wait until every client has had its last answer."""
-        # Uvicorn rebuilds the headers of all responses from these on a tick, so each further one says "close".
-        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
         state = self.server_state
         idle_since = {}
         while (state.connections or state.tasks) and loop.time() < deadline and not self.force_exit:
@@ -362,7 +367,11 @@ def main():
     server.notifier = notifier
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
     server.run(sockets=[socket.socket(fileno=orders.listen_fd)])
-    # Uvicorn 0.22 to 0.2x return from a failed startup, later ones exit with the same status.
+    # The interpreter's last collections walk every object there is, for 0.3 s and more, to free what the kernel frees
+    # at once, and the stop would wait for it. What atexit and threads have to do is still done.
+    gc.freeze()
+    gc.disable()
+    # Old versions of Uvicorn return from a failed startup; later ones raise SystemExit with the same status.
     sys.exit(0 if server.started else STARTUP_FAILED)
 
 

@@ -1,9 +1,11 @@
 //! What the integration tests share. Each test binary uses a part of it.
 
 #![allow(dead_code, reason = "every test binary compiles this, and none uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 pub mod alembic;
 pub mod ports;
 pub mod project;
+pub mod refusal;
 pub mod server;
 pub mod tandem;

@@ -79,6 +79,21 @@ impl Project {
         fs::write(path, text).unwrap();
     }
 
+    /// Change the configuration that is there.
+    pub fn reconfigure(&self, change: impl FnOnce(&str) -> String) {
+        let path = self.dir().join("tandem.toml");
+        fs::write(&path, change(&fs::read_to_string(&path).unwrap())).unwrap();
+    }
+
+    /// Take a key out of the configuration.
+    pub fn without(self, key: &str) -> Self {
+        let starts = format!("{key} = ");
+        self.reconfigure(|text| {
+            text.lines().filter(|line| !line.starts_with(&starts)).map(|line| format!("{line}\n")).collect()
+        });
+        self
+    }
+
     /// Put more lines before the configuration that is there.
     pub fn configure(&self, lines: &str) {
         let path = self.dir().join("tandem.toml");

@@ -37,7 +37,7 @@ pub struct Process {
 pub fn command(project: &Project) -> Command {
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
     let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
-    command.current_dir(project.dir()).stdin(Stdio::null());
+    command.current_dir(project.dir()).stdin(Stdio::null()).env("PYTHONDONTWRITEBYTECODE", "1");
     for name in ["DATABASE_URL", "POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "NO_COLOR"] {
         command.env_remove(name);
     }
@@ -56,10 +56,15 @@ impl Tandem {
     }
 
     /// As [`Tandem::start`], from a command that the test has prepared.
-    pub fn start_as(project: &Project, mut command: Command) -> Self {
+    pub fn start_as(project: &Project, command: Command) -> Self {
+        Self::start_with(project, command, &["up", "--log-format", "text"])
+    }
+
+    /// As [`Tandem::start_as`], with these arguments.
+    pub fn start_with(project: &Project, mut command: Command, args: &[&str]) -> Self {
         let log = project.dir().join(format!("up-{}.log", rand::random::<u32>()));
         let file = File::create(&log).unwrap();
-        command.args(["up", "--log-format", "text"]).stdout(file.try_clone().unwrap()).stderr(file);
+        command.args(args).stdout(file.try_clone().unwrap()).stderr(file);
         // A group of its own, so that a signal to the test's terminal does not reach it.
         let child = command.process_group(0).spawn().unwrap();
         Self { child, log, health: project.health, app: project.app }

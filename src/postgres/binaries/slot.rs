@@ -122,7 +122,7 @@ impl Slot {
     fn unpack_and_rename(&self, archive: &[u8], staging: &Path) -> anyhow::Result<()> {
         let files = staging.join("files");
         std::fs::create_dir(&files).map_err(|error| cannot_create(error, &files))?;
-        let made = unpack::unpack(archive, &files)?;
+        let made = unpack::unpack(archive, &files).with_context(|| format!("unpack {}", self.origin))?;
         let digest = made.join(DIGEST_FILE);
         write_whole(&digest, sha256(archive).as_bytes()).with_context(|| format!("write {}", digest.display()))?;
         // A power cut after the rename must not leave the names without the content.

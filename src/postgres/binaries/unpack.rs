@@ -62,6 +62,9 @@ pub(super) fn unpack(bytes: &[u8], dir: &Path) -> anyhow::Result<PathBuf> {
             bail!("the archive holds {name:?}, which leads out of its directory; it was refused");
         }
     }
+    // The tar ends before the compressed stream does, and only that one's end holds the checksum of it all.
+    std::io::copy(&mut archive.into_inner(), &mut std::io::sink())
+        .context("the archive is damaged: its own checksum does not fit")?;
     let top = top_dir(dir)?;
     open_to_all(&top).with_context(|| format!("make {} readable", top.display()))?;
     Ok(top)

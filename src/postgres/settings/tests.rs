@@ -38,7 +38,7 @@ fn the_three_files() {
         lc_numeric = 'C.UTF-8'
         lc_time = 'C.UTF-8'
         default_text_search_config = 'pg_catalog.english'
-        shared_buffers = '2048MB'
+        shared_buffers = '1024MB'
         effective_cache_size = '4096MB'
         work_mem = '52428kB'
         maintenance_work_mem = '512MB'
@@ -93,8 +93,8 @@ fn memory_is_shared_within_bounds() {
     expect![[r#"
         '16MB' '32MB' '4MB' '16MB'
         '128MB' '256MB' '4MB' '32MB'
-        '4096MB' '8192MB' '64MB' '1024MB'
-        '8192MB' '524288MB' '64MB' '1024MB'
+        '1024MB' '8192MB' '64MB' '1024MB'
+        '1024MB' '524288MB' '64MB' '1024MB'
         '1025kB' '8192MB' '64MB' '1024MB'"#]]
     .assert_eq(&table.join("\n"));
 }

@@ -1,0 +1,61 @@
+# Tandem with the reference backend: PostgreSQL 16, the migrations, the workers and the health port in one container.
+#
+#   docker build -t backend .
+#   docker run --stop-timeout 30 -p 8000:8000 -p 8001:8001 -v backend-state:/var/lib/tandem backend
+#
+# For another application: change what is copied to /srv/app, and config/tandem.toml in it.
+# Behind a proxy with a certificate of its own: --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt
+
+# Both of one Debian release: the binary must not need a newer glibc than the runtime has.
+ARG RUST_IMAGE=rust:1.95-slim-bookworm
+ARG PYTHON_IMAGE=python:3.13-slim-bookworm
+
+FROM ${RUST_IMAGE} AS builder
+WORKDIR /build
+# The dependencies by themselves, around empty sources: this layer is made anew only when Cargo.lock changes.
+COPY Cargo.toml Cargo.lock ./
+COPY migration/Cargo.toml migration/
+RUN mkdir -p src migration/src && touch src/lib.rs migration/src/lib.rs && echo 'fn main() {}' >src/main.rs
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export CARGO_HTTP_CAINFO=/run/secrets/ca; fi; \
+    cargo build --release --locked
+COPY src src
+COPY migration migration
+# Newer than what was built from the empty ones, whatever times the checkout gave them.
+RUN find src migration -name '*.rs' -exec touch {} + && cargo build --release --locked --offline
+
+FROM ${PYTHON_IMAGE}
+# What PostgreSQL's binaries load, and the time zones: without those the server refuses every `SET timezone`.
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+        libgssapi-krb5-2 liblz4-1 libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g \
+    && rm -rf /var/lib/apt/lists/*
+# initdb wants its user to have a name; a number of its own keeps a volume readable over rebuilds.
+RUN groupadd --gid 10001 tandem \
+    && useradd --uid 10001 --gid tandem --home-dir /var/lib/tandem --no-create-home --shell /usr/sbin/nologin tandem \
+    && install -d -o tandem -g tandem -m 0755 /var/lib/tandem
+COPY --from=builder /build/target/release/tandem /usr/local/bin/tandem
+
+# Programs lie in the image, owned by root and closed to the application's writes; what changes lies in the volume.
+ENV TANDEM_CACHE_DIR=/opt/tandem/cache \
+    TANDEM_PYTHON__VENV=/opt/tandem/venv \
+    TANDEM_STATE_DIR=/var/lib/tandem \
+    TANDEM_WORKERS__LISTEN=0.0.0.0:8000 \
+    TANDEM_HEALTH__LISTEN=0.0.0.0:8001
+WORKDIR /srv/app
+COPY config/tandem.toml config/
+# Before the application, which changes more often: PostgreSQL and the Python packages are a layer of their own.
+COPY examples/backend/requirements.txt examples/backend/
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
+    PIP_NO_CACHE_DIR=1 tandem install
+COPY examples/backend examples/backend
+
+USER 10001:10001
+VOLUME /var/lib/tandem
+EXPOSE 8000 8001
+# Docker's default, written down because the order of the stop hangs on it.
+STOPSIGNAL SIGTERM
+# The first start makes a cluster and runs the migrations.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s CMD ["tandem", "health"]
+ENTRYPOINT ["tandem", "up"]

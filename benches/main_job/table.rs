@@ -1,0 +1,99 @@
+//! What was measured, as a Markdown table.
+
+use std::fmt::Write;
+
+/// What a row is to reach. For a goal on a ratio, every pair's own counts, and the median of these decides.
+#[derive(Clone, Copy)]
+pub enum Goal {
+    None,
+    Below(f64),
+    RatioAtMost(f64),
+}
+
+/// The table so far.
+#[derive(Default)]
+pub struct Table {
+    rows: Vec<String>,
+    pub missed: Vec<String>,
+}
+
+impl Table {
+    /// Add a row: `ours` against `peer`, whose nth values were taken in the same round.
+    pub fn row(&mut self, what: &str, unit: &str, ours: &[f64], peer: Option<(&str, &[f64])>, goal: Goal) {
+        if ours.is_empty() {
+            return;
+        }
+        let (other, ratios) = match peer {
+            Some((name, values)) => {
+                (format!("{name}: {}", spread(values, unit)), ours.iter().zip(values).map(|(a, b)| a / b).collect())
+            }
+            None => (String::new(), Vec::new()),
+        };
+        let ratio = if ratios.is_empty() { String::new() } else { spread(&ratios, "×") };
+        let (wanted, met) = match goal {
+            Goal::None => (String::new(), None),
+            Goal::Below(limit) => (format!("< {} {unit}", number(limit)), Some(median(ours) < limit)),
+            Goal::RatioAtMost(limit) => (format!("≤ {} ×", number(limit)), Some(median(&ratios) <= limit)),
+        };
+        let verdict = match met {
+            None => "",
+            Some(true) => "yes",
+            Some(false) => "**no**",
+        };
+        let line = format!("| {what} | {} | {other} | {ratio} | {wanted} | {verdict} |", spread(ours, unit));
+        println!("{line}");
+        if met == Some(false) {
+            self.missed.push(line.clone());
+        }
+        self.rows.push(line);
+    }
+
+    /// A row of words.
+    pub fn say(&mut self, what: &str, ours: &str, peer: &str) {
+        let line = format!("| {what} | {ours} | {peer} | | | |");
+        println!("{line}");
+        self.rows.push(line);
+    }
+
+    pub fn markdown(&self) -> String {
+        let mut text =
+            String::from("| | Tandem | peer | ratio, pair by pair | goal | met |\n|---|---|---|---|---|---|\n");
+        for row in &self.rows {
+            let _ = writeln!(text, "{row}");
+        }
+        text
+    }
+}
+
+/// Median, and from the least to the greatest.
+fn spread(values: &[f64], unit: &str) -> String {
+    let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), &value| (low.min(value), high.max(value)));
+    match values {
+        [one] => format!("{} {unit}", number(*one)),
+        _ => format!("**{}** {unit} ({}–{})", number(median(values)), number(low), number(high)),
+    }
+}
+
+/// Three digits that matter.
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if size >= 99.5 => format!("{value:.0}"),
+        size if size >= 9.95 => format!("{value:.1}"),
+        size if size >= 0.0005 || size == 0.0 => format!("{value:.2}").trim_end_matches(".00").to_owned(),
+        _ => format!("{value:.5}"),
+    }
+}
+
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
+}
+
+/// The value that the share `part` of `sorted` does not exceed.
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into the slice")]
+    let place = (sorted.len() as f64 * part) as usize;
+    sorted[place.min(sorted.len() - 1)]
+}
