@@ -1,5 +1,7 @@
 //! It stops well: what a signal does to a Tandem that serves.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::io::{Read, Write};

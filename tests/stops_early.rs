@@ -1,5 +1,7 @@
 //! It stops well: a signal during each step of the boot.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::fs;
