@@ -79,8 +79,8 @@ fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 99.5 => format!("{value:.0}"),
         size if size >= 9.95 => format!("{value:.1}"),
-        size if size >= 0.0005 || size == 0.0 => format!("{value:.2}").trim_end_matches(".00").to_owned(),
-        _ => format!("{value:.5}"),
+        size if size >= 0.0995 || size == 0.0 => format!("{value:.2}").trim_end_matches(".00").to_owned(),
+        _ => format!("{value:.4}"),
     }
 }
 
