@@ -53,9 +53,9 @@ impl Policy {
         self.ladder.iter().map(|rung| rung.grace).sum()
     }
 
-    /// The delay before the restart after that many failures within the period.
-    pub fn backoff(&self, failures: usize) -> Duration {
-        match failures {
+    /// The delay before the restart after that many failures since the child was last ready.
+    pub fn backoff(&self, attempts: usize) -> Duration {
+        match attempts {
             0 | 1 => self.backoff_first,
             more => {
                 let doublings = u32::try_from(more - 2).unwrap_or(u32::MAX).min(20);

@@ -104,13 +104,15 @@ pub struct Child {
     pub state: State,
     /// When it failed, oldest first, within the policy's period.
     pub failures: VecDeque<Moment>,
+    /// How often it failed since it was last ready: what the pause before the next start grows with.
+    pub attempts: usize,
     /// Processes spawned after the first, since Tandem started.
     pub restarts: u64,
 }
 
 impl Default for Child {
     fn default() -> Self {
-        Self { state: State::Down, failures: VecDeque::new(), restarts: 0 }
+        Self { state: State::Down, failures: VecDeque::new(), attempts: 0, restarts: 0 }
     }
 }
 
@@ -187,6 +189,9 @@ pub fn step(mut child: Child, event: Event, now: Moment, policy: &Policy) -> (Ch
         State::GaveUp => gave_up(event, now, policy),
         State::Abandoned { pid } => abandoned(pid, event),
     };
+    if matches!(state, State::Ready { .. }) {
+        child.attempts = 0;
+    }
     if matches!(child.state, State::Backoff { .. }) && matches!(state, State::Spawning { .. }) {
         child.restarts += 1;
     }
@@ -422,7 +427,8 @@ fn fail(child: &mut Child, ending: Ending, intent: Intent, now: Moment, policy: 
     if ending == Ending::Unstartable || child.failures.len() > policy.intensity {
         return (State::GaveUp, vec![Action::GiveUp]);
     }
-    let delay = policy.backoff(child.failures.len());
+    child.attempts += 1;
+    let delay = policy.backoff(child.attempts);
     (State::Backoff { until: now + delay, intent }, vec![Action::Restart(delay)])
 }
 

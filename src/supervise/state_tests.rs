@@ -122,10 +122,25 @@ fn backoff_grows_to_its_limit_and_failures_are_forgotten_after_the_period() {
     assert_eq!(delays, [100, 1000, 2000]);
     let much_later = NOW + policy.period + Duration::from_secs(1);
     let (next, actions) = step(subject.clone(), Event::Exited(Ending::Ended), much_later, &policy);
-    assert_eq!(actions, [Action::Restart(policy.backoff_first)]);
+    assert_eq!(actions, [Action::Restart(policy.backoff(4))]);
     assert_eq!(next.failures.len(), 1);
     let (next, actions) = step(subject, Event::Exited(Ending::Ended), NOW, &policy);
     assert_eq!((next.state, actions), (State::GaveUp, vec![Action::GiveUp]));
+}
+
+#[test]
+fn the_pause_begins_anew_once_it_was_ready_but_the_failures_still_count() {
+    let policy = policy();
+    let mut subject = child(State::Down);
+    for failure in 1..=policy.intensity + 1 {
+        subject.state = State::Starting { pid: PID, limit_at: LATER };
+        (subject, _) = step(subject, Event::Ready, NOW, &policy);
+        let (next, actions) = step(subject, Event::Exited(Ending::Ended), NOW, &policy);
+        let last = if failure > policy.intensity { Action::GiveUp } else { Action::Restart(policy.backoff_first) };
+        assert_eq!(actions, [Action::Withdraw, last]);
+        subject = next;
+    }
+    assert_eq!(subject.state, State::GaveUp);
 }
 
 #[test]
