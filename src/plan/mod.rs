@@ -10,5 +10,5 @@ mod url;
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity};
 pub use ladder::StopLadder;
-pub use policy::{KILL_GRACE, Policy, Rung, Signal};
+pub use policy::{KILL_GRACE, Ladder, Policy, Rung, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

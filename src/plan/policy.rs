@@ -8,12 +8,16 @@ pub const KILL_GRACE: Duration = Duration::from_secs(2);
 /// How hard a child is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
+    /// SIGWINCH: leave, another has taken over (nginx's word for it; who does not know it is not harmed by it).
+    Retire,
     /// SIGTERM: finish what is in flight.
     Term,
     /// SIGINT: for a postmaster, the fast shutdown.
     Interrupt,
     /// SIGQUIT: for a postmaster, the immediate shutdown.
     Quit,
+    /// SIGABRT: a worker prints what each of its threads is doing, and ends.
+    Abort,
     /// SIGKILL.
     Kill,
 }
@@ -27,6 +31,17 @@ pub struct Rung {
     pub grace: Duration,
 }
 
+/// Why a child is asked to end, and so by which rungs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ladder {
+    /// Another has taken over: it may take its time.
+    Retire,
+    /// It is not wanted any more.
+    Stop,
+    /// It does not answer, or did not get ready in time: it would not hear a polite word.
+    Hang,
+}
+
 /// What to do with a child that does not do as planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -34,8 +49,12 @@ pub struct Policy {
     pub ready_limit: Duration,
     /// How long a child may be hung before it is ended and started again; `None`: for ever.
     pub hang_limit: Option<Duration>,
-    /// Never empty; the last rung cannot be refused.
+    /// The rungs of [`Ladder::Stop`]. Never empty; the last rung cannot be refused.
     pub ladder: Vec<Rung>,
+    /// The rungs that [`Ladder::Retire`] has before those of the stop.
+    pub retire: Vec<Rung>,
+    /// The rungs of [`Ladder::Hang`]; empty: those of the stop.
+    pub hang: Vec<Rung>,
     /// Delay before the first restart; it doubles from `backoff_step` on.
     pub backoff_first: Duration,
     pub backoff_step: Duration,
@@ -48,9 +67,20 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The longest a stop of this child takes.
+    /// The rung `number` of `ladder`, counted from 0; `None` past the last one.
+    pub fn rung(&self, ladder: Ladder, number: usize) -> Option<Rung> {
+        let found = match ladder {
+            Ladder::Retire => self.retire.iter().chain(&self.ladder).nth(number),
+            Ladder::Hang if !self.hang.is_empty() => self.hang.get(number),
+            Ladder::Hang | Ladder::Stop => self.ladder.get(number),
+        };
+        found.copied()
+    }
+
+    /// The longest a stop of this child takes, whatever ladder it stands on when the stop comes.
     pub fn stop_limit(&self) -> Duration {
-        self.ladder.iter().map(|rung| rung.grace).sum()
+        let total = |rungs: &[Rung]| rungs.iter().map(|rung| rung.grace).sum::<Duration>();
+        total(&self.ladder).max(total(&self.hang))
     }
 
     /// The delay before the restart after that many failures since the child was last ready.

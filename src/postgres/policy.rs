@@ -24,6 +24,8 @@ pub fn policy(postgres: &Postgres, stop: &Stop) -> Policy {
         ready_limit: postgres.ready_limit,
         hang_limit: postgres.hang_limit,
         ladder,
+        retire: Vec::new(),
+        hang: Vec::new(),
         // Recovery takes a third of a second and every request waits for it: the first restart is at once.
         backoff_first: Duration::ZERO,
         backoff_step: Duration::from_millis(500),

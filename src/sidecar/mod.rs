@@ -26,7 +26,7 @@ use crate::postgres::stale;
 use crate::postgres::{self, binaries::Installation};
 use crate::process::orphans;
 use crate::supervise::task;
-use crate::supervise::tree::{Cause, Event, JobId, Plan, ServiceId, ServicePlan, Stage, Tree};
+use crate::supervise::tree::{Cause, Event, JobId, Need, Plan, RollPlan, ServiceId, ServicePlan, Stage, Tree};
 use crate::workers;
 
 pub use view::Endpoints;
@@ -149,16 +149,24 @@ fn plan(settings: &Settings, steps: &[Step]) -> Plan {
     });
     // Workers may import Python's libraries as soon as there is an environment.
     let installed = steps.iter().position(|&step| step == Step::Install).map(|install| install + 1);
-    let postmaster =
-        ServicePlan { policy: postgres::policy::policy(&settings.postgres, &settings.stop), prepare_at: None };
-    let worker =
-        ServicePlan { policy: workers::policy::policy(&settings.workers, &settings.stop), prepare_at: installed };
+    let postmaster = ServicePlan {
+        policy: postgres::policy::policy(&settings.postgres, &settings.stop),
+        prepare_at: None,
+        need: Need::Always,
+    };
+    let worker = ServicePlan {
+        policy: workers::policy::policy(&settings.workers, &settings.stop),
+        prepare_at: installed,
+        need: Need::Always,
+    };
     let has_workers = steps.contains(&Step::Workers);
     let workers = std::iter::repeat_n(worker, if has_workers { count } else { 0 });
     Plan {
         stages: stages.collect(),
         services: std::iter::once(postmaster).chain(workers).collect(),
         drain_delay: if has_workers { settings.stop.drain_delay } else { Duration::ZERO },
+        before_stop: None,
+        roll: RollPlan::NONE,
     }
 }
 
@@ -190,7 +198,7 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     orphans::end_strays(STRAY_ROUNDS);
     let outcome = match cause {
         Cause::Asked => Ok(()),
-        Cause::JobFailed(_) => Err(shell.error()),
+        Cause::JobFailed(_) | Cause::HookFailed => Err(shell.error()),
         Cause::GaveUp(id) => Err(gave_up(&shell, id)),
     };
     shell.close().await;

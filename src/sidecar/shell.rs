@@ -256,6 +256,7 @@ impl Shell for Sidecar {
             }
             Action::Service(POSTGRES, action) => self.postmaster.act(action),
             Action::Service(ServiceId(place), action) => self.slots[place - 1].act(action),
+            Action::Add(..) | Action::Swapped(..) | Action::Remove(_) | Action::RollEnded(..) => {}
             Action::Enter(phase) => self.enter(phase),
         }
     }

@@ -122,7 +122,7 @@ impl View {
     pub fn publish(&mut self, tree: &Tree, slots: &[Slot], migrations: &picture::Migrations) {
         let phase = self.phase;
         let workers = slots.iter().enumerate().map(|(number, slot)| {
-            let child = &tree.children[worker(number).0];
+            let child = &tree.members[&worker(number)].child;
             picture::Worker {
                 slot: u32::try_from(number).unwrap_or(u32::MAX),
                 pid: child.pid(),
@@ -244,9 +244,11 @@ fn worker_state(state: State) -> picture::WorkerState {
     match state {
         State::Spawning { .. } | State::Held { .. } | State::Starting { .. } => picture::WorkerState::Starting,
         State::Ready { .. } => picture::WorkerState::Ready,
-        State::Hung { .. } | State::Replacing { .. } | State::Stopping { .. } | State::Abandoned { .. } => {
-            picture::WorkerState::Retiring
-        }
+        State::Hung { .. }
+        | State::Replacing { .. }
+        | State::Restarting { .. }
+        | State::Stopping { .. }
+        | State::Abandoned { .. } => picture::WorkerState::Retiring,
         State::Down | State::Backoff { .. } => picture::WorkerState::Resting,
         State::GaveUp => picture::WorkerState::GaveUp,
     }

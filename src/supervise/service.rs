@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::state::{self, Rung, Signal};
+use super::state;
 use super::tree::{Event, ServiceId};
+use crate::plan::{Rung, Signal};
 use crate::process::{self, Child, Exit, Output};
 use crate::telemetry::{self, Stream};
 
@@ -94,9 +95,11 @@ pub fn after(delay: Duration) -> String {
 /// Carry out a rung of the stop ladder on `pid`.
 pub fn signal(pid: i32, rung: Rung) {
     let signal = match rung.signal {
+        Signal::Retire => nix::sys::signal::Signal::SIGWINCH,
         Signal::Term => nix::sys::signal::Signal::SIGTERM,
         Signal::Interrupt => nix::sys::signal::Signal::SIGINT,
         Signal::Quit => nix::sys::signal::Signal::SIGQUIT,
+        Signal::Abort => nix::sys::signal::Signal::SIGABRT,
         Signal::Kill => nix::sys::signal::Signal::SIGKILL,
     };
     let send = if rung.group { process::signal_group } else { process::signal };

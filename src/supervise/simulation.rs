@@ -1,54 +1,92 @@
-//! Random histories of the whole tree: children that die, hang or never get ready, jobs that fail, stops at any
-//! moment, time that jumps. After every step the invariants of the design are checked against a model world that knows
+//! Random histories of the whole tree: children that die, hang or never get ready, jobs that fail, rolls, scaling and
+//! stops at any moment, time that jumps. After every step the invariants of the design are checked against a model world that knows
 //! which processes really live.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::state::{self, Ending, Intent, Moment, Policy, Rung, Signal};
-use super::tree::{Action, Cause, Event, JobId, Phase, Plan, ServiceId, Stage, Tree};
+use super::state::{self, Ending, Intent, Moment};
+use super::tree::{
+    Action, Cause, Event, JobId, Need, Outcome, Phase, Plan, Role, RollId, RollPlan, Scope, ServiceId, ServicePlan,
+    Stage, Tree,
+};
+use crate::plan::{Policy, Rung, Signal};
 
 /// Histories per run of the test.
 const HISTORIES: u64 = 100_000;
 /// Steps after which a history asks for the stop, if it has not yet.
-const STEPS_MAX: usize = 60;
+const STEPS_MAX: usize = 90;
 
 const INSTALL: JobId = JobId(0);
 const MIGRATE: JobId = JobId(1);
 const POSTGRES: ServiceId = ServiceId(0);
-const WORKERS: [ServiceId; 2] = [ServiceId(1), ServiceId(2)];
+const TEMPLATE: ServiceId = ServiceId(1);
+const WORKERS: [ServiceId; 2] = [ServiceId(2), ServiceId(3)];
+const COMPANION: ServiceId = ServiceId(4);
+const TEMPLATE_STAGE: usize = 3;
+const WORKERS_STAGE: usize = 4;
 
-fn plan() -> Plan {
-    let rung = |signal, group, millis| Rung { signal, group, grace: Duration::from_millis(millis) };
-    let policy = |ladder, hang: Option<u64>| Policy {
+fn rung(signal: Signal, group: bool, millis: u64) -> Rung {
+    Rung { signal, group, grace: Duration::from_millis(millis) }
+}
+
+fn policy(ladder: Vec<Rung>, hang: Option<u64>) -> Policy {
+    Policy {
         ready_limit: Duration::from_secs(5),
         hang_limit: hang.map(Duration::from_secs),
         ladder,
+        retire: vec![],
+        hang: vec![],
         backoff_first: Duration::ZERO,
         backoff_step: Duration::from_millis(100),
         backoff_max: Duration::from_secs(2),
         intensity: 3,
         period: Duration::from_secs(20),
         rest: Duration::from_secs(10),
+    }
+}
+
+fn plan(preload: bool) -> Plan {
+    let worker = Policy {
+        retire: vec![rung(Signal::Retire, false, 4000)],
+        hang: vec![rung(Signal::Abort, false, 1000), rung(Signal::Kill, true, 1000)],
+        ..policy(vec![rung(Signal::Term, true, 2000), rung(Signal::Kill, true, 1000)], Some(0))
     };
-    let worker = policy(vec![rung(Signal::Term, true, 2000), rung(Signal::Kill, true, 1000)], None);
     let postgres = policy(
         vec![rung(Signal::Interrupt, false, 2000), rung(Signal::Quit, false, 1000), rung(Signal::Kill, false, 1000)],
         Some(3),
     );
-    let service = |policy: &Policy, prepare_at| super::tree::ServicePlan { policy: policy.clone(), prepare_at };
+    let aside = policy(vec![rung(Signal::Term, true, 1000), rung(Signal::Kill, true, 1000)], None);
+    let service = |policy: &Policy, prepare_at, need| ServicePlan { policy: policy.clone(), prepare_at, need };
+    let template = service(&worker, Some(1), Need::Boot);
     Plan {
         stages: vec![
             Stage::Job(INSTALL),
             Stage::Services(vec![POSTGRES]),
             Stage::Job(MIGRATE),
+            Stage::Services(if preload { vec![TEMPLATE] } else { vec![] }),
             Stage::Services(WORKERS.to_vec()),
+            Stage::Aside(vec![COMPANION]),
         ],
-        services: vec![service(&postgres, None), service(&worker, Some(1)), service(&worker, Some(1))],
+        services: vec![
+            service(&postgres, None, Need::Always),
+            template.clone(),
+            service(&worker, Some(1), Need::Always),
+            service(&worker, Some(1), Need::Always),
+            service(&aside, None, Need::Never),
+        ],
         drain_delay: Duration::from_millis(500),
+        before_stop: preload.then_some(Duration::from_secs(2)),
+        roll: RollPlan {
+            workers: Some(WORKERS_STAGE),
+            template: Some(TEMPLATE_STAGE),
+            preload: preload.then_some(template),
+            surge: 1,
+            extra_max: 2,
+        },
     }
 }
 
@@ -73,7 +111,12 @@ struct World {
     job: Option<JobId>,
     migrated: bool,
     pid_last: i32,
-    stop_asked_at: Option<Moment>,
+    /// Rolls asked for and not yet answered.
+    asked: BTreeSet<RollId>,
+    rolls: u64,
+    replaced: usize,
+    /// When a stop was asked for, and by when it must have ended.
+    stop_asked_at: Option<(Moment, Moment)>,
 }
 
 impl World {
@@ -81,29 +124,44 @@ impl World {
         Self {
             random: SmallRng::seed_from_u64(seed),
             now: Duration::ZERO,
-            tree: Tree::new(plan()),
+            tree: Tree::new(plan(seed % 2 == 0)),
             entered: Phase::Idle,
             processes: BTreeMap::new(),
             spawns_due: BTreeMap::new(),
             job: None,
             migrated: false,
             pid_last: 100,
+            asked: BTreeSet::new(),
+            rolls: 0,
+            replaced: 0,
             stop_asked_at: None,
         }
     }
 
     fn feed(&mut self, event: Event) {
         let before = self.tree.phase;
-        let tree = std::mem::replace(&mut self.tree, Tree::new(Plan { stages: vec![], services: vec![], ..plan() }));
-        let (tree, actions) = tree.step(event, self.now);
+        let (ready, limit) = (self.ready_places(), self.tree.stop_limit());
+        let nothing = Plan { stages: vec![], services: vec![], ..plan(false) };
+        let tree = std::mem::replace(&mut self.tree, Tree::new(nothing));
+        let (tree, actions) = tree.step(event.clone(), self.now);
         self.tree = tree;
+        let planned =
+            matches!(event, Event::Roll(..) | Event::Service(_, state::Event::Ready | state::Event::Spawned(_)));
+        assert!(!planned || ready.is_subset(&self.ready_places()), "{event:?} took readiness from {ready:?}");
         if stopping(self.tree.phase) && self.stop_asked_at.is_none() {
-            self.stop_asked_at = Some(self.now);
+            self.stop_asked_at = Some((self.now, self.now + limit));
         }
         for action in actions {
             self.act(action);
         }
-        self.check(before, event);
+        self.check(before, &event);
+    }
+
+    /// The slots with a worker that is ready.
+    fn ready_places(&self) -> BTreeSet<usize> {
+        let ready =
+            self.tree.members.values().filter(|member| member.stage == WORKERS_STAGE && member.child.is_ready());
+        ready.map(|member| member.place).collect()
     }
 
     fn act(&mut self, action: Action) {
@@ -120,7 +178,8 @@ impl World {
                 let stopping = matches!(self.entered, Phase::Stopping { .. } | Phase::Stopped { .. });
                 assert!(!stopping, "{id:?} was spawned during the stop");
                 assert!(!self.processes.contains_key(&id), "{id:?} was spawned twice");
-                assert!(id == POSTGRES || intent == Intent::Hold || self.migrated, "a worker before the migrations");
+                let early = id == POSTGRES || intent == Intent::Hold;
+                assert!(early || self.migrated, "a worker before the migrations");
                 assert!(self.spawns_due.insert(id, intent).is_none(), "{id:?} was asked for twice");
             }
             Action::Service(id, state::Action::Release) => {
@@ -133,6 +192,22 @@ impl World {
             }
             Action::Service(id, state::Action::Signal(rung)) => self.signal(id, rung),
             Action::Service(_, state::Action::Withdraw | state::Action::Restart(_) | state::Action::GiveUp) => {}
+            Action::Add(..) => {
+                let stopping = matches!(self.entered, Phase::Stopping { .. } | Phase::Stopped { .. });
+                assert!(!stopping, "a service more during the stop");
+            }
+            Action::Swapped(new, old) => {
+                assert!(self.tree.members[&new].child.is_ready(), "{old:?} leaves before {new:?} is ready");
+                self.replaced += 1;
+            }
+            Action::Remove(id) => assert!(!self.processes.contains_key(&id), "{id:?} was forgotten while it lives"),
+            Action::RollEnded(id, outcome) => {
+                assert!(self.asked.remove(&id), "{id:?} was answered twice");
+                if let Outcome::Aborted(failed, _) = outcome {
+                    let role = self.tree.members.get(&failed).map(|member| member.role);
+                    assert!(role.is_none_or(|role| role == Role::Retiring), "{failed:?} failed and stays as {role:?}");
+                }
+            }
             Action::Enter(phase) => self.entered = phase,
         }
     }
@@ -141,35 +216,42 @@ impl World {
         if id == POSTGRES {
             assert!(!rung.group, "the postmaster's backends were signalled");
             let stopping = matches!(self.entered, Phase::Stopping { .. });
-            let workers_gone = WORKERS.iter().all(|worker| !self.processes.contains_key(worker));
-            assert!(!stopping || workers_gone, "PostgreSQL was stopped under its workers");
+            let alone = self.processes.keys().all(|&id| id == POSTGRES);
+            assert!(!stopping || alone, "PostgreSQL was stopped under its workers");
         }
         self.processes.get_mut(&id).expect("a signal to nobody").told = Some(rung.signal);
     }
 
-    fn check(&self, before: Phase, event: Event) {
+    fn check(&self, before: Phase, event: &Event) {
         let phase = self.tree.phase;
         if self.tree.is_ready() {
             assert_eq!(phase, Phase::Serving);
             assert!(self.processes.contains_key(&POSTGRES), "ready without PostgreSQL");
             assert!(self.migrated, "ready without the migrations");
         }
-        for (index, child) in self.tree.children.iter().enumerate() {
-            let id = ServiceId(index);
-            let real = self.processes.get(&id).map(|process| process.pid);
-            assert_eq!(child.pid(), real, "{id:?} is {:?} after {event:?} in {before:?}", child.state);
+        for (id, member) in &self.tree.members {
+            let real = self.processes.get(id).map(|process| process.pid);
+            let state = member.child.state;
+            assert_eq!(member.child.pid(), real, "{id:?} is {state:?} after {event:?} in {before:?}");
         }
+        for id in self.processes.keys() {
+            assert!(self.tree.members.contains_key(id), "{id:?} lives and is forgotten after {event:?} in {before:?}");
+        }
+        let extra = |role| move |member: &&super::tree::Member| member.stage == WORKERS_STAGE && member.role == role;
+        let replacements = self.tree.members.values().filter(extra(Role::Replacement)).count();
+        assert!(replacements <= self.tree.plan.roll.surge, "{replacements} replacements at once");
         if stopping(before) {
             assert!(stopping(phase), "a stop was taken back by {event:?}");
         }
         if matches!(phase, Phase::Stopped { .. }) {
             assert!(self.processes.is_empty(), "stopped, but {:?} live", self.processes);
             assert!(self.spawns_due.is_empty() && self.job.is_none(), "stopped with work under way");
+            assert!(self.asked.is_empty(), "{:?} were never answered", self.asked);
         }
-        if let Some(asked_at) = self.stop_asked_at
+        if let Some((asked_at, limit)) = self.stop_asked_at
             && !matches!(phase, Phase::Stopped { .. })
         {
-            assert!(self.now <= asked_at + self.tree.plan.stop_limit(), "the stop is over its ladder in {phase:?}");
+            assert!(self.now <= limit, "the stop of {asked_at:?} is over its ladder in {phase:?} at {:?}", self.now);
         }
     }
 
@@ -180,14 +262,37 @@ impl World {
             self.spawned(id, intent);
             return;
         }
-        match self.random.random_range(0..100) {
+        // Whoever serves is asked for things; who boots is first of all to get there.
+        let asked = if self.tree.phase == Phase::Serving { 15 } else { 2 };
+        match self.random.random_range(0..100 + asked) {
             0..15 => self.pass_time(),
             15..35 => self.job_ends(),
-            35..65 => self.child_says(),
-            65..85 => self.child_dies(),
-            85..88 => self.feed(Event::Stop),
-            _ => self.late_words(),
+            35..75 => self.child_says(),
+            75..90 => self.child_dies(),
+            90..91 => self.feed(Event::Stop),
+            91..100 => self.late_words(),
+            _ => self.operate(),
         }
+    }
+
+    /// Somebody asks for something.
+    fn operate(&mut self) {
+        let (place, count, preload) =
+            (self.random.random_range(0..5), self.random.random_range(1..4), self.random.random_bool(0.5));
+        match self.random.random_range(0..8) {
+            0..3 => self.roll(Scope::All),
+            3 => self.roll(Scope::One(ServiceId(place))),
+            4 | 5 => self.feed(Event::Scale(count)),
+            6 => self.feed(Event::Replan(Box::new(plan(preload)))),
+            _ => self.feed(Event::Service(ServiceId(place), state::Event::Restart)),
+        }
+    }
+
+    fn roll(&mut self, scope: Scope) {
+        self.rolls += 1;
+        let id = RollId(self.rolls);
+        self.asked.insert(id);
+        self.feed(Event::Roll(id, scope));
     }
 
     fn spawned(&mut self, id: ServiceId, intent: Intent) {
@@ -238,7 +343,7 @@ impl World {
         if !process.released {
             return;
         }
-        let event = if self.random.random_bool(0.85) { state::Event::Ready } else { state::Event::Hung };
+        let event = if self.random.random_bool(0.9) { state::Event::Ready } else { state::Event::Hung };
         self.feed(Event::Service(id, event));
     }
 
@@ -259,11 +364,10 @@ impl World {
 
     /// Messages that arrive late, twice, or for nobody.
     fn late_words(&mut self) {
-        let id = ServiceId(self.random.random_range(0..3));
-        match self.random.random_range(0..5) {
-            0 if self.tree.children[id.0].state != state::State::GaveUp => {
-                self.feed(Event::Service(id, state::Event::Hung));
-            }
+        let id = ServiceId(self.random.random_range(0..6));
+        match self.random.random_range(0..6) {
+            0 if !self.spawns_due.contains_key(&id) => self.feed(Event::Service(id, state::Event::Hung)),
+            4 => self.feed(Event::HookEnded),
             1 => self.feed(Event::Tick),
             2 if self.job.is_none() => self.feed(Event::JobFailed(INSTALL)),
             3 if self.job.is_none() => self.feed(Event::JobSucceeded(MIGRATE)),
@@ -276,14 +380,14 @@ fn stopping(phase: Phase) -> bool {
     matches!(phase, Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped { .. })
 }
 
-/// Run one history to its end; returns why it ended and whether it ever served.
-fn history(seed: u64) -> (Cause, bool) {
+/// Run one history to its end; returns why it ended, whether it ever served, and how many were replaced.
+fn history(seed: u64) -> (Cause, bool, usize) {
     let mut world = World::new(seed);
     let mut served = false;
     world.feed(Event::Begin);
     for step in 0.. {
         if let Phase::Stopped { cause } = world.tree.phase {
-            return (cause, served);
+            return (cause, served, world.replaced);
         }
         served |= world.tree.phase == Phase::Serving;
         assert!(step < 100_000, "a history without an end");
@@ -299,18 +403,24 @@ fn history(seed: u64) -> (Cause, bool) {
 fn no_history_breaks_an_invariant() {
     let first: u64 = rand::random();
     println!("seed {first}: replay one history with history(seed + n)");
-    let (mut asked, mut gave_up, mut failed, mut served) = (0, 0, 0, 0);
+    let (mut asked, mut gave_up, mut failed, mut served, mut rolled) = (0, 0, 0, 0, 0);
     for seed in (0..HISTORIES).map(|n| first.wrapping_add(n)) {
         let outcome = std::panic::catch_unwind(|| history(seed));
-        match outcome.unwrap_or_else(|_| panic!("history with seed {seed} broke an invariant")) {
-            (Cause::Asked, ready) => (asked += 1, served += u64::from(ready)).0,
-            (Cause::GaveUp(_), ready) => (gave_up += 1, served += u64::from(ready)).0,
-            (Cause::JobFailed(_), _) => failed += 1,
+        let (cause, ready, replaced) =
+            outcome.unwrap_or_else(|_| panic!("history with seed {seed} broke an invariant"));
+        served += u64::from(ready);
+        rolled += u64::from(replaced > 0);
+        match cause {
+            Cause::Asked => asked += 1,
+            Cause::GaveUp(_) => gave_up += 1,
+            Cause::JobFailed(_) | Cause::HookFailed => failed += 1,
         }
     }
-    println!("{asked} stopped as asked, {gave_up} gave up, {failed} failed to boot; {served} served");
+    println!("{asked} stopped as asked, {gave_up} gave up, {failed} failed to boot; {served} served, {rolled} rolled");
     // A simulation that never gets anywhere would pass every check.
-    for (kind, count) in [("asked", asked), ("gave up", gave_up), ("job failed", failed), ("served", served)] {
+    let kinds =
+        [("asked", asked), ("gave up", gave_up), ("job failed", failed), ("served", served), ("rolled", rolled)];
+    for (kind, count) in kinds {
         assert!(count > HISTORIES / 100, "only {count} histories: {kind}");
     }
 }

@@ -48,9 +48,10 @@ async fn wait(tree: &Tree, started: Instant, events: &mut UnboundedReceiver<Even
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{self, Policy, Rung, Signal};
-    use super::super::tree::{JobId, Plan, ServiceId, ServicePlan, Stage};
+    use super::super::state;
+    use super::super::tree::{JobId, Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
     use super::*;
+    use crate::plan::{Policy, Rung, Signal};
     use std::time::Duration;
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -88,6 +89,8 @@ mod tests {
             ready_limit: Duration::from_secs(60),
             hang_limit: None,
             ladder: vec![rung(Signal::Term, 10), rung(Signal::Kill, 2)],
+            retire: vec![],
+            hang: vec![],
             backoff_first: Duration::ZERO,
             backoff_step: Duration::ZERO,
             backoff_max: Duration::ZERO,
@@ -97,8 +100,10 @@ mod tests {
         };
         let plan = Plan {
             stages: vec![Stage::Job(JobId(0)), Stage::Services(vec![ServiceId(0)])],
-            services: vec![ServicePlan { policy, prepare_at: None }],
+            services: vec![ServicePlan { policy, prepare_at: None, need: Need::Always }],
             drain_delay: Duration::ZERO,
+            before_stop: None,
+            roll: RollPlan::NONE,
         };
         let (events, receiver) = unbounded_channel();
         let mut script = Script { events, seen: Vec::new() };

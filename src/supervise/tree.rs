@@ -2,68 +2,16 @@
 //!
 //! A stage is a job that must succeed, or services that must become ready. Booting climbs the list; a service that
 //! falls while a later job runs takes the boot back to its stage. Stopping walks the list from its end, services of one
-//! stage together, and goes on only when none of them is left.
+//! stage together, and goes on only when none of them is left. While it serves, [`super::roll`] puts new workers in the
+//! place of old ones.
 
-use super::state::{self, Child, Ending, Moment, Policy, State};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-/// A service's place in [`Plan::services`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceId(pub usize);
-
-/// A job's place in the shell's own list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct JobId(pub usize);
-
-/// One entry of the boot list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Must succeed before the next stage begins.
-    Job(JobId),
-    /// Must all be ready before the next stage begins.
-    Services(Vec<ServiceId>),
-}
-
-/// How one service is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServicePlan {
-    pub policy: Policy,
-    /// The stage from which it may already wait at its gate.
-    pub prepare_at: Option<usize>,
-}
-
-/// What is run, in which order, and how patiently it is stopped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    pub stages: Vec<Stage>,
-    pub services: Vec<ServicePlan>,
-    /// How long to go on serving after readiness was withdrawn.
-    pub drain_delay: Duration,
-}
-
-impl Plan {
-    /// The longest a stop takes: every stage's slowest ladder, one after another.
-    pub fn stop_limit(&self) -> Duration {
-        let stages = self.stages.iter().map(|stage| match stage {
-            Stage::Job(_) => Duration::ZERO,
-            Stage::Services(ids) => {
-                ids.iter().map(|id| self.services[id.0].policy.stop_limit()).max().unwrap_or_default()
-            }
-        });
-        self.drain_delay + stages.sum::<Duration>()
-    }
-
-    fn members(&self, stage: usize) -> &[ServiceId] {
-        match &self.stages[stage] {
-            Stage::Job(_) => &[],
-            Stage::Services(ids) => ids,
-        }
-    }
-
-    fn stage_of(&self, id: ServiceId) -> usize {
-        (0..self.stages.len()).find(|&stage| self.members(stage).contains(&id)).unwrap_or_default()
-    }
-}
+pub use super::plan::{JobId, Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
+use super::roll::Rolls;
+pub use super::roll::{Outcome, RollId, Scope};
+use super::state::{self, Child, Ending, Moment, State};
+use super::step;
 
 /// Why everything is being stopped, or has been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +22,8 @@ pub enum Cause {
     GaveUp(ServiceId),
     /// A boot job failed.
     JobFailed(JobId),
+    /// A hook failed, and is not to be taken lightly.
+    HookFailed,
 }
 
 /// Where the whole tree is.
@@ -85,8 +35,9 @@ pub enum Phase {
     Booting { stage: usize },
     /// Every stage was reached.
     Serving,
-    /// Readiness is withdrawn, requests are still served.
-    Draining { until: Moment },
+    /// Readiness is withdrawn, requests are still served: until this moment, and as long as the hook runs, at most until
+    /// its limit.
+    Draining { until: Moment, hook: Option<Moment> },
     /// The services of this stage are being ended; those above it are gone.
     Stopping { stage: usize, cause: Cause },
     /// Nothing is left.
@@ -94,15 +45,36 @@ pub enum Phase {
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Begin,
     JobSucceeded(JobId),
     JobFailed(JobId),
     Service(ServiceId, state::Event),
     Tick,
+    /// Replace workers, new before old.
+    Roll(RollId, Scope),
+    /// Let there be so many workers.
+    Scale(usize),
+    /// The plan was changed; its stages are the same.
+    Replan(Box<Plan>),
     /// A stop was asked for; asked again, it skips the waits.
     Stop,
+    /// What was to be done before the stop is done.
+    HookEnded,
+    /// A hook failed, and is not to be taken lightly.
+    HookFailed,
+}
+
+/// Where a service that comes later comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is to take this one's place.
+    Replaces(ServiceId),
+    /// A worker in a slot of its own.
+    Slot(usize),
+    /// The first template.
+    Template,
 }
 
 /// What the shell is to do.
@@ -110,47 +82,115 @@ pub enum Event {
 pub enum Action {
     RunJob(JobId),
     CancelJob(JobId),
+    /// There is a service more.
+    Add(ServiceId, Origin),
     Service(ServiceId, state::Action),
+    /// The first is ready, and the second leaves.
+    Swapped(ServiceId, ServiceId),
+    /// Nothing is left of this one.
+    Remove(ServiceId),
+    RollEnded(RollId, Outcome),
     Enter(Phase),
 }
 
-/// The tree: what is planned, where it is, and each child.
+/// What a service is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It holds its place.
+    Standing,
+    /// It is to take the place of another once it is ready.
+    Replacement,
+    /// It leaves, and is forgotten when it is gone.
+    Retiring,
+}
+
+/// A service of the tree.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub child: Child,
+    pub plan: ServicePlan,
+    pub stage: usize,
+    /// Which of its stage it is: for a worker its slot.
+    pub place: usize,
+    pub role: Role,
+}
+
+/// The tree: what is planned, where it is, and each service.
 #[derive(Clone, Debug)]
 pub struct Tree {
     pub plan: Plan,
     pub phase: Phase,
-    pub children: Vec<Child>,
+    pub members: BTreeMap<ServiceId, Member>,
+    pub(super) rolls: Rolls,
+    next: usize,
 }
 
 impl Tree {
     /// A tree in which nothing runs yet.
     pub fn new(plan: Plan) -> Self {
-        let children = vec![Child::default(); plan.services.len()];
-        Self { plan, phase: Phase::Idle, children }
+        let mut members = BTreeMap::new();
+        for (stage, ids) in plan.stages.iter().map(Stage::services).enumerate() {
+            for (place, &id) in ids.iter().enumerate() {
+                let plan = plan.services[id.0].clone();
+                members.insert(id, Member { child: Child::default(), plan, stage, place, role: Role::Standing });
+            }
+        }
+        let next = plan.services.len();
+        Self { plan, phase: Phase::Idle, members, rolls: Rolls::default(), next }
     }
 
     /// Whether everything planned is ready and no stop has begun.
     pub fn is_ready(&self) -> bool {
-        self.phase == Phase::Serving && self.children.iter().all(Child::is_ready)
+        self.phase == Phase::Serving && (0..self.plan.stages.len()).all(|stage| self.is_reached(stage))
+    }
+
+    /// The services of a stage, in order of their places.
+    pub fn of_stage(&self, stage: usize) -> Vec<ServiceId> {
+        let mut found: Vec<_> = self.members.iter().filter(|(_, member)| member.stage == stage).collect();
+        found.sort_by_key(|(id, member)| (member.place, **id));
+        found.into_iter().map(|(&id, _)| id).collect()
+    }
+
+    /// Those of a stage that hold their places, in order.
+    pub fn standing(&self, stage: usize) -> Vec<ServiceId> {
+        self.of_stage(stage).into_iter().filter(|id| self.members[id].role == Role::Standing).collect()
+    }
+
+    /// Whether all that a stage waits for is ready.
+    fn is_reached(&self, stage: usize) -> bool {
+        match &self.plan.stages[stage] {
+            Stage::Services(_) => self.standing(stage).iter().all(|id| self.members[id].child.is_ready()),
+            Stage::Job(_) | Stage::Aside(_) => true,
+        }
+    }
+
+    /// The longest a stop takes from here: the drain, then every stage's slowest ladder, one after another.
+    pub fn stop_limit(&self) -> Moment {
+        let slowest = |stage| {
+            let members = self.members.values().filter(|member| member.stage == stage);
+            members.map(|member| member.plan.policy.stop_limit()).max().unwrap_or_default()
+        };
+        let drain = self.plan.drain_delay.max(self.plan.before_stop.unwrap_or_default());
+        drain + (0..self.plan.stages.len()).map(slowest).sum::<Moment>()
     }
 
     /// When the tree wants a [`Event::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         let own = match self.phase {
-            Phase::Draining { until } => Some(until),
+            Phase::Draining { until, hook } => Some(hook.unwrap_or(until)),
             Phase::Idle | Phase::Booting { .. } | Phase::Serving | Phase::Stopping { .. } | Phase::Stopped { .. } => {
                 None
             }
         };
-        let minded = (0..self.children.len()).map(ServiceId).filter(|&id| self.minds(id));
-        minded.filter_map(|id| self.children[id.0].deadline()).chain(own).min()
+        let minded = self.members.values().filter(|member| self.minds(member));
+        minded.filter_map(|member| member.child.deadline()).chain(own).min()
     }
 
     /// Whether time passes for this service. During the stop it does only for the stage that is being ended: one below
     /// that died or hangs is neither started again nor ended under those that still finish their requests.
-    fn minds(&self, id: ServiceId) -> bool {
+    fn minds(&self, member: &Member) -> bool {
         match self.phase {
-            Phase::Stopping { stage, .. } => self.plan.stage_of(id) == stage,
+            Phase::Stopping { stage, .. } => member.stage == stage,
             Phase::Idle | Phase::Booting { .. } | Phase::Serving | Phase::Draining { .. } | Phase::Stopped { .. } => {
                 true
             }
@@ -166,9 +206,16 @@ impl Tree {
             Event::JobFailed(job) => self.job_failed(job, now, &mut actions),
             Event::Service(id, event) => self.service(id, event, now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
+            Event::Roll(id, scope) => self.ask_roll(id, scope, &mut actions),
+            Event::Scale(count) => self.scale(count, now, &mut actions),
+            Event::Replan(plan) => self.replan(*plan),
             Event::Stop => self.stop(now, &mut actions),
+            Event::HookEnded => self.hook_ended(now, &mut actions),
+            Event::HookFailed => self.hook_failed(now, &mut actions),
         }
+        self.go_on_rolling(now, &mut actions);
         self.advance(now, &mut actions);
+        self.forget(&mut actions);
         (self, actions)
     }
 
@@ -185,19 +232,18 @@ impl Tree {
             return;
         }
         self.change(Phase::Booting { stage }, actions);
-        for id in (0..self.children.len()).map(ServiceId) {
-            let due = self.plan.services[id.0].prepare_at.is_some_and(|at| at <= stage);
-            if due && self.children[id.0].state == State::Down && self.plan.stage_of(id) > stage {
-                self.child(id, state::Event::Prepare, now, actions);
-            }
+        let due = self.members.iter().filter(|(_, member)| {
+            let due = member.plan.prepare_at.is_some_and(|at| at <= stage);
+            due && member.child.state == State::Down && member.stage > stage
+        });
+        for id in due.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.child(id, state::Event::Prepare, now, actions);
         }
-        match &self.plan.stages[stage] {
-            Stage::Job(job) => actions.push(Action::RunJob(*job)),
-            Stage::Services(ids) => {
-                for id in ids.clone() {
-                    self.child(id, state::Event::Start, now, actions);
-                }
-            }
+        if let Stage::Job(job) = self.plan.stages[stage] {
+            actions.push(Action::RunJob(job));
+        }
+        for id in self.of_stage(stage) {
+            self.child(id, state::Event::Start, now, actions);
         }
     }
 
@@ -218,19 +264,26 @@ impl Tree {
     }
 
     fn service(&mut self, id: ServiceId, event: state::Event, now: Moment, actions: &mut Vec<Action>) {
-        let was_ready = self.children[id.0].is_ready();
+        let Some(before) = self.members.get(&id).map(|member| member.child.is_ready()) else { return };
+        if event == state::Event::Restart && self.phase != Phase::Serving {
+            return;
+        }
+        if self.members[&id].role == Role::Replacement {
+            self.replacement(id, event, now, actions);
+            return;
+        }
         self.child(id, event, now, actions);
-        if was_ready && !self.children[id.0].is_ready() {
+        if before && !self.members[&id].child.is_ready() {
             self.fall_back(id, actions);
         }
-        if self.children[id.0].state == State::GaveUp {
+        if self.members[&id].child.state == State::GaveUp {
             self.gave_up(id, now, actions);
         }
     }
 
     /// A service fell: a job of a later stage that needs it is broken off, and the boot waits at the service's stage.
     fn fall_back(&mut self, id: ServiceId, actions: &mut Vec<Action>) {
-        let own = self.plan.stage_of(id);
+        let own = self.members[&id].stage;
         if let Phase::Booting { stage } = self.phase
             && own < stage
             && let Stage::Job(job) = self.plan.stages[stage]
@@ -240,45 +293,83 @@ impl Tree {
         }
     }
 
-    /// A service that gave up ends everything, unless a sibling still serves: then it rests and tries again.
+    /// A service that gave up ends everything, unless the whole can do without it: then it rests and tries again.
     fn gave_up(&mut self, id: ServiceId, now: Moment, actions: &mut Vec<Action>) {
-        let stage = self.plan.stage_of(id);
-        let sibling_serves = self.plan.members(stage).iter().any(|sibling| self.children[sibling.0].is_ready());
+        let member = &self.members[&id];
+        let serving = self.phase == Phase::Serving;
+        let can_rest = match member.plan.need {
+            Need::Always => {
+                let sibling_serves = self.of_stage(member.stage).iter().any(|id| self.members[id].child.is_ready());
+                serving && sibling_serves
+            }
+            Need::Boot => serving,
+            Need::Never => true,
+        };
         match self.phase {
-            Phase::Serving if sibling_serves => self.child(id, state::Event::Rest, now, actions),
+            Phase::Booting { .. } | Phase::Serving if can_rest => self.child(id, state::Event::Rest, now, actions),
             Phase::Booting { .. } | Phase::Serving => self.descend(Cause::GaveUp(id), now, actions),
             Phase::Idle | Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped { .. } => {}
         }
     }
 
     fn tick(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        for id in (0..self.children.len()).map(ServiceId) {
-            if self.minds(id) && self.children[id.0].deadline().is_some_and(|deadline| deadline <= now) {
-                self.service(id, state::Event::Tick, now, actions);
+        let due = |member: &Member| self.minds(member) && member.child.deadline().is_some_and(|at| at <= now);
+        let due: Vec<ServiceId> = self.members.iter().filter(|(_, member)| due(member)).map(|(&id, _)| id).collect();
+        for id in due {
+            self.service(id, state::Event::Tick, now, actions);
+        }
+        self.drained(now, actions);
+    }
+
+    fn replan(&mut self, plan: Plan) {
+        for member in self.members.values_mut() {
+            if let Some(new) = plan.service(member.stage, member.place).or(plan.roll.preload.as_ref()) {
+                member.plan.clone_from(new);
             }
         }
-        if let Phase::Draining { until } = self.phase
-            && until <= now
-        {
-            self.descend(Cause::Asked, now, actions);
-        }
+        self.plan = plan;
     }
 
     fn stop(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        self.interrupt_rolls(now, actions);
+        let (delay, hook) = (self.plan.drain_delay, self.plan.before_stop);
         match self.phase {
             Phase::Idle => self.change(Phase::Stopped { cause: Cause::Asked }, actions),
-            Phase::Serving if !self.plan.drain_delay.is_zero() => {
-                self.change(Phase::Draining { until: now + self.plan.drain_delay }, actions);
+            Phase::Serving if hook.is_some() || !delay.is_zero() => {
+                let (until, hook) = (now + delay, hook.map(|limit| now + limit.max(delay)));
+                self.change(Phase::Draining { until, hook }, actions);
             }
             Phase::Booting { .. } | Phase::Serving | Phase::Draining { .. } => {
                 self.descend(Cause::Asked, now, actions);
             }
             Phase::Stopping { stage, .. } => {
-                for id in self.plan.members(stage).to_vec() {
+                for id in self.of_stage(stage) {
                     self.child(id, state::Event::StopNow, now, actions);
                 }
             }
             Phase::Stopped { .. } => {}
+        }
+    }
+
+    fn hook_ended(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if let Phase::Draining { until, hook: Some(_) } = self.phase {
+            self.phase = Phase::Draining { until, hook: None };
+            self.drained(now, actions);
+        }
+    }
+
+    fn drained(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if let Phase::Draining { until, hook } = self.phase
+            && hook.unwrap_or(until) <= now
+        {
+            self.descend(Cause::Asked, now, actions);
+        }
+    }
+
+    fn hook_failed(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Serving {
+            self.interrupt_rolls(now, actions);
+            self.descend(Cause::HookFailed, now, actions);
         }
     }
 
@@ -291,11 +382,12 @@ impl Tree {
             actions.push(Action::CancelJob(job));
         }
         self.end(self.plan.stages.len() - 1, cause, now, actions);
+        self.interrupt_rolls(now, actions);
     }
 
     fn end(&mut self, stage: usize, cause: Cause, now: Moment, actions: &mut Vec<Action>) {
         self.change(Phase::Stopping { stage, cause }, actions);
-        for id in self.plan.members(stage).to_vec() {
+        for id in self.of_stage(stage) {
             self.child(id, state::Event::Stop, now, actions);
         }
     }
@@ -305,14 +397,13 @@ impl Tree {
         loop {
             match self.phase {
                 Phase::Booting { stage } => {
-                    let members = self.plan.members(stage);
-                    if members.is_empty() || !members.iter().all(|id| self.children[id.0].is_ready()) {
+                    if matches!(self.plan.stages[stage], Stage::Job(_)) || !self.is_reached(stage) {
                         return;
                     }
                     self.enter(stage + 1, now, actions);
                 }
                 Phase::Stopping { stage, cause } => {
-                    if !self.plan.members(stage).iter().all(|id| self.children[id.0].is_over()) {
+                    if !self.of_stage(stage).iter().all(|id| self.members[id].child.is_over()) {
                         return;
                     }
                     match stage.checked_sub(1) {
@@ -325,10 +416,38 @@ impl Tree {
         }
     }
 
-    fn child(&mut self, id: ServiceId, event: state::Event, now: Moment, actions: &mut Vec<Action>) {
-        let child = std::mem::take(&mut self.children[id.0]);
-        let (child, done) = state::step(child, event, now, &self.plan.services[id.0].policy);
-        self.children[id.0] = child;
+    /// Let go of those that were to leave and are gone.
+    fn forget(&mut self, actions: &mut Vec<Action>) {
+        let gone = |member: &Member| member.role == Role::Retiring && member.child.is_over();
+        let gone: Vec<ServiceId> = self.members.iter().filter(|(_, member)| gone(member)).map(|(&id, _)| id).collect();
+        for id in gone {
+            self.members.remove(&id);
+            actions.push(Action::Remove(id));
+        }
+    }
+
+    /// A service more, in `place` of `stage`.
+    pub(super) fn add(
+        &mut self,
+        stage: usize,
+        place: usize,
+        role: Role,
+        plan: ServicePlan,
+        origin: Origin,
+        actions: &mut Vec<Action>,
+    ) -> ServiceId {
+        let id = ServiceId(self.next);
+        self.next += 1;
+        self.members.insert(id, Member { child: Child::default(), plan, stage, place, role });
+        actions.push(Action::Add(id, origin));
+        id
+    }
+
+    pub(super) fn child(&mut self, id: ServiceId, event: state::Event, now: Moment, actions: &mut Vec<Action>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let child = std::mem::take(&mut member.child);
+        let (child, done) = step::step(child, event, now, &member.plan.policy);
+        member.child = child;
         actions.extend(done.into_iter().map(|action| Action::Service(id, action)));
     }
 

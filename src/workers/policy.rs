@@ -1,7 +1,14 @@
-//! How a worker is kept: its restart policy and its stop ladder. Pure.
+//! How a worker is kept: its restart policy and its ladders. Pure.
+
+use std::time::Duration;
 
 use crate::config::{Stop, Workers};
 use crate::plan::{KILL_GRACE, Policy, Rung, Signal};
+
+/// What a worker that retires gets beyond its drain limit, at which it ends by itself.
+const RETIRE_ROOM: Duration = Duration::from_secs(5);
+/// How long a hung worker may take to print what its threads are doing.
+const ABORT_GRACE: Duration = Duration::from_secs(2);
 
 /// The policy of every worker.
 ///
@@ -11,10 +18,15 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         Rung { signal: Signal::Term, group: true, grace: stop.grace },
         Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE },
     ];
+    let kill = Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE };
     Policy {
         ready_limit: workers.ready_limit,
-        hang_limit: None,
+        // How long it said nothing has been waited for already.
+        hang_limit: Some(Duration::ZERO),
         ladder,
+        retire: vec![Rung { signal: Signal::Retire, group: false, grace: Duration::from_secs(30) + RETIRE_ROOM }],
+        // Not its group: what the worker has started would only leave core files.
+        hang: vec![Rung { signal: Signal::Abort, group: false, grace: ABORT_GRACE }, kill],
         backoff_first: workers.backoff_first,
         backoff_step: workers.backoff_first.saturating_mul(2),
         backoff_max: workers.backoff_max,

@@ -1,7 +1,11 @@
 //! Every cell of the automaton, and the table that the documentation shows.
 
-use super::*;
+use std::time::Duration;
+
 use expect_test::expect_file;
+
+use super::*;
+use crate::plan::{Rung, Signal};
 
 const PID: i32 = 7;
 const NOW: Moment = Duration::from_secs(100);
@@ -13,6 +17,8 @@ fn policy() -> Policy {
         ready_limit: Duration::from_secs(60),
         hang_limit: Some(Duration::from_secs(30)),
         ladder: vec![rung(Signal::Term, 10), rung(Signal::Kill, 2)],
+        retire: vec![rung(Signal::Retire, 30)],
+        hang: vec![rung(Signal::Abort, 1), rung(Signal::Kill, 2)],
         backoff_first: Duration::from_millis(100),
         backoff_step: Duration::from_secs(1),
         backoff_max: Duration::from_secs(10),
@@ -32,9 +38,11 @@ fn states() -> Vec<State> {
         State::Starting { pid: PID, limit_at: NOW },
         State::Ready { pid: PID, since: NOW },
         State::Hung { pid: PID, limit_at: Some(NOW) },
-        State::Replacing { pid: PID, rung: 0, next_at: NOW },
-        State::Stopping { pid: PID, rung: 0, next_at: NOW },
-        State::Stopping { pid: PID, rung: 1, next_at: NOW },
+        State::Replacing { pid: PID, at: Place { ladder: Ladder::Hang, rung: 0 }, next_at: NOW },
+        State::Restarting { pid: PID, at: Place { ladder: Ladder::Stop, rung: 0 }, next_at: NOW },
+        State::Stopping { pid: PID, at: Place { ladder: Ladder::Retire, rung: 0 }, next_at: NOW },
+        State::Stopping { pid: PID, at: Place { ladder: Ladder::Stop, rung: 0 }, next_at: NOW },
+        State::Stopping { pid: PID, at: Place { ladder: Ladder::Stop, rung: 1 }, next_at: NOW },
         State::Backoff { until: NOW, intent: Intent::Start },
         State::GaveUp,
         State::Abandoned { pid: PID },
@@ -52,6 +60,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("exited", Event::Exited(Ending::Ended)),
         ("unstartable", Event::Exited(Ending::Unstartable)),
         ("limit passed", Event::Tick),
+        ("restart", Event::Restart),
+        ("retire", Event::Retire),
         ("stop", Event::Stop),
         ("stop now", Event::StopNow),
         ("rest", Event::Rest),
@@ -66,7 +76,9 @@ fn name(state: State) -> String {
     let label = child(state).label();
     match state {
         State::Spawning { intent } | State::Backoff { intent, .. } => format!("{label} ({intent:?})").to_lowercase(),
-        State::Stopping { rung, .. } | State::Replacing { rung, .. } => format!("{label} (rung {})", rung + 1),
+        State::Stopping { at, .. } | State::Replacing { at, .. } | State::Restarting { at, .. } => {
+            format!("{label} ({:?} {})", at.ladder, at.rung + 1).to_lowercase()
+        }
         _ => label.to_owned(),
     }
 }

@@ -1,0 +1,288 @@
+//! A roll: new workers take the places of old ones, new before old, while the tree serves. Pure.
+//!
+//! A replacement is started beside the worker whose place it is to take; once it is ready, the old one retires. One that
+//! fails, or does not get ready in time, ends the roll: the workers that are there stay. Where workers are forked from a
+//! template, a new template comes first; it takes the old one's place with the first worker that gets ready from it.
+//!
+//! Rolls wait for one another. Those that ask for the same are one.
+
+use std::collections::VecDeque;
+
+use super::state::{self, Moment, State};
+use super::tree::{Action, Origin, Phase, Role, ServiceId, Tree};
+
+/// Who asked for a roll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RollId(pub u64);
+
+/// What is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every worker, and the template.
+    All,
+    /// One worker; nothing, if it does not hold its place any more.
+    One(ServiceId),
+}
+
+/// How a roll ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// So many were replaced.
+    Done(usize),
+    /// This replacement failed; so many were replaced before.
+    Aborted(ServiceId, usize),
+    /// The tree does not serve, or not any more.
+    Interrupted,
+}
+
+/// An old one and the new one that is to take its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Swap {
+    old: Option<ServiceId>,
+    new: ServiceId,
+}
+
+/// The roll under way.
+#[derive(Clone, Debug)]
+struct Roll {
+    ids: Vec<RollId>,
+    /// Workers whose turn has not come.
+    waiting: VecDeque<ServiceId>,
+    under_way: Vec<Swap>,
+    /// The new template, until the first worker that it forked is ready.
+    template: Option<Swap>,
+    /// Whether no template is wanted any more.
+    untemplate: bool,
+    replaced: usize,
+}
+
+/// The roll under way, and those that wait for it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rolls {
+    current: Option<Roll>,
+    queued: VecDeque<(RollId, Scope)>,
+}
+
+impl Tree {
+    /// How far the roll under way is: how many are replaced, and how many are still to be.
+    pub fn rolling(&self) -> Option<(usize, usize)> {
+        let roll = self.rolls.current.as_ref()?;
+        Some((roll.replaced, roll.waiting.len() + roll.under_way.len()))
+    }
+
+    pub(super) fn ask_roll(&mut self, id: RollId, scope: Scope, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Serving {
+            self.rolls.queued.push_back((id, scope));
+        } else {
+            actions.push(Action::RollEnded(id, Outcome::Interrupted));
+        }
+    }
+
+    /// Begin what waits, start the replacements that there is room for, end what is done.
+    pub(super) fn go_on_rolling(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        while self.phase == Phase::Serving {
+            if self.rolls.current.is_none() && !self.begin_roll(now, actions) {
+                return;
+            }
+            self.start_replacements(now, actions);
+            let is_done = |roll: &Roll| {
+                let proven = roll.template.is_none_or(|swap| self.is_ready_now(swap.new));
+                proven && roll.waiting.is_empty() && roll.under_way.is_empty()
+            };
+            if !self.rolls.current.as_ref().is_some_and(is_done) {
+                return;
+            }
+            self.commit_template(now, actions);
+            self.end_roll(now, actions);
+        }
+    }
+
+    fn begin_roll(&mut self, now: Moment, actions: &mut Vec<Action>) -> bool {
+        let Some((id, scope)) = self.rolls.queued.pop_front() else { return false };
+        let mut ids = vec![id];
+        self.rolls.queued.retain(|&(other, wanted)| {
+            let same = wanted == scope;
+            if same {
+                ids.push(other);
+            }
+            !same
+        });
+        let workers = self.plan.roll.workers.map(|stage| self.standing(stage)).unwrap_or_default();
+        let whole = scope == Scope::All;
+        let waiting = workers.into_iter().filter(|&id| whole || scope == Scope::One(id)).collect();
+        let template = if whole { self.new_template(now, actions) } else { None };
+        let untemplate = whole && self.plan.roll.preload.is_none();
+        self.rolls.current = Some(Roll { ids, waiting, under_way: Vec::new(), template, untemplate, replaced: 0 });
+        true
+    }
+
+    fn new_template(&mut self, now: Moment, actions: &mut Vec<Action>) -> Option<Swap> {
+        let (stage, plan) = (self.plan.roll.template?, self.plan.roll.preload.clone()?);
+        let old = self.standing(stage).first().copied();
+        let origin = old.map_or(Origin::Template, Origin::Replaces);
+        let new = self.add(stage, 0, Role::Replacement, plan, origin, actions);
+        self.child(new, state::Event::Start, now, actions);
+        Some(Swap { old, new })
+    }
+
+    fn start_replacements(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        loop {
+            let Some(roll) = &self.rolls.current else { return };
+            let forkable = roll.template.is_none_or(|swap| self.is_ready_now(swap.new));
+            let room =
+                roll.under_way.len() < self.plan.roll.surge.max(1) && self.extra() < self.plan.roll.extra_max.max(1);
+            if !forkable || !room {
+                return;
+            }
+            let Some(old) = self.rolls.current.as_mut().and_then(|roll| roll.waiting.pop_front()) else { return };
+            let Some(member) = self.members.get(&old).filter(|member| member.role == Role::Standing) else { continue };
+            let (stage, place, plan) = (member.stage, member.place, member.plan.clone());
+            let new = self.add(stage, place, Role::Replacement, plan, Origin::Replaces(old), actions);
+            if let Some(roll) = &mut self.rolls.current {
+                roll.under_way.push(Swap { old: Some(old), new });
+            }
+            self.child(new, state::Event::Start, now, actions);
+        }
+    }
+
+    fn is_ready_now(&self, id: ServiceId) -> bool {
+        self.members.get(&id).is_some_and(|member| member.child.is_ready())
+    }
+
+    /// How many workers there are beyond those that hold a place.
+    fn extra(&self) -> usize {
+        let extra = |member: &&super::tree::Member| {
+            Some(member.stage) == self.plan.roll.workers && member.role != Role::Standing && !member.child.is_over()
+        };
+        self.members.values().filter(extra).count()
+    }
+
+    /// Something happened to a replacement: it is ready, on its way, or has failed.
+    pub(super) fn replacement(&mut self, id: ServiceId, event: state::Event, now: Moment, actions: &mut Vec<Action>) {
+        let before = actions.len();
+        self.child(id, event, now, actions);
+        match self.members[&id].child.state {
+            State::Spawning { .. } | State::Held { .. } | State::Starting { .. } => {}
+            State::Ready { .. } => self.swap(id, now, actions),
+            State::Down
+            | State::Hung { .. }
+            | State::Replacing { .. }
+            | State::Restarting { .. }
+            | State::Stopping { .. }
+            | State::Backoff { .. }
+            | State::GaveUp
+            | State::Abandoned { .. } => {
+                // It is not tried again: whoever asked hears of it and decides.
+                let again = |action: &Action| {
+                    matches!(action, Action::Service(_, state::Action::Restart(_) | state::Action::GiveUp))
+                };
+                let kept: Vec<Action> = actions.drain(before..).filter(|action| !again(action)).collect();
+                actions.extend(kept);
+                self.abort(id, now, actions);
+            }
+        }
+    }
+
+    /// A replacement is ready: it holds the place now, and the old one leaves.
+    fn swap(&mut self, new: ServiceId, now: Moment, actions: &mut Vec<Action>) {
+        let Some(roll) = &mut self.rolls.current else { return };
+        let Some(at) = roll.under_way.iter().position(|swap| swap.new == new) else { return };
+        let swap = roll.under_way.remove(at);
+        roll.replaced += 1;
+        self.commit_template(now, actions);
+        self.take_place(swap, state::Event::Retire, now, actions);
+    }
+
+    fn take_place(&mut self, swap: Swap, leave: state::Event, now: Moment, actions: &mut Vec<Action>) {
+        let restarts = swap.old.and_then(|old| self.members.get(&old)).map_or(0, |old| old.child.restarts);
+        if let Some(new) = self.members.get_mut(&swap.new) {
+            new.role = Role::Standing;
+            new.child.restarts = restarts;
+        }
+        if let Some(old) = swap.old.filter(|old| self.members.contains_key(old)) {
+            actions.push(Action::Swapped(swap.new, old));
+            self.leave(old, leave, now, actions);
+        }
+    }
+
+    /// The new template has shown that workers get ready from it.
+    fn commit_template(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if let Some(swap) = self.rolls.current.as_mut().and_then(|roll| roll.template.take()) {
+            self.take_place(swap, state::Event::Stop, now, actions);
+        }
+    }
+
+    pub(super) fn leave(&mut self, id: ServiceId, how: state::Event, now: Moment, actions: &mut Vec<Action>) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.role = Role::Retiring;
+        }
+        self.child(id, how, now, actions);
+    }
+
+    /// Give up the roll under way: `failed` is why.
+    fn abort(&mut self, failed: ServiceId, now: Moment, actions: &mut Vec<Action>) {
+        let Some(roll) = self.rolls.current.take() else {
+            self.leave(failed, state::Event::Stop, now, actions);
+            return;
+        };
+        self.give_back(&roll, now, actions);
+        let outcome = Outcome::Aborted(failed, roll.replaced);
+        actions.extend(roll.ids.into_iter().map(|id| Action::RollEnded(id, outcome)));
+    }
+
+    /// End every replacement that holds no place yet.
+    fn give_back(&mut self, roll: &Roll, now: Moment, actions: &mut Vec<Action>) {
+        for swap in roll.under_way.iter().chain(&roll.template) {
+            self.leave(swap.new, state::Event::Stop, now, actions);
+        }
+    }
+
+    fn end_roll(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let Some(roll) = self.rolls.current.take() else { return };
+        if let (true, Some(stage)) = (roll.untemplate, self.plan.roll.template) {
+            for id in self.standing(stage) {
+                self.leave(id, state::Event::Stop, now, actions);
+            }
+        }
+        let outcome = Outcome::Done(roll.replaced);
+        actions.extend(roll.ids.into_iter().map(|id| Action::RollEnded(id, outcome)));
+    }
+
+    /// A stop comes: there are no rolls any more.
+    pub(super) fn interrupt_rolls(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if let Some(roll) = self.rolls.current.take() {
+            self.give_back(&roll, now, actions);
+            actions.extend(roll.ids.into_iter().map(|id| Action::RollEnded(id, Outcome::Interrupted)));
+        }
+        let queued = std::mem::take(&mut self.rolls.queued);
+        actions.extend(queued.into_iter().map(|(id, _)| Action::RollEnded(id, Outcome::Interrupted)));
+    }
+
+    /// Let there be `count` workers: new ones get the next slots, the highest slots leave first.
+    pub(super) fn scale(&mut self, count: usize, now: Moment, actions: &mut Vec<Action>) {
+        let (Phase::Serving, Some(stage), 1..) = (self.phase, self.plan.roll.workers, count) else { return };
+        let standing = self.standing(stage);
+        let plan = standing.first().map(|id| self.members[id].plan.clone());
+        let beyond = self.of_stage(stage).into_iter().filter(|id| self.members[id].place >= count);
+        for id in beyond.collect::<Vec<_>>() {
+            match self.members[&id].role {
+                Role::Standing => self.leave(id, state::Event::Retire, now, actions),
+                Role::Replacement => self.drop_replacement(id, now, actions),
+                Role::Retiring => {}
+            }
+        }
+        let Some(plan) = plan else { return };
+        for slot in standing.len()..count {
+            let id = self.add(stage, slot, Role::Standing, plan.clone(), Origin::Slot(slot), actions);
+            self.child(id, state::Event::Start, now, actions);
+        }
+    }
+
+    /// The place that a replacement was for is no more.
+    fn drop_replacement(&mut self, id: ServiceId, now: Moment, actions: &mut Vec<Action>) {
+        if let Some(roll) = &mut self.rolls.current {
+            roll.under_way.retain(|swap| swap.new != id);
+        }
+        self.leave(id, state::Event::Stop, now, actions);
+    }
+}
