@@ -4,6 +4,7 @@
 //! file.rs      tandem.toml      ┐
 //! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
 //! environment.rs, flags         ┘  who wins    whose server   kinds       Settings   what cannot be
+//!                  [[process]]  ── processes.rs ────────────────────────────┘
 //! ```
 //!
 //! `keys.rs` holds every key once and drives all of it. Problems are collected on the whole way and told together, before
@@ -18,6 +19,7 @@ mod file;
 mod keys;
 mod layers;
 mod problem;
+mod processes;
 mod rows;
 mod settings;
 #[cfg(test)]
@@ -79,14 +81,18 @@ pub fn load(source: &Source) -> anyhow::Result<Loaded> {
 fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
-    let layers::Written { entries, mut notices, complete } = layers::gather(source, &found, &mut problems);
+    let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     let database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
     let values = Values::read(merged, &found.directory, &mut problems);
-    let settings = build::settings(&values, found.file, &found.directory, database, &source.environment);
+    let companions = processes::settings(&processes, &found.directory, &mut problems);
+    let settings = build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
     check::check(&settings, &values, complete, &mut problems, &mut notices);
     problems.into_result()?;
-    let rows = rows::rows(&values, &settings);
+    let mut rows = rows::rows(&values, &settings);
+    rows.extend(
+        std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
+    );
     Ok(Loaded { origins: rows::origins(&values), settings, notices, rows })
 }
 
