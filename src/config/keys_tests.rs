@@ -51,6 +51,65 @@ fn the_shipped_file_names_every_key_with_its_default() {
 }
 
 #[test]
+fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
+    let of = |effect| {
+        let keys = KEYS.iter().filter(|key| key.effect == effect).map(|key| key.name);
+        keys.collect::<Vec<_>>().join("\n")
+    };
+    expect_test::expect![[r#"
+        workers.count
+        workers.ready_limit
+        workers.restart_intensity
+        workers.restart_period
+        workers.backoff_first
+        workers.backoff_max
+        workers.surge
+        workers.max_requests
+        workers.max_requests_jitter
+        workers.max_memory
+        workers.memory_kind
+        workers.max_age
+        health.workers_min
+        stop.drain_delay
+        stop.postgres_grace
+        stop.platform_grace
+        hooks.after_ready
+        hooks.after_ready_on
+        hooks.before_stop
+        hooks.limit
+        hooks.on_failure"#]]
+    .assert_eq(&of(Live));
+    expect_test::expect![[r#"
+        workers.app
+        workers.app_dir
+        workers.url_scheme
+        workers.env
+        workers.preimport
+        workers.access_log
+        workers.event_loop
+        workers.run_as
+        workers.watchdog
+        workers.drain
+        workers.preload
+        workers.command
+        workers.ready
+        workers.socket
+        pool.size
+        pool.overflow
+        pool.recycle
+        pool.timeout
+        stop.grace
+        stop.idle_drain"#]]
+    .assert_eq(&of(Roll));
+    // All others are built in at the start: listeners, PostgreSQL, what runs once.
+    let others: BTreeMap<_, _> =
+        KEYS.iter().filter(|key| key.effect == Restart).map(|key| (key.name.split('.').next(), ())).collect();
+    let sections: Vec<_> = others.into_keys().flatten().collect();
+    expect_test::expect!["cache_dir health log migrations name postgres python state_dir workers"]
+        .assert_eq(&sections.join(" "));
+}
+
+#[test]
 fn suggestions_are_close_or_missing() {
     let cases = [
         ("workers.cuont", Some("workers.count")),

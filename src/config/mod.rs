@@ -7,12 +7,13 @@
 //!                  [[process]]  ── processes.rs ────────────────────────────┘
 //! ```
 //!
-//! `keys.rs` holds every key once and drives all of it. Problems are collected on the whole way and told together, before
+//! `diff.rs` compares two of them, for a reload. `keys.rs` holds every key once and drives all of it. Problems are collected on the whole way and told together, before
 //! anything has a side effect.
 
 mod build;
 mod check;
 mod database;
+mod diff;
 mod dotenv;
 mod environment;
 mod file;
@@ -30,6 +31,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use diff::{Change, Effect, changes};
 pub use environment::no_color;
 pub use problem::Origin;
 pub use rows::Row;
@@ -68,6 +70,7 @@ pub struct Loaded {
     /// What the operator should know and need not act on; secrets do not occur.
     pub notices: Vec<String>,
     rows: Vec<Row>,
+    meanings: diff::Meanings,
 }
 
 /// Read the configuration.
@@ -93,7 +96,8 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<
     rows.extend(
         std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
     );
-    Ok(Loaded { origins: rows::origins(&values), settings, notices, rows })
+    let meanings = diff::Meanings::of(&values, &settings);
+    Ok(Loaded { origins: rows::origins(&values), settings, notices, rows, meanings })
 }
 
 impl Loaded {

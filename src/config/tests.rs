@@ -1,6 +1,7 @@
 //! Whole configurations, from what lies on disk to what is reported.
 
 mod database;
+mod diff;
 mod workers;
 
 use std::io;
