@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::database::Database;
 use super::environment::is_root;
 use super::settings::*;
+use super::value::Typed;
 use super::values::Values;
 
 /// Build the settings. What cannot be built right has been told as a problem already.
@@ -14,6 +15,7 @@ pub fn settings(
     file: Option<PathBuf>,
     directory: &Path,
     database: Database,
+    processes: Vec<ProcessSettings>,
     environment: &BTreeMap<String, String>,
 ) -> Settings {
     Settings {
@@ -41,6 +43,8 @@ pub fn settings(
             postgres_grace: values.duration("stop.postgres_grace"),
             platform_grace: values.duration("stop.platform_grace"),
         },
+        hooks: hooks(values),
+        processes,
         log: Log {
             colour: environment.get("NO_COLOR").is_none_or(String::is_empty),
             format: match values.word("log.format").as_str() {
@@ -49,6 +53,7 @@ pub fn settings(
                 _ => LogFormat::Auto,
             },
             filter: values.word("log.filter"),
+            ring: values.bytes("log.ring").unwrap_or_default(),
         },
     }
 }
@@ -155,5 +160,46 @@ fn workers(values: &Values, directory: &Path) -> Workers {
         restart_period: values.duration("workers.restart_period"),
         backoff_first: values.duration("workers.backoff_first"),
         backoff_max: values.duration("workers.backoff_max"),
+        surge: values.number("workers.surge"),
+        drain: values.duration("workers.drain"),
+        max_requests: values.number("workers.max_requests"),
+        max_requests_jitter: values.number("workers.max_requests_jitter"),
+        max_memory: values.bytes("workers.max_memory"),
+        memory_kind: match values.word("workers.memory_kind").as_str() {
+            "rss" => MemoryKind::Rss,
+            _ => MemoryKind::Pss,
+        },
+        max_age: values.duration_or_never("workers.max_age"),
+        preload: match values.typed("workers.preload") {
+            Typed::Boolean(true) => Preload::On,
+            Typed::Text(_) => Preload::Strict,
+            _ => Preload::Off,
+        },
+        command: values.list("workers.command"),
+        ready: match values.word("workers.ready") {
+            path if path.contains('/') => Readiness::Http(path),
+            _ => Readiness::Notify,
+        },
+        socket: match values.word("workers.socket").as_str() {
+            "own" => WorkerSocket::Own,
+            _ => WorkerSocket::Inherited,
+        },
+        reload_include: values.list("workers.reload_include").unwrap_or_default(),
+    }
+}
+
+fn hooks(values: &Values) -> Hooks {
+    Hooks {
+        after_ready: values.list("hooks.after_ready"),
+        after_ready_on: match values.word("hooks.after_ready_on").as_str() {
+            "replaced" => AfterReady::Replaced,
+            _ => AfterReady::Start,
+        },
+        before_stop: values.list("hooks.before_stop"),
+        limit: values.duration("hooks.limit"),
+        on_failure: match values.word("hooks.on_failure").as_str() {
+            "stop" => OnFailure::Stop,
+            _ => OnFailure::Warn,
+        },
     }
 }

@@ -11,6 +11,9 @@ use super::values::Values;
 /// PostgreSQL truncates longer names (NAMEDATALEN - 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
+/// Bytes that a Python process with a web server in it has at the least.
+const WORKER_MEMORY_MIN: u64 = 16 << 20;
+
 /// Settings of PostgreSQL that are not the operator's to change here, and why or what to use.
 const PROTECTED: &[(&str, &str)] = &[
     ("fsync", "without it a crash corrupts the cluster; Tandem keeps it on"),
@@ -41,6 +44,8 @@ pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mu
     checker.files();
     checker.listeners();
     checker.limits();
+    checker.replacement();
+    checker.commands();
     checker.pool();
     checker.postgres_settings();
     checker.worker_environment();
@@ -91,6 +96,9 @@ impl Checker<'_> {
         let app = &self.settings.workers.app;
         let help = "write app = \"module:attribute\" under [workers], as for uvicorn: \"main:app\" for main.py with \
                     `app = FastAPI()`";
+        if app.is_empty() && (self.settings.workers.command.is_some() || self.values.chosen("workers.command")) {
+            return;
+        }
         if app.is_empty() {
             // A bad value has been told already, and in a file that cannot be read it may well stand.
             if complete && !self.values.chosen("workers.app") {
@@ -180,9 +188,45 @@ impl Checker<'_> {
             ("postgres.probe_deadline", postgres.probe_deadline),
             ("workers.ready_limit", workers.ready_limit),
             ("workers.restart_period", workers.restart_period),
+            ("hooks.limit", self.settings.hooks.limit),
         ];
         for (key, _) in above_zero.into_iter().filter(|(_, limit)| limit.is_zero()) {
             self.wrong(key, "must be longer than nothing", None);
+        }
+    }
+
+    /// What workers are replaced for.
+    fn replacement(&mut self) {
+        let workers = &self.settings.workers;
+        if workers.max_memory.is_some_and(|limit| limit < WORKER_MEMORY_MIN) {
+            let message = "less than a worker takes to begin with: each would be replaced for ever";
+            self.wrong("workers.max_memory", message, Some("a worker takes 16MB at the very least, most take 100MB"));
+        }
+    }
+
+    /// What a server other than Tandem's launcher can do, and what only one can.
+    fn commands(&mut self) {
+        let workers = &self.settings.workers;
+        if workers.command.is_none() {
+            // A command that cannot be read has been told already.
+            if workers.socket == WorkerSocket::Own && !self.values.chosen("workers.command") {
+                let help = "give the server's command in workers.command, or leave this out";
+                self.wrong("workers.socket", "without workers.command the socket is always Tandem's", Some(help));
+            }
+        } else if workers.preload != Preload::Off {
+            let help = "leave one of them out: only Tandem's launcher can fork workers";
+            self.wrong("workers.preload", "workers.command starts each worker anew", Some(help));
+        }
+        if let Readiness::Http(path) = &workers.ready
+            && (!path.starts_with('/') || path.contains(|letter: char| letter.is_whitespace() || letter.is_control()))
+        {
+            let help = "write the path alone, such as \"/health\"; it is asked for at the worker's own address";
+            self.wrong("workers.ready", &format!("{path:?} is not a path"), Some(help));
+        }
+        for key in ["workers.preimport", "workers.access_log", "workers.event_loop"] {
+            if self.settings.workers.command.is_some() && self.values.chosen(key) {
+                self.notices.push(format!("{key} has no effect: workers.command starts the workers"));
+            }
         }
     }
 
@@ -241,7 +285,7 @@ impl Checker<'_> {
             self.notices.push(format!("{over} (taken from postgres.max_connections; the attached server may differ)"));
             return;
         }
-        let terms = ["pool.size", "pool.overflow", "workers.count", "postgres.max_connections"];
+        let terms = ["pool.size", "pool.overflow", "workers.count", "workers.surge", "postgres.max_connections"];
         let key = terms.into_iter().find(|key| self.values.chosen(key)).unwrap_or("pool.size");
         self.problems.add(self.values.origin(key), over.to_string(), Some(over.help()));
     }

@@ -8,6 +8,7 @@ use super::Source;
 use super::keys::{self, Kind};
 use super::layers::{Entry, Layer};
 use super::problem::{Origin, Problems};
+use super::processes;
 use super::value::Raw;
 use crate::exit::{Code, Failure};
 
@@ -58,8 +59,14 @@ fn project_directory(file: &Path) -> PathBuf {
     }
 }
 
-/// Read `text`, which messages call `shown`, into entries. Returns `None` when it is not TOML at all.
-pub fn read(text: &str, shown: &Path, directory: &Path, problems: &mut Problems) -> Option<Vec<Entry>> {
+/// What a file says.
+pub struct Read {
+    pub entries: Vec<Entry>,
+    pub processes: Vec<processes::Written>,
+}
+
+/// Read `text`, which messages call `shown`. Returns `None` when it is not TOML at all.
+pub fn read(text: &str, shown: &Path, directory: &Path, problems: &mut Problems) -> Option<Read> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let origin = |offset: usize| Origin::Line { file: shown.to_path_buf(), line: line_of(text, offset), name: None };
     for error in &errors {
@@ -70,9 +77,9 @@ pub fn read(text: &str, shown: &Path, directory: &Path, problems: &mut Problems)
     if !errors.is_empty() {
         return None;
     }
-    let mut reader = Reader { origin: &origin, directory, problems, entries: Vec::new() };
+    let mut reader = Reader { origin: &origin, directory, problems, entries: Vec::new(), processes: Vec::new() };
     reader.table("", table.get_ref());
-    Some(reader.entries)
+    Some(Read { entries: reader.entries, processes: reader.processes })
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -84,6 +91,7 @@ struct Reader<'a> {
     directory: &'a Path,
     problems: &'a mut Problems,
     entries: Vec<Entry>,
+    processes: Vec<processes::Written>,
 }
 
 impl Reader<'_> {
@@ -99,6 +107,9 @@ impl Reader<'_> {
     }
 
     fn item(&mut self, name: &str, origin: &Origin, value: &DeValue<'_>) {
+        if name == processes::SECTION {
+            return self.processes(origin, value);
+        }
         let known = keys::find(name);
         let is_table_key = known.is_some_and(|key| matches!(key.kind, Kind::Table | Kind::SecretTable));
         match (value, known) {
@@ -122,6 +133,9 @@ impl Reader<'_> {
                 );
             }
             (DeValue::Table(_), None) => self.unknown_section(name, origin),
+            (DeValue::Array(list), None) if list.iter().any(|item| item.get_ref().is_table()) => {
+                self.unknown_section(name, origin);
+            }
             (_, None) => {
                 let help = keys::closest(name).map(|key| format!("did you mean `{key}`?"));
                 self.problems.add(origin, format!("unknown key `{name}`"), help);
@@ -131,16 +145,50 @@ impl Reader<'_> {
 
     fn unknown_section(&mut self, name: &str, origin: &Origin) {
         let help = match keys::closest_section(name) {
+            Some(processes::SECTION) => "did you mean [[process]]?".to_owned(),
             Some(section) => format!("did you mean [{section}]?"),
-            None => format!("the sections are {}", keys::sections().join(", ")),
+            None => format!("the sections are {}, and any number of [[process]]", keys::sections().join(", ")),
         };
         self.problems.add(origin, format!("unknown section [{name}]"), Some(help));
     }
 
     fn entry(&mut self, name: &str, origin: &Origin, value: &DeValue<'_>) {
+        let entry = self.written(name, origin, value);
+        self.entries.push(entry);
+    }
+
+    fn written(&self, name: &str, origin: &Origin, value: &DeValue<'_>) -> Entry {
         let (key, raw, origin) = (name.to_owned(), raw(value), origin.clone());
         let rank = Layer::File.rank(name, false);
-        self.entries.push(Entry { key, raw, origin, rank, base: self.directory.to_path_buf() });
+        Entry { key, raw, origin, rank, base: self.directory.to_path_buf() }
+    }
+
+    /// The tables of `[[process]]`, each with its keys and the entries of its `env`, whatever they are called.
+    fn processes(&mut self, origin: &Origin, value: &DeValue<'_>) {
+        let wrong = "`process` is a list of tables";
+        let help = || Some("write [[process]] above the keys of each process".to_owned());
+        let DeValue::Array(list) = value else { return self.problems.add(origin, wrong, help()) };
+        for item in list.iter() {
+            let origin = (self.origin)(item.span().start);
+            let DeValue::Table(table) = item.get_ref() else {
+                self.problems.add(&origin, wrong, help());
+                continue;
+            };
+            let mut entries = Vec::new();
+            for (key, value) in table.iter() {
+                let (name, origin) = (format!("process.{}", key.get_ref()), (self.origin)(key.span().start));
+                match value.get_ref() {
+                    DeValue::Table(free) if name == processes::ENV => {
+                        for (key, value) in free.iter() {
+                            let (name, origin) = (format!("{name}.{}", key.get_ref()), (self.origin)(key.span().start));
+                            entries.push(self.written(&name, &origin, value.get_ref()));
+                        }
+                    }
+                    value => entries.push(self.written(&name, &origin, value)),
+                }
+            }
+            self.processes.push(processes::Written { origin, entries });
+        }
     }
 }
 

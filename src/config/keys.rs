@@ -18,6 +18,8 @@ pub enum Kind {
     Count(u32),
     Port,
     Boolean,
+    /// True, false, or one of the words.
+    BooleanOr(&'static [&'static str]),
     Duration,
     /// A duration, or `never`.
     DurationOrNever,
@@ -28,6 +30,8 @@ pub enum Kind {
     /// A program: a name in PATH, or a path.
     Program,
     List,
+    /// A program and its arguments, as a list.
+    Command,
     /// A table whose keys are free; its values are text.
     Table,
     /// The same, with values that are never shown.
@@ -43,107 +47,243 @@ pub enum Default {
     Words(&'static str),
 }
 
+/// What a changed value asks of a Tandem that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// Only the supervisor uses it: it holds from now on.
+    Live,
+    /// It reaches the workers as they start: they must be replaced.
+    Roll,
+    /// It is built in at the start of Tandem.
+    Restart,
+}
+
+use Effect::{Live, Restart, Roll};
+
 /// One key of the configuration.
 #[derive(Debug)]
 pub struct Key {
     pub name: &'static str,
     pub kind: Kind,
     pub default: Default,
+    /// What a change of it asks for. What a worker's environment or launcher holds asks for a roll.
+    pub effect: Effect,
     /// What it means, in one line.
     pub doc: &'static str,
 }
 
-const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default: Default::Value(default), doc }
+const fn key(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+    Key { name, kind, default: Default::Value(default), effect, doc }
 }
 
-const fn open(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default: Default::Words(default), doc }
+const fn open(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+    Key { name, kind, default: Default::Words(default), effect, doc }
 }
 
 /// All keys, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
-    open("name", Kind::Text, "the project directory's name", "Name of the deployment"),
-    open("state_dir", Kind::Path, ".tandem in the project directory", "Where Tandem keeps what it makes"),
-    open("cache_dir", Kind::Path, "the user's cache directory", "Downloads and PostgreSQL, shared between projects"),
-    key("postgres.mode", Kind::Choice(&["auto", "managed", "attach"]), r#""auto""#, "Whose PostgreSQL it is"),
-    open("postgres.url", Kind::Url, "none", "The server to attach to; DATABASE_URL"),
+    open(Restart, "name", Kind::Text, "the project directory's name", "Name of the deployment"),
+    open(Restart, "state_dir", Kind::Path, ".tandem in the project directory", "Where Tandem keeps what it makes"),
+    open(
+        Restart,
+        "cache_dir",
+        Kind::Path,
+        "the user's cache directory",
+        "Downloads and PostgreSQL, shared between projects",
+    ),
+    key(Restart, "postgres.mode", Kind::Choice(&["auto", "managed", "attach"]), r#""auto""#, "Whose PostgreSQL it is"),
+    open(Restart, "postgres.url", Kind::Url, "none", "The server to attach to; DATABASE_URL"),
     key(
+        Restart,
         "postgres.source",
         Kind::ChoiceOrPath(&["auto", "system", "package", "theseus"]),
         r#""auto""#,
         "Where PostgreSQL's binaries come from",
     ),
-    open("postgres.source_sha256", Kind::Text, "none", "Checksum of the archive that postgres.source names"),
-    key("postgres.listen", Kind::Ip, r#""127.0.0.1""#, "Address the server listens on"),
-    key("postgres.port", Kind::Port, "5432", "Port the server listens on"),
-    key("postgres.user", Kind::Text, r#""app""#, "Role of the application, owner of the database"),
-    open("postgres.password", Kind::Secret, "made by Tandem, kept in the state directory", "Password of that role"),
-    open("postgres.password_file", Kind::Path, "none", "File that holds the password"),
-    key("postgres.database", Kind::Text, r#""app""#, "Database of the application"),
-    open("postgres.run_as", Kind::Text, "as root: postgres, else nobody", "User the server runs as, when root"),
-    key("postgres.max_connections", Kind::Count(4), "100", "Connections the server accepts"),
-    key("postgres.reserved_connections", Kind::Count(0), "10", "Kept back for people, backups and Tandem itself"),
-    open("postgres.shared_buffers", Kind::Size, "a quarter of the memory, at most 1 GB", "PostgreSQL's own page cache"),
-    open("postgres.settings", Kind::Table, "none", "PostgreSQL's own settings, by their own names"),
-    key("postgres.ready_limit", Kind::Duration, r#""30m""#, "Longest time from spawn to the first answer"),
-    key("postgres.probe_interval", Kind::Duration, r#""1s""#, "Time between two health samples"),
-    key("postgres.probe_deadline", Kind::Duration, r#""2s""#, "Longest time for one probe, then the server hangs"),
-    key("postgres.hang_limit", Kind::DurationOrNever, r#""60s""#, "Longest hang before the server is restarted"),
+    open(Restart, "postgres.source_sha256", Kind::Text, "none", "Checksum of the archive that postgres.source names"),
+    key(Restart, "postgres.listen", Kind::Ip, r#""127.0.0.1""#, "Address the server listens on"),
+    key(Restart, "postgres.port", Kind::Port, "5432", "Port the server listens on"),
+    key(Restart, "postgres.user", Kind::Text, r#""app""#, "Role of the application, owner of the database"),
+    open(
+        Restart,
+        "postgres.password",
+        Kind::Secret,
+        "made by Tandem, kept in the state directory",
+        "Password of that role",
+    ),
+    open(Restart, "postgres.password_file", Kind::Path, "none", "File that holds the password"),
+    key(Restart, "postgres.database", Kind::Text, r#""app""#, "Database of the application"),
+    open(
+        Restart,
+        "postgres.run_as",
+        Kind::Text,
+        "as root: postgres, else nobody",
+        "User the server runs as, when root",
+    ),
+    key(Restart, "postgres.max_connections", Kind::Count(4), "100", "Connections the server accepts"),
     key(
+        Restart,
+        "postgres.reserved_connections",
+        Kind::Count(0),
+        "10",
+        "Kept back for people, backups and Tandem itself",
+    ),
+    open(
+        Restart,
+        "postgres.shared_buffers",
+        Kind::Size,
+        "a quarter of the memory, at most 1 GB",
+        "PostgreSQL's own page cache",
+    ),
+    open(Restart, "postgres.settings", Kind::Table, "none", "PostgreSQL's own settings, by their own names"),
+    key(Restart, "postgres.ready_limit", Kind::Duration, r#""30m""#, "Longest time from spawn to the first answer"),
+    key(Restart, "postgres.probe_interval", Kind::Duration, r#""1s""#, "Time between two health samples"),
+    key(
+        Restart,
+        "postgres.probe_deadline",
+        Kind::Duration,
+        r#""2s""#,
+        "Longest time for one probe, then the server hangs",
+    ),
+    key(
+        Restart,
+        "postgres.hang_limit",
+        Kind::DurationOrNever,
+        r#""60s""#,
+        "Longest hang before the server is restarted",
+    ),
+    key(
+        Restart,
         "migrations.run",
         Kind::ChoiceOrCommand(&["seaorm", "none"]),
         r#""seaorm""#,
         "What brings the schema to where the application needs it",
     ),
-    key("migrations.lock_limit", Kind::Duration, r#""60s""#, "Longest wait for another migrator"),
-    key("migrations.limit", Kind::Duration, r#""10m""#, "Longest time for the migrations in all"),
-    key("python.interpreter", Kind::Program, r#""python3""#, "The interpreter that makes the environment"),
-    open("python.requirements", Kind::Path, "none", "What to install into the environment"),
-    open("python.venv", Kind::Path, "venv in the state directory", "The virtual environment"),
+    key(Restart, "migrations.lock_limit", Kind::Duration, r#""60s""#, "Longest wait for another migrator"),
+    key(Restart, "migrations.limit", Kind::Duration, r#""10m""#, "Longest time for the migrations in all"),
+    key(Restart, "python.interpreter", Kind::Program, r#""python3""#, "The interpreter that makes the environment"),
+    open(Restart, "python.requirements", Kind::Path, "none", "What to install into the environment"),
+    open(Restart, "python.venv", Kind::Path, "venv in the state directory", "The virtual environment"),
     key(
+        Restart,
         "python.managed",
         Kind::Boolean,
         "true",
         "Tandem makes and updates the environment; false: it is used as it is",
     ),
-    key("python.installer", Kind::Choice(&["auto", "uv", "pip"]), r#""auto""#, "What installs the requirements"),
-    key("python.limit", Kind::Duration, r#""10m""#, "Longest time for making the environment"),
-    open("workers.app", Kind::Text, "none: it must be given", "The ASGI application, module:attribute"),
-    key("workers.app_dir", Kind::Path, r#"".""#, "Directory that imports start from"),
-    key("workers.count", Kind::Count(1), "4", "How many workers"),
-    key("workers.listen", Kind::Address, r#""127.0.0.1:8000""#, "Address the application is served on"),
-    key("workers.backlog", Kind::Count(1), "2048", "Length of the listening queue"),
-    key("workers.url_scheme", Kind::Text, r#""postgresql+psycopg2""#, "Scheme of the workers' DATABASE_URL"),
-    open("workers.env", Kind::SecretTable, "what .env holds", "More environment for the workers"),
     key(
+        Restart,
+        "python.installer",
+        Kind::Choice(&["auto", "uv", "pip"]),
+        r#""auto""#,
+        "What installs the requirements",
+    ),
+    key(Restart, "python.limit", Kind::Duration, r#""10m""#, "Longest time for making the environment"),
+    open(Roll, "workers.app", Kind::Text, "none: it must be given", "The ASGI application, module:attribute"),
+    key(Roll, "workers.app_dir", Kind::Path, r#"".""#, "Directory that imports start from"),
+    key(Live, "workers.count", Kind::Count(1), "4", "How many workers"),
+    key(Restart, "workers.listen", Kind::Address, r#""127.0.0.1:8000""#, "Address the application is served on"),
+    key(Restart, "workers.backlog", Kind::Count(1), "2048", "Length of the listening queue"),
+    key(Roll, "workers.url_scheme", Kind::Text, r#""postgresql+psycopg2""#, "Scheme of the workers' DATABASE_URL"),
+    open(Roll, "workers.env", Kind::SecretTable, "what .env holds", "More environment for the workers"),
+    key(
+        Roll,
         "workers.preimport",
         Kind::List,
         r#"["uvicorn", "fastapi", "sqlalchemy", "psycopg2"]"#,
         "Modules imported while PostgreSQL starts",
     ),
-    key("workers.access_log", Kind::Boolean, "false", "One line of log per request"),
-    key("workers.event_loop", Kind::Choice(&["auto", "asyncio", "uvloop"]), r#""auto""#, "Uvicorn's event loop"),
-    open("workers.run_as", Kind::Text, "as root: www-data or nobody, where they can", "User workers run as, when root"),
-    key("workers.ready_limit", Kind::Duration, r#""60s""#, "Longest time from release to ready"),
-    key("workers.watchdog", Kind::DurationOrNever, r#""15s""#, "Longest silence of a worker's event loop"),
-    key("workers.restart_intensity", Kind::Count(1), "5", "Restarts of a slot within the period before it gives up"),
-    key("workers.restart_period", Kind::Duration, r#""60s""#, "The period of restart_intensity"),
-    key("workers.backoff_first", Kind::Duration, r#""100ms""#, "Wait before the second restart in a row"),
-    key("workers.backoff_max", Kind::Duration, r#""10s""#, "Longest wait before a restart"),
-    key("pool.size", Kind::Count(1), "5", "Connections that each worker's pool keeps"),
-    key("pool.overflow", Kind::Count(0), "10", "Connections that it may open beyond those"),
-    key("pool.recycle", Kind::Duration, r#""1h""#, "Age at which a connection is replaced"),
-    key("pool.timeout", Kind::Duration, r#""30s""#, "Longest wait for a free connection"),
-    key("health.listen", Kind::Address, r#""127.0.0.1:8001""#, "Address of /health, /ready, /live and /metrics"),
-    key("health.workers_min", Kind::Count(1), "1", "Ready workers that /ready asks for"),
-    key("stop.drain_delay", Kind::Duration, r#""0s""#, "Serving on after readiness is withdrawn"),
-    key("stop.grace", Kind::Duration, r#""10s""#, "Longest time for requests in flight"),
-    key("stop.idle_drain", Kind::Duration, r#""1s""#, "Longest time for idle keep-alive connections"),
-    key("stop.postgres_grace", Kind::Duration, r#""10s""#, "Longest fast shutdown before the immediate one"),
-    key("stop.platform_grace", Kind::Duration, r#""30s""#, "What the platform grants before it kills"),
-    key("log.format", Kind::Choice(&["auto", "text", "json"]), r#""auto""#, "How output looks"),
-    key("log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),
+    key(Roll, "workers.access_log", Kind::Boolean, "false", "One line of log per request"),
+    key(Roll, "workers.event_loop", Kind::Choice(&["auto", "asyncio", "uvloop"]), r#""auto""#, "Uvicorn's event loop"),
+    open(
+        Roll,
+        "workers.run_as",
+        Kind::Text,
+        "as root: www-data or nobody, where they can",
+        "User workers run as, when root",
+    ),
+    key(Live, "workers.ready_limit", Kind::Duration, r#""60s""#, "Longest time from release to ready"),
+    key(Roll, "workers.watchdog", Kind::DurationOrNever, r#""15s""#, "Longest silence of a worker's event loop"),
+    key(
+        Live,
+        "workers.restart_intensity",
+        Kind::Count(1),
+        "5",
+        "Restarts of a slot within the period before it gives up",
+    ),
+    key(Live, "workers.restart_period", Kind::Duration, r#""60s""#, "The period of restart_intensity"),
+    key(Live, "workers.backoff_first", Kind::Duration, r#""100ms""#, "Wait before the second restart in a row"),
+    key(Live, "workers.backoff_max", Kind::Duration, r#""10s""#, "Longest wait before a restart"),
+    key(Live, "workers.surge", Kind::Count(1), "1", "Replacements beside the old workers at once, during a roll"),
+    key(Roll, "workers.drain", Kind::Duration, r#""30s""#, "Longest time for a replaced worker's connections"),
+    key(Live, "workers.max_requests", Kind::Count(0), "0", "Requests after which a worker is replaced; 0: never"),
+    key(Live, "workers.max_requests_jitter", Kind::Count(0), "0", "Up to so many requests more; 0: a tenth"),
+    open(Live, "workers.max_memory", Kind::Size, "none", "Memory at which a worker is replaced"),
+    key(Live, "workers.memory_kind", Kind::Choice(&["pss", "rss"]), r#""pss""#, "What counts as a worker's memory"),
+    key(Live, "workers.max_age", Kind::DurationOrNever, r#""never""#, "Age at which a worker is replaced"),
+    key(
+        Roll,
+        "workers.preload",
+        Kind::BooleanOr(&["strict"]),
+        "false",
+        "Import the application once, and fork the workers from there",
+    ),
+    open(Roll, "workers.command", Kind::Command, "none", "Another server's command, in place of Tandem's launcher"),
+    key(
+        Roll,
+        "workers.ready",
+        Kind::ChoiceOrPath(&["notify"]),
+        r#""notify""#,
+        "How a worker says that it is ready: itself, or by answering at this path",
+    ),
+    key(
+        Roll,
+        "workers.socket",
+        Kind::Choice(&["inherited", "own"]),
+        r#""inherited""#,
+        "Whose the listening socket of workers.command is",
+    ),
+    key(Restart, "workers.reload_include", Kind::List, r#"["*.py"]"#, "Files that `tandem up --reload` watches"),
+    key(Roll, "pool.size", Kind::Count(1), "5", "Connections that each worker's pool keeps"),
+    key(Roll, "pool.overflow", Kind::Count(0), "10", "Connections that it may open beyond those"),
+    key(Roll, "pool.recycle", Kind::Duration, r#""1h""#, "Age at which a connection is replaced"),
+    key(Roll, "pool.timeout", Kind::Duration, r#""30s""#, "Longest wait for a free connection"),
+    key(
+        Restart,
+        "health.listen",
+        Kind::Address,
+        r#""127.0.0.1:8001""#,
+        "Address of /health, /ready, /live and /metrics",
+    ),
+    key(Live, "health.workers_min", Kind::Count(1), "1", "Ready workers that /ready asks for"),
+    key(Live, "stop.drain_delay", Kind::Duration, r#""0s""#, "Serving on after readiness is withdrawn"),
+    key(Roll, "stop.grace", Kind::Duration, r#""10s""#, "Longest time for requests in flight"),
+    key(Roll, "stop.idle_drain", Kind::Duration, r#""1s""#, "Longest time for idle keep-alive connections"),
+    key(Live, "stop.postgres_grace", Kind::Duration, r#""10s""#, "Longest fast shutdown before the immediate one"),
+    key(Live, "stop.platform_grace", Kind::Duration, r#""30s""#, "What the platform grants before it kills"),
+    open(Live, "hooks.after_ready", Kind::Command, "none", "What to run once the application serves"),
+    key(
+        Live,
+        "hooks.after_ready_on",
+        Kind::Choice(&["start", "replaced"]),
+        r#""start""#,
+        "Once a start, or again whenever workers were replaced",
+    ),
+    open(Live, "hooks.before_stop", Kind::Command, "none", "What to run before anything is stopped"),
+    key(Live, "hooks.limit", Kind::Duration, r#""30s""#, "Longest time for a hook"),
+    key(Live, "hooks.on_failure", Kind::Choice(&["warn", "stop"]), r#""warn""#, "What follows a hook that fails"),
+    key(Restart, "log.format", Kind::Choice(&["auto", "text", "json"]), r#""auto""#, "How output looks"),
+    key(Restart, "log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),
+    key(Restart, "log.ring", Kind::Size, r#""1MB""#, "Log kept in memory for `tandem logs`"),
+];
+
+/// The keys of one `[[process]]`. Only the file has them: a list of tables has no names that the environment could say.
+pub const PROCESS_KEYS: &[Key] = &[
+    open(Restart, "process.name", Kind::Text, "none: it must be given", "What the process is called"),
+    open(Restart, "process.command", Kind::Command, "none: it must be given", "The program and its arguments"),
+    key(Restart, "process.dir", Kind::Path, r#"".""#, "Its working directory"),
+    open(Restart, "process.env", Kind::SecretTable, "none", "More environment, beside what workers get"),
+    key(Restart, "process.stop_grace", Kind::Duration, r#""10s""#, "Longest time from SIGTERM to SIGKILL"),
 ];
 
 /// The names that FFE's guide and the postgres image use, and the keys that they set.
@@ -199,6 +339,11 @@ pub fn variable(name: &str) -> String {
 
 /// The known key that `name` most likely means, if one is close.
 pub fn closest(name: &str) -> Option<&'static str> {
+    closest_among(KEYS, name)
+}
+
+/// The one of these keys that `name` most likely means, if one is close.
+pub fn closest_among(among: &'static [Key], name: &str) -> Option<&'static str> {
     let (section, last) = name.rsplit_once('.').unwrap_or(("", name));
     let score = |key: &str| {
         let (key_section, key_last) = key.rsplit_once('.').unwrap_or(("", key));
@@ -207,12 +352,12 @@ pub fn closest(name: &str) -> Option<&'static str> {
         // A right key in the wrong section is a likely slip, a merely similar one is not.
         if last == key_last { f64::max(both, 0.75) } else { both }
     };
-    most(KEYS.iter().map(|key| key.name), score)
+    most(among.iter().map(|key| key.name), score)
 }
 
 /// The section that `name` most likely means, if one is close.
 pub fn closest_section(name: &str) -> Option<&'static str> {
-    most(sections().into_iter(), |section| strsim::normalized_damerau_levenshtein(name, section))
+    most(sections().into_iter().chain(["process"]), |section| strsim::normalized_damerau_levenshtein(name, section))
 }
 
 /// The name with the highest score, if that is high enough to be worth a suggestion.
@@ -222,65 +367,5 @@ pub fn most<'a>(names: impl Iterator<Item = &'a str>, score: impl Fn(&str) -> f6
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::path::Path;
-
-    use super::super::problem::Problems;
-    use super::super::{file, value, values};
-    use super::*;
-
-    /// The shipped file with every commented key uncommented.
-    fn uncommented(text: &str) -> String {
-        let is_key = |line: &str| {
-            line.split_once(" = ")
-                .is_some_and(|(key, _)| key.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_'))
-        };
-        text.lines()
-            .map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line))
-            .collect::<Vec<_>>()
-            .join("\n")
-    }
-
-    #[test]
-    fn the_shipped_file_names_every_key_with_its_default() {
-        let shipped = include_str!("../../config/tandem.toml");
-        let text = uncommented(shipped);
-        let mut problems = Problems::default();
-        let entries = file::read(&text, Path::new("config/tandem.toml"), Path::new("/"), &mut problems).unwrap();
-        problems.into_result().unwrap();
-        let written: BTreeMap<_, _> = entries.iter().map(|entry| (entry.key.as_str(), &entry.raw)).collect();
-        for key in KEYS {
-            if matches!(key.kind, Kind::Table | Kind::SecretTable) {
-                assert!(shipped.contains(&format!("[{}]", key.name)), "{} is missing", key.name);
-                continue;
-            }
-            let raw = written.get(key.name).unwrap_or_else(|| panic!("{} is missing", key.name));
-            let typed = value::read(key.kind, raw).unwrap_or_else(|error| panic!("{}: {error:?}", key.name));
-            // What the reference backend sets has its default in the comment behind it.
-            let set =
-                shipped.lines().any(|line| line.starts_with(&format!("{} = ", key.name.rsplit('.').next().unwrap())));
-            if let (Default::Value(_), false) = (key.default, set) {
-                assert_eq!(&typed, &values::default(key), "{}", key.name);
-            }
-        }
-    }
-
-    #[test]
-    fn suggestions_are_close_or_missing() {
-        let cases = [
-            ("workers.cuont", Some("workers.count")),
-            ("worker.count", Some("workers.count")),
-            ("count", Some("workers.count")),
-            ("health.grace", Some("stop.grace")),
-            ("postgres.max_connection", Some("postgres.max_connections")),
-            ("nmae", Some("name")),
-            ("workers.colour", None),
-            ("zebra", None),
-        ];
-        for (written, meant) in cases {
-            assert_eq!(closest(written), meant, "{written}");
-        }
-        assert_eq!(variable("postgres.max_connections"), "TANDEM_POSTGRES__MAX_CONNECTIONS");
-    }
-}
+#[path = "keys_tests.rs"]
+mod tests;

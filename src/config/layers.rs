@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::file::{self, Found};
 use super::keys;
 use super::problem::{Origin, Problems};
+use super::processes::Written as Process;
 use super::value::Raw;
 use super::{Source, dotenv};
 
@@ -51,6 +52,8 @@ impl Layer {
 /// Everything that was written, and what came up while reading it.
 pub struct Written {
     pub entries: Vec<Entry>,
+    /// The `[[process]]` tables of the file.
+    pub processes: Vec<Process>,
     pub notices: Vec<String>,
     /// Whether all files could be read; if not, what is missing may stand there.
     pub complete: bool,
@@ -58,18 +61,21 @@ pub struct Written {
 
 /// Read all layers.
 pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Written {
-    let mut written = Written { entries: Vec::new(), notices: Vec::new(), complete: true };
+    let mut written = Written { entries: Vec::new(), processes: Vec::new(), notices: Vec::new(), complete: true };
     if let Some(path) = &found.file {
         let shown = shown(path, &source.cwd);
-        let entries = match std::fs::read_to_string(path) {
+        let read = match std::fs::read_to_string(path) {
             Ok(text) => file::read(&text, &shown, &found.directory, problems),
             Err(error) => {
                 problems.add_file(&shown, format!("cannot be read: {error}"), None);
                 None
             }
         };
-        written.complete = entries.is_some();
-        written.entries.extend(entries.unwrap_or_default());
+        written.complete = read.is_some();
+        if let Some(file::Read { entries, processes }) = read {
+            written.entries.extend(entries);
+            written.processes = processes;
+        }
     }
     if found.directory != source.cwd {
         written.dotenv(Layer::ProjectDotenv, &found.directory, source, problems);
@@ -151,6 +157,10 @@ impl Written {
         let help = |key| format!("did you mean {}?", keys::variable(key));
         if rest.contains("__") {
             let key = rest.to_lowercase().replace("__", ".");
+            if key.starts_with("process.") {
+                let help = "a [[process]] is written in the configuration file";
+                return problems.add(origin, format!("{name} cannot be said here"), Some(help.into()));
+            }
             problems.add(origin, format!("{name} names no key of the configuration"), keys::closest(&key).map(help));
         } else if name == "TANDEM_CONFIG" && !matches!(origin, Origin::Environment(_)) {
             self.notices.push(format!("{name} ({}) has no effect there: set it in the environment", origin.place()));

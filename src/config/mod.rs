@@ -4,20 +4,23 @@
 //! file.rs      tandem.toml      ┐
 //! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
 //! environment.rs, flags         ┘  who wins    whose server   kinds       Settings   what cannot be
+//!                  [[process]]  ── processes.rs ────────────────────────────┘
 //! ```
 //!
-//! `keys.rs` holds every key once and drives all of it. Problems are collected on the whole way and told together, before
+//! `diff.rs` compares two of them, for a reload. `keys.rs` holds every key once and drives all of it. Problems are collected on the whole way and told together, before
 //! anything has a side effect.
 
 mod build;
 mod check;
 mod database;
+mod diff;
 mod dotenv;
 mod environment;
 mod file;
 mod keys;
 mod layers;
 mod problem;
+mod processes;
 mod rows;
 mod settings;
 #[cfg(test)]
@@ -28,6 +31,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use diff::{Change, Effect, changes};
 pub use environment::no_color;
 pub use problem::Origin;
 pub use rows::Row;
@@ -66,6 +70,7 @@ pub struct Loaded {
     /// What the operator should know and need not act on; secrets do not occur.
     pub notices: Vec<String>,
     rows: Vec<Row>,
+    meanings: diff::Meanings,
 }
 
 /// Read the configuration.
@@ -79,15 +84,20 @@ pub fn load(source: &Source) -> anyhow::Result<Loaded> {
 fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
-    let layers::Written { entries, mut notices, complete } = layers::gather(source, &found, &mut problems);
+    let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     let database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
     let values = Values::read(merged, &found.directory, &mut problems);
-    let settings = build::settings(&values, found.file, &found.directory, database, &source.environment);
+    let companions = processes::settings(&processes, &found.directory, &mut problems);
+    let settings = build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
     check::check(&settings, &values, complete, &mut problems, &mut notices);
     problems.into_result()?;
-    let rows = rows::rows(&values, &settings);
-    Ok(Loaded { origins: rows::origins(&values), settings, notices, rows })
+    let mut rows = rows::rows(&values, &settings);
+    rows.extend(
+        std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
+    );
+    let meanings = diff::Meanings::of(&values, &settings);
+    Ok(Loaded { origins: rows::origins(&values), settings, notices, rows, meanings })
 }
 
 impl Loaded {

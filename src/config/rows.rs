@@ -11,7 +11,8 @@ use super::value::Typed;
 use super::values::Values;
 use crate::plan::DatabaseUrl;
 
-const HIDDEN: &str = "********";
+/// What stands in the place of a secret.
+pub const HIDDEN: &str = "********";
 
 /// One key with its value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -30,6 +30,9 @@ pub struct Settings {
     pub pool: Pool,
     pub health: Health,
     pub stop: Stop,
+    pub hooks: Hooks,
+    /// `[[process]]`, in the order of the file.
+    pub processes: Vec<ProcessSettings>,
     pub log: Log,
 }
 
@@ -40,7 +43,7 @@ impl Settings {
             workers: self.workers.count,
             pool_size: self.pool.size,
             pool_overflow: self.pool.overflow,
-            rolling: 1,
+            rolling: self.workers.surge,
             reserved: self.postgres.reserved_connections,
             max_connections: self.postgres.max_connections,
         }
@@ -162,10 +165,48 @@ pub enum Installer {
     Pip,
 }
 
+/// What counts as a worker's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// Its own pages, and its share of those that it shares with others.
+    Pss,
+    /// All pages that it has in memory: quicker to read, and too much where workers share pages.
+    Rss,
+}
+
+/// Whether workers are forked from one process that imported the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preload {
+    /// Every worker imports the application itself.
+    Off,
+    /// Threads and connections that a fork would break are named in a warning.
+    On,
+    /// They are refused.
+    Strict,
+}
+
+/// How a worker says that it is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// READY=1 on `NOTIFY_SOCKET` (sd_notify(3)).
+    Notify,
+    /// It answers a GET of this path, which begins with `/`, with a status below 400.
+    Http(String),
+}
+
+/// Whose the listening socket of `workers.command` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerSocket {
+    /// Tandem's, handed down.
+    Inherited,
+    /// The command binds `workers.listen` itself.
+    Own,
+}
+
 /// `[workers]`
 #[derive(Clone)]
 pub struct Workers {
-    /// The ASGI application, `module:attribute`.
+    /// The ASGI application, `module:attribute`; may be empty when there is a `command`.
     pub app: String,
     /// The directory that imports start from, and the workers' working directory.
     pub app_dir: PathBuf,
@@ -193,6 +234,27 @@ pub struct Workers {
     pub restart_period: Duration,
     pub backoff_first: Duration,
     pub backoff_max: Duration,
+    /// Replacements that may stand beside the workers that they replace, during a roll; at least 1.
+    pub surge: u32,
+    /// How long a replaced worker's keep-alive connections are kept.
+    pub drain: Duration,
+    /// Requests after which a worker is replaced; 0: never.
+    pub max_requests: u32,
+    /// Up to so many requests more, by chance, so that workers are not all replaced at once; 0: a tenth of
+    /// `max_requests`.
+    pub max_requests_jitter: u32,
+    /// Bytes of memory at which a worker is replaced; `None`: never.
+    pub max_memory: Option<u64>,
+    pub memory_kind: MemoryKind,
+    /// Age at which a worker is replaced; `None`: never.
+    pub max_age: Option<Duration>,
+    pub preload: Preload,
+    /// Another server's command, program first, in place of Tandem's launcher.
+    pub command: Option<Vec<String>>,
+    pub ready: Readiness,
+    pub socket: WorkerSocket,
+    /// Globs of the file names that `tandem up --reload` watches.
+    pub reload_include: Vec<String>,
 }
 
 /// Leaves the environment out: it holds what `.env` holds, API keys and passwords.
@@ -241,6 +303,66 @@ pub struct Stop {
     pub platform_grace: Duration,
 }
 
+/// When `hooks.after_ready` runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterReady {
+    /// Once, when all is up.
+    Start,
+    /// Then, and again whenever workers were replaced.
+    Replaced,
+}
+
+/// What follows a hook that fails or passes its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// A line in the log.
+    Warn,
+    /// Tandem stops, and says so with its exit code.
+    Stop,
+}
+
+/// `[hooks]`: commands at turns of the life of all. A program is looked for in the Python environment first.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    /// Runs once the application serves.
+    pub after_ready: Option<Vec<String>>,
+    pub after_ready_on: AfterReady,
+    /// Runs before anything is stopped.
+    pub before_stop: Option<Vec<String>>,
+    /// How long a hook may take before it is killed.
+    pub limit: Duration,
+    pub on_failure: OnFailure,
+}
+
+/// `[[process]]`: one more process beside the workers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProcessSettings {
+    /// No other service has it.
+    pub name: String,
+    /// Program first; never empty.
+    pub command: Vec<String>,
+    pub dir: PathBuf,
+    /// More environment, beside what workers get.
+    pub env: BTreeMap<String, String>,
+    /// How long it may take to end after SIGTERM, before SIGKILL.
+    pub stop_grace: Duration,
+}
+
+/// Leaves the environment's values out.
+impl std::fmt::Debug for ProcessSettings {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.env.keys().collect();
+        formatter
+            .debug_struct("ProcessSettings")
+            .field("name", &self.name)
+            .field("command", &self.command)
+            .field("dir", &self.dir)
+            .field("env", &names)
+            .field("stop_grace", &self.stop_grace)
+            .finish()
+    }
+}
+
 /// How output looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -258,4 +380,6 @@ pub struct Log {
     pub format: LogFormat,
     /// A `tracing` filter, such as `info` or `tandem=debug`.
     pub filter: String,
+    /// Bytes of the log's last lines that are kept in memory; 0: none.
+    pub ring: u64,
 }

@@ -1,6 +1,8 @@
 //! Whole configurations, from what lies on disk to what is reported.
 
 mod database;
+mod diff;
+mod workers;
 
 use std::io;
 use std::path::Path;
@@ -108,6 +110,12 @@ count = 4
 [hooks]
 after_ready = "x"
 
+[process]
+name = "x"
+
+[zebra]
+stripes = 3
+
 [health]
 workers_min = 9
 "#;
@@ -119,7 +127,7 @@ workers_min = 9
         .flag("workers.env", "A=1", "--set")
         .flag("workers.cont", "1", "--set")
         .refused(expect![[r#"
-            the configuration has 23 problems:
+            the configuration has 25 problems:
               .env:1: POSTGRES_PORT = "many": expected a port: a whole number up to 65535
               .env:2: TANDEM_WORKERS__COUNTS names no key of the configuration
                 help: did you mean TANDEM_WORKERS__COUNT?
@@ -146,9 +154,12 @@ workers_min = 9
                 help: give each its own port
               tandem.toml:19: unknown section [worker]
                 help: did you mean [workers]?
-              tandem.toml:22: unknown section [hooks]
-                help: the sections are postgres, migrations, python, workers, pool, health, stop, log
-              tandem.toml:26: health.workers_min: 9 ready workers are never reached with 4 workers
+              tandem.toml:23: hooks.after_ready = "x": expected a program and its arguments as a list, such as ["npm", "run", "dev"]
+              tandem.toml:25: `process` is a list of tables
+                help: write [[process]] above the keys of each process
+              tandem.toml:28: unknown section [zebra]
+                help: the sections are postgres, migrations, python, workers, pool, health, stop, hooks, log, and any number of [[process]]
+              tandem.toml:32: health.workers_min: 9 ready workers are never reached with 4 workers
               environment: TANDEM_POOL__OVERFLOWS names no key of the configuration
                 help: did you mean TANDEM_POOL__OVERFLOW?
               environment: DB_POOL_SIZE = "-1": expected a whole number of at least 1
@@ -318,7 +329,19 @@ fn the_table_is_aligned() {
         workers.restart_intensity      5                                                 default
         workers.restart_period         1m                                                default
         workers.backoff_first          100ms                                             default
-        workers.backoff_max            10s                                               default"#]]
+        workers.backoff_max            10s                                               default
+        workers.surge                  1                                                 default
+        workers.drain                  30s                                               default
+        workers.max_requests           0                                                 default
+        workers.max_requests_jitter    0                                                 default
+        workers.max_memory             (none)                                            default
+        workers.memory_kind            pss                                               default
+        workers.max_age                never                                             default
+        workers.preload                false                                             default
+        workers.command                (none)                                            default
+        workers.ready                  notify                                            default
+        workers.socket                 inherited                                         default
+        workers.reload_include         ["*.py"]                                          default"#]]
     .assert_eq(&lines.join("\n"));
 }
 

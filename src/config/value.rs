@@ -88,7 +88,8 @@ pub fn read(kind: Kind, raw: &Raw) -> Result<Typed, Unreadable> {
         Kind::Text | Kind::Secret | Kind::Url | Kind::Path | Kind::Program => text(raw).map(Typed::Text),
         Kind::ChoiceOrPath(_) if raw.as_text().is_some_and(|text| text.contains('/')) => text(raw).map(Typed::Text),
         Kind::ChoiceOrCommand(_) if command(raw).is_some() => command(raw).map(Typed::List),
-        Kind::Choice(words) | Kind::ChoiceOrPath(words) | Kind::ChoiceOrCommand(words) => {
+        Kind::BooleanOr(_) if boolean(raw).is_some() => boolean(raw).map(Typed::Boolean),
+        Kind::Choice(words) | Kind::ChoiceOrPath(words) | Kind::ChoiceOrCommand(words) | Kind::BooleanOr(words) => {
             return choice(kind, words, raw);
         }
         Kind::Count(least) => number(raw).filter(|number| *number >= least).map(Typed::Number),
@@ -100,6 +101,7 @@ pub fn read(kind: Kind, raw: &Raw) -> Result<Typed, Unreadable> {
         Kind::Ip => raw.as_text().and_then(ip).map(Typed::Ip),
         Kind::Address => address(raw).map(Typed::Address),
         Kind::List => list(raw).map(Typed::List),
+        Kind::Command => command(raw).map(Typed::List),
         Kind::Table | Kind::SecretTable => raw.to_plain().map(Typed::Text),
     };
     typed.ok_or_else(|| Unreadable { expected: expected(kind), suggestion: None })
@@ -120,6 +122,7 @@ pub fn expected(kind: Kind) -> String {
         Kind::Count(least) => format!("a whole number of at least {least}"),
         Kind::Port => "a port: a whole number up to 65535".into(),
         Kind::Boolean => "true or false".into(),
+        Kind::BooleanOr(accepted) => format!("true, false or {}", words(accepted)),
         Kind::Duration => "a duration such as \"30s\", \"500ms\" or \"10m\" (a plain number is seconds)".into(),
         Kind::DurationOrNever => "a duration such as \"30s\", \"500ms\" or \"10m\", or \"never\"".into(),
         Kind::Size => "a size with its unit, such as \"256MB\" or \"2GB\"".into(),
@@ -128,6 +131,7 @@ pub fn expected(kind: Kind) -> String {
             "an address such as \"127.0.0.1:8000\", \":8000\" (all addresses) or 8000 (this machine)".into()
         }
         Kind::List => "a list of texts, such as [\"a\", \"b\"]".into(),
+        Kind::Command => "a program and its arguments as a list, such as [\"npm\", \"run\", \"dev\"]".into(),
         Kind::Table | Kind::SecretTable => "text, a number, or true or false".into(),
     }
 }
@@ -302,6 +306,12 @@ mod tests {
             (Kind::ChoiceOrCommand(&["none"]), r#"["alembic", "upgrade"]"#, Some(r#"["alembic", "upgrade"]"#)),
             (Kind::ChoiceOrCommand(&["none"]), "alembic upgrade head", None),
             (Kind::Count(1), "0", None),
+            (Kind::BooleanOr(&["strict"]), "on", Some("true")),
+            (Kind::BooleanOr(&["strict"]), "strict", Some("strict")),
+            (Kind::BooleanOr(&["strict"]), "stric", None),
+            (Kind::Command, r#"["npm", "run"]"#, Some(r#"["npm", "run"]"#)),
+            (Kind::Command, "npm run", None),
+            (Kind::Command, "[]", None),
         ];
         for (kind, text, meaning) in cases {
             assert_eq!(word(kind, text).as_deref(), meaning, "{kind:?} {text:?}");
@@ -312,6 +322,8 @@ mod tests {
     fn a_file_says_numbers_without_quotes() {
         assert!(read(Kind::Count(1), &Raw::Text("4".into())).is_err());
         assert!(read(Kind::Boolean, &Raw::Text("true".into())).is_err());
+        assert!(read(Kind::BooleanOr(&["strict"]), &Raw::Text("true".into())).is_err());
+        assert_eq!(read(Kind::BooleanOr(&["strict"]), &Raw::Boolean(true)).unwrap(), Typed::Boolean(true));
         assert_eq!(read(Kind::Address, &Raw::Integer(80)).unwrap().to_string(), "127.0.0.1:80");
     }
 }

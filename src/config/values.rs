@@ -59,7 +59,7 @@ impl Values {
     pub fn text(&self, key: &str) -> Option<String> {
         match self.typed(key) {
             Typed::Text(text) => Some(text.clone()),
-            Typed::Nothing | Typed::List(_) => None,
+            Typed::Nothing | Typed::List(_) | Typed::Boolean(_) => None,
             other => unreachable!("{key} is not text: {other:?}"),
         }
     }
@@ -144,7 +144,8 @@ impl Values {
     }
 }
 
-fn read(key: &Key, entry: &Entry, problems: &mut Problems) -> Option<Typed> {
+/// Read one entry as its key's kind; what cannot be read is told.
+pub fn read(key: &Key, entry: &Entry, problems: &mut Problems) -> Option<Typed> {
     let error = match value::read(key.kind, &entry.raw) {
         Ok(typed) => return Some(typed),
         Err(error) => error,

@@ -59,6 +59,10 @@ impl Budget {
         if per_worker > 0 {
             ways.push(format!("let pool.size + pool.overflow be at most {per_worker}"));
         }
+        let rolling = (room / self.per_worker().max(1)).saturating_sub(u64::from(self.workers));
+        if rolling > 0 && self.rolling > 1 {
+            ways.push(format!("let workers.surge be at most {rolling}"));
+        }
         if workers > 0 {
             ways.push(format!("let workers.count be at most {workers}"));
         }
@@ -111,6 +115,10 @@ mod tests {
             let narrow = Budget { pool_size: room / (workers + 1), pool_overflow: 0, ..over };
             assert_eq!(narrow.check(), Ok(()));
         }
+        let surging = Budget { rolling: 4, ..budget(4, 5, 8) };
+        let help = surging.check().unwrap_err().help();
+        assert!(help.contains("workers.surge be at most 2"), "{help}");
+        assert_eq!(Budget { rolling: 2, ..surging }.check(), Ok(()));
         let help = budget(1, 100, 100).check().unwrap_err().help();
         assert!(!help.contains("workers.count"), "no number of workers would help: {help}");
     }
