@@ -139,8 +139,11 @@ impl Drop for Child {
 /// before (see [`super::orphans::hold`]), as [`Exit::Code`] -1 otherwise.
 ///
 /// # Errors
-/// A stream that is no pipe, or no descriptor is left.
+/// `AlreadyExists` when somebody here waits for that process already; a stream that is no pipe; no descriptor is left.
 pub fn adopt(pid: i32, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<(Child, Output)> {
+    if is_own(pid) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("process {pid} is a child already")));
+    }
     let output =
         Output { stdout: Some(Receiver::from_owned_fd(stdout)?), stderr: Some(Receiver::from_owned_fd(stderr)?) };
     let os_pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
@@ -218,6 +221,8 @@ mod tests {
         assert_eq!(child.pid(), pid);
         std::io::Write::write_all(&mut writer, b"a line\n").unwrap();
         drop((writer, other));
+        let ((stdout, _one), (stderr, _two)) = (pipe(), pipe());
+        assert_eq!(adopt(pid, stdout, stderr).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         let mut text = String::new();
         output.stdout.unwrap().read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "a line\n");
