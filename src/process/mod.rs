@@ -2,11 +2,14 @@
 //!
 //! Must not decide anything: what to run is `plan/`'s, when to restart is `supervise/`'s.
 
+mod child;
+pub mod fd_channel;
 pub mod identity;
 pub mod orphans;
 pub mod ports;
 mod run;
 mod spawn;
 
+pub use child::{Child, Exit, Output, adopt};
 pub use run::{Finished, RunError, run, run_with};
-pub use spawn::{Child, Exit, InheritedFd, Output, lines, replace, signal, signal_group, spawn};
+pub use spawn::{InheritedFd, lines, replace, signal, signal_group, spawn};

@@ -1,10 +1,35 @@
 //! Processes whose parent died under us: adopt them, reap them, and leave none behind.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-use super::spawn::{is_own, signal};
+use super::child::is_own;
+use super::spawn::signal;
+
+/// How many wait for a process that they are about to adopt.
+static HOLDS: AtomicUsize = AtomicUsize::new(0);
+
+/// While one of these lives, [`reap`] does nothing: the status of a process that ends before it could be adopted (see
+/// [`super::adopt`]) is kept for whoever adopts it.
+#[derive(Debug)]
+pub struct Hold(());
+
+/// Keep the reaper from taking the status of a process that is about to be adopted.
+pub fn hold() -> Hold {
+    HOLDS.fetch_add(1, Ordering::Relaxed);
+    Hold(())
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if HOLDS.fetch_sub(1, Ordering::Relaxed) == 1 {
+            reap();
+        }
+    }
+}
 
 /// Become the parent of every descendant whose own parent ends (prctl(2), PR_SET_CHILD_SUBREAPER).
 pub fn adopt() {
@@ -17,6 +42,9 @@ pub fn adopt() {
 ///
 /// A blanket `waitpid(-1)` would steal those statuses; so peek with WNOWAIT (waitid(2)) and stop at one of our own.
 pub fn reap() {
+    if HOLDS.load(Ordering::Relaxed) > 0 {
+        return;
+    }
     let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) = waitid(Id::All, peek) {
         if is_own(pid.as_raw()) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::spawn::{Exit, lines, signal_group, spawn};
+use super::child::Exit;
+use super::spawn::{lines, signal_group, spawn};
 use crate::plan::CommandLine;
 
 /// A command that has ended.

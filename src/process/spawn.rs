@@ -3,42 +3,23 @@
 //! Children must be spawned from a thread that lives as long as the process, because the parent-death signal follows
 //! the spawning *thread* (prctl(2), PR_SET_PDEATHSIG): Tandem's runtime is single-threaded and lives on the main one.
 
-use std::collections::HashSet;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getpid, getppid};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
-use tokio::process::{ChildStderr, ChildStdout};
+use tokio::net::unix::pipe::Receiver;
 
+use super::child::{Child, Output};
 use crate::plan::CommandLine;
 
 /// Longest line kept whole, in bytes; a longer one is cut into several.
 const LINE_LENGTH_MAX: u64 = 64 * 1024;
-
-/// Pids of children that somebody here waits for; the reaper leaves these alone.
-static OWN: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
-
-/// Whether `pid` is a child that this process spawned and still waits for.
-pub(super) fn is_own(pid: i32) -> bool {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|own| own.contains(&pid))
-}
-
-fn remember(pid: i32) {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(HashSet::new).insert(pid);
-}
-
-fn forget(pid: i32) {
-    if let Some(own) = OWN.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-        own.remove(&pid);
-    }
-}
 
 /// A descriptor that the child gets under the same number; the child learns the number from its environment.
 #[derive(Clone, Debug)]
@@ -51,82 +32,6 @@ impl InheritedFd {
     }
 }
 
-/// How a child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// exit(3) with this status.
-    Code(i32),
-    /// Ended by this signal's number.
-    Signal(i32),
-}
-
-impl Exit {
-    /// Whether the child ended with status 0.
-    pub fn success(self) -> bool {
-        self == Self::Code(0)
-    }
-
-    pub(super) fn from_status(status: ExitStatus) -> Self {
-        match (status.code(), status.signal()) {
-            (Some(code), _) => Self::Code(code),
-            (None, Some(signal)) => Self::Signal(signal),
-            (None, None) => Self::Code(-1),
-        }
-    }
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Code(code) => write!(formatter, "exit status {code}"),
-            Self::Signal(number) => match Signal::try_from(number) {
-                Ok(signal) => write!(formatter, "{signal}"),
-                Err(_) => write!(formatter, "signal {number}"),
-            },
-        }
-    }
-}
-
-/// A running child. Dropping it does not end the process; it is reaped as a stranger would be.
-#[derive(Debug)]
-pub struct Child {
-    pid: i32,
-    inner: tokio::process::Child,
-}
-
-/// The two output streams of a child.
-#[derive(Debug)]
-pub struct Output {
-    pub stdout: Option<ChildStdout>,
-    pub stderr: Option<ChildStderr>,
-}
-
-impl Child {
-    /// The process id, which is also the id of the child's process group.
-    pub fn pid(&self) -> i32 {
-        self.pid
-    }
-
-    /// Wait for the end of the child.
-    pub async fn wait(&mut self) -> Exit {
-        let exit = match self.inner.wait().await {
-            Ok(status) => Exit::from_status(status),
-            Err(error) => {
-                tracing::error!(process.pid = self.pid, %error, "wait for child");
-                Exit::Code(-1)
-            }
-        };
-        forget(self.pid);
-        exit
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        forget(self.pid);
-    }
-}
-
 /// Start `command` in a process group of its own, with `death` as the signal it gets should Tandem die.
 ///
 /// Standard input is empty; standard output and error come back as [`Output`].
@@ -135,12 +40,20 @@ impl Drop for Child {
 /// What fork(2), setuid(2) or execve(2) answered: a missing program is `NotFound`.
 pub fn spawn(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<(Child, Output)> {
     let mut child = start(command, fds, death)?;
-    let output = Output { stdout: child.inner.stdout.take(), stderr: child.inner.stderr.take() };
-    Ok((child, output))
+    let output = streams(&mut child).inspect_err(|_| {
+        let _ = child.start_kill();
+    })?;
+    Ok((Child::spawned(child), output))
+}
+
+fn streams(child: &mut tokio::process::Child) -> io::Result<Output> {
+    let stdout = child.stdout.take().map(|stream| stream.into_owned_fd().and_then(Receiver::from_owned_fd));
+    let stderr = child.stderr.take().map(|stream| stream.into_owned_fd().and_then(Receiver::from_owned_fd));
+    Ok(Output { stdout: stdout.transpose()?, stderr: stderr.transpose()? })
 }
 
 #[expect(unsafe_code, reason = "pre_exec: only async-signal-safe calls between fork and exec")]
-fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<Child> {
+fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<tokio::process::Child> {
     let mut process = tokio::process::Command::from(prepare(command));
     process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
@@ -163,10 +76,7 @@ fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Resul
             Ok(())
         });
     }
-    let inner = process.spawn()?;
-    let pid = inner.id().map_or(-1, u32::cast_signed);
-    remember(pid);
-    Ok(Child { pid, inner })
+    process.spawn()
 }
 
 /// Replace this process with `command` (execve(2)); returns only if that failed.

@@ -18,6 +18,11 @@ use crate::process::identity;
 /// Runs one ASGI application on an inherited socket; see its own head for the protocol.
 const LAUNCHER: &str = include_str!("launcher.py");
 
+/// Imports the application once and forks workers; uses the launcher beside it.
+const TEMPLATE: &str = include_str!("template.py");
+
+const TEMPLATE_NAME: &str = "template.py";
+
 /// Users that a web application may run as where root starts it, the better one first.
 const USERS: [&str; 2] = ["www-data", "nobody"];
 
@@ -35,7 +40,9 @@ pub fn plan(
     identity: Rc<RefCell<Option<Identity>>>,
 ) -> anyhow::Result<Launch> {
     let launcher = run.join("launcher.py");
-    write(&launcher).with_context(|| format!("write {}", launcher.display()))?;
+    for (path, text) in [(&launcher, LAUNCHER), (&run.join(TEMPLATE_NAME), TEMPLATE)] {
+        write(path, text).with_context(|| format!("write {}", path.display()))?;
+    }
     let protocol = protocol(settings, notify);
     let environment = (0..settings.workers.count)
         .map(|slot| variables::worker(settings, url, slot).into_iter().chain(protocol.clone()).collect())
@@ -44,11 +51,30 @@ pub fn plan(
     Ok(Launch { python, launcher, listener, dir: settings.workers.app_dir.clone(), environment, identity })
 }
 
+/// Where [`plan`] put `template.py`.
+pub fn template_script(launch: &Launch) -> PathBuf {
+    launch.launcher.with_file_name(TEMPLATE_NAME)
+}
+
+/// The environment of the template: a worker's, without what only one slot has. `strict` refuses an application that is
+/// not safe to fork.
+pub fn template_environment(
+    settings: &Settings,
+    url: &DatabaseUrl,
+    notify: &str,
+    strict: bool,
+) -> Vec<(String, String)> {
+    let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let database = variables::database(settings, url, &format!("{}-template", settings.name));
+    let preload = ("TANDEM_PRELOAD".to_owned(), if strict { "strict" } else { "warn" }.to_owned());
+    own.chain(database).chain(protocol(settings, notify)).chain([preload]).collect()
+}
+
 /// Written beside and renamed, so that a worker never reads half of it.
-fn write(path: &Path) -> std::io::Result<()> {
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let staged = path.with_extension("py.new");
-    std::fs::write(&staged, LAUNCHER)?;
+    std::fs::write(&staged, text)?;
     std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o644))?;
     std::fs::rename(&staged, path)
 }

@@ -304,14 +304,20 @@ def user_traceback(error):
     return "".join(report.format_exception_only() if alone else report.format())
 
 
+OUR_FILES = {__file__, importlib.__file__}
+
+
 def is_ours(filename):
-    return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
+    return filename in OUR_FILES or filename.startswith("<frozen importlib")
 
 
 def fail_import(error, notifier):
-    """Hand the traceback to Tandem, which prints it once for all workers; print it only when nobody listens."""
-    text = user_traceback(error).encode("utf-8", "replace").decode()
-    message = text
+    refuse(user_traceback(error), notifier)
+
+
+def refuse(text, notifier):
+    """Hand the text to Tandem, which prints it once for all workers; print it only when nobody listens. Then end."""
+    message = text = text.encode("utf-8", "replace").decode()
     while True:
         datagram = "X_TANDEM_IMPORT_ERROR=" + json.dumps(message, ensure_ascii=False)
         if len(datagram.encode()) <= DATAGRAM_MAX:
@@ -362,6 +368,11 @@ def main():
         uvicorn, config = load_config(orders)
     except BaseException as error:  # an app may well call sys.exit() when it misses a setting
         fail_import(error, notifier)
+    serve(orders, notifier, uvicorn, config)
+
+
+def serve(orders, notifier, uvicorn, config):
+    """Serve until the stop, and end with the process's exit status."""
     server = type("Server", (Worker, uvicorn.Server), {})(config)
     server.orders = orders
     server.notifier = notifier

@@ -1,9 +1,12 @@
 //! Uvicorn workers on one listening socket, and the Python environment they run in.
 
 pub mod environment;
+pub mod gate;
 pub mod launch;
+pub mod life;
 pub mod listener;
 pub mod notify;
 pub mod policy;
 pub mod pool;
+pub mod template;
 pub mod variables;

@@ -42,6 +42,8 @@ pub enum Message {
     Counts(Counts),
     /// `X_TANDEM_IMPORT_ERROR=<json string>`: the application cannot be imported; the traceback.
     ImportError(String),
+    /// `X_TANDEM_FORK_UNSAFE=<json list of strings>`: what the template holds that does not come through a fork.
+    ForkUnsafe(Vec<String>),
     /// Any other line: another program's assignment, or garbage.
     Other(String),
 }
@@ -142,6 +144,9 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
             ("X_TANDEM_CONNECTIONS", value) => connections = value.parse().ok(),
             ("X_TANDEM_IN_FLIGHT", value) => in_flight = value.parse().ok(),
             ("X_TANDEM_IMPORT_ERROR", value) => messages.push(Message::ImportError(import_error(value))),
+            ("X_TANDEM_FORK_UNSAFE", value) => messages.push(
+                serde_json::from_str(value).map_or_else(|_| Message::Other(line.to_owned()), Message::ForkUnsafe),
+            ),
             _ => messages.push(Message::Other(line.to_owned())),
         }
     }

@@ -126,6 +126,8 @@ fn lines_are_read_as_they_are_meant() {
         (r#"X_TANDEM_IMPORT_ERROR="a\nb=c""#, false, &[Message::ImportError("a\nb=c".into())]),
         ("X_TANDEM_IMPORT_ERROR=no json", false, &[Message::ImportError("no json".into())]),
         (r#"X_TANDEM_IMPORT_ERROR="cut of"#, true, &[Message::ImportError("\"cut of".into())]),
+        (r#"X_TANDEM_FORK_UNSAFE=["a","b=c"]"#, false, &[Message::ForkUnsafe(vec!["a".into(), "b=c".into()])]),
+        ("X_TANDEM_FORK_UNSAFE=a", false, &[Message::Other("X_TANDEM_FORK_UNSAFE=a".into())]),
         (r#"X_TANDEM_IMPORT_ERROR={"a":1}"#, false, &[Message::ImportError(r#"{"a":1}"#.into())]),
     ];
     for (text, cut, expected) in table {

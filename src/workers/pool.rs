@@ -232,7 +232,7 @@ pub async fn listen(socket: NotifySocket, roster: Roster) {
                         import_error = text;
                     }
                 }
-                Message::Watchdog | Message::Stopping | Message::Other(_) => {}
+                Message::Watchdog | Message::Stopping | Message::ForkUnsafe(_) | Message::Other(_) => {}
             }
         }
     }

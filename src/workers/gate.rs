@@ -1,0 +1,30 @@
+//! The gate that a process with our Python waits at, and its lifeline: a pipe whose writing end is ours.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::OFlag;
+
+/// The writing end. A byte opens the gate; when this is dropped, or Tandem dies, the process goes too.
+#[derive(Debug)]
+pub struct Gate(File);
+
+impl Gate {
+    /// A gate, and the reading end for the process.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn new() -> io::Result<(Self, OwnedFd)> {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        Ok((Self(File::from(writer)), reader))
+    }
+
+    /// Let the process through.
+    ///
+    /// # Errors
+    /// `BrokenPipe` when it is gone already.
+    pub fn open(&mut self) -> io::Result<()> {
+        self.0.write_all(b"1")
+    }
+}

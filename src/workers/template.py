@@ -1,0 +1,299 @@
+"""Import one ASGI app, and fork a worker off whenever Tandem asks for one: all share the memory of one import.
+
+Embedded in the binary and written into the run directory beside launcher.py, whose parts it uses and whose head
+describes the environment that both are started with. In addition:
+
+  TANDEM_FORK_FD      a SOCK_SEQPACKET socket on which Tandem asks for workers
+  TANDEM_PRELOAD      "strict": refuse to fork an app that is not safe to fork
+
+A request is {"slot": N, "environment": {...}} with three descriptors: the read end of the worker's own gate, and the
+write ends of its stdout and stderr. The answer is {"slot": N, "pid": P}, or {"slot": N, "error": "..."} when there was
+no process to be had. The worker leads a process group of its own and is Tandem's child, as if Tandem had spawned it:
+its parent, forked in between, has ended by the time of the answer, and orphans fall to Tandem (PR_SET_CHILD_SUBREAPER).
+
+The environment of a request holds the worker's own values (PGAPPNAME, ...), and is in force before the gate opens. What
+the app read while it was imported it read from the template's environment, which has none of a slot's own.
+
+Says READY=1 once the app is imported, and as the launcher X_TANDEM_IMPORT_ERROR. And, whenever there is something new:
+
+  X_TANDEM_FORK_UNSAFE=<json list of strings>    threads and connections that exist at the moment of a fork
+
+SIGTERM ends the template at once, with 0; workers stay. So does the end of the fork socket.
+"""
+
+import array
+import collections
+import gc
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+
+REQUEST_MAX = 256 * 1024  # bytes; more than the socket's buffer can hold
+DESCRIPTORS = 3
+FINDINGS_MAX = 50
+SETTLE = 0.2  # seconds: for threads that end at a fork to be gone from /proc
+
+
+def load_launcher():
+    """Import launcher.py from its place: the run directory is, rightly, not on the app's path."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
+    spec = importlib.util.spec_from_file_location("tandem_launcher", path)
+    module = importlib.util.module_from_spec(spec)
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    spec.loader.exec_module(module)
+    sys.dont_write_bytecode = kept
+    module.OUR_FILES.add(__file__)
+    return module
+
+
+class Template:
+    """The process that imported the app, until `serve` returns: then this is one of its workers."""
+
+    def __init__(self, launcher):
+        self.launcher = launcher
+        self.channel = socket.socket(fileno=int(os.environ.pop("TANDEM_FORK_FD")))
+        self.channel.set_inheritable(False)
+        self.strict = os.environ.pop("TANDEM_PRELOAD", "") == "strict"
+        self.notify_address = os.environ.pop("NOTIFY_SOCKET", "")
+        self.notifier = launcher.Notifier(self.notify_address)
+        self.orders = launcher.read_orders()
+        self.reported = set()
+        self.native_threads = 0
+        self.uvicorn = self.config = self.kept_sigterm = None
+
+    def load(self):
+        self.launcher.prepare(self.orders)
+        try:
+            self.uvicorn, self.config = self.launcher.load_config(self.orders)
+        except BaseException as error:
+            self.launcher.fail_import(error, self.notifier)
+        # What the app left in cycles goes now; a collection in a worker then neither walks nor copies what is shared.
+        gc.collect()
+        gc.freeze()
+        self.check()
+
+    def check(self):
+        """Report what a fork would break, each finding once."""
+        found = threads() + self.native() + connections(self.own_descriptors())
+        new = [finding for finding in found if finding not in self.reported][:FINDINGS_MAX]
+        if not new:
+            return
+        if self.strict:
+            self.launcher.refuse(refusal(found), self.notifier)
+        self.reported.update(new)
+        message = "X_TANDEM_FORK_UNSAFE=" + json.dumps(new)
+        self.notifier.send(message, patience=self.launcher.NOTIFY_PATIENCE)
+
+    def native(self):
+        native = native_threads()
+        if len(native) > self.native_threads:
+            native = lasting_threads(native)
+        self.native_threads = len(native)
+        return ["%d thread(s) of a native library" % len(native)] if native else []
+
+    def own_descriptors(self):
+        own = {self.channel.fileno(), self.orders.listen_fd}
+        return own | {self.notifier.socket.fileno()} if self.notifier.socket else own
+
+    def serve(self):
+        """Fork a worker for every request. Returns in each worker, with the request it was forked for."""
+        self.kept_sigterm = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        self.notifier.send("READY=1", patience=self.launcher.NOTIFY_PATIENCE)
+        while True:
+            request, descriptors = self.receive()
+            self.check()
+            pid, error = fork_worker()
+            if pid == 0:
+                return request, descriptors
+            for descriptor in descriptors:
+                os.close(descriptor)
+            answer = {"slot": request["slot"]}
+            answer.update({"error": error} if error else {"pid": pid})
+            self.channel.send(json.dumps(answer).encode())
+
+    def receive(self):
+        numbers = array.array("i")
+        space = socket.CMSG_SPACE(DESCRIPTORS * numbers.itemsize)
+        data, control, _, _ = self.channel.recvmsg(REQUEST_MAX, space, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            os._exit(0)  # Tandem wants no more workers of this template
+        for level, kind, content in control:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+        return json.loads(data), list(numbers)
+
+    def become_worker(self, request, descriptors):
+        """Take on what is this worker's own, and serve."""
+        gate_fd, stdout, stderr = descriptors
+        for source, target in ((stdout, 1), (stderr, 2)):
+            os.dup2(source, target)
+            os.close(source)
+        self.channel.close()
+        os.close(self.orders.gate_fd)
+        if self.notifier.socket:
+            self.notifier.socket.close()
+        signal.signal(signal.SIGTERM, self.kept_sigterm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        os.environ.setdefault("TANDEM_APP", self.orders.app)
+        os.environ.update(request["environment"])
+        os.environ.update(TANDEM_LISTEN_FD=str(self.orders.listen_fd), TANDEM_GATE_FD=str(gate_fd))
+        os.environ.pop("TANDEM_PRELOAD", None)
+        # A connection of its own: Tandem tells workers apart by the process that sends.
+        notifier = self.launcher.Notifier(os.environ.pop("NOTIFY_SOCKET", self.notify_address))
+        orders = self.launcher.read_orders()
+        reseed()
+        self.launcher.wait_at_gate(orders.gate_fd)
+        self.launcher.serve(orders, notifier, self.uvicorn, self.config)
+
+
+def fork_worker():
+    """Fork twice, so that the worker falls to Tandem. Answers (pid, None), or (None, what went wrong); in the worker
+    (0, None), with SIGTERM blocked: one that is meant for it must not meet the template's way of taking it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        with warnings.catch_warnings():
+            # Of threads, by Python 3.12 and later: `check` said which they are.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            between = os.fork()
+            if between == 0 and leave_worker(writer):
+                os.close(reader)
+                os.close(writer)
+                return 0, None
+    except OSError as error:
+        os.close(reader)
+        os.close(writer)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        return None, "fork: %s" % error
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.close(writer)
+    said = os.read(reader, 4096).decode()
+    os.close(reader)
+    reap(between)
+    return (int(said), None) if said.isdigit() else (None, said or "fork: the process in between was killed")
+
+
+def leave_worker(writer):
+    """In the process in between: fork the worker, tell its pid and end. True in the worker."""
+    worker = None
+    try:
+        worker = os.fork()
+        if worker == 0:
+            return True
+        # Before anybody knows the pid: a signal to its group shall find it.
+        os.setpgid(worker, worker)
+        os.write(writer, b"%d" % worker)
+    except OSError as error:
+        os.write(writer, b"fork: %s" % str(error).encode())
+    finally:
+        if worker != 0:
+            os._exit(0)
+
+
+def reap(pid):
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # the app ignores SIGCHLD, which leaves nothing to reap
+
+
+def reseed():
+    """Give this worker random numbers of its own. `random` and `ssl` do it at a fork, numpy's old interface does not."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def threads():
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return ['thread "%s"' % thread.name[:100] for thread in others]
+
+
+def lasting_threads(native):
+    """The threads that are still there after a fork: OpenBLAS and others end theirs before it, and start them again when
+    they are needed (pthread_atfork(3))."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    reap(pid)
+    deadline = time.monotonic() + SETTLE
+    while native and time.monotonic() < deadline:
+        time.sleep(0.005)
+        native = native_threads()
+    return native
+
+
+def native_threads():
+    """Threads that Python knows nothing of."""
+    known = {thread.native_id for thread in threading.enumerate()}
+    return [thread for thread in os.listdir("/proc/self/task") if int(thread) not in known]
+
+
+def connections(own):
+    """Streams that workers would share with each other. Not those in `own`."""
+    counts = collections.Counter()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if int(name) in own or not os.readlink("/proc/self/fd/" + name).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as sock:
+                counts[describe(sock, sock.getpeername())] += 1
+        except OSError:
+            continue  # closed already, or not connected
+    counts.pop(None, None)
+    return [text if count == 1 else "%d x %s" % (count, text) for text, count in sorted(counts.items())]
+
+
+def describe(sock, peer):
+    """What the socket is connected to; None when a fork does it no harm."""
+    if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        return None  # each datagram stands for itself: syslog, statsd
+    host, port = os.environ.get("PGHOST", ""), os.environ.get("PGPORT", "5432")
+    if sock.family == socket.AF_UNIX:
+        if not peer:
+            return None  # half of a pair: the process talks to itself, as an event loop does
+        path = os.fsdecode(peer)
+        kind = "database connection" if path == "%s/.s.PGSQL.%s" % (host, port) else "connection"
+        return "%s to %s" % (kind, path[:100])
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    address = peer[0].replace("::ffff:", "", 1)
+    is_database = str(peer[1]) == port and address in addresses(host)
+    shown = "[%s]" % address if ":" in address else address
+    return "%s to %s:%d" % ("database connection" if is_database else "connection", shown, peer[1])
+
+
+def addresses(host):
+    try:
+        return {found[4][0] for found in socket.getaddrinfo(host or "localhost", None)}
+    except OSError:
+        return set()
+
+
+def refusal(found):
+    return (
+        'workers.preload = "strict" refuses to fork the application, whose import leaves behind:\n'
+        + "".join("  %s\n" % finding for finding in found[:FINDINGS_MAX])
+        + "Workers would share the connections, and have none of the threads. Open and start them in the application's\n"
+        + "startup (its lifespan), which runs in every worker, or set workers.preload = true to be warned only."
+    )
+
+
+def main():
+    template = Template(load_launcher())
+    template.load()
+    template.become_worker(*template.serve())
+
+
+if __name__ == "__main__":
+    main()

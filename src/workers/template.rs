@@ -1,0 +1,160 @@
+//! The template: a process that has imported the application once, and forks workers off (`template.py`).
+//!
+//! A forked worker is Tandem's own child: it is forked twice, and falls to Tandem when the process in between ends. It
+//! outlives the template, and all its promises (gate, lifeline, notices, own process group) are a spawned worker's.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal as OsSignal;
+use nix::unistd::pipe2;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::gate::Gate;
+use super::launch;
+use super::life::{self, Life, Roster};
+use super::pool::Launch;
+use crate::process::fd_channel::{self, Channel};
+use crate::process::{self, Child, InheritedFd, Output, orphans};
+use crate::supervise::service::{Reporter, Service};
+use crate::supervise::state::{Action, Intent};
+
+/// The service's name, in the log and everywhere else.
+pub const NAME: &str = "template";
+
+/// A fork takes milliseconds; more than this, and the template hangs.
+const FORK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The template, as a service. Its clones are the same template.
+#[derive(Clone)]
+pub struct Template {
+    launch: Rc<Launch>,
+    environment: Rc<[(String, String)]>,
+    life: Life,
+    /// To the process that is there now.
+    channel: Rc<RefCell<Option<Place>>>,
+}
+
+/// One request at a time; empty once one was left unanswered, for its answer would be taken for the next one's.
+type Place = Rc<Mutex<Option<Channel>>>;
+
+/// A worker just forked. It waits at its gate.
+#[derive(Debug)]
+pub struct Forked {
+    pub child: Child,
+    pub output: Output,
+    pub gate: Gate,
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    slot: usize,
+    environment: serde_json::Map<String, serde_json::Value>,
+    #[serde(skip)]
+    fds: [&'a OwnedFd; 3],
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    slot: usize,
+    pid: Option<i32>,
+    error: Option<String>,
+}
+
+impl Template {
+    /// The template of `launch`, with `environment` in place of a slot's (see [`launch::template_environment`]).
+    pub fn new(launch: Rc<Launch>, environment: Vec<(String, String)>, roster: Roster, reporter: Reporter) -> Self {
+        let life = Life::new(NAME.to_owned(), roster, reporter);
+        Self { launch, environment: environment.into(), life, channel: Rc::default() }
+    }
+
+    /// Whether workers can be forked now.
+    pub fn is_ready(&self) -> bool {
+        self.life.is_ready()
+    }
+
+    /// The process's life: its last exit, whether it is unstartable.
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// Fork a worker for `slot`, which gets `environment` on top of the template's own. At most 10 s; Tandem must be a
+    /// child subreaper ([`orphans::adopt`]).
+    ///
+    /// # Errors
+    /// The template is not ready, could not fork, or did not answer: then it is let go of, and ends.
+    pub async fn fork(&self, slot: usize, environment: &[(String, String)]) -> io::Result<Forked> {
+        let place = self.channel.borrow().clone().filter(|_| self.is_ready());
+        let place = place.ok_or_else(|| io::Error::other("the template is not ready"))?;
+        let (gate, gate_end) = Gate::new()?;
+        let (stdout, stdout_end) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, stderr_end) = pipe2(OFlag::O_CLOEXEC)?;
+        let environment = environment.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        let request = Request { slot, environment, fds: [&gate_end, &stdout_end, &stderr_end] };
+        let asked = async {
+            let mut place = place.lock().await;
+            // Put back only with its answer, so that a request that was given up leaves nothing to mistake.
+            let channel = place.take().ok_or_else(|| io::Error::other("the template did not answer before"))?;
+            let hold = orphans::hold();
+            let answer = ask(&channel, &request).await?;
+            *place = Some(channel);
+            io::Result::Ok((answer, hold))
+        };
+        let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "the template did not answer in time"));
+        let (answer, _hold) = tokio::time::timeout(FORK_LIMIT, asked).await.unwrap_or_else(late)?;
+        let pid = answer.pid.ok_or_else(|| io::Error::other(answer.error.unwrap_or_default()))?;
+        let (child, output) = process::adopt(pid, stdout, stderr)?;
+        Ok(Forked { child, output, gate })
+    }
+
+    fn try_spawn(&self, intent: Intent) -> io::Result<()> {
+        let Some(listener) = self.launch.listener.borrow().clone() else {
+            return Err(io::Error::other("the listening socket is closed"));
+        };
+        let (gate, gate_end) = Gate::new()?;
+        let gate_end = InheritedFd(Arc::new(gate_end));
+        let (channel, theirs) = fd_channel::pair()?;
+        let theirs = InheritedFd(Arc::new(theirs));
+        let script = launch::template_script(&self.launch);
+        let command = life::command(&self.launch, &script, &self.environment, &listener, &gate_end)
+            .env("TANDEM_FORK_FD", theirs.number().to_string());
+        let (child, output) = process::spawn(&command, &[listener, gate_end, theirs], OsSignal::SIGKILL)?;
+        *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
+        self.life.begin(child, output, gate, intent);
+        Ok(())
+    }
+}
+
+/// Ask for one worker, over a channel on which nothing else is under way.
+async fn ask(channel: &Channel, request: &Request<'_>) -> io::Result<Answer> {
+    channel.send(&serde_json::to_vec(request)?, &request.fds.map(AsFd::as_fd)).await?;
+    let answer = channel.recv().await?.ok_or_else(|| io::Error::other("the template ended"))?;
+    let answer: Answer = serde_json::from_slice(&answer)?;
+    if answer.slot != request.slot {
+        return Err(io::Error::other(format!("the template answered for slot {}", answer.slot)));
+    }
+    Ok(answer)
+}
+
+impl Service for Template {
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Spawn(intent) => {
+                if let Err(error) = self.try_spawn(intent) {
+                    self.life.fail(&error);
+                }
+            }
+            other => self.life.act(other),
+        }
+    }
+
+    fn tail(&self) -> Vec<String> {
+        self.life.tail()
+    }
+}
