@@ -16,7 +16,14 @@ use crate::process::InheritedFd;
 use crate::process::identity;
 
 /// Runs one ASGI application on an inherited socket; see its own head for the protocol.
-const LAUNCHER: &str = include_str!("launcher.py");
+const LAUNCHER: &str = "launcher.py";
+
+/// What a worker consists of, by file name. The launcher loads the others from beside it, by path and not by import:
+/// the run directory is in nobody's `sys.path`.
+const FILES: &[(&str, &str)] = &[(LAUNCHER, include_str!("launcher.py")), ("drain.py", include_str!("drain.py"))];
+
+/// How long a retiring worker keeps idle connections and finishes requests: `settings.workers.drain` takes its place.
+const DRAIN_DEFAULT: Duration = Duration::from_secs(30);
 
 /// Users that a web application may run as where root starts it, the better one first.
 const USERS: [&str; 2] = ["www-data", "nobody"];
@@ -34,8 +41,11 @@ pub fn plan(
     python: Rc<RefCell<PathBuf>>,
     identity: Rc<RefCell<Option<Identity>>>,
 ) -> anyhow::Result<Launch> {
-    let launcher = run.join("launcher.py");
-    write(&launcher).with_context(|| format!("write {}", launcher.display()))?;
+    for (name, text) in FILES {
+        let path = run.join(name);
+        write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    let launcher = run.join(LAUNCHER);
     let protocol = protocol(settings, notify);
     let environment = (0..settings.workers.count)
         .map(|slot| variables::worker(settings, url, slot).into_iter().chain(protocol.clone()).collect())
@@ -45,10 +55,10 @@ pub fn plan(
 }
 
 /// Written beside and renamed, so that a worker never reads half of it.
-fn write(path: &Path) -> std::io::Result<()> {
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let staged = path.with_extension("py.new");
-    std::fs::write(&staged, LAUNCHER)?;
+    std::fs::write(&staged, text)?;
     std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o644))?;
     std::fs::rename(&staged, path)
 }
@@ -71,6 +81,7 @@ fn protocol(settings: &Settings, notify: &str) -> Vec<(String, String)> {
         ("TANDEM_ACCESS_LOG", if workers.access_log { "1" } else { "0" }.to_owned()),
         ("TANDEM_GRACE", format!("{:.3}", drain_limit(stop.grace).as_secs_f64())),
         ("TANDEM_IDLE_DRAIN", format!("{:.3}", stop.idle_drain.as_secs_f64())),
+        ("TANDEM_DRAIN", format!("{:.3}", DRAIN_DEFAULT.as_secs_f64())),
         ("PYTHONUNBUFFERED", "1".to_owned()),
     ];
     if let Some(watchdog) = workers.watchdog {
