@@ -16,7 +16,8 @@ use crate::sidecar::{self, Context, Goal};
 /// # Errors
 /// What the migrations or the start of the server said.
 pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
-    let settings = open::settings(common, Vec::new())?;
+    let configuration = open::configuration(common, Vec::new())?;
+    let settings = configuration.loaded.settings.clone();
     if let Migrate::New { name } = &command {
         let path = schema::new(&settings.directory.join("migration"), name)?;
         println!("{}", path.display());
@@ -31,8 +32,8 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
     }
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem migrate")?;
-    let context = Context::resolve(settings, home).await?;
-    let (settings, url) = (context.settings.clone(), context.url.clone());
+    let context = Context::resolve(configuration, home).await?;
+    let url = context.url.clone();
     let errand = Box::pin(async move { act(&settings, &url, command).await });
     sidecar::run(context, Goal::Errand(errand)).await?;
     Ok(Code::Stopped)

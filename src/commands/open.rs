@@ -7,6 +7,7 @@ use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::settings::client_address;
 use crate::postgres::{secret, server};
+use crate::sidecar::Configuration;
 use crate::telemetry;
 
 /// A flag that sets a key.
@@ -19,20 +20,33 @@ pub fn flag(key: &str, value: impl Into<String>, name: &str) -> Flag {
 /// # Errors
 /// Every error of the configuration at once.
 pub fn settings(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Settings> {
-    let loaded = load(common, flags)?;
+    Ok(configuration(common, flags)?.loaded.settings)
+}
+
+/// As [`settings`], with all that the configuration can be read from again.
+///
+/// # Errors
+/// As [`settings`].
+pub fn configuration(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Configuration> {
+    let source = source(common, flags)?;
+    let loaded = config::load(&source)?;
     let log = &loaded.settings.log;
     telemetry::init(log.format, &log.filter, log.colour)?;
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
-    Ok(loaded.settings)
+    Ok(Configuration { source, loaded })
 }
 
 /// Load the configuration, with `--set` and `flags` on top.
 ///
 /// # Errors
 /// Every error of the configuration at once.
-pub fn load(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Loaded> {
+pub fn load(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Loaded> {
+    config::load(&source(common, flags)?)
+}
+
+fn source(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Source> {
     for pair in &common.set {
         let Some((key, value)) = pair.split_once('=') else {
             let text = format!("--set {pair}: write KEY=VALUE, such as --set postgres.port=5433");
@@ -43,7 +57,7 @@ pub fn load(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Loaded> {
     if let Some(format) = &common.log_format {
         flags.push(flag("log.format", format.clone(), "--log-format"));
     }
-    config::load(&Source::of_process(common.config.clone(), flags)?)
+    Source::of_process(common.config.clone(), flags)
 }
 
 /// Where the application's database is, as far as can be told without starting anything: a running server's own port,

@@ -14,10 +14,10 @@ use crate::sidecar::{self, Context, Goal};
 pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>) -> anyhow::Result<Code> {
     let workers = workers.map(|count| open::flag("workers.count", count.to_string(), "--workers"));
     let listen = listen.map(|address| open::flag("workers.listen", address, "--listen"));
-    let settings = open::settings(common, [workers, listen].into_iter().flatten().collect())?;
-    let home = Home::resolve(&settings)?;
+    let configuration = open::configuration(common, [workers, listen].into_iter().flatten().collect())?;
+    let home = Home::resolve(&configuration.loaded.settings)?;
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem up")?;
-    sidecar::run(Context::resolve(settings, home).await?, Goal::Serve).await?;
+    sidecar::run(Context::resolve(configuration, home).await?, Goal::Serve).await?;
     Ok(Code::Stopped)
 }

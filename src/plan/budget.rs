@@ -30,6 +30,15 @@ impl Budget {
             + u64::from(SUPERUSER_RESERVED)
     }
 
+    /// How many workers beyond `workers` the server has room for.
+    pub fn room(&self) -> u64 {
+        let kept = u64::from(self.reserved) + u64::from(SUPERUSER_RESERVED);
+        let room = u64::from(self.max_connections).saturating_sub(kept);
+        // Workers without a pool open nothing: as many as there are may come beside them.
+        let all = room.checked_div(self.per_worker()).unwrap_or(2 * u64::from(self.workers));
+        all.saturating_sub(u64::from(self.workers))
+    }
+
     /// Whether the server has room for all that may be opened.
     ///
     /// # Errors
@@ -102,6 +111,16 @@ mod tests {
             the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (20 + 10) + 1 more during a roll × 30 + 10 reserved + 3 for superusers = 163, max_connections is 100
             raise postgres.max_connections to 163, let pool.size + pool.overflow be at most 17, or let workers.count be at most 1"#]]
         .assert_eq(&format!("{over}\n{}", over.help()));
+    }
+
+    #[test]
+    fn the_room_is_what_still_fits() {
+        assert_eq!(budget(4, 5, 10).room(), 1, "(100 - 13) / 15 = 5");
+        assert_eq!(budget(4, 5, 5).room(), 4);
+        assert_eq!(budget(4, 0, 0).room(), 4);
+        assert_eq!(budget(4, 20, 10).room(), 0);
+        let full = Budget { rolling: 4, ..budget(4, 5, 5) };
+        assert_eq!(full.check(), Ok(()), "what has room fits");
     }
 
     #[test]

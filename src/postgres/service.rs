@@ -14,7 +14,7 @@ use super::home::Home;
 use super::probe::{Probe, Sample};
 use super::settings::SUPERUSER;
 use super::{provision, server, stale};
-use crate::process;
+use crate::process::{self, Exit};
 use crate::supervise::service::{self, Reporter, Service, Tail};
 use crate::supervise::state::{Action, Ending, Event};
 
@@ -57,6 +57,7 @@ pub struct Postmaster {
     reporter: Reporter,
     tail: Tail,
     server: Rc<Cell<Server>>,
+    last_exit: Rc<Cell<Option<Exit>>>,
     /// Told when nobody wants to know any more whether the server answers.
     unwatch: Rc<Notify>,
 }
@@ -73,7 +74,19 @@ enum Server {
 
 impl Postmaster {
     pub fn new(launch: Rc<Launch>, reporter: Reporter) -> Self {
-        Self { launch, reporter, tail: Tail::default(), server: Rc::default(), unwatch: Rc::default() }
+        Self {
+            launch,
+            reporter,
+            tail: Tail::default(),
+            server: Rc::default(),
+            last_exit: Rc::default(),
+            unwatch: Rc::default(),
+        }
+    }
+
+    /// How the last server ended, if one has.
+    pub fn last_exit(&self) -> Option<Exit> {
+        self.last_exit.get()
     }
 
     /// Close the probe's connection ahead of the shutdown, which would terminate it with a FATAL in the log.
@@ -88,10 +101,17 @@ impl Service for Postmaster {
             Action::Spawn(_) => {
                 let (launch, reporter) = (self.launch.clone(), self.reporter.clone());
                 let (tail, server, unwatch) = (self.tail.clone(), self.server.clone(), self.unwatch.clone());
+                let last_exit = self.last_exit.clone();
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = run(&launch, &reporter, &tail, &server, &unwatch).await {
-                        tracing::error!({ service.name = NAME }, "start PostgreSQL: {error:#}");
-                        reporter.say(Event::SpawnFailed);
+                    match run(&launch, &reporter, &tail, &server, &unwatch).await {
+                        Ok(exit) => {
+                            last_exit.set(Some(exit));
+                            reporter.say(Event::Exited(Ending::Ended));
+                        }
+                        Err(error) => {
+                            tracing::error!({ service.name = NAME }, "start PostgreSQL: {error:#}");
+                            reporter.say(Event::SpawnFailed);
+                        }
                     }
                 });
             }
@@ -121,7 +141,7 @@ async fn run(
     tail: &Tail,
     state: &Cell<Server>,
     unwatch: &Notify,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Exit> {
     let installation =
         launch.installation.borrow().clone().ok_or_else(|| anyhow::anyhow!("no PostgreSQL was installed"))?;
     let environment = stale::clear(&launch.home).await?;
@@ -151,8 +171,7 @@ async fn run(
             tracing::error!({ service.name = NAME }, "{error:#}");
         }
     }
-    reporter.say(Event::Exited(Ending::Ended));
-    Ok(())
+    Ok(exit)
 }
 
 /// Say when the server answers, when it stops answering, and when it answers again.

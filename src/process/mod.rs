@@ -5,6 +5,7 @@
 mod child;
 pub mod fd_channel;
 pub mod identity;
+pub mod memory;
 pub mod orphans;
 pub mod ports;
 mod run;
@@ -12,4 +13,4 @@ mod spawn;
 
 pub use child::{Child, Exit, Output, adopt};
 pub use run::{Finished, RunError, run, run_with};
-pub use spawn::{InheritedFd, lines, replace, signal, signal_group, spawn};
+pub use spawn::{InheritedFd, group_of, lines, replace, signal, signal_group, spawn};

@@ -1,6 +1,7 @@
 //! Who listens on a TCP port of this machine.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 
 use nix::unistd::{Uid, User};
 use procfs::net::{TcpNetEntry, TcpState};
@@ -28,6 +29,17 @@ pub fn holder(port: u16) -> Option<String> {
     })
 }
 
+/// Whether the end that this machine accepted on `port` of the connection from `client` is held by a process of the
+/// process group `group`.
+pub fn is_held_by_group(port: u16, client: SocketAddr, group: i32) -> bool {
+    let accepted = |entry: &TcpNetEntry| entry.local_address.port() == port && entry.remote_address == client;
+    let all = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
+    let inodes: HashSet<u64> = all.filter(accepted).map(|entry| entry.inode).filter(|&inode| inode != 0).collect();
+    let Ok(processes) = procfs::process::all_processes() else { return false };
+    let mut members = processes.flatten().filter(|process| process.stat().is_ok_and(|stat| stat.pgrp == group));
+    !inodes.is_empty() && members.any(|process| holds(&process, &inodes))
+}
+
 fn named(inodes: &HashSet<u64>) -> Option<String> {
     if inodes.is_empty() {
         return None;
@@ -47,6 +59,19 @@ fn holds(process: &Process, inodes: &HashSet<u64>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_accepted_connection_belongs_to_the_group_that_holds_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let address = client.local_addr().unwrap();
+        let group = nix::unistd::getpgrp().as_raw();
+        assert!(!is_held_by_group(port, address, group), "nobody has accepted it yet");
+        let _accepted = listener.accept().unwrap();
+        assert!(is_held_by_group(port, address, group));
+        assert!(!is_held_by_group(port, address, 1), "it is not another's");
+    }
 
     #[test]
     fn the_listener_is_named() {

@@ -112,6 +112,11 @@ pub fn signal(pid: i32, signal: Signal) {
     report(pid, signal, kill(Pid::from_raw(pid), signal));
 }
 
+/// The process group of a process, if it is there (getpgid(2)).
+pub fn group_of(pid: i32) -> Option<i32> {
+    nix::unistd::getpgid(Some(Pid::from_raw(pid))).ok().map(Pid::as_raw)
+}
+
 /// Send `signal` to a whole process group; a group that is gone already is not an error.
 pub fn signal_group(group: i32, signal: Signal) {
     report(group, signal, killpg(Pid::from_raw(group), signal));

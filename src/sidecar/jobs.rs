@@ -46,7 +46,7 @@ pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(Databas
 
 /// [`super::Step::Install`]: both at once, since neither needs the other.
 pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
-    let settings = &context.settings;
+    let settings = &*context.settings();
     let postgres = async {
         match settings.postgres.mode {
             PostgresMode::Attach => Ok(None),
@@ -72,7 +72,7 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
     context.fresh.set(cluster::ensure(&context.home, &installation).await?.fresh);
     let files = settings::render(&Inputs {
-        postgres: &context.settings.postgres,
+        postgres: &context.settings().postgres,
         socket_dir: &context.home.socket_dir,
         port: context.url.port,
         memory: memory::available(),
@@ -93,7 +93,7 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
 
 /// [`super::Step::Attach`]: wait until the server that somebody else runs answers.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
-    let postgres = &context.settings.postgres;
+    let postgres = &context.settings().postgres;
     let mut probe = Probe::attached(&context.url)?;
     let mut last = String::new();
     let answered = async {
@@ -123,7 +123,7 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
 
 /// [`super::Step::Migrate`].
 pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
-    let migrations = &context.settings.migrations;
+    let migrations = &context.settings().migrations;
     let began = Instant::now();
     let applied = apply(&context, migrations).await?;
     *context.migrations.borrow_mut() = picture::Migrations {
@@ -155,7 +155,7 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
 }
 
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
-    let settings = &context.settings;
+    let settings = &*context.settings();
     let Some((program, args)) = words.split_first() else { bail!("migrations.command is empty") };
     // A tool such as alembic lives in the environment that was just made.
     let bin = context.python.borrow().parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());

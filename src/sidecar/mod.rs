@@ -3,32 +3,26 @@
 //! [`run`] makes the tree from [`BOOT`] and lets `supervise` walk it; `jobs` is what each step does, `shell` carries
 //! out the tree's actions, `view` is what health and the banner show of it.
 
+mod context;
 mod jobs;
+mod services;
 mod shell;
 mod view;
 
-use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc::unbounded_channel;
 
-use crate::config::{PostgresMode, Settings};
+use crate::config::{PostgresMode, Preload, Settings};
 use crate::exit::{Code, Failure};
-use crate::health::picture::Migrations;
-use crate::plan::{DatabaseUrl, Identity};
-use crate::postgres::home::Home;
-use crate::postgres::secret::Password;
-use crate::postgres::service::Stocked;
-use crate::postgres::stale;
-use crate::postgres::{self, binaries::Installation};
+use crate::postgres;
 use crate::process::orphans;
 use crate::supervise::task;
 use crate::supervise::tree::{Cause, Event, JobId, Need, Plan, RollPlan, ServiceId, ServicePlan, Stage, Tree};
 use crate::workers;
 
+pub use context::{Configuration, Context};
 pub use view::Endpoints;
 
 /// One step of the boot.
@@ -46,6 +40,8 @@ pub enum Step {
     Provision,
     /// Bring the schema to where the application needs it.
     Migrate,
+    /// Let a template import the application, where workers are forked off one.
+    Template,
     /// Let the workers import the application and serve.
     Workers,
     /// What `tandem migrate` and its like came for, in the workers' place.
@@ -53,11 +49,11 @@ pub enum Step {
 }
 
 /// The boot, in order. A stop walks it backwards.
-pub const BOOT: [Step; 6] =
-    [Step::Install, Step::Cluster, Step::Postgres, Step::Provision, Step::Migrate, Step::Workers];
+pub const BOOT: [Step; 7] =
+    [Step::Install, Step::Cluster, Step::Postgres, Step::Provision, Step::Migrate, Step::Template, Step::Workers];
 
 /// The same for a server that somebody else runs.
-pub const BOOT_ATTACHED: [Step; 4] = [Step::Install, Step::Attach, Step::Migrate, Step::Workers];
+pub const BOOT_ATTACHED: [Step; 5] = [Step::Install, Step::Attach, Step::Migrate, Step::Template, Step::Workers];
 
 /// Something to do with the database up, instead of serving.
 pub type Errand = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
@@ -70,103 +66,77 @@ pub enum Goal {
     Errand(Errand),
 }
 
-/// What is known before the first child, and what the steps find out.
-pub struct Context {
-    pub settings: Settings,
-    pub home: Home,
-    /// Where the application's database is, password included.
-    pub url: DatabaseUrl,
-    /// The password of the application's role; `None` where the server is not ours.
-    pub password: Option<Password>,
-    pub installation: Rc<RefCell<Option<Installation>>>,
-    pub python: Rc<RefCell<PathBuf>>,
-    /// Whom the workers run as.
-    pub worker_identity: Rc<RefCell<Option<Identity>>>,
-    /// Whether the cluster was made by this run, and is empty.
-    pub fresh: Cell<bool>,
-    /// What the migrations did, for the health port.
-    pub migrations: RefCell<Migrations>,
-    /// How far the database has come, for the probe.
-    pub database: Rc<Cell<Stocked>>,
-}
-
-impl Context {
-    /// Resolve the password and the port: after this every URL is known, before any process runs.
-    ///
-    /// # Errors
-    /// The port is taken and was chosen by hand; the state directory cannot be used.
-    pub async fn resolve(settings: Settings, home: Home) -> anyhow::Result<Self> {
-        if settings.postgres.mode == PostgresMode::Managed {
-            // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
-            stale::end_leftover(&home).await?;
-        }
-        let (url, password) = jobs::database_url(&settings, &home)?;
-        Ok(Self {
-            settings,
-            home,
-            url,
-            password,
-            installation: Rc::default(),
-            python: Rc::default(),
-            worker_identity: Rc::default(),
-            migrations: RefCell::default(),
-            fresh: Cell::new(false),
-            database: Rc::default(),
-        })
-    }
-}
-
 /// The steps of this run.
 fn steps(context: &Context, goal: &Goal) -> Vec<Step> {
-    let steps: &[Step] = match context.settings.postgres.mode {
+    let steps: &[Step] = match context.settings().postgres.mode {
         PostgresMode::Managed => &BOOT,
         PostgresMode::Attach => &BOOT_ATTACHED,
     };
     match goal {
         Goal::Serve => steps.to_vec(),
         Goal::Errand(_) => {
-            let before = steps.iter().copied().filter(|step| !matches!(step, Step::Migrate | Step::Workers));
+            let before =
+                steps.iter().copied().filter(|step| !matches!(step, Step::Migrate | Step::Template | Step::Workers));
             before.chain([Step::Errand]).collect()
         }
     }
 }
 
-/// The postmaster's place among the services; workers follow it.
+/// The postmaster's place among the services; what else there is follows it.
 const POSTGRES: ServiceId = ServiceId(0);
-
-/// The service of worker slot `number`.
-fn worker(number: usize) -> ServiceId {
-    ServiceId(number + 1)
-}
 
 /// The tree's plan for `steps`. Pure.
 fn plan(settings: &Settings, steps: &[Step]) -> Plan {
-    let count = settings.workers.count as usize;
-    let stages = steps.iter().map(|&step| match step {
-        Step::Postgres => Stage::Services(vec![POSTGRES]),
-        Step::Workers => Stage::Services((0..count).map(worker).collect()),
-        job => Stage::Job(JobId(job as usize)),
-    });
-    // Workers may import Python's libraries as soon as there is an environment.
+    let (workers, stop) = (&settings.workers, &settings.stop);
+    // Workers may import Python's libraries as soon as there is an environment; another server knows no gate.
     let installed = steps.iter().position(|&step| step == Step::Install).map(|install| install + 1);
+    let installed = installed.filter(|_| workers.command.is_none());
+    let worker = |prepare_at, need| ServicePlan { policy: workers::policy::policy(workers, stop), prepare_at, need };
+    let preload = (workers.preload != Preload::Off).then(|| worker(installed, Need::Boot));
     let postmaster = ServicePlan {
-        policy: postgres::policy::policy(&settings.postgres, &settings.stop),
+        policy: postgres::policy::policy(&settings.postgres, stop),
         prepare_at: None,
         need: Need::Always,
     };
-    let worker = ServicePlan {
-        policy: workers::policy::policy(&settings.workers, &settings.stop),
-        prepare_at: installed,
-        need: Need::Always,
+    let mut services = vec![postmaster];
+    let mut more = |plans: Vec<ServicePlan>| {
+        let ids = (services.len()..services.len() + plans.len()).map(ServiceId).collect();
+        services.extend(plans);
+        Stage::Services(ids)
     };
+    let stages = steps.iter().map(|&step| match step {
+        Step::Postgres => Stage::Services(vec![POSTGRES]),
+        Step::Template => more(preload.iter().cloned().collect()),
+        Step::Workers => {
+            // Forked off a template, they have nothing to import ahead.
+            let prepare_at = installed.filter(|_| preload.is_none());
+            more(vec![worker(prepare_at, Need::Always); workers.count as usize])
+        }
+        job => Stage::Job(JobId(job as usize)),
+    });
+    let stages: Vec<Stage> = stages.collect();
     let has_workers = steps.contains(&Step::Workers);
-    let workers = std::iter::repeat_n(worker, if has_workers { count } else { 0 });
     Plan {
-        stages: stages.collect(),
-        services: std::iter::once(postmaster).chain(workers).collect(),
-        drain_delay: if has_workers { settings.stop.drain_delay } else { Duration::ZERO },
-        before_stop: None,
-        roll: RollPlan::NONE,
+        stages,
+        services,
+        drain_delay: if has_workers { stop.drain_delay } else { Duration::ZERO },
+        before_stop: settings.hooks.before_stop.as_ref().filter(|_| has_workers).map(|_| settings.hooks.limit),
+        roll: RollPlan {
+            workers: steps.iter().position(|&step| step == Step::Workers),
+            template: steps.iter().position(|&step| step == Step::Template),
+            preload,
+            surge: workers.surge as usize,
+            extra_max: extra_max(settings),
+        },
+    }
+}
+
+/// How many workers there may be beyond those wanted: each may open all the connections of its pool.
+fn extra_max(settings: &Settings) -> usize {
+    match settings.postgres.mode {
+        PostgresMode::Managed => settings.budget().room() as usize,
+        // What the other server bears is not known here; so many at once are a roll of all.
+        PostgresMode::Attach => settings.workers.count.max(settings.workers.surge) as usize,
     }
 }
 
@@ -179,8 +149,9 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     let mut inbox = crate::signals::Inbox::open().context("install signal handlers")?;
     let (events, receiver) = unbounded_channel();
     let steps = steps(&context, &goal);
-    let tree = Tree::new(plan(&context.settings, &steps));
+    let tree = Tree::new(plan(&context.settings(), &steps));
     let mut shell = shell::Sidecar::open(context, goal, steps, events.clone()).await?;
+    shell.stock(&tree);
     let signals = async {
         loop {
             match inbox.next().await {
@@ -209,6 +180,6 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
 const STRAY_ROUNDS: usize = 20;
 
 fn gave_up(shell: &shell::Sidecar, id: ServiceId) -> anyhow::Error {
-    let (name, why) = shell.last_words(id);
+    let (name, why) = (shell.services.name(id), shell.services.last_words(id));
     Failure::new(Code::GaveUp, format!("{name} gave up{why}")).into()
 }

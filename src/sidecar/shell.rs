@@ -10,19 +10,21 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::services::Services;
 use super::view::{Endpoints, View};
-use super::{Context, Errand, Goal, POSTGRES, Step, jobs, worker};
-use crate::config::PostgresMode;
+use super::{Context, Errand, Goal, POSTGRES, Step, jobs};
+use crate::config::{PostgresMode, WorkerSocket};
 use crate::health::server as health;
 use crate::postgres::probe::Probe;
 use crate::postgres::service::{self as postmaster, Postmaster, Reading};
 use crate::process::ports;
-use crate::supervise::service::{Reporter, Service};
+use crate::supervise::service::Reporter;
 use crate::supervise::task::Shell;
-use crate::supervise::tree::{Action, Cause, Event, JobId, Phase, ServiceId, Tree};
+use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Phase, RollId, Scope, ServiceId, Tree};
+use crate::workers::launch::{self, Launch};
+use crate::workers::life::{self, Roster};
 use crate::workers::notify::NotifySocket;
-use crate::workers::pool::{self, Roster, Slot};
-use crate::workers::{launch, listener};
+use crate::workers::{care, listener};
 
 /// Length of the health port's listening queue.
 const HEALTH_BACKLOG: u32 = 128;
@@ -32,9 +34,7 @@ pub struct Sidecar {
     context: Rc<Context>,
     steps: Vec<Step>,
     events: UnboundedSender<Event>,
-    postmaster: Postmaster,
-    slots: Vec<Slot>,
-    launch: Option<Rc<pool::Launch>>,
+    pub services: Services,
     errand: Option<Errand>,
     jobs: HashMap<JobId, JoinHandle<()>>,
     /// The error of the job that failed.
@@ -58,8 +58,8 @@ impl Sidecar {
         events: UnboundedSender<Event>,
     ) -> anyhow::Result<Self> {
         let context = Rc::new(context);
+        let settings = context.settings();
         let samples = watch::Sender::new(None);
-        let reporter = |id| Reporter::new(id, events.clone());
         let postmaster = Postmaster::new(
             Rc::new(postmaster::Launch {
                 home: context.home.clone(),
@@ -67,17 +67,15 @@ impl Sidecar {
                 port: context.url.port,
                 database: context.url.database.clone(),
                 stocked: context.database.clone(),
-                probe_interval: context.settings.postgres.probe_interval,
-                probe_deadline: context.settings.postgres.probe_deadline,
+                probe_interval: settings.postgres.probe_interval,
+                probe_deadline: settings.postgres.probe_deadline,
                 samples: samples.clone(),
             }),
-            reporter(POSTGRES),
+            Reporter::new(POSTGRES, events.clone()),
         );
         let mut sidecar = Self {
-            view: View::new(&context.settings),
-            postmaster,
-            slots: Vec::new(),
-            launch: None,
+            view: View::new(&settings),
+            services: Services::new(postmaster, Roster::default(), events.clone()),
             errand: None,
             jobs: HashMap::new(),
             error: Rc::default(),
@@ -85,44 +83,46 @@ impl Sidecar {
             tasks: Vec::new(),
             stop_began: None,
             steps,
-            events: events.clone(),
+            events,
             context,
         };
         match goal {
             Goal::Errand(errand) => sidecar.errand = Some(errand),
-            Goal::Serve => sidecar.open_doors(&reporter)?,
+            Goal::Serve => sidecar.open_doors()?,
         }
         Ok(sidecar)
     }
 
-    /// Bind the application's socket, the health port and the notify socket, and make the slots.
-    fn open_doors(&mut self, reporter: &dyn Fn(ServiceId) -> Reporter) -> anyhow::Result<()> {
-        let settings = &self.context.settings;
+    /// Bind the application's socket, the health port and the notify socket, and look after the workers.
+    fn open_doors(&mut self) -> anyhow::Result<()> {
+        let settings = self.context.settings();
         let workers = &settings.workers;
-        let socket = listener::bind(workers.listen, workers.backlog, "workers.listen", ports::holder)?;
+        let socket = match workers.socket {
+            WorkerSocket::Inherited => {
+                Some(listener::bind(workers.listen, workers.backlog, "workers.listen", ports::holder)?)
+            }
+            WorkerSocket::Own => None,
+        };
         let port = listener::bind(settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
         let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
         let notify = NotifySocket::open()?;
-        let launch = Rc::new(launch::plan(
-            settings,
-            &self.context.home.run,
-            &self.context.url,
-            socket.inherited(),
-            notify.name(),
-            self.context.python.clone(),
-            self.context.worker_identity.clone(),
-        )?);
-        let roster = Roster::default();
-        let count = settings.workers.count as usize;
-        self.slots = (0..count)
-            .map(|number| Slot::new(number, launch.clone(), roster.clone(), reporter(worker(number))))
-            .collect();
-        self.launch = Some(launch);
-        self.tasks.push(tokio::task::spawn_local(pool::listen(notify, roster.clone())));
+        launch::write_files(&self.context.home.run)?;
+        self.services.set_launch(Rc::new(Launch {
+            settings: settings.clone(),
+            url: self.context.url.clone(),
+            run: self.context.home.run.clone(),
+            notify: notify.name().to_owned(),
+            listener: Rc::new(RefCell::new(socket.map(|socket| socket.inherited()))),
+            python: self.context.python.clone(),
+            identity: self.context.worker_identity.clone(),
+        }));
+        let roster = self.services.roster();
+        self.tasks.push(tokio::task::spawn_local(life::listen(notify, roster.clone())));
+        self.tasks.push(tokio::task::spawn_local(self.tend(roster.clone())));
         let pictures = self.view.pictures();
         self.tasks.push(tokio::task::spawn_local(self.view.follow(
             self.samples.subscribe(),
-            roster.clone(),
+            roster,
             self.context.home.data.join("pg_wal"),
         )));
         let never = std::future::pending();
@@ -135,24 +135,31 @@ impl Sidecar {
         Ok(())
     }
 
+    /// Look after the workers for ever.
+    fn tend(&self, roster: Roster) -> impl Future<Output = ()> + use<> {
+        let (context, events) = (self.context.clone(), self.events.clone());
+        let due = move |id: ServiceId, _| {
+            let _ = events.send(Event::Roll(RollId(0), Scope::One(id)));
+        };
+        care::tend(roster, move || context.settings(), due)
+    }
+
+    /// Make the first services, as the tree plans them.
+    pub fn stock(&mut self, tree: &Tree) {
+        let roll = &tree.plan.roll;
+        for (&id, member) in &tree.members {
+            let stage = Some(member.stage);
+            if stage == roll.template {
+                self.services.add(id, Origin::Template);
+            } else if stage == roll.workers {
+                self.services.add(id, Origin::Slot(member.place));
+            }
+        }
+    }
+
     /// What the failed job said.
     pub fn error(&self) -> anyhow::Error {
         self.error.borrow_mut().take().unwrap_or_else(|| anyhow!("a step of the boot failed"))
-    }
-
-    /// The name of a service that gave up, and the last lines it printed.
-    pub fn last_words(&self, id: ServiceId) -> (String, String) {
-        if id == POSTGRES {
-            return (postmaster::NAME.into(), quoted(&self.postmaster.tail()));
-        }
-        let slot = &self.slots[id.0 - 1];
-        let app = &self.context.settings.workers.app;
-        let why = if slot.is_unstartable() {
-            format!(": {app} cannot be imported (the traceback is above)")
-        } else {
-            quoted(&slot.tail())
-        };
-        (pool::name(id.0 - 1), why)
     }
 
     /// Close the health port and remove what said where to reach us.
@@ -183,7 +190,7 @@ impl Sidecar {
                     None => Err(anyhow!("the database went away; nothing was left half-done, run the command again")),
                 },
                 // These are services, which the tree starts by their own actions.
-                Step::Postgres | Step::Workers => Ok(()),
+                Step::Postgres | Step::Template | Step::Workers => Ok(()),
             }
         };
         let handle = tokio::task::spawn_local(async move {
@@ -229,12 +236,12 @@ impl Sidecar {
         if cause == Cause::Asked && self.errand_is_absent() {
             tracing::info!("stopping: workers finish what they have, then PostgreSQL");
         }
-        self.postmaster.unwatch();
+        self.services.postmaster.unwatch();
         // Closed here too, so that the kernel refuses new connections as soon as the workers have closed theirs.
-        if let Some(launch) = &self.launch {
+        if let Some(launch) = self.services.launch() {
             launch.listener.borrow_mut().take();
         }
-        if self.context.settings.postgres.mode == PostgresMode::Managed && self.server_answers() {
+        if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
             // What is written out while the workers drain need not be at the shutdown: 192 ms become 62 ms.
             tokio::task::spawn_local(postmaster::checkpoint(self.context.home.clone(), self.context.url.port));
         }
@@ -254,15 +261,17 @@ impl Shell for Sidecar {
                     handle.abort();
                 }
             }
-            Action::Service(POSTGRES, action) => self.postmaster.act(action),
-            Action::Service(ServiceId(place), action) => self.slots[place - 1].act(action),
-            Action::Add(..) | Action::Swapped(..) | Action::Remove(_) | Action::RollEnded(..) => {}
+            Action::Add(id, origin) => self.services.add(id, origin),
+            Action::Service(id, action) => self.services.act(id, action),
+            Action::Swapped(new, old) => self.services.swapped(new, old),
+            Action::Remove(id) => self.services.remove(id),
+            Action::RollEnded(..) => {}
             Action::Enter(phase) => self.enter(phase),
         }
     }
 
     fn observe(&mut self, tree: &Tree) {
-        self.view.publish(tree, &self.slots, &self.context.migrations.borrow());
+        self.view.publish(tree, &self.services, &self.context.migrations.borrow());
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();
     }
@@ -270,7 +279,8 @@ impl Shell for Sidecar {
 
 /// Sample a server that somebody else runs, for ever.
 async fn sample(mut probe: Probe, context: Rc<Context>, samples: watch::Sender<Reading>) {
-    let postgres = &context.settings.postgres;
+    let settings = context.settings();
+    let postgres = &settings.postgres;
     let mut stocked = context.database.get();
     loop {
         if context.database.get() != stocked {
@@ -281,11 +291,4 @@ async fn sample(mut probe: Probe, context: Rc<Context>, samples: watch::Sender<R
         samples.send_replace(Some((std::time::Instant::now(), sample)));
         tokio::time::sleep(postgres.probe_interval).await;
     }
-}
-
-fn quoted(tail: &[String]) -> String {
-    if tail.is_empty() {
-        return ", having printed nothing".into();
-    }
-    format!("; the last it printed:\n  {}", tail.join("\n  "))
 }

@@ -10,16 +10,17 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Context, Step, worker};
+use super::services::Services;
+use super::{Context, Step};
 use crate::config::{PostgresMode, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
 use crate::postgres::service::Reading;
 use crate::supervise::state::State;
-use crate::supervise::tree::{Phase, Tree};
+use crate::supervise::tree::{Phase, Role, Tree};
 use crate::telemetry;
-use crate::workers::pool::{Roster, Slot};
+use crate::workers::life::Roster;
 
 /// Where a running Tandem is reached; written when it serves, removed when it stops.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,10 +34,11 @@ pub struct Endpoints {
 
 impl Endpoints {
     pub fn new(context: &Context) -> Self {
+        let settings = context.settings();
         Self {
             pid: std::process::id(),
-            app: context.settings.workers.listen,
-            health: context.settings.health.listen,
+            app: settings.workers.listen,
+            health: settings.health.listen,
             postgres_host: context.url.host.clone(),
             postgres_port: context.url.port,
         }
@@ -119,29 +121,38 @@ impl View {
     }
 
     /// Make a new picture and hand it to the health port.
-    pub fn publish(&mut self, tree: &Tree, slots: &[Slot], migrations: &picture::Migrations) {
+    pub fn publish(&mut self, tree: &Tree, services: &Services, migrations: &picture::Migrations) {
         let phase = self.phase;
-        let workers = slots.iter().enumerate().map(|(number, slot)| {
-            let child = &tree.members[&worker(number)].child;
-            picture::Worker {
-                slot: u32::try_from(number).unwrap_or(u32::MAX),
-                pid: child.pid(),
-                state: worker_state(child.state),
-                since: Instant::now(),
-                restarts: u32::try_from(child.restarts).unwrap_or(u32::MAX),
-                last_exit: slot.last_exit(),
-                counts: slot.counts(),
-            }
-        });
-        let workers = workers.collect();
+        let stage = tree.plan.roll.workers;
+        let workers = stage.map(|stage| tree.of_stage(stage)).unwrap_or_default();
+        let wanted = stage.map_or(0, |stage| tree.standing(stage).len());
+        let workers: Vec<_> = workers
+            .into_iter()
+            .map(|id| {
+                let member = &tree.members[&id];
+                let life = services.life(id);
+                let retiring = member.role == Role::Retiring;
+                let state = worker_state(member.child.state);
+                picture::Worker {
+                    slot: u32::try_from(member.place).unwrap_or(u32::MAX),
+                    pid: member.child.pid(),
+                    state: if retiring { picture::WorkerState::Retiring } else { state },
+                    since: Instant::now(),
+                    restarts: u32::try_from(member.child.restarts).unwrap_or(u32::MAX),
+                    last_exit: life.as_ref().and_then(|life| life.last_exit()),
+                    counts: life.and_then(|life| life.counts()),
+                }
+            })
+            .collect();
         self.picture.send_modify(|picture| {
             let picture = Arc::make_mut(picture);
             let before = std::mem::replace(&mut picture.workers, workers);
-            for (worker, before) in picture.workers.iter_mut().zip(before) {
-                if (worker.state, worker.pid) == (before.state, before.pid) {
-                    worker.since = before.since;
-                }
+            for worker in &mut picture.workers {
+                let same =
+                    before.iter().find(|old| (old.slot, old.pid, old.state) == (worker.slot, worker.pid, worker.state));
+                worker.since = same.map_or(worker.since, |old| old.since);
             }
+            picture.workers_wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
             picture.phase = phase;
             picture.migrations = migrations.clone();
         });
@@ -175,7 +186,7 @@ impl View {
 
     /// Say once, in one piece, that all is ready: where, how to connect, and how long each step took.
     pub fn banner(&self, context: &Context) {
-        let settings = &context.settings;
+        let settings = &*context.settings();
         let ends = self.began.iter().skip(1).map(|(_, began)| *began).chain([Instant::now()]);
         let took = self
             .began
@@ -223,7 +234,7 @@ fn public(step: Step) -> Public {
         Step::Install => Public::Installing,
         Step::Cluster | Step::Postgres | Step::Attach | Step::Provision => Public::StartingDatabase,
         Step::Migrate | Step::Errand => Public::Migrating,
-        Step::Workers => Public::StartingWorkers,
+        Step::Template | Step::Workers => Public::StartingWorkers,
     }
 }
 
@@ -235,6 +246,7 @@ fn name(step: Step) -> &'static str {
         Step::Attach => "attach",
         Step::Provision => "provision",
         Step::Migrate => "migrate",
+        Step::Template => "template",
         Step::Workers => "workers",
         Step::Errand => "errand",
     }

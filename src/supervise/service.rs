@@ -38,6 +38,11 @@ impl Reporter {
         Self { id, events }
     }
 
+    /// Whose events these are.
+    pub fn id(&self) -> ServiceId {
+        self.id
+    }
+
     /// Report `event`. After the tree has ended nobody listens, which is fine.
     pub fn say(&self, event: state::Event) {
         let _ = self.events.send(Event::Service(self.id, event));

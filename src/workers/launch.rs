@@ -7,67 +7,130 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::pool::Launch;
 use super::variables;
-use crate::config::Settings;
+use crate::config::{Preload, Settings, WorkerSocket};
 use crate::exit::{Code, Failure};
-use crate::plan::{DatabaseUrl, Identity};
+use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::process::InheritedFd;
 use crate::process::identity;
 
 /// Runs one ASGI application on an inherited socket; see its own head for the protocol.
-const LAUNCHER: &str = include_str!("launcher.py");
+const LAUNCHER: &str = "launcher.py";
+/// Imports the application once and forks workers.
+const TEMPLATE: &str = "template.py";
 
-/// Imports the application once and forks workers; uses the launcher beside it.
-const TEMPLATE: &str = include_str!("template.py");
-
-const TEMPLATE_NAME: &str = "template.py";
+/// What a worker consists of, by file name. The launcher loads the others from beside it, by path and not by import:
+/// the run directory is in nobody's `sys.path`.
+const FILES: &[(&str, &str)] = &[
+    (LAUNCHER, include_str!("launcher.py")),
+    ("drain.py", include_str!("drain.py")),
+    (TEMPLATE, include_str!("template.py")),
+];
 
 /// Users that a web application may run as where root starts it, the better one first.
 const USERS: [&str; 2] = ["www-data", "nobody"];
 
-/// Write the launcher into `run` and plan every slot's environment.
+/// What every worker of one reading of the configuration is started with.
+#[derive(Clone)]
+pub struct Launch {
+    pub settings: Rc<Settings>,
+    pub url: DatabaseUrl,
+    /// Where the launcher was written.
+    pub run: PathBuf,
+    /// The address that workers say they are ready to.
+    pub notify: String,
+    /// The application's socket, until the stop begins; none where the workers bind it themselves.
+    pub listener: Rc<RefCell<Option<InheritedFd>>>,
+    /// The interpreter of the Python environment, known once that is made.
+    pub python: Rc<RefCell<PathBuf>>,
+    /// Whom the workers run as, known once the interpreter is.
+    pub identity: Rc<RefCell<Option<Identity>>>,
+}
+
+impl Launch {
+    /// The same with other settings.
+    pub fn with(&self, settings: Rc<Settings>) -> Self {
+        Self { settings, ..self.clone() }
+    }
+
+    /// The application's socket.
+    ///
+    /// # Errors
+    /// It is closed already.
+    pub fn listener(&self) -> std::io::Result<InheritedFd> {
+        self.listener.borrow().clone().ok_or_else(|| std::io::Error::other("the listening socket is closed"))
+    }
+
+    /// The environment of the worker in `slot`, the launcher's protocol included.
+    pub fn environment(&self, slot: usize) -> Vec<(String, String)> {
+        let own = variables::worker(&self.settings, &self.url, slot);
+        own.into_iter().chain(protocol(&self.settings, &self.notify)).collect()
+    }
+
+    /// The environment of the template: a worker's, without what only one slot has.
+    pub fn template_environment(&self) -> Vec<(String, String)> {
+        let settings = &self.settings;
+        let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let database = variables::database(settings, &self.url, &format!("{}-template", settings.name));
+        let strict = if settings.workers.preload == Preload::Strict { "strict" } else { "warn" };
+        let preload = ("TANDEM_PRELOAD".to_owned(), strict.to_owned());
+        own.chain(database).chain(protocol(settings, &self.notify)).chain([preload]).collect()
+    }
+
+    /// The command that runs the launcher.
+    pub fn launcher(&self) -> CommandLine {
+        self.python(LAUNCHER)
+    }
+
+    /// The command that runs the template.
+    pub fn template(&self) -> CommandLine {
+        self.python(TEMPLATE)
+    }
+
+    fn python(&self, script: &str) -> CommandLine {
+        self.as_worker(CommandLine::new(self.python.borrow().clone()).arg(self.run.join(script)))
+    }
+
+    /// Another server's command (`workers.command`), for `slot`. In its words `{fd}` is the listening socket's number,
+    /// `{host}`, `{port}` and `{slot}` are what they say. A program of the Python environment is found there first.
+    pub fn other_server(&self, words: &[String], slot: usize, listener: Option<&InheritedFd>) -> CommandLine {
+        let listen = self.settings.workers.listen;
+        let fd = listener.map(|fd| fd.number().to_string()).unwrap_or_default();
+        let filled = words.iter().map(|word| {
+            let word = word.replace("{fd}", &fd).replace("{slot}", &slot.to_string());
+            word.replace("{host}", &listen.ip().to_string()).replace("{port}", &listen.port().to_string())
+        });
+        let mut filled = filled.collect::<Vec<_>>().into_iter();
+        let program = filled.next().unwrap_or_default();
+        let beside = self.python.borrow().parent().map(|bin| bin.join(&program)).filter(|tool| tool.is_file());
+        self.as_worker(CommandLine::new(beside.unwrap_or_else(|| program.into())).args(filled))
+    }
+
+    fn as_worker(&self, command: CommandLine) -> CommandLine {
+        let identity = self.identity.borrow().clone();
+        let command = command.dir(&self.settings.workers.app_dir).identity(identity.clone());
+        match identity {
+            Some(identity) => command.env("HOME", &identity.home).env("USER", &identity.name),
+            None => command,
+        }
+    }
+
+    /// Whether a worker is handed the application's socket.
+    pub fn hands_down_socket(&self) -> bool {
+        self.settings.workers.socket == WorkerSocket::Inherited
+    }
+}
+
+/// Write the launcher and what belongs to it into `run`.
 ///
 /// # Errors
-/// The launcher cannot be written.
-pub fn plan(
-    settings: &Settings,
-    run: &Path,
-    url: &DatabaseUrl,
-    listener: InheritedFd,
-    notify: &str,
-    python: Rc<RefCell<PathBuf>>,
-    identity: Rc<RefCell<Option<Identity>>>,
-) -> anyhow::Result<Launch> {
-    let launcher = run.join("launcher.py");
-    for (path, text) in [(&launcher, LAUNCHER), (&run.join(TEMPLATE_NAME), TEMPLATE)] {
-        write(path, text).with_context(|| format!("write {}", path.display()))?;
+/// A file cannot be written.
+pub fn write_files(run: &Path) -> anyhow::Result<()> {
+    for (name, text) in FILES {
+        let path = run.join(name);
+        write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    let protocol = protocol(settings, notify);
-    let environment = (0..settings.workers.count)
-        .map(|slot| variables::worker(settings, url, slot).into_iter().chain(protocol.clone()).collect())
-        .collect();
-    let listener = RefCell::new(Some(listener));
-    Ok(Launch { python, launcher, listener, dir: settings.workers.app_dir.clone(), environment, identity })
-}
-
-/// Where [`plan`] put `template.py`.
-pub fn template_script(launch: &Launch) -> PathBuf {
-    launch.launcher.with_file_name(TEMPLATE_NAME)
-}
-
-/// The environment of the template: a worker's, without what only one slot has. `strict` refuses an application that is
-/// not safe to fork.
-pub fn template_environment(
-    settings: &Settings,
-    url: &DatabaseUrl,
-    notify: &str,
-    strict: bool,
-) -> Vec<(String, String)> {
-    let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    let database = variables::database(settings, url, &format!("{}-template", settings.name));
-    let preload = ("TANDEM_PRELOAD".to_owned(), if strict { "strict" } else { "warn" }.to_owned());
-    own.chain(database).chain(protocol(settings, notify)).chain([preload]).collect()
+    Ok(())
 }
 
 /// Written beside and renamed, so that a worker never reads half of it.
@@ -97,6 +160,7 @@ fn protocol(settings: &Settings, notify: &str) -> Vec<(String, String)> {
         ("TANDEM_ACCESS_LOG", if workers.access_log { "1" } else { "0" }.to_owned()),
         ("TANDEM_GRACE", format!("{:.3}", drain_limit(stop.grace).as_secs_f64())),
         ("TANDEM_IDLE_DRAIN", format!("{:.3}", stop.idle_drain.as_secs_f64())),
+        ("TANDEM_DRAIN", format!("{:.3}", workers.drain.as_secs_f64())),
         ("PYTHONUNBUFFERED", "1".to_owned()),
     ];
     if let Some(watchdog) = workers.watchdog {

@@ -15,6 +15,7 @@ Told by the environment (every name here is taken out of it, so that a child of 
   TANDEM_ACCESS_LOG   1 | 0
   TANDEM_GRACE        seconds that requests in flight get after SIGTERM; what is left then is cut
   TANDEM_IDLE_DRAIN   seconds that an idle keep-alive connection stays open after SIGTERM
+  TANDEM_DRAIN        seconds that any connection stays open after SIGWINCH
   NOTIFY_SOCKET, WATCHDOG_USEC    as in sd_notify(3)
 
 Says, one datagram each:
@@ -25,9 +26,15 @@ Says, one datagram each:
   STOPPING=1                       first thing of a shutdown
   X_TANDEM_IMPORT_ERROR=<json>     the traceback, without our frames; at most 32 KB
 
-Exit status: 0 after a stop as asked and when Tandem went away before the gate opened; 3 when the app could not be
-imported or its startup failed (the same code will fail again); 143 when SIGTERM comes before Uvicorn serves.
-A second SIGTERM or SIGINT waits for nobody.
+Signals, from READY=1 on (drain.py says what they mean for clients):
+
+  SIGWINCH            retire: a replacement serves already. Ignored before READY=1
+  SIGTERM, SIGINT     stop; a retiring worker makes haste from then on. A second one waits for nobody
+  SIGABRT             the stacks of all threads on standard error, then the end
+
+Exit status: 0 after a stop as asked and when Tandem went away before the gate opened; 1 when the app closed the
+listening socket; 3 when the app could not be imported or its startup failed (the same code will fail again); 143 when
+SIGTERM comes before Uvicorn serves.
 """
 
 import asyncio
@@ -42,15 +49,15 @@ import signal
 import socket
 import sys
 import traceback
+import types
 from collections import namedtuple
 
 STARTUP_FAILED = 3  # Uvicorn's own status for it
+SOCKET_LOST = 1
+RUN_DIR = os.path.dirname(os.path.abspath(__file__))
 DATAGRAM_MAX = 32 * 1024
 NOTIFY_PATIENCE = 5.0  # seconds: for the messages that must arrive
 COUNTS_PERIOD = 1.0  # seconds: without a watchdog
-DRAIN_TICK = 0.02  # seconds
-ATTACH_PAUSE = 0.02  # seconds: see Worker.stop_accepting
-CUT_PATIENCE = 0.5  # seconds: for an app to notice that its client is gone
 
 LOG_CONFIG = {
     # No colours and no time: Tandem reads these lines and adds its own.
@@ -67,7 +74,21 @@ LOG_CONFIG = {
     },
 }
 
-Orders = namedtuple("Orders", "app app_dir listen_fd gate_fd preimport loop access_log grace idle_drain watchdog")
+Orders = namedtuple("Orders", "app app_dir listen_fd gate_fd preimport loop access_log grace idle_drain watchdog drain")
+
+
+def load_sibling(name):
+    """A file of ours from beside this one. Not an import: the app may have a module of that name, and Python would
+    write byte code into the run directory."""
+    path = os.path.join(RUN_DIR, name + ".py")
+    module = types.ModuleType("tandem_" + name)
+    module.__file__ = path
+    with open(path, encoding="utf-8") as file:
+        exec(compile(file.read(), path, "exec"), vars(module))
+    return module
+
+
+drain = load_sibling("drain")
 
 
 def read_orders():
@@ -85,6 +106,7 @@ def read_orders():
         grace=float(take("TANDEM_GRACE", "") or 30),
         idle_drain=float(take("TANDEM_IDLE_DRAIN", "") or 5),
         watchdog=int(take("WATCHDOG_USEC", "") or 0) / 1e6,
+        drain=float(take("TANDEM_DRAIN", "") or 30),
     )
 
 
@@ -114,24 +136,30 @@ class Notifier:
         return True
 
 
-class Worker:
+class Worker(drain.Drain):
     """What Tandem adds to `uvicorn.Server`: notifications, and a drain that fails no request.
 
     Mixed in by `main`, because importing Uvicorn may itself be what fails.
     """
 
-    orders = None
     notifier = None
     next_report = 0.0
 
     async def startup(self, sockets=None):
         await super().startup(sockets=sockets)
         if self.started and not self.should_exit:
+            # Not before there is something to retire: until then the signal is ignored, as it is by default.
+            signal.signal(signal.SIGWINCH, self.retire)
+            signal.siginterrupt(signal.SIGWINCH, False)
+            show_stacks_on_abort()  # the app may have turned it off, or to a file of its own
             self.notifier.send("READY=1", patience=NOTIFY_PATIENCE)
 
     async def on_tick(self, counter):
         """Uvicorn calls this every 0.1 s on the event loop: an app that blocks the loop falls silent."""
         self.report()
+        if not self.should_exit and is_lost(self.listener):
+            self.status = SOCKET_LOST
+            self.retire()
         return await super().on_tick(counter)
 
     def report(self):
@@ -146,10 +174,14 @@ class Worker:
         lines.append("X_TANDEM_IN_FLIGHT=%d" % len(state.tasks))
         self.notifier.send("\n".join(lines))
 
+    def retire(self, sig=None, frame=None):
+        """SIGWINCH, nginx's word for it: a replacement serves, this worker leaves without haste."""
+        self.should_exit = True
+
     def handle_exit(self, sig, frame):
         """Note the signal and do not keep it: since 0.29 Uvicorn would raise it again, and a clean stop end as 143."""
-        if not self.should_exit:
-            self.should_exit = True
+        if not self.brief:
+            self.should_exit = self.brief = True
         elif self.started:
             self.force_exit = True
         else:
@@ -157,93 +189,17 @@ class Worker:
             os._exit(128 + sig)
 
     async def shutdown(self, sockets=None):
-        """Stop accepting, let every client finish, cut what is left at the limit, end the app's lifespan.
-
-        Replaces Uvicorn's, which closes idle keep-alive connections at once, the next request perhaps already on its
-        way (Kludex/uvicorn #3124), and in old versions waits without a limit.
-        """
         self.notifier.send("STOPPING=1", patience=NOTIFY_PATIENCE)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.orders.grace
-        await self.say_close()
-        await self.stop_accepting(loop, sockets or [])
-        await self.drain(loop, deadline)
-        cut = await self.cut()
-        if not self.force_exit:
-            await self.lifespan.shutdown()
-        if cut:
-            # A request may still run in a thread, which nothing can cancel: asyncio.run() would wait for it.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-
-    async def say_close(self):
-        """Make every further response say "Connection: close": Uvicorn builds their headers from these on a tick."""
-        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
-        await self.on_tick(0)
-
-    async def stop_accepting(self, loop, sockets):
-        if isinstance(loop, asyncio.SelectorEventLoop):
-            # asyncio accepts first and attaches the connection in a later turn; a server closed in between drops it.
-            for sock in sockets:
-                loop.remove_reader(sock.fileno())
-            await asyncio.sleep(ATTACH_PAUSE)
-        for server in self.servers:
-            server.close()
-        for sock in sockets:
-            sock.close()
-
-    async def drain(self, loop, deadline):
-        """Wait until every client has had its last answer."""
-        state = self.server_state
-        idle_since = {}
-        while (state.connections or state.tasks) and loop.time() < deadline and not self.force_exit:
-            await self.on_tick(0)
-            for connection in list(state.connections):
-                if not hasattr(connection, "cycle"):
-                    close_websocket(connection)
-                elif is_idle(connection):
-                    # Left open: a client that is sending right now gets its answer, with "Connection: close".
-                    if loop.time() - idle_since.setdefault(connection, loop.time()) >= self.orders.idle_drain:
-                        connection.shutdown()
-                else:
-                    idle_since.pop(connection, None)
-                    if not connection.cycle.response_started:
-                        connection.cycle.keep_alive = False
-            await asyncio.sleep(DRAIN_TICK)
-
-    async def cut(self):
-        """End what would not end by itself; say whether a request had to be cancelled."""
-        state = self.server_state
-        for connection in list(state.connections):
-            # The app sees its client leave, which ends an event stream without a traceback in the log.
-            connection.transport.close()
-        tasks = set(state.tasks)
-        if tasks:
-            _, tasks = await asyncio.wait(tasks, timeout=CUT_PATIENCE)
-        if not tasks:
-            return False
-        when = "by a second signal" if self.force_exit else "at the end of the grace period"
-        print("WARNING cancelled %d unfinished request(s) %s" % (len(tasks), when), file=sys.stderr)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=CUT_PATIENCE)
-        return True
+        await super().shutdown(sockets=sockets)
 
 
-def is_idle(connection):
-    cycle = connection.cycle
-    return cycle is None or cycle.response_complete
-
-
-def close_websocket(connection):
-    """Close with 1012 (service restart), but let a handshake end first: Uvicorn would answer it with a 500."""
-    done = getattr(connection, "handshake_complete", None)
-    if done is None:
-        event = getattr(connection, "handshake_completed_event", None)  # the older `websockets` protocol
-        done = event is None or event.is_set()
-    if done:
-        connection.shutdown()
+def is_lost(listener):
+    """An app that closes every descriptor, as daemons once did, closes ours too."""
+    lost = listener.is_lost()
+    if lost:
+        text = "ERROR the application closed the listening socket (fd %d); this worker ends and is replaced"
+        print(text % listener.fd, file=sys.stderr, flush=True)
+    return lost
 
 
 def wait_at_gate(gate_fd):
@@ -331,13 +287,22 @@ def refuse(text, notifier):
     os._exit(STARTUP_FAILED)
 
 
+def show_stacks_on_abort():
+    """SIGABRT, from a watchdog that lost patience, shows what every thread was doing: straight to standard error,
+    whatever the app has made of `sys.stderr`, and also where the app took the signal."""
+    faulthandler.disable()
+    faulthandler.enable(file=2, all_threads=True)
+
+
 def prepare(orders):
     """Make the process ready before any code but ours runs."""
-    faulthandler.enable()  # SIGABRT, from a watchdog that lost patience, shows what every thread was doing
+    show_stacks_on_abort()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no KeyboardInterrupt traceback out of a half-done import
     sys.stdout.reconfigure(line_buffering=True)  # a pipe is block-buffered: prints would come minutes late
     # The script's own directory is Tandem's run directory: nothing is to be imported from there, or compiled into it.
-    sys.path[:1] = [path for path in (orders.app_dir, os.getcwd()) if path]
+    # It is not in the path where PYTHONSAFEPATH is set.
+    others = [path for path in sys.path if path and os.path.abspath(path) != RUN_DIR]
+    sys.path[:] = [path for path in (orders.app_dir, os.getcwd()) if path] + others
     for fd in (orders.listen_fd, orders.gate_fd):
         if fd is not None:
             os.set_inheritable(fd, False)  # or a program that the app starts keeps the port
@@ -364,18 +329,22 @@ def main():
     orders = read_orders()
     notifier = Notifier(os.environ.pop("NOTIFY_SOCKET", ""))
     prepare(orders)
+    listener = drain.Listener(orders.listen_fd)
     try:
         uvicorn, config = load_config(orders)
     except BaseException as error:  # an app may well call sys.exit() when it misses a setting
         fail_import(error, notifier)
-    serve(orders, notifier, uvicorn, config)
+    serve(orders, notifier, uvicorn, config, listener)
 
 
-def serve(orders, notifier, uvicorn, config):
+def serve(orders, notifier, uvicorn, config, listener):
     """Serve until the stop, and end with the process's exit status."""
     server = type("Server", (Worker, uvicorn.Server), {})(config)
     server.orders = orders
     server.notifier = notifier
+    server.listener = listener
+    if is_lost(listener):
+        sys.exit(SOCKET_LOST)
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
     server.run(sockets=[socket.socket(fileno=orders.listen_fd)])
     # The interpreter's last collections walk every object there is, for 0.3 s and more, to free what the kernel frees
@@ -383,7 +352,7 @@ def serve(orders, notifier, uvicorn, config):
     gc.freeze()
     gc.disable()
     # Old versions of Uvicorn return from a failed startup; later ones raise SystemExit with the same status.
-    sys.exit(0 if server.started else STARTUP_FAILED)
+    sys.exit(server.status if server.started else STARTUP_FAILED)
 
 
 if __name__ == "__main__":

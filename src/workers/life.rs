@@ -6,18 +6,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use nix::sys::signal::Signal as OsSignal;
 
 use super::gate::Gate;
 use super::notify::{Message, Notice, NotifySocket};
-use super::pool::Launch;
 use crate::health::picture::Counts;
-use crate::plan::CommandLine;
-use crate::process::{self, Child, Exit, InheritedFd, Output};
+use crate::process::{self, Child, Exit, Output};
+use crate::supervise::plan::ServiceId;
 use crate::supervise::service::{self, Reporter, Tail};
 use crate::supervise::state::{Action, Ending, Event, Intent};
 
@@ -29,6 +29,18 @@ const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
 pub struct Roster(Rc<RefCell<HashMap<i32, Life>>>);
 
 impl Roster {
+    /// The life that a message of process `pid` is about: its own, or that of the service whose process group it is in,
+    /// for a server's own children may speak for it.
+    fn of(&self, pid: i32) -> Option<Life> {
+        let lives = self.0.borrow();
+        lives.get(&pid).or_else(|| lives.get(&process::group_of(pid)?)).cloned()
+    }
+
+    /// Every process that is there.
+    pub fn lives(&self) -> Vec<Life> {
+        self.0.borrow().values().cloned().collect()
+    }
+
     /// What the worker with this pid last told of itself.
     pub fn counts(&self, pid: i32) -> Option<Counts> {
         self.0.borrow().get(&pid).and_then(Life::counts)
@@ -48,9 +60,15 @@ struct Inner {
     ready: Cell<bool>,
     counts: Cell<Option<Counts>>,
     last_exit: Cell<Option<Exit>>,
-    /// It said that the application cannot be imported.
-    unstartable: Cell<bool>,
-    /// Kept as the lifeline, after the gate was opened too.
+    /// It said why the application cannot be imported.
+    import_error: RefCell<Option<String>>,
+    began: Cell<Option<Instant>>,
+    /// When it last said that its event loop turns, if it ever did.
+    heartbeat: Cell<Option<Instant>>,
+    /// Why the process is ended, where that is not its own doing.
+    noted: RefCell<Option<String>>,
+    last_reason: RefCell<Option<String>>,
+    /// Kept as the lifeline, after the gate was opened too; another server's process has none.
     gate: RefCell<Option<Gate>>,
     /// The gate is to be opened as soon as there is one.
     released: Cell<bool>,
@@ -68,7 +86,11 @@ impl Life {
             ready: Cell::default(),
             counts: Cell::default(),
             last_exit: Cell::default(),
-            unstartable: Cell::default(),
+            import_error: RefCell::default(),
+            began: Cell::default(),
+            heartbeat: Cell::default(),
+            noted: RefCell::default(),
+            last_reason: RefCell::default(),
             gate: RefCell::default(),
             released: Cell::default(),
         }))
@@ -90,12 +112,72 @@ impl Life {
 
     /// Whether the last process said that its application cannot be imported.
     pub fn is_unstartable(&self) -> bool {
-        self.0.unstartable.get()
+        self.0.import_error.borrow().is_some()
+    }
+
+    /// Why the last process could not import its application, if it said so.
+    pub fn import_error(&self) -> Option<String> {
+        self.0.import_error.borrow().clone()
+    }
+
+    /// The process, if there is one.
+    pub fn pid(&self) -> Option<i32> {
+        self.0.pid.get()
+    }
+
+    /// The service whose process it is.
+    pub fn service(&self) -> ServiceId {
+        self.0.reporter.id()
+    }
+
+    /// How long the process has been there.
+    pub fn age(&self) -> Duration {
+        self.0.began.get().map(|began| began.elapsed()).unwrap_or_default()
+    }
+
+    /// When it last said that its event loop turns; `None` if it never did.
+    pub fn heartbeat(&self) -> Option<Instant> {
+        self.0.heartbeat.get()
+    }
+
+    /// Take its silence until now for nothing: it was this process that did not listen.
+    pub fn forgive(&self) {
+        if self.0.heartbeat.get().is_some() {
+            self.0.heartbeat.set(Some(Instant::now()));
+        }
+    }
+
+    /// It does not answer.
+    pub fn hangs(&self) {
+        // Once: it has lost its say until the next process.
+        self.0.heartbeat.set(None);
+        self.0.ready.set(false);
+        self.0.reporter.say(Event::Hung);
     }
 
     /// Whether there is a process, and it said that it is ready.
     pub fn is_ready(&self) -> bool {
         self.0.ready.get()
+    }
+
+    /// Why the last process ended, or was replaced: in somebody's words, or as its exit.
+    pub fn last_reason(&self) -> Option<String> {
+        self.0.last_reason.borrow().clone()
+    }
+
+    /// Note that the process before this one was replaced, and why.
+    pub fn replaced(&self, reason: String) {
+        *self.0.last_reason.borrow_mut() = Some(reason);
+    }
+
+    /// Note why the process that is there now is ended or replaced.
+    pub fn note(&self, reason: String) {
+        *self.0.noted.borrow_mut() = Some(reason);
+    }
+
+    /// Why the process that is there now is ended or replaced, if anybody noted it.
+    pub fn noted(&self) -> Option<String> {
+        self.0.noted.borrow().clone()
     }
 
     /// The last lines it printed, oldest first.
@@ -107,12 +189,15 @@ impl Life {
     ///
     /// Must be called in the turn of the event loop in which the process was started or adopted, or its first notice may
     /// be taken for a stranger's.
-    pub fn begin(&self, child: Child, output: Output, gate: Gate, intent: Intent) {
+    pub fn begin(&self, child: Child, output: Output, gate: Option<Gate>, intent: Intent) {
         let (inner, pid) = (&self.0, child.pid());
         inner.pid.set(Some(pid));
-        inner.unstartable.set(false);
+        inner.import_error.take();
+        inner.noted.take();
         inner.counts.set(None);
-        *inner.gate.borrow_mut() = Some(gate);
+        inner.heartbeat.set(None);
+        inner.began.set(Some(Instant::now()));
+        *inner.gate.borrow_mut() = gate;
         inner.roster.0.borrow_mut().insert(pid, self.clone());
         inner.reporter.say(Event::Spawned(pid));
         if intent != Intent::Hold || inner.released.take() {
@@ -138,7 +223,8 @@ impl Life {
         process::signal_group(pid, OsSignal::SIGKILL);
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
         inner.last_exit.set(Some(exit));
-        let ending = if inner.unstartable.get() { Ending::Unstartable } else { Ending::Ended };
+        *inner.last_reason.borrow_mut() = Some(inner.noted.take().unwrap_or_else(|| exit.to_string()));
+        let ending = if self.is_unstartable() { Ending::Unstartable } else { Ending::Ended };
         inner.reporter.say(Event::Exited(ending));
     }
 
@@ -161,7 +247,7 @@ impl Life {
                 }
             }
             Action::Restart(delay) => {
-                let cause = self.last_exit().map_or("could not be started".into(), |exit| exit.to_string());
+                let cause = self.last_reason().unwrap_or_else(|| "could not be started".into());
                 tracing::warn!({ service.name = %name }, "ended: {cause}; restart {}", service::after(delay));
             }
             Action::GiveUp if self.is_unstartable() => tracing::error!({ service.name = %name }, "cannot start"),
@@ -178,14 +264,19 @@ impl Life {
         }
     }
 
+    /// It said that it is ready, or was found to be.
+    pub fn is_ready_now(&self) {
+        self.0.ready.set(true);
+        self.0.reporter.say(Event::Ready);
+    }
+
     fn hear(&self, message: Message) {
         match message {
-            Message::Ready => {
-                self.0.ready.set(true);
-                self.0.reporter.say(Event::Ready);
-            }
+            Message::Ready => self.is_ready_now(),
+            // Not armed before it is ready: an import may take its time.
+            Message::Watchdog if self.is_ready() => self.0.heartbeat.set(Some(Instant::now())),
             Message::Counts(counts) => self.0.counts.set(Some(counts)),
-            Message::ImportError(_) => self.0.unstartable.set(true),
+            Message::ImportError(text) => *self.0.import_error.borrow_mut() = Some(text),
             Message::ForkUnsafe(findings) => tracing::warn!(
                 { service.name = %self.0.name },
                 "the application is not safe to fork: its import leaves behind {}. Workers share connections, and have \
@@ -210,7 +301,7 @@ pub async fn listen(socket: NotifySocket, roster: Roster) {
                 return;
             }
         };
-        let Some(life) = roster.0.borrow().get(&pid).cloned() else { continue };
+        let Some(life) = roster.of(pid) else { continue };
         for message in messages {
             match &message {
                 Message::Ready => import_error.clear(),
@@ -223,27 +314,4 @@ pub async fn listen(socket: NotifySocket, roster: Roster) {
             life.hear(message);
         }
     }
-}
-
-/// The command that runs `script`, `launcher.py` or `template.py`, with what both need.
-pub fn command(
-    launch: &Launch,
-    script: &Path,
-    environment: &[(String, String)],
-    listener: &InheritedFd,
-    gate: &InheritedFd,
-) -> CommandLine {
-    let mut command = CommandLine::new(launch.python.borrow().clone())
-        .arg(script)
-        .dir(&launch.dir)
-        .identity(launch.identity.borrow().clone())
-        .env("TANDEM_LISTEN_FD", listener.number().to_string())
-        .env("TANDEM_GATE_FD", gate.number().to_string());
-    if let Some(identity) = &*launch.identity.borrow() {
-        command = command.env("HOME", &identity.home).env("USER", &identity.name);
-    }
-    for (name, value) in environment {
-        command = command.env(name, value);
-    }
-    command
 }

@@ -1,5 +1,6 @@
 //! Uvicorn workers on one listening socket, and the Python environment they run in.
 
+pub mod care;
 pub mod environment;
 pub mod gate;
 pub mod launch;
@@ -7,6 +8,7 @@ pub mod life;
 pub mod listener;
 pub mod notify;
 pub mod policy;
-pub mod pool;
+pub mod readiness;
+pub mod slot;
 pub mod template;
 pub mod variables;

@@ -24,7 +24,7 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         // How long it said nothing has been waited for already.
         hang_limit: Some(Duration::ZERO),
         ladder,
-        retire: vec![Rung { signal: Signal::Retire, group: false, grace: Duration::from_secs(30) + RETIRE_ROOM }],
+        retire: vec![Rung { signal: Signal::Retire, group: false, grace: workers.drain + RETIRE_ROOM }],
         // Not its group: what the worker has started would only leave core files.
         hang: vec![Rung { signal: Signal::Abort, group: false, grace: ABORT_GRACE }, kill],
         backoff_first: workers.backoff_first,

@@ -70,6 +70,7 @@ class Template:
 
     def load(self):
         self.launcher.prepare(self.orders)
+        self.listener = self.launcher.drain.Listener(self.orders.listen_fd)
         try:
             self.uvicorn, self.config = self.launcher.load_config(self.orders)
         except BaseException as error:
@@ -150,7 +151,7 @@ class Template:
         orders = self.launcher.read_orders()
         reseed()
         self.launcher.wait_at_gate(orders.gate_fd)
-        self.launcher.serve(orders, notifier, self.uvicorn, self.config)
+        self.launcher.serve(orders, notifier, self.uvicorn, self.config, self.listener)
 
 
 def fork_worker():

@@ -17,9 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::gate::Gate;
-use super::launch;
-use super::life::{self, Life, Roster};
-use super::pool::Launch;
+use super::launch::Launch;
+use super::life::{Life, Roster};
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, Child, InheritedFd, Output, orphans};
 use crate::supervise::service::{Reporter, Service};
@@ -35,7 +34,6 @@ const FORK_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Template {
     launch: Rc<Launch>,
-    environment: Rc<[(String, String)]>,
     life: Life,
     /// To the process that is there now.
     channel: Rc<RefCell<Option<Place>>>,
@@ -68,10 +66,10 @@ struct Answer {
 }
 
 impl Template {
-    /// The template of `launch`, with `environment` in place of a slot's (see [`launch::template_environment`]).
-    pub fn new(launch: Rc<Launch>, environment: Vec<(String, String)>, roster: Roster, reporter: Reporter) -> Self {
+    /// The template of `launch`.
+    pub fn new(launch: Rc<Launch>, roster: Roster, reporter: Reporter) -> Self {
         let life = Life::new(NAME.to_owned(), roster, reporter);
-        Self { launch, environment: environment.into(), life, channel: Rc::default() }
+        Self { launch, life, channel: Rc::default() }
     }
 
     /// Whether workers can be forked now.
@@ -114,19 +112,22 @@ impl Template {
     }
 
     fn try_spawn(&self, intent: Intent) -> io::Result<()> {
-        let Some(listener) = self.launch.listener.borrow().clone() else {
-            return Err(io::Error::other("the listening socket is closed"));
-        };
+        let listener = self.launch.listener()?;
         let (gate, gate_end) = Gate::new()?;
         let gate_end = InheritedFd(Arc::new(gate_end));
         let (channel, theirs) = fd_channel::pair()?;
         let theirs = InheritedFd(Arc::new(theirs));
-        let script = launch::template_script(&self.launch);
-        let command = life::command(&self.launch, &script, &self.environment, &listener, &gate_end)
+        let mut command = self.launch.template();
+        for (name, value) in self.launch.template_environment() {
+            command = command.env(name, value);
+        }
+        let command = command
+            .env("TANDEM_LISTEN_FD", listener.number().to_string())
+            .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_FORK_FD", theirs.number().to_string());
         let (child, output) = process::spawn(&command, &[listener, gate_end, theirs], OsSignal::SIGKILL)?;
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
-        self.life.begin(child, output, gate, intent);
+        self.life.begin(child, output, Some(gate), intent);
         Ok(())
     }
 }

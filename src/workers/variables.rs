@@ -25,7 +25,7 @@ pub fn database(settings: &Settings, url: &DatabaseUrl, application: &str) -> Ve
 }
 
 /// Everything the worker in `slot` gets: the operator's variables first, so that the database's own win.
-pub fn worker(settings: &Settings, url: &DatabaseUrl, slot: u32) -> Vec<(String, String)> {
+pub fn worker(settings: &Settings, url: &DatabaseUrl, slot: usize) -> Vec<(String, String)> {
     let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
     own.chain(database(settings, url, &format!("{}-worker-{slot}", settings.name))).collect()
 }

@@ -8,4 +8,5 @@ pub mod ports;
 pub mod project;
 pub mod refusal;
 pub mod server;
+pub mod strict;
 pub mod tandem;

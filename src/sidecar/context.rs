@@ -1,0 +1,152 @@
+//! What is known before the first child, what the steps find out, and the configuration that holds now.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::jobs;
+use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
+use crate::health::picture::Migrations;
+use crate::plan::{DatabaseUrl, Identity};
+use crate::postgres::binaries::Installation;
+use crate::postgres::home::Home;
+use crate::postgres::secret::Password;
+use crate::postgres::service::Stocked;
+use crate::postgres::stale;
+
+/// The configuration, and all that it can be read from again.
+pub struct Configuration {
+    pub source: Source,
+    pub loaded: Loaded,
+}
+
+/// What holds now. What only a restart of Tandem can change stays as it was at the start.
+#[derive(Clone)]
+pub struct Current {
+    loaded: Rc<Loaded>,
+    settings: Rc<Settings>,
+}
+
+/// What a new reading of the configuration means for a Tandem that runs.
+pub struct Reading {
+    pub current: Current,
+    /// Keys that hold as soon as they are adopted.
+    pub live: Vec<String>,
+    /// Keys that hold in workers that are started from now on.
+    pub rolled: Vec<String>,
+    /// Keys that hold only after a restart.
+    pub restart: Vec<String>,
+    pub notices: Vec<String>,
+}
+
+/// What the boot and all that follows it share.
+pub struct Context {
+    source: Source,
+    started: Rc<Loaded>,
+    current: RefCell<Current>,
+    pub home: Home,
+    /// Where the application's database is, password included.
+    pub url: DatabaseUrl,
+    /// The password of the application's role; `None` where the server is not ours.
+    pub password: Option<Password>,
+    pub installation: Rc<RefCell<Option<Installation>>>,
+    pub python: Rc<RefCell<PathBuf>>,
+    /// Whom the workers run as.
+    pub worker_identity: Rc<RefCell<Option<Identity>>>,
+    /// Whether the cluster was made by this run, and is empty.
+    pub fresh: Cell<bool>,
+    /// What the migrations did, for the health port.
+    pub migrations: RefCell<Migrations>,
+    /// How far the database has come, for the probe.
+    pub database: Rc<Cell<Stocked>>,
+}
+
+impl Context {
+    /// Resolve the password and the port: after this every URL is known, before any process runs.
+    ///
+    /// # Errors
+    /// The port is taken and was chosen by hand; the state directory cannot be used.
+    pub async fn resolve(configuration: Configuration, home: Home) -> anyhow::Result<Self> {
+        let Configuration { source, loaded } = configuration;
+        if loaded.settings.postgres.mode == PostgresMode::Managed {
+            // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
+            stale::end_leftover(&home).await?;
+        }
+        let (url, password) = jobs::database_url(&loaded.settings, &home)?;
+        let loaded = Rc::new(loaded);
+        let current = Current { settings: Rc::new(loaded.settings.clone()), loaded: loaded.clone() };
+        Ok(Self {
+            source,
+            started: loaded,
+            current: RefCell::new(current),
+            home,
+            url,
+            password,
+            installation: Rc::default(),
+            python: Rc::default(),
+            worker_identity: Rc::default(),
+            migrations: RefCell::default(),
+            fresh: Cell::new(false),
+            database: Rc::default(),
+        })
+    }
+
+    /// The settings that hold now.
+    pub fn settings(&self) -> Rc<Settings> {
+        self.current.borrow().settings.clone()
+    }
+
+    /// Read the configuration again, and adopt nothing of it.
+    ///
+    /// # Errors
+    /// Every error of the configuration at once.
+    pub fn read_again(&self) -> anyhow::Result<Reading> {
+        let loaded = crate::config::load(&self.source)?;
+        let current = self.current.borrow();
+        let keys = |old: &Loaded, wanted| -> Vec<String> {
+            let of = changes(old, &loaded).into_iter().filter(|change| change.effect == wanted);
+            of.map(|change| change.key).collect()
+        };
+        let (live, rolled) = (keys(&current.loaded, Effect::Live), keys(&current.loaded, Effect::Roll));
+        let restart = keys(&self.started, Effect::Restart);
+        let mut settings = merge(&self.started.settings, &loaded.settings);
+        if !live.iter().any(|key| key == "workers.count") {
+            // Whoever scaled by hand does not want it undone by a reload that is about something else.
+            settings.workers.count = current.settings.workers.count;
+        }
+        let notices = loaded.notices.clone();
+        let current = Current { settings: Rc::new(settings), loaded: Rc::new(loaded) };
+        Ok(Reading { current, live, rolled, restart, notices })
+    }
+
+    /// Let `current` hold from now on; what held before comes back.
+    pub fn adopt(&self, current: Current) -> Current {
+        self.current.replace(current)
+    }
+
+    /// Let there be `count` workers from now on.
+    pub fn set_worker_count(&self, count: u32) {
+        let mut current = self.current.borrow_mut();
+        let mut settings = (*current.settings).clone();
+        settings.workers.count = count;
+        current.settings = Rc::new(settings);
+    }
+}
+
+/// `new` in all that a running Tandem can change, `started` in the rest.
+fn merge(started: &Settings, new: &Settings) -> Settings {
+    let workers = crate::config::Workers {
+        listen: started.workers.listen,
+        backlog: started.workers.backlog,
+        socket: started.workers.socket,
+        ..new.workers.clone()
+    };
+    Settings {
+        workers,
+        pool: new.pool.clone(),
+        health: crate::config::Health { listen: started.health.listen, ..new.health.clone() },
+        stop: new.stop.clone(),
+        hooks: new.hooks.clone(),
+        ..started.clone()
+    }
+}

@@ -1,0 +1,172 @@
+//! The services there are: what the tree knows by a number, with the process behind it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::POSTGRES;
+use crate::health::picture::Counts;
+use crate::postgres::service::{self as postmaster, Postmaster};
+use crate::supervise::service::{Reporter, Service};
+use crate::supervise::state;
+use crate::supervise::tree::{Event, Origin, ServiceId};
+use crate::workers::launch::Launch;
+use crate::workers::life::{Life, Roster};
+use crate::workers::slot::{self, Slot};
+use crate::workers::template::{self, Template};
+
+/// One service.
+pub enum Kept {
+    Template(Template),
+    Worker(Slot),
+}
+
+/// All of them.
+pub struct Services {
+    pub postmaster: Postmaster,
+    others: BTreeMap<ServiceId, Kept>,
+    roster: Roster,
+    events: UnboundedSender<Event>,
+    /// What new workers are started with; none where there are no workers.
+    launch: Option<Rc<Launch>>,
+}
+
+impl Services {
+    pub fn new(postmaster: Postmaster, roster: Roster, events: UnboundedSender<Event>) -> Self {
+        Self { postmaster, others: BTreeMap::new(), roster, events, launch: None }
+    }
+
+    /// Who may speak on the notify socket.
+    pub fn roster(&self) -> Roster {
+        self.roster.clone()
+    }
+
+    /// Start workers that come from now on as `launch` says.
+    pub fn set_launch(&mut self, launch: Rc<Launch>) {
+        self.launch = Some(launch);
+    }
+
+    /// What workers are started with.
+    pub fn launch(&self) -> Option<Rc<Launch>> {
+        self.launch.clone()
+    }
+
+    /// Make the service that the tree has added.
+    pub fn add(&mut self, id: ServiceId, origin: Origin) {
+        let Some(launch) = self.launch.clone() else { return };
+        let reporter = Reporter::new(id, self.events.clone());
+        let worker = |number| {
+            let template = self.newest_template().filter(|_| self.forks());
+            Kept::Worker(Slot::new(number, launch.clone(), template, self.roster.clone(), reporter.clone()))
+        };
+        let template = || Kept::Template(Template::new(launch.clone(), self.roster.clone(), reporter.clone()));
+        let kept = match origin {
+            Origin::Template => template(),
+            Origin::Slot(number) => worker(number),
+            Origin::Replaces(old) => match self.others.get(&old) {
+                Some(Kept::Worker(slot)) => worker(slot.number()),
+                Some(Kept::Template(_)) => template(),
+                None => return,
+            },
+        };
+        self.others.insert(id, kept);
+    }
+
+    /// Whether workers are forked off a template.
+    fn forks(&self) -> bool {
+        self.launch.as_ref().is_some_and(|launch| launch.settings.workers.preload != crate::config::Preload::Off)
+    }
+
+    fn newest_template(&self) -> Option<Template> {
+        let templates = self.others.values().rev().filter_map(|kept| match kept {
+            Kept::Template(template) => Some(template),
+            Kept::Worker(_) => None,
+        });
+        templates.into_iter().next().cloned()
+    }
+
+    /// `new` has taken the place of `old`.
+    pub fn swapped(&mut self, new: ServiceId, old: ServiceId) {
+        let (Some(new), Some(old)) = (self.life(new), self.life(old)) else { return };
+        let reason = old.noted().unwrap_or_else(|| "reload".into());
+        tracing::info!({ service.name = %new.name() }, "replaced ({reason}); the old one finishes what it has");
+        new.replaced(format!("replaced: {reason}"));
+    }
+
+    pub fn remove(&mut self, id: ServiceId) {
+        self.others.remove(&id);
+    }
+
+    /// Carry out what the tree decided for one of them.
+    pub fn act(&mut self, id: ServiceId, action: state::Action) {
+        match self.others.get_mut(&id) {
+            _ if id == POSTGRES => self.postmaster.act(action),
+            Some(Kept::Template(template)) => template.act(action),
+            Some(Kept::Worker(slot)) => slot.act(action),
+            None => {}
+        }
+    }
+
+    /// The life of a worker or a template.
+    pub fn life(&self, id: ServiceId) -> Option<Life> {
+        Some(match self.others.get(&id)? {
+            Kept::Template(template) => template.life().clone(),
+            Kept::Worker(slot) => slot.life().clone(),
+        })
+    }
+
+    /// What it is called, in the log and everywhere else.
+    pub fn name(&self, id: ServiceId) -> String {
+        match self.others.get(&id) {
+            _ if id == POSTGRES => postmaster::NAME.into(),
+            Some(Kept::Template(_)) => template::NAME.into(),
+            Some(Kept::Worker(slot)) => slot::name(slot.number()),
+            None => format!("service {}", id.0),
+        }
+    }
+
+    /// What kind it is, in a word.
+    pub fn kind(&self, id: ServiceId) -> &'static str {
+        match self.others.get(&id) {
+            Some(Kept::Template(_)) => "template",
+            Some(Kept::Worker(_)) => "worker",
+            None => "postgres",
+        }
+    }
+
+    /// Why its last process ended or was replaced.
+    pub fn last_reason(&self, id: ServiceId) -> Option<String> {
+        match self.others.get(&id) {
+            _ if id == POSTGRES => self.postmaster.last_exit().map(|exit| exit.to_string()),
+            _ => self.life(id)?.last_reason(),
+        }
+    }
+
+    /// What its event loop last reported.
+    pub fn counts(&self, id: ServiceId) -> Option<Counts> {
+        self.life(id)?.counts()
+    }
+
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self, id: ServiceId) -> Vec<String> {
+        match self.others.get(&id) {
+            _ if id == POSTGRES => self.postmaster.tail(),
+            Some(Kept::Template(template)) => template.tail(),
+            Some(Kept::Worker(slot)) => slot.tail(),
+            None => Vec::new(),
+        }
+    }
+
+    /// What it last had to say, as the end of a sentence about its failure.
+    pub fn last_words(&self, id: ServiceId) -> String {
+        let tail = self.tail(id);
+        match (self.life(id).and_then(|life| life.import_error()), &self.launch) {
+            (Some(_), Some(launch)) => {
+                format!(": {} cannot be imported (the traceback is above)", launch.settings.workers.app)
+            }
+            _ if tail.is_empty() => ", having printed nothing".into(),
+            _ => format!("; the last it printed:\n  {}", tail.join("\n  ")),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+use super::*;
+use crate::config::{Preload, Readiness, WorkerSocket};
+
+fn workers() -> Workers {
+    Workers {
+        app: "app:app".into(),
+        app_dir: ".".into(),
+        count: 1,
+        listen: "127.0.0.1:0".parse().unwrap(),
+        backlog: 1,
+        url_scheme: "postgresql".into(),
+        env: std::collections::BTreeMap::new(),
+        preimport: vec![],
+        access_log: false,
+        event_loop: "auto".into(),
+        run_as: None,
+        ready_limit: Duration::from_secs(60),
+        watchdog: Some(Duration::from_secs(15)),
+        restart_intensity: 5,
+        restart_period: Duration::from_secs(60),
+        backoff_first: Duration::ZERO,
+        backoff_max: Duration::ZERO,
+        surge: 1,
+        drain: Duration::from_secs(30),
+        max_requests: 0,
+        max_requests_jitter: 0,
+        max_memory: None,
+        memory_kind: MemoryKind::Pss,
+        max_age: None,
+        preload: Preload::Off,
+        command: None,
+        ready: Readiness::Notify,
+        socket: WorkerSocket::Inherited,
+        reload_include: vec![],
+    }
+}
+
+fn due(workers: &Workers, facts: Facts) -> Option<String> {
+    match judge(workers, &facts) {
+        Verdict::Due(reason) => Some(reason),
+        Verdict::Fine => None,
+        Verdict::Hangs => panic!("{facts:?} hangs"),
+    }
+}
+
+#[test]
+fn silence_counts_from_the_limit_on_and_only_where_there_is_one() {
+    let silent = |seconds| Facts { silent: Some(Duration::from_secs(seconds)), ..Facts::default() };
+    assert_eq!(judge(&workers(), &silent(14)), Verdict::Fine);
+    assert_eq!(judge(&workers(), &silent(15)), Verdict::Hangs);
+    assert_eq!(judge(&workers(), &Facts { age: Duration::MAX, ..Facts::default() }), Verdict::Fine, "not watched yet");
+    let never = Workers { watchdog: None, ..workers() };
+    assert_eq!(judge(&never, &silent(1_000_000)), Verdict::Fine);
+}
+
+#[test]
+fn each_worker_has_a_request_limit_of_its_own_within_the_jitter() {
+    let limited = Workers { max_requests: 1000, ..workers() };
+    let after = |requests, luck| due(&limited, Facts { requests, luck, ..Facts::default() });
+    assert_eq!((after(999, 0.0), after(1099, 1.0)), (None, None));
+    assert_eq!(after(1000, 0.0).unwrap(), "1000 requests (its limit was 1000)");
+    assert_eq!(after(1100, 1.0).unwrap(), "1100 requests (its limit was 1100)", "a tenth, unless it is said");
+    let spread = Workers { max_requests_jitter: 500, ..limited };
+    assert_eq!(request_limit(&spread, 0.5), Some(1250));
+    assert_eq!(request_limit(&workers(), 0.5), None);
+}
+
+#[test]
+fn memory_and_age_are_limits_too() {
+    let limited = Workers { max_memory: Some(100 << 20), max_age: Some(Duration::from_secs(3600)), ..workers() };
+    let facts = Facts::default();
+    assert_eq!(due(&limited, Facts { memory: Some(99 << 20), ..facts }), None);
+    assert_eq!(
+        due(&limited, Facts { memory: Some(150 << 20), ..facts }).unwrap(),
+        "PSS of 150 MB (its limit is 100 MB)"
+    );
+    let old = Facts { age: Duration::from_millis(3_600_500), ..facts };
+    assert_eq!(due(&limited, old).unwrap(), "age of 1h (its limit is 1h)");
+    assert_eq!(due(&workers(), Facts { memory: Some(u64::MAX), ..old }), None, "nothing is limited by default");
+}

@@ -1,0 +1,134 @@
+//! One slot of the workers: a service whose process is a worker, on the listening socket that all share.
+//!
+//! A worker is spawned early and waits at a gate, a pipe, with Python and its libraries imported, until the migrations
+//! are in; then one byte opens the gate. The pipe stays open as a lifeline: should Tandem die, the worker reads its end
+//! and goes too. Where there is a template, a worker is forked off it instead; should it be away, a worker is spawned as
+//! without one.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal as OsSignal;
+
+use super::gate::Gate;
+use super::launch::Launch;
+use super::life::{Life, Roster};
+use super::readiness;
+use super::template::{Forked, Template};
+use crate::config::Readiness;
+use crate::process::{self, InheritedFd};
+use crate::supervise::service::{Reporter, Service};
+use crate::supervise::state::{Action, Intent};
+
+/// One slot. Its clones are the same slot.
+#[derive(Clone)]
+pub struct Slot {
+    number: usize,
+    launch: Rc<Launch>,
+    template: Option<Template>,
+    life: Life,
+}
+
+impl Slot {
+    /// Slot `number`, started as `launch` says, forked off `template` if there is one.
+    pub fn new(
+        number: usize,
+        launch: Rc<Launch>,
+        template: Option<Template>,
+        roster: Roster,
+        reporter: Reporter,
+    ) -> Self {
+        Self { number, launch, template, life: Life::new(name(number), roster, reporter) }
+    }
+
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Its process's life: counts, last exit, reasons.
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    fn spawn(&self, intent: Intent) {
+        match &self.template {
+            Some(template) if template.is_ready() => {
+                tokio::task::spawn_local(fork(template.clone(), self.clone(), intent));
+            }
+            Some(_) | None => self.spawn_alone(intent),
+        }
+    }
+
+    fn spawn_alone(&self, intent: Intent) {
+        let spawned = match &self.launch.settings.workers.command {
+            Some(words) => self.spawn_other_server(words, intent),
+            None => self.spawn_launcher(intent),
+        };
+        if let Err(error) = spawned {
+            self.life.fail(&error);
+        }
+    }
+
+    fn spawn_launcher(&self, intent: Intent) -> io::Result<()> {
+        let (gate, gate_end) = Gate::new()?;
+        let (listener, gate_end) = (self.launch.listener()?, InheritedFd(Arc::new(gate_end)));
+        let mut command = self
+            .launch
+            .launcher()
+            .env("TANDEM_LISTEN_FD", listener.number().to_string())
+            .env("TANDEM_GATE_FD", gate_end.number().to_string());
+        for (name, value) in self.launch.environment(self.number) {
+            command = command.env(name, value);
+        }
+        // SIGKILL, because a worker that hangs or is stopped would act on nothing less.
+        let (child, output) = process::spawn(&command, &[listener, gate_end], OsSignal::SIGKILL)?;
+        self.life.begin(child, output, Some(gate), intent);
+        Ok(())
+    }
+
+    fn spawn_other_server(&self, words: &[String], intent: Intent) -> io::Result<()> {
+        let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
+        let mut command = self.launch.other_server(words, self.number, listener.as_ref());
+        for (name, value) in self.launch.environment(self.number) {
+            command = command.env(name, value);
+        }
+        let fds: Vec<InheritedFd> = listener.into_iter().collect();
+        let (child, output) = process::spawn(&command, &fds, OsSignal::SIGKILL)?;
+        self.life.begin(child, output, None, intent);
+        if let Readiness::Http(path) = &self.launch.settings.workers.ready {
+            let address = self.launch.settings.workers.listen;
+            tokio::task::spawn_local(readiness::watch(self.life.clone(), address, path.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// Fork the worker of `slot` off `template`; if that fails, spawn it.
+async fn fork(template: Template, slot: Slot, intent: Intent) {
+    match template.fork(slot.number, &slot.launch.environment(slot.number)).await {
+        Ok(Forked { child, output, gate }) => slot.life.begin(child, output, Some(gate), intent),
+        Err(error) => {
+            tracing::warn!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");
+            slot.spawn_alone(intent);
+        }
+    }
+}
+
+impl Service for Slot {
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Spawn(intent) => self.spawn(intent),
+            other => self.life.act(other),
+        }
+    }
+
+    fn tail(&self) -> Vec<String> {
+        self.life.tail()
+    }
+}
+
+/// The name of slot `number`, in the log and everywhere else.
+pub fn name(number: usize) -> String {
+    format!("worker-{number}")
+}
