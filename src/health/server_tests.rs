@@ -38,6 +38,8 @@ fn picture(phase: Phase) -> Picture {
         workers_min: 0,
         migrations: Migrations::default(),
         disk: Disk::default(),
+        services: vec![],
+        roll: None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Must not decide anything: what to run is `plan/`'s, when to restart is `supervise/`'s.
 
 pub mod identity;
+pub mod memory;
 pub mod orphans;
 pub mod ports;
 mod run;

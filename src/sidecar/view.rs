@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Context, Step, worker};
+use super::{Context, POSTGRES, Step, worker};
 use crate::config::{PostgresMode, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
-use crate::postgres::service::Reading;
+use crate::postgres::service::{self as postmaster, Reading};
 use crate::supervise::state::State;
-use crate::supervise::tree::{Phase, Tree};
+use crate::supervise::tree::{Phase, ServiceId, Stage, Tree};
 use crate::telemetry;
-use crate::workers::pool::{Roster, Slot};
+use crate::workers::pool::{self, Roster, Slot};
 
 /// Where a running Tandem is reached; written when it serves, removed when it stops.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -94,6 +94,8 @@ impl View {
             workers_min: settings.health.workers_min,
             migrations: picture::Migrations::default(),
             disk: picture::Disk::default(),
+            services: Vec::new(),
+            roll: None,
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }
@@ -144,6 +146,7 @@ impl View {
             }
             picture.phase = phase;
             picture.migrations = migrations.clone();
+            picture.services = services(tree, slots, &picture.services);
         });
     }
 
@@ -164,6 +167,9 @@ impl View {
                     picture.disk = disk(&wal);
                     for worker in &mut picture.workers {
                         worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
+                    }
+                    for service in &mut picture.services {
+                        service.counts = service.pid.and_then(|pid| roster.counts(pid));
                     }
                 });
                 if readings.changed().await.is_err() {
@@ -198,6 +204,35 @@ impl View {
             ],
         );
     }
+}
+
+/// Every service of `tree` as the control socket shows it; what did not change since `before` keeps its times.
+fn services(tree: &Tree, slots: &[Slot], before: &[picture::Service]) -> Vec<picture::Service> {
+    let now = Instant::now();
+    let one = |name: String, kind, id: ServiceId, last_reason, counts| {
+        let child = &tree.children[id.0];
+        let (pid, state) = (child.pid(), child.label());
+        let same = before.iter().find(|service| service.name == name && service.pid == pid);
+        picture::Service {
+            name,
+            kind,
+            pid,
+            state,
+            role: "standing",
+            since: same.filter(|service| service.state == state).map_or(now, |service| service.since),
+            started: pid.and(same.map_or(Some(now), |service| service.started)),
+            restarts: u32::try_from(child.restarts).unwrap_or(u32::MAX),
+            last_reason,
+            counts,
+        }
+    };
+    let is_planned =
+        |id| tree.plan.stages.iter().any(|stage| matches!(stage, Stage::Services(ids) if ids.contains(&id)));
+    let postgres = is_planned(POSTGRES).then(|| one(postmaster::NAME.into(), "postgres", POSTGRES, None, None));
+    let workers = slots.iter().enumerate().map(|(number, slot)| {
+        one(pool::name(number), "worker", worker(number), slot.last_exit().map(|exit| exit.to_string()), slot.counts())
+    });
+    postgres.into_iter().chain(workers).collect()
 }
 
 /// A reading as the health port shows it. Its error's text stays in the log: it may quote a connection string.
