@@ -4,6 +4,7 @@
 //! out the tree's actions, `view` is what health and the banner show of it.
 
 mod jobs;
+mod orders;
 mod shell;
 mod view;
 

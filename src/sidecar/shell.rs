@@ -11,8 +11,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::view::{Endpoints, View};
-use super::{Context, Errand, Goal, POSTGRES, Step, jobs, worker};
+use super::{Context, Errand, Goal, POSTGRES, Step, jobs, orders, worker};
 use crate::config::PostgresMode;
+use crate::control;
 use crate::health::server as health;
 use crate::postgres::probe::Probe;
 use crate::postgres::service::{self as postmaster, Postmaster, Reading};
@@ -44,6 +45,8 @@ pub struct Sidecar {
     /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
     tasks: Vec<JoinHandle<()>>,
     stop_began: Option<Instant>,
+    /// Dropped, the first closes the control socket; the second is its end.
+    control: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Sidecar {
@@ -84,13 +87,17 @@ impl Sidecar {
             samples,
             tasks: Vec::new(),
             stop_began: None,
+            control: None,
             steps,
             events: events.clone(),
             context,
         };
         match goal {
             Goal::Errand(errand) => sidecar.errand = Some(errand),
-            Goal::Serve => sidecar.open_doors(&reporter)?,
+            Goal::Serve => {
+                sidecar.open_doors(&reporter)?;
+                sidecar.open_control()?;
+            }
         }
         Ok(sidecar)
     }
@@ -135,6 +142,20 @@ impl Sidecar {
         Ok(())
     }
 
+    /// Let our own user and root ask and order through the control socket.
+    fn open_control(&mut self) -> anyhow::Result<()> {
+        let socket = control::open(&self.context.home.control)?;
+        let (asks, orders) = tokio::sync::mpsc::unbounded_channel();
+        let (close, closing) = tokio::sync::oneshot::channel();
+        let closing = async {
+            let _ = closing.await;
+        };
+        let served = tokio::task::spawn_local(control::serve(socket, self.view.pictures(), asks, closing));
+        self.control = Some((close, served));
+        self.tasks.push(tokio::task::spawn_local(orders::carry_out(orders, self.events.clone())));
+        Ok(())
+    }
+
     /// What the failed job said.
     pub fn error(&self) -> anyhow::Error {
         self.error.borrow_mut().take().unwrap_or_else(|| anyhow!("a step of the boot failed"))
@@ -155,7 +176,8 @@ impl Sidecar {
         (pool::name(id.0 - 1), why)
     }
 
-    /// Close the health port and remove what said where to reach us.
+    /// Close the health port and remove what said where to reach us; last the control socket, whose followers get the
+    /// last line too.
     pub async fn close(mut self) {
         for task in self.tasks.drain(..) {
             task.abort();
@@ -163,6 +185,10 @@ impl Sidecar {
         Endpoints::remove(&self.context.home.run);
         if let Some(began) = self.stop_began {
             tracing::info!("stopped in {:.0?}", began.elapsed());
+        }
+        if let Some((close, served)) = self.control.take() {
+            drop(close);
+            let _ = served.await;
         }
     }
 
