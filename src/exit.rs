@@ -28,6 +28,25 @@ pub enum Code {
     Config = 78,
 }
 
+impl Code {
+    /// Every code, for whoever reads one from outside.
+    const ALL: [Self; 8] = [
+        Self::Stopped,
+        Self::Failed,
+        Self::Usage,
+        Self::Schema,
+        Self::GaveUp,
+        Self::CannotCreate,
+        Self::Temporary,
+        Self::Config,
+    ];
+
+    /// The code with this number; a number that is none is a failure all the same.
+    pub fn of_number(number: u8) -> Self {
+        Self::ALL.into_iter().find(|&code| code as u8 == number).unwrap_or(Self::Failed)
+    }
+}
+
 /// An error with an exit code. The message says what failed and what to do next.
 #[derive(Debug)]
 pub struct Failure {
@@ -71,6 +90,12 @@ fn is_disk_full(error: &anyhow::Error) -> bool {
 mod tests {
     use super::*;
     use anyhow::Context;
+
+    #[test]
+    fn every_code_is_found_by_its_number() {
+        assert!(Code::ALL.into_iter().all(|code| Code::of_number(code as u8) == code));
+        assert_eq!(Code::of_number(2), Code::Failed);
+    }
 
     #[test]
     fn a_failure_keeps_its_code_under_and_as_context() {

@@ -21,6 +21,7 @@
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe
 //! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · pool · launcher.py
+//! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that serves it, the client that asks it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
@@ -46,6 +47,7 @@
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod control;
 pub mod exit;
 pub mod health;
 pub mod install;

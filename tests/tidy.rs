@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["commands"],
     &["cli"],
     &["sidecar"],
-    &["postgres", "workers"],
+    &["postgres", "workers", "control"],
     &["schema", "health"],
     &["install", "signals"],
     &["supervise"],

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST};
-use hyper::{Request, Uri};
+use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -40,13 +41,11 @@ pub fn reachable(listen: SocketAddr) -> SocketAddr {
 
 async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let stream = TcpStream::connect(address).await.context("connect (is `tandem up` running?)")?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path.parse::<Uri>()?)
         .header(HOST, address.to_string())
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
+    let read = async |response: Response<Incoming>| {
         let code = response.status().as_u16();
         let body = match Limited::new(response.into_body(), BODY_SIZE_MAX).collect().await {
             Ok(body) => body.to_bytes(),
@@ -54,6 +53,24 @@ async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
         };
         Ok((code, String::from_utf8_lossy(&body).into_owned()))
     };
+    exchange(stream, request, read).await
+}
+
+/// Send `request` on `stream`, and let `read` read what is answered.
+///
+/// # Errors
+/// What answers is not HTTP, or the connection ends before `read` does; what `read` says.
+pub async fn exchange<S, B, T>(
+    stream: S,
+    request: Request<B>,
+    read: impl AsyncFnOnce(Response<Incoming>) -> anyhow::Result<T>,
+) -> anyhow::Result<T>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    B: Body<Data: Send, Error: std::error::Error + Send + Sync> + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let exchange = async { read(sender.send_request(request).await?).await };
     // hyper moves the bytes only while its connection is polled. Its own end is no news: the exchange tells.
     let drive = async {
         let _ = connection.await;

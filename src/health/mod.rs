@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod picture;
+pub mod port;
 pub mod report;
 pub mod server;
 

@@ -23,6 +23,33 @@ pub struct Picture {
     pub workers_min: u32,
     pub migrations: Migrations,
     pub disk: Disk,
+    /// Every process that is kept, in the order of the boot; read by the control socket.
+    pub services: Vec<Service>,
+    /// What a roll under way is doing, in words.
+    pub roll: Option<String>,
+}
+
+/// A service's process, or its place while it has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Such as `postgres`, `worker-0`.
+    pub name: String,
+    /// `postgres`, `template`, `worker` or `process`.
+    pub kind: &'static str,
+    pub pid: Option<i32>,
+    /// As `supervise::state` calls it.
+    pub state: &'static str,
+    /// `standing`, `replacement` or `retiring`.
+    pub role: &'static str,
+    /// When it came into this state.
+    pub since: Instant,
+    /// When its process was first seen.
+    pub started: Option<Instant>,
+    pub restarts: u32,
+    /// Why it was last started again, in words.
+    pub last_reason: Option<String>,
+    /// What its event loop last reported.
+    pub counts: Option<Counts>,
 }
 
 /// The database as last sampled.

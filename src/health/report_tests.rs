@@ -49,6 +49,8 @@ fn picture(now: Now) -> Picture {
         workers_min: 1,
         migrations: Migrations::default(),
         disk: Disk::default(),
+        services: vec![],
+        roll: None,
     }
 }
 

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::*;
 use crate::health::client::probe;
 use crate::health::picture::{Database, Disk, Facts, Migrations, Sample};
+use crate::health::port::{CONNECTIONS_MAX, HEAD_LIMIT, HEAD_SIZE_MAX};
 use crate::phase::Phase;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -35,6 +38,8 @@ fn picture(phase: Phase) -> Picture {
         workers_min: 0,
         migrations: Migrations::default(),
         disk: Disk::default(),
+        services: vec![],
+        roll: None,
     }
 }
 

@@ -20,6 +20,8 @@ use crate::process::identity;
 const SOCKET_PATH_MAX: usize = 107;
 /// The longest name PostgreSQL puts into its socket directory.
 const SOCKET_NAME_LONGEST: &str = ".s.PGSQL.65535.lock";
+/// Tandem's own socket.
+const CONTROL_NAME: &str = "control.sock";
 /// Where a short socket directory goes. Not TMPDIR: that differs between a login and a service, and both must agree.
 const SHORT_ROOT: &str = "/tmp";
 /// Where root keeps state that the server's user could not reach beside the configuration.
@@ -36,6 +38,8 @@ pub struct Home {
     pub run: PathBuf,
     /// Where the server's unix socket is; only its user and root may enter.
     pub socket_dir: PathBuf,
+    /// Tandem's own unix socket, for whoever asks a running Tandem; only its user and root may.
+    pub control: PathBuf,
     /// The user the server runs as, when that is not Tandem's own.
     pub server: Option<Identity>,
 }
@@ -58,8 +62,11 @@ impl Home {
         let data = state.join("postgres/16");
         let run = state.join("run");
         let uid = server.as_ref().map_or_else(own_uid, |server| server.uid);
-        let socket_dir = short_enough(run.join("postgres"), uid);
-        Self { data: data.canonicalize().unwrap_or(data), run, socket_dir, server, state }
+        let socket_dir = short_enough(run.join("postgres"), SOCKET_NAME_LONGEST, uid);
+        // Whoever looks for a running Tandem must come to the path that it chose: its user's, not the looker's.
+        let owner = run.metadata().map_or_else(|_| own_uid(), |meta| meta.uid());
+        let control = short_enough(run.clone(), CONTROL_NAME, owner).join(CONTROL_NAME);
+        Self { data: data.canonicalize().unwrap_or(data), run, socket_dir, control, server, state }
     }
 
     /// Make the directories that are missing, and check those that must be private.
@@ -76,6 +83,10 @@ impl Home {
         }
         make_dir(&self.socket_dir, 0o700, self.server.as_ref())?;
         check_private(&self.socket_dir, self.server_uid())?;
+        if let Some(dir) = self.control.parent().filter(|dir| *dir != self.run) {
+            make_dir(dir, 0o700, None)?;
+            check_private(dir, own_uid())?;
+        }
         // Up to the data directory, and not into it: whose that is, `data` says in words of its own.
         let (Some(server), Some(way)) = (&self.server, self.data.parent()) else { return Ok(()) };
         match identity::barrier(way, server) {
@@ -185,9 +196,9 @@ fn real_path(path: &Path) -> PathBuf {
     }
 }
 
-/// `wanted`, or a short directory with a name of its own when a socket's path would not fit.
-fn short_enough(wanted: PathBuf, uid: u32) -> PathBuf {
-    if wanted.as_os_str().len() + 1 + SOCKET_NAME_LONGEST.len() <= SOCKET_PATH_MAX {
+/// `wanted`, or a short directory with a name of its own when the path of a socket called `name` would not fit.
+fn short_enough(wanted: PathBuf, name: &str, uid: u32) -> PathBuf {
+    if wanted.as_os_str().len() + 1 + name.len() <= SOCKET_PATH_MAX {
         return wanted;
     }
     let digest = Sha256::digest(wanted.as_os_str().as_encoded_bytes());
@@ -236,11 +247,16 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let near = Home::at(temp.path(), None);
-        assert_eq!(near.socket_dir, near.run.join("postgres"));
+        assert_eq!((&near.socket_dir, &near.control), (&near.run.join("postgres"), &near.run.join("control.sock")));
         let far = Home::at(&temp.path().join("d".repeat(100)), None);
         assert!(far.socket_dir.starts_with("/tmp") && far.socket(65535).as_os_str().len() < SOCKET_PATH_MAX);
         assert_eq!(far, Home::at(&temp.path().join("d".repeat(100)), None), "the name is deterministic");
         far.prepare().unwrap();
+        let control = far.control.parent().unwrap();
+        assert!(control.starts_with("/tmp") && control != far.socket_dir, "{}", control.display());
+        assert_eq!(control.metadata().unwrap().mode() & 0o777, 0o700);
+        assert_eq!(far.control, Home::at(&temp.path().join("d".repeat(100)), None).control, "and found again");
+        fs::remove_dir(control).unwrap();
         assert_eq!(far.socket_dir.metadata().unwrap().mode() & 0o777, 0o700);
         fs::set_permissions(&far.socket_dir, fs::Permissions::from_mode(0o777)).unwrap();
         assert_eq!(code_of(&far.prepare().unwrap_err()), Code::CannotCreate);

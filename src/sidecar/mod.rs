@@ -5,6 +5,8 @@
 
 mod context;
 mod jobs;
+mod known;
+mod orders;
 mod services;
 mod shell;
 mod view;

@@ -1,5 +1,6 @@
 //! The services there are: what the tree knows by a number, with the process behind it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -29,12 +30,12 @@ pub struct Services {
     roster: Roster,
     events: UnboundedSender<Event>,
     /// What new workers are started with; none where there are no workers.
-    launch: Option<Rc<Launch>>,
+    launch: Rc<RefCell<Option<Rc<Launch>>>>,
 }
 
 impl Services {
     pub fn new(postmaster: Postmaster, roster: Roster, events: UnboundedSender<Event>) -> Self {
-        Self { postmaster, others: BTreeMap::new(), roster, events, launch: None }
+        Self { postmaster, others: BTreeMap::new(), roster, events, launch: Rc::default() }
     }
 
     /// Who may speak on the notify socket.
@@ -42,19 +43,14 @@ impl Services {
         self.roster.clone()
     }
 
-    /// Start workers that come from now on as `launch` says.
-    pub fn set_launch(&mut self, launch: Rc<Launch>) {
-        self.launch = Some(launch);
-    }
-
-    /// What workers are started with.
-    pub fn launch(&self) -> Option<Rc<Launch>> {
+    /// What new workers are started with; whoever changes it changes all that come from then on.
+    pub fn launch(&self) -> Rc<RefCell<Option<Rc<Launch>>>> {
         self.launch.clone()
     }
 
     /// Make the service that the tree has added.
     pub fn add(&mut self, id: ServiceId, origin: Origin) {
-        let Some(launch) = self.launch.clone() else { return };
+        let Some(launch) = self.launch.borrow().clone() else { return };
         let reporter = Reporter::new(id, self.events.clone());
         let worker = |number| {
             let template = self.newest_template().filter(|_| self.forks());
@@ -75,7 +71,10 @@ impl Services {
 
     /// Whether workers are forked off a template.
     fn forks(&self) -> bool {
-        self.launch.as_ref().is_some_and(|launch| launch.settings.workers.preload != crate::config::Preload::Off)
+        self.launch
+            .borrow()
+            .as_ref()
+            .is_some_and(|launch| launch.settings.workers.preload != crate::config::Preload::Off)
     }
 
     fn newest_template(&self) -> Option<Template> {
@@ -158,10 +157,25 @@ impl Services {
         }
     }
 
+    /// Why a replacement came to nothing, for whoever asked for it.
+    pub fn failure(&self, id: ServiceId) -> String {
+        let (name, life) = (self.name(id), self.life(id));
+        if let Some(traceback) = life.as_ref().and_then(Life::import_error) {
+            return format!("{name}: the application cannot be imported:\n{}", traceback.trim_end());
+        }
+        let how = life.and_then(|life| if life.pid().is_some() { None } else { life.last_reason() });
+        let how =
+            how.map_or("did not get ready in time".to_owned(), |reason| format!("ended before it was ready: {reason}"));
+        let tail = self.tail(id);
+        let tail =
+            if tail.is_empty() { String::new() } else { format!("; the last it printed:\n  {}", tail.join("\n  ")) };
+        format!("{name} {how}{tail}")
+    }
+
     /// What it last had to say, as the end of a sentence about its failure.
     pub fn last_words(&self, id: ServiceId) -> String {
         let tail = self.tail(id);
-        match (self.life(id).and_then(|life| life.import_error()), &self.launch) {
+        match (self.life(id).and_then(|life| life.import_error()), &*self.launch.borrow()) {
             (Some(_), Some(launch)) => {
                 format!(": {} cannot be imported (the traceback is above)", launch.settings.workers.app)
             }

@@ -10,17 +10,20 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::known::Known;
+use super::orders::{Operator, Report};
 use super::services::Services;
 use super::view::{Endpoints, View};
 use super::{Context, Errand, Goal, POSTGRES, Step, jobs};
 use crate::config::{PostgresMode, WorkerSocket};
+use crate::control;
 use crate::health::server as health;
 use crate::postgres::probe::Probe;
 use crate::postgres::service::{self as postmaster, Postmaster, Reading};
 use crate::process::ports;
 use crate::supervise::service::Reporter;
 use crate::supervise::task::Shell;
-use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Phase, RollId, Scope, ServiceId, Tree};
+use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, Tree};
 use crate::workers::launch::{self, Launch};
 use crate::workers::life::{self, Roster};
 use crate::workers::notify::NotifySocket;
@@ -35,6 +38,7 @@ pub struct Sidecar {
     steps: Vec<Step>,
     events: UnboundedSender<Event>,
     pub services: Services,
+    operator: Rc<Operator>,
     errand: Option<Errand>,
     jobs: HashMap<JobId, JoinHandle<()>>,
     /// The error of the job that failed.
@@ -44,6 +48,8 @@ pub struct Sidecar {
     /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
     tasks: Vec<JoinHandle<()>>,
     stop_began: Option<Instant>,
+    /// Dropped, the first closes the control socket; the second is its end.
+    control: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Sidecar {
@@ -73,22 +79,30 @@ impl Sidecar {
             }),
             Reporter::new(POSTGRES, events.clone()),
         );
+        let services = Services::new(postmaster, Roster::default(), events.clone());
+        let operator =
+            Operator::new(context.clone(), steps.clone(), events.clone(), services.launch(), services.roster());
         let mut sidecar = Self {
             view: View::new(&settings),
-            services: Services::new(postmaster, Roster::default(), events.clone()),
+            services,
+            operator: Rc::new(operator),
             errand: None,
             jobs: HashMap::new(),
             error: Rc::default(),
             samples,
             tasks: Vec::new(),
             stop_began: None,
+            control: None,
             steps,
             events,
             context,
         };
         match goal {
             Goal::Errand(errand) => sidecar.errand = Some(errand),
-            Goal::Serve => sidecar.open_doors()?,
+            Goal::Serve => {
+                sidecar.open_doors()?;
+                sidecar.open_control()?;
+            }
         }
         Ok(sidecar)
     }
@@ -107,7 +121,7 @@ impl Sidecar {
         let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
         let notify = NotifySocket::open()?;
         launch::write_files(&self.context.home.run)?;
-        self.services.set_launch(Rc::new(Launch {
+        *self.services.launch().borrow_mut() = Some(Rc::new(Launch {
             settings: settings.clone(),
             url: self.context.url.clone(),
             run: self.context.home.run.clone(),
@@ -135,13 +149,24 @@ impl Sidecar {
         Ok(())
     }
 
+    /// Let our own user and root ask and order through the control socket.
+    fn open_control(&mut self) -> anyhow::Result<()> {
+        let socket = control::open(&self.context.home.control)?;
+        let (asks, orders) = tokio::sync::mpsc::unbounded_channel();
+        let (close, closing) = tokio::sync::oneshot::channel();
+        let closing = async {
+            let _ = closing.await;
+        };
+        let served = tokio::task::spawn_local(control::serve(socket, self.view.pictures(), asks, closing));
+        self.control = Some((close, served));
+        self.tasks.push(tokio::task::spawn_local(self.operator.clone().carry_out(orders)));
+        Ok(())
+    }
+
     /// Look after the workers for ever.
     fn tend(&self, roster: Roster) -> impl Future<Output = ()> + use<> {
-        let (context, events) = (self.context.clone(), self.events.clone());
-        let due = move |id: ServiceId, _| {
-            let _ = events.send(Event::Roll(RollId(0), Scope::One(id)));
-        };
-        care::tend(roster, move || context.settings(), due)
+        let (context, operator) = (self.context.clone(), self.operator.clone());
+        care::tend(roster, move || context.settings(), move |id| operator.recycle(id))
     }
 
     /// Make the first services, as the tree plans them.
@@ -162,7 +187,8 @@ impl Sidecar {
         self.error.borrow_mut().take().unwrap_or_else(|| anyhow!("a step of the boot failed"))
     }
 
-    /// Close the health port and remove what said where to reach us.
+    /// Close the health port and remove what said where to reach us; last the control socket, whose followers get the
+    /// last line too.
     pub async fn close(mut self) {
         for task in self.tasks.drain(..) {
             task.abort();
@@ -170,6 +196,10 @@ impl Sidecar {
         Endpoints::remove(&self.context.home.run);
         if let Some(began) = self.stop_began {
             tracing::info!("stopped in {:.0?}", began.elapsed());
+        }
+        if let Some((close, served)) = self.control.take() {
+            drop(close);
+            let _ = served.await;
         }
     }
 
@@ -238,7 +268,7 @@ impl Sidecar {
         }
         self.services.postmaster.unwatch();
         // Closed here too, so that the kernel refuses new connections as soon as the workers have closed theirs.
-        if let Some(launch) = self.services.launch() {
+        if let Some(launch) = &*self.services.launch().borrow() {
             launch.listener.borrow_mut().take();
         }
         if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
@@ -265,13 +295,21 @@ impl Shell for Sidecar {
             Action::Service(id, action) => self.services.act(id, action),
             Action::Swapped(new, old) => self.services.swapped(new, old),
             Action::Remove(id) => self.services.remove(id),
-            Action::RollEnded(..) => {}
+            Action::RollEnded(id, outcome) => {
+                let report = match outcome {
+                    Outcome::Done(count) => Report::Done(count),
+                    Outcome::Aborted(failed, replaced) => Report::Aborted(self.services.failure(failed), replaced),
+                    Outcome::Interrupted => Report::Interrupted,
+                };
+                self.operator.hear(id, report);
+            }
             Action::Enter(phase) => self.enter(phase),
         }
     }
 
     fn observe(&mut self, tree: &Tree) {
-        self.view.publish(tree, &self.services, &self.context.migrations.borrow());
+        self.view.publish(tree, &self.services, &self.context);
+        self.operator.see(Known::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();
     }

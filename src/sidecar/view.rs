@@ -96,6 +96,8 @@ impl View {
             workers_min: settings.health.workers_min,
             migrations: picture::Migrations::default(),
             disk: picture::Disk::default(),
+            services: Vec::new(),
+            roll: None,
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }
@@ -103,6 +105,11 @@ impl View {
     /// What the health port reads.
     pub fn pictures(&self) -> watch::Receiver<Arc<Picture>> {
         self.picture.subscribe()
+    }
+
+    /// The phase that users see.
+    pub fn phase(&self) -> Public {
+        self.phase
     }
 
     /// Note that the tree entered `phase`.
@@ -121,7 +128,7 @@ impl View {
     }
 
     /// Make a new picture and hand it to the health port.
-    pub fn publish(&mut self, tree: &Tree, services: &Services, migrations: &picture::Migrations) {
+    pub fn publish(&mut self, tree: &Tree, services: &Services, context: &Context) {
         let phase = self.phase;
         let stage = tree.plan.roll.workers;
         let workers = stage.map(|stage| tree.of_stage(stage)).unwrap_or_default();
@@ -144,6 +151,7 @@ impl View {
                 }
             })
             .collect();
+        let roll = tree.rolling().map(|(done, left)| format!("{done} workers are replaced, {left} are still to be"));
         self.picture.send_modify(|picture| {
             let picture = Arc::make_mut(picture);
             let before = std::mem::replace(&mut picture.workers, workers);
@@ -154,7 +162,10 @@ impl View {
             }
             picture.workers_wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
             picture.phase = phase;
-            picture.migrations = migrations.clone();
+            picture.migrations = context.migrations.borrow().clone();
+            picture.services = shown(tree, services, &picture.services);
+            picture.roll = roll;
+            picture.workers_min = context.settings().health.workers_min;
         });
     }
 
@@ -175,6 +186,9 @@ impl View {
                     picture.disk = disk(&wal);
                     for worker in &mut picture.workers {
                         worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
+                    }
+                    for service in &mut picture.services {
+                        service.counts = service.pid.and_then(|pid| roster.counts(pid));
                     }
                 });
                 if readings.changed().await.is_err() {
@@ -209,6 +223,35 @@ impl View {
             ],
         );
     }
+}
+
+/// Every service of `tree` as the control socket shows it; what did not change since `before` keeps its times.
+fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<picture::Service> {
+    let now = Instant::now();
+    let mut ids: Vec<_> = tree.members.keys().copied().collect();
+    ids.sort_by_key(|id| (tree.members[id].stage, tree.members[id].place, *id));
+    let one = |id| {
+        let member = &tree.members[&id];
+        let (name, pid, state) = (services.name(id), member.child.pid(), member.child.label());
+        let same = before.iter().find(|service| service.name == name && service.pid == pid);
+        picture::Service {
+            kind: services.kind(id),
+            pid,
+            state,
+            role: match member.role {
+                Role::Standing => "standing",
+                Role::Replacement => "replacement",
+                Role::Retiring => "retiring",
+            },
+            since: same.filter(|service| service.state == state).map_or(now, |service| service.since),
+            started: pid.and(same.map_or(Some(now), |service| service.started)),
+            restarts: u32::try_from(member.child.restarts).unwrap_or(u32::MAX),
+            last_reason: services.last_reason(id),
+            counts: services.counts(id),
+            name,
+        }
+    };
+    ids.into_iter().map(one).collect()
 }
 
 /// A reading as the health port shows it. Its error's text stays in the log: it may quote a connection string.

@@ -1,6 +1,6 @@
 //! One event as one line: text for a person, JSON for a machine.
 
-use std::fmt::{self, Debug, Write};
+use std::fmt::{self, Debug};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -17,7 +17,7 @@ use super::clean::{Colours, clean};
 const SERVICE_WIDTH: usize = 9;
 
 /// Tandem's own name among the services.
-const OWN: &str = "tandem";
+pub const OWN: &str = "tandem";
 
 /// `HH:MM:SS.mmm  service   | message field=value`; the time is UTC, as PostgreSQL's own is.
 pub(super) struct Text {
@@ -54,37 +54,90 @@ where
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let record = Record::of(event);
-        let service = record.service();
-        let name = clean(service, Colours::Drop);
-        let prefix = format!(
-            "{}  {} {}",
-            self.paint("2", &clock_time((self.clock)())),
-            self.paint(colour_of(service), &format!("{name:SERVICE_WIDTH$}")),
-            self.paint("2", "|"),
-        );
-        let mut text = String::new();
         let colours = if record.is_output() && self.colour { Colours::Keep } else { Colours::Drop };
-        if !record.is_output() {
-            // A child's line says its level itself, in its own words.
-            match *event.metadata().level() {
-                Level::ERROR => text.push_str(&(self.paint("1;31", "ERROR") + " ")),
-                Level::WARN => text.push_str(&(self.paint("33", "WARN") + " ")),
-                Level::INFO => {}
-                level => write!(text, "{} {}: ", self.paint("2", level.as_str()), record.target)?,
-            }
-        }
-        let mut lines = record.message.lines();
-        text.push_str(&clean(lines.next().unwrap_or_default(), colours));
-        writeln!(writer, "{prefix} {text}{}", self.fields(&record))?;
-        // A traceback in an error: each of its lines stands in the column, so that none looks like another service's.
-        for line in lines {
-            writeln!(writer, "{prefix}   {}", clean(line, colours))?;
-        }
-        Ok(())
+        let text = self.said(&record, colours);
+        let level = *event.metadata().level();
+        let line = Shown { time: (self.clock)(), service: record.service(), level, target: record.target.as_str() };
+        writer.write_str(&self.shown(&line, &text))
     }
 }
 
+/// What stands left of a line's own words.
+struct Shown<'a> {
+    time: SystemTime,
+    service: &'a str,
+    level: Level,
+    target: &'a str,
+}
+
+/// A line as a person reads it, once it is apart from its event: time, service and level as `tandem logs` gets them.
+pub fn text_line(colour: bool, time: SystemTime, service: &str, level: &str, text: &str) -> String {
+    let level = level.parse().unwrap_or(Level::INFO);
+    // What had a target says it in its text.
+    let text: Vec<_> = text.lines().map(|line| clean(line, Colours::Drop)).collect();
+    Text::new(colour).shown(&Shown { time, service, level, target: "" }, &text.join("\n"))
+}
+
+/// What an event says, for the ring: without colours, time and level.
+pub(super) struct Said {
+    /// Whose line it is.
+    pub service: String,
+    /// Which service Tandem speaks of.
+    pub about: Option<String>,
+    pub text: String,
+}
+
+/// What `event` says.
+pub(super) fn said(event: &Event<'_>) -> Said {
+    let record = Record::of(event);
+    let mut text = Text::new(false).said(&record, Colours::Drop);
+    if !record.is_output() && *event.metadata().level() > Level::INFO {
+        text.insert_str(0, &format!("{}: ", record.target));
+    }
+    let service = clean(record.service(), Colours::Drop).into_owned();
+    Said { service, about: record.service.filter(|_| record.target != TARGET), text }
+}
+
 impl Text {
+    /// `text` with the time and the service's name before each of its lines, and the level where it matters.
+    fn shown(&self, line: &Shown<'_>, text: &str) -> String {
+        let name = clean(line.service, Colours::Drop);
+        let prefix = format!(
+            "{}  {} {}",
+            self.paint("2", &clock_time(line.time)),
+            self.paint(colour_of(line.service), &format!("{name:SERVICE_WIDTH$}")),
+            self.paint("2", "|"),
+        );
+        // A child's line says its level itself, in its own words.
+        let level = match line.level {
+            _ if line.service != OWN => String::new(),
+            Level::ERROR => self.paint("1;31", "ERROR") + " ",
+            Level::WARN => self.paint("33", "WARN") + " ",
+            Level::INFO => String::new(),
+            level if line.target.is_empty() => self.paint("2", level.as_str()) + " ",
+            level => format!("{} {}: ", self.paint("2", level.as_str()), line.target),
+        };
+        let mut lines = text.lines();
+        let mut shown = format!("{prefix} {level}{}\n", lines.next().unwrap_or_default());
+        // A traceback in an error: each of its lines stands in the column, so that none looks like another service's.
+        for line in lines {
+            shown.push_str(&format!("{prefix}   {line}\n"));
+        }
+        shown
+    }
+
+    /// The event's message with its fields after the first line.
+    fn said(&self, record: &Record, colours: Colours) -> String {
+        let mut lines = record.message.lines();
+        let mut text = clean(lines.next().unwrap_or_default(), colours).into_owned();
+        text.push_str(&self.fields(record));
+        for line in lines {
+            text.push('\n');
+            text.push_str(&clean(line, colours));
+        }
+        text
+    }
+
     /// The event's own fields, as ` name=value`; those of a child's line are for machines.
     fn fields(&self, record: &Record) -> String {
         let mut text = String::new();

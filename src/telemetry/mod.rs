@@ -7,6 +7,7 @@ mod banner;
 mod child;
 mod clean;
 mod format;
+mod ring;
 mod terminal;
 
 use std::sync::OnceLock;
@@ -22,7 +23,10 @@ use crate::exit::{Code, Failure};
 
 pub use banner::banner;
 pub use child::{Stream, child_line};
-pub use format::rfc3339;
+pub use format::{OWN, rfc3339, text_line};
+#[cfg(test)]
+pub(crate) use ring::Keep;
+pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
 pub use terminal::{Progress, progress};
 
 /// How lines look, decided once by [`init`].
@@ -58,7 +62,7 @@ pub fn init(format: LogFormat, filter: &str, colour: bool) -> anyhow::Result<()>
         Look::Text { colour } => layer.event_format(format::Text::new(colour)).boxed(),
         Look::Json => layer.event_format(format::Json::new()).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(passes)).try_init()?;
+    tracing_subscriber::registry().with(layer.and_then(ring::Keep(ring())).with_filter(passes)).try_init()?;
     let _ = LOOK.set(look);
     Ok(())
 }

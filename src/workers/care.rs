@@ -103,8 +103,8 @@ struct Memo {
 }
 
 /// Look after the workers on `roster`, for ever. `settings` are those that hold at each look; `due` is told which
-/// service is to be replaced, and why.
-pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl Fn(ServiceId, String)) {
+/// service is to be replaced.
+pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl Fn(ServiceId)) {
     let mut memos: HashMap<i32, Memo> = HashMap::new();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -151,7 +151,7 @@ async fn measure(memos: &mut HashMap<i32, Memo>, pids: Vec<i32>, kind: MemoryKin
     }
 }
 
-fn look(life: &Life, memo: &mut Memo, workers: &Workers, due: &impl Fn(ServiceId, String)) {
+fn look(life: &Life, memo: &mut Memo, workers: &Workers, due: &impl Fn(ServiceId)) {
     let facts = Facts {
         age: life.age(),
         silent: life.heartbeat().map(|last| last.elapsed()),
@@ -174,8 +174,8 @@ fn look(life: &Life, memo: &mut Memo, workers: &Workers, due: &impl Fn(ServiceId
         Verdict::Due(reason) => {
             memo.asked = Some(Instant::now());
             tracing::info!({ service.name = %life.name() }, "due for replacement: {reason}");
-            life.note(reason.clone());
-            due(life.service(), reason);
+            life.note(reason);
+            due(life.service());
         }
     }
 }

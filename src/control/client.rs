@@ -1,0 +1,162 @@
+//! The commands' side of the control socket.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, Uri};
+use nix::unistd::{Uid, User};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::messages::{Answer, LogEntry, LogQuery, Order, Restart, Status};
+use crate::exit::{Code, Failure};
+use crate::health::client::exchange;
+
+/// How long a status may take: nothing is waited for but the kernel's word on memory.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
+/// Largest answer that is read in one piece, and longest line of a log, in bytes.
+const ANSWER_SIZE_MAX: usize = 4 * 1024 * 1024;
+
+/// How the Tandem behind the socket at `path` is.
+///
+/// # Errors
+/// A [`Failure`] that says so when none runs there or when it may not be asked; any error when it does not answer.
+pub async fn status(path: &Path) -> anyhow::Result<Status> {
+    let asked = async {
+        let stream = connect(path).await?;
+        exchange(stream, request(Method::GET, "/status", String::new())?, async |response| whole(response).await).await
+    };
+    match timeout(STATUS_LIMIT, asked).await {
+        Ok(status) => status,
+        Err(_) => bail!("the tandem behind {} did not answer within {STATUS_LIMIT:?}", path.display()),
+    }
+}
+
+/// Give an order to the Tandem behind the socket at `path`, and wait for its answer as long as it takes.
+///
+/// # Errors
+/// As [`status`]; that an order was refused or failed is an answer and no error.
+pub async fn order(path: &Path, order: &Order) -> anyhow::Result<Answer> {
+    let (to, body) = match order {
+        Order::Reload => ("/reload", String::new()),
+        Order::Stop => ("/stop", String::new()),
+        Order::Restart { service } => ("/restart", serde_json::to_string(&Restart { service: service.clone() })?),
+        Order::Scale(to) => ("/scale", serde_json::to_string(to)?),
+    };
+    let stream = connect(path).await?;
+    let read = async |response: Response<Incoming>| parse(&collect(response).await?);
+    exchange(stream, request(Method::POST, to, body)?, read).await.context("no answer came")
+}
+
+/// Hand each line that `query` asks for to `on_entry`; with `follow`, until Tandem ends or `on_entry` fails.
+///
+/// # Errors
+/// As [`status`]; a [`Failure`] when there is no such service; what `on_entry` says.
+pub async fn logs(
+    path: &Path,
+    query: &LogQuery,
+    mut on_entry: impl FnMut(LogEntry) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let stream = connect(path).await?;
+    let read = async |response: Response<Incoming>| {
+        if !response.status().is_success() {
+            return whole(response).await;
+        }
+        let mut body = response.into_body();
+        let mut rest: Vec<u8> = Vec::new();
+        while let Some(frame) = body.frame().await {
+            // Killed in the middle of a line, Tandem says no more than if it had ended after it.
+            let Ok(frame) = frame else { break };
+            rest.extend(frame.into_data().unwrap_or_default());
+            let mut begin = 0;
+            while let Some(length) = rest[begin..].iter().position(|&byte| byte == b'\n') {
+                on_entry(parse(&rest[begin..begin + length])?)?;
+                begin += length + 1;
+            }
+            rest.drain(..begin);
+            if rest.len() > ANSWER_SIZE_MAX {
+                bail!("a line of the log is longer than {ANSWER_SIZE_MAX} bytes");
+            }
+        }
+        Ok(())
+    };
+    exchange(stream, request(Method::GET, &query.to_uri(), String::new())?, read).await
+}
+
+/// The process that listens at `path`, as the kernel knows it (SO_PEERCRED).
+///
+/// # Errors
+/// As [`status`].
+pub async fn supervisor(path: &Path) -> anyhow::Result<i32> {
+    let pid = connect(path).await?.peer_cred().context("ask the kernel who listens")?.pid();
+    pid.with_context(|| format!("the tandem behind {} runs in another container", path.display()))
+}
+
+async fn connect(path: &Path) -> anyhow::Result<UnixStream> {
+    let error = match UnixStream::connect(path).await {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
+    };
+    let shown = path.display();
+    let words = match error.kind() {
+        io::ErrorKind::NotFound => format!("no tandem runs here (there is no {shown}): start it with `tandem up`"),
+        io::ErrorKind::ConnectionRefused => {
+            format!("no tandem runs here (the one that listened at {shown} was killed): start it with `tandem up`")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("{} may ask the tandem behind {shown}, nobody else", owner(path))
+        }
+        _ => return Err(anyhow::Error::new(error).context(format!("connect to {shown}"))),
+    };
+    Err(Failure::new(Code::Failed, words).into())
+}
+
+/// Who may ask, as far as we are let see.
+fn owner(path: &Path) -> String {
+    let uid = path.metadata().map(|meta| Uid::from_raw(meta.uid())).ok().filter(|uid| !uid.is_root());
+    match uid {
+        Some(uid) => {
+            let user = User::from_uid(uid).ok().flatten();
+            user.map_or_else(|| format!("only user id {uid} and root"), |user| format!("only {} and root", user.name))
+        }
+        None => "only the user who started it and root".to_owned(),
+    }
+}
+
+fn request(method: Method, uri: &str, body: String) -> anyhow::Result<Request<Full<Bytes>>> {
+    let request = Request::builder()
+        .method(method)
+        .uri(uri.parse::<Uri>()?)
+        .header(HOST, "tandem")
+        .header(CONNECTION, "close")
+        .header(CONTENT_TYPE, "application/json");
+    Ok(request.body(Full::from(body))?)
+}
+
+/// All of an answer as a `T`; what is no success is a [`super::Answer`] that says why.
+async fn whole<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Result<T> {
+    let is_success = response.status().is_success();
+    let body = collect(response).await?;
+    if !is_success {
+        parse::<Answer>(&body)?.into_result()?;
+    }
+    parse(&body)
+}
+
+async fn collect(response: Response<Incoming>) -> anyhow::Result<Bytes> {
+    match Limited::new(response.into_body(), ANSWER_SIZE_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => bail!("read the answer: {error}"),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(body).context("understand the answer; is that tandem another version than this one?")
+}

@@ -1,0 +1,159 @@
+//! The unix socket itself: made so that nobody else can connect at any moment, and taken over from a dead supervisor.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use nix::unistd::Uid;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::exit::{Code, Failure};
+use crate::health::port::Listener;
+
+/// Length of the listening queue.
+const BACKLOG: i32 = 64;
+
+/// A bound and listening control socket; its file goes with it.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file we made: one that somebody put in its place is theirs.
+    file: (u64, u64),
+}
+
+/// Bind the control socket at `path`, which must have at most 107 bytes. Must be called within the runtime.
+///
+/// # Errors
+/// [`Code::CannotCreate`] when a live Tandem answers there, something else lies there, or it cannot be bound.
+pub fn open(path: &Path) -> anyhow::Result<ControlSocket> {
+    clear(path)?;
+    let bound = || -> io::Result<ControlSocket> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        // connect(2) is refused until listen(2), whatever the mode; so nobody comes in between these lines (unix(7)).
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let meta = path.symlink_metadata()?;
+        let listener =
+            UnixListener::from_std(std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket)))?;
+        Ok(ControlSocket { listener, path: path.to_owned(), file: (meta.dev(), meta.ino()) })
+    };
+    bound().with_context(|| {
+        Failure::new(Code::CannotCreate, format!("cannot listen on the control socket {}", path.display()))
+    })
+}
+
+/// Make room at `path`: what a dead supervisor left there is removed.
+fn clear(path: &Path) -> anyhow::Result<()> {
+    let cannot = |why: String| Failure::new(Code::CannotCreate, why);
+    let meta = match path.symlink_metadata() {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => bail!(anyhow::Error::new(error).context(cannot(format!("cannot look at {}", path.display())))),
+    };
+    if !meta.file_type().is_socket() {
+        bail!(cannot(format!("{} is in the control socket's place and is no socket: remove it", path.display())));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        // Nobody listens: its supervisor was killed.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .with_context(|| cannot(format!("cannot remove the stale control socket {}", path.display()))),
+        Ok(stream) => {
+            let by = peer(&stream).map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            bail!(cannot(format!("another tandem{by} answers on the control socket {}", path.display())))
+        }
+        Err(error) => bail!(
+            anyhow::Error::new(error).context(cannot(format!("cannot tell who has the socket {}", path.display())))
+        ),
+    }
+}
+
+fn peer(stream: &std::os::unix::net::UnixStream) -> Option<i32> {
+    let credentials = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+    Some(credentials.pid()).filter(|&pid| pid > 0)
+}
+
+impl Listener for ControlSocket {
+    type Stream = UnixStream;
+
+    const NAME: &'static str = "the control socket";
+
+    /// The next connection of our own user or root. The file's mode keeps others out already; should somebody loosen
+    /// it, the kernel's word on who connects still holds (SO_PEERCRED).
+    async fn accept(&self) -> io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let uid = stream.peer_cred()?.uid();
+            if may_enter(uid, Uid::effective().as_raw()) {
+                return Ok(stream);
+            }
+            tracing::warn!("refused user id {uid} on the control socket");
+        }
+    }
+}
+
+fn may_enter(uid: u32, own: u32) -> bool {
+    uid == own || uid == 0
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let ours = self.path.symlink_metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == self.file);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::code_of;
+
+    #[tokio::test]
+    async fn the_file_is_private_and_goes_with_its_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let socket = open(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o600);
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_a_live_one_and_other_files_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        // Bound, and closed without being removed: what SIGKILL leaves.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let socket = open(&path).unwrap();
+        let error = open(&path).unwrap_err();
+        assert_eq!(code_of(&error), Code::CannotCreate);
+        assert!(error.to_string().contains(&format!("another tandem (pid {})", std::process::id())), "{error}");
+        // One whose file was replaced leaves the new one alone.
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "something").unwrap();
+        drop(socket);
+        assert!(open(&path).unwrap_err().to_string().contains("is no socket"));
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_too_long_says_so() {
+        let path = std::env::temp_dir().join("d".repeat(108));
+        let error = open(&path).unwrap_err();
+        assert_eq!(code_of(&error), Code::CannotCreate);
+        assert!(format!("{error:#}").contains("control socket"), "{error:#}");
+    }
+
+    #[test]
+    fn our_own_user_and_root_may_enter() {
+        assert!(may_enter(0, 1000) && may_enter(1000, 1000) && may_enter(0, 0));
+        assert!(!may_enter(1000, 0) && !may_enter(1001, 1000));
+    }
+}

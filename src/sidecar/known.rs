@@ -1,0 +1,67 @@
+//! What is known of the tree by those who give it orders: a copy after each step, to read and to wait on.
+
+use crate::phase::Phase as Public;
+use crate::supervise::state::State;
+use crate::supervise::tree::{Phase, Role, ServiceId, Tree};
+
+use super::services::Services;
+
+/// The tree after a step.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub serving: bool,
+    pub phase: Public,
+    pub services: Vec<KnownService>,
+}
+
+/// One service of it.
+#[derive(Clone, Debug)]
+pub struct KnownService {
+    pub id: ServiceId,
+    pub name: String,
+    pub kind: &'static str,
+    pub role: Role,
+    pub state: State,
+    pub pid: Option<i32>,
+    pub last_reason: Option<String>,
+}
+
+impl Known {
+    pub fn of(tree: &Tree, services: &Services, phase: Public) -> Self {
+        let known = tree.members.iter().map(|(&id, member)| KnownService {
+            id,
+            name: services.name(id),
+            kind: services.kind(id),
+            role: member.role,
+            state: member.child.state,
+            pid: member.child.pid(),
+            last_reason: services.last_reason(id),
+        });
+        Self { serving: tree.phase == Phase::Serving, phase, services: known.collect() }
+    }
+
+    /// The workers that hold a slot, by slot.
+    pub fn workers(&self) -> impl Iterator<Item = &KnownService> {
+        self.standing().filter(|service| service.kind == "worker")
+    }
+
+    /// Those that hold their places.
+    pub fn standing(&self) -> impl Iterator<Item = &KnownService> {
+        self.services.iter().filter(|service| service.role == Role::Standing)
+    }
+
+    pub fn of_id(&self, id: ServiceId) -> Option<&KnownService> {
+        self.services.iter().find(|service| service.id == id)
+    }
+}
+
+impl KnownService {
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready { .. })
+    }
+
+    /// Whether its last attempt to start came to nothing.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, State::Backoff { .. } | State::GaveUp | State::Abandoned { .. })
+    }
+}
