@@ -64,7 +64,11 @@ impl Operator {
     /// Hear how a roll ended.
     pub fn hear(&self, id: RollId, report: Report) {
         match &report {
-            Report::Aborted(why, _) => tracing::error!("the roll is given up, the workers that are there stay: {why}"),
+            Report::Aborted(why, _) => {
+                // The rest of it, a traceback or last lines, is in the log already.
+                let why = why.lines().next().unwrap_or_default();
+                tracing::error!("the roll is given up, the workers that are there serve on: {why}");
+            }
             Report::Done(_) | Report::Interrupted => {}
         }
         if let Some(waiting) = self.waiting.borrow_mut().remove(&id) {

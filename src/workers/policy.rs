@@ -27,8 +27,9 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         retire: vec![Rung { signal: Signal::Retire, group: false, grace: workers.drain + RETIRE_ROOM }],
         // Not its group: what the worker has started would only leave core files.
         hang: vec![Rung { signal: Signal::Abort, group: false, grace: ABORT_GRACE }, kill],
-        backoff_first: workers.backoff_first,
-        backoff_step: workers.backoff_first.saturating_mul(2),
+        // One that served is back at once: forked off a template, that takes 30 ms. Only a second failure waits.
+        backoff_first: Duration::ZERO,
+        backoff_step: workers.backoff_first,
         backoff_max: workers.backoff_max,
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
