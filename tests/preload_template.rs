@@ -10,18 +10,21 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::project::{python, root};
 use nix::sys::signal::Signal as OsSignal;
-use tandem::process::{self, Exit, InheritedFd, orphans};
+use tandem::config::{Flag, Source};
+use tandem::plan::{DatabaseUrl, Rung, Signal};
+use tandem::process::{self, Exit, orphans};
 use tandem::supervise::service::{Reporter, Service};
-use tandem::supervise::state::{Action, Ending, Event, Intent, Rung, Signal};
+use tandem::supervise::state::{Action, Ending, Event, Intent};
 use tandem::supervise::tree::{Event as TreeEvent, ServiceId};
+use tandem::workers::launch::{self, Launch};
 use tandem::workers::life::{self, Life, Roster};
 use tandem::workers::listener::{self, Listener};
 use tandem::workers::notify::NotifySocket;
-use tandem::workers::pool::Launch;
+use tandem::workers::slot::Slot;
 use tandem::workers::template::Template;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -32,6 +35,8 @@ use tokio::time::timeout;
 /// Longest wait for what a process does.
 const LIMIT: Duration = Duration::from_secs(30);
 const TEMPLATE: ServiceId = ServiceId(0);
+/// The port of a database that nobody asks for.
+const NOWHERE: u16 = 1;
 
 /// What the library logs in this thread.
 #[derive(Clone, Default)]
@@ -58,7 +63,7 @@ impl Write for Log {
 struct Stage {
     template: Template,
     launch: Rc<Launch>,
-    environment: Vec<(String, String)>,
+    _run: tempfile::TempDir,
     roster: Roster,
     events: UnboundedReceiver<TreeEvent>,
     sender: UnboundedSender<TreeEvent>,
@@ -69,7 +74,7 @@ struct Stage {
 }
 
 impl Stage {
-    async fn new(dir: &Path, app: &str, more: &[(&str, &str)]) -> Self {
+    async fn new(dir: &Path, app: &str, database: u16, more: &[(&str, &str)]) -> Self {
         let log = Log::default();
         let writer = log.clone();
         let logging = tracing_subscriber::fmt()
@@ -82,34 +87,33 @@ impl Stage {
         let python = python().await;
         let listener = listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 128, "workers.listen", |_| None).unwrap();
         let notify = NotifySocket::open().unwrap();
-        let settings = [
-            ("NOTIFY_SOCKET", notify.name()),
-            ("TANDEM_APP", app),
-            ("TANDEM_APP_DIR", dir.to_str().unwrap()),
-            ("TANDEM_ACCESS_LOG", "0"),
-            ("PGAPPNAME", "test-template"),
-            ("DATABASE_URL", "postgresql+psycopg2://ffe_user@127.0.0.1:1/ffe"),
-        ];
-        let environment: Vec<(String, String)> =
-            settings.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let flag =
+            |(key, value): &(&str, &str)| Flag { key: (*key).into(), value: (*value).into(), name: "--set".into() };
+        let own = [("name", "test"), ("workers.app", app), ("workers.app_dir", dir.to_str().unwrap())];
+        let flags = own.iter().chain(more).map(flag).collect();
+        let run = tempfile::tempdir().unwrap();
+        let source = Source { flags, cwd: run.path().to_owned(), ..Source::default() };
+        let settings = tandem::config::load(&source).unwrap().settings;
+        launch::write_files(run.path()).unwrap();
         let launch = Rc::new(Launch {
+            settings: Rc::new(settings),
+            url: DatabaseUrl::parse(&format!("postgresql://ffe_user@localhost:{database}/ffe")).unwrap(),
+            run: run.path().to_owned(),
+            notify: notify.name().to_owned(),
+            listener: Rc::new(RefCell::new(Some(listener.inherited()))),
             python: Rc::new(RefCell::new(python)),
-            launcher: root().join("src/workers/launcher.py"),
-            listener: RefCell::new(Some(listener.inherited())),
-            dir: dir.to_owned(),
-            environment: Vec::new(),
             identity: Rc::default(),
         });
         let roster = Roster::default();
         tokio::task::spawn_local(life::listen(notify, roster.clone()));
         let (sender, events) = unbounded_channel();
         let reporter = Reporter::new(TEMPLATE, sender.clone());
-        let template = Template::new(launch.clone(), environment.clone(), roster.clone(), reporter);
+        let template = Template::new(launch.clone(), roster.clone(), reporter);
         let address = listener.address();
         Self {
             template,
             launch,
-            environment,
+            _run: run,
             roster,
             events,
             sender,
@@ -121,37 +125,20 @@ impl Stage {
     }
 
     /// A stage whose template has imported one of the applications of the fixtures.
-    async fn ready(app: &str, more: &[(&str, &str)]) -> Self {
-        let mut stage = Self::new(&apps(), app, more).await;
+    async fn ready(app: &str, database: u16, more: &[(&str, &str)]) -> Self {
+        let mut stage = Self::new(&apps(), app, database, more).await;
         stage.template.act(Action::Spawn(Intent::Start));
         stage.until(TEMPLATE, Event::Ready).await;
         stage
     }
 
-    fn life(&self, slot: usize) -> Life {
-        Life::new(format!("worker-{slot}"), self.roster.clone(), Reporter::new(worker(slot), self.sender.clone()))
-    }
-
     /// A forked worker on its way to ready.
-    async fn fork(&self, slot: usize) -> Life {
-        let mut environment = self.environment.clone();
-        environment.push(("PGAPPNAME".into(), format!("test-worker-{slot}")));
-        let forked = self.template.fork(slot, &environment).await.unwrap();
-        let life = self.life(slot);
-        life.begin(forked.child, forked.output, forked.gate, Intent::Start);
-        life
-    }
-
-    /// A worker on its way to ready that was not forked.
-    fn spawn(&self, slot: usize) -> Life {
-        let (gate, gate_end) = tandem::workers::gate::Gate::new().unwrap();
-        let gate_end = InheritedFd(Arc::new(gate_end));
-        let listener = self.launch.listener.borrow().clone().unwrap();
-        let command = life::command(&self.launch, &self.launch.launcher, &self.environment, &listener, &gate_end);
-        let (child, output) = process::spawn(&command, &[listener, gate_end], OsSignal::SIGKILL).unwrap();
-        let life = self.life(slot);
-        life.begin(child, output, gate, Intent::Start);
-        life
+    fn fork(&self, slot: usize) -> Life {
+        let reporter = Reporter::new(worker(slot), self.sender.clone());
+        let template = Some(self.template.clone());
+        let mut slot = Slot::new(slot, self.launch.clone(), template, self.roster.clone(), reporter);
+        slot.act(Action::Spawn(Intent::Start));
+        slot.life().clone()
     }
 
     async fn next(&mut self) -> (ServiceId, Event) {
@@ -208,13 +195,6 @@ fn term() -> Action {
     Action::Signal(Rung { signal: Signal::Term, group: true, grace: LIMIT })
 }
 
-/// The proportional set size of a process, in KiB.
-fn pss(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 /// Run `test` on an event loop as Tandem's: one thread, which spawns all children.
 fn on_stage(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -224,8 +204,8 @@ fn on_stage(test: impl Future<Output = ()>) {
 #[test]
 fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
     on_stage(async {
-        let mut stage = Stage::ready("plain:app", &[]).await;
-        let lives = [stage.fork(0).await, stage.fork(1).await];
+        let mut stage = Stage::ready("plain:app", NOWHERE, &[]).await;
+        let lives = [stage.fork(0), stage.fork(1)];
         let mut pids = HashSet::new();
         for (slot, life) in lives.iter().enumerate() {
             let pid = stage.spawned(worker(slot)).await;
@@ -246,7 +226,7 @@ fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
         stage.until_exited().await;
         let killed = lives.iter().position(|life| life.last_exit().is_some()).unwrap();
         assert_eq!(lives[killed].last_exit(), Some(Exit::Signal(9)));
-        let again = stage.fork(killed).await;
+        let again = stage.fork(killed);
         stage.until(worker(killed), Event::Ready).await;
 
         // The template dies: workers go on, and end as they should.
@@ -281,7 +261,7 @@ impl Stage {
 #[test]
 fn the_template_waits_at_its_gate_and_ends_at_once_when_told() {
     on_stage(async {
-        let mut stage = Stage::new(&apps(), "plain:app", &[]).await;
+        let mut stage = Stage::new(&apps(), "plain:app", NOWHERE, &[]).await;
         stage.template.act(Action::Spawn(Intent::Hold));
         stage.spawned(TEMPLATE).await;
         assert!(stage.template.fork(0, &[]).await.is_err(), "it is not ready");
@@ -305,7 +285,7 @@ fn the_template_waits_at_its_gate_and_ends_at_once_when_told() {
 #[test]
 fn a_request_that_was_given_up_leaves_nothing_to_mistake() {
     on_stage(async {
-        let mut stage = Stage::new(&apps(), "plain:app", &[]).await;
+        let mut stage = Stage::new(&apps(), "plain:app", NOWHERE, &[]).await;
         stage.template.act(Action::Spawn(Intent::Start));
         let pid = stage.spawned(TEMPLATE).await;
         stage.until(TEMPLATE, Event::Ready).await;
@@ -320,7 +300,7 @@ fn a_request_that_was_given_up_leaves_nothing_to_mistake() {
 #[test]
 fn an_application_that_cannot_be_imported_is_told_with_its_traceback() {
     on_stage(async {
-        let mut stage = Stage::new(&apps(), "broken_import:app", &[]).await;
+        let mut stage = Stage::new(&apps(), "broken_import:app", NOWHERE, &[]).await;
         stage.template.act(Action::Spawn(Intent::Start));
         stage.spawned(TEMPLATE).await;
         assert_eq!(stage.next().await, (TEMPLATE, Event::Exited(Ending::Unstartable)));
@@ -335,17 +315,18 @@ fn an_application_that_cannot_be_imported_is_told_with_its_traceback() {
 fn what_does_not_come_through_a_fork_is_named_and_refused_where_asked() {
     on_stage(async {
         let (database, other) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = [&database, &other].map(|listener| listener.local_addr().unwrap().port().to_string());
-        let more = [("PGHOST", "localhost"), ("PGPORT", ports[0].as_str()), ("OTHER_PORT", ports[1].as_str())];
+        let ports = [&database, &other].map(|listener| listener.local_addr().unwrap().port());
+        let other_port = ports[1].to_string();
+        let more = [("workers.preload", "true"), ("workers.env.OTHER_PORT", other_port.as_str())];
         let named = [
             "thread \"price-feed\"".to_owned(),
             format!("database connection to 127.0.0.1:{}", ports[0]),
             format!("connection to 127.0.0.1:{}", ports[1]),
         ];
 
-        let mut stage = Stage::ready("fork_unsafe:app", &more).await;
+        let mut stage = Stage::ready("fork_unsafe:app", ports[0], &more).await;
         for slot in 0..2 {
-            stage.fork(slot).await;
+            stage.fork(slot);
             stage.until(worker(slot), Event::Ready).await;
         }
         let log = stage.log.text();
@@ -355,8 +336,8 @@ fn what_does_not_come_through_a_fork_is_named_and_refused_where_asked() {
         assert_eq!(log.matches("not safe to fork").count(), 1, "said once, not with every fork:\n{log}");
         drop(stage);
 
-        let strict = [&more[..], &[("TANDEM_PRELOAD", "strict")]].concat();
-        let mut stage = Stage::new(&apps(), "fork_unsafe:app", &strict).await;
+        let strict = [&more[1..], &[("workers.preload", "strict")]].concat();
+        let mut stage = Stage::new(&apps(), "fork_unsafe:app", ports[0], &strict).await;
         stage.template.act(Action::Spawn(Intent::Start));
         stage.spawned(TEMPLATE).await;
         assert_eq!(stage.next().await, (TEMPLATE, Event::Exited(Ending::Unstartable)));
@@ -366,72 +347,8 @@ fn what_does_not_come_through_a_fork_is_named_and_refused_where_asked() {
             assert!(log.contains(name), "{name}:\n{log}");
         }
 
-        let mut stage = Stage::ready("plain:app", &[("TANDEM_PRELOAD", "strict")]).await;
-        stage.fork(0).await;
+        let mut stage = Stage::ready("plain:app", NOWHERE, &[("workers.preload", "strict")]).await;
+        stage.fork(0);
         stage.until(worker(0), Event::Ready).await;
     });
-}
-
-#[test]
-fn forked_workers_are_ready_at_once_and_share_memory() {
-    on_stage(async {
-        const WORKERS: usize = 4;
-        let mut stage = Stage::new(&root().join("examples/backend"), "app:app", &[]).await;
-
-        // Spawned first: the files are in the page cache then, for both.
-        let mut spawned = Vec::new();
-        for slot in 0..WORKERS {
-            spawned.push(stage.spawn(slot));
-        }
-        let pids = stage.all_ready(WORKERS).await;
-        for _ in 0..400 {
-            stage.get("/docs").await;
-        }
-        let apart: u64 = pids.iter().copied().map(pss).sum();
-        for life in spawned {
-            life.act(term());
-            stage.until_exited().await;
-        }
-
-        let began = Instant::now();
-        stage.template.act(Action::Spawn(Intent::Start));
-        let template = stage.spawned(TEMPLATE).await;
-        stage.until(TEMPLATE, Event::Ready).await;
-        let imported = began.elapsed();
-        let mut times = Vec::new();
-        let mut pids = vec![template];
-        let mut forked = Vec::new();
-        for slot in 0..WORKERS {
-            let began = Instant::now();
-            forked.push(stage.fork(slot).await);
-            pids.extend(stage.all_ready(1).await);
-            times.push(began.elapsed());
-        }
-        for _ in 0..400 {
-            stage.get("/docs").await;
-        }
-        let shared: u64 = pids.iter().copied().map(pss).sum();
-        let own: Vec<u64> = pids.iter().copied().map(pss).collect();
-        eprintln!("PSS of {WORKERS} workers: spawned {apart} KiB, preloaded with the template {shared} KiB {own:?}");
-        eprintln!("template ready after {imported:?}; each worker from request to ready: {times:?}");
-        assert!(shared < apart * 3 / 4, "{shared} KiB shared, {apart} KiB apart");
-        times.sort();
-        // The goal is 50 ms on an idle machine; tests have company.
-        assert!(times[0] < Duration::from_millis(250), "{times:?}");
-    });
-}
-
-impl Stage {
-    /// The pids of the next `count` workers, once they are ready.
-    async fn all_ready(&mut self, count: usize) -> Vec<i32> {
-        let (mut pids, mut ready) = (Vec::new(), 0);
-        while ready < count {
-            match self.next().await.1 {
-                Event::Spawned(pid) => pids.push(pid),
-                Event::Ready => ready += 1,
-                other => panic!("{other:?}; log:\n{}", self.log.text()),
-            }
-        }
-        pids
-    }
 }
