@@ -32,7 +32,15 @@ pub fn settings(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Settings> {
 ///
 /// # Errors
 /// Every error of the configuration at once.
-pub fn load(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Loaded> {
+pub fn load(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Loaded> {
+    config::load(&source(common, flags)?)
+}
+
+/// What the configuration is read from, with `--set` and `flags` on top.
+///
+/// # Errors
+/// A `--set` that sets nothing.
+pub fn source(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Source> {
     for pair in &common.set {
         let Some((key, value)) = pair.split_once('=') else {
             let text = format!("--set {pair}: write KEY=VALUE, such as --set postgres.port=5433");
@@ -43,7 +51,7 @@ pub fn load(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Loaded> {
     if let Some(format) = &common.log_format {
         flags.push(flag("log.format", format.clone(), "--log-format"));
     }
-    config::load(&Source::of_process(common.config.clone(), flags)?)
+    Source::of_process(common.config.clone(), flags)
 }
 
 /// Where the application's database is, as far as can be told without starting anything: a running server's own port,

@@ -8,6 +8,8 @@ pub mod orphans;
 pub mod ports;
 mod run;
 mod spawn;
+mod wait;
 
 pub use run::{Finished, RunError, run, run_with};
 pub use spawn::{Child, Exit, InheritedFd, Output, lines, replace, signal, signal_group, spawn};
+pub use wait::ended;
