@@ -90,6 +90,49 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 5)]
         limit: u64,
     },
+    /// Show every process of a running Tandem: state, age, restarts, requests, memory
+    #[command(after_help = "Example: tandem status --json | jq '.services[] | select(.restarts > 0)'")]
+    Status {
+        #[arg(long)]
+        json: bool,
+        /// Show it anew every second, until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Read the configuration again and replace every worker, new before old; no request fails
+    #[command(after_help = "Example: git pull && tandem reload")]
+    Reload,
+    /// Replace the processes of one service
+    #[command(after_help = "Example: tandem restart worker-2")]
+    Restart {
+        /// As `tandem status` names it
+        service: String,
+    },
+    /// Have more workers, or fewer, until the next start
+    #[command(after_help = "Example: tandem scale 8\n         tandem scale +1")]
+    Scale {
+        /// How many, or how many more or fewer
+        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
+        workers: String,
+    },
+    /// Stop a running Tandem and wait until it is gone; asked again, it waits for nobody's requests
+    #[command(after_help = "Example: tandem stop && tandem up")]
+    Stop,
+    /// Print the last lines of a running Tandem's log
+    #[command(after_help = "Example: tandem logs -f worker-0")]
+    Logs {
+        /// Whose: a service, with what Tandem says of it, or `tandem` [default: everybody's]
+        service: Option<String>,
+        /// Go on with what comes, until Ctrl-C
+        #[arg(short, long)]
+        follow: bool,
+        /// At most so many of the lines that are kept
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+        lines: usize,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Fetch PostgreSQL and make the Python environment, and start nothing
     #[command(after_help = "Example: RUN tandem install    # in a Dockerfile")]
     Install {

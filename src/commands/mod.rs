@@ -4,8 +4,15 @@ mod check;
 mod connect;
 mod health;
 mod install;
+mod logs;
 mod migrate;
 mod open;
+mod reload;
+mod restart;
+mod running;
+mod scale;
+mod status;
+mod stop;
 mod up;
 
 use clap::CommandFactory;
@@ -27,6 +34,12 @@ pub async fn run(cli: Cli) -> anyhow::Result<Code> {
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
+        Command::Status { json, watch } => status::run(&common, json, watch).await,
+        Command::Reload => reload::run(&common).await,
+        Command::Restart { service } => restart::run(&common, service).await,
+        Command::Scale { workers } => scale::run(&common, &workers).await,
+        Command::Stop => stop::run(&common).await,
+        Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
         Command::Install { json } => install::run(&common, json).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut std::io::stdout());

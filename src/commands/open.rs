@@ -46,7 +46,11 @@ pub fn load(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Loaded> {
     config::load(&source(common, flags)?)
 }
 
-fn source(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Source> {
+/// What the configuration is read from, with `--set` and `flags` on top.
+///
+/// # Errors
+/// A `--set` that sets nothing.
+pub fn source(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Source> {
     for pair in &common.set {
         let Some((key, value)) = pair.split_once('=') else {
             let text = format!("--set {pair}: write KEY=VALUE, such as --set postgres.port=5433");

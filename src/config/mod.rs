@@ -81,6 +81,14 @@ pub fn load(source: &Source) -> anyhow::Result<Loaded> {
     load_with(source, &database::resolve)
 }
 
+/// The directory that a configuration belongs to, whatever is wrong with it.
+///
+/// # Errors
+/// A file was named that is not there.
+pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
+    Ok(file::find(source)?.directory)
+}
+
 fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;

@@ -10,7 +10,9 @@ pub mod orphans;
 pub mod ports;
 mod run;
 mod spawn;
+mod wait;
 
 pub use child::{Child, Exit, Output, adopt};
 pub use run::{Finished, RunError, run, run_with};
 pub use spawn::{InheritedFd, group_of, lines, replace, signal, signal_group, spawn};
+pub use wait::ended;

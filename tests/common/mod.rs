@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 pub mod alembic;
+pub mod control;
 pub mod ports;
 pub mod project;
 pub mod refusal;

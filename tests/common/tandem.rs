@@ -77,6 +77,11 @@ impl Tandem {
         tandem
     }
 
+    /// The application's port.
+    pub fn app(&self) -> u16 {
+        self.app
+    }
+
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }

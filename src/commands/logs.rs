@@ -1,0 +1,59 @@
+//! `tandem logs`
+
+use std::io::{self, IsTerminal, Write};
+use std::time::SystemTime;
+
+use crate::cli::Common;
+use crate::commands::running;
+use crate::config;
+use crate::control::client;
+use crate::control::messages::{LogEntry, LogQuery};
+use crate::exit::Code;
+use crate::telemetry;
+
+/// Print lines of the running Tandem's log as it writes them for a person, or as JSON.
+///
+/// # Errors
+/// No Tandem runs, or it has no such service.
+pub async fn run(
+    common: &Common,
+    service: Option<String>,
+    follow: bool,
+    lines: usize,
+    json: bool,
+) -> anyhow::Result<Code> {
+    let socket = running::socket(common)?;
+    let query = LogQuery { service, lines: Some(lines), follow };
+    let mut stdout = io::stdout();
+    let colour = stdout.is_terminal() && !config::no_color();
+    let ended = client::logs(&socket, &query, |entry| {
+        stdout.write_all(shown(&entry, json, colour)?.as_bytes())?;
+        Ok(stdout.flush()?)
+    });
+    match ended.await {
+        // `tandem logs | head` has read enough.
+        Err(error) if is_closed_pipe(&error) => Ok(Code::Stopped),
+        Err(error) => Err(error),
+        Ok(()) => {
+            if follow {
+                eprintln!("tandem has ended");
+            }
+            Ok(Code::Stopped)
+        }
+    }
+}
+
+fn shown(entry: &LogEntry, json: bool, colour: bool) -> anyhow::Result<String> {
+    Ok(match entry {
+        entry if json => serde_json::to_string(entry)? + "\n",
+        LogEntry::Line { time, service, level, text, .. } => {
+            let time = humantime::parse_rfc3339(time).unwrap_or(SystemTime::UNIX_EPOCH);
+            telemetry::text_line(colour, time, service, level, text)
+        }
+        LogEntry::Skipped { skipped } => format!("({skipped} lines came faster than they could be shown)\n"),
+    })
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

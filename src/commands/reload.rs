@@ -1,0 +1,14 @@
+//! `tandem reload`
+
+use crate::cli::Common;
+use crate::commands::running;
+use crate::control::Order;
+use crate::exit::Code;
+
+/// Have the configuration read again and every worker replaced.
+///
+/// # Errors
+/// No Tandem runs, or the old workers had to stay.
+pub async fn run(common: &Common) -> anyhow::Result<Code> {
+    running::order(common, Order::Reload, "reload").await
+}

@@ -1,0 +1,56 @@
+//! What the commands that speak to a running Tandem begin and end with: its control socket, and its answer.
+
+use std::path::PathBuf;
+
+use crate::cli::Common;
+use crate::commands::open;
+use crate::config;
+use crate::control::{Order, client};
+use crate::exit::Code;
+use crate::postgres::home::Home;
+use crate::telemetry;
+
+/// The control socket of the Tandem that this configuration is for.
+///
+/// Nothing is logged: what the configuration says of itself, `tandem check` shows.
+///
+/// # Errors
+/// Every error of the configuration at once, unless a Tandem has the place where it would be without one: a mistake in the
+/// file must not keep anybody from stopping what was started before it.
+pub fn socket(common: &Common) -> anyhow::Result<PathBuf> {
+    let error = match open::load(common, Vec::new()) {
+        Ok(loaded) => return Ok(Home::resolve(&loaded.settings)?.control),
+        Err(error) => error,
+    };
+    let Ok(directory) = open::source(common, Vec::new()).and_then(|source| config::directory(&source)) else {
+        return Err(error);
+    };
+    let usual = Home::at(&directory.join(".tandem"), None).control;
+    if !usual.exists() {
+        return Err(error);
+    }
+    eprintln!("tandem: the configuration has mistakes (see `tandem check`), so this asks {}", usual.display());
+    Ok(usual)
+}
+
+/// Give `order`, which is called `what`, and print what came of it.
+///
+/// Ctrl-C ends the waiting and takes nothing back.
+///
+/// # Errors
+/// No Tandem runs, or it refused or failed, with the exit code that it names.
+pub async fn order(common: &Common, order: Order, what: &str) -> anyhow::Result<Code> {
+    let socket = socket(common)?;
+    let _progress = telemetry::progress(format!("Waiting for the {what}"));
+    let answer = tokio::select! {
+        answer = client::order(&socket, &order) => answer?,
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("tandem: no longer waiting; the {what} goes on, and `tandem status` shows it");
+            return Ok(Code::Failed);
+        }
+    };
+    for words in answer.into_result()? {
+        println!("{words}");
+    }
+    Ok(Code::Stopped)
+}

@@ -1,0 +1,168 @@
+//! `tandem status`
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::cli::Common;
+use crate::commands::running;
+use crate::control::client;
+use crate::control::messages::{ServiceStatus, Status};
+use crate::exit::Code;
+
+/// How often `--watch` asks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Cursor home, then clear what is below (ECMA-48).
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// Print what every process of the running Tandem is at.
+///
+/// # Errors
+/// No Tandem runs; with `watch`, none ran when it began.
+pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Code> {
+    let socket = running::socket(common)?;
+    let mut status = client::status(&socket).await;
+    if status.is_err() || !watch {
+        println!("{}", shown(&status?, json)?);
+        return Ok(Code::Stopped);
+    }
+    let clear = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
+    loop {
+        match &status {
+            Ok(status) => println!("{clear}{}", shown(status, json)?),
+            // It may be on its way up again.
+            Err(error) => eprintln!("{clear}tandem: {error:#}"),
+        }
+        tokio::time::sleep(INTERVAL).await;
+        status = client::status(&socket).await;
+    }
+}
+
+fn shown(status: &Status, json: bool) -> anyhow::Result<String> {
+    Ok(if json { serde_json::to_string(status)? } else { table(status) })
+}
+
+/// One row a process, Tandem's own first, and what they have in all.
+fn table(status: &Status) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["SERVICE", "PID", "STATE", "UPTIME", "RESTARTS", "REQUESTS", "IN FLIGHT", "MEMORY"]);
+    let (pid, uptime) = (status.pid.to_string(), age(Some(status.uptime_seconds)));
+    let own = ["tandem", &pid, &status.phase, &uptime, "", "", "", &size(status.memory_bytes)].map(str::to_owned);
+    table.add_row(own);
+    for service in &status.services {
+        table.add_row(row(service));
+    }
+    table.add_row(["", "", "", "", "", "", "total", &size(Some(status.memory_total_bytes))]);
+    let last = table.column_count() - 1;
+    for (number, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if number == last { 0 } else { 2 }));
+        if [1, 3, 5, 6, 7].contains(&number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
+    format!("{roll}{}", table.trim_fmt())
+}
+
+fn row(service: &ServiceStatus) -> [String; 8] {
+    let state = match service.role.as_str() {
+        "standing" => service.state.clone(),
+        role => format!("{} ({role})", service.state),
+    };
+    let restarts = match &service.last_reason {
+        Some(reason) if service.restarts > 0 => format!("{} ({reason})", service.restarts),
+        _ => service.restarts.to_string(),
+    };
+    let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
+    [
+        service.name.clone(),
+        service.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+        state,
+        age(service.uptime_seconds),
+        restarts,
+        number(service.requests),
+        number(service.in_flight),
+        size(service.memory_bytes),
+    ]
+}
+
+/// The two largest units of an age, such as `2h 5m`.
+fn age(seconds: Option<f64>) -> String {
+    let Some(seconds) = seconds else { return "-".to_owned() };
+    let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    let text = humantime::format_duration(Duration::from_secs(whole)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// Bytes as MB of 1024 × 1024, as the configuration counts them.
+fn size(bytes: Option<u64>) -> String {
+    bytes.map_or_else(String::new, |bytes| {
+        let tenths = (bytes * 10).div_ceil(1024 * 1024);
+        format!("{}.{} MB", tenths / 10, tenths % 10)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    #[test]
+    fn the_table_has_a_row_for_each_process_and_nothing_at_the_lines_ends() {
+        let worker = ServiceStatus {
+            name: "worker-0".into(),
+            kind: "worker".into(),
+            pid: Some(4711),
+            state: "ready".into(),
+            state_seconds: 1.0,
+            role: "standing".into(),
+            uptime_seconds: Some(7_265.9),
+            restarts: 2,
+            last_reason: Some("SIGKILL".into()),
+            requests: Some(123_456),
+            connections: Some(9),
+            in_flight: Some(3),
+            memory_bytes: Some(35 * 1024 * 1024),
+        };
+        let replacement = ServiceStatus {
+            pid: None,
+            state: "backoff".into(),
+            role: "replacement".into(),
+            uptime_seconds: None,
+            restarts: 0,
+            requests: None,
+            in_flight: None,
+            memory_bytes: None,
+            ..worker.clone()
+        };
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 1,
+            memory_bytes: Some(4_400_000),
+            phase: "serving".into(),
+            uptime_seconds: 200_000.0,
+            roll: Some("worker-0 is being replaced".into()),
+            services: vec![worker, replacement],
+            memory_total_bytes: 41_100_160,
+        };
+        expect![[r#"
+            roll: worker-0 is being replaced
+            SERVICE    PID  STATE                    UPTIME  RESTARTS     REQUESTS  IN FLIGHT   MEMORY
+            tandem       1  serving                2days 7h                                     4.2 MB
+            worker-0  4711  ready                     2h 1m  2 (SIGKILL)    123456          3  35.0 MB
+            worker-0     -  backoff (replacement)         -  0
+                                                                                        total  39.2 MB"#]]
+        .assert_eq(&table(&status));
+    }
+
+    #[test]
+    fn ages_have_two_units_and_sizes_one_decimal() {
+        let ages = [(None, "-"), (Some(0.9), "0s"), (Some(59.0), "59s"), (Some(3_600.0), "1h"), (Some(-1.0), "0s")];
+        for (seconds, expected) in ages {
+            assert_eq!(age(seconds), expected, "{seconds:?}");
+        }
+        assert_eq!([size(None), size(Some(0)), size(Some(1)), size(Some(1 << 20))], ["", "0.0 MB", "0.1 MB", "1.0 MB"]);
+    }
+}
