@@ -66,7 +66,7 @@ impl Operator {
         match &report {
             Report::Aborted(why, _) => {
                 // The rest of it, a traceback or last lines, is in the log already.
-                let why = why.lines().next().unwrap_or_default();
+                let why = why.lines().next().unwrap_or_default().trim_end_matches(':');
                 tracing::error!("the roll is given up, the workers that are there serve on: {why}");
             }
             Report::Done(_) | Report::Interrupted => {}
