@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use tandem::cli::Cli;
 use tandem::exit::{Code, code_of};
-use tandem::{commands, telemetry};
+use tandem::{commands, signals, telemetry};
 
 /// How long work on other threads may go on after the end, before it is cut off.
 const THREADS_LIMIT: Duration = Duration::from_millis(100);
@@ -19,6 +19,8 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Code::Usage } else { Code::Stopped } as u8);
         }
     };
+    // Before the runtime, whose threads take over what is blocked.
+    signals::block();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

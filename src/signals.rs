@@ -1,38 +1,147 @@
 //! The signals Tandem itself gets, as a stream of words.
 
+use std::os::fd::AsFd;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// SIGTERM (Docker, Kubernetes, systemd), SIGINT (Ctrl-C), SIGHUP (the terminal is gone).
+    /// SIGTERM (Docker, Kubernetes, systemd), SIGINT (Ctrl-C), SIGHUP when the terminal is gone.
     Stop,
+    /// SIGHUP (`systemctl reload`, `kill -HUP`): read the configuration again and replace the workers.
+    Reload,
+    /// SIGTTIN from a process (gunicorn's signals): one worker more. Two in quick succession may count as one.
+    ScaleUp,
+    /// SIGTTOU from a process: one worker less.
+    ScaleDown,
     /// SIGCHLD: a child, ours or adopted, has ended.
     Reap,
 }
 
 /// The stream of signals. Made before the first child, so that no signal is missed.
-pub struct Inbox(Signals);
+pub struct Inbox {
+    signals: Signals,
+    scaling: AsyncFd<SignalFd>,
+    /// Tandem has a terminal, whose end is a SIGHUP too.
+    terminal: bool,
+    /// Somebody (nohup(1)) saw to it that the terminal's end is not Tandem's.
+    hangup_ignored: bool,
+}
+
+/// The signals that ask for more or fewer workers, when a process sends them.
+///
+/// The terminal driver sends them as well, to background jobs that touch it, and sends them anew for as long as there is
+/// a handler for them: a job with a handler that writes to a terminal with `tostop` never comes out of write(2). Where
+/// they are blocked, it lets the job write (tty_ioctl(4) says so for SIGTTOU). So they are read, and not handled.
+fn scaling() -> SigSet {
+    SigSet::from_iter([Signal::SIGTTIN, Signal::SIGTTOU])
+}
+
+/// Block the signals that [`Inbox`] reads. To be called before there is a second thread, for that one would be stopped by
+/// them; children get an empty mask from `process`.
+pub fn block() {
+    // It fails for a bad argument only.
+    let _ = scaling().thread_block();
+}
 
 impl Inbox {
+    /// Needs a running tokio runtime.
+    ///
     /// # Errors
     /// When the signal handlers cannot be installed.
+    #[expect(
+        deprecated,
+        reason = "its heir is unsafe for types that give up their descriptor, which SignalFd never does"
+    )]
     pub fn open() -> std::io::Result<Self> {
-        Ok(Self(Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])?))
+        block();
+        let hangup_ignored = ignores_hangup();
+        let fd = SignalFd::with_flags(&scaling(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self {
+            signals: Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])?,
+            scaling: AsyncFd::with_interest(fd, Interest::READABLE)?,
+            terminal: has_terminal(),
+            hangup_ignored,
+        })
     }
 
     /// The next request.
     pub async fn next(&mut self) -> Asked {
-        let signal = std::future::poll_fn(|context| {
-            let stream = std::pin::Pin::new(&mut self.0);
-            futures_core::Stream::poll_next(stream, context)
-        })
-        .await;
-        match signal {
-            Some(SIGCHLD) => Asked::Reap,
-            Some(_) => Asked::Stop,
-            None => std::future::pending().await,
+        loop {
+            let signals = std::pin::Pin::new(&mut self.signals);
+            let asked = tokio::select! {
+                biased;
+                asked = scaled(&self.scaling) => asked,
+                signal = stream(signals) => match signal {
+                    Some(SIGCHLD) => Some(Asked::Reap),
+                    Some(SIGHUP) => self.hangup(),
+                    Some(_) => Some(Asked::Stop),
+                    None => std::future::pending().await,
+                },
+            };
+            if let Some(asked) = asked {
+                return asked;
+            }
         }
     }
+
+    /// What a SIGHUP means: the kernel sends it when the terminal closes, and so does the shell as it leaves.
+    fn hangup(&mut self) -> Option<Asked> {
+        if self.terminal && !has_terminal() {
+            // It can go only once: whoever sends SIGHUP after that means a reload.
+            self.terminal = false;
+            tracing::info!("the terminal is gone{}", if self.hangup_ignored { ", which shall not matter" } else { "" });
+            return (!self.hangup_ignored).then_some(Asked::Stop);
+        }
+        tracing::info!("SIGHUP: reload");
+        Some(Asked::Reload)
+    }
+}
+
+async fn stream(signals: std::pin::Pin<&mut Signals>) -> Option<i32> {
+    let mut signals = signals;
+    std::future::poll_fn(|context| futures_core::Stream::poll_next(signals.as_mut(), context)).await
+}
+
+/// The next request for more or fewer workers; `None` for what the terminal driver sent.
+async fn scaled(fd: &AsyncFd<SignalFd>) -> Option<Asked> {
+    let read = |fd: &SignalFd| match fd.read_signal()? {
+        Some(info) => Ok(info),
+        None => Err(std::io::ErrorKind::WouldBlock.into()),
+    };
+    let info = match fd.async_io(Interest::READABLE, read).await {
+        Ok(info) => info,
+        Err(error) => {
+            tracing::error!(fd = ?fd.as_fd(), "read signals: {error}");
+            return std::future::pending().await;
+        }
+    };
+    let (asked, name) = match Signal::try_from(info.ssi_signo.cast_signed()) {
+        Ok(Signal::SIGTTIN) => (Asked::ScaleUp, "SIGTTIN: one worker more"),
+        Ok(Signal::SIGTTOU) => (Asked::ScaleDown, "SIGTTOU: one worker less"),
+        _ => return None,
+    };
+    // Positive codes are the kernel's own (sigaction(2), "si_code").
+    let sent = info.ssi_code <= 0;
+    if sent {
+        tracing::info!(sender.pid = info.ssi_pid, "{name}");
+    }
+    sent.then_some(asked)
+}
+
+/// Whether this process has a controlling terminal: `/dev/tty` stands for it (tty(4)).
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
+/// Whether whoever started Tandem had SIGHUP ignored.
+fn ignores_hangup() -> bool {
+    let status = procfs::process::Process::myself().and_then(|process| process.status());
+    status.is_ok_and(|status| status.sigign & (1 << (SIGHUP - 1)) != 0)
 }

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::{Pid, getpid, getppid};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
@@ -59,8 +59,8 @@ fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Resul
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
     let parent = getpid();
-    // SAFETY: the closure runs between fork and exec and calls only prctl, getppid and fcntl, all async-signal-safe;
-    // it allocates nothing. The descriptors outlive it: `kept` moves in with it.
+    // SAFETY: the closure runs between fork and exec and calls only prctl, getppid, sigprocmask and fcntl, all
+    // async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` moves in with it.
     unsafe {
         process.pre_exec(move || {
             let _ = &kept;
@@ -69,6 +69,8 @@ fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Resul
             if getppid() != parent {
                 return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
             }
+            // What Tandem blocks is its own affair.
+            SigSet::empty().thread_set_mask()?;
             for &number in &numbers {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(number);
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -81,6 +83,10 @@ fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Resul
 
 /// Replace this process with `command` (execve(2)); returns only if that failed.
 pub fn replace(command: &CommandLine) -> io::Error {
+    // What Tandem blocks is its own affair.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        return error.into();
+    }
     prepare(command).exec()
 }
 

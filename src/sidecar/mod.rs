@@ -161,6 +161,9 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
                     let _ = events.send(Event::Stop);
                 }
                 crate::signals::Asked::Reap => orphans::reap(),
+                asked @ (crate::signals::Asked::Reload
+                | crate::signals::Asked::ScaleUp
+                | crate::signals::Asked::ScaleDown) => tracing::warn!("{asked:?}: not possible yet"),
             }
         }
     };
