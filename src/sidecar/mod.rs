@@ -17,9 +17,11 @@ use anyhow::Context as _;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::config::{PostgresMode, Preload, Settings};
+use crate::control::{Order, ScaleTo};
 use crate::exit::{Code, Failure};
 use crate::postgres;
 use crate::process::orphans;
+use crate::signals::{Asked, Inbox};
 use crate::supervise::task;
 use crate::supervise::tree::{Cause, Event, JobId, Need, Plan, RollPlan, ServiceId, ServicePlan, Stage, Tree};
 use crate::workers;
@@ -148,22 +150,23 @@ fn extra_max(settings: &Settings) -> usize {
 /// What the first failing step said, or [`Code::GaveUp`] with the last lines of the service that gave up.
 pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     orphans::adopt();
-    let mut inbox = crate::signals::Inbox::open().context("install signal handlers")?;
+    let mut inbox = Inbox::open().context("install signal handlers")?;
     let (events, receiver) = unbounded_channel();
     let steps = steps(&context, &goal);
     let tree = Tree::new(plan(&context.settings(), &steps));
     let mut shell = shell::Sidecar::open(context, goal, steps, events.clone()).await?;
     shell.stock(&tree);
+    let operator = shell.operator();
     let signals = async {
         loop {
             match inbox.next().await {
-                crate::signals::Asked::Stop => {
+                Asked::Stop => {
                     let _ = events.send(Event::Stop);
                 }
-                crate::signals::Asked::Reap => orphans::reap(),
-                asked @ (crate::signals::Asked::Reload
-                | crate::signals::Asked::ScaleUp
-                | crate::signals::Asked::ScaleDown) => tracing::warn!("{asked:?}: not possible yet"),
+                Asked::Reap => orphans::reap(),
+                Asked::Reload => operator.clone().in_background(Order::Reload),
+                Asked::ScaleUp => operator.clone().in_background(Order::Scale(ScaleTo::By(1))),
+                Asked::ScaleDown => operator.clone().in_background(Order::Scale(ScaleTo::By(-1))),
             }
         }
     };

@@ -81,15 +81,29 @@ impl Operator {
         while let Some(Ask { order, answer }) = asks.recv().await {
             let operator = self.clone();
             tokio::task::spawn_local(async move {
-                let done = match order {
-                    Order::Stop => operator.stop(),
-                    Order::Reload => operator.reload().await,
-                    Order::Restart { service } => operator.restart(&service).await,
-                    Order::Scale(to) => operator.scale(to).await,
-                };
                 // Whoever asked may have gone: what was asked for happens all the same.
-                let _ = answer.send(done);
+                let _ = answer.send(operator.obey(order).await);
             });
+        }
+    }
+
+    /// Carry out an order that nobody waits for, such as a signal's: the log has its answer.
+    pub fn in_background(self: Rc<Self>, order: Order) {
+        tokio::task::spawn_local(async move {
+            let answer = self.obey(order).await;
+            // What came before it, and what went wrong, was logged as it came.
+            if let Some(last) = answer.words.last().filter(|_| answer.is_done()) {
+                tracing::info!("{last}");
+            }
+        });
+    }
+
+    async fn obey(&self, order: Order) -> Answer {
+        match order {
+            Order::Stop => self.stop(),
+            Order::Reload => self.reload().await,
+            Order::Restart { service } => self.restart(&service).await,
+            Order::Scale(to) => self.scale(to).await,
         }
     }
 

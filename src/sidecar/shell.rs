@@ -182,6 +182,11 @@ impl Sidecar {
         }
     }
 
+    /// Who gives the tree its orders.
+    pub fn operator(&self) -> Rc<Operator> {
+        self.operator.clone()
+    }
+
     /// What the failed job said.
     pub fn error(&self) -> anyhow::Error {
         self.error.borrow_mut().take().unwrap_or_else(|| anyhow!("a step of the boot failed"))
