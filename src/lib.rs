@@ -20,13 +20,14 @@
 //! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, what others see of it
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe
-//! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · pool · launcher.py
+//! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · pool ·
+//!              template · launcher.py · template.py
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that serves it, the client that asks it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! signals      the signals Tandem gets, as words
 //! supervise/   state (one child, pure) · tree (all of them and the boot list, pure) · task (the loop) · service
-//! process/     the only door to OS processes: spawn, run, identity, orphans, ports
+//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, descriptors to a child
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
