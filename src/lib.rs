@@ -17,17 +17,20 @@
 //! main         parse, run, map the outcome to an exit code
 //! commands/    one file a subcommand: flags into one call, its result into words
 //! cli          what can be typed
-//! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, what others see of it
+//! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, the services behind their
+//!              numbers, people's orders, what others see of it
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe
-//! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · pool · launcher.py
+//! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · slot ·
+//!              template · readiness · care · launcher.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that serves it, the client that asks it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! signals      the signals Tandem gets, as words
-//! supervise/   state (one child, pure) · tree (all of them and the boot list, pure) · task (the loop) · service
-//! process/     the only door to OS processes: spawn, run, identity, orphans, ports
+//! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
+//!              task (the loop) · service
+//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, descriptors to a child
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
@@ -41,6 +44,7 @@
 //! - Tandem is not ready while PostgreSQL does not answer, and says so before it stops anything.
 //! - PostgreSQL is stopped after the last worker, and by its postmaster's pid alone.
 //! - A stop ends within its ladder, whatever the children do, and leaves no process behind.
+//! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves.
 //!
 //! `supervise/simulation.rs` drives the tree through 100,000 random histories a run to hold these.
 

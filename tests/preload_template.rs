@@ -205,14 +205,15 @@ fn on_stage(test: impl Future<Output = ()>) {
 fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
     on_stage(async {
         let mut stage = Stage::ready("plain:app", NOWHERE, &[]).await;
-        let lives = [stage.fork(0), stage.fork(1)];
-        let mut pids = HashSet::new();
-        for (slot, life) in lives.iter().enumerate() {
+        let (mut lives, mut pids) = (Vec::new(), HashSet::new());
+        for slot in 0..2 {
+            let life = stage.fork(slot);
             let pid = stage.spawned(worker(slot)).await;
             stage.until(worker(slot), Event::Ready).await;
             assert!(life.is_ready());
             let stat = procfs::process::Process::new(pid).unwrap().stat().unwrap();
             assert_eq!((stat.ppid, stat.pgrp), (std::process::id().cast_signed(), pid), "our child, its own group");
+            lives.push(life);
             pids.insert(pid);
         }
         assert!(!orphans::strays().iter().any(|pid| pids.contains(pid)));
