@@ -101,7 +101,9 @@ fn completions_are_printed_for_every_shell() {
 #[test]
 fn every_command_has_help_with_an_example() {
     let project = Project::app("plain:app");
-    for command in ["up", "check", "migrate", "psql", "url", "env", "health", "install", "completions"] {
+    let running = ["status", "reload", "restart", "scale", "stop", "logs"];
+    let others = ["up", "check", "migrate", "psql", "url", "env", "health", "install", "completions"];
+    for command in running.into_iter().chain(others) {
         let help = stdout(&run(&project, &[command, "--help"]));
         assert!(help.contains("Example: ") && help.contains("--config"), "{help}");
     }

@@ -160,3 +160,33 @@ async fn collect(response: Response<Incoming>) -> anyhow::Result<Bytes> {
 fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
     serde_json::from_slice(body).context("understand the answer; is that tandem another version than this one?")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::code_of;
+
+    #[test]
+    fn another_user_is_refused_by_the_kernel_and_told_who_may() {
+        if !Uid::effective().is_root() {
+            eprintln!("skipped: only root can be somebody else");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), everybody).unwrap();
+        let path = dir.path().join("control.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let _socket = super::super::open(&path).unwrap();
+        let asked = std::thread::spawn(move || {
+            // Of this thread alone, and with root's right to pass any door gone (setfsuid(2)).
+            nix::unistd::setfsuid(Uid::from_raw(65_534));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(status(&path)).unwrap_err()
+        });
+        let error = asked.join().unwrap();
+        assert_eq!(code_of(&error), Code::Failed);
+        assert!(error.to_string().starts_with("only the user who started it and root may ask"), "{error}");
+    }
+}

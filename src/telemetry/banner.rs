@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::SystemTime;
 
 use super::clean::{Colours, clean};
-use super::{Look, format, look, terminal};
+use super::{Look, format, look, ring, terminal};
 
 /// Say `title` and, under it, each name with its value. Shown whatever the filter says.
 pub fn banner(title: &str, rows: &[(&str, String)]) {
@@ -13,6 +13,8 @@ pub fn banner(title: &str, rows: &[(&str, String)]) {
         Look::Json => json(title, rows, SystemTime::now()),
     };
     terminal::write(text.as_bytes());
+    let rows = rows.iter().map(|(name, value)| format!("\n{name}: {}", clean(value, Colours::Drop)));
+    ring().tell(tracing::Level::INFO, &format!("{}{}", clean(title, Colours::Drop), rows.collect::<String>()));
 }
 
 fn text(title: &str, rows: &[(&str, String)], colour: bool) -> String {

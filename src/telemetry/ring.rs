@@ -134,6 +134,11 @@ impl Ring {
         self.next.subscribe()
     }
 
+    /// Keep what Tandem itself says, where it does not go through tracing.
+    pub(super) fn tell(&self, level: Level, text: &str) {
+        self.push(SystemTime::now(), format::OWN, None, level, text);
+    }
+
     /// Keep a line of `service`; one that Tandem says `about` another service concerns both.
     fn push(&self, time: SystemTime, service: &str, about: Option<&str>, level: Level, text: &str) {
         let next = {
