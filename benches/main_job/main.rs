@@ -8,22 +8,20 @@
 mod client;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[path = "../figures/mod.rs"]
+mod figures;
 mod parts;
 mod peers;
 mod probes;
 mod table;
 mod up;
 
-use std::fs;
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use common::project::root;
+use figures::machine;
 use parts::Bench;
 use table::Table;
-
-const BEGIN: &str = "<!-- measured: begin -->\n";
-const END: &str = "<!-- measured: end -->\n";
 
 /// A part of the run.
 type Part = fn(&mut Bench, &mut Table);
@@ -59,37 +57,7 @@ fn main() -> ExitCode {
         println!("missed: {missed}");
     }
     if args.iter().any(|arg| arg == "--write") {
-        write(&text);
+        figures::write("measured", &text);
     }
     ExitCode::SUCCESS
-}
-
-/// What ran this, and what else ran there.
-fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let meminfo = read("/proc/meminfo");
-    let memory = meminfo.split_whitespace().nth(1).and_then(|size| size.parse::<f64>().ok()).unwrap_or_default();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let load = read("/proc/loadavg");
-    let day = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    format!(
-        "{}: {cpus} × {}, {:.0} GB, Linux {}; load average before the run {}",
-        &day[..10],
-        model.map_or("unknown processor", |(_, model)| model),
-        memory / 1024.0 / 1024.0,
-        kernel.trim(),
-        load.split_whitespace().next().unwrap_or("?"),
-    )
-}
-
-/// Put the table between its markers.
-fn write(text: &str) {
-    let path = root().join("benches/README.md");
-    let readme = fs::read_to_string(&path).unwrap();
-    let (head, rest) = readme.split_once(BEGIN).expect("benches/README.md has the marker of the begin");
-    let (_, tail) = rest.split_once(END).expect("benches/README.md has the marker of the end");
-    fs::write(&path, format!("{head}{BEGIN}{text}{END}{tail}")).unwrap();
 }

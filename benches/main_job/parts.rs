@@ -12,9 +12,10 @@ use tempfile::TempDir;
 use crate::client::{LIMIT, first_select, pause, wait_for, wait_until};
 use crate::common::project::Project;
 use crate::common::tandem;
+use crate::figures::median;
 use crate::peers::{self, Cluster, Uvicorn};
 use crate::probes::probe;
-use crate::table::{Goal, Table, median};
+use crate::table::{Goal, Table};
 use crate::up::{Stopped, Up, ms};
 
 /// Rounds of what takes a second or two, and of what takes longer.

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::{LIMIT, pause};
-use crate::table::quantile;
+use crate::figures::quantile;
 use crate::up::ms;
 
 const RATE: u32 = 1000;

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::figures::{median, number};
+
 /// What a row is to reach. For a goal on a ratio, every pair's own counts, and the median of these decides.
 #[derive(Clone, Copy)]
 pub enum Goal {
@@ -72,28 +74,4 @@ fn spread(values: &[f64], unit: &str) -> String {
         [one] => format!("{} {unit}", number(*one)),
         _ => format!("**{}** {unit} ({}–{})", number(median(values)), number(low), number(high)),
     }
-}
-
-/// Three digits that matter.
-fn number(value: f64) -> String {
-    match value.abs() {
-        size if size >= 99.5 => format!("{value:.0}"),
-        size if size >= 9.95 => format!("{value:.1}"),
-        size if size >= 0.0995 || size == 0.0 => format!("{value:.2}").trim_end_matches(".00").to_owned(),
-        _ => format!("{value:.4}"),
-    }
-}
-
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
-}
-
-/// The value that the share `part` of `sorted` does not exceed.
-pub fn quantile(sorted: &[f64], part: f64) -> f64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into the slice")]
-    let place = (sorted.len() as f64 * part) as usize;
-    sorted[place.min(sorted.len() - 1)]
 }

@@ -1,0 +1,25 @@
+"""The application that every server of the comparison runs: it answers its process id, or blocks for good.
+
+No dependencies: what is measured is the server, and how it handles its workers.
+"""
+
+import os
+import time
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            event = (await receive())["type"]
+            await send({"type": event + ".complete"})
+            if event == "lifespan.shutdown":
+                return
+    if scope["type"] != "http":
+        raise RuntimeError("only http is served here")
+    if scope["path"] == "/block":
+        while True:
+            time.sleep(1)
+    pid = str(os.getpid()).encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(pid)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": pid})

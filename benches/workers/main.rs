@@ -1,0 +1,202 @@
+//! Workers, measured: Tandem against what else runs four of them, each with the same small application, in one run.
+//!
+//! `cargo bench --bench workers` prints a table; `-- --write` puts it into `benches/README.md`; `-- --only` takes names of
+//! servers and of sections, and `peers` for all servers but Tandem; `-- --quick` takes less time for everything.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on shall say where")]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod faults;
+#[path = "../figures/mod.rs"]
+mod figures;
+mod load;
+mod peers;
+mod preload;
+mod rest;
+mod rolls;
+mod server;
+mod sheet;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use peers::{PEERS, Peer, Site};
+use sheet::Sheet;
+
+/// How long the sections look.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub starts: usize,
+    pub rolling: Duration,
+    pub kills: usize,
+    pub blocked: Duration,
+    pub broken: Duration,
+    pub rest: Duration,
+    pub spread: Duration,
+    pub swaps: usize,
+    pub requests: u64,
+}
+
+const FULL: Pace = Pace {
+    starts: 3,
+    rolling: Duration::from_secs(20),
+    kills: 3,
+    blocked: Duration::from_secs(35),
+    broken: Duration::from_secs(8),
+    rest: Duration::from_secs(30),
+    spread: Duration::from_secs(2),
+    swaps: 150,
+    requests: 200_000,
+};
+
+const QUICK: Pace = Pace {
+    starts: 1,
+    rolling: Duration::from_secs(5),
+    kills: 1,
+    blocked: Duration::from_secs(5),
+    broken: Duration::from_secs(4),
+    rest: Duration::from_secs(4),
+    spread: Duration::from_secs(1),
+    swaps: 20,
+    requests: 10_000,
+};
+
+/// One section for one server: it fills its cells of the column.
+pub struct Turn<'a> {
+    pub peer: &'a Peer,
+    pub venv: &'a Path,
+    pub pace: Pace,
+    sheet: &'a mut Sheet,
+    column: usize,
+}
+
+impl Turn<'_> {
+    pub fn put(&mut self, row: &str, text: &str) {
+        self.sheet.put(row, self.column, text);
+    }
+
+    /// A goal, which is Tandem's alone.
+    pub fn goal(&mut self, what: &str, met: bool) {
+        if self.peer.is_tandem() {
+            self.sheet.goal(what, met);
+        }
+    }
+
+    pub fn site(&self) -> Result<Site> {
+        Site::new(self.venv, "")
+    }
+}
+
+type Section = fn(&mut Turn) -> Result<()>;
+
+/// In the order of the table: the name, the row that says so when the section fails, and whom it is for.
+const SECTIONS: [(&str, &str, Section, bool); 8] = [
+    ("rolls", rolls::FAILED, rolls::rolls, true),
+    ("broken", rolls::BROKEN, rolls::broken, true),
+    ("kill", faults::KILLED, faults::kill_worker, true),
+    ("blocked", faults::BLOCKED, faults::block, true),
+    ("orphans", faults::ORPHANS, faults::kill_supervisor, true),
+    ("rest", rest::STARTED, rest::rest, true),
+    ("long", rolls::LONG, rolls::long, false),
+    ("preload", preload::STARTED, preload::preload, false),
+];
+
+/// What the command line asks for.
+struct Choice {
+    words: Vec<String>,
+    quick: bool,
+    write: bool,
+}
+
+impl Choice {
+    fn read(args: &[String]) -> Result<Self> {
+        let only = args.iter().skip_while(|arg| *arg != "--only").nth(1);
+        let words: Vec<String> = only.iter().flat_map(|only| only.split(',')).map(str::to_owned).collect();
+        for word in &words {
+            let known = word == "peers"
+                || PEERS.iter().any(|peer| peer.name == word)
+                || SECTIONS.iter().any(|(section, ..)| section == word);
+            ensure!(known, "`{word}` is neither a server nor a section");
+        }
+        let given = |name: &str| args.iter().any(|arg| arg == name);
+        Ok(Self { words, quick: given("--quick"), write: given("--write") })
+    }
+
+    fn says(&self, word: &str) -> bool {
+        self.words.iter().any(|given| given == word)
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        let asked = |peer: &Peer| self.says(peer.name) || self.says("peers") && !peer.is_tandem();
+        let some: Vec<Peer> = PEERS.into_iter().filter(asked).collect();
+        if some.is_empty() { PEERS.to_vec() } else { some }
+    }
+
+    fn sections(&self) -> Vec<&'static (&'static str, &'static str, Section, bool)> {
+        let some: Vec<_> = SECTIONS.iter().filter(|(name, ..)| self.says(name)).collect();
+        if some.is_empty() { SECTIONS.iter().collect() } else { some }
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let choice = Choice::read(&args)?;
+    // Workers whose parent was killed become our children, and none of them outlives us.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    end_with_us()?;
+    let venv: PathBuf = peers::venv()?;
+    let (began, before) = (Instant::now(), figures::machine());
+    let peers = choice.peers();
+    let mut sheet = Sheet::new(peers.iter().map(|peer| peer.title(&venv)).collect());
+    let pace = if choice.quick { QUICK } else { FULL };
+    for (name, row, section, everybody) in choice.sections() {
+        let began = Instant::now();
+        for (column, peer) in peers.iter().enumerate().filter(|(_, peer)| *everybody || peer.is_tandem()) {
+            let mut turn = Turn { peer, venv: &venv, pace, sheet: &mut sheet, column };
+            if let Err(error) = section(&mut turn).with_context(|| format!("{} failed", peer.name)) {
+                turn.put(row, &format!("not measured: {error:#}"));
+                turn.goal(&format!("{name}: not measured"), false);
+            }
+            server::end_all();
+        }
+        eprintln!("{name}: {:.0?}", began.elapsed());
+    }
+    ensure!(!sheet.is_empty(), "nothing was measured");
+    let quick = if choice.quick { "; a quick run" } else { "" };
+    let text = format!("{before}; the run took {:.0} s{quick}.\n\n{}", began.elapsed().as_secs_f64(), sheet.markdown());
+    println!("\n{text}");
+    for missed in &sheet.missed {
+        println!("missed: {missed}");
+    }
+    if choice.write {
+        figures::write("workers", &text);
+    }
+    Ok(())
+}
+
+/// Should somebody end the run early: end what it started.
+fn end_with_us() -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            server::end_all();
+            #[expect(clippy::disallowed_methods, reason = "the run is over, wherever it stands")]
+            std::process::exit(130);
+        }
+    });
+    Ok(())
+}

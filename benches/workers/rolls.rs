@@ -1,0 +1,152 @@
+//! Planned changes under load: rolls back to back, and a roll onto code that does not start.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::load::{Kind, Load, MIX, Tally};
+use crate::server::{Server, WORKERS, lives, pause, wait_until, workers};
+use crate::{Turn, figures::number};
+
+pub const FAILED: &str = "rolls back to back: requests failed";
+pub const BROKEN: &str = "roll onto code that does not start: requests failed";
+pub const LONG: &str = "many rolls back to back: requests failed";
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+const ROLL_LIMIT: Duration = Duration::from_secs(30);
+/// No run of rolls takes longer.
+const LONG_LIMIT: Duration = Duration::from_secs(360);
+/// What is looked at to say whether a server serves.
+const LOOK: Duration = Duration::from_secs(2);
+const NO_CODE: &str = "import a_module_that_nobody_has\n";
+
+/// Rolls for a while, one as soon as the one before is over.
+pub fn rolls(turn: &mut Turn) -> Result<()> {
+    let site = turn.site()?;
+    let mut server = Server::start(turn.peer, &site)?;
+    let load = Load::start(site.port(), &MIX);
+    pause(Duration::from_secs(1));
+    let (began, mut rolls, mut trouble) = (Instant::now(), 0, None);
+    while began.elapsed() < turn.pace.rolling {
+        if let Err(error) = roll(&mut server, &load) {
+            trouble = Some(format!("{error:#}"));
+            break;
+        }
+        rolls += 1;
+    }
+    let each = began.elapsed() / rolls.max(1);
+    // What the last one does to connections that were kept shows when they are used next.
+    pause(Duration::from_secs(1));
+    let tally = load.stop();
+    say(turn, FAILED, &tally);
+    for kind in Kind::ALL {
+        let counts = tally.of(kind);
+        turn.put(&format!("— {}", kind.name()), &format!("{} of {}", counts.failed, counts.asked));
+    }
+    say_gap(turn, &tally);
+    let swaps = tally.workers.len().saturating_sub(WORKERS);
+    let note = trouble.map_or_else(String::new, |trouble| format!("; then: {trouble}"));
+    turn.put(
+        "— rolls, worker swaps, seconds for a roll",
+        &format!("{rolls}, {swaps}, {:.1}{note}", each.as_secs_f64()),
+    );
+    turn.goal("a roll fails no request", tally.all().failed == 0 && note.is_empty() && rolls > 0);
+    drop(server);
+    Ok(())
+}
+
+fn say(turn: &mut Turn, row: &str, tally: &Tally) {
+    let all = tally.all();
+    let why = if all.failed == 0 { String::new() } else { format!(" ({})", tally.why()) };
+    turn.put(row, &format!("**{}** of {}{why}", all.failed, all.asked));
+}
+
+fn say_gap(turn: &mut Turn, tally: &Tally) {
+    let text = format!("**{}** ({})", number(ms(tally.gap)), number(ms(tally.held_up)));
+    turn.put("— longest time without any answer (the client's own longest delay), ms", &text);
+}
+
+/// One roll: over when four new workers have answered and the old ones are gone.
+fn roll(server: &mut Server, load: &Load) -> Result<()> {
+    let old = workers(load);
+    let told = server.roll()?;
+    if told.code != 0 {
+        bail!("exit code {}: {}", told.code, told.said.lines().last().unwrap_or_default());
+    }
+    wait_until("the roll", ROLL_LIMIT, || {
+        server.check()?;
+        let now = workers(load);
+        Ok(old.is_disjoint(&now) && now.len() >= WORKERS)
+    })
+}
+
+/// Tandem alone: until there were many swaps and many requests.
+pub fn long(turn: &mut Turn) -> Result<()> {
+    let site = turn.site()?;
+    let server = Server::start(turn.peer, &site)?;
+    let load = Load::start(site.port(), &MIX);
+    let (began, mut rolls) = (Instant::now(), 0);
+    let (mut swaps, mut asked) = (0, 0);
+    while (swaps < turn.pace.swaps || asked < turn.pace.requests) && began.elapsed() < LONG_LIMIT {
+        let told = server.roll()?;
+        if told.code != 0 {
+            bail!("roll {rolls}: exit code {}: {}", told.code, told.said.trim());
+        }
+        rolls += 1;
+        let tally = load.tally();
+        (swaps, asked) = (tally.workers.len().saturating_sub(WORKERS), tally.all().asked);
+    }
+    let took = began.elapsed();
+    pause(Duration::from_secs(1));
+    let tally = load.stop();
+    say(turn, LONG, &tally);
+    let text = format!("{rolls}, {swaps}, {:.0}", took.as_secs_f64());
+    turn.put("— rolls, worker swaps, seconds in all", &text);
+    let text = format!("**{}** ({})", number(ms(tally.gap)), number(ms(tally.held_up)));
+    turn.put("— longest time without any answer in them (the client's own longest delay), ms", &text);
+    turn.goal("long: no request fails", tally.all().failed == 0);
+    turn.goal("long: enough swaps and requests", swaps >= turn.pace.swaps && asked >= turn.pace.requests);
+    turn.goal("long: no pause of more than 20 ms", tally.gap <= PAUSE_MAX);
+    server.stop()
+}
+
+/// The new code cannot be imported.
+pub fn broken(turn: &mut Turn) -> Result<()> {
+    let site = turn.site()?;
+    let mut server = Server::start(turn.peer, &site)?;
+    let load = Load::start(site.port(), &MIX);
+    wait_until("all workers", LOOK * 5, || Ok(workers(&load).len() >= WORKERS))?;
+    let old = workers(&load);
+    site.write_app(NO_CODE)?;
+    let began = Instant::now();
+    // Some commands wait for ever for what does not start.
+    let told = server.roll().context("the command of the roll");
+    pause(turn.pace.broken.saturating_sub(began.elapsed()).saturating_sub(LOOK));
+    let before = load.tally().good();
+    pause(LOOK);
+    let after = load.tally();
+    let left = old.iter().filter(|pid| lives(**pid)).count();
+    say(turn, BROKEN, &load.stop());
+    let serves = match (after.good() > before, server.runs()) {
+        (true, true) => format!("serves on, {left} of {WORKERS} old workers"),
+        (true, false) => format!("supervisor ended; {left} old workers serve on alone"),
+        (false, true) => "**serves nobody**; supervisor runs".to_owned(),
+        (false, false) => "**ended**".to_owned(),
+    };
+    let code = match &told {
+        Ok(told) if told.code != 0 => format!("; exit code {}", told.code),
+        Ok(_) => String::new(),
+        Err(error) => format!("; {error:#}"),
+    };
+    turn.put("— and then", &format!("{serves}{code}"));
+    turn.goal("broken code: the old workers serve on", left == WORKERS && after.good() > before);
+    turn.goal("broken code: the exit code says so", told.is_ok_and(|told| told.code != 0));
+    let same: BTreeSet<i32> = after.workers.keys().copied().collect();
+    turn.goal("broken code: no worker is replaced", same == old);
+    drop(server);
+    Ok(())
+}
+
+pub fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
