@@ -27,6 +27,7 @@
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that serves it, the client that asks it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
+//! companions   processes beside the workers, which nobody waits for
 //! signals      the signals Tandem gets, as words
 //! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
 //!              task (the loop) · service
@@ -50,6 +51,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod companions;
 pub mod config;
 pub mod control;
 pub mod exit;

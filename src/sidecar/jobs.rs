@@ -154,12 +154,37 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
     }
 }
 
+/// The command that `words` say; a tool such as alembic lives in the environment that was made, and is found there first.
+pub fn beside_python(context: &Context, words: &[String]) -> Option<CommandLine> {
+    let (program, args) = words.split_first()?;
+    let beside = context.python.borrow().parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());
+    Some(CommandLine::new(beside.unwrap_or_else(|| program.into())).args(args))
+}
+
+/// The command of the companion in `place`: with the workers' environment, as their user.
+pub fn companion(context: &Context, place: usize) -> CommandLine {
+    let settings = context.settings();
+    let companion = &settings.processes[place];
+    let identity = context.worker_identity.borrow().clone();
+    let command = beside_python(context, &companion.command).unwrap_or_else(|| CommandLine::new(""));
+    let mut command = command.dir(&companion.dir).identity(identity.clone());
+    if let Some(identity) = &identity {
+        command = command.env("HOME", &identity.home).env("USER", &identity.name);
+    }
+    let application = format!("{}-{}", settings.name, companion.name);
+    let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let database = variables::database(&settings, &context.url, &application);
+    let more = companion.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+    for (name, value) in own.chain(database).chain(more) {
+        command = command.env(name, value);
+    }
+    command
+}
+
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
-    let Some((program, args)) = words.split_first() else { bail!("migrations.command is empty") };
-    // A tool such as alembic lives in the environment that was just made.
-    let bin = context.python.borrow().parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());
-    let mut command = CommandLine::new(bin.unwrap_or_else(|| program.into())).args(args).dir(&settings.directory);
+    let Some(command) = beside_python(context, words) else { bail!("migrations.command is empty") };
+    let mut command = command.dir(&settings.directory);
     for (name, value) in variables::database(settings, &context.url, &format!("{}-migrate", settings.name)) {
         command = command.env(name, value);
     }

@@ -4,6 +4,7 @@
 //! out the tree's actions, `view` is what health and the banner show of it.
 
 mod context;
+mod hooks;
 mod jobs;
 mod known;
 mod orders;
@@ -16,7 +17,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::mpsc::unbounded_channel;
 
-use crate::config::{PostgresMode, Preload, Settings};
+use crate::companions;
+use crate::config::{PostgresMode, Preload, ProcessSettings, Settings};
 use crate::control::{Order, ScaleTo};
 use crate::exit::{Code, Failure};
 use crate::postgres;
@@ -48,16 +50,27 @@ pub enum Step {
     Template,
     /// Let the workers import the application and serve.
     Workers,
+    /// Start what else is to run beside the workers.
+    Companions,
     /// What `tandem migrate` and its like came for, in the workers' place.
     Errand,
 }
 
 /// The boot, in order. A stop walks it backwards.
-pub const BOOT: [Step; 7] =
-    [Step::Install, Step::Cluster, Step::Postgres, Step::Provision, Step::Migrate, Step::Template, Step::Workers];
+pub const BOOT: [Step; 8] = [
+    Step::Install,
+    Step::Cluster,
+    Step::Postgres,
+    Step::Provision,
+    Step::Migrate,
+    Step::Template,
+    Step::Workers,
+    Step::Companions,
+];
 
 /// The same for a server that somebody else runs.
-pub const BOOT_ATTACHED: [Step; 5] = [Step::Install, Step::Attach, Step::Migrate, Step::Template, Step::Workers];
+pub const BOOT_ATTACHED: [Step; 6] =
+    [Step::Install, Step::Attach, Step::Migrate, Step::Template, Step::Workers, Step::Companions];
 
 /// Something to do with the database up, instead of serving.
 pub type Errand = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
@@ -79,8 +92,8 @@ fn steps(context: &Context, goal: &Goal) -> Vec<Step> {
     match goal {
         Goal::Serve => steps.to_vec(),
         Goal::Errand(_) => {
-            let before =
-                steps.iter().copied().filter(|step| !matches!(step, Step::Migrate | Step::Template | Step::Workers));
+            let serving = [Step::Migrate, Step::Template, Step::Workers, Step::Companions];
+            let before = steps.iter().copied().filter(|step| !serving.contains(step));
             before.chain([Step::Errand]).collect()
         }
     }
@@ -103,19 +116,25 @@ fn plan(settings: &Settings, steps: &[Step]) -> Plan {
         need: Need::Always,
     };
     let mut services = vec![postmaster];
-    let mut more = |plans: Vec<ServicePlan>| {
+    let mut more = |plans: Vec<ServicePlan>| -> Vec<ServiceId> {
         let ids = (services.len()..services.len() + plans.len()).map(ServiceId).collect();
         services.extend(plans);
-        Stage::Services(ids)
+        ids
+    };
+    let companion = |settings: &ProcessSettings| ServicePlan {
+        policy: companions::policy(settings, workers),
+        prepare_at: None,
+        need: Need::Never,
     };
     let stages = steps.iter().map(|&step| match step {
         Step::Postgres => Stage::Services(vec![POSTGRES]),
-        Step::Template => more(preload.iter().cloned().collect()),
+        Step::Template => Stage::Services(more(preload.iter().cloned().collect())),
         Step::Workers => {
             // Forked off a template, they have nothing to import ahead.
             let prepare_at = installed.filter(|_| preload.is_none());
-            more(vec![worker(prepare_at, Need::Always); workers.count as usize])
+            Stage::Services(more(vec![worker(prepare_at, Need::Always); workers.count as usize]))
         }
+        Step::Companions => Stage::Aside(more(settings.processes.iter().map(companion).collect())),
         job => Stage::Job(JobId(job as usize)),
     });
     let stages: Vec<Stage> = stages.collect();

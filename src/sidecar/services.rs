@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::POSTGRES;
+use crate::companions::Companion;
 use crate::health::picture::Counts;
 use crate::postgres::service::{self as postmaster, Postmaster};
 use crate::supervise::service::{Reporter, Service};
@@ -21,6 +22,7 @@ use crate::workers::template::{self, Template};
 pub enum Kept {
     Template(Template),
     Worker(Slot),
+    Companion(Companion),
 }
 
 /// All of them.
@@ -48,6 +50,11 @@ impl Services {
         self.launch.clone()
     }
 
+    /// Keep a companion.
+    pub fn insert(&mut self, id: ServiceId, companion: Companion) {
+        self.others.insert(id, Kept::Companion(companion));
+    }
+
     /// Make the service that the tree has added.
     pub fn add(&mut self, id: ServiceId, origin: Origin) {
         let Some(launch) = self.launch.borrow().clone() else { return };
@@ -63,7 +70,7 @@ impl Services {
             Origin::Replaces(old) => match self.others.get(&old) {
                 Some(Kept::Worker(slot)) => worker(slot.number()),
                 Some(Kept::Template(_)) => template(),
-                None => return,
+                Some(Kept::Companion(_)) | None => return,
             },
         };
         self.others.insert(id, kept);
@@ -80,7 +87,7 @@ impl Services {
     fn newest_template(&self) -> Option<Template> {
         let templates = self.others.values().rev().filter_map(|kept| match kept {
             Kept::Template(template) => Some(template),
-            Kept::Worker(_) => None,
+            Kept::Worker(_) | Kept::Companion(_) => None,
         });
         templates.into_iter().next().cloned()
     }
@@ -103,16 +110,18 @@ impl Services {
             _ if id == POSTGRES => self.postmaster.act(action),
             Some(Kept::Template(template)) => template.act(action),
             Some(Kept::Worker(slot)) => slot.act(action),
+            Some(Kept::Companion(companion)) => companion.act(action),
             None => {}
         }
     }
 
     /// The life of a worker or a template.
     pub fn life(&self, id: ServiceId) -> Option<Life> {
-        Some(match self.others.get(&id)? {
-            Kept::Template(template) => template.life().clone(),
-            Kept::Worker(slot) => slot.life().clone(),
-        })
+        match self.others.get(&id)? {
+            Kept::Template(template) => Some(template.life().clone()),
+            Kept::Worker(slot) => Some(slot.life().clone()),
+            Kept::Companion(_) => None,
+        }
     }
 
     /// What it is called, in the log and everywhere else.
@@ -121,6 +130,7 @@ impl Services {
             _ if id == POSTGRES => postmaster::NAME.into(),
             Some(Kept::Template(_)) => template::NAME.into(),
             Some(Kept::Worker(slot)) => slot::name(slot.number()),
+            Some(Kept::Companion(companion)) => companion.name().to_owned(),
             None => format!("service {}", id.0),
         }
     }
@@ -130,6 +140,7 @@ impl Services {
         match self.others.get(&id) {
             Some(Kept::Template(_)) => "template",
             Some(Kept::Worker(_)) => "worker",
+            Some(Kept::Companion(_)) => "process",
             None => "postgres",
         }
     }
@@ -137,6 +148,7 @@ impl Services {
     /// Why its last process ended or was replaced.
     pub fn last_reason(&self, id: ServiceId) -> Option<String> {
         match self.others.get(&id) {
+            Some(Kept::Companion(companion)) => companion.last_exit().map(|exit| exit.to_string()),
             _ if id == POSTGRES => self.postmaster.last_exit().map(|exit| exit.to_string()),
             _ => self.life(id)?.last_reason(),
         }
@@ -153,6 +165,7 @@ impl Services {
             _ if id == POSTGRES => self.postmaster.tail(),
             Some(Kept::Template(template)) => template.tail(),
             Some(Kept::Worker(slot)) => slot.tail(),
+            Some(Kept::Companion(companion)) => companion.tail(),
             None => Vec::new(),
         }
     }

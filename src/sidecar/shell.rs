@@ -1,7 +1,7 @@
 //! Carries out what the tree decides: runs jobs, hands actions to services, publishes what others may know.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use anyhow::anyhow;
@@ -14,8 +14,9 @@ use super::known::Known;
 use super::orders::{Operator, Report};
 use super::services::Services;
 use super::view::{Endpoints, View};
-use super::{Context, Errand, Goal, POSTGRES, Step, jobs};
-use crate::config::{PostgresMode, WorkerSocket};
+use super::{Context, Errand, Goal, POSTGRES, Step, hooks, jobs};
+use crate::companions::Companion;
+use crate::config::{AfterReady, PostgresMode, WorkerSocket};
 use crate::control;
 use crate::health::server as health;
 use crate::postgres::probe::Probe;
@@ -23,7 +24,7 @@ use crate::postgres::service::{self as postmaster, Postmaster, Reading};
 use crate::process::ports;
 use crate::supervise::service::Reporter;
 use crate::supervise::task::Shell;
-use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, Tree};
+use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, ServiceId, Stage, Tree};
 use crate::workers::launch::{self, Launch};
 use crate::workers::life::{self, Roster};
 use crate::workers::notify::NotifySocket;
@@ -45,6 +46,10 @@ pub struct Sidecar {
     error: Rc<RefCell<Option<anyhow::Error>>>,
     samples: watch::Sender<Reading>,
     view: View,
+    /// The workers that the hook after the start was last run for.
+    hooked: BTreeSet<i32>,
+    /// The hook that runs.
+    hook: Option<JoinHandle<()>>,
     /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
     tasks: Vec<JoinHandle<()>>,
     stop_began: Option<Instant>,
@@ -90,6 +95,8 @@ impl Sidecar {
             jobs: HashMap::new(),
             error: Rc::default(),
             samples,
+            hooked: BTreeSet::new(),
+            hook: None,
             tasks: Vec::new(),
             stop_began: None,
             control: None,
@@ -178,8 +185,18 @@ impl Sidecar {
                 self.services.add(id, Origin::Template);
             } else if stage == roll.workers {
                 self.services.add(id, Origin::Slot(member.place));
+            } else if let Stage::Aside(_) = tree.plan.stages[member.stage] {
+                self.stock_companion(id, member.place);
             }
         }
+    }
+
+    fn stock_companion(&mut self, id: ServiceId, place: usize) {
+        let context = self.context.clone();
+        let Some(name) = context.settings().processes.get(place).map(|process| process.name.clone()) else { return };
+        let command = move || jobs::companion(&context, place);
+        let reporter = Reporter::new(id, self.events.clone());
+        self.services.insert(id, Companion::new(name, Box::new(command), reporter));
     }
 
     /// Who gives the tree its orders.
@@ -225,7 +242,7 @@ impl Sidecar {
                     None => Err(anyhow!("the database went away; nothing was left half-done, run the command again")),
                 },
                 // These are services, which the tree starts by their own actions.
-                Step::Postgres | Step::Template | Step::Workers => Ok(()),
+                Step::Postgres | Step::Template | Step::Workers | Step::Companions => Ok(()),
             }
         };
         let handle = tokio::task::spawn_local(async move {
@@ -248,7 +265,12 @@ impl Sidecar {
         self.view.enter(phase, &self.steps);
         match phase {
             Phase::Serving if self.errand_is_absent() => self.serving(),
-            Phase::Draining { .. } => tracing::info!("stop asked for; readiness is withdrawn, still serving"),
+            Phase::Draining { hook, .. } => {
+                tracing::info!("stop asked for; readiness is withdrawn, still serving");
+                if hook.is_some() {
+                    self.before_stop();
+                }
+            }
             Phase::Stopping { cause, .. } if self.stop_began.is_none() => self.stopping(cause),
             Phase::Idle | Phase::Booting { .. } | Phase::Serving | Phase::Stopping { .. } | Phase::Stopped { .. } => {}
         }
@@ -266,7 +288,50 @@ impl Sidecar {
         self.view.banner(&self.context);
     }
 
+    /// Run the hook after the start, and where that is wanted again whenever there are other workers.
+    fn after_ready(&mut self, tree: &Tree) {
+        let settings = self.context.settings();
+        let (Some(_), Some(stage)) = (&settings.hooks.after_ready, tree.plan.roll.workers) else { return };
+        let workers = tree.standing(stage);
+        let pids: BTreeSet<i32> = workers.iter().filter_map(|id| tree.members[id].child.pid()).collect();
+        let again = self.hooked.is_empty() || settings.hooks.after_ready_on == AfterReady::Replaced;
+        let settled = tree.is_ready() && tree.rolling().is_none() && self.hook.is_none();
+        // Fewer of the same, after scaling down, are no others.
+        if !again || !settled || pids.is_subset(&self.hooked) {
+            return;
+        }
+        self.hooked = pids;
+        let (context, events, error) = (self.context.clone(), self.events.clone(), self.error.clone());
+        self.hook = Some(tokio::task::spawn_local(async move {
+            if let Err(why) = hooks::run(context, hooks::Turn::AfterReady).await {
+                *error.borrow_mut() = Some(anyhow!(why));
+                let _ = events.send(Event::HookFailed);
+            }
+            // The tree looks again: there may be other workers by now.
+            let _ = events.send(Event::Tick);
+        }));
+    }
+
+    fn before_stop(&mut self) {
+        let (context, events) = (self.context.clone(), self.events.clone());
+        self.end_hook();
+        self.hook = Some(tokio::task::spawn_local(async move {
+            if let Err(why) = hooks::run(context, hooks::Turn::BeforeStop).await {
+                tracing::error!("{why}; the stop goes on");
+            }
+            let _ = events.send(Event::HookEnded);
+        }));
+    }
+
+    /// Dropped, it takes its process group along.
+    fn end_hook(&mut self) {
+        if let Some(hook) = self.hook.take() {
+            hook.abort();
+        }
+    }
+
     fn stopping(&mut self, cause: Cause) {
+        self.end_hook();
         self.stop_began = Some(Instant::now());
         if cause == Cause::Asked && self.errand_is_absent() {
             tracing::info!("stopping: workers finish what they have, then PostgreSQL");
@@ -313,6 +378,10 @@ impl Shell for Sidecar {
     }
 
     fn observe(&mut self, tree: &Tree) {
+        if self.hook.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.hook = None;
+        }
+        self.after_ready(tree);
         self.view.publish(tree, &self.services, &self.context);
         self.operator.see(Known::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.

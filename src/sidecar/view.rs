@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::services::Services;
 use super::{Context, Step};
-use crate::config::{PostgresMode, Settings};
+use crate::config::{PostgresMode, Preload, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
@@ -206,6 +206,11 @@ impl View {
             .began
             .iter()
             .zip(ends)
+            .filter(|((step, _), _)| match step {
+                Step::Companions => false,
+                Step::Template => settings.workers.preload != Preload::Off,
+                _ => true,
+            })
             .map(|((step, began), end)| format!("{} {:.0?}", name(*step), end.duration_since(*began)));
         let took: Vec<String> = took.collect();
         let server = match settings.postgres.mode {
@@ -277,7 +282,7 @@ fn public(step: Step) -> Public {
         Step::Install => Public::Installing,
         Step::Cluster | Step::Postgres | Step::Attach | Step::Provision => Public::StartingDatabase,
         Step::Migrate | Step::Errand => Public::Migrating,
-        Step::Template | Step::Workers => Public::StartingWorkers,
+        Step::Template | Step::Workers | Step::Companions => Public::StartingWorkers,
     }
 }
 
@@ -291,6 +296,7 @@ fn name(step: Step) -> &'static str {
         Step::Migrate => "migrate",
         Step::Template => "template",
         Step::Workers => "workers",
+        Step::Companions => "processes",
         Step::Errand => "errand",
     }
 }

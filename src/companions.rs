@@ -1,0 +1,114 @@
+//! Companions: `[[process]]` entries, kept beside the workers. Nobody waits for them, and none of them ends the whole.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal as OsSignal;
+
+use crate::config::{ProcessSettings, Workers};
+use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, Signal};
+use crate::process::{self, Exit};
+use crate::supervise::service::{self, Reporter, Service, Tail};
+use crate::supervise::state::{Action, Ending, Event};
+
+/// How long output of a process that has ended is still read.
+const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
+
+/// How a companion is kept: as a worker is, but it may end as slowly as it says. Pure.
+pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
+    Policy {
+        // It is ready as soon as it is there.
+        ready_limit: KILL_GRACE,
+        hang_limit: None,
+        ladder: vec![
+            Rung { signal: Signal::Term, group: true, grace: companion.stop_grace },
+            Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE },
+        ],
+        retire: Vec::new(),
+        hang: Vec::new(),
+        backoff_first: workers.backoff_first,
+        backoff_step: workers.backoff_first.saturating_mul(2),
+        backoff_max: workers.backoff_max,
+        intensity: workers.restart_intensity as usize,
+        period: workers.restart_period,
+        rest: workers.restart_period,
+    }
+}
+
+/// One companion. `command` makes its command line anew for each start, when all it needs is known.
+pub struct Companion {
+    name: String,
+    command: Box<dyn Fn() -> CommandLine>,
+    reporter: Reporter,
+    tail: Tail,
+    pid: Rc<Cell<Option<i32>>>,
+    last_exit: Rc<Cell<Option<Exit>>>,
+}
+
+impl Companion {
+    pub fn new(name: String, command: Box<dyn Fn() -> CommandLine>, reporter: Reporter) -> Self {
+        Self { name, command, reporter, tail: Tail::default(), pid: Rc::default(), last_exit: Rc::default() }
+    }
+
+    /// Its name, in the log and everywhere else.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How the last process ended, if one has.
+    pub fn last_exit(&self) -> Option<Exit> {
+        self.last_exit.get()
+    }
+
+    fn spawn(&self) {
+        let command = (self.command)();
+        let (child, output) = match process::spawn(&command, &[], OsSignal::SIGKILL) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                let program = command.program().display();
+                tracing::error!({ service.name = %self.name }, "start {program} ([[process]] {}): {error}", self.name);
+                self.reporter.say(Event::SpawnFailed);
+                return;
+            }
+        };
+        let group = child.pid();
+        self.pid.set(Some(group));
+        self.reporter.say(Event::Spawned(group));
+        // Nobody waits for it, so that it is there is all there is to say.
+        self.reporter.say(Event::Ready);
+        let (reporter, name, tail) = (self.reporter.clone(), self.name.clone(), self.tail.clone());
+        let (pid, last_exit) = (self.pid.clone(), self.last_exit.clone());
+        tokio::task::spawn_local(async move {
+            let exit = service::attend(child, output, &name, &tail, OUTPUT_LIMIT).await;
+            // What it left in its group must not outlive it.
+            process::signal_group(group, OsSignal::SIGKILL);
+            pid.set(None);
+            last_exit.set(Some(exit));
+            reporter.say(Event::Exited(Ending::Ended));
+        });
+    }
+}
+
+impl Service for Companion {
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Spawn(_) => self.spawn(),
+            Action::Signal(rung) => {
+                if let Some(pid) = self.pid.get() {
+                    service::signal(pid, rung);
+                }
+            }
+            Action::Restart(delay) => {
+                let how = self.last_exit().map_or("could not be started".into(), |exit| format!("ended: {exit}"));
+                tracing::warn!({ service.name = %self.name }, "{how}; restart {}", service::after(delay));
+            }
+            Action::GiveUp => tracing::error!({ service.name = %self.name }, "failed too often, rests"),
+            Action::Release | Action::Withdraw => {}
+        }
+    }
+
+    fn tail(&self) -> Vec<String> {
+        self.tail.lines()
+    }
+}

@@ -1,0 +1,81 @@
+//! Hooks: commands of the operator's at turns of the life of all.
+
+use std::rc::Rc;
+
+use super::Context;
+use super::jobs::beside_python;
+use crate::config::OnFailure;
+use crate::process::{self, RunError};
+use crate::telemetry::{self, Stream};
+use crate::workers::variables;
+
+/// Which turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    AfterReady,
+    BeforeStop,
+}
+
+impl Turn {
+    /// As the configuration calls it.
+    fn key(self) -> &'static str {
+        match self {
+            Self::AfterReady => "hooks.after_ready",
+            Self::BeforeStop => "hooks.before_stop",
+        }
+    }
+
+    /// Its name in the log.
+    fn service(self) -> &'static str {
+        match self {
+            Self::AfterReady => "hook:after_ready",
+            Self::BeforeStop => "hook:before_stop",
+        }
+    }
+}
+
+/// Run the hook of `turn`, if there is one; says in the log how it went.
+///
+/// # Errors
+/// What went wrong, where `hooks.on_failure` says that it must not be taken lightly.
+pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
+    let settings = context.settings();
+    let hooks = &settings.hooks;
+    let words = match turn {
+        Turn::AfterReady => hooks.after_ready.as_ref(),
+        Turn::BeforeStop => hooks.before_stop.as_ref(),
+    };
+    let Some(words) = words else { return Ok(()) };
+    let Some(command) = beside_python(&context, words) else { return Ok(()) };
+    let mut command = command.dir(&settings.directory).identity(context.worker_identity.borrow().clone());
+    let application = format!("{}-hook", settings.name);
+    let own = settings.workers.env.clone().into_iter();
+    for (name, value) in own.chain(variables::database(&settings, &context.url, &application)) {
+        command = command.env(name, value);
+    }
+    let service = turn.service();
+    let mut last = String::new();
+    let on_line = |line: &str| {
+        telemetry::child_line(service, Stream::Stderr, line);
+        line.clone_into(&mut last);
+    };
+    let ended = process::run_with(&command, hooks.limit, on_line).await;
+    let why = match ended {
+        Ok(finished) if finished.exit.success() => {
+            tracing::info!({ service.name = service }, "done");
+            return Ok(());
+        }
+        Ok(finished) if last.is_empty() => format!("ended with {}", finished.exit),
+        Ok(finished) => format!("ended with {}: {last}", finished.exit),
+        Err(RunError::Limit(_, limit)) => format!("did not end within {limit:?} (hooks.limit) and was killed"),
+        Err(error) => error.to_string(),
+    };
+    let text = format!("{} (`{}`) {why}", turn.key(), words.join(" "));
+    match hooks.on_failure {
+        OnFailure::Warn => {
+            tracing::warn!("{text}");
+            Ok(())
+        }
+        OnFailure::Stop => Err(text),
+    }
+}
