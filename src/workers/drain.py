@@ -142,7 +142,7 @@ class Listener:
     def __init__(self, fd):
         self.fd = fd
         self.identity = identify(fd)
-        self.spare = os.dup(fd)
+        self.spare = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, fd + 1)
 
     def is_lost(self):
         return identify(self.fd) != self.identity

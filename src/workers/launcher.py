@@ -289,8 +289,9 @@ def refuse(text, notifier):
 
 def show_stacks_on_abort():
     """SIGABRT, from a watchdog that lost patience, shows what every thread was doing: straight to standard error,
-    whatever the app has made of `sys.stderr`, and also where the app took the signal."""
+    whatever the app has made of `sys.stderr` and of the signal, which faulthandler leaves to the handler before."""
     faulthandler.disable()
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
     faulthandler.enable(file=2, all_threads=True)
 
 

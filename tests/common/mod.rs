@@ -11,3 +11,4 @@ pub mod refusal;
 pub mod server;
 pub mod strict;
 pub mod tandem;
+pub mod worker;
