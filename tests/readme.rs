@@ -27,10 +27,12 @@ fn every_promise_has_a_test_of_its_name() {
     let rows = promises.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
     let mut count = 0;
     for row in rows {
-        let name = row.trim_end_matches([' ', '|']).rsplit('`').nth(1).unwrap();
-        let here = tests.iter().any(|text| text.contains(&format!("fn {name}()")));
-        assert!(here, "the README promises `{name}`, which is no test");
-        count += 1;
+        let names = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap();
+        for name in names.split('`').skip(1).step_by(2) {
+            let here = tests.iter().any(|text| text.contains(&format!("fn {name}()")));
+            assert!(here, "the README promises `{name}`, which is no test");
+            count += 1;
+        }
     }
     assert!(count > 20, "only {count} promises were read");
 }
