@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use tempfile::TempDir;
-use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::control::client;
@@ -185,10 +185,9 @@ async fn what_is_not_understood_is_answered_with_what_would_be() {
 async fn lines_are_read_and_followed_until_the_socket_closes() {
     let served = Served::open().await;
     let path = served.path();
-    let subscriber = tracing_subscriber::registry().with(telemetry::Keep(served.ring));
-    let _kept = tracing::subscriber::set_default(subscriber);
+    let ring = served.ring;
     let name = "control-test";
-    let say = |text: &str| telemetry::child_line(name, telemetry::Stream::Stdout, text);
+    let say = |text: &str| ring.push(SystemTime::now(), name, None, tracing::Level::INFO, text);
     for number in 0..5 {
         say(&format!("line {number}"));
     }
@@ -224,10 +223,11 @@ async fn lines_are_read_and_followed_until_the_socket_closes() {
 async fn a_follower_that_does_not_read_holds_nothing_up_and_learns_what_it_missed() {
     let served = Served::open().await;
     let path = served.path();
-    let subscriber = tracing_subscriber::registry().with(telemetry::Keep(served.ring));
-    let _kept = tracing::subscriber::set_default(subscriber);
+    let ring = served.ring;
     let name = "slow-test";
-    let say = |number: usize| telemetry::child_line(name, telemetry::Stream::Stdout, &format!("{number:0>1000}"));
+    let say = |number: usize| {
+        ring.push(SystemTime::now(), name, None, tracing::Level::INFO, &format!("{number:0>1000}"));
+    };
     say(0);
     let query = LogQuery { service: Some(name.into()), lines: None, follow: true };
     let count = 3 * RING_SIZE / 1000;

@@ -24,8 +24,6 @@ use crate::exit::{Code, Failure};
 pub use banner::banner;
 pub use child::{Stream, child_line};
 pub use format::{OWN, rfc3339, text_line};
-#[cfg(test)]
-pub(crate) use ring::Keep;
 pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
 pub use terminal::{Progress, progress};
 

@@ -140,7 +140,7 @@ impl Ring {
     }
 
     /// Keep a line of `service`; one that Tandem says `about` another service concerns both.
-    fn push(&self, time: SystemTime, service: &str, about: Option<&str>, level: Level, text: &str) {
+    pub(crate) fn push(&self, time: SystemTime, service: &str, about: Option<&str>, level: Level, text: &str) {
         let next = {
             let mut lines = self.lock();
             lines.push(time, service, about.unwrap_or(service), level, text);
@@ -332,7 +332,7 @@ impl Block {
 }
 
 /// The layer that puts every event into a ring.
-pub(crate) struct Keep(pub &'static Ring);
+pub(super) struct Keep(pub &'static Ring);
 
 impl<S: Subscriber> Layer<S> for Keep {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
