@@ -101,6 +101,8 @@ pub fn venv() -> Result<PathBuf> {
     Ok(venv)
 }
 
+const SMALL_POOLS: &str = "pool.size = 1\npool.overflow = 1\n";
+
 /// A directory with the application in it, and what belongs to one server that runs there.
 pub struct Site {
     pub project: Project,
@@ -111,7 +113,8 @@ impl Site {
     /// With the small application of this benchmark; `lines` are more of Tandem's configuration.
     pub fn new(venv: &Path, lines: &str) -> Result<Self> {
         let project =
-            Project::app_with("app:app", &format!("migrations.run = 'none'\npython.managed = false\n{lines}"));
+            // The application opens no connection, and small pools let as many workers drain side by side as will.
+            Project::app_with("app:app", &format!("{SMALL_POOLS}migrations.run = 'none'\npython.managed = false\n{lines}"));
         let project = project.without("python.requirements").without("python.venv").without("workers.app_dir");
         let site = Self { venv: venv.to_path_buf(), project };
         let (app, venv) = (site.app_dir(), venv.display());

@@ -6,6 +6,7 @@ use crate::exit::Code;
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::sidecar::{self, Context, Goal};
+use crate::telemetry;
 
 /// Run everything until stopped.
 ///
@@ -15,6 +16,7 @@ pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>) 
     let workers = workers.map(|count| open::flag("workers.count", count.to_string(), "--workers"));
     let listen = listen.map(|address| open::flag("workers.listen", address, "--listen"));
     let configuration = open::configuration(common, [workers, listen].into_iter().flatten().collect())?;
+    telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));
     let home = Home::resolve(&configuration.loaded.settings)?;
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem up")?;
