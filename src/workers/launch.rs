@@ -67,6 +67,13 @@ impl Launch {
         own.into_iter().chain(protocol(&self.settings, &self.notify)).collect()
     }
 
+    /// The environment of another server in `slot`: of the protocol only what sd_notify(3) knows.
+    fn other_environment(&self, slot: usize) -> Vec<(String, String)> {
+        let own = variables::worker(&self.settings, &self.url, slot);
+        let said = [("NOTIFY_SOCKET", self.notify.as_str()), ("PYTHONUNBUFFERED", "1")];
+        own.into_iter().chain(said.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+    }
+
     /// The environment of the template: a worker's, without what only one slot has.
     pub fn template_environment(&self) -> Vec<(String, String)> {
         let settings = &self.settings;
@@ -103,7 +110,11 @@ impl Launch {
         let mut filled = filled.collect::<Vec<_>>().into_iter();
         let program = filled.next().unwrap_or_default();
         let beside = self.python.borrow().parent().map(|bin| bin.join(&program)).filter(|tool| tool.is_file());
-        self.as_worker(CommandLine::new(beside.unwrap_or_else(|| program.into())).args(filled))
+        let mut command = CommandLine::new(beside.unwrap_or_else(|| program.into())).args(filled);
+        for (name, value) in self.other_environment(slot) {
+            command = command.env(name, value);
+        }
+        self.as_worker(command)
     }
 
     fn as_worker(&self, command: CommandLine) -> CommandLine {

@@ -16,6 +16,7 @@ use nix::sys::signal::Signal as OsSignal;
 use super::gate::Gate;
 use super::notify::{Message, Notice, NotifySocket};
 use crate::health::picture::Counts;
+use crate::plan::Signal;
 use crate::process::{self, Child, Exit, Output};
 use crate::supervise::plan::ServiceId;
 use crate::supervise::service::{self, Reporter, Tail};
@@ -242,6 +243,11 @@ impl Life {
             Action::Spawn(_) | Action::Withdraw => {}
             Action::Release => self.release(),
             Action::Signal(rung) => {
+                if rung.signal == Signal::Abort && self.noted().is_none() {
+                    let why = "did not get ready within workers.ready_limit";
+                    tracing::error!({ service.name = %name }, "{why}: it is told to show what it does, and ended");
+                    self.note(why.into());
+                }
                 if let Some(pid) = self.0.pid.get() {
                     service::signal(pid, rung);
                 }

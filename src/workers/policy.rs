@@ -18,13 +18,18 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         Rung { signal: Signal::Term, group: true, grace: stop.grace },
         Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE },
     ];
+    // Another server does not know SIGWINCH, or as something else: for it a planned end is an end, with more time.
+    let retire = match workers.command {
+        Some(_) => Rung { signal: Signal::Term, group: false, grace: workers.drain + RETIRE_ROOM },
+        None => Rung { signal: Signal::Retire, group: false, grace: workers.drain + RETIRE_ROOM },
+    };
     let kill = Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE };
     Policy {
         ready_limit: workers.ready_limit,
         // How long it said nothing has been waited for already.
         hang_limit: Some(Duration::ZERO),
         ladder,
-        retire: vec![Rung { signal: Signal::Retire, group: false, grace: workers.drain + RETIRE_ROOM }],
+        retire: vec![retire],
         // Not its group: what the worker has started would only leave core files.
         hang: vec![Rung { signal: Signal::Abort, group: false, grace: ABORT_GRACE }, kill],
         // One that served is back at once: forked off a template, that takes 30 ms. Only a second failure waits.

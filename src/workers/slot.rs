@@ -89,12 +89,17 @@ impl Slot {
 
     fn spawn_other_server(&self, words: &[String], intent: Intent) -> io::Result<()> {
         let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
-        let mut command = self.launch.other_server(words, self.number, listener.as_ref());
-        for (name, value) in self.launch.environment(self.number) {
-            command = command.env(name, value);
-        }
+        let command = self.launch.other_server(words, self.number, listener.as_ref());
         let fds: Vec<InheritedFd> = listener.into_iter().collect();
-        let (child, output) = process::spawn(&command, &fds, OsSignal::SIGKILL)?;
+        let (child, output) =
+            process::spawn(&command, &fds, OsSignal::SIGKILL).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    let text =
+                        format!("{} (workers.command) is not there: install it, or write its path", words.join(" "));
+                    io::Error::new(error.kind(), text)
+                }
+                _ => error,
+            })?;
         self.life.begin(child, output, None, intent);
         if let Readiness::Http(path) = &self.launch.settings.workers.ready {
             let address = self.launch.settings.workers.listen;
