@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use std::collections::HashMap;
+
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
@@ -59,7 +61,7 @@ pub fn strays() -> Vec<i32> {
     children().into_iter().filter(|&pid| !is_own(pid)).collect()
 }
 
-/// End every stray, and every stray that becomes one thereby; at most `rounds` times.
+/// End every stray with all its descendants, and whatever they started meanwhile; at most `rounds` times.
 pub fn end_strays(rounds: usize) {
     for _ in 0..rounds {
         reap();
@@ -67,8 +69,10 @@ pub fn end_strays(rounds: usize) {
         if strays.is_empty() {
             return;
         }
-        for &pid in &strays {
-            tracing::info!(process.pid = pid, "end a process that one of the services left behind");
+        let families = families(&strays);
+        tracing::info!("end {} processes that the services left behind", families.len());
+        // All at once: a chain of them, each in a session of its own, would otherwise go link by link.
+        for &pid in &families {
             signal(pid, Signal::SIGKILL);
         }
         for pid in strays {
@@ -77,14 +81,30 @@ pub fn end_strays(rounds: usize) {
     }
 }
 
+/// `roots` and all their descendants.
+fn families(roots: &[i32]) -> Vec<i32> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for (pid, parent) in alive() {
+        children.entry(parent).or_default().push(pid);
+    }
+    let mut found = roots.to_vec();
+    let mut next = 0;
+    while let Some(&pid) = found.get(next) {
+        found.extend(children.remove(&pid).unwrap_or_default());
+        next += 1;
+    }
+    found
+}
+
 /// The pids whose parent is this process, whichever thread spawned them (proc_pid_task(5)).
 fn children() -> Vec<i32> {
     let own = std::process::id().cast_signed();
+    alive().into_iter().filter(|&(_, parent)| parent == own).map(|(pid, _)| pid).collect()
+}
+
+/// Every process that is no zombie, with its parent.
+fn alive() -> Vec<(i32, i32)> {
     let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
-    processes
-        .filter_map(Result::ok)
-        .filter_map(|process| process.stat().ok())
-        .filter(|stat| stat.ppid == own && stat.state != 'Z')
-        .map(|stat| stat.pid)
-        .collect()
+    let stats = processes.filter_map(Result::ok).filter_map(|process| process.stat().ok());
+    stats.filter(|stat| stat.state != 'Z').map(|stat| (stat.pid, stat.ppid)).collect()
 }
