@@ -16,7 +16,7 @@ use super::services::Services;
 use super::view::{Endpoints, View};
 use super::{Context, Errand, Goal, POSTGRES, Step, jobs};
 use crate::config::{PostgresMode, WorkerSocket};
-use crate::control;
+use crate::exit::{Code, Failure};
 use crate::health::server as health;
 use crate::postgres::probe::Probe;
 use crate::postgres::service::{self as postmaster, Postmaster, Reading};
@@ -24,10 +24,13 @@ use crate::process::ports;
 use crate::supervise::service::Reporter;
 use crate::supervise::task::Shell;
 use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, Tree};
+use crate::systemd::Upstream;
 use crate::workers::launch::{self, Launch};
 use crate::workers::life::{self, Roster};
+use crate::workers::listener::Listener;
 use crate::workers::notify::NotifySocket;
 use crate::workers::{care, listener};
+use crate::{control, systemd};
 
 /// Length of the health port's listening queue.
 const HEALTH_BACKLOG: u32 = 128;
@@ -45,6 +48,7 @@ pub struct Sidecar {
     error: Rc<RefCell<Option<anyhow::Error>>>,
     samples: watch::Sender<Reading>,
     view: View,
+    upstream: Rc<Upstream>,
     /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
     tasks: Vec<JoinHandle<()>>,
     stop_began: Option<Instant>,
@@ -80,8 +84,18 @@ impl Sidecar {
             Reporter::new(POSTGRES, events.clone()),
         );
         let services = Services::new(postmaster, Roster::default(), events.clone());
-        let operator =
-            Operator::new(context.clone(), steps.clone(), events.clone(), services.launch(), services.roster());
+        let mut tasks = Vec::new();
+        let upstream = Rc::new(match goal {
+            Goal::Serve => {
+                let (upstream, telling) = Upstream::of_process();
+                tasks.push(tokio::task::spawn_local(telling));
+                upstream
+            }
+            // An errand is over when it ends, and says so by its exit code.
+            Goal::Errand(_) => Upstream::default(),
+        });
+        let (launch, roster) = (services.launch(), services.roster());
+        let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
         let mut sidecar = Self {
             view: View::new(&settings),
             services,
@@ -90,7 +104,8 @@ impl Sidecar {
             jobs: HashMap::new(),
             error: Rc::default(),
             samples,
-            tasks: Vec::new(),
+            tasks,
+            upstream,
             stop_began: None,
             control: None,
             steps,
@@ -109,14 +124,8 @@ impl Sidecar {
 
     /// Bind the application's socket, the health port and the notify socket, and look after the workers.
     fn open_doors(&mut self) -> anyhow::Result<()> {
+        let socket = self.application_socket()?;
         let settings = self.context.settings();
-        let workers = &settings.workers;
-        let socket = match workers.socket {
-            WorkerSocket::Inherited => {
-                Some(listener::bind(workers.listen, workers.backlog, "workers.listen", ports::holder)?)
-            }
-            WorkerSocket::Own => None,
-        };
         let port = listener::bind(settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
         let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
         let notify = NotifySocket::open()?;
@@ -147,6 +156,34 @@ impl Sidecar {
             self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples)));
         }
         Ok(())
+    }
+
+    /// The socket that the supervisor above hands down, else one of our own; none where the workers bind it.
+    fn application_socket(&self) -> anyhow::Result<Option<Listener>> {
+        let settings = self.context.settings();
+        let workers = &settings.workers;
+        match (workers.socket, systemd::inherited_listener()?) {
+            (WorkerSocket::Inherited, None) => {
+                Ok(Some(listener::bind(workers.listen, workers.backlog, "workers.listen", ports::holder)?))
+            }
+            (WorkerSocket::Inherited, Some(fd)) => {
+                let listener = Listener::inherit(fd)?;
+                let (ours, given) = (workers.listen, listener.address());
+                if ours == given {
+                    tracing::info!("the socket on {given} is the one that was handed down");
+                } else {
+                    tracing::warn!("workers.listen = {ours}, but the socket handed down is on {given}, which holds");
+                    self.context.set_listen(given);
+                }
+                Ok(Some(listener))
+            }
+            (WorkerSocket::Own, None) => Ok(None),
+            (WorkerSocket::Own, Some(_)) => {
+                let text = "a socket was handed down (LISTEN_FDS), which workers with workers.socket = \"own\" cannot \
+                            use: set it to \"inherited\", or do without the socket unit";
+                Err(Failure::new(Code::Config, text).into())
+            }
+        }
     }
 
     /// Let our own user and root ask and order through the control socket.
@@ -314,6 +351,7 @@ impl Shell for Sidecar {
 
     fn observe(&mut self, tree: &Tree) {
         self.view.publish(tree, &self.services, &self.context);
+        self.upstream.show(self.view.phase(), &self.view.line(&self.context));
         self.operator.see(Known::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();
