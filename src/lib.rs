@@ -29,9 +29,11 @@
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! companions   processes beside the workers, which nobody waits for
 //! signals      the signals Tandem gets, as words
+//! systemd      the supervisor above: what it is told, the socket that it hands down
 //! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
 //!              task (the loop) · service
-//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, descriptors to a child
+//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, descriptors to a
+//!              child and from whoever started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
@@ -65,5 +67,6 @@ pub mod schema;
 pub mod sidecar;
 pub mod signals;
 pub mod supervise;
+pub mod systemd;
 pub mod telemetry;
 pub mod workers;

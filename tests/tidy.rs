@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["sidecar"],
     &["postgres", "workers", "control"],
     &["schema", "health"],
-    &["install", "companions", "signals"],
+    &["install", "companions", "signals", "systemd"],
     &["supervise"],
     &["process"],
     &["telemetry"],

@@ -32,6 +32,12 @@ pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
+/// Where the supervisor above Tandem wants to be told how it is (sd_notify(3)).
+#[expect(clippy::disallowed_methods, reason = "this is the file that may")]
+pub fn notify_socket() -> Option<std::ffi::OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
+}
+
 /// Whether this process runs as root. (`process/` knows it too, but stands above this room.)
 pub fn is_root() -> bool {
     nix::unistd::Uid::effective().is_root()

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use diff::{Change, Effect, changes};
-pub use environment::no_color;
+pub use environment::{no_color, notify_socket};
 pub use problem::Origin;
 pub use rows::Row;
 pub use settings::*;

@@ -4,6 +4,7 @@
 
 mod child;
 pub mod fd_channel;
+pub mod handed;
 pub mod identity;
 pub mod memory;
 pub mod orphans;

@@ -18,6 +18,11 @@ use tokio::net::unix::pipe::Receiver;
 use super::child::{Child, Output};
 use crate::plan::CommandLine;
 
+/// What a supervisor above says to Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that took it for its own would
+/// answer in Tandem's name: PostgreSQL, where it is built with systemd's library, says READY=1 to whatever is named here.
+const NOT_FOR_CHILDREN: [&str; 7] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES"];
+
 /// Longest line kept whole, in bytes; a longer one is cut into several.
 const LINE_LENGTH_MAX: u64 = 64 * 1024;
 
@@ -96,6 +101,9 @@ fn prepare(command: &CommandLine) -> std::process::Command {
     process.args(&command.args);
     if !command.inherit_env {
         process.env_clear();
+    }
+    for name in NOT_FOR_CHILDREN {
+        process.env_remove(name);
     }
     for (name, value) in &command.env {
         match value {

@@ -1,6 +1,7 @@
 //! What is known before the first child, what the steps find out, and the configuration that holds now.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -110,6 +111,8 @@ impl Context {
         let (live, rolled) = (keys(&current.loaded, Effect::Live), keys(&current.loaded, Effect::Roll));
         let restart = keys(&self.started, Effect::Restart);
         let mut settings = merge(&self.started.settings, &loaded.settings);
+        // A socket that was handed down stays where it is.
+        settings.workers.listen = current.settings.workers.listen;
         if !live.iter().any(|key| key == "workers.count") {
             // Whoever scaled by hand does not want it undone by a reload that is about something else.
             settings.workers.count = current.settings.workers.count;
@@ -126,9 +129,18 @@ impl Context {
 
     /// Let there be `count` workers from now on.
     pub fn set_worker_count(&self, count: u32) {
+        self.change(|settings| settings.workers.count = count);
+    }
+
+    /// Let the application be at `address`, whatever the configuration says.
+    pub fn set_listen(&self, address: SocketAddr) {
+        self.change(|settings| settings.workers.listen = address);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Settings)) {
         let mut current = self.current.borrow_mut();
         let mut settings = (*current.settings).clone();
-        settings.workers.count = count;
+        change(&mut settings);
         current.settings = Rc::new(settings);
     }
 }

@@ -4,6 +4,7 @@
 //! out the tree's actions, `view` is what health and the banner show of it.
 
 mod context;
+mod doors;
 mod hooks;
 mod jobs;
 mod known;

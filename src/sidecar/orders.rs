@@ -18,6 +18,7 @@ use crate::control::{Answer, Ask, Order, ScaleTo};
 use crate::exit::Code;
 use crate::supervise::state;
 use crate::supervise::tree::{Event, RollId, Scope, ServiceId};
+use crate::systemd::Upstream;
 use crate::workers::launch::Launch;
 use crate::workers::life::Roster;
 
@@ -40,6 +41,7 @@ pub struct Operator {
     /// What new workers are started with.
     launch: Rc<RefCell<Option<Rc<Launch>>>>,
     roster: Roster,
+    upstream: Rc<Upstream>,
     rolls: Cell<u64>,
     waiting: RefCell<HashMap<RollId, oneshot::Sender<Report>>>,
 }
@@ -51,9 +53,10 @@ impl Operator {
         events: UnboundedSender<Event>,
         launch: Rc<RefCell<Option<Rc<Launch>>>>,
         roster: Roster,
+        upstream: Rc<Upstream>,
     ) -> Self {
         let (rolls, waiting, known) = (Cell::new(0), RefCell::default(), watch::Sender::new(Known::default()));
-        Self { context, steps, events, known, launch, roster, rolls, waiting }
+        Self { context, steps, events, known, launch, roster, upstream, rolls, waiting }
     }
 
     /// See the tree after a step.
@@ -119,6 +122,7 @@ impl Operator {
         if let Err(answer) = self.is_serving("reload") {
             return answer;
         }
+        let _reloading = self.upstream.reloading();
         let reading = match self.context.read_again() {
             Ok(reading) => reading,
             Err(error) => {

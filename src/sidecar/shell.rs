@@ -16,45 +16,37 @@ use super::services::Services;
 use super::view::{Endpoints, View};
 use super::{Context, Errand, Goal, POSTGRES, Step, hooks, jobs};
 use crate::companions::Companion;
-use crate::config::{AfterReady, PostgresMode, WorkerSocket};
-use crate::control;
-use crate::health::server as health;
-use crate::postgres::probe::Probe;
+use crate::config::{AfterReady, PostgresMode};
 use crate::postgres::service::{self as postmaster, Postmaster, Reading};
-use crate::process::ports;
 use crate::supervise::service::Reporter;
 use crate::supervise::task::Shell;
 use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, ServiceId, Stage, Tree};
-use crate::workers::launch::{self, Launch};
-use crate::workers::life::{self, Roster};
-use crate::workers::notify::NotifySocket;
-use crate::workers::{care, listener};
-
-/// Length of the health port's listening queue.
-const HEALTH_BACKLOG: u32 = 128;
+use crate::systemd::Upstream;
+use crate::workers::life::Roster;
 
 /// The shell around the tree.
 pub struct Sidecar {
-    context: Rc<Context>,
-    steps: Vec<Step>,
-    events: UnboundedSender<Event>,
+    pub(super) context: Rc<Context>,
+    pub(super) steps: Vec<Step>,
+    pub(super) events: UnboundedSender<Event>,
     pub services: Services,
-    operator: Rc<Operator>,
-    errand: Option<Errand>,
-    jobs: HashMap<JobId, JoinHandle<()>>,
+    pub(super) operator: Rc<Operator>,
+    pub(super) errand: Option<Errand>,
+    pub(super) jobs: HashMap<JobId, JoinHandle<()>>,
     /// The error of the job that failed.
-    error: Rc<RefCell<Option<anyhow::Error>>>,
-    samples: watch::Sender<Reading>,
-    view: View,
+    pub(super) error: Rc<RefCell<Option<anyhow::Error>>>,
+    pub(super) samples: watch::Sender<Reading>,
+    pub(super) view: View,
     /// The workers that the hook after the start was last run for.
-    hooked: BTreeSet<i32>,
+    pub(super) hooked: BTreeSet<i32>,
     /// The hook that runs.
-    hook: Option<JoinHandle<()>>,
+    pub(super) hook: Option<JoinHandle<()>>,
+    pub(super) upstream: Rc<Upstream>,
     /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
-    tasks: Vec<JoinHandle<()>>,
-    stop_began: Option<Instant>,
+    pub(super) tasks: Vec<JoinHandle<()>>,
+    pub(super) stop_began: Option<Instant>,
     /// Dropped, the first closes the control socket; the second is its end.
-    control: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
+    pub(super) control: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Sidecar {
@@ -85,8 +77,18 @@ impl Sidecar {
             Reporter::new(POSTGRES, events.clone()),
         );
         let services = Services::new(postmaster, Roster::default(), events.clone());
-        let operator =
-            Operator::new(context.clone(), steps.clone(), events.clone(), services.launch(), services.roster());
+        let mut tasks = Vec::new();
+        let upstream = Rc::new(match goal {
+            Goal::Serve => {
+                let (upstream, telling) = Upstream::of_process();
+                tasks.push(tokio::task::spawn_local(telling));
+                upstream
+            }
+            // An errand is over when it ends, and says so by its exit code.
+            Goal::Errand(_) => Upstream::default(),
+        });
+        let (launch, roster) = (services.launch(), services.roster());
+        let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
         let mut sidecar = Self {
             view: View::new(&settings),
             services,
@@ -97,7 +99,8 @@ impl Sidecar {
             samples,
             hooked: BTreeSet::new(),
             hook: None,
-            tasks: Vec::new(),
+            tasks,
+            upstream,
             stop_began: None,
             control: None,
             steps,
@@ -112,68 +115,6 @@ impl Sidecar {
             }
         }
         Ok(sidecar)
-    }
-
-    /// Bind the application's socket, the health port and the notify socket, and look after the workers.
-    fn open_doors(&mut self) -> anyhow::Result<()> {
-        let settings = self.context.settings();
-        let workers = &settings.workers;
-        let socket = match workers.socket {
-            WorkerSocket::Inherited => {
-                Some(listener::bind(workers.listen, workers.backlog, "workers.listen", ports::holder)?)
-            }
-            WorkerSocket::Own => None,
-        };
-        let port = listener::bind(settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
-        let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
-        let notify = NotifySocket::open()?;
-        launch::write_files(&self.context.home.run)?;
-        *self.services.launch().borrow_mut() = Some(Rc::new(Launch {
-            settings: settings.clone(),
-            url: self.context.url.clone(),
-            run: self.context.home.run.clone(),
-            notify: notify.name().to_owned(),
-            listener: Rc::new(RefCell::new(socket.map(|socket| socket.inherited()))),
-            python: self.context.python.clone(),
-            identity: self.context.worker_identity.clone(),
-        }));
-        let roster = self.services.roster();
-        self.tasks.push(tokio::task::spawn_local(life::listen(notify, roster.clone())));
-        self.tasks.push(tokio::task::spawn_local(self.tend(roster.clone())));
-        let pictures = self.view.pictures();
-        self.tasks.push(tokio::task::spawn_local(self.view.follow(
-            self.samples.subscribe(),
-            roster,
-            self.context.home.data.join("pg_wal"),
-        )));
-        let never = std::future::pending();
-        self.tasks.push(tokio::task::spawn_local(health::serve(port, pictures, never)));
-        if settings.postgres.mode == PostgresMode::Attach {
-            let probe = Probe::attached(&self.context.url)?;
-            let (context, samples) = (self.context.clone(), self.samples.clone());
-            self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples)));
-        }
-        Ok(())
-    }
-
-    /// Let our own user and root ask and order through the control socket.
-    fn open_control(&mut self) -> anyhow::Result<()> {
-        let socket = control::open(&self.context.home.control)?;
-        let (asks, orders) = tokio::sync::mpsc::unbounded_channel();
-        let (close, closing) = tokio::sync::oneshot::channel();
-        let closing = async {
-            let _ = closing.await;
-        };
-        let served = tokio::task::spawn_local(control::serve(socket, self.view.pictures(), asks, closing));
-        self.control = Some((close, served));
-        self.tasks.push(tokio::task::spawn_local(self.operator.clone().carry_out(orders)));
-        Ok(())
-    }
-
-    /// Look after the workers for ever.
-    fn tend(&self, roster: Roster) -> impl Future<Output = ()> + use<> {
-        let (context, operator) = (self.context.clone(), self.operator.clone());
-        care::tend(roster, move || context.settings(), move |id| operator.recycle(id))
     }
 
     /// Make the first services, as the tree plans them.
@@ -383,24 +324,9 @@ impl Shell for Sidecar {
         }
         self.after_ready(tree);
         self.view.publish(tree, &self.services, &self.context);
+        self.upstream.show(self.view.phase(), &self.view.line(&self.context));
         self.operator.see(Known::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();
-    }
-}
-
-/// Sample a server that somebody else runs, for ever.
-async fn sample(mut probe: Probe, context: Rc<Context>, samples: watch::Sender<Reading>) {
-    let settings = context.settings();
-    let postgres = &settings.postgres;
-    let mut stocked = context.database.get();
-    loop {
-        if context.database.get() != stocked {
-            stocked = context.database.get();
-            probe.refresh();
-        }
-        let sample = probe.sample(postgres.probe_deadline).await;
-        samples.send_replace(Some((std::time::Instant::now(), sample)));
-        tokio::time::sleep(postgres.probe_interval).await;
     }
 }

@@ -1,6 +1,7 @@
 //! What others may know of the tree: the picture for the health port, the banner, and the file that says where to
 //! reach a running Tandem.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -167,6 +168,20 @@ impl View {
             picture.roll = roll;
             picture.workers_min = context.settings().health.workers_min;
         });
+    }
+
+    /// How things are, in one line.
+    pub fn line(&self, context: &Context) -> String {
+        if self.phase != Public::Serving {
+            return self.phase.to_string();
+        }
+        let picture = self.picture.borrow();
+        let ready = picture.workers.iter().filter(|worker| worker.state == picture::WorkerState::Ready);
+        // While one replaces another, both are.
+        let ready = ready.map(|worker| worker.slot).collect::<HashSet<_>>().len();
+        let (listen, wanted) = (context.settings().workers.listen, picture.workers_wanted);
+        let roll = picture.roll.as_ref().map(|roll| format!("; {roll}")).unwrap_or_default();
+        format!("serving on {listen}, {ready} of {wanted} workers ready{roll}")
     }
 
     /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.

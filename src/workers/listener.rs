@@ -31,6 +31,18 @@ impl Listener {
         self.address
     }
 
+    /// A socket that listens already, opened by the supervisor above, whose queue outlives Tandem.
+    ///
+    /// # Errors
+    /// It has no address of the internet's kinds, or an option cannot be set.
+    pub fn inherit(fd: OwnedFd) -> anyhow::Result<Self> {
+        let socket = Socket::from(fd);
+        let address = socket.local_addr().context("read the address of the socket handed down")?;
+        let address = address.as_socket().context("the socket handed down has no address and port")?;
+        prepare(&socket).with_context(|| format!("set the options of the socket handed down, {address}"))?;
+        Ok(Self { fd: Arc::new(socket.into()), address })
+    }
+
     /// A second descriptor of the socket, for an accept loop in this process.
     ///
     /// # Errors
@@ -68,13 +80,18 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<Socket> {
     // Connections in TIME_WAIT would refuse the port to a restart for a minute. Never SO_REUSEPORT: with it a hung
     // worker takes a share of the new connections with it, and a second Tandem would start without a word.
     socket.set_reuse_address(true)?;
-    // Accepted sockets inherit it; Uvicorn does not set it on a descriptor it was given (keep-alive at 44 ms).
-    socket.set_tcp_nodelay(true)?;
-    // A flag of the open file, shared by all who inherit it: a worker that lost the race to accept must not block.
-    socket.set_nonblocking(true)?;
+    prepare(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket)
+}
+
+/// Set what workers rely on, whoever opened the socket.
+fn prepare(socket: &Socket) -> io::Result<()> {
+    // Accepted sockets inherit it; Uvicorn does not set it on a descriptor it was given (keep-alive at 44 ms).
+    socket.set_tcp_nodelay(true)?;
+    // A flag of the open file, shared by all who inherit it: a worker that lost the race to accept must not block.
+    socket.set_nonblocking(true)
 }
 
 /// What a person needs to know about a socket that could not be had.
@@ -142,6 +159,18 @@ mod tests {
         assert!(!getsockopt(&fd, sockopt::ReusePort).unwrap());
         let flags = FdFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFD).unwrap());
         assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        let status = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL).unwrap());
+        assert!(status.contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn a_socket_handed_down_gets_the_options_that_workers_need() {
+        let given = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = given.local_addr().unwrap();
+        let listener = Listener::inherit(given.into()).unwrap();
+        assert_eq!(listener.address(), address);
+        let fd = listener.inherited().0;
+        assert!(getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
         let status = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL).unwrap());
         assert!(status.contains(OFlag::O_NONBLOCK));
     }

@@ -1,0 +1,61 @@
+//! Descriptors that whoever started this process handed down, known by their numbers alone.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+/// Numbers that have an owner by now.
+static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+/// Own descriptor `number` from now on, if it is what `judge` expects; no child inherits it unasked.
+///
+/// To be called before this process opens what `judge` would take for it: what is refused may be a descriptor of our own,
+/// and is left alone.
+///
+/// # Errors
+/// What `judge` said; the kernel's, when no such descriptor is open; `AlreadyExists` when it was taken before.
+#[expect(unsafe_code, reason = "a number is all that is handed down, and somebody has to own what it stands for")]
+pub fn take(number: RawFd, judge: impl FnOnce(BorrowedFd<'_>) -> anyhow::Result<()>) -> anyhow::Result<OwnedFd> {
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if number < 0 || taken.contains(&number) {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
+    }
+    // SAFETY: a number below zero was turned away; the first call says whether the number is open, and nothing else is
+    // done with one that is not. Nobody closes it meanwhile: whoever owns it here would have taken it through this door.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(fd, FcntlArg::F_GETFD)?;
+    judge(fd)?;
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    taken.insert(number);
+    // SAFETY: it is open, nobody owned it when the process began, and it is given away once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
+    use super::*;
+
+    #[test]
+    fn it_is_given_away_once_and_not_to_children() {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let number = OwnedFd::from(writer).into_raw_fd();
+        assert!(take(number, |_| anyhow::bail!("not this")).is_err(), "what is refused stays as it is");
+        let taken = take(number, |_| Ok(())).unwrap();
+        assert_eq!(taken.as_raw_fd(), number);
+        let flags = FdFlag::from_bits_retain(fcntl(&taken, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        assert!(take(number, |_| Ok(())).is_err());
+    }
+
+    #[test]
+    fn a_number_that_is_not_open_is_refused() {
+        for number in [-1, 1_000_000] {
+            assert!(take(number, |_| panic!("there is nothing to judge")).is_err());
+        }
+    }
+}

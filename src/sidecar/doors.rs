@@ -1,0 +1,127 @@
+//! What is opened once, before any child: the application's socket, the health port, the notify and the control socket,
+//! and the tasks behind them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use tokio::sync::watch;
+
+use super::Context;
+use super::shell::Sidecar;
+use crate::config::{PostgresMode, WorkerSocket};
+use crate::exit::{Code, Failure};
+use crate::health::server as health;
+use crate::postgres::probe::Probe;
+use crate::postgres::service::Reading;
+use crate::process::ports;
+use crate::workers::care;
+use crate::workers::launch::{self, Launch};
+use crate::workers::life::{self, Roster};
+use crate::workers::listener::{self, Listener};
+use crate::workers::notify::NotifySocket;
+use crate::{control, systemd};
+
+/// Length of the health port's listening queue.
+const HEALTH_BACKLOG: u32 = 128;
+
+impl Sidecar {
+    /// Bind the application's socket, the health port and the notify socket, and look after the workers.
+    pub(super) fn open_doors(&mut self) -> anyhow::Result<()> {
+        let socket = self.application_socket()?;
+        let settings = self.context.settings();
+        let port = listener::bind(settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
+        let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
+        let notify = NotifySocket::open()?;
+        launch::write_files(&self.context.home.run)?;
+        *self.services.launch().borrow_mut() = Some(Rc::new(Launch {
+            settings: settings.clone(),
+            url: self.context.url.clone(),
+            run: self.context.home.run.clone(),
+            notify: notify.name().to_owned(),
+            listener: Rc::new(RefCell::new(socket.map(|socket| socket.inherited()))),
+            python: self.context.python.clone(),
+            identity: self.context.worker_identity.clone(),
+        }));
+        let roster = self.services.roster();
+        self.tasks.push(tokio::task::spawn_local(life::listen(notify, roster.clone())));
+        self.tasks.push(tokio::task::spawn_local(self.tend(roster.clone())));
+        let pictures = self.view.pictures();
+        self.tasks.push(tokio::task::spawn_local(self.view.follow(
+            self.samples.subscribe(),
+            roster,
+            self.context.home.data.join("pg_wal"),
+        )));
+        let never = std::future::pending();
+        self.tasks.push(tokio::task::spawn_local(health::serve(port, pictures, never)));
+        if settings.postgres.mode == PostgresMode::Attach {
+            let probe = Probe::attached(&self.context.url)?;
+            let (context, samples) = (self.context.clone(), self.samples.clone());
+            self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples)));
+        }
+        Ok(())
+    }
+
+    /// The socket that the supervisor above hands down, else one of our own; none where the workers bind it.
+    fn application_socket(&self) -> anyhow::Result<Option<Listener>> {
+        let settings = self.context.settings();
+        let workers = &settings.workers;
+        match (workers.socket, systemd::inherited_listener()?) {
+            (WorkerSocket::Inherited, None) => {
+                Ok(Some(listener::bind(workers.listen, workers.backlog, "workers.listen", ports::holder)?))
+            }
+            (WorkerSocket::Inherited, Some(fd)) => {
+                let listener = Listener::inherit(fd)?;
+                let (ours, given) = (workers.listen, listener.address());
+                if ours == given {
+                    tracing::info!("the socket on {given} is the one that was handed down");
+                } else {
+                    tracing::warn!("workers.listen = {ours}, but the socket handed down is on {given}, which holds");
+                    self.context.set_listen(given);
+                }
+                Ok(Some(listener))
+            }
+            (WorkerSocket::Own, None) => Ok(None),
+            (WorkerSocket::Own, Some(_)) => {
+                let text = "a socket was handed down (LISTEN_FDS), which workers with workers.socket = \"own\" cannot \
+                            use: set it to \"inherited\", or do without the socket unit";
+                Err(Failure::new(Code::Config, text).into())
+            }
+        }
+    }
+
+    /// Let our own user and root ask and order through the control socket.
+    pub(super) fn open_control(&mut self) -> anyhow::Result<()> {
+        let socket = control::open(&self.context.home.control)?;
+        let (asks, orders) = tokio::sync::mpsc::unbounded_channel();
+        let (close, closing) = tokio::sync::oneshot::channel();
+        let closing = async {
+            let _ = closing.await;
+        };
+        let served = tokio::task::spawn_local(control::serve(socket, self.view.pictures(), asks, closing));
+        self.control = Some((close, served));
+        self.tasks.push(tokio::task::spawn_local(self.operator.clone().carry_out(orders)));
+        Ok(())
+    }
+
+    /// Look after the workers for ever.
+    fn tend(&self, roster: Roster) -> impl Future<Output = ()> + use<> {
+        let (context, operator) = (self.context.clone(), self.operator.clone());
+        care::tend(roster, move || context.settings(), move |id| operator.recycle(id))
+    }
+}
+
+/// Sample a server that somebody else runs, for ever.
+async fn sample(mut probe: Probe, context: Rc<Context>, samples: watch::Sender<Reading>) {
+    let settings = context.settings();
+    let postgres = &settings.postgres;
+    let mut stocked = context.database.get();
+    loop {
+        if context.database.get() != stocked {
+            stocked = context.database.get();
+            probe.refresh();
+        }
+        let sample = probe.sample(postgres.probe_deadline).await;
+        samples.send_replace(Some((std::time::Instant::now(), sample)));
+        tokio::time::sleep(postgres.probe_interval).await;
+    }
+}

@@ -1,0 +1,147 @@
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixListener;
+
+use super::*;
+use crate::exit::code_of;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Everything said to the supervisor while `speak` spoke.
+fn said(speak: impl FnOnce(&Upstream)) -> Vec<String> {
+    let (sender, mut queue) = unbounded_channel();
+    let upstream = Upstream { queue: Some(sender), told: RefCell::default() };
+    speak(&upstream);
+    drop(upstream);
+    std::iter::from_fn(|| queue.try_recv().ok()).collect()
+}
+
+#[test]
+fn each_thing_is_said_once_and_status_when_it_changes() {
+    let said = said(|upstream| {
+        for (phase, status) in [
+            (Phase::Installing, "installing"),
+            (Phase::Installing, "installing"),
+            (Phase::StartingWorkers, "starting-workers"),
+            (Phase::Serving, "two ready"),
+            (Phase::Serving, "two ready"),
+            (Phase::Serving, "one\nready"),
+            (Phase::Draining, "draining"),
+            (Phase::Stopping, "stopping"),
+            (Phase::Stopped, "stopping"),
+        ] {
+            upstream.show(phase, status);
+        }
+    });
+    let expected = [
+        "STATUS=installing",
+        "STATUS=starting-workers",
+        "READY=1\nSTATUS=two ready",
+        "STATUS=one ready",
+        "STOPPING=1\nSTATUS=draining",
+        "STATUS=stopping",
+    ];
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn two_reloads_at_once_end_with_the_later_one() {
+    let said = said(|upstream| {
+        upstream.show(Phase::Serving, "ready");
+        let one = upstream.reloading();
+        let two = upstream.reloading();
+        drop(one);
+        upstream.show(Phase::Serving, "rolling");
+        drop(two);
+    });
+    let kinds: Vec<&str> = said.iter().map(|message| message.split('=').next().unwrap()).collect();
+    assert_eq!(kinds, ["READY", "RELOADING", "RELOADING", "STATUS", "READY"]);
+    let (first, second) = said[1].split_once('\n').unwrap();
+    assert_eq!(first, "RELOADING=1");
+    let time: u64 = second.strip_prefix("MONOTONIC_USEC=").unwrap().parse().unwrap();
+    assert!(time > 0);
+}
+
+#[test]
+fn a_reload_that_a_stop_interrupts_is_not_said_to_be_ready() {
+    let said = said(|upstream| {
+        upstream.show(Phase::Serving, "ready");
+        let reload = upstream.reloading();
+        upstream.show(Phase::Draining, "draining");
+        drop(reload);
+        // And one that begins too late is none.
+        drop(upstream.reloading());
+    });
+    assert_eq!(said.last().unwrap(), "STOPPING=1\nSTATUS=draining");
+}
+
+#[tokio::test]
+async fn a_supervisor_in_the_abstract_namespace_hears_it_and_the_watchdog() {
+    let name = format!("@tandem-test-{:032x}", rand::random::<u128>());
+    let address = address(OsStr::new(&name)).unwrap();
+    let above = UnixDatagram::bind_addr(&address).unwrap();
+    above.set_nonblocking(true).unwrap();
+    let above = tokio::net::UnixDatagram::from_std(above).unwrap();
+    let (upstream, telling) = Upstream::to(Some(address), Some(Duration::from_millis(20)));
+    upstream.show(Phase::Serving, "ready");
+    let hear = async {
+        let (mut beats, mut ready, mut buffer) = (0, false, [0; 1000]);
+        while beats < 3 || !ready {
+            let length = above.recv(&mut buffer).await.unwrap();
+            match &buffer[..length] {
+                b"WATCHDOG=1" => beats += 1,
+                b"READY=1\nSTATUS=ready" => ready = true,
+                other => panic!("{}", String::from_utf8_lossy(other)),
+            }
+        }
+    };
+    tokio::select! {
+        () = telling => panic!("it ended"),
+        heard = timeout(LIMIT, hear) => heard.unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_gone_harms_nobody() {
+    let address = SocketAddr::from_pathname("/nowhere/notify").unwrap();
+    let (upstream, telling) = Upstream::to(Some(address), None);
+    upstream.show(Phase::Serving, "ready");
+    drop(upstream);
+    timeout(LIMIT, telling).await.unwrap();
+    assert!(super::address(OsStr::new("vsock:2:1234")).is_err());
+}
+
+#[test]
+fn one_socket_is_the_applications_and_of_several_the_one_called_so() {
+    let handed =
+        |names: &[&str]| -> Vec<(RawFd, String)> { (3..).zip(names.iter().map(|&name| name.into())).collect() };
+    assert_eq!(choose(&[]).unwrap(), None);
+    assert_eq!(choose(&handed(&["unknown"])).unwrap(), Some(3));
+    assert_eq!(choose(&handed(&["other", "app"])).unwrap(), Some(4));
+    for (names, word) in [(&["a", "b"], "none of them is"), (&["app", "app"], "more than one of them is")] {
+        let error = choose(&handed(names)).unwrap_err();
+        assert_eq!(error.code, Code::Config);
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(error.to_string().contains("FileDescriptorName=app"), "{error}");
+    }
+}
+
+#[test]
+fn only_a_tcp_socket_that_listens_will_do() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    assert_eq!(other_kind(&SockRef::from(&listener)), None);
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    assert_eq!(other_kind(&SockRef::from(&client)), Some("a TCP socket that does not listen"));
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert_eq!(other_kind(&SockRef::from(&udp)), Some("a UDP socket"));
+    let dir = tempfile::tempdir().unwrap();
+    let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
+    assert_eq!(other_kind(&SockRef::from(&unix)), Some("a unix socket"));
+    let (reader, _writer) = std::io::pipe().unwrap();
+    assert_eq!(other_kind(&SockRef::from(&reader)), Some("no socket"));
+}
+
+#[test]
+fn without_the_variables_there_is_no_socket() {
+    // LISTEN_PID, if it is set at all, is another process's.
+    assert!(inherited_listener().map_err(|error| code_of(&error)).unwrap().is_none());
+}
