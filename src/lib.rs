@@ -28,6 +28,7 @@
 //! health/      the report (pure), the port that serves it, the client that asks it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! signals      the signals Tandem gets, as words
+//! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
 //!              task (the loop) · service
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, descriptors to a child
@@ -64,4 +65,5 @@ pub mod sidecar;
 pub mod signals;
 pub mod supervise;
 pub mod telemetry;
+pub mod watch;
 pub mod workers;

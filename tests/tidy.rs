@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["sidecar"],
     &["postgres", "workers", "control"],
     &["schema", "health"],
-    &["install", "signals"],
+    &["install", "signals", "watch"],
     &["supervise"],
     &["process"],
     &["telemetry"],
