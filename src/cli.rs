@@ -43,6 +43,9 @@ pub enum Command {
         /// Where the application listens
         #[arg(long, value_name = "ADDRESS:PORT")]
         listen: Option<String>,
+        /// Replace the workers whenever a source of the application is saved
+        #[arg(long)]
+        reload: bool,
     },
     /// Validate the configuration; print the plan and where each value came from
     #[command(after_help = "Example: tandem check --json | jq '.[] | select(.key == \"postgres.port\")'")]

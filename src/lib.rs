@@ -29,7 +29,8 @@
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! companions   processes beside the workers, which nobody waits for
 //! signals      the signals Tandem gets, as words
-//! systemd      the supervisor above: what it is told, the socket that it hands down
+//! systemd/     the supervisor above: what it is told, the socket that it hands down
+//! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
 //!              task (the loop) · service
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, descriptors to a
@@ -69,4 +70,5 @@ pub mod signals;
 pub mod supervise;
 pub mod systemd;
 pub mod telemetry;
+pub mod watch;
 pub mod workers;

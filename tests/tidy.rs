@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["sidecar"],
     &["postgres", "workers", "control"],
     &["schema", "health"],
-    &["install", "companions", "signals", "systemd"],
+    &["install", "companions", "signals", "systemd", "watch"],
     &["supervise"],
     &["process"],
     &["telemetry"],

@@ -27,7 +27,7 @@ use crate::exit::Code;
 pub async fn run(cli: Cli) -> anyhow::Result<Code> {
     let common = cli.common;
     match cli.command {
-        Command::Up { workers, listen } => up::run(&common, workers, listen).await,
+        Command::Up { workers, listen, reload } => up::run(&common, workers, listen, reload).await,
         Command::Check { json } => check::run(&common, json),
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Psql { args } => connect::psql(&common, &args).await,

@@ -35,7 +35,7 @@ pub fn configuration(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Config
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
-    Ok(Configuration { source, loaded })
+    Ok(Configuration { source, loaded, reload: false })
 }
 
 /// Load the configuration, with `--set` and `flags` on top.

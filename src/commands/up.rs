@@ -5,17 +5,18 @@ use crate::commands::open;
 use crate::exit::Code;
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
-use crate::sidecar::{self, Context, Goal};
+use crate::sidecar::{self, Configuration, Context, Goal};
 use crate::telemetry;
 
 /// Run everything until stopped.
 ///
 /// # Errors
 /// What kept it from starting, or made it end.
-pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>) -> anyhow::Result<Code> {
+pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>, reload: bool) -> anyhow::Result<Code> {
     let workers = workers.map(|count| open::flag("workers.count", count.to_string(), "--workers"));
     let listen = listen.map(|address| open::flag("workers.listen", address, "--listen"));
     let configuration = open::configuration(common, [workers, listen].into_iter().flatten().collect())?;
+    let configuration = Configuration { reload, ..configuration };
     telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));
     let home = Home::resolve(&configuration.loaded.settings)?;
     home.prepare()?;

@@ -19,6 +19,8 @@ use crate::postgres::stale;
 pub struct Configuration {
     pub source: Source,
     pub loaded: Loaded,
+    /// Whether saved sources replace the workers (`tandem up --reload`).
+    pub reload: bool,
 }
 
 /// What holds now. What only a restart of Tandem can change stays as it was at the start.
@@ -43,6 +45,8 @@ pub struct Reading {
 /// What the boot and all that follows it share.
 pub struct Context {
     source: Source,
+    /// Whether saved sources replace the workers: then a boot waits for better ones too.
+    pub reload: bool,
     started: Rc<Loaded>,
     current: RefCell<Current>,
     pub home: Home,
@@ -68,7 +72,7 @@ impl Context {
     /// # Errors
     /// The port is taken and was chosen by hand; the state directory cannot be used.
     pub async fn resolve(configuration: Configuration, home: Home) -> anyhow::Result<Self> {
-        let Configuration { source, loaded } = configuration;
+        let Configuration { source, loaded, reload } = configuration;
         if loaded.settings.postgres.mode == PostgresMode::Managed {
             // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
             stale::end_leftover(&home).await?;
@@ -78,6 +82,7 @@ impl Context {
         let current = Current { settings: Rc::new(loaded.settings.clone()), loaded: loaded.clone() };
         Ok(Self {
             source,
+            reload,
             started: loaded,
             current: RefCell::new(current),
             home,

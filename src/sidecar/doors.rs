@@ -14,6 +14,7 @@ use crate::health::server as health;
 use crate::postgres::probe::Probe;
 use crate::postgres::service::Reading;
 use crate::process::ports;
+use crate::watch::Watch;
 use crate::workers::care;
 use crate::workers::launch::{self, Launch};
 use crate::workers::life::{self, Roster};
@@ -51,6 +52,10 @@ impl Sidecar {
             roster,
             self.context.home.data.join("pg_wal"),
         )));
+        if self.context.reload {
+            let sources = self.sources()?;
+            self.tasks.push(tokio::task::spawn_local(self.operator.clone().follow(sources)));
+        }
         let never = std::future::pending();
         self.tasks.push(tokio::task::spawn_local(health::serve(port, pictures, never)));
         if settings.postgres.mode == PostgresMode::Attach {
@@ -59,6 +64,17 @@ impl Sidecar {
             self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples)));
         }
         Ok(())
+    }
+
+    /// The application's sources, without what Tandem itself makes beside them.
+    fn sources(&self) -> anyhow::Result<Watch> {
+        let settings = self.context.settings();
+        let made = [Some(self.context.home.state.clone()), settings.python.venv.clone()].into_iter().flatten();
+        let made: Vec<_> = made.map(|path| settings.directory.join(path)).collect();
+        let watch = Watch::open(&settings.workers.app_dir, &settings.workers.reload_include, &made)?;
+        let (files, dirs) = watch.counts();
+        tracing::info!("watching {files} files in {dirs} directories below {}", watch.root().display());
+        Ok(watch)
     }
 
     /// The socket that the supervisor above hands down, else one of our own; none where the workers bind it.

@@ -103,14 +103,15 @@ fn steps(context: &Context, goal: &Goal) -> Vec<Step> {
 /// The postmaster's place among the services; what else there is follows it.
 const POSTGRES: ServiceId = ServiceId(0);
 
-/// The tree's plan for `steps`. Pure.
-fn plan(settings: &Settings, steps: &[Step]) -> Plan {
+/// The tree's plan for `steps`; with `reload` workers that cannot start wait for better sources. Pure.
+fn plan(settings: &Settings, steps: &[Step], reload: bool) -> Plan {
     let (workers, stop) = (&settings.workers, &settings.stop);
     // Workers may import Python's libraries as soon as there is an environment; another server knows no gate.
     let installed = steps.iter().position(|&step| step == Step::Install).map(|install| install + 1);
     let installed = installed.filter(|_| workers.command.is_none());
     let worker = |prepare_at, need| ServicePlan { policy: workers::policy::policy(workers, stop), prepare_at, need };
-    let preload = (workers.preload != Preload::Off).then(|| worker(installed, Need::Boot));
+    let need = |need| if reload { Need::Never } else { need };
+    let preload = (workers.preload != Preload::Off).then(|| worker(installed, need(Need::Boot)));
     let postmaster = ServicePlan {
         policy: postgres::policy::policy(&settings.postgres, stop),
         prepare_at: None,
@@ -133,7 +134,7 @@ fn plan(settings: &Settings, steps: &[Step]) -> Plan {
         Step::Workers => {
             // Forked off a template, they have nothing to import ahead.
             let prepare_at = installed.filter(|_| preload.is_none());
-            Stage::Services(more(vec![worker(prepare_at, Need::Always); workers.count as usize]))
+            Stage::Services(more(vec![worker(prepare_at, need(Need::Always)); workers.count as usize]))
         }
         Step::Companions => Stage::Aside(more(settings.processes.iter().map(companion).collect())),
         job => Stage::Job(JobId(job as usize)),
@@ -173,7 +174,7 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     let mut inbox = Inbox::open().context("install signal handlers")?;
     let (events, receiver) = unbounded_channel();
     let steps = steps(&context, &goal);
-    let tree = Tree::new(plan(&context.settings(), &steps));
+    let tree = Tree::new(plan(&context.settings(), &steps, context.reload));
     let mut shell = shell::Sidecar::open(context, goal, steps, events.clone()).await?;
     shell.stock(&tree);
     let operator = shell.operator();

@@ -19,6 +19,7 @@ use crate::exit::Code;
 use crate::supervise::state;
 use crate::supervise::tree::{Event, RollId, Scope, ServiceId};
 use crate::systemd::Upstream;
+use crate::watch::Watch;
 use crate::workers::launch::Launch;
 use crate::workers::life::Roster;
 
@@ -162,17 +163,23 @@ impl Operator {
         let settings = self.context.settings();
         let launch = self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone())));
         *self.launch.borrow_mut() = launch;
-        let _ = self.events.send(Event::Replan(Box::new(plan(&settings, &self.steps))));
+        let _ = self.events.send(Event::Replan(Box::new(plan(&settings, &self.steps, self.context.reload))));
         settings
     }
 
-    /// Replace every worker because `what` changed.
-    pub async fn renew(&self, what: &str) {
-        tracing::info!("{what} changed: the workers are replaced");
-        self.roster.lives().iter().for_each(|life| life.note(format!("{what} changed")));
-        let began = Instant::now();
-        if let Report::Done(count) = self.roll(Scope::All).await {
-            tracing::info!("replaced {count} workers in {:.1?}", began.elapsed());
+    /// Replace every worker whenever sources are saved, for ever. What is saved meanwhile is one more change.
+    pub async fn follow(self: Rc<Self>, mut sources: Watch) {
+        while let Some(changed) = sources.next().await {
+            let what = match &changed[..] {
+                [one] => one.strip_prefix(sources.root()).unwrap_or(one).display().to_string(),
+                more => format!("{} files", more.len()),
+            };
+            tracing::info!("{what} changed: the workers are replaced");
+            self.roster.lives().iter().for_each(|life| life.note(format!("{what} changed")));
+            let began = Instant::now();
+            if let Report::Done(count) = self.roll(Scope::All).await {
+                tracing::info!("replaced {count} workers in {:.1?}", began.elapsed());
+            }
         }
     }
 

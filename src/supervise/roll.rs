@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use super::state::{self, Moment, State};
-use super::tree::{Action, Origin, Phase, Role, ServiceId, Tree};
+use super::tree::{Action, Member, Need, Origin, Phase, Role, ServiceId, Tree};
 
 /// Who asked for a roll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +31,8 @@ pub enum Outcome {
     Done(usize),
     /// This replacement failed; so many were replaced before.
     Aborted(ServiceId, usize),
-    /// The tree does not serve, or not any more.
+    /// The tree does not serve, or not any more. If it boots, what was to be replaced is started anew where it would try
+    /// again anyway ([`Need::Never`]).
     Interrupted,
 }
 
@@ -70,11 +71,35 @@ impl Tree {
         Some((roll.replaced, roll.waiting.len() + roll.under_way.len()))
     }
 
-    pub(super) fn ask_roll(&mut self, id: RollId, scope: Scope, actions: &mut Vec<Action>) {
+    pub(super) fn ask_roll(&mut self, id: RollId, scope: Scope, now: Moment, actions: &mut Vec<Action>) {
         if self.phase == Phase::Serving {
             self.rolls.queued.push_back((id, scope));
-        } else {
-            actions.push(Action::RollEnded(id, Outcome::Interrupted));
+            return;
+        }
+        if let (Phase::Booting { .. }, Scope::All) = (self.phase, scope) {
+            self.start_anew(now, actions);
+        }
+        actions.push(Action::RollEnded(id, Outcome::Interrupted));
+    }
+
+    /// Nothing serves yet that new ones could take over from: those that are on their way begin anew, and those that rest
+    /// try again now.
+    fn start_anew(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        // The template first: no worker is to be forked off what it has imported.
+        let rolled = [self.plan.roll.template, self.plan.roll.workers];
+        let ids: Vec<ServiceId> = rolled.into_iter().flatten().flat_map(|stage| self.of_stage(stage)).collect();
+        for id in ids {
+            self.service(id, state::Event::Restart, now, actions);
+        }
+    }
+
+    /// Whether this service may be ended and started again. While it boots, only one that the boot waits for however
+    /// often it fails: another's failure would be the boot's.
+    pub(super) fn may_restart(&self, id: ServiceId) -> bool {
+        match self.phase {
+            Phase::Serving => true,
+            Phase::Booting { .. } => self.members[&id].plan.need == Need::Never,
+            Phase::Idle | Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped { .. } => false,
         }
     }
 
@@ -151,7 +176,7 @@ impl Tree {
 
     /// How many workers there are beyond those that hold a place.
     fn extra(&self) -> usize {
-        let extra = |member: &&super::tree::Member| {
+        let extra = |member: &&Member| {
             Some(member.stage) == self.plan.roll.workers && member.role != Role::Standing && !member.child.is_over()
         };
         self.members.values().filter(extra).count()

@@ -49,7 +49,7 @@ fn policy(ladder: Vec<Rung>, hang: Option<u64>) -> Policy {
     }
 }
 
-fn plan(preload: bool) -> Plan {
+fn plan(preload: bool, patient: bool) -> Plan {
     let worker = Policy {
         retire: vec![rung(Signal::Retire, false, 4000)],
         hang: vec![rung(Signal::Abort, false, 1000), rung(Signal::Kill, true, 1000)],
@@ -61,7 +61,8 @@ fn plan(preload: bool) -> Plan {
     );
     let aside = policy(vec![rung(Signal::Term, true, 1000), rung(Signal::Kill, true, 1000)], None);
     let service = |policy: &Policy, prepare_at, need| ServicePlan { policy: policy.clone(), prepare_at, need };
-    let template = service(&worker, Some(1), Need::Boot);
+    let need = |need| if patient { Need::Never } else { need };
+    let template = service(&worker, Some(1), need(Need::Boot));
     Plan {
         stages: vec![
             Stage::Job(INSTALL),
@@ -74,8 +75,8 @@ fn plan(preload: bool) -> Plan {
         services: vec![
             service(&postgres, None, Need::Always),
             template.clone(),
-            service(&worker, Some(1), Need::Always),
-            service(&worker, Some(1), Need::Always),
+            service(&worker, Some(1), need(Need::Always)),
+            service(&worker, Some(1), need(Need::Always)),
             service(&aside, None, Need::Never),
         ],
         drain_delay: Duration::from_millis(500),
@@ -104,6 +105,8 @@ struct World {
     random: SmallRng,
     now: Moment,
     tree: Tree,
+    /// Workers may fail as often as they like.
+    patient: bool,
     /// The phase as of the action being carried out.
     entered: Phase,
     processes: BTreeMap<ServiceId, Process>,
@@ -124,7 +127,8 @@ impl World {
         Self {
             random: SmallRng::seed_from_u64(seed),
             now: Duration::ZERO,
-            tree: Tree::new(plan(seed % 2 == 0)),
+            tree: Tree::new(plan(seed.is_multiple_of(2), seed.is_multiple_of(3))),
+            patient: seed.is_multiple_of(3),
             entered: Phase::Idle,
             processes: BTreeMap::new(),
             spawns_due: BTreeMap::new(),
@@ -141,12 +145,14 @@ impl World {
     fn feed(&mut self, event: Event) {
         let before = self.tree.phase;
         let (ready, limit) = (self.ready_places(), self.tree.stop_limit());
-        let nothing = Plan { stages: vec![], services: vec![], ..plan(false) };
+        let nothing = Plan { stages: vec![], services: vec![], ..plan(false, false) };
         let tree = std::mem::replace(&mut self.tree, Tree::new(nothing));
         let (tree, actions) = tree.step(event.clone(), self.now);
         self.tree = tree;
         let planned =
             matches!(event, Event::Roll(..) | Event::Service(_, state::Event::Ready | state::Event::Spawned(_)));
+        // Before it serves, there is nothing that would have to go on.
+        let planned = planned && (before == Phase::Serving || !matches!(event, Event::Roll(..)));
         assert!(!planned || ready.is_subset(&self.ready_places()), "{event:?} took readiness from {ready:?}");
         if stopping(self.tree.phase) && self.stop_asked_at.is_none() {
             self.stop_asked_at = Some((self.now, self.now + limit));
@@ -283,7 +289,7 @@ impl World {
             0..3 => self.roll(Scope::All),
             3 => self.roll(Scope::One(ServiceId(place))),
             4 | 5 => self.feed(Event::Scale(count)),
-            6 => self.feed(Event::Replan(Box::new(plan(preload)))),
+            6 => self.feed(Event::Replan(Box::new(plan(preload, self.patient)))),
             _ => self.feed(Event::Service(ServiceId(place), state::Event::Restart)),
         }
     }

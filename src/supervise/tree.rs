@@ -105,7 +105,7 @@ impl Tree {
             Event::JobFailed(job) => self.job_failed(job, now, &mut actions),
             Event::Service(id, event) => self.service(id, event, now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
-            Event::Roll(id, scope) => self.ask_roll(id, scope, &mut actions),
+            Event::Roll(id, scope) => self.ask_roll(id, scope, now, &mut actions),
             Event::Scale(count) => self.scale(count, now, &mut actions),
             Event::Replan(plan) => self.replan(*plan),
             Event::Stop => self.stop(now, &mut actions),
@@ -162,9 +162,9 @@ impl Tree {
         }
     }
 
-    fn service(&mut self, id: ServiceId, event: state::Event, now: Moment, actions: &mut Vec<Action>) {
+    pub(super) fn service(&mut self, id: ServiceId, event: state::Event, now: Moment, actions: &mut Vec<Action>) {
         let Some(before) = self.members.get(&id).map(|member| member.child.is_ready()) else { return };
-        if event == state::Event::Restart && self.phase != Phase::Serving {
+        if event == state::Event::Restart && !self.may_restart(id) {
             return;
         }
         if self.members[&id].role == Role::Replacement {

@@ -263,5 +263,4 @@ fn other_kind(socket: &SockRef<'_>) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-#[path = "systemd_tests.rs"]
 mod tests;
