@@ -1,5 +1,7 @@
 //! The template and the workers that it forks, without PostgreSQL: the library's own services on one event loop.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use std::cell::RefCell;
