@@ -205,6 +205,10 @@ impl Tree {
             Need::Never => true,
         };
         match self.phase {
+            // It waited at the gate for its stage, which starts it.
+            Phase::Booting { stage } if can_rest && member.stage > stage => {
+                self.child(id, state::Event::Stop, now, actions);
+            }
             Phase::Booting { .. } | Phase::Serving if can_rest => self.child(id, state::Event::Rest, now, actions),
             Phase::Booting { .. } | Phase::Serving => self.descend(Cause::GaveUp(id), now, actions),
             Phase::Idle | Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped { .. } => {}
