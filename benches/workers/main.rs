@@ -42,8 +42,8 @@ pub struct Pace {
 }
 
 const FULL: Pace = Pace {
-    starts: 3,
-    rolling: Duration::from_secs(20),
+    starts: 2,
+    rolling: Duration::from_secs(12),
     kills: 3,
     blocked: Duration::from_secs(35),
     broken: Duration::from_secs(8),

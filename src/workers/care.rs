@@ -27,6 +27,8 @@ pub struct Facts {
     pub age: Duration,
     /// How long it has said nothing; `None`: it is not watched.
     pub silent: Option<Duration>,
+    /// How long it may.
+    pub watchdog: Option<Duration>,
     pub requests: u64,
     /// Bytes; `None`: not measured.
     pub memory: Option<u64>,
@@ -47,7 +49,7 @@ pub enum Verdict {
 
 /// Decide about one worker.
 pub fn judge(workers: &Workers, facts: &Facts) -> Verdict {
-    if let (Some(limit), Some(silent)) = (workers.watchdog, facts.silent)
+    if let (Some(limit), Some(silent)) = (facts.watchdog, facts.silent)
         && silent >= limit
     {
         return Verdict::Hangs;
@@ -113,7 +115,7 @@ pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl
         ticks.tick().await;
         let settings = settings();
         let lives = roster.lives();
-        if last.elapsed() > 4 * INTERVAL {
+        if last.elapsed() > 2 * INTERVAL {
             // It was this process that stood still; what the workers said meanwhile is still to be read.
             lives.iter().for_each(Life::forgive);
         }
@@ -155,6 +157,7 @@ fn look(life: &Life, memo: &mut Memo, workers: &Workers, due: &impl Fn(ServiceId
     let facts = Facts {
         age: life.age(),
         silent: life.heartbeat().map(|last| last.elapsed()),
+        watchdog: life.watchdog(),
         requests: life.counts().map_or(0, |counts| counts.requests),
         memory: memo.memory,
         luck: memo.luck,

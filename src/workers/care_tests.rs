@@ -44,13 +44,16 @@ fn due(workers: &Workers, facts: Facts) -> Option<String> {
 }
 
 #[test]
-fn silence_counts_from_the_limit_on_and_only_where_there_is_one() {
-    let silent = |seconds| Facts { silent: Some(Duration::from_secs(seconds)), ..Facts::default() };
-    assert_eq!(judge(&workers(), &silent(14)), Verdict::Fine);
-    assert_eq!(judge(&workers(), &silent(15)), Verdict::Hangs);
-    assert_eq!(judge(&workers(), &Facts { age: Duration::MAX, ..Facts::default() }), Verdict::Fine, "not watched yet");
-    let never = Workers { watchdog: None, ..workers() };
-    assert_eq!(judge(&never, &silent(1_000_000)), Verdict::Fine);
+fn silence_counts_from_the_limit_on_that_the_worker_was_told() {
+    let told = Facts { watchdog: Some(Duration::from_secs(15)), ..Facts::default() };
+    let silent = |seconds| Facts { silent: Some(Duration::from_secs(seconds)), ..told };
+    // Whatever the configuration has come to say since.
+    let now = Workers { watchdog: Some(Duration::from_secs(5)), ..workers() };
+    assert_eq!(judge(&now, &silent(14)), Verdict::Fine);
+    assert_eq!(judge(&now, &silent(15)), Verdict::Hangs);
+    assert_eq!(judge(&now, &Facts { age: Duration::MAX, ..told }), Verdict::Fine, "not watched yet");
+    let never = Facts { watchdog: None, ..silent(1_000_000) };
+    assert_eq!(judge(&now, &never), Verdict::Fine);
 }
 
 #[test]

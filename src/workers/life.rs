@@ -66,6 +66,8 @@ struct Inner {
     began: Cell<Option<Instant>>,
     /// When it last said that its event loop turns, if it ever did.
     heartbeat: Cell<Option<Instant>>,
+    /// How long it may say nothing, as it was told when it was started.
+    watchdog: Cell<Option<Duration>>,
     /// Why the process is ended, where that is not its own doing.
     noted: RefCell<Option<String>>,
     last_reason: RefCell<Option<String>>,
@@ -90,11 +92,23 @@ impl Life {
             import_error: RefCell::default(),
             began: Cell::default(),
             heartbeat: Cell::default(),
+            watchdog: Cell::default(),
             noted: RefCell::default(),
             last_reason: RefCell::default(),
             gate: RefCell::default(),
             released: Cell::default(),
         }))
+    }
+
+    /// As [`Life::new`], for processes that are told to speak up within `watchdog`.
+    pub fn watched(self, watchdog: Option<Duration>) -> Self {
+        self.0.watchdog.set(watchdog);
+        self
+    }
+
+    /// How long the process may say nothing; a new configuration reaches only those that come after it.
+    pub fn watchdog(&self) -> Option<Duration> {
+        self.0.watchdog.get()
     }
 
     pub fn name(&self) -> &str {
@@ -217,14 +231,16 @@ impl Life {
         let inner = &self.0;
         inner.roster.0.borrow_mut().remove(&pid);
         inner.pid.set(None);
-        inner.ready.set(false);
+        let was_well = inner.ready.take();
         inner.released.set(false);
         inner.gate.borrow_mut().take();
         // What it left in its group must not outlive it.
         process::signal_group(pid, OsSignal::SIGKILL);
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
         inner.last_exit.set(Some(exit));
-        *inner.last_reason.borrow_mut() = Some(inner.noted.take().unwrap_or_else(|| exit.to_string()));
+        // What it was to be replaced for is not what ended it, unless it was told to.
+        let reason = inner.noted.take().filter(|_| !was_well);
+        *inner.last_reason.borrow_mut() = Some(reason.unwrap_or_else(|| exit.to_string()));
         let ending = if self.is_unstartable() { Ending::Unstartable } else { Ending::Ended };
         inner.reporter.say(Event::Exited(ending));
     }
@@ -248,6 +264,8 @@ impl Life {
                     tracing::error!({ service.name = %name }, "{why}: it is told to show what it does, and ended");
                     self.note(why.into());
                 }
+                // Nobody looks after one that leaves: its ladder does.
+                self.0.ready.set(false);
                 if let Some(pid) = self.0.pid.get() {
                     service::signal(pid, rung);
                 }

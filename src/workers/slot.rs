@@ -39,7 +39,8 @@ impl Slot {
         roster: Roster,
         reporter: Reporter,
     ) -> Self {
-        Self { number, launch, template, life: Life::new(name(number), roster, reporter) }
+        let life = Life::new(name(number), roster, reporter).watched(launch.settings.workers.watchdog);
+        Self { number, launch, template, life }
     }
 
     pub fn number(&self) -> usize {
