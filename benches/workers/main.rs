@@ -44,10 +44,10 @@ pub struct Pace {
 const FULL: Pace = Pace {
     starts: 2,
     rolling: Duration::from_secs(12),
-    kills: 3,
+    kills: 2,
     blocked: Duration::from_secs(35),
     broken: Duration::from_secs(8),
-    rest: Duration::from_secs(30),
+    rest: Duration::from_secs(15),
     spread: Duration::from_secs(2),
     swaps: 150,
     requests: 200_000,
