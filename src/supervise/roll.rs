@@ -311,3 +311,7 @@ impl Tree {
         self.leave(id, state::Event::Stop, now, actions);
     }
 }
+
+#[cfg(test)]
+#[path = "roll_tests.rs"]
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::variables;
-use crate::config::{Preload, Settings, WorkerSocket};
+use crate::config::{Preload, Readiness, Settings, WorkerSocket};
 use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::process::InheritedFd;
@@ -67,11 +67,15 @@ impl Launch {
         own.into_iter().chain(protocol(&self.settings, &self.notify)).collect()
     }
 
-    /// The environment of another server in `slot`: of the protocol only what sd_notify(3) knows.
+    /// The environment of another server in `slot`. It is told where to say READY=1 only if that is what is waited for:
+    /// gunicorn says it before its worker has begun.
     fn other_environment(&self, slot: usize) -> Vec<(String, String)> {
-        let own = variables::worker(&self.settings, &self.url, slot);
-        let said = [("NOTIFY_SOCKET", self.notify.as_str()), ("PYTHONUNBUFFERED", "1")];
-        own.into_iter().chain(said.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+        let mut environment = variables::worker(&self.settings, &self.url, slot);
+        environment.push(("PYTHONUNBUFFERED".to_owned(), "1".to_owned()));
+        if self.settings.workers.ready == Readiness::Notify {
+            environment.push(("NOTIFY_SOCKET".to_owned(), self.notify.clone()));
+        }
+        environment
     }
 
     /// The environment of the template: a worker's, without what only one slot has.
