@@ -23,7 +23,7 @@ fn start(first: &str) -> (Project, Tandem) {
     project.write("app/plain.py", first);
     project.write("app/.gitignore", "generated/\n");
     let mut command = tandem::command(&project);
-    command.env("TANDEM_WORKERS__APP_DIR", project.dir().join("app")).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env("TANDEM_WORKERS__APP_DIR", project.dir().join("app")).env_remove("PYTHONDONTWRITEBYTECODE");
     let tandem = Tandem::start_with(&project, command, &["up", "--reload", "--log-format", "text"]);
     (project, tandem)
 }

@@ -132,6 +132,38 @@ fn a_reload_whose_roll_fails_puts_the_old_configuration_back() {
 }
 
 #[test]
+fn a_reload_that_what_was_scaled_does_not_fit_is_refused() {
+    let project = Project::app_with("plain:app", &format!("{BARE}\nhealth.workers_min = 1"));
+    let mut tandem = up(&project);
+    control::run(&project, &["scale", "6"]).expect(0, &["6 now"]);
+    project.reconfigure(|text| text.replace("pool.size = 1", "pool.size = 20"));
+    let said = control::run(&project, &["reload"]);
+    said.expect(78, &["6 workers, as there are", "6 workers × (20 + 1)", "nothing was changed"]);
+    control::run(&project, &["scale", "1"]).expect(0, &["1 now"]);
+    project.reconfigure(|text| {
+        text.replace("pool.size = 20", "pool.size = 1").replace("workers_min = 1", "workers_min = 2")
+    });
+    control::run(&project, &["reload"]).expect(78, &["health.workers_min asks for at least 2"]);
+    assert_eq!(tandem.ready(), Some(true));
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
+fn a_restart_in_place_that_fails_says_so() {
+    let project = Project::app_with("plain:app", &format!("{BARE}\nworkers.preload = true"));
+    let code = std::fs::read_to_string(common::project::root().join("tests/fixtures/apps/plain.py")).unwrap();
+    project.write("app/plain.py", &code);
+    let mut command = common::tandem::command(&project);
+    command.env("TANDEM_WORKERS__APP_DIR", project.dir().join("app"));
+    let mut tandem = Tandem::start_as(&project, command);
+    tandem.wait_ready();
+    project.write("app/plain.py", "raise RuntimeError('broken')\n");
+    control::run(&project, &["restart", "template"]).expect(1, &["template does not start again"]);
+    assert_eq!(tandem.get("/").unwrap().0, 200, "the workers outlive it");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
 fn orders_during_the_boot_are_told_to_wait() {
     let lines = format!("{BARE}\nworkers.env.SLOW_IMPORT_SECONDS = '3'");
     let project = Project::app_with("slow_import:app", &lines);

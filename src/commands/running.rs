@@ -50,7 +50,19 @@ pub async fn order(common: &Common, order: Order, what: &str) -> anyhow::Result<
         }
     };
     for words in answer.into_result()? {
-        println!("{words}");
+        say(&words)?;
     }
     Ok(Code::Stopped)
+}
+
+/// Print a line. Who reads it may have had enough (`| head`): that is no error.
+///
+/// # Errors
+/// Standard output cannot be written for another reason.
+pub fn say(text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }

@@ -24,13 +24,13 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
     let socket = running::socket(common)?;
     let mut status = client::status(&socket).await;
     if status.is_err() || !watch {
-        println!("{}", shown(&status?, json)?);
+        running::say(&shown(&status?, json)?)?;
         return Ok(Code::Stopped);
     }
     let clear = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
     loop {
         match &status {
-            Ok(status) => println!("{clear}{}", shown(status, json)?),
+            Ok(status) => running::say(&format!("{clear}{}", shown(status, json)?))?,
             // It may be on its way up again.
             Err(error) => eprintln!("{clear}tandem: {error:#}"),
         }

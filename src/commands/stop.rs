@@ -21,6 +21,6 @@ pub async fn run(common: &Common) -> anyhow::Result<Code> {
     }
     process::ended(pid).await;
     drop(progress);
-    println!("stopped");
+    running::say("stopped")?;
     Ok(Code::Stopped)
 }

@@ -30,6 +30,12 @@ pub struct Current {
     settings: Rc<Settings>,
 }
 
+impl Current {
+    pub fn settings(&self) -> Rc<Settings> {
+        self.settings.clone()
+    }
+}
+
 /// What a new reading of the configuration means for a Tandem that runs.
 pub struct Reading {
     pub current: Current,

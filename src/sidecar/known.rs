@@ -1,7 +1,7 @@
 //! What is known of the tree by those who give it orders: a copy after each step, to read and to wait on.
 
 use crate::phase::Phase as Public;
-use crate::supervise::state::State;
+use crate::supervise::state::{Moment, State};
 use crate::supervise::tree::{Phase, Role, ServiceId, Tree};
 
 use super::services::Services;
@@ -24,6 +24,8 @@ pub struct KnownService {
     pub state: State,
     pub pid: Option<i32>,
     pub last_reason: Option<String>,
+    /// When it last failed, within its policy's period.
+    pub failed: Option<Moment>,
 }
 
 impl Known {
@@ -36,6 +38,7 @@ impl Known {
             state: member.child.state,
             pid: member.child.pid(),
             last_reason: services.last_reason(id),
+            failed: member.child.failures.back().copied(),
         });
         Self { serving: tree.phase == Phase::Serving, phase, services: known.collect() }
     }

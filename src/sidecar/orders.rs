@@ -4,6 +4,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::Path;
 use std::rc::Rc;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -132,6 +134,12 @@ impl Operator {
                 return Answer::failed(Code::Config, text);
             }
         };
+        let settings = reading.current.settings();
+        if let Err(why) = may_scale(&settings, settings.workers.count) {
+            let text = format!("{} workers, as there are: {why}\nnothing was changed", settings.workers.count);
+            tracing::error!("reload: {text}");
+            return Answer::failed(Code::Config, text);
+        }
         let mut words = told(&reading);
         words.iter().for_each(|line| tracing::info!("reload: {line}"));
         let scaled = reading.live.iter().any(|key| key == "workers.count");
@@ -175,6 +183,7 @@ impl Operator {
                 more => format!("{} files", more.len()),
             };
             tracing::info!("{what} changed: the workers are replaced");
+            changed.iter().for_each(|source| forget_byte_code(source));
             self.roster.lives().iter().for_each(|life| life.note(format!("{what} changed")));
             let began = Instant::now();
             if let Report::Done(count) = self.roll(Scope::All).await {
@@ -237,9 +246,9 @@ impl Operator {
         let _ = self.events.send(Event::Service(service.id, state::Event::Restart));
         let ended = self.wait(|known| match known.of_id(service.id) {
             Some(now) if now.is_ready() && now.pid != service.pid => Some(Ok(())),
-            Some(now) if now.has_failed() && now.pid != service.pid && now.last_reason.is_some() => {
-                // A planned end passes through the same state; only one that comes to nothing stays.
-                matches!(now.state, state::State::GaveUp).then(|| Err(now.last_reason.clone().unwrap_or_default()))
+            // A planned end counts as no failure.
+            Some(now) if now.failed.is_some() && now.failed != service.failed => {
+                Some(Err(now.last_reason.clone().unwrap_or_else(|| "it could not be started".into())))
             }
             Some(_) => None,
             None => Some(Err("it is gone".into())),
@@ -366,4 +375,16 @@ fn aborted(why: &str, replaced: usize) -> String {
 
 fn interrupted() -> Answer {
     Answer::failed(Code::Temporary, "a stop came first")
+}
+
+/// Remove what Python compiled from `source`: it takes that for new when size and second of the source are the same, which
+/// two saves in a row can be.
+fn forget_byte_code(source: &Path) {
+    let (Some(dir), Some(stem)) = (source.parent(), source.file_stem().and_then(OsStr::to_str)) else { return };
+    let starts = format!("{stem}.");
+    for entry in std::fs::read_dir(dir.join("__pycache__")).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&starts) && name.ends_with(".pyc")) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
