@@ -37,30 +37,33 @@ pub struct Pace {
     pub broken: Duration,
     pub rest: Duration,
     pub spread: Duration,
+    pub spreads: usize,
     pub swaps: usize,
     pub requests: u64,
 }
 
 const FULL: Pace = Pace {
     starts: 3,
-    rolling: Duration::from_secs(20),
+    rolling: Duration::from_secs(15),
     kills: 3,
     blocked: Duration::from_secs(35),
-    broken: Duration::from_secs(8),
+    broken: Duration::from_secs(16),
     rest: Duration::from_secs(30),
-    spread: Duration::from_secs(2),
+    spread: Duration::from_millis(1500),
+    spreads: 5,
     swaps: 150,
     requests: 200_000,
 };
 
 const QUICK: Pace = Pace {
     starts: 1,
-    rolling: Duration::from_secs(5),
+    rolling: Duration::from_secs(3),
     kills: 1,
-    blocked: Duration::from_secs(5),
+    blocked: Duration::from_secs(3),
     broken: Duration::from_secs(4),
-    rest: Duration::from_secs(4),
-    spread: Duration::from_secs(1),
+    rest: Duration::from_secs(2),
+    spread: Duration::from_millis(500),
+    spreads: 3,
     swaps: 20,
     requests: 10_000,
 };
