@@ -27,7 +27,7 @@ pub fn rolls(turn: &mut Turn) -> Result<()> {
     let site = turn.site()?;
     let mut server = Server::start(turn.peer, &site)?;
     let load = Load::start(site.port(), &MIX);
-    pause(Duration::from_secs(1));
+    pause(LOOK);
     let (began, mut rolls, mut trouble) = (Instant::now(), 0, None);
     while began.elapsed() < turn.pace.rolling {
         if let Err(error) = roll(&mut server, &load) {
@@ -120,6 +120,8 @@ pub fn broken(turn: &mut Turn) -> Result<()> {
     let site = turn.site()?;
     let mut server = Server::start(turn.peer, &site)?;
     let load = Load::start(site.port(), &MIX);
+    // Circus takes no orders before the warm-up of its last worker is over.
+    pause(LOOK);
     wait_until("all workers", LOOK * 5, || Ok(workers(&load).len() >= WORKERS))?;
     let old = workers(&load);
     site.write_app(NO_CODE)?;
