@@ -47,7 +47,7 @@ const FULL: Pace = Pace {
     rolling: Duration::from_secs(15),
     kills: 3,
     blocked: Duration::from_secs(35),
-    broken: Duration::from_secs(16),
+    broken: Duration::from_secs(20),
     rest: Duration::from_secs(30),
     spread: Duration::from_millis(1500),
     spreads: 5,

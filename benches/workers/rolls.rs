@@ -132,14 +132,15 @@ pub fn broken(turn: &mut Turn) -> Result<()> {
         bail!("{}", said.trim());
     }
     pause(turn.pace.broken.saturating_sub(began.elapsed()).saturating_sub(LOOK));
+    let runs = server.runs();
     let before = load.tally().good();
     pause(LOOK);
     let after = load.tally();
     let left = old.iter().filter(|pid| lives(**pid)).count();
     say(turn, BROKEN, &load.stop());
-    let serves = match (after.good() > before, server.runs()) {
+    let serves = match (after.good() > before, runs) {
         (true, true) => format!("serves on, {left} of {WORKERS} old workers"),
-        (true, false) => format!("supervisor ended; {left} old workers serve on alone"),
+        (true, false) => format!("the supervisor has ended; {left} of {WORKERS} old workers serve on alone"),
         (false, true) => "**serves nobody**; supervisor runs".to_owned(),
         (false, false) => "**ended**".to_owned(),
     };
