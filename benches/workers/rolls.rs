@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::load::{Kind, Load, MIX, Tally};
-use crate::server::{Server, WORKERS, lives, pause, wait_until, workers};
+use crate::server::{Server, Told, WORKERS, lives, pause, wait_until, workers};
 use crate::{Turn, figures::number};
 
 pub const FAILED: &str = "rolls back to back: requests failed";
@@ -18,6 +18,8 @@ const ROLL_LIMIT: Duration = Duration::from_secs(30);
 const LONG_LIMIT: Duration = Duration::from_secs(360);
 /// What is looked at to say whether a server serves.
 const LOOK: Duration = Duration::from_secs(2);
+/// EX_USAGE of sysexits.h.
+const COMMAND_UNKNOWN: i32 = 64;
 const NO_CODE: &str = "import a_module_that_nobody_has\n";
 
 /// Rolls for a while, one as soon as the one before is over.
@@ -25,10 +27,13 @@ pub fn rolls(turn: &mut Turn) -> Result<()> {
     let site = turn.site()?;
     let mut server = Server::start(turn.peer, &site)?;
     let load = Load::start(site.port(), &MIX);
-    pause(Duration::from_secs(1));
+    pause(LOOK);
     let (began, mut rolls, mut trouble) = (Instant::now(), 0, None);
     while began.elapsed() < turn.pace.rolling {
         if let Err(error) = roll(&mut server, &load) {
+            if rolls == 0 && load.tally().all().failed == 0 {
+                return Err(error.context("the first roll"));
+            }
             trouble = Some(format!("{error:#}"));
             break;
         }
@@ -71,7 +76,7 @@ fn roll(server: &mut Server, load: &Load) -> Result<()> {
     let old = workers(load);
     let told = server.roll()?;
     if told.code != 0 {
-        bail!("exit code {}: {}", told.code, told.said.lines().last().unwrap_or_default());
+        bail!("exit code {}: {}", told.code, told.said.lines().next().unwrap_or_default());
     }
     wait_until("the roll", ROLL_LIMIT, || {
         server.check()?;
@@ -90,7 +95,7 @@ pub fn long(turn: &mut Turn) -> Result<()> {
     while (swaps < turn.pace.swaps || asked < turn.pace.requests) && began.elapsed() < LONG_LIMIT {
         let told = server.roll()?;
         if told.code != 0 {
-            bail!("roll {rolls}: exit code {}: {}", told.code, told.said.trim());
+            bail!("roll {rolls}: exit code {}: {}", told.code, told.said.lines().next().unwrap_or_default());
         }
         rolls += 1;
         let tally = load.tally();
@@ -115,21 +120,27 @@ pub fn broken(turn: &mut Turn) -> Result<()> {
     let site = turn.site()?;
     let mut server = Server::start(turn.peer, &site)?;
     let load = Load::start(site.port(), &MIX);
+    // Circus takes no orders before the warm-up of its last worker is over.
+    pause(LOOK);
     wait_until("all workers", LOOK * 5, || Ok(workers(&load).len() >= WORKERS))?;
     let old = workers(&load);
     site.write_app(NO_CODE)?;
     let began = Instant::now();
     // Some commands wait for ever for what does not start.
     let told = server.roll().context("the command of the roll");
+    if let Ok(Told { code: COMMAND_UNKNOWN, said }) = &told {
+        bail!("{}", said.trim());
+    }
     pause(turn.pace.broken.saturating_sub(began.elapsed()).saturating_sub(LOOK));
+    let runs = server.runs();
     let before = load.tally().good();
     pause(LOOK);
     let after = load.tally();
     let left = old.iter().filter(|pid| lives(**pid)).count();
     say(turn, BROKEN, &load.stop());
-    let serves = match (after.good() > before, server.runs()) {
+    let serves = match (after.good() > before, runs) {
         (true, true) => format!("serves on, {left} of {WORKERS} old workers"),
-        (true, false) => format!("supervisor ended; {left} old workers serve on alone"),
+        (true, false) => format!("the supervisor has ended; {left} of {WORKERS} old workers serve on alone"),
         (false, true) => "**serves nobody**; supervisor runs".to_owned(),
         (false, false) => "**ended**".to_owned(),
     };

@@ -164,7 +164,8 @@ pub fn end_all() {
 
 /// Run a command to its end, within [`ROLL_LIMIT`].
 fn run(command: &mut Command) -> Result<Told> {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    // A few lines, which a pipe holds.
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let ended = wait_until("the command", ROLL_LIMIT, || Ok(child.try_wait()?.is_some()));
     if ended.is_err() {
         let _ = child.kill();
@@ -174,6 +175,9 @@ fn run(command: &mut Command) -> Result<Told> {
     let mut said = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         stderr.read_to_string(&mut said)?;
+    }
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_string(&mut said)?;
     }
     Ok(Told { code: status.code().unwrap_or(-1), said })
 }

@@ -119,11 +119,8 @@ fn parse(bytes: &[u8]) -> Result<Option<(Answer, usize)>, Failure> {
     let field = |name: &str| fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.trim());
     let length: usize = field("content-length").and_then(|value| value.parse().ok()).ok_or(Failure::Garbled)?;
     let Some(body) = bytes.get(end + 4..end + 4 + length) else { return Ok(None) };
-    // As text, or as the reference backend says it.
-    let pid = std::str::from_utf8(body).ok().and_then(|body| {
-        let inside = body.strip_prefix(r#"{"pid":"#).and_then(|body| body.strip_suffix('}'));
-        inside.unwrap_or(body).trim_matches('"').parse().ok()
-    });
+    let pid =
+        std::str::from_utf8(body).ok().and_then(|body| body.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok());
     let last = match field("connection") {
         Some(value) => value == "close",
         None => status.starts_with("http/1.0"),
