@@ -238,7 +238,16 @@ mod tests {
     async fn the_end_of_a_process_that_died_before_its_adoption_is_known() {
         let ((stdout, _one), (stderr, _two)) = (pipe(), pipe());
         let hold = orphans::hold();
-        let pid = orphan("exit 7").await;
+        // Not before its parent has ended, which would take the status.
+        let pid = orphan("while kill -0 $$; do sleep 0.01; done; exit 7").await;
+        let is_dead = || procfs::process::Process::new(pid).unwrap().stat().unwrap().state == 'Z';
+        timeout(LIMIT, async {
+            while !is_dead() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
         orphans::reap();
         let (mut child, _output) = adopt(pid, stdout, stderr).unwrap();
         drop(hold);
