@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import socket
 import struct
 import sys
 import termios
@@ -79,7 +80,8 @@ class Drain:
         self.listener.put_back()
         # Where the app has closed the socket, there is little left to let go of.
         careless = contextlib.suppress(OSError, ValueError, RuntimeError)
-        if isinstance(loop, asyncio.SelectorEventLoop):
+        selector = isinstance(loop, asyncio.SelectorEventLoop)
+        if selector:
             # asyncio accepts first and attaches the connection in a later turn; a server closed in between drops it.
             with careless:
                 loop.remove_reader(self.listener.fd)
@@ -91,6 +93,9 @@ class Drain:
             with careless:
                 sock.close()
         self.listener.close()
+        if not selector:
+            # uvloop attaches at once, but tells Uvicorn in a later turn: its set may still be empty, and the drain over.
+            await asyncio.sleep(ATTACH_PAUSE)
 
     async def drain(self, loop):
         """Wait until every client has had its last answer."""
@@ -139,6 +144,12 @@ class Drain:
 class Listener:
     """The listening socket by its descriptor, and whether the app has closed that."""
 
+    def socket(self):
+        """For the event loop. Of the family that the kernel tells."""
+        sock = ListeningSocket(fileno=self.fd)
+        sock.listener = self
+        return sock
+
     def __init__(self, fd):
         self.fd = fd
         self.identity = identify(fd)
@@ -160,6 +171,21 @@ class Listener:
         """Let go of it here too, or clients would still get through to a socket that nobody serves."""
         if identify(self.spare) == self.identity:
             os.close(self.spare)
+
+
+class ListeningSocket(socket.socket):
+    """Says that nobody is there when the app has closed it: asyncio would log a traceback at every turn of the loop,
+    hundreds before the next tick."""
+
+    listener = None
+
+    def accept(self):
+        try:
+            return super().accept()
+        except OSError:
+            if self.listener.is_lost():
+                raise BlockingIOError from None
+            raise
 
 
 def identify(fd):

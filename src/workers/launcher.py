@@ -347,7 +347,7 @@ def serve(orders, notifier, uvicorn, config, listener):
     if is_lost(listener):
         sys.exit(SOCKET_LOST)
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
-    server.run(sockets=[socket.socket(fileno=orders.listen_fd)])
+    server.run(sockets=[listener.socket()])
     # The interpreter's last collections walk every object there is, for 0.3 s and more, to free what the kernel frees
     # at once, and the stop would wait for it. What atexit and threads have to do is still done.
     gc.freeze()
