@@ -161,3 +161,18 @@ fn the_hook_before_the_stop_finds_the_application_serving() {
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     assert!(tandem::left_in(project.dir()).is_empty());
 }
+
+#[test]
+fn killed_with_9_tandem_takes_companions_and_hooks_along_with_all_that_they_started() {
+    let project = project(
+        "hooks.after_ready = ['/bin/sh', '-c', 'sleep 1000 & sleep 1000']\n\
+         [[process]]\nname = 'queue'\ncommand = ['/bin/sh', '-c', 'sleep 1000 & sleep 1000']",
+    );
+    let mut tandem = Tandem::up(&project);
+    let sleeps = |tandem: &Tandem| tandem.descendants().iter().filter(|process| process.name == "sleep").count();
+    wait_for("both at work", || sleeps(&tandem) == 4);
+    let family = tandem.descendants();
+    tandem.signal(Signal::SIGKILL);
+    assert!(tandem.wait_exit().code().is_none());
+    wait_for("the end of all it had started", || !family.iter().any(|process| lives(process.pid)));
+}

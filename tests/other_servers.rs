@@ -10,7 +10,7 @@ use ::tandem::config::{Installer, Python};
 use common::control;
 use common::project::{Project, root};
 use common::refusal;
-use common::tandem::{self, LIMIT, Tandem, wait_for};
+use common::tandem::{self, LIMIT, Tandem, lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -67,6 +67,12 @@ fn keeps(project: &Project) {
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     assert!(tandem::left_in(project.dir()).is_empty());
     assert_eq!(tandem.get("/"), None, "nobody holds the port");
+
+    let mut tandem = Tandem::up(project);
+    let family = tandem.descendants();
+    tandem.signal(Signal::SIGKILL);
+    assert!(tandem.wait_exit().code().is_none());
+    wait_for("the end of all it had started", || !family.iter().any(|process| lives(process.pid)));
 }
 
 #[tokio::test]

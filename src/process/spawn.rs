@@ -3,13 +3,15 @@
 //! Children must be spawned from a thread that lives as long as the process, because the parent-death signal follows
 //! the spawning *thread* (prctl(2), PR_SET_PDEATHSIG): Tandem's runtime is single-threaded and lives on the main one.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc::c_int;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::{Pid, getpid, getppid};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
@@ -57,18 +59,58 @@ fn streams(child: &mut tokio::process::Child) -> io::Result<Output> {
     Ok(Output { stdout: stdout.transpose()?, stderr: stderr.transpose()? })
 }
 
+/// Which signal says that something happened to a descriptor (fcntl(2)); the libc crate lacks it. Its number is Linux's
+/// `asm-generic/fcntl.h`, which x86 and ARM share.
+const F_SETSIG: c_int = 10;
+
+/// The pipe whose writing end lives as long as Tandem does.
+static LIFELINE: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();
+
+/// A reading end of the lifeline with an owner of its own to be set: another opening of the same pipe (proc_pid_fd(5)).
+fn lifeline() -> io::Result<OwnedFd> {
+    let pipe = match LIFELINE.get() {
+        Some(pipe) => pipe,
+        None => {
+            let pipe = io::pipe()?;
+            LIFELINE.get_or_init(|| pipe)
+        }
+    };
+    Ok(File::open(format!("/proc/self/fd/{}", pipe.0.as_raw_fd()))?.into())
+}
+
+/// Have the kernel end the calling process's whole group when Tandem dies, however it died: PR_SET_PDEATHSIG ends the
+/// process alone, and what that has started would stay (fcntl(2), F_SETSIG). Async-signal-safe.
+#[expect(unsafe_code, reason = "fcntl(2) has no safe door for F_SETSIG and F_SETOWN")]
+fn tie_group(lifeline: RawFd) -> io::Result<()> {
+    let set = |command: c_int, value: c_int| {
+        // SAFETY: the descriptor is open, and the arguments of these commands are plain numbers.
+        nix::errno::Errno::result(unsafe { nix::libc::fcntl(lifeline, command, value) })
+    };
+    set(F_SETSIG, nix::libc::SIGKILL)?;
+    set(nix::libc::F_SETOWN, -getpid().as_raw())?;
+    set(nix::libc::F_SETFL, nix::libc::O_ASYNC | nix::libc::O_NONBLOCK)?;
+    set(nix::libc::F_SETFD, 0)?;
+    Ok(())
+}
+
 #[expect(unsafe_code, reason = "pre_exec: only async-signal-safe calls between fork and exec")]
 fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<tokio::process::Child> {
     let mut process = tokio::process::Command::from(prepare(command));
     process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
+    // Who is to end in an orderly way, as a postmaster is, ends its own children.
+    let lifeline = if death == Signal::SIGKILL { Some(lifeline()?) } else { None };
     let parent = getpid();
-    // SAFETY: the closure runs between fork and exec and calls only prctl, getppid, sigprocmask and fcntl, all
-    // async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` moves in with it.
+    // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, sigprocmask and
+    // fcntl, all async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` and `lifeline` move in.
     unsafe {
         process.pre_exec(move || {
             let _ = &kept;
+            // Before Tandem's life is looked at for the last time, below.
+            if let Some(lifeline) = &lifeline {
+                tie_group(lifeline.as_raw_fd())?;
+            }
             // After the uid change, which clears it (prctl(2)).
             nix::sys::prctl::set_pdeathsig(death)?;
             if getppid() != parent {
