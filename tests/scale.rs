@@ -149,6 +149,25 @@ fn a_reload_that_what_was_scaled_does_not_fit_is_refused() {
 }
 
 #[test]
+fn scaling_up_onto_broken_code_says_so_and_can_be_taken_back() {
+    let project = Project::app_with("plain:app", BARE);
+    let code = std::fs::read_to_string(common::project::root().join("tests/fixtures/apps/plain.py")).unwrap();
+    project.write("app/plain.py", &code);
+    let mut command = common::tandem::command(&project);
+    command.env("TANDEM_WORKERS__APP_DIR", project.dir().join("app"));
+    let mut tandem = Tandem::start_as(&project, command);
+    tandem.wait_ready();
+    wait_for("every worker", || tandem.health()["status"] == "healthy");
+    project.write("app/plain.py", "raise RuntimeError('broken')\n");
+    let said = control::run(&project, &["scale", "3"]);
+    said.expect(1, &["worker-2 does not get ready", "`tandem scale 2` takes the new ones back"]);
+    assert_eq!(tandem.ready(), Some(true));
+    control::run(&project, &["scale", "2"]).expect(0, &["3 workers before, 2 now"]);
+    wait_for("all well", || tandem.health()["status"] == "healthy");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
 fn a_restart_in_place_that_fails_says_so() {
     let project = Project::app_with("plain:app", &format!("{BARE}\nworkers.preload = true"));
     let code = std::fs::read_to_string(common::project::root().join("tests/fixtures/apps/plain.py")).unwrap();

@@ -7,8 +7,8 @@
 //!                  [[process]]  ── processes.rs ────────────────────────────┘
 //! ```
 //!
-//! `diff.rs` compares two of them, for a reload. `keys.rs` holds every key once and drives all of it. Problems are collected on the whole way and told together, before
-//! anything has a side effect.
+//! `diff.rs` compares two of them, for a reload. `keys.rs` holds every key once and drives all of it. Problems are
+//! collected on the whole way and told together, before anything has a side effect.
 
 mod build;
 mod check;

@@ -294,7 +294,10 @@ impl Operator {
             Some(Ok(())) => {
                 Answer::done(vec![format!("{now} workers before, {wanted} now, after {:.1?}", began.elapsed())])
             }
-            Some(Err(why)) => Answer::failed(Code::Failed, why),
+            Some(Err(why)) => {
+                let text = format!("{why}\nit is tried again; `tandem scale {now}` takes the new ones back");
+                Answer::failed(Code::Failed, text)
+            }
             None => interrupted(),
         }
     }
