@@ -142,6 +142,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run a command with a throwaway PostgreSQL around it, migrated, with a fresh database for each test
+    #[command(after_help = "Examples: tandem test                        # pytest\n          \
+tandem test -- pytest -n 4 -k orders\n          tandem test --workers -- pytest tests/e2e\n          \
+tandem test --migrations none -- go test ./...\n\nThe exit code is the command's: 127 when it cannot be found, 128+n for a \
+signal.")]
+    Test(TestArgs),
+    /// Get a database of the `tandem test` around this command, or give one back
+    #[command(after_help = "Example: URL=$(tandem database new) && psql \"$URL\" && tandem database drop \"$URL\"")]
+    Database {
+        #[command(subcommand)]
+        command: Database,
+    },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
     Completions {
@@ -167,4 +179,66 @@ pub enum Migrate {
     },
     /// Write a new migration into the `migration/` crate of this checkout
     New { name: String },
+}
+
+/// What `tandem test` takes.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Leave the server running, and say how to connect
+    #[arg(long)]
+    pub keep: bool,
+    /// Leave the server running if the command fails
+    #[arg(long)]
+    pub keep_on_failure: bool,
+    /// Run the application's workers too, at $TANDEM_BASE_URL
+    #[arg(long)]
+    pub workers: bool,
+    /// What brings the schema about: none, seaorm, or a command line [default: migrations.run]
+    #[arg(long, value_name = "none|seaorm|CMD")]
+    pub migrations: Option<String>,
+    /// Fill the template from an SQL file or a Python callable (module:function); may be repeated
+    #[arg(long, value_name = "FILE|CALLABLE")]
+    pub seed: Vec<String>,
+    /// Make the template anew, whatever is cached
+    #[arg(long)]
+    pub rebuild: bool,
+    /// Serve IntegreSQL's interface on loopback, at $INTEGRESQL_CLIENT_BASE_URL
+    #[arg(long)]
+    pub integresql: bool,
+    /// The command and its arguments [default: pytest]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Database {
+    /// Print the URL of a database that nobody else has
+    New {
+        /// The one that all read-only tests share
+        #[arg(long)]
+        shared: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a database back
+    Drop {
+        /// Its name or URL
+        #[arg(value_name = "NAME|URL")]
+        database: String,
+        /// Its test has failed: keep it while there are few of these
+        #[arg(long)]
+        failed: bool,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Common {
+    /// The arguments that say the same.
+    pub fn as_args(&self) -> Vec<String> {
+        let config = self.config.iter().flat_map(|path| ["--config".to_owned(), path.display().to_string()]);
+        let set = self.set.iter().flat_map(|pair| ["--set".to_owned(), pair.clone()]);
+        let format = self.log_format.iter().flat_map(|format| ["--log-format".to_owned(), format.clone()]);
+        config.chain(set).chain(format).collect()
+    }
 }

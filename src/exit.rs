@@ -81,7 +81,7 @@ pub fn code_of(error: &anyhow::Error) -> Code {
 }
 
 /// Whether a full disk or a used-up quota is the cause.
-fn is_disk_full(error: &anyhow::Error) -> bool {
+pub fn is_disk_full(error: &anyhow::Error) -> bool {
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     causes.any(|cause| matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }

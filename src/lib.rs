@@ -17,6 +17,7 @@
 //! main         parse, run, map the outcome to an exit code
 //! commands/    one file a subcommand: flags into one call, its result into words
 //! cli          what can be typed
+//! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, the services behind their
 //!              numbers, people's orders, what others see of it
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
@@ -58,6 +59,7 @@ pub mod companions;
 pub mod config;
 pub mod control;
 pub mod exit;
+pub mod harness;
 pub mod health;
 pub mod install;
 pub mod phase;

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, commands::run(cli));
     runtime.shutdown_timeout(THREADS_LIMIT);
     match outcome {
-        Ok(code) => ExitCode::from(code as u8),
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             telemetry::failure(&error);
             ExitCode::from(code_of(&error) as u8)

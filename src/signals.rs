@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook_tokio::Signals;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -101,6 +101,41 @@ impl Inbox {
         }
         tracing::info!("SIGHUP: reload");
         Some(Asked::Reload)
+    }
+}
+
+/// The signals that `tandem test` passes on to its command, with those that tell of a child.
+pub struct Passing(Signals);
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// To be sent on, as it came.
+    On(Signal),
+    /// SIGCHLD: a child has ended, or was stopped.
+    Child,
+}
+
+impl Passing {
+    /// Needs a running tokio runtime.
+    ///
+    /// # Errors
+    /// When the signal handlers cannot be installed.
+    pub fn open() -> std::io::Result<Self> {
+        let others = [SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH];
+        Ok(Self(Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD].into_iter().chain(others))?))
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) -> Passed {
+        loop {
+            match stream(std::pin::Pin::new(&mut self.0)).await.map(Signal::try_from) {
+                Some(Ok(Signal::SIGCHLD)) => return Passed::Child,
+                Some(Ok(signal)) => return Passed::On(signal),
+                Some(Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
     }
 }
 

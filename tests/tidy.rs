@@ -12,6 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["main"],
     &["commands"],
     &["cli"],
+    &["harness"],
     &["sidecar"],
     &["postgres", "workers", "control"],
     &["schema", "health"],

@@ -18,6 +18,9 @@ mod table;
 pub use alembic::{REVISION_LENGTH_MAX, revision};
 pub use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
+/// Differs whenever the sources of the migrations do.
+pub const DIGEST: &str = env!("MIGRATION_DIGEST");
+
 /// One migration, and what it does to the set of tables in `public`.
 ///
 /// The tables tell whether a database really is at the revision that `alembic_version` names.

@@ -2,6 +2,7 @@
 
 mod check;
 mod connect;
+mod database;
 mod health;
 mod install;
 mod logs;
@@ -13,6 +14,7 @@ mod running;
 mod scale;
 mod status;
 mod stop;
+mod test;
 mod up;
 
 use clap::CommandFactory;
@@ -20,13 +22,13 @@ use clap::CommandFactory;
 use crate::cli::{Cli, Command};
 use crate::exit::Code;
 
-/// Run what was typed.
+/// Run what was typed; the process's exit code.
 ///
 /// # Errors
 /// Whatever the command says; `exit::code_of` knows the exit code.
-pub async fn run(cli: Cli) -> anyhow::Result<Code> {
+pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let common = cli.common;
-    match cli.command {
+    let code = match cli.command {
         Command::Up { workers, listen, reload } => up::run(&common, workers, listen, reload).await,
         Command::Check { json } => check::run(&common, json),
         Command::Migrate { command } => migrate::run(&common, command).await,
@@ -45,5 +47,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<Code> {
             clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut std::io::stdout());
             Ok(Code::Stopped)
         }
-    }
+        Command::Database { command } => database::run(&common, command).await,
+        // Its exit code is its command's own.
+        Command::Test(args) => return test::run(&common, args).await,
+    };
+    code.map(|code| code as u8)
 }

@@ -45,6 +45,7 @@ pub fn settings(
         },
         hooks: hooks(values),
         processes,
+        test: test(values),
         log: Log {
             colour: environment.get("NO_COLOR").is_none_or(String::is_empty),
             format: match values.word("log.format").as_str() {
@@ -185,6 +186,22 @@ fn workers(values: &Values, directory: &Path) -> Workers {
             _ => WorkerSocket::Inherited,
         },
         reload_include: values.list("workers.reload_include").unwrap_or_default(),
+    }
+}
+
+fn test(values: &Values) -> Test {
+    // SQLAlchemy takes the plain scheme for its default driver, and other languages know no other.
+    let configured = values.chosen("workers.url_scheme").then(|| values.word("workers.url_scheme"));
+    Test {
+        seed: values.list("test.seed").unwrap_or_default(),
+        inputs: values.list("test.inputs"),
+        url_scheme: values.text("test.url_scheme").or(configured).unwrap_or_else(|| "postgresql".to_owned()),
+        max_connections: values.number("test.max_connections"),
+        settings: values.table("test.settings"),
+        pool: values.number("test.pool"),
+        keep_failed: values.number("test.keep_failed"),
+        dir: (values.word("test.dir") != "auto").then(|| values.path("test.dir")).flatten(),
+        spare: values.boolean("test.spare"),
     }
 }
 

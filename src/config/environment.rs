@@ -14,7 +14,7 @@ impl Source {
     /// When the working directory does not exist any more.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<super::Flag>) -> anyhow::Result<Self> {
         let cwd = std::env::current_dir().context("read the working directory")?;
-        Ok(Self { file, flags, cwd, environment: variables() })
+        Ok(Self { file, flags, cwd, environment: variables(), appless: false })
     }
 }
 
@@ -36,6 +36,11 @@ pub fn no_color() -> bool {
 #[expect(clippy::disallowed_methods, reason = "this is the file that may")]
 pub fn notify_socket() -> Option<std::ffi::OsString> {
     std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
+}
+
+/// Where temporary files go (TMPDIR, else /tmp).
+pub fn temp_dir() -> PathBuf {
+    std::env::temp_dir()
 }
 
 /// Whether this process runs as root. (`process/` knows it too, but stands above this room.)

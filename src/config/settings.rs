@@ -33,6 +33,7 @@ pub struct Settings {
     pub hooks: Hooks,
     /// `[[process]]`, in the order of the file.
     pub processes: Vec<ProcessSettings>,
+    pub test: Test,
     pub log: Log,
 }
 
@@ -361,6 +362,28 @@ impl std::fmt::Debug for ProcessSettings {
             .field("stop_grace", &self.stop_grace)
             .finish()
     }
+}
+
+/// `[test]`: the throwaway server of `tandem test`.
+#[derive(Clone, Debug)]
+pub struct Test {
+    /// SQL files, and Python callables as `module:function`, applied once to what every database is cloned from.
+    pub seed: Vec<String>,
+    /// Globs of the files that the migrations consist of; `None`: what looks like migrations.
+    pub inputs: Option<Vec<String>>,
+    /// Of the `DATABASE_URL` that tests get.
+    pub url_scheme: String,
+    pub max_connections: u32,
+    /// PostgreSQL's own settings, which win over those of `[postgres.settings]`.
+    pub settings: BTreeMap<String, String>,
+    /// Databases that are kept ready.
+    pub pool: u32,
+    /// Databases of failed tests that are kept.
+    pub keep_failed: u32,
+    /// Where servers live; `None`: in memory if there is room, else in the directory for temporary files.
+    pub dir: Option<PathBuf>,
+    /// Whether a data directory for the next run is made ready.
+    pub spare: bool,
 }
 
 /// How output looks.

@@ -49,7 +49,7 @@ pub async fn ensure(home: &Home, installation: &Installation) -> anyhow::Result<
     let _progress = telemetry::progress(format!("making a PostgreSQL cluster in {}", home.data.display()));
     let staging = Staging(parent.join(format!("{STAGING_PREFIX}{}", std::process::id())));
     make_dir(&staging.0, 0o700, home.server.as_ref())?;
-    initdb(home, installation, &staging.0).await?;
+    initdb(home, installation, &staging.0, &["--data-checksums"]).await?;
     let (from, to) = (staging.0.clone(), home.data.clone());
     tokio::task::spawn_blocking(move || put_in_place(&from, &to)).await?.map_err(|error| explain_place(home, error))?;
     Ok(Cluster { fresh: true })
@@ -114,8 +114,12 @@ fn check_reach(home: &Home, installation: &Installation) -> anyhow::Result<()> {
     ))
 }
 
-async fn initdb(home: &Home, installation: &Installation, staging: &Path) -> anyhow::Result<()> {
-    let finished = process::run(&initdb_command(home, installation, staging), INITDB_LIMIT).await?;
+/// Let initdb fill the empty directory `staging`; `more` are options beside those of every cluster here. Nothing is synced.
+///
+/// # Errors
+/// [`Failure`] with [`Code::CannotCreate`] and what initdb said.
+pub async fn initdb(home: &Home, installation: &Installation, staging: &Path, more: &[&str]) -> anyhow::Result<()> {
+    let finished = process::run(&initdb_command(home, installation, staging, more), INITDB_LIMIT).await?;
     if finished.exit.success() {
         return Ok(());
     }
@@ -130,12 +134,13 @@ async fn initdb(home: &Home, installation: &Installation, staging: &Path) -> any
     bail!(Failure::new(Code::CannotCreate, format!("initdb failed ({}): {said}", finished.exit)))
 }
 
-fn initdb_command(home: &Home, installation: &Installation, staging: &Path) -> CommandLine {
+fn initdb_command(home: &Home, installation: &Installation, staging: &Path, more: &[&str]) -> CommandLine {
     CommandLine::new(installation.tool("initdb"))
         .arg("--pgdata")
         .arg(staging)
         .args(["--username", SUPERUSER, "--auth-local=peer", "--auth-host=scram-sha-256"])
-        .args(["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=libc", "--data-checksums"])
+        .args(["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=libc"])
+        .args(more)
         // One syncfs follows, which is as durable as syncing every file.
         .args(["--no-sync", "--no-instructions"])
         .clean_env()

@@ -66,7 +66,7 @@ pub(super) fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 /// Bytes that an ordinary user may still write on the file system of `path`.
 #[allow(clippy::useless_conversion, reason = "the fields are narrower on macOS")]
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+pub fn free_bytes(path: &Path) -> Option<u64> {
     let found = nix::sys::statvfs::statvfs(path).ok()?;
     Some(u64::from(found.blocks_available()).saturating_mul(u64::from(found.fragment_size())))
 }

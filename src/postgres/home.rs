@@ -210,7 +210,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Make `dir` with `mode` and `owner` unless it is there; what is there is left as it is.
-pub(super) fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Result<()> {
+pub fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Result<()> {
     let cannot = || Failure::new(Code::CannotCreate, format!("cannot create directory {}", dir.display()));
     if let Some(parent) = dir.parent().filter(|parent| !parent.exists()) {
         make_dir(parent, 0o755, None)?;

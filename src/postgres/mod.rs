@@ -21,3 +21,5 @@ pub mod settings;
 pub mod stale;
 #[cfg(test)]
 pub mod test_support;
+
+pub use files::free_bytes;

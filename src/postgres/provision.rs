@@ -155,7 +155,7 @@ async fn run(connection: &mut PgConnection, statement: String) -> anyhow::Result
 }
 
 /// `name` as SQL's delimited identifier.
-fn identifier(name: &str) -> String {
+pub fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -13,7 +13,7 @@ use super::binaries::{self, Installation};
 use super::home::Home;
 use super::provision::{Wanted, provision};
 use super::secret::{self, Password};
-use super::settings::{Inputs, render};
+use super::settings::{Inputs, Purpose, render};
 use super::{cluster, port, server, stale};
 use crate::config::{BinarySource, Port, Postgres, PostgresMode};
 use crate::process::{self, Child, identity, lines, signal};
@@ -82,8 +82,14 @@ pub async fn start(home: &Home) -> Running {
 pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
     let port = port::choose(postgres.listen, postgres.port).unwrap();
     let trusted_users = home.trusted_users().unwrap();
-    let inputs =
-        Inputs { postgres, socket_dir: &home.socket_dir, port, memory: 1 << 30, trusted_users: &trusted_users };
+    let inputs = Inputs {
+        postgres,
+        socket_dir: &home.socket_dir,
+        port,
+        memory: 1 << 30,
+        trusted_users: &trusted_users,
+        purpose: Purpose::Durable,
+    };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();
     let extra = stale::clear(home).await.unwrap();
     let command = server::command(home, &installation().await, &extra);

@@ -4,6 +4,7 @@
 
 mod child;
 pub mod fd_channel;
+mod foreground;
 pub mod handed;
 pub mod identity;
 pub mod memory;
@@ -14,6 +15,7 @@ mod spawn;
 mod wait;
 
 pub use child::{Child, Exit, Output, adopt};
+pub use foreground::{Foreground, spawn_foreground};
 pub use run::{Finished, RunError, run, run_with};
-pub use spawn::{InheritedFd, group_of, lines, replace, signal, signal_group, spawn};
+pub use spawn::{InheritedFd, Streams, group_of, lines, replace, signal, signal_group, spawn, spawn_with};
 pub use wait::ended;

@@ -46,14 +46,52 @@ impl InheritedFd {
 /// # Errors
 /// What fork(2), setuid(2) or execve(2) answered: a missing program is `NotFound`.
 pub fn spawn(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<(Child, Output)> {
-    let mut child = start(command, fds, death)?;
-    let output = streams(&mut child).inspect_err(|_| {
+    let streams = Streams { stdin: Stdio::null(), stdout: Stdio::piped(), stderr: Stdio::piped() };
+    let mut child = start(command, fds, Some(death), streams)?;
+    let output = outputs(&mut child).inspect_err(|_| {
         let _ = child.start_kill();
     })?;
     Ok((Child::spawned(child), output))
 }
 
-fn streams(child: &mut tokio::process::Child) -> io::Result<Output> {
+/// The standard streams of a child.
+#[derive(Debug)]
+pub struct Streams {
+    pub stdin: Stdio,
+    pub stdout: Stdio,
+    pub stderr: Stdio,
+}
+
+impl Streams {
+    /// Tandem's own.
+    pub fn inherited() -> Self {
+        Self { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit() }
+    }
+
+    /// None at all.
+    pub fn none() -> Self {
+        Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
+    }
+
+    /// No input; both outputs go to `file`.
+    ///
+    /// # Errors
+    /// The descriptor cannot be duplicated.
+    pub fn to_file(file: File) -> io::Result<Self> {
+        Ok(Self { stdin: Stdio::null(), stdout: file.try_clone()?.into(), stderr: file.into() })
+    }
+}
+
+/// As [`spawn`], with `streams` of the caller's. Without `death` the child outlives Tandem, whatever happens to it, in a
+/// session of its own.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_with(command: &CommandLine, death: Option<Signal>, streams: Streams) -> io::Result<Child> {
+    start(command, &[], death, streams).map(Child::spawned)
+}
+
+fn outputs(child: &mut tokio::process::Child) -> io::Result<Output> {
     let stdout = child.stdout.take().map(|stream| stream.into_owned_fd().and_then(Receiver::from_owned_fd));
     let stderr = child.stderr.take().map(|stream| stream.into_owned_fd().and_then(Receiver::from_owned_fd));
     Ok(Output { stdout: stdout.transpose()?, stderr: stderr.transpose()? })
@@ -94,16 +132,24 @@ fn tie_group(lifeline: RawFd) -> io::Result<()> {
 }
 
 #[expect(unsafe_code, reason = "pre_exec: only async-signal-safe calls between fork and exec")]
-fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<tokio::process::Child> {
+fn start(
+    command: &CommandLine,
+    fds: &[InheritedFd],
+    death: Option<Signal>,
+    streams: Streams,
+) -> io::Result<tokio::process::Child> {
     let mut process = tokio::process::Command::from(prepare(command));
-    process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    process.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
+    if death.is_some() {
+        process.process_group(0);
+    }
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
     // Who is to end in an orderly way, as a postmaster is, ends its own children.
-    let lifeline = if death == Signal::SIGKILL { Some(lifeline()?) } else { None };
+    let lifeline = if death == Some(Signal::SIGKILL) { Some(lifeline()?) } else { None };
     let parent = getpid();
-    // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, sigprocmask and
-    // fcntl, all async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` and `lifeline` move in.
+    // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, setsid, sigprocmask
+    // and fcntl, all async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` and `lifeline` move in.
     unsafe {
         process.pre_exec(move || {
             let _ = &kept;
@@ -111,10 +157,17 @@ fn start(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Resul
             if let Some(lifeline) = &lifeline {
                 tie_group(lifeline.as_raw_fd())?;
             }
-            // After the uid change, which clears it (prctl(2)).
-            nix::sys::prctl::set_pdeathsig(death)?;
-            if getppid() != parent {
-                return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+            match death {
+                // After the uid change, which clears it (prctl(2)).
+                Some(death) => {
+                    nix::sys::prctl::set_pdeathsig(death)?;
+                    if getppid() != parent {
+                        return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+                    }
+                }
+                None => {
+                    nix::unistd::setsid()?;
+                }
             }
             // What Tandem blocks is its own affair.
             SigSet::empty().thread_set_mask()?;

@@ -14,7 +14,7 @@ use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
-use crate::postgres::settings::{self, Inputs, client_address};
+use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::{binaries, cluster, memory, port, probe::Probe, provision};
 use crate::process;
 use crate::schema;
@@ -77,6 +77,7 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
         port: context.url.port,
         memory: memory::available(),
         trusted_users: &context.home.trusted_users()?,
+        purpose: Purpose::Durable,
     })?;
     cluster::configure(&context.home, &files)
 }

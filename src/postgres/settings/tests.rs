@@ -6,7 +6,14 @@ use crate::postgres::test_support;
 fn rendered(postgres: &Postgres, memory: u64) -> Result<Rendered, Failure> {
     let trusted_users = ["root".to_owned(), "postgres".to_owned()];
     let socket_dir = Path::new("/srv/ffe/.tandem/run/postgres");
-    render(&Inputs { postgres, socket_dir, port: 5432, memory, trusted_users: &trusted_users })
+    render(&Inputs {
+        postgres,
+        socket_dir,
+        port: 5432,
+        memory,
+        trusted_users: &trusted_users,
+        purpose: Purpose::Durable,
+    })
 }
 
 #[test]

@@ -1,0 +1,78 @@
+//! `tandem test`
+
+use crate::cli::{Common, TestArgs};
+use crate::commands::open;
+use crate::config::{self, LogFormat, MigrationRun, Origin, Source};
+use crate::exit::{Code, Failure};
+use crate::harness::run::{self, Job, Keep};
+use crate::telemetry;
+
+/// Run a command with a throwaway server around it; its exit code.
+///
+/// # Errors
+/// What kept the command from being started.
+pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
+    // Whatever database the project has, tests get one of their own.
+    let managed = open::flag("postgres.mode", "managed", "tandem test");
+    let source = Source { appless: !args.workers, ..open::source(common, vec![managed])? };
+    let loaded = config::load(&source)?;
+    let settings = loaded.settings;
+    let is_default = |key: &str| matches!(loaded.origins.get(key), None | Some(Origin::Default));
+    // What the command prints is what the caller came for.
+    let filter = if is_default("log.filter") { "warn" } else { &settings.log.filter };
+    let format = if is_default("log.format") { LogFormat::Text } else { settings.log.format };
+    telemetry::init(format, filter, settings.log.colour)?;
+    let migrations = match (&args.migrations, &settings.file) {
+        (Some(words), _) => migrations(words)?,
+        (None, Some(_)) => settings.migrations.run.clone(),
+        // The built-in ones are one application's.
+        (None, None) => MigrationRun::None,
+    };
+    let keep = match (args.keep, args.keep_on_failure) {
+        (true, _) => Keep::Always,
+        (false, true) => Keep::OnFailure,
+        (false, false) => Keep::Never,
+    };
+    let command = if args.command.is_empty() { vec!["pytest".to_owned()] } else { args.command };
+    run::run(Job {
+        inherited: source.environment,
+        migrations,
+        seeds: args.seed,
+        command,
+        keep,
+        rebuild: args.rebuild,
+        integresql: args.integresql,
+        workers: args.workers.then(|| common.as_args()),
+        settings,
+    })
+    .await
+}
+
+/// What `--migrations` says: a word, or a command line.
+fn migrations(words: &str) -> Result<MigrationRun, Failure> {
+    match words.trim() {
+        "none" => Ok(MigrationRun::None),
+        "seaorm" | "sea-orm" => Ok(MigrationRun::SeaOrm),
+        line => match shlex::split(line) {
+            Some(words) if !words.is_empty() => Ok(MigrationRun::Command(words)),
+            _ => {
+                let text = format!("--migrations {line:?}: write none, seaorm, or a command line with closed quotes");
+                Err(Failure::new(Code::Usage, text))
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_are_a_word_or_a_command_line() {
+        assert_eq!(migrations("none").unwrap(), MigrationRun::None);
+        assert_eq!(migrations("sea-orm").unwrap(), MigrationRun::SeaOrm);
+        let words = ["alembic", "-c", "my dir/alembic.ini", "upgrade", "head"].map(str::to_owned).to_vec();
+        assert_eq!(migrations("alembic -c 'my dir/alembic.ini' upgrade head").unwrap(), MigrationRun::Command(words));
+        assert!(migrations("").is_err() && migrations("a 'b").is_err());
+    }
+}

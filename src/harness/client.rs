@@ -1,0 +1,85 @@
+//! The other side of the harness's socket: `tandem database`, and tests in Rust that run under `tandem test`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::HOST;
+use hyper::{Method, Request, Response};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::databases::{Census, Lease, Returned};
+use super::desk::Asked;
+use crate::control::Answer;
+use crate::exit::{Code, Failure};
+use crate::health::client::exchange;
+
+/// The variable that says where the harness's socket is.
+pub const VARIABLE: &str = "TANDEM_TEST_SOCKET";
+
+/// A harness that runs in another process.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// The harness whose socket is at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// A database: one of the caller's own, or the one that read-only tests share.
+    ///
+    /// # Errors
+    /// The harness is gone, or can make none.
+    pub async fn new_database(&self, asked: &Asked) -> anyhow::Result<Lease> {
+        self.ask(Method::POST, "/databases", serde_json::to_string(asked)?).await
+    }
+
+    /// Give the database `name` back; one of a failed test is kept while there are few.
+    ///
+    /// # Errors
+    /// The harness is gone, or does not know it.
+    pub async fn give_back(&self, name: &str, failed: bool) -> anyhow::Result<Returned> {
+        let name: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
+        let query = if failed { "?failed=1" } else { "" };
+        self.ask(Method::DELETE, &format!("/databases/{name}{query}"), String::new()).await
+    }
+
+    /// How the harness's databases are.
+    ///
+    /// # Errors
+    /// The harness is gone.
+    pub async fn census(&self) -> anyhow::Result<Census> {
+        self.ask(Method::GET, "/status", String::new()).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, uri: &str, body: String) -> anyhow::Result<T> {
+        let stream = connect(&self.path).await?;
+        let request =
+            Request::builder().method(method).uri(uri).header(HOST, "tandem").body(Full::<Bytes>::from(body))?;
+        exchange(stream, request, async |response: Response<Incoming>| {
+            let is_success = response.status().is_success();
+            let body = response.into_body().collect().await.context("read the answer")?.to_bytes();
+            if !is_success {
+                serde_json::from_slice::<Answer>(&body).context("understand the answer")?.into_result()?;
+            }
+            serde_json::from_slice(&body)
+                .context("understand the answer; is that tandem another version than this one?")
+        })
+        .await
+    }
+}
+
+async fn connect(path: &Path) -> anyhow::Result<UnixStream> {
+    match UnixStream::connect(path).await {
+        Ok(stream) => Ok(stream),
+        Err(error) => {
+            let message = format!("no test harness answers at {}: is its `tandem test` over?", path.display());
+            bail!(anyhow::Error::new(error).context(Failure::new(Code::Failed, message)))
+        }
+    }
+}

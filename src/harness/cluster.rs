@@ -1,0 +1,116 @@
+//! One throwaway cluster, from nothing to a server that answers: template, place, data directory, janitor, postmaster.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::databases::Databases;
+use super::image;
+use super::janitor::Janitor;
+use super::place::{Place, candidates};
+use super::postmaster::{Postmaster, Spec};
+use super::template::{self, Facts, Recipe, Template};
+use crate::exit::is_disk_full;
+use crate::plan::{DatabaseUrl, Secret};
+use crate::postgres::home::Home;
+
+/// A running throwaway server. Dropping it ends the server at once, in the background.
+pub struct Cluster {
+    pub postmaster: Postmaster,
+    pub databases: Databases,
+    pub home: Home,
+    pub janitor: Janitor,
+    pub place: Place,
+}
+
+/// How a cluster is to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// Make the template anew.
+    pub rebuild: bool,
+    /// The server may outlive this process.
+    pub lasting: bool,
+}
+
+impl Cluster {
+    /// Start a server for `recipe`.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub async fn start(recipe: &Recipe, wish: Wish) -> anyhow::Result<Self> {
+        let template = template::ensure(recipe, wish.rebuild).await?;
+        match Self::on(recipe, &template, wish).await {
+            Ok(cluster) => Ok(cluster),
+            Err(error) if wish.rebuild || is_disk_full(&error) => Err(error),
+            // Whatever is wrong with the image or a spare of it, a new one mends.
+            Err(error) => {
+                tracing::warn!("{error:#}; the template is made anew");
+                let template = template::ensure(recipe, true).await?;
+                Self::on(recipe, &template, Wish { rebuild: true, ..wish }).await
+            }
+        }
+    }
+
+    async fn on(recipe: &Recipe, template: &Template, wish: Wish) -> anyhow::Result<Self> {
+        let (roots, notice) = candidates(recipe.settings.test.dir.as_deref());
+        if let Some(notice) = notice {
+            tracing::warn!("{notice}");
+        }
+        let mut roots = roots.into_iter().peekable();
+        loop {
+            let root = roots.next().context("there is no place for a test server")?;
+            let error = match Self::at(&root, recipe, template, wish).await {
+                Ok(cluster) => return Ok(cluster),
+                Err(error) => error,
+            };
+            match roots.peek() {
+                Some(next) if is_disk_full(&error) => {
+                    tracing::warn!("{} is full: the tests' server goes to {}", root.display(), next.display());
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+
+    async fn at(root: &Path, recipe: &Recipe, template: &Template, wish: Wish) -> anyhow::Result<Self> {
+        let settings = &recipe.settings;
+        let place = Place::take(root)?;
+        let spare: Option<PathBuf> = settings.test.spare.then(|| place.wanted_spare(&template.key)).flatten();
+        let spare = spare.as_deref().map(|spare| (template.image.as_path(), spare));
+        // Before there is anything to clean up.
+        let janitor = Janitor::hire(&place, spare).context("start a shell that cleans up")?;
+        let home = Home::at(&place.dir, recipe.server.clone());
+        home.prepare()?;
+        if wish.rebuild || !place.take_spare(&template.key, &home.data) {
+            image::lay_out(&template.image, &home.data, home.server.as_ref())?;
+        }
+        let facts = Facts::of(&home.data)?;
+        let postmaster = Postmaster::start(Spec {
+            home: home.clone(),
+            installation: recipe.installation.clone(),
+            settings: settings.clone(),
+            lasting: wish.lasting,
+        })
+        .await?;
+        let url = DatabaseUrl {
+            scheme: settings.test.url_scheme.clone(),
+            user: settings.postgres.user.clone(),
+            password: Some(Secret::new(facts.password)),
+            host: "127.0.0.1".into(),
+            port: postmaster.port,
+            database: settings.postgres.database.clone(),
+            query: None,
+        };
+        let databases = Databases::open(&home, url, facts.sequences, settings);
+        Ok(Self { postmaster, databases, home, janitor, place })
+    }
+
+    /// Leave the server running when this process ends.
+    ///
+    /// # Errors
+    /// The note of it cannot be written.
+    pub fn let_live(&mut self) -> anyhow::Result<()> {
+        self.place.keep().context("note that the server stays")?;
+        self.janitor.let_live().context("tell the janitor that the server stays")
+    }
+}

@@ -1,0 +1,422 @@
+//! The databases of one throwaway server: carries out what each pool decides, and hands them out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query_as, query_scalar, raw_sql};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, mpsc, oneshot};
+
+use super::pool::{Action, Event, Pool, Ticket};
+use super::template::DATABASE;
+use crate::config::Settings;
+use crate::exit::{Code, Failure};
+use crate::plan::{DatabaseUrl, Secret};
+use crate::postgres::home::Home;
+use crate::postgres::provision::{identifier, superuser_options};
+use crate::postgres::settings::SUPERUSER;
+
+/// Where every sequence stands, as one text: a test that only took numbers changed no row.
+pub const SEQUENCES: &str = "SELECT coalesce(string_agg(format('%I.%I=%s', schemaname, sequencename, last_value), ','
+                             ORDER BY schemaname, sequencename), '') FROM pg_sequences";
+/// What ready-made databases are called, before their number.
+const PREFIX: &str = "test_";
+/// The one that read-only tests share.
+const SHARED: &str = "test_shared";
+/// Connections that make, look at and drop databases.
+const CONNECTIONS_MAX: u32 = 4;
+/// How long such a connection may take to come about: a server that is started again needs less.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+/// How long to wait before a clone that failed is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long backends may take to end, in milliseconds: they finish what they cannot interrupt.
+const BACKENDS_LIMIT_MS: i64 = 5_000;
+
+/// The statement that clones `template` as `name`, for `owner`.
+///
+/// FILE_COPY takes half the time of WAL_LOG where nothing is flushed (PostgreSQL documentation, CREATE DATABASE).
+pub fn clone_statement(name: &str, template: &str, owner: &str) -> String {
+    let [name, template, owner] = [name, template, owner].map(identifier);
+    format!("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner} STRATEGY file_copy")
+}
+
+/// A database that is handed out.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Lease {
+    pub name: String,
+    /// Password included.
+    pub url: String,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Lease").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What became of a database that was given back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    /// Whether it is kept for somebody to look at.
+    pub kept: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// How the databases are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Census {
+    /// The session's own database.
+    pub url: String,
+    pub ready: usize,
+    pub out: usize,
+    /// URLs of those that are kept.
+    pub kept: Vec<String>,
+    pub max_connections: u32,
+}
+
+/// The databases. A clone of it is another handle to the same.
+#[derive(Clone)]
+pub struct Databases(Arc<Inner>);
+
+struct Inner {
+    home: Home,
+    /// Of the session's database, in the tests' dialect.
+    url: DatabaseUrl,
+    max_connections: u32,
+    /// Where the template's sequences stand.
+    sequences: String,
+    size: usize,
+    keep_max: usize,
+    connections: PgPool,
+    shared: OnceCell<()>,
+    desk: Mutex<Desk>,
+    events: mpsc::UnboundedSender<(String, Event)>,
+    /// Where all the work is done: whoever asks may have a runtime that ends sooner.
+    runtime: Handle,
+}
+
+#[derive(Default)]
+struct Desk {
+    pools: BTreeMap<String, Pool>,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Result<String, String>>>,
+    tickets: u64,
+    /// Why the last clone could not be made.
+    trouble: String,
+}
+
+impl Databases {
+    /// The databases of the server in `home`, whose session's database is at `url`. Must be called within the runtime.
+    pub fn open(home: &Home, url: DatabaseUrl, sequences: String, settings: &Settings) -> Self {
+        let options = superuser_options(home, url.port, SUPERUSER).application_name("tandem-test");
+        let connections = PgPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(CONNECT_LIMIT)
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        let (events, mut inbox) = mpsc::unbounded_channel::<(String, Event)>();
+        let databases = Self(Arc::new(Inner {
+            home: home.clone(),
+            url,
+            max_connections: settings.test.max_connections,
+            sequences,
+            size: settings.test.pool as usize,
+            keep_max: settings.test.keep_failed as usize,
+            connections,
+            shared: OnceCell::new(),
+            desk: Mutex::default(),
+            events,
+            runtime: Handle::current(),
+        }));
+        let weak = Arc::downgrade(&databases.0);
+        tokio::spawn(async move {
+            while let Some((template, event)) = inbox.recv().await {
+                let Some(inner) = weak.upgrade() else { return };
+                Self(inner).step(&template, event);
+            }
+        });
+        databases
+    }
+
+    /// Begin to make databases ahead.
+    pub fn fill(&self) {
+        self.add_pool(DATABASE, PREFIX);
+    }
+
+    /// Begin to make clones of `template`, called `prefix` and a number.
+    pub fn add_pool(&self, template: &str, prefix: &str) {
+        let mut pool = Pool::new(prefix, self.0.size, self.0.keep_max);
+        let actions = pool.begin();
+        self.desk().pools.insert(template.to_owned(), pool);
+        self.carry_out(template, actions);
+    }
+
+    /// The pool of `template` makes no more clones, and hands none out.
+    pub fn remove_pool(&self, template: &str) {
+        self.desk().pools.remove(template);
+    }
+
+    /// A database that nobody else has: a clone of the migrated template.
+    ///
+    /// # Errors
+    /// Clones cannot be made, and why.
+    pub async fn fresh(&self) -> anyhow::Result<Lease> {
+        self.fresh_of(DATABASE).await
+    }
+
+    /// As [`Databases::fresh`], a clone of `template`.
+    ///
+    /// # Errors
+    /// As [`Databases::fresh`]; there is no such pool.
+    pub async fn fresh_of(&self, template: &str) -> anyhow::Result<Lease> {
+        let (sender, given) = oneshot::channel();
+        let ticket = {
+            let mut desk = self.desk();
+            if !desk.pools.contains_key(template) {
+                bail!("there is no pool of {template}");
+            }
+            desk.tickets += 1;
+            let ticket = Ticket(desk.tickets);
+            desk.waiting.insert(ticket, sender);
+            ticket
+        };
+        let mut leaving = Leaving(self, template, Some(ticket));
+        self.step(template, Event::Asked(ticket));
+        let given = given.await;
+        leaving.2 = None;
+        match given {
+            Ok(Ok(name)) => Ok(self.lease(name)),
+            Ok(Err(why)) => bail!(Failure::new(Code::Temporary, format!("no database can be made: {why}"))),
+            Err(_) => bail!(Failure::new(Code::Temporary, "the test server is ending")),
+        }
+    }
+
+    /// The database that all read-only tests share. It refuses to be written to.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn shared(&self) -> anyhow::Result<Lease> {
+        let make = async |this: Self| {
+            this.clone_as(SHARED, DATABASE).await?;
+            let name = identifier(SHARED);
+            this.run(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await
+        };
+        let this = self.clone();
+        let made = async move { this.0.shared.get_or_try_init(|| make(this.clone())).await.map(drop) };
+        self.0.runtime.spawn(made).await.context("the test server is ending")??;
+        Ok(self.lease(SHARED.to_owned()))
+    }
+
+    /// Take the database `name` back; nothing is waited for.
+    ///
+    /// # Errors
+    /// It is not handed out.
+    pub fn give_back(&self, name: &str, failed: bool) -> anyhow::Result<Returned> {
+        if name == SHARED {
+            return Ok(Returned::default());
+        }
+        let template = self.desk().pools.iter().find(|(_, pool)| pool.is_out(name)).map(|(name, _)| name.clone());
+        let Some(template) = template else { bail!("{name} is not handed out") };
+        self.step(&template, Event::Returned { name: name.to_owned(), failed });
+        let kept = self.desk().pools.get(&template).is_some_and(|pool| pool.kept().iter().any(|kept| kept == name));
+        Ok(Returned { kept, url: kept.then(|| self.url_of(name)) })
+    }
+
+    pub fn census(&self) -> Census {
+        let desk = self.desk();
+        let pool = desk.pools.get(DATABASE);
+        let kept = desk.pools.values().flat_map(Pool::kept).map(|name| self.url_of(name)).collect();
+        Census {
+            url: self.0.url.expose().expose().to_owned(),
+            ready: pool.map_or(0, Pool::ready),
+            out: desk.pools.values().map(Pool::out).sum(),
+            kept,
+            max_connections: self.0.max_connections,
+        }
+    }
+
+    /// Where the session's own database is.
+    pub fn session_url(&self) -> &DatabaseUrl {
+        &self.0.url
+    }
+
+    /// Make the empty database `name` (no template's tables), owned by the application's role.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn create_empty(&self, name: &str) -> anyhow::Result<()> {
+        self.clone_as(name, "template0").await
+    }
+
+    /// End all connections to the database `name`, and let nobody change it any more.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn freeze(&self, name: &str) -> anyhow::Result<()> {
+        self.end_backends(name).await?;
+        self.run(format!("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false", identifier(name))).await
+    }
+
+    /// Drop the database `name`, whoever uses it.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn destroy(&self, name: &str) -> anyhow::Result<()> {
+        let database = identifier(name);
+        // A template cannot be dropped.
+        let _ = self.run(format!("ALTER DATABASE {database} IS_TEMPLATE false")).await;
+        self.end_backends(name).await?;
+        self.run(format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await
+    }
+
+    fn lease(&self, name: String) -> Lease {
+        Lease { url: self.url_of(&name), name }
+    }
+
+    fn url_of(&self, name: &str) -> String {
+        DatabaseUrl { database: name.to_owned(), ..self.0.url.clone() }.expose().expose().to_owned()
+    }
+
+    fn desk(&self) -> std::sync::MutexGuard<'_, Desk> {
+        self.0.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step(&self, template: &str, event: Event) {
+        let actions = self.desk().pools.get_mut(template).map(|pool| pool.step(event));
+        self.carry_out(template, actions.unwrap_or_default());
+    }
+
+    fn carry_out(&self, template: &str, actions: Vec<Action>) {
+        for action in actions {
+            let this = self.clone();
+            let (of, say) = (template.to_owned(), self.0.events.clone());
+            let say = move |event| drop(say.send((of, event)));
+            match action {
+                Action::Give(ticket, name) => {
+                    let asker = self.desk().waiting.remove(&ticket);
+                    let gone = asker.is_none_or(|asker| asker.send(Ok(name.clone())).is_err());
+                    if gone {
+                        say(Event::Returned { name, failed: false });
+                    }
+                }
+                Action::Refuse(ticket) => {
+                    let mut desk = self.desk();
+                    let why = desk.trouble.clone();
+                    if let Some(asker) = desk.waiting.remove(&ticket) {
+                        let _ = asker.send(Err(why));
+                    }
+                }
+                Action::Keep(name) => tracing::debug!("{name} is kept"),
+                Action::Make(name) => {
+                    let template = template.to_owned();
+                    self.0.runtime.spawn(async move {
+                        say(match this.clone_as(&name, &template).await {
+                            Ok(()) => Event::Made(name),
+                            Err(error) => {
+                                this.trouble(&error);
+                                Event::MakeFailed
+                            }
+                        });
+                    });
+                }
+                Action::Clean(name) => {
+                    self.0.runtime.spawn(async move {
+                        let untouched = this.clean(&name).await.unwrap_or_else(|error| {
+                            tracing::debug!("look at {name}: {error:#}");
+                            false
+                        });
+                        say(Event::Cleaned { name, untouched });
+                    });
+                }
+                Action::Drop(name) => {
+                    self.0.runtime.spawn(async move {
+                        if let Err(error) = this.destroy(&name).await {
+                            tracing::debug!("drop {name}: {error:#}");
+                        }
+                        say(Event::Dropped);
+                    });
+                }
+                Action::Pause => {
+                    self.0.runtime.spawn(async move {
+                        tokio::time::sleep(PAUSE).await;
+                        say(Event::Resumed);
+                    });
+                }
+            }
+        }
+    }
+
+    /// Note why a clone could not be made; said once, for the same comes again and again.
+    fn trouble(&self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        let mut desk = self.desk();
+        if desk.trouble != text {
+            tracing::warn!("no database can be made at the moment: {text}");
+            desk.trouble = text;
+        }
+    }
+
+    async fn clone_as(&self, name: &str, template: &str) -> anyhow::Result<()> {
+        self.run(clone_statement(name, template, &self.0.url.user)).await
+    }
+
+    /// End the connections to the database `name`; whether it is as it was cloned.
+    async fn clean(&self, name: &str) -> anyhow::Result<bool> {
+        self.end_backends(name).await?;
+        // A backend tells its counts before it leaves the list of backends.
+        let changes = "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = $1";
+        let rows: Option<i64> = query_scalar(changes).bind(name).fetch_optional(&self.0.connections).await?;
+        let settings = "SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = $1)";
+        let settings: i64 = query_scalar(settings).bind(name).fetch_one(&self.0.connections).await?;
+        if rows != Some(0) || settings != 0 {
+            return Ok(false);
+        }
+        let mut inside = superuser_options(&self.0.home, self.0.url.port, name).connect().await?;
+        let sequences: String = query_scalar(SEQUENCES).fetch_one(&mut inside).await?;
+        inside.close().await?;
+        self.end_backends(name).await?;
+        Ok(sequences == self.0.sequences)
+    }
+
+    /// End all connections to the database `name`, and wait until they have gone: a drop would wait in steps of 100 ms.
+    async fn end_backends(&self, name: &str) -> anyhow::Result<()> {
+        let end = "SELECT pid, pg_terminate_backend(pid, $2) FROM pg_stat_activity WHERE datname = $1";
+        let ended: Vec<(i32, bool)> = query_as(end)
+            .bind(name)
+            .bind(BACKENDS_LIMIT_MS)
+            .fetch_all(&self.0.connections)
+            .await
+            .with_context(|| format!("end the connections to {name}"))?;
+        if let Some((pid, _)) = ended.iter().find(|(_, gone)| !gone) {
+            tracing::debug!("backend {pid} of {name} does not end");
+        }
+        Ok(())
+    }
+
+    async fn run(&self, statement: String) -> anyhow::Result<()> {
+        let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
+        raw_sql(AssertSqlSafe(statement)).execute(&self.0.connections).await.with_context(|| format!("run {what}"))?;
+        Ok(())
+    }
+}
+
+/// Takes a ticket back when its asker goes away.
+struct Leaving<'a>(&'a Databases, &'a str, Option<Ticket>);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.2 {
+            self.0.desk().waiting.remove(&ticket);
+            self.0.step(self.1, Event::Left(ticket));
+        }
+    }
+}
+
+/// The password of `url`, for who needs its parts.
+pub fn password(url: &DatabaseUrl) -> &str {
+    url.password.as_ref().map(Secret::expose).unwrap_or_default()
+}

@@ -1,0 +1,104 @@
+//! HTTP on the harness's unix socket: hands out databases, takes them back, says how they are.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /databases`, `{"shared": true}` for the read-only one | a [`Lease`](super::databases::Lease) |
+//! | `DELETE /databases/NAME`, `?failed=1` for a failed test's | [`Returned`](super::databases::Returned) |
+//! | `GET /status` | [`Census`](super::databases::Census) |
+//!
+//! Whatever is refused is answered with an [`Answer`] that says why.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, Request, Response};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::databases::Databases;
+use crate::control::{Answer, ControlSocket};
+use crate::exit::{Code, code_of};
+use crate::health::port;
+
+/// Largest body of a request, in bytes, and how long it may take to arrive.
+const BODY_SIZE_MAX: usize = 16 * 1024;
+const BODY_LIMIT: Duration = Duration::from_secs(10);
+
+/// The body of `POST /databases`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Asked {
+    /// The one that all read-only tests share.
+    #[serde(default)]
+    pub shared: bool,
+    /// Whose it is to be, for the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// Answer on `socket` for as long as this is polled.
+pub async fn serve(socket: ControlSocket, databases: Databases) {
+    let answer = move |request| answer(databases.clone(), request);
+    port::serve(socket, answer, std::future::pending()).await;
+}
+
+/// The answer to a request that cannot be carried out.
+type Refusal = (u16, Answer);
+
+async fn answer(databases: Databases, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    match carry_out(&databases, request).await {
+        Ok(body) => respond(200, body),
+        Err((status, answer)) => respond(status, serde_json::to_vec(&answer).unwrap_or_default()),
+    }
+}
+
+async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<Vec<u8>, Refusal> {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let name = uri.path().strip_prefix("/databases/");
+    match (method, uri.path(), name) {
+        (Method::POST, "/databases", _) => {
+            let body = body(request).await?;
+            let asked: Asked = if body.is_empty() { Asked::default() } else { parse(&body)? };
+            tracing::debug!(test.label = asked.label, shared = asked.shared, "a database is asked for");
+            let lease = if asked.shared { databases.shared().await } else { databases.fresh().await };
+            Ok(json(&lease.map_err(|error| refuse(503, &error))?))
+        }
+        (Method::DELETE, _, Some(name)) => {
+            let failed = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "failed=1"));
+            Ok(json(&databases.give_back(name, failed).map_err(|error| refuse(404, &error))?))
+        }
+        (Method::GET, "/status", _) => Ok(json(&databases.census())),
+        (method, path, _) => Err((404, Answer::failed(Code::Usage, format!("there is no {method} {path} here")))),
+    }
+}
+
+fn refuse(status: u16, error: &anyhow::Error) -> Refusal {
+    (status, Answer::failed(code_of(error), format!("{error:#}")))
+}
+
+async fn body(request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    let whole = timeout(BODY_LIMIT, Limited::new(request.into_body(), BODY_SIZE_MAX).collect()).await;
+    match whole {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => {
+            Err((413, Answer::failed(Code::Usage, format!("a request's body has at most {BODY_SIZE_MAX} bytes"))))
+        }
+        Err(_) => Err((408, Answer::failed(Code::Usage, format!("the body did not come within {BODY_LIMIT:?}")))),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        (400, Answer::failed(Code::Usage, format!("the body is not as in {{\"shared\": true}}: {error}")))
+    })
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn respond(status: u16, body: Vec<u8>) -> Response<Full<Bytes>> {
+    let response = Response::builder().status(status).header(CONTENT_TYPE, "application/json");
+    response.body(Full::from(body)).unwrap_or_default()
+}

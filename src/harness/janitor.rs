@@ -1,0 +1,80 @@
+//! Cleans up after a run, however that ended: a small shell that outlives it, and waits for the end of a pipe.
+//!
+//! What ends a run in an orderly way does the same as `kill -9`: nothing. So its caller waits for no shutdown, and there is
+//! one way to clean up, which every run tests. The server itself dies with Tandem (PR_SET_PDEATHSIG); the shell makes
+//! sure of that, removes the directory and the kernel's shared memory, and lays out a spare data directory.
+
+use std::io::{self, PipeWriter, Write};
+use std::path::Path;
+use std::process::Stdio;
+
+use super::place::Place;
+use super::remains;
+use crate::plan::CommandLine;
+use crate::process::{self, Child, Streams};
+
+/// Arguments: the run's directory, its data directory, an image or nothing, where its spare is to be.
+///
+/// A process of PostgreSQL works in its data directory, which nothing else does. SIGQUIT is the immediate shutdown, after
+/// which the postmaster removes its shared memory itself.
+const SCRIPT: &str = r#"
+trap '' INT TERM HUP QUIT
+dir=$1 data=$2 image=$3 spare=$4
+workers() { find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$data" 2>/dev/null | cut -d/ -f3; }
+read -r order
+if [ "$order" = keep ]; then
+    while [ -n "$(workers)" ]; do sleep 1; done
+else
+    kill -QUIT $(head -n 1 "$data/postmaster.pid" 2>/dev/null | grep -xF "$(workers)") 2>/dev/null
+    tries=0
+    while left=$(workers) && [ -n "$left" ] && [ $tries -lt 600 ]; do
+        [ $tries -lt 60 ] || kill -KILL $left 2>/dev/null
+        tries=$((tries + 1))
+        sleep 0.05
+    done
+fi
+segment=$(sed -n 7p "$data/postmaster.pid" 2>/dev/null | awk '{print $2}')
+[ -z "$segment" ] || ipcrm --shmem-id "$segment" 2>/dev/null
+rm -rf "$dir"
+if [ -n "$image" ] && [ ! -e "$spare" ]; then
+    if mkdir -m 700 "$spare.$$" && tar --numeric-owner -xpf "$image" -C "$spare.$$" 2>/dev/null; then
+        chown --reference="$spare.$$/PG_VERSION" "$spare.$$" && mv -T "$spare.$$" "$spare" 2>/dev/null
+    fi
+    rm -rf "$spare.$$"
+fi
+"#;
+
+/// The janitor of one run. Dropping it, as every end of this process does, sets it to work.
+#[derive(Debug)]
+pub struct Janitor {
+    orders: PipeWriter,
+    _shell: Child,
+}
+
+impl Janitor {
+    /// Let a janitor wait for the end of the run in `place`; `spare` is an image, and where to lay it out.
+    ///
+    /// # Errors
+    /// No shell can be started.
+    pub fn hire(place: &Place, spare: Option<(&Path, &Path)>) -> io::Result<Self> {
+        let (listens, orders) = io::pipe()?;
+        let (image, spare) = spare.unwrap_or((Path::new(""), Path::new("")));
+        let command = CommandLine::new("/bin/sh")
+            .args(["-c", SCRIPT, "tandem-janitor"])
+            .arg(&place.dir)
+            .arg(remains::data(&place.dir))
+            .arg(image)
+            .arg(spare)
+            .dir("/");
+        let streams = Streams { stdin: Stdio::from(listens), ..Streams::none() };
+        Ok(Self { orders, _shell: process::spawn_with(&command, None, streams)? })
+    }
+
+    /// Let the server live on. The directory goes when it has ended.
+    ///
+    /// # Errors
+    /// The janitor was killed.
+    pub fn let_live(&mut self) -> io::Result<()> {
+        self.orders.write_all(b"keep\n")
+    }
+}

@@ -1,0 +1,192 @@
+//! What a template is made from, as one digest: whatever differs in it makes another template. Reads files, runs nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use ignore::WalkBuilder;
+use ignore::overrides::OverrideBuilder;
+use sha2::{Digest, Sha256};
+
+use super::seed::Seed;
+use crate::config::{MigrationRun, Settings};
+use crate::exit::{Code, Failure};
+
+/// Counts up when a template is made in another way.
+const FORMAT: &str = "tandem template 1";
+/// What looks like migrations: Alembic's, Django's and others' directories, and plain SQL.
+const USUAL: [&str; 7] =
+    ["alembic.ini", "**/alembic/**", "**/migrations/**", "**/migration/**", "**/versions/**", "*.sql", "**/db/**"];
+/// Hexadecimal digits of a key: names of files and directories hold it.
+const LENGTH: usize = 24;
+
+/// A digest under construction: every part with its length, so that no two lists of parts look alike.
+pub struct Key(Sha256);
+
+impl Key {
+    /// The key of a cluster that holds nothing yet, of the PostgreSQL `version` that runs as user id `uid`.
+    pub fn empty(version: &str, uid: u32) -> Self {
+        let mut key = Self(Sha256::new());
+        key.add(FORMAT).add(version).add(uid.to_string());
+        key
+    }
+
+    /// Add what the settings, the migrations and the seeds consist of.
+    ///
+    /// # Errors
+    /// A file cannot be read, or a glob is none.
+    pub fn with_content(mut self, settings: &Settings, run: &MigrationRun, seeds: &[Seed]) -> anyhow::Result<Self> {
+        self.add(&settings.postgres.user).add(&settings.postgres.database);
+        for (name, value) in settings.postgres.settings.iter().chain(&settings.test.settings) {
+            self.add(name).add(value);
+        }
+        match run {
+            MigrationRun::None => {
+                self.add("none");
+            }
+            MigrationRun::SeaOrm => {
+                self.add("seaorm").add(migration::DIGEST);
+            }
+            MigrationRun::Command(words) => {
+                self.add("command");
+                for word in words {
+                    self.add(word);
+                }
+                self.files(&settings.directory, &inputs(settings, words)?)?;
+            }
+        }
+        for seed in seeds {
+            self.add("seed").add(&seed.to_string());
+            self.files(&settings.directory, &seed.files())?;
+        }
+        Ok(self)
+    }
+
+    /// The digest, in hexadecimal.
+    pub fn finish(self) -> String {
+        let mut text: String = self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        text.truncate(LENGTH);
+        text
+    }
+
+    fn add(&mut self, part: impl AsRef<[u8]>) -> &mut Self {
+        let part = part.as_ref();
+        self.0.update((part.len() as u64).to_be_bytes());
+        self.0.update(part);
+        self
+    }
+
+    fn files(&mut self, directory: &Path, paths: &BTreeSet<PathBuf>) -> anyhow::Result<()> {
+        for path in paths {
+            let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            // By its name in the project: a template serves every checkout of the same content.
+            let name = path.strip_prefix(directory).unwrap_or(path);
+            self.add(name.as_os_str().as_encoded_bytes()).add(bytes);
+        }
+        Ok(())
+    }
+}
+
+/// The files that the migration command `words` consists of.
+fn inputs(settings: &Settings, words: &[String]) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let directory = &settings.directory;
+    let globs: Vec<&str> = match &settings.test.inputs {
+        Some(globs) => globs.iter().map(String::as_str).collect(),
+        None => USUAL.to_vec(),
+    };
+    let mut found = matching(directory, &globs)?;
+    // A script that the command names is part of it.
+    found.extend(words.iter().map(|word| directory.join(word)).filter(|path| path.is_file()));
+    if found.is_empty() && settings.test.inputs.is_none() {
+        found = matching(directory, &["*.py", "!**/test_*.py", "!**/tests/**"])?;
+    }
+    if found.is_empty() {
+        tracing::warn!(
+            "no file tells when the migrations change: name them in test.inputs, or use `tandem test --rebuild`"
+        );
+    }
+    Ok(found)
+}
+
+/// The files below `directory` that one of `globs` fits and no `.gitignore` excludes.
+fn matching(directory: &Path, globs: &[&str]) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let mut overrides = OverrideBuilder::new(directory);
+    for glob in globs {
+        overrides.add(glob).with_context(|| Failure::new(Code::Config, format!("test.inputs: {glob:?} is no glob")))?;
+    }
+    let overrides = overrides.build().context("read test.inputs")?;
+    let walk = WalkBuilder::new(directory)
+        .filter_entry(|entry| !matches!(entry.file_name().to_str(), Some("__pycache__" | "node_modules" | "target")))
+        .overrides(overrides)
+        .build();
+    let files = walk.filter_map(Result::ok).filter(|entry| entry.file_type().is_some_and(|kind| kind.is_file()));
+    Ok(files.map(ignore::DirEntry::into_path).filter(|path| path.extension().is_none_or(|ext| ext != "pyc")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Source};
+
+    fn settings(dir: &Path) -> Settings {
+        let source = Source { cwd: dir.to_owned(), appless: true, ..Source::default() };
+        config::load(&source).unwrap().settings
+    }
+
+    fn key(settings: &Settings, run: &MigrationRun, seeds: &[Seed]) -> String {
+        Key::empty("16.15", 7).with_content(settings, run, seeds).unwrap().finish()
+    }
+
+    #[test]
+    fn every_difference_makes_another_key_and_nothing_else_does() {
+        let temp = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = temp.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("alembic/versions/001.py", "one");
+        write("app.py", "app");
+        write("seed.sql", "insert");
+        let settings = settings(temp.path());
+        let command = MigrationRun::Command(vec!["alembic".into(), "upgrade".into(), "head".into()]);
+        let seeds = [Seed::parse("seed.sql", temp.path()).unwrap()];
+        let now = |seeds: &[Seed]| key(&settings, &command, seeds);
+        let first = now(&[]);
+        assert_eq!(first, now(&[]));
+
+        let mut seen = BTreeSet::from([first.clone()]);
+        let mut differs = |key: String| assert!(seen.insert(key.clone()), "{key} was there before");
+        differs(key(&settings, &MigrationRun::None, &[]));
+        differs(key(&settings, &MigrationRun::SeaOrm, &[]));
+        differs(now(&seeds));
+        let mut other = settings.clone();
+        other.test.settings.insert("work_mem".into(), "8MB".into());
+        differs(key(&other, &command, &[]));
+        differs(Key::empty("16.16", 7).with_content(&settings, &command, &[]).unwrap().finish());
+        write("app.py", "another app");
+        write("alembic/versions/__pycache__/001.pyc", "compiled");
+        assert_eq!(first, now(&[]), "the application is not the schema");
+        write("alembic/versions/002.py", "two");
+        differs(now(&[]));
+        write("seed.sql", "update");
+        differs(now(&seeds));
+    }
+
+    #[test]
+    fn globs_of_ones_own_take_the_place_of_the_usual_ones() {
+        let temp = tempfile::tempdir().unwrap();
+        for (name, text) in [("schema/a.py", "a"), ("migrations/b.py", "b"), ("migrate.py", "m")] {
+            fs::create_dir_all(temp.path().join(name).parent().unwrap()).unwrap();
+            fs::write(temp.path().join(name), text).unwrap();
+        }
+        let mut settings = settings(temp.path());
+        settings.test.inputs = Some(vec!["schema/**".into()]);
+        let words = ["python".to_owned(), "migrate.py".to_owned()];
+        let found = inputs(&settings, &words).unwrap();
+        assert_eq!(found, BTreeSet::from([temp.path().join("schema/a.py"), temp.path().join("migrate.py")]));
+        settings.test.inputs = Some(vec!["a[".into()]);
+        assert!(inputs(&settings, &words).unwrap_err().to_string().contains("test.inputs"));
+    }
+}

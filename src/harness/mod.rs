@@ -1,0 +1,61 @@
+//! Databases for tests: a throwaway PostgreSQL 16 that starts in milliseconds, and a fresh, migrated database for each test.
+//!
+//! # For tests in Rust
+//!
+//! [`database`] hands out a database that nobody else has, a clone of a template that was migrated once. When the
+//! [`Database`] is dropped it goes; dropped in a panic, it is kept for as long as the server runs. Under `tandem test` the
+//! databases come from its server; else one is started for this process, with the configuration (`tandem.toml`) of the
+//! working directory, and ends with it. It works in parallel, under `cargo test` as under nextest.
+//!
+//! ```
+//! # async fn insert(url: &str) -> Result<u64, sea_orm::sqlx::Error> {
+//! #     use sea_orm::sqlx::{Connection, PgConnection, query};
+//! #     let mut connection = PgConnection::connect(url).await?;
+//! #     Ok(query("INSERT INTO cache_stats (stat_date) VALUES (now())").execute(&mut connection).await.map_or(0, |done| done.rows_affected()))
+//! # }
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! use tandem::harness::{Options, Server};
+//!
+//! let server = Server::start(Options::default()).await?;
+//! let (one, other) = (server.database().await?, server.database().await?);
+//! assert_ne!(one.name(), other.name());
+//! assert!(one.url().starts_with("postgresql://"));
+//! drop(one); // and its database goes
+//! # anyhow::Ok(())
+//! # }).unwrap();
+//! ```
+//!
+//! # How it works
+//!
+//! ```text
+//! key ─> template ─────> image       what the template consists of; made once, packed into one file
+//!            seed
+//! place ─> cluster ────> postmaster  a directory in memory, the image laid out in it, a server on it
+//!            janitor     remains     and who cleans up, however it ends
+//! pool ──> databases ──> desk        clones made ahead (pure); handed out; over a unix socket (client)
+//!                        integresql  the same for clients of IntegreSQL's interface
+//! run                                `tandem test`: a command in all this, with plugin (pytest) and stack (workers)
+//! ```
+
+mod client;
+mod cluster;
+pub mod databases;
+mod desk;
+mod image;
+mod integresql;
+mod janitor;
+mod key;
+mod library;
+mod place;
+mod plugin;
+mod pool;
+mod postmaster;
+mod remains;
+pub mod run;
+mod seed;
+mod stack;
+mod template;
+
+pub use client::{Client, VARIABLE};
+pub use desk::Asked;
+pub use library::{Database, Options, Server, database};

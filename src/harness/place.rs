@@ -1,0 +1,231 @@
+//! Where a throwaway server lives: a directory of its own, in memory or on disk, which goes when its run ends.
+//!
+//! ```text
+//! <base>/tandem-test-<uid>/      only its owner writes there
+//!     lock                       held while a run takes its directory, or looks for those of dead ones
+//!     run-<random>/              one run's: `lock` is held for as long as the run lives
+//!     spare-<key>/               a data directory, ready to be taken (renamed) by the next run
+//! ```
+//!
+//! The janitor removes a run's directory; what a power cut or a killed janitor leaves, the next run sweeps.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Uid;
+
+use super::remains;
+use crate::config::temp_dir;
+use crate::exit::{Code, Failure};
+use crate::postgres::free_bytes;
+
+/// A file system in the machine's memory.
+const MEMORY: &str = "/dev/shm";
+/// What a run needs at the least: its data directory, a pool of clones, and some writing, in bytes.
+const ROOM: u64 = 384 * 1024 * 1024;
+/// What must stay free beside a spare directory, in bytes: its file system is everybody's memory.
+const SPARE_ROOM: u64 = 2 * 1024 * 1024 * 1024;
+/// How many spare directories there may be, and how long one waits for a run that wants it.
+const SPARES_MAX: usize = 2;
+const SPARE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const RUN: &str = "run-";
+const SPARE: &str = "spare-";
+const LOCK: &str = "lock";
+/// In a run's directory: its server was left running on purpose.
+const KEPT: &str = "kept";
+
+/// One run's directory.
+#[derive(Debug)]
+pub struct Place {
+    /// The directory itself.
+    pub dir: PathBuf,
+    base: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// The places to try, the best first, and why the best of all is none of them.
+pub fn candidates(wanted: Option<&Path>) -> (Vec<PathBuf>, Option<String>) {
+    let disk = temp_dir();
+    let memory = wanted.unwrap_or(Path::new(MEMORY));
+    match free_bytes(memory) {
+        Some(free) if free >= ROOM => (vec![memory.to_path_buf(), disk], None),
+        Some(free) => {
+            let (free, room) = (free >> 20, ROOM >> 20);
+            let why = format!("{} has only {free} MB free, and a test server may need {room} MB", memory.display());
+            (vec![disk.clone()], Some(format!("{why}: it goes to {}", disk.display())))
+        }
+        None => (
+            vec![disk.clone()],
+            wanted.map(|_| format!("{} is no directory: tests run in {}", memory.display(), disk.display())),
+        ),
+    }
+}
+
+impl Place {
+    /// Take a new directory below `root`, and sweep what dead runs left there.
+    ///
+    /// # Errors
+    /// [`Code::CannotCreate`] when `root` cannot be used, or somebody else has our place in it.
+    pub fn take(root: &Path) -> anyhow::Result<Self> {
+        let cannot =
+            || Failure::new(Code::CannotCreate, format!("cannot make a directory for tests in {}", root.display()));
+        let base = base(root)?;
+        let guard = lock(&base.join(LOCK), FlockArg::LockExclusive).with_context(cannot)?;
+        let dead = dead(&base);
+        let dir = tempfile::Builder::new().prefix(RUN).permissions(Permissions::from_mode(0o755)).tempdir_in(&base);
+        let dir = dir.with_context(cannot)?.keep();
+        let own = lock(&dir.join(LOCK), FlockArg::LockExclusive).with_context(cannot)?;
+        drop(guard);
+        for (dir, held) in dead {
+            remains::remove(&dir);
+            drop(held);
+        }
+        Ok(Self { dir, base, _lock: own })
+    }
+
+    /// Take the spare data directory for `key`, if there is one, as `data`.
+    pub fn take_spare(&self, key: &str, data: &Path) -> bool {
+        fs::rename(self.spare(key), data).is_ok()
+    }
+
+    /// Where the spare data directory for `key` belongs.
+    fn spare(&self, key: &str) -> PathBuf {
+        self.base.join(format!("{SPARE}{key}"))
+    }
+
+    /// Where a spare data directory for `key` is to be made, if one is missing and there is room; old ones go.
+    pub fn wanted_spare(&self, key: &str) -> Option<PathBuf> {
+        let wanted = self.spare(key);
+        let mut others: Vec<(SystemTime, PathBuf)> = entries(&self.base, SPARE)
+            .filter(|path| *path != wanted)
+            .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+            .collect();
+        others.sort();
+        let many = others.len().saturating_sub(SPARES_MAX - 1);
+        for (place, (made, path)) in others.into_iter().enumerate() {
+            if place < many || made.elapsed().is_ok_and(|age| age > SPARE_AGE_MAX) {
+                let _ = fs::remove_dir_all(path);
+            }
+        }
+        let room = free_bytes(&self.base).is_some_and(|free| free > SPARE_ROOM);
+        (room && !wanted.exists()).then_some(wanted)
+    }
+
+    /// Note that the server in it stays when the run ends.
+    ///
+    /// # Errors
+    /// The note cannot be written.
+    pub fn keep(&self) -> io::Result<()> {
+        fs::write(self.dir.join(KEPT), "")
+    }
+}
+
+/// Our own directory in `root`, which others may be able to write to.
+fn base(root: &Path) -> anyhow::Result<PathBuf> {
+    let uid = Uid::effective();
+    let base = root.join(format!("tandem-test-{uid}"));
+    match fs::create_dir(&base) {
+        // The server's user passes through; what is secret lies in directories of its own.
+        Ok(()) => fs::set_permissions(&base, Permissions::from_mode(0o711))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            let message = format!("cannot make a directory for tests in {}", root.display());
+            bail!(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message)));
+        }
+    }
+    let meta = base.symlink_metadata().with_context(|| format!("look at {}", base.display()))?;
+    if !meta.is_dir() || meta.uid() != uid.as_raw() || meta.permissions().mode() & 0o022 != 0 {
+        let message = format!("{} is not ours alone: remove it, or set test.dir to another place", base.display());
+        bail!(Failure::new(Code::CannotCreate, message));
+    }
+    Ok(base)
+}
+
+fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    Flock::lock(file, how).map_err(|(_, errno)| errno.into())
+}
+
+fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
+    let found = fs::read_dir(base).into_iter().flatten().flatten();
+    found.filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix)).map(|entry| entry.path())
+}
+
+/// The directories of runs that are over, each with its lock, so that nobody else removes them too.
+fn dead(base: &Path) -> Vec<(PathBuf, Flock<File>)> {
+    let unlocked = entries(base, RUN).filter_map(|dir| {
+        let held = lock(&dir.join(LOCK), FlockArg::LockExclusiveNonblock).ok()?;
+        Some((dir, held))
+    });
+    unlocked.filter(|(dir, _)| !(dir.join(KEPT).exists() && remains::is_served(dir))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_a_directory_of_its_own_and_sweeps_those_of_dead_runs_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let (first, second) = (Place::take(root.path()).unwrap(), Place::take(root.path()).unwrap());
+        assert_ne!(first.dir, second.dir);
+        let dead = first.dir.clone();
+        fs::write(dead.join("file"), "").unwrap();
+        drop(first);
+        let third = Place::take(root.path()).unwrap();
+        assert!(!dead.exists() && second.dir.exists() && third.dir.exists());
+    }
+
+    #[test]
+    fn a_spare_directory_is_taken_once() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place::take(root.path()).unwrap();
+        let data = place.dir.join("data");
+        assert!(!place.take_spare("abc", &data));
+        fs::create_dir(place.spare("abc")).unwrap();
+        assert!(!place.take_spare("other", &data) && place.take_spare("abc", &data) && data.exists());
+        assert!(!place.take_spare("abc", &place.dir.join("again")));
+    }
+
+    #[test]
+    fn few_spare_directories_wait_and_none_for_long() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place::take(root.path()).unwrap();
+        let made = |key: &str| {
+            fs::create_dir(place.spare(key)).unwrap();
+            place.spare(key)
+        };
+        let old = made("old");
+        let week = SystemTime::now() - SPARE_AGE_MAX - Duration::from_secs(60);
+        File::open(&old).unwrap().set_modified(week).unwrap();
+        let others = [made("a"), made("b"), made("c")];
+        place.wanted_spare("wanted");
+        assert!(!old.exists());
+        assert_eq!(others.iter().filter(|path| path.exists()).count(), SPARES_MAX - 1);
+    }
+
+    #[test]
+    fn somebody_elses_directory_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let name = format!("tandem-test-{}", Uid::effective());
+        std::os::unix::fs::symlink("/", root.path().join(name)).unwrap();
+        let error = Place::take(root.path()).unwrap_err();
+        assert_eq!(crate::exit::code_of(&error), Code::CannotCreate);
+        assert!(error.to_string().contains("test.dir"), "{error}");
+    }
+
+    #[test]
+    fn a_file_system_that_is_too_small_is_left_for_the_disk() {
+        let (places, notice) = candidates(Some(Path::new("/proc")));
+        assert_eq!(places, [temp_dir()]);
+        assert!(notice.unwrap().contains("MB"));
+        let (places, notice) = candidates(Some(Path::new("/nowhere")));
+        assert_eq!(places, [temp_dir()]);
+        assert!(notice.unwrap().contains("/nowhere"));
+    }
+}

@@ -1,0 +1,212 @@
+//! The throwaway server: start it on a free port, start it again should it die, and say what it last logged.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::config::Settings;
+use crate::exit::{Code, Failure};
+use crate::postgres::binaries::Installation;
+use crate::postgres::home::Home;
+use crate::postgres::settings::{self, Inputs, Purpose};
+use crate::postgres::{cluster, server, stale};
+use crate::process::{self, Child, Streams};
+
+/// How long the server may take until it accepts connections.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// A port that was free may be taken before the server binds it.
+const PORT_TRIES: usize = 5;
+/// How often a server that dies is started again.
+const RESTARTS_MAX: usize = 10;
+/// How much of the end of the log is looked at, in bytes.
+const TAIL_SIZE: u64 = 64 * 1024;
+/// What the settings' arithmetic takes for the machine's memory, in bytes: tests need little.
+const MEMORY: u64 = 1 << 30;
+
+/// What a server is started with.
+pub struct Spec {
+    pub home: Home,
+    pub installation: Installation,
+    pub settings: Rc<Settings>,
+    /// Whether it outlives this process.
+    pub lasting: bool,
+}
+
+/// A server that answers.
+pub struct Postmaster {
+    pub port: u16,
+    spec: Rc<Spec>,
+    pid: Rc<Cell<i32>>,
+    keeping: JoinHandle<()>,
+}
+
+impl Postmaster {
+    /// Write the configuration of the data directory in `spec.home`, and start its server.
+    ///
+    /// # Errors
+    /// [`Failure`] with what the server said when it does not come up.
+    pub async fn start(spec: Spec) -> anyhow::Result<Self> {
+        let mut tried = 0;
+        let (port, child) = loop {
+            tried += 1;
+            let port = free_port()?;
+            configure(&spec, port)?;
+            match launch(&spec).await {
+                Ok(child) => break (port, child),
+                Err(error) if tried < PORT_TRIES && port_is_taken(&spec.home) => {
+                    tracing::debug!("port {port} was taken meanwhile: {error:#}");
+                    // What the next attempt logs is to be its own.
+                    let _ = fs::remove_file(log(&spec.home));
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let (spec, pid) = (Rc::new(spec), Rc::new(Cell::new(child.pid())));
+        let keeping = tokio::task::spawn_local(keep(spec.clone(), pid.clone(), child));
+        Ok(Self { port, spec, pid, keeping })
+    }
+
+    /// The server's process.
+    pub fn pid(&self) -> i32 {
+        self.pid.get()
+    }
+
+    /// The last `count` lines of the server's log.
+    pub fn last_lines(&self, count: usize) -> Vec<String> {
+        last_lines(&self.spec.home, count)
+    }
+
+    /// Whether the server refused connections because too many were open.
+    pub fn was_full(&self) -> bool {
+        let tail = tail(&self.spec.home);
+        tail.contains("too many clients already") || tail.contains("remaining connection slots are reserved")
+    }
+
+    /// Shut it down in an orderly way, so that its data directory can be copied.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn shut_down(self) -> anyhow::Result<()> {
+        self.keeping.abort();
+        let _ = self.keeping.await;
+        // Aborted, the keeper has dropped the child, which the runtime reaps as an orphan.
+        process::signal(self.pid.get(), Signal::SIGINT);
+        let data = &self.spec.home.data;
+        let gone = async {
+            while !stale::orphaned_backends(data).is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(READY_LIMIT, gone).await.context("wait for the end of the template's server")
+    }
+}
+
+/// The server's log.
+pub fn log(home: &Home) -> PathBuf {
+    home.state.join("server.log")
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    let socket = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).context("find a free port")?;
+    Ok(socket.local_addr()?.port())
+}
+
+fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
+    let mut postgres = spec.settings.postgres.clone();
+    postgres.listen = Ipv4Addr::LOCALHOST.into();
+    postgres.max_connections = spec.settings.test.max_connections;
+    postgres.shared_buffers = None;
+    let files = settings::render(&Inputs {
+        postgres: &postgres,
+        socket_dir: &spec.home.socket_dir,
+        port,
+        memory: MEMORY,
+        trusted_users: &spec.home.trusted_users()?,
+        purpose: Purpose::Throwaway(&spec.settings.test.settings),
+    })?;
+    cluster::configure(&spec.home, &files)
+}
+
+/// Start the server and wait until it accepts connections.
+async fn launch(spec: &Spec) -> anyhow::Result<Child> {
+    let home = &spec.home;
+    let log = log(home);
+    let file =
+        File::options().append(true).create(true).open(&log).with_context(|| format!("write {}", log.display()))?;
+    let environment = stale::clear(home).await?;
+    let command = server::command(home, &spec.installation, &environment);
+    // Nothing in it is worth an orderly shutdown.
+    let death = (!spec.lasting).then_some(Signal::SIGQUIT);
+    let mut child = process::spawn_with(&command, death, Streams::to_file(file)?).context("start PostgreSQL")?;
+    let pid = child.pid();
+    tokio::select! {
+        ready = timeout(READY_LIMIT, server::wait_ready(&home.data, pid)) => {
+            if ready.is_err() {
+                process::signal(pid, Signal::SIGKILL);
+                bail!(failure(home, &format!("did not accept connections within {READY_LIMIT:?}")));
+            }
+        }
+        exit = child.wait() => bail!(failure(home, &format!("ended as it started ({exit})"))),
+    }
+    Ok(child)
+}
+
+fn failure(home: &Home, what: &str) -> Failure {
+    let said = last_lines(home, 5);
+    let said = if said.is_empty() { String::new() } else { format!("; the last it said:\n  {}", said.join("\n  ")) };
+    Failure::new(Code::Failed, format!("the tests' PostgreSQL {what}{said}"))
+}
+
+/// Start the server again whenever it dies: what it holds is whole, for only the machine's crash could harm it.
+async fn keep(spec: Rc<Spec>, pid: Rc<Cell<i32>>, mut child: Child) {
+    for _ in 0..RESTARTS_MAX {
+        let exit = child.wait().await;
+        tracing::warn!("the tests' PostgreSQL ended ({exit}) and is started again; what used it meanwhile has failed");
+        let ready = async {
+            stale::end_orphaned_backends(&spec.home.data).await?;
+            launch(&spec).await
+        };
+        match ready.await {
+            Ok(new) => {
+                pid.set(new.pid());
+                child = new;
+            }
+            Err(error) => return tracing::error!("{error:#}"),
+        }
+    }
+    child.wait().await;
+    tracing::error!("the tests' PostgreSQL ended {RESTARTS_MAX} times, and stays down");
+}
+
+fn port_is_taken(home: &Home) -> bool {
+    let tail = tail(home);
+    tail.contains("could not bind") || tail.contains("could not create any TCP/IP sockets")
+}
+
+fn last_lines(home: &Home, count: usize) -> Vec<String> {
+    let tail = tail(home);
+    let lines: Vec<&str> = tail.lines().collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|&line| line.to_owned()).collect()
+}
+
+/// The end of the log.
+fn tail(home: &Home) -> String {
+    let read = |path: &Path| -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_SIZE)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read(&log(home)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,262 @@
+//! `tandem test`: a throwaway server around one command.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+
+use super::cluster::{Cluster, Wish};
+use super::stack::Stack;
+use super::template::Recipe;
+use super::{client, desk, integresql, plugin};
+use crate::config::{MigrationRun, Settings};
+use crate::control;
+use crate::exit::{Code, Failure};
+use crate::plan::CommandLine;
+use crate::process::{self, Exit, Foreground, orphans};
+use crate::signals::{Passed, Passing};
+use crate::workers::variables;
+
+/// What shells answer for a command that is not there, and for one that cannot be run (POSIX, 2.8.2).
+const NOT_FOUND: u8 = 127;
+const NOT_RUNNABLE: u8 = 126;
+/// Lines of the server's log that are shown when the command fails.
+const LINES_SHOWN: usize = 20;
+/// How long a command may go on after it was told to end for the second time.
+const SECOND_GRACE: Duration = Duration::from_secs(10);
+/// Rounds in which what the command left behind is ended.
+const STRAY_ROUNDS: usize = 20;
+
+/// Whether the server stays when the command has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    #[default]
+    Never,
+    /// If the command failed.
+    OnFailure,
+    Always,
+}
+
+/// What `tandem test` is to do.
+pub struct Job {
+    pub settings: Settings,
+    /// The environment that the command inherits.
+    pub inherited: BTreeMap<String, String>,
+    pub migrations: MigrationRun,
+    /// Beside those of the settings.
+    pub seeds: Vec<String>,
+    /// Program first.
+    pub command: Vec<String>,
+    pub keep: Keep,
+    pub rebuild: bool,
+    /// Serve IntegreSQL's interface too.
+    pub integresql: bool,
+    /// Arguments of `tandem up` that runs the workers beside the command; `None`: no workers.
+    pub workers: Option<Vec<String>>,
+}
+
+/// Run the command with a server around it; its exit code.
+///
+/// # Errors
+/// What kept the command from being started.
+pub async fn run(job: Job) -> anyhow::Result<u8> {
+    orphans::adopt();
+    // Before the server, so that nothing comes unheard: from now on signals are the command's.
+    let mut passing = Passing::open().context("install signal handlers")?;
+    let prepared = async {
+        let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
+        let lasting = job.keep != Keep::Never;
+        let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting }).await?;
+        let surroundings = surroundings(&job, &recipe, &cluster).await?;
+        anyhow::Ok((recipe, cluster, surroundings))
+    };
+    let (recipe, mut cluster, surroundings) = tokio::select! {
+        prepared = prepared => prepared?,
+        signal = told_to_end(&mut passing) => return Ok(128 + signal as u8),
+    };
+    let code = match attend(&job, &surroundings, &mut passing).await {
+        Ok(exit) => code(exit),
+        Err(error) => not_started(&job, &error)?,
+    };
+    if let Some(stack) = surroundings.stack {
+        stack.end().await;
+    }
+    orphans::end_strays(STRAY_ROUNDS);
+    let failed = code != 0;
+    if failed {
+        explain(&cluster);
+    }
+    if job.keep == Keep::Always || (job.keep == Keep::OnFailure && failed) {
+        keep(&mut cluster, &recipe)?;
+    } else if job.keep != Keep::Never {
+        // It would not follow us by itself; the janitor sees to the rest.
+        process::signal(cluster.postmaster.pid(), Signal::SIGQUIT);
+    }
+    Ok(code)
+}
+
+/// The first signal that asks for the end, while there is no command yet to hand it to.
+async fn told_to_end(passing: &mut Passing) -> Signal {
+    loop {
+        match passing.next().await {
+            Passed::On(signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT)) => {
+                return signal;
+            }
+            Passed::On(_) | Passed::Child => {}
+        }
+    }
+}
+
+/// What stands around the command.
+struct Surroundings {
+    environment: Vec<(String, String)>,
+    /// The Python environment's programs.
+    bin: Option<PathBuf>,
+    stack: Option<Stack>,
+}
+
+async fn surroundings(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Surroundings> {
+    let (settings, databases) = (&recipe.settings, &cluster.databases);
+    let url = databases.session_url();
+    let mut environment = variables::database(settings, url, &format!("{}-test", settings.name));
+    let socket = control::open(&cluster.home.control)?;
+    tokio::task::spawn_local(desk::serve(socket, databases.clone()));
+    let mut say = |name: &str, value: String| environment.push((name.to_owned(), value));
+    say(client::VARIABLE, cluster.home.control.display().to_string());
+    let inherited = &job.inherited;
+    let plugin = plugin::write(&cluster.home.run)?;
+    for (name, value) in plugin::variables(&plugin, |name| inherited.get(name).cloned()) {
+        say(name, value);
+    }
+    if job.integresql {
+        let address = integresql::open(databases.clone()).await?;
+        say("INTEGRESQL_CLIENT_BASE_URL", format!("http://{address}/api"));
+        say("INTEGRESQL_CLIENT_API_VERSION", "v1".to_owned());
+    }
+    let bin = recipe.python.parent().filter(|bin| bin.parent().is_some_and(|venv| venv.join("pyvenv.cfg").is_file()));
+    if let Some(bin) = bin {
+        let path = inherited.get("PATH").map(String::as_str).unwrap_or_default();
+        say("PATH", format!("{}:{path}", bin.display()));
+        say("VIRTUAL_ENV", bin.parent().unwrap_or(bin).display().to_string());
+    }
+    let stack = match &job.workers {
+        None => None,
+        Some(args) => {
+            let stack = Stack::start(args, recipe, cluster).await?;
+            say("TANDEM_BASE_URL", stack.base_url());
+            Some(stack)
+        }
+    };
+    databases.fill();
+    Ok(Surroundings { environment, bin: bin.map(Path::to_path_buf), stack })
+}
+
+/// Run the command to its end, passing signals on.
+async fn attend(job: &Job, surroundings: &Surroundings, passing: &mut Passing) -> std::io::Result<Exit> {
+    let (program, args) = job.command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+    let beside = surroundings.bin.as_ref().map(|bin| bin.join(program)).filter(|tool| tool.is_file());
+    let command = CommandLine::new(beside.unwrap_or_else(|| program.into())).args(args);
+    let command = surroundings.environment.iter().fold(command, |command, (name, value)| command.env(name, value));
+    let mut foreground = process::spawn_foreground(&command)?;
+    let group = foreground.child.pid();
+    let mut requests = 0;
+    let mut last_chance = None;
+    loop {
+        let Foreground { child, .. } = &mut foreground;
+        let too_late = async {
+            match last_chance {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            exit = child.wait() => return Ok(exit),
+            () = too_late => {
+                last_chance = None;
+                process::signal_group(group, Signal::SIGKILL);
+            }
+            passed = passing.next() => match passed {
+                Passed::Child => {
+                    foreground.follow_stop();
+                    orphans::reap();
+                }
+                Passed::On(signal) => {
+                    process::signal_group(group, signal);
+                    requests += u32::from(matches!(signal, Signal::SIGTERM | Signal::SIGINT));
+                    if requests == 2 {
+                        last_chance = Some(tokio::time::Instant::now() + SECOND_GRACE);
+                    } else if requests > 2 {
+                        process::signal_group(group, Signal::SIGKILL);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The exit code that stands for `exit`, as shells have it.
+fn code(exit: Exit) -> u8 {
+    match exit {
+        Exit::Code(code) => u8::try_from(code & 0xff).unwrap_or(1),
+        Exit::Signal(number) => u8::try_from(128 + number).unwrap_or(u8::MAX),
+    }
+}
+
+/// Say why the command could not be started; the exit code for it.
+fn not_started(job: &Job, error: &std::io::Error) -> anyhow::Result<u8> {
+    let Some(program) = job.command.first() else { bail!(Failure::new(Code::Usage, "no command was given")) };
+    let (code, what) = match error.kind() {
+        std::io::ErrorKind::NotFound if program == "pytest" => {
+            let ways = "add it to the file of python.requirements, or install it (pip install pytest)";
+            (NOT_FOUND, format!("pytest is not installed: {ways}; another command goes after `--`"))
+        }
+        std::io::ErrorKind::NotFound => (NOT_FOUND, format!("{program}: command not found")),
+        _ => (NOT_RUNNABLE, format!("{program}: cannot be run: {error}")),
+    };
+    eprintln!("tandem: {what}");
+    Ok(code)
+}
+
+/// What the server has to say about a failed run.
+fn explain(cluster: &Cluster) {
+    if cluster.postmaster.was_full() {
+        let max = cluster.databases.census().max_connections;
+        eprintln!(
+            "tandem: the tests used all {max} connections of their PostgreSQL: close connections and engines after each test, \
+             or raise test.max_connections"
+        );
+    }
+    let lines = cluster.postmaster.last_lines(LINES_SHOWN);
+    if !lines.is_empty() {
+        eprintln!("tandem: the last lines of PostgreSQL's log:");
+        for line in lines {
+            eprintln!("  {line}");
+        }
+    }
+    let kept = cluster.databases.census().kept;
+    if !kept.is_empty() {
+        eprintln!(
+            "tandem: {} databases of failed tests were kept; `tandem test --keep` leaves the server running",
+            kept.len()
+        );
+    }
+}
+
+/// Leave the server, and say how to get in and how to end it.
+fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
+    cluster.let_live()?;
+    let url = cluster.databases.session_url().with_scheme("postgresql").expose();
+    let (pid, psql) = (cluster.postmaster.pid(), recipe.installation.tool("psql"));
+    eprintln!(
+        "tandem: PostgreSQL stays, as process {pid}, with its log in {}",
+        super::postmaster::log(&cluster.home).display()
+    );
+    eprintln!("  connect: {} '{}'", psql.display(), url.expose());
+    for url in cluster.databases.census().kept {
+        eprintln!("  of a failed test: {url}");
+    }
+    eprintln!("  end it:  kill -INT {pid}");
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The real stack beside a test command: `tandem up` as a child, attached to the throwaway server.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use tokio::time::{sleep, timeout};
+
+use super::cluster::Cluster;
+use super::template::Recipe;
+use crate::exit::{Code, Failure};
+use crate::health::client::probe;
+use crate::plan::CommandLine;
+use crate::postgres::home::Home;
+use crate::process::{self, Child, Streams};
+
+/// How often it is asked whether it is ready, and how long one answer may take.
+const POLL: Duration = Duration::from_millis(10);
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// How long it may take to be ready beyond what its workers may, and to stop beyond its own ladder.
+const MARGIN: Duration = Duration::from_secs(30);
+/// Lines of its log that are shown when it does not come up.
+const LINES_SHOWN: usize = 20;
+
+/// A stack that serves. Dropped, it goes with this process (PR_SET_PDEATHSIG).
+pub struct Stack {
+    child: Child,
+    listen: SocketAddr,
+    stop_limit: Duration,
+}
+
+impl Stack {
+    /// Start the stack with `args` (those that `tandem test` itself was given) on ports of its own, and wait until it is
+    /// ready.
+    ///
+    /// # Errors
+    /// The last lines it logged, when it does not get ready.
+    pub async fn start(args: &[String], recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Self> {
+        let settings = &recipe.settings;
+        let (listen, health) = (free_address()?, free_address()?);
+        let program = std::env::current_exe().context("find this program")?;
+        let mut set = vec![
+            ("state_dir", cluster.place.dir.join("up").display().to_string()),
+            ("workers.listen", listen.to_string()),
+            ("health.listen", health.to_string()),
+            ("migrations.run", "none".to_owned()),
+            ("postgres.mode", "attach".to_owned()),
+        ];
+        if settings.python.requirements.is_some() && settings.python.venv.is_none() {
+            // The one that it would use in its usual state directory.
+            let venv = Home::resolve(settings)?.state.join("venv");
+            set.push(("python.venv", venv.display().to_string()));
+        }
+        let set = set.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]);
+        let log = cluster.place.dir.join("up.log");
+        let file = File::create(&log).with_context(|| format!("write {}", log.display()))?;
+        let url = cluster.databases.session_url().with_scheme("postgresql").expose();
+        let command = CommandLine::new(program)
+            .arg("up")
+            .args(args)
+            .args(set)
+            // Not an argument, which all users of the machine can read.
+            .env("TANDEM_POSTGRES__URL", url.expose())
+            .env_remove("DATABASE_URL");
+        let mut child = process::spawn_with(&command, Some(Signal::SIGTERM), Streams::to_file(file)?)
+            .context("start `tandem up`")?;
+        let ready = async {
+            while !matches!(probe(health, "/ready", PROBE_LIMIT).await, Ok((200, _))) {
+                sleep(POLL).await;
+            }
+        };
+        let limit = settings.workers.ready_limit + MARGIN;
+        let why = tokio::select! {
+            ready = timeout(limit, ready) => match ready {
+                Ok(()) => None,
+                Err(_) => Some(format!("is not ready after {limit:?}")),
+            },
+            exit = child.wait() => Some(format!("ended as it started ({exit})")),
+        };
+        if let Some(why) = why {
+            process::signal(child.pid(), Signal::SIGTERM);
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n  ");
+            bail!(Failure::new(Code::Failed, format!("the stack of --workers {why}; the last it said:\n  {last}")));
+        }
+        let stop_limit = settings.stop_ladder().total() + MARGIN;
+        Ok(Self { child, listen, stop_limit })
+    }
+
+    /// Where the application is.
+    pub fn base_url(&self) -> String {
+        format!("http://{}", self.listen)
+    }
+
+    /// Stop it in its own orderly way.
+    pub async fn end(mut self) {
+        process::signal(self.child.pid(), Signal::SIGTERM);
+        if timeout(self.stop_limit, self.child.wait()).await.is_err() {
+            process::signal(self.child.pid(), Signal::SIGKILL);
+        }
+    }
+}
+
+fn free_address() -> anyhow::Result<SocketAddr> {
+    let socket = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).context("find a free port")?;
+    Ok(socket.local_addr()?)
+}

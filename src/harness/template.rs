@@ -1,0 +1,363 @@
+//! The template: a data directory with the migrated and seeded database in it, made once for each content and kept packed.
+//!
+//! ```text
+//! <cache>/test/<key>.tar    appears by a rename when it is whole; one maker at a time, under <key>.lock
+//! ```
+//!
+//! It is made from an empty cluster, which is packed and kept in the same way, so that a changed migration costs no initdb.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, query_scalar, raw_sql};
+use serde::{Deserialize, Serialize};
+
+use super::janitor::Janitor;
+use super::key::Key;
+use super::place::{Place, candidates};
+use super::postmaster::{Postmaster, Spec};
+use super::seed::Seed;
+use super::{databases, image};
+use crate::config::{MigrationRun, Settings};
+use crate::exit::{Code, Failure, is_disk_full};
+use crate::install;
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret};
+use crate::postgres::binaries::{self, Installation};
+use crate::postgres::cluster;
+use crate::postgres::data::THROWAWAY_MARKER;
+use crate::postgres::home::{Home, make_dir};
+use crate::postgres::provision::{identifier, superuser_options};
+use crate::postgres::scram;
+use crate::postgres::settings::SUPERUSER;
+use crate::process;
+use crate::schema;
+use crate::telemetry;
+use crate::workers::{environment, variables};
+
+/// The database that all others are cloned from.
+pub const DATABASE: &str = "tandem_template";
+/// How many images are kept, the last used ones.
+const IMAGES_MAX: usize = 12;
+/// How long to wait for whoever makes the same template: its migrations and seeds may take minutes.
+const LOCK_LIMIT: Duration = Duration::from_secs(900);
+/// How long a seed may take.
+const SEED_LIMIT: Duration = Duration::from_secs(600);
+/// Calls the seed's function with the URL of the database.
+const CALL: &str = "import importlib, sys; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(sys.argv[3])";
+
+/// What a template consists of, and what it is made with.
+pub struct Recipe {
+    pub settings: Rc<Settings>,
+    pub migrations: MigrationRun,
+    pub seeds: Vec<Seed>,
+    pub installation: Installation,
+    /// The user the server runs as, when that is not our own.
+    pub server: Option<Identity>,
+    /// The Python environment's interpreter.
+    pub python: PathBuf,
+}
+
+/// A template that is there.
+pub struct Template {
+    pub key: String,
+    pub image: PathBuf,
+}
+
+/// What is known of the databases in a template; it lies in the data directory, which only the server's user reads.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Facts {
+    /// Of the application's role.
+    pub password: String,
+    /// Where the sequences stand, by [`databases::SEQUENCES`].
+    pub sequences: String,
+}
+
+impl Facts {
+    /// Of the data directory `data`.
+    ///
+    /// # Errors
+    /// It was not made here.
+    pub fn of(data: &Path) -> anyhow::Result<Self> {
+        let path = data.join(THROWAWAY_MARKER);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
+    }
+}
+
+/// The template for `recipe`, made if it is not there yet, or if `rebuild` asks for it.
+///
+/// # Errors
+/// What initdb, the migrations or the seeds said.
+pub async fn ensure(recipe: &Recipe, rebuild: bool) -> anyhow::Result<Template> {
+    let dir = recipe.settings.cache_dir.join("test");
+    let key = recipe.key()?;
+    let image = dir.join(format!("{key}.tar"));
+    if !rebuild && touch(&image) {
+        return Ok(Template { key, image });
+    }
+    install::make_shared_dir(&dir)
+        .with_context(|| Failure::new(Code::CannotCreate, format!("cannot write into {}", dir.display())))?;
+    let _lock = install::lock(&dir.join(format!("{key}.lock")), "make the tests' template", LOCK_LIMIT).await?;
+    // Whoever held the lock before may have made it.
+    if rebuild || !touch(&image) {
+        let _progress = telemetry::progress(format!("making the tests' template database ({})", recipe.words()));
+        let empty = recipe.empty(&dir, rebuild).await?;
+        recipe.make(&empty, &image).await?;
+        sweep(&dir);
+    }
+    Ok(Template { key, image })
+}
+
+/// Whether the image is there; if so, it counts as used now.
+fn touch(image: &Path) -> bool {
+    File::open(image).is_ok_and(|file| {
+        let _ = file.set_modified(SystemTime::now());
+        true
+    })
+}
+
+/// Remove the images that were not used for longest.
+fn sweep(dir: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let images = entries.filter(|path| path.extension().is_some_and(|extension| extension == "tar"));
+    let mut images: Vec<_> = images.filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path))).collect();
+    images.sort();
+    for (_, image) in &images[..images.len().saturating_sub(IMAGES_MAX)] {
+        let _ = fs::remove_file(image);
+    }
+}
+
+impl Recipe {
+    /// Find or fetch what `settings` name.
+    ///
+    /// # Errors
+    /// No PostgreSQL, no Python environment; a seed that is none.
+    pub async fn gather(
+        mut settings: Settings,
+        migrations: MigrationRun,
+        more_seeds: &[String],
+    ) -> anyhow::Result<Self> {
+        // What tests and migrations get as DATABASE_URL.
+        settings.workers.url_scheme = settings.test.url_scheme.clone();
+        let home = Home::resolve(&settings)?;
+        let interpreter = &settings.python.interpreter;
+        let (installation, environment) = tokio::try_join!(
+            binaries::ensure(
+                &settings.postgres.source,
+                &settings.cache_dir,
+                interpreter,
+                settings.search_path.as_ref()
+            ),
+            environment::ensure(&settings.python, &home.state, &settings.directory),
+        )?;
+        let seeds = settings.test.seed.iter().chain(more_seeds).map(|text| Seed::parse(text, &settings.directory));
+        let seeds = seeds.collect::<Result<_, _>>()?;
+        let (server, python) = (home.server, environment.python);
+        Ok(Self { settings: Rc::new(settings), migrations, seeds, installation, server, python })
+    }
+
+    fn key(&self) -> anyhow::Result<String> {
+        Ok(self.empty_key().with_content(&self.settings, &self.migrations, &self.seeds)?.finish())
+    }
+
+    fn empty_key(&self) -> Key {
+        let uid = self.server.as_ref().map_or_else(|| nix::unistd::Uid::effective().as_raw(), |server| server.uid);
+        Key::empty(&self.installation.version, uid)
+    }
+
+    fn words(&self) -> String {
+        let migrations = match &self.migrations {
+            MigrationRun::None => "no migrations".to_owned(),
+            MigrationRun::SeaOrm => "the built-in migrations".to_owned(),
+            MigrationRun::Command(words) => words.join(" "),
+        };
+        let seeds: String = self.seeds.iter().map(|seed| format!(", {seed}")).collect();
+        format!("{migrations}{seeds}")
+    }
+
+    /// The image of an empty cluster.
+    async fn empty(&self, dir: &Path, rebuild: bool) -> anyhow::Result<PathBuf> {
+        let key = self.empty_key().finish();
+        let image = dir.join(format!("{key}.tar"));
+        if !rebuild && touch(&image) {
+            return Ok(image);
+        }
+        let _lock = install::lock(&dir.join(format!("{key}.lock")), "make an empty cluster", LOCK_LIMIT).await?;
+        if rebuild || !touch(&image) {
+            self.in_a_place(async |_, home| {
+                make_dir(&home.data, 0o700, home.server.as_ref())?;
+                // Small segments: a cluster is copied for each run.
+                cluster::initdb(home, &self.installation, &home.data, &["--wal-segsize=1"]).await?;
+                mark(home, &Facts::default())?;
+                image::pack(&home.data, &image)
+            })
+            .await?;
+        }
+        Ok(image)
+    }
+
+    async fn make(&self, empty: &Path, image: &Path) -> anyhow::Result<()> {
+        self.in_a_place(async |place, home| {
+            image::lay_out(empty, &home.data, home.server.as_ref())?;
+            let _janitor = Janitor::hire(place, None).context("start a shell that cleans up")?;
+            let (settings, installation) = (self.settings.clone(), self.installation.clone());
+            let spec = Spec { home: home.clone(), installation, settings, lasting: false };
+            let postmaster = Postmaster::start(spec).await?;
+            let stocked = self.stock(home, postmaster.port).await;
+            let facts = stocked.with_context(|| match postmaster.last_lines(5).join("\n  ") {
+                lines if lines.is_empty() => "make the tests' template".to_owned(),
+                lines => format!("make the tests' template (the server's last lines:\n  {lines})"),
+            })?;
+            mark(home, &facts)?;
+            postmaster.shut_down().await?;
+            image::pack(&home.data, image)
+        })
+        .await
+    }
+
+    /// Do `work` in the first place that has room for it.
+    async fn in_a_place(&self, work: impl AsyncFn(&Place, &Home) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let (roots, _) = candidates(self.settings.test.dir.as_deref());
+        let mut outcome = Ok(());
+        for root in roots {
+            let place = Place::take(&root)?;
+            let home = Home::at(&place.dir, self.server.clone());
+            home.prepare()?;
+            outcome = work(&place, &home).await;
+            super::remains::remove(&place.dir);
+            if !outcome.as_ref().is_err_and(is_disk_full) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Make role and databases in the empty cluster behind `port`.
+    async fn stock(&self, home: &Home, port: u16) -> anyhow::Result<Facts> {
+        let postgres = &self.settings.postgres;
+        let (user, database) = (identifier(&postgres.user), identifier(&postgres.database));
+        let mut facts = Facts { password: password()?, ..Facts::default() };
+        let verifier = scram::verifier(&facts.password, scram::ITERATIONS_GENERATED)?;
+        let verb = if postgres.user == SUPERUSER { "ALTER" } else { "CREATE" };
+
+        // Not the database `postgres`, which may have to be made anew.
+        let mut root = superuser_options(home, port, "template1").connect().await.context("connect as superuser")?;
+        run(&mut root, format!("{verb} ROLE {user} LOGIN CREATEDB PASSWORD '{verifier}'")).await?;
+        if postgres.database == SUPERUSER {
+            run(&mut root, format!("DROP DATABASE {database}")).await?;
+        }
+        // Under its own name, which migrations may use.
+        run(&mut root, format!("CREATE DATABASE {database} TEMPLATE template0 OWNER {user}")).await?;
+        let url = DatabaseUrl {
+            scheme: "postgresql".into(),
+            user: postgres.user.clone(),
+            password: Some(Secret::new(&*facts.password)),
+            host: "127.0.0.1".into(),
+            port,
+            database: postgres.database.clone(),
+            query: None,
+        };
+        self.migrate(&url).await?;
+        for seed in &self.seeds {
+            self.seed(seed, &url).await?;
+        }
+
+        let mut inside = superuser_options(home, port, &postgres.database).connect().await?;
+        // Clones then have the planner's statistics, and no row whose visibility must be noted at its first reading.
+        run(&mut inside, "VACUUM (ANALYZE)".into()).await?;
+        facts.sequences =
+            query_scalar(databases::SEQUENCES).fetch_one(&mut inside).await.context("read the sequences")?;
+        inside.close().await?;
+        // What a migration or a seed left connected would keep the database from being renamed and cloned.
+        let others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1";
+        sea_orm::sqlx::query(others).bind(&postgres.database).execute(&mut root).await.context("end connections")?;
+        run(&mut root, format!("ALTER DATABASE {database} RENAME TO {DATABASE}")).await?;
+        run(&mut root, format!("ALTER DATABASE {DATABASE} OWNER TO {SUPERUSER}")).await?;
+        // Nobody changes it by mistake, not even the superuser.
+        run(&mut root, format!("ALTER DATABASE {DATABASE} IS_TEMPLATE true ALLOW_CONNECTIONS false")).await?;
+        run(&mut root, databases::clone_statement(&postgres.database, DATABASE, &postgres.user)).await?;
+        root.close().await?;
+        Ok(facts)
+    }
+
+    async fn migrate(&self, url: &DatabaseUrl) -> anyhow::Result<()> {
+        let migrations = &self.settings.migrations;
+        match &self.migrations {
+            MigrationRun::None => Ok(()),
+            MigrationRun::SeaOrm => schema::up(url, migrations.lock_limit, migrations.limit).await.map(drop),
+            MigrationRun::Command(words) => {
+                let (program, args) = words.split_first().context("the migration command is empty")?;
+                let command = self.command(self.program(program), url).args(args);
+                self.succeed(command, migrations.limit, &format!("migrations: `{}`", words.join(" "))).await
+            }
+        }
+    }
+
+    async fn seed(&self, seed: &Seed, url: &DatabaseUrl) -> anyhow::Result<()> {
+        let command = match seed {
+            Seed::Sql { path, .. } => self
+                .command(self.installation.tool("psql"), url)
+                .args(["-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f"])
+                .arg(path),
+            Seed::Python { module, function, .. } => {
+                let url = url.with_scheme(&self.settings.test.url_scheme).expose();
+                let (dir, python) = (&self.settings.directory, &self.python);
+                let command = self.command(python.clone(), &DatabaseUrl::parse(url.expose())?);
+                // What a program's own directory is to its imports, the project is to a seed's.
+                command.args(["-c", CALL, module, function, url.expose()]).env("PYTHONPATH", dir)
+            }
+        };
+        self.succeed(command, SEED_LIMIT, &format!("test.seed: {seed}")).await
+    }
+
+    /// A tool such as alembic lives in the Python environment, and is found there first.
+    fn program(&self, name: &str) -> PathBuf {
+        let beside = self.python.parent().map(|bin| bin.join(name)).filter(|tool| tool.is_file());
+        beside.unwrap_or_else(|| name.into())
+    }
+
+    fn command(&self, program: PathBuf, url: &DatabaseUrl) -> CommandLine {
+        let application = format!("{}-template", self.settings.name);
+        let environment = variables::database(&self.settings, url, &application);
+        let command = CommandLine::new(program).dir(&self.settings.directory);
+        environment.into_iter().fold(command, |command, (name, value)| command.env(name, value))
+    }
+
+    async fn succeed(&self, command: CommandLine, limit: Duration, what: &str) -> anyhow::Result<()> {
+        let finished = process::run(&command, limit).await.with_context(|| what.to_owned())?;
+        if !finished.exit.success() {
+            let last = install::last_lines(&finished.stdout, &finished.stderr);
+            bail!(Failure::new(Code::Failed, format!("{what} ended with {}\n{last}", finished.exit)));
+        }
+        Ok(())
+    }
+}
+
+fn mark(home: &Home, facts: &Facts) -> anyhow::Result<()> {
+    let path = home.data.join(THROWAWAY_MARKER);
+    fs::write(&path, serde_json::to_string(facts)?).with_context(|| format!("write {}", path.display()))?;
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    let owner = home.server.as_ref();
+    owner.map_or(Ok(()), |owner| Ok(std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid))?))
+}
+
+/// Letters, digits, `-` and `_`: nothing that a URL must encode.
+fn password() -> anyhow::Result<String> {
+    let mut bits = [0; 32];
+    SysRng.try_fill_bytes(&mut bits).context("ask the system for randomness")?;
+    Ok(URL_SAFE_NO_PAD.encode(bits))
+}
+
+async fn run(connection: &mut PgConnection, statement: String) -> anyhow::Result<()> {
+    let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
+    raw_sql(AssertSqlSafe(statement)).execute(connection).await.with_context(|| format!("run {what}"))?;
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! A child that has the terminal: a command that a person started Tandem for, such as a test run with a debugger in it.
+//!
+//! It leads a process group of its own, so that signals reach all of it; and then the kernel must be told that this group
+//! is in front, or it could not read the terminal (SIGTTIN) and Ctrl-C would not reach it (termios(3), tcsetpgrp(3)).
+
+use std::io::{self, IsTerminal, Stdin};
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+
+use super::child::Child;
+use super::spawn::{Streams, signal_group, spawn_with};
+use crate::plan::CommandLine;
+
+/// The child, and the terminal that it got from us. Dropped, it gives the terminal back.
+#[derive(Debug)]
+pub struct Foreground {
+    pub child: Child,
+    terminal: Option<Stdin>,
+}
+
+/// Start `command` with Tandem's own standard streams, in front of the terminal if Tandem is; it dies with Tandem.
+///
+/// # Errors
+/// As [`super::spawn`].
+pub fn spawn_foreground(command: &CommandLine) -> io::Result<Foreground> {
+    let stdin = io::stdin();
+    let in_front = stdin.is_terminal() && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp());
+    let child = spawn_with(command, Some(Signal::SIGKILL), Streams::inherited())?;
+    let foreground = Foreground { child, terminal: in_front.then_some(stdin) };
+    foreground.bring_forward();
+    Ok(foreground)
+}
+
+impl Foreground {
+    /// Give it the terminal, and let it go on, should it have asked for the terminal before.
+    fn bring_forward(&self) {
+        let Some(terminal) = &self.terminal else { return };
+        // SIGTTOU, which this would bring us from the background, is blocked by `signals::block`.
+        let _ = tcsetpgrp(terminal, Pid::from_raw(self.child.pid()));
+        signal_group(self.child.pid(), Signal::SIGCONT);
+    }
+
+    fn take_back(&self) {
+        if let Some(terminal) = &self.terminal {
+            let _ = tcsetpgrp(terminal, getpgrp());
+        }
+    }
+
+    /// If it was stopped from the terminal (Ctrl-Z), stop as well, as the shell expects; returns when both go on.
+    pub fn follow_stop(&self) {
+        let look = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+        let stopped = waitid(Id::Pid(Pid::from_raw(self.child.pid())), look);
+        if self.terminal.is_none() || !matches!(stopped, Ok(WaitStatus::Stopped(..))) {
+            return;
+        }
+        self.take_back();
+        // The whole group of ours, for the shell waits for all of it.
+        let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+        self.bring_forward();
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        self.take_back();
+    }
+}
