@@ -32,6 +32,8 @@ pub fn pack(data: &Path, image: &Path) -> anyhow::Result<()> {
     let staged = NamedTempFile::new_in(parent).with_context(|| format!("write into {}", parent.display()))?;
     let mut tar = tar::Builder::new(io::BufWriter::with_capacity(CHUNK, staged));
     tar.follow_symlinks(false);
+    // Sparse members lie in pieces, which are not read by an offset.
+    tar.sparse(false);
     append(&mut tar, data, Path::new("")).context("pack the data directory")?;
     tar.append_path_with_name(data.join(THROWAWAY_MARKER), THROWAWAY_MARKER).context("pack the data directory")?;
     let staged = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;

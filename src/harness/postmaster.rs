@@ -27,6 +27,8 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 const PORT_TRIES: usize = 5;
 /// How often a server that dies is started again.
 const RESTARTS_MAX: usize = 10;
+/// The last line of a start.
+const STARTED: &str = "database system is ready to accept connections";
 /// How much of the end of the log is looked at, in bytes.
 const TAIL_SIZE: u64 = 64 * 1024;
 /// What the settings' arithmetic takes for the machine's memory, in bytes: tests need little.
@@ -80,9 +82,12 @@ impl Postmaster {
         self.pid.get()
     }
 
-    /// The last `count` lines of the server's log.
+    /// The last `count` lines of the server's log, without what it says of its start.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
-        last_lines(&self.spec.home, count)
+        let tail = tail(&self.spec.home);
+        let since = tail.rsplit_once(STARTED).map_or(&*tail, |(_, since)| since);
+        let lines: Vec<&str> = since.lines().filter(|line| !line.is_empty()).collect();
+        lines[lines.len().saturating_sub(count)..].iter().map(|&line| line.to_owned()).collect()
     }
 
     /// Whether the server refused connections because too many were open.

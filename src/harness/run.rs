@@ -136,11 +136,13 @@ async fn surroundings(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::
         say("INTEGRESQL_CLIENT_API_VERSION", "v1".to_owned());
     }
     let bin = recipe.python.parent().filter(|bin| bin.parent().is_some_and(|venv| venv.join("pyvenv.cfg").is_file()));
-    if let Some(bin) = bin {
-        let path = inherited.get("PATH").map(String::as_str).unwrap_or_default();
-        say("PATH", format!("{}:{path}", bin.display()));
-        say("VIRTUAL_ENV", bin.parent().unwrap_or(bin).display().to_string());
+    if let Some(venv) = bin.and_then(Path::parent) {
+        say("VIRTUAL_ENV", venv.display().to_string());
     }
+    // Last, and only for who has none: psql, pg_dump and the like.
+    let path = inherited.get("PATH").map(PathBuf::from);
+    let places = bin.into_iter().chain(path.as_deref()).chain([recipe.installation.bin.as_path()]);
+    say("PATH", places.map(|place| place.display().to_string()).collect::<Vec<_>>().join(":"));
     let stack = match &job.workers {
         None => None,
         Some(args) => {

@@ -21,6 +21,8 @@ const POLL: Duration = Duration::from_millis(10);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// How long it may take to be ready beyond what its workers may, and to stop beyond its own ladder.
 const MARGIN: Duration = Duration::from_secs(30);
+/// How often other ports are tried.
+const PORT_TRIES: usize = 3;
 /// Lines of its log that are shown when it does not come up.
 const LINES_SHOWN: usize = 20;
 
@@ -38,6 +40,18 @@ impl Stack {
     /// # Errors
     /// The last lines it logged, when it does not get ready.
     pub async fn start(args: &[String], recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Self> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            match Self::on_free_ports(args, recipe, cluster).await {
+                // Free when it was asked for, a port may be somebody else's a moment later.
+                Err(error) if tried < PORT_TRIES && error.to_string().contains("is taken") => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn on_free_ports(args: &[String], recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Self> {
         let settings = &recipe.settings;
         let (listen, health) = (free_address()?, free_address()?);
         let program = std::env::current_exe().context("find this program")?;

@@ -5,6 +5,7 @@
 
 pub mod alembic;
 pub mod control;
+pub mod harness;
 pub mod ports;
 pub mod project;
 pub mod refusal;

@@ -35,9 +35,14 @@ pub struct Process {
 /// The command that runs the built binary in the project's directory, with nothing of our own environment that Tandem
 /// would take for configuration.
 pub fn command(project: &Project) -> Command {
+    command_in(project.dir())
+}
+
+/// As [`command`], in any directory.
+pub fn command_in(dir: &Path) -> Command {
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
     let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
-    command.current_dir(project.dir()).stdin(Stdio::null()).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.current_dir(dir).stdin(Stdio::null()).env("PYTHONDONTWRITEBYTECODE", "1");
     for name in ["DATABASE_URL", "POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "NO_COLOR"] {
         command.env_remove(name);
     }
@@ -61,13 +66,20 @@ impl Tandem {
     }
 
     /// As [`Tandem::start_as`], with these arguments.
-    pub fn start_with(project: &Project, mut command: Command, args: &[&str]) -> Self {
-        let log = project.dir().join(format!("up-{}.log", rand::random::<u32>()));
+    pub fn start_with(project: &Project, command: Command, args: &[&str]) -> Self {
+        let mut tandem = Self::start_in(project.dir(), command, args);
+        (tandem.health, tandem.app) = (project.health, project.app);
+        tandem
+    }
+
+    /// As [`Tandem::start_with`], for what has no ports: its output goes to a file in `dir`.
+    pub fn start_in(dir: &Path, mut command: Command, args: &[&str]) -> Self {
+        let log = dir.join(format!("up-{}.log", rand::random::<u32>()));
         let file = File::create(&log).unwrap();
         command.args(args).stdout(file.try_clone().unwrap()).stderr(file);
         // A group of its own, so that a signal to the test's terminal does not reach it.
         let child = command.process_group(0).spawn().unwrap();
-        Self { child, log, health: project.health, app: project.app }
+        Self { child, log, health: 0, app: 0 }
     }
 
     /// Start `tandem up` and wait until it is ready.
@@ -128,6 +140,11 @@ impl Tandem {
     /// `GET` from the application.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         get(self.app, path)
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Wait for the process's end.
