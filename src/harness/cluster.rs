@@ -81,7 +81,8 @@ impl Cluster {
         let janitor = Janitor::hire(&place, spare).context("start a shell that cleans up")?;
         let home = Home::at(&place.dir, recipe.server.clone());
         home.prepare()?;
-        if wish.rebuild || !place.take_spare(&template.key, &home.data) {
+        let takes_spare = settings.test.spare && !wish.rebuild;
+        if !(takes_spare && place.take_spare(&template.key, &home.data)) {
             image::lay_out(&template.image, &home.data, home.server.as_ref())?;
         }
         let facts = Facts::of(&home.data)?;

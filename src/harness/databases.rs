@@ -142,9 +142,11 @@ impl Databases {
         databases
     }
 
-    /// Begin to make databases ahead.
+    /// Begin to make databases ahead, unless that has begun. Whoever never asks for one is not held up by their making.
     pub fn fill(&self) {
-        self.add_pool(DATABASE, PREFIX);
+        if !self.desk().pools.contains_key(DATABASE) {
+            self.add_pool(DATABASE, PREFIX);
+        }
     }
 
     /// Begin to make clones of `template`, called `prefix` and a number.
@@ -165,6 +167,7 @@ impl Databases {
     /// # Errors
     /// Clones cannot be made, and why.
     pub async fn fresh(&self) -> anyhow::Result<Lease> {
+        self.fill();
         self.fresh_of(DATABASE).await
     }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `POST /databases`, `{"shared": true}` for the read-only one | a [`Lease`](super::databases::Lease) |
 //! | `DELETE /databases/NAME`, `?failed=1` for a failed test's | [`Returned`](super::databases::Returned) |
+//! | `POST /fill`: databases will be asked for | [`Census`](super::databases::Census) |
 //! | `GET /status` | [`Census`](super::databases::Census) |
 //!
 //! Whatever is refused is answered with an [`Answer`] that says why.
@@ -67,6 +68,10 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
         (Method::DELETE, _, Some(name)) => {
             let failed = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "failed=1"));
             Ok(json(&databases.give_back(name, failed).map_err(|error| refuse(404, &error))?))
+        }
+        (Method::POST, "/fill", _) => {
+            databases.fill();
+            Ok(json(&databases.census()))
         }
         (Method::GET, "/status", _) => Ok(json(&databases.census())),
         (method, path, _) => Err((404, Answer::failed(Code::Usage, format!("there is no {method} {path} here")))),

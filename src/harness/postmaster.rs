@@ -23,6 +23,8 @@ use crate::process::{self, Child, Streams};
 
 /// How long the server may take until it accepts connections.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at whether it does.
+const READY_POLL: Duration = Duration::from_millis(1);
 /// A port that was free may be taken before the server binds it.
 const PORT_TRIES: usize = 5;
 /// How often a server that dies is started again.
@@ -147,14 +149,16 @@ async fn launch(spec: &Spec) -> anyhow::Result<Child> {
     let log = log(home);
     let file =
         File::options().append(true).create(true).open(&log).with_context(|| format!("write {}", log.display()))?;
-    let environment = stale::clear(home).await?;
+    // Looking through all processes takes longer than anything else here; in a new directory there is nothing to find.
+    let used = home.data.join("postmaster.pid").exists();
+    let environment = if used { stale::clear(home).await? } else { Vec::new() };
     let command = server::command(home, &spec.installation, &environment);
     // Nothing in it is worth an orderly shutdown.
     let death = (!spec.lasting).then_some(Signal::SIGQUIT);
     let mut child = process::spawn_with(&command, death, Streams::to_file(file)?).context("start PostgreSQL")?;
     let pid = child.pid();
     tokio::select! {
-        ready = timeout(READY_LIMIT, server::wait_ready(&home.data, pid)) => {
+        ready = timeout(READY_LIMIT, wait_ready(&home.data, pid)) => {
             if ready.is_err() {
                 process::signal(pid, Signal::SIGKILL);
                 bail!(failure(home, &format!("did not accept connections within {READY_LIMIT:?}")));
@@ -163,6 +167,13 @@ async fn launch(spec: &Spec) -> anyhow::Result<Child> {
         exit = child.wait() => bail!(failure(home, &format!("ended as it started ({exit})"))),
     }
     Ok(child)
+}
+
+/// As [`server::wait_ready`], for who waits for nothing else.
+async fn wait_ready(data: &Path, pid: i32) {
+    while !server::ready(data, pid) {
+        tokio::time::sleep(READY_POLL).await;
+    }
 }
 
 fn failure(home: &Home, what: &str) -> Failure {

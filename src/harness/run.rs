@@ -151,7 +151,6 @@ async fn surroundings(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::
             Some(stack)
         }
     };
-    databases.fill();
     Ok(Surroundings { environment, bin: bin.map(Path::to_path_buf), stack })
 }
 

@@ -98,6 +98,20 @@ fn families(roots: &[i32]) -> Vec<i32> {
 
 /// The pids whose parent is this process, whichever thread spawned them (proc_pid_task(5)).
 fn children() -> Vec<i32> {
+    // Where the kernel keeps lists of them (CONFIG_PROC_CHILDREN), not all processes must be looked at.
+    let tasks = procfs::process::Process::myself().and_then(|own| own.tasks());
+    let listed = tasks.and_then(|tasks| {
+        let each = tasks.map(|task| task?.children()).collect::<Result<Vec<_>, _>>()?;
+        Ok(each.concat().into_iter().map(u32::cast_signed).filter(|&pid| !is_zombie(pid)).collect())
+    });
+    listed.unwrap_or_else(|_: procfs::ProcError| children_among_all())
+}
+
+fn is_zombie(pid: i32) -> bool {
+    procfs::process::Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| stat.state == 'Z')
+}
+
+fn children_among_all() -> Vec<i32> {
     let own = std::process::id().cast_signed();
     alive().into_iter().filter(|&(_, parent)| parent == own).map(|(pid, _)| pid).collect()
 }

@@ -26,7 +26,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const START_ATTEMPTS_MAX: u32 = 5;
 
 /// The prefix of the PostgreSQL 16 that `tandem install` would use.
-async fn binaries() -> PathBuf {
+pub async fn binaries() -> PathBuf {
     let root = nix::unistd::Uid::effective().is_root();
     let home = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).unwrap().unwrap().dir;
     let cache = if root { PathBuf::from("/var/cache/tandem") } else { home.join(".cache/tandem") };
