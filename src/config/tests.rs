@@ -54,6 +54,7 @@ impl Project {
             name: (*name).into(),
         };
         let source = Source {
+            appless: false,
             file: None,
             flags: self.flags.iter().map(flag).collect(),
             cwd: self.path().to_path_buf(),
@@ -158,7 +159,7 @@ workers_min = 9
               tandem.toml:25: `process` is a list of tables
                 help: write [[process]] above the keys of each process
               tandem.toml:28: unknown section [zebra]
-                help: the sections are postgres, migrations, python, workers, pool, health, stop, hooks, log, and any number of [[process]]
+                help: the sections are postgres, migrations, python, workers, pool, health, stop, hooks, test, log, and any number of [[process]]
               tandem.toml:32: health.workers_min: 9 ready workers are never reached with 4 workers
               environment: TANDEM_POOL__OVERFLOWS names no key of the configuration
                 help: did you mean TANDEM_POOL__OVERFLOW?
@@ -341,7 +342,8 @@ fn the_table_is_aligned() {
         workers.command                (none)                                            default
         workers.ready                  notify                                            default
         workers.socket                 inherited                                         default
-        workers.reload_include         ["*.py"]                                          default"#]]
+        workers.reload_include         ["*.py"]                                          default
+        test.url_scheme                (workers.url_scheme, if written, else postgresql)  default"#]]
     .assert_eq(&lines.join("\n"));
 }
 

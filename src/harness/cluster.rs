@@ -74,7 +74,7 @@ impl Cluster {
 
     async fn at(root: &Path, recipe: &Recipe, template: &Template, wish: Wish) -> anyhow::Result<Self> {
         let settings = &recipe.settings;
-        let place = Place::take(root)?;
+        let place = Place::take(root).await?;
         let spare: Option<PathBuf> = settings.test.spare.then(|| place.wanted_spare(&template.key)).flatten();
         let spare = spare.as_deref().map(|spare| (template.image.as_path(), spare));
         // Before there is anything to clean up.

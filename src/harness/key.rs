@@ -57,7 +57,7 @@ impl Key {
             }
         }
         for seed in seeds {
-            self.add("seed").add(&seed.to_string());
+            self.add("seed").add(seed.to_string());
             self.files(&settings.directory, &seed.files())?;
         }
         Ok(self)

@@ -71,7 +71,7 @@ impl Place {
     ///
     /// # Errors
     /// [`Code::CannotCreate`] when `root` cannot be used, or somebody else has our place in it.
-    pub fn take(root: &Path) -> anyhow::Result<Self> {
+    pub async fn take(root: &Path) -> anyhow::Result<Self> {
         let cannot =
             || Failure::new(Code::CannotCreate, format!("cannot make a directory for tests in {}", root.display()));
         let base = base(root)?;
@@ -82,7 +82,7 @@ impl Place {
         let own = lock(&dir.join(LOCK), FlockArg::LockExclusive).with_context(cannot)?;
         drop(guard);
         for (dir, held) in dead {
-            remains::remove(&dir);
+            remains::remove(&dir).await;
             drop(held);
         }
         Ok(Self { dir, base, _lock: own })
@@ -169,22 +169,22 @@ fn dead(base: &Path) -> Vec<(PathBuf, Flock<File>)> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_run_has_a_directory_of_its_own_and_sweeps_those_of_dead_runs_alone() {
+    #[tokio::test]
+    async fn a_run_has_a_directory_of_its_own_and_sweeps_those_of_dead_runs_alone() {
         let root = tempfile::tempdir().unwrap();
-        let (first, second) = (Place::take(root.path()).unwrap(), Place::take(root.path()).unwrap());
+        let (first, second) = (Place::take(root.path()).await.unwrap(), Place::take(root.path()).await.unwrap());
         assert_ne!(first.dir, second.dir);
         let dead = first.dir.clone();
         fs::write(dead.join("file"), "").unwrap();
         drop(first);
-        let third = Place::take(root.path()).unwrap();
+        let third = Place::take(root.path()).await.unwrap();
         assert!(!dead.exists() && second.dir.exists() && third.dir.exists());
     }
 
-    #[test]
-    fn a_spare_directory_is_taken_once() {
+    #[tokio::test]
+    async fn a_spare_directory_is_taken_once() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place::take(root.path()).unwrap();
+        let place = Place::take(root.path()).await.unwrap();
         let data = place.dir.join("data");
         assert!(!place.take_spare("abc", &data));
         fs::create_dir(place.spare("abc")).unwrap();
@@ -192,10 +192,10 @@ mod tests {
         assert!(!place.take_spare("abc", &place.dir.join("again")));
     }
 
-    #[test]
-    fn few_spare_directories_wait_and_none_for_long() {
+    #[tokio::test]
+    async fn few_spare_directories_wait_and_none_for_long() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place::take(root.path()).unwrap();
+        let place = Place::take(root.path()).await.unwrap();
         let made = |key: &str| {
             fs::create_dir(place.spare(key)).unwrap();
             place.spare(key)
@@ -209,12 +209,12 @@ mod tests {
         assert_eq!(others.iter().filter(|path| path.exists()).count(), SPARES_MAX - 1);
     }
 
-    #[test]
-    fn somebody_elses_directory_is_refused() {
+    #[tokio::test]
+    async fn somebody_elses_directory_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let name = format!("tandem-test-{}", Uid::effective());
         std::os::unix::fs::symlink("/", root.path().join(name)).unwrap();
-        let error = Place::take(root.path()).unwrap_err();
+        let error = Place::take(root.path()).await.unwrap_err();
         assert_eq!(crate::exit::code_of(&error), Code::CannotCreate);
         assert!(error.to_string().contains("test.dir"), "{error}");
     }

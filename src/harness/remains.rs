@@ -27,7 +27,7 @@ pub fn is_served(dir: &Path) -> bool {
 }
 
 /// End what works in the run's directory `dir`, and remove it.
-pub fn remove(dir: &Path) {
+pub async fn remove(dir: &Path) {
     let data = data(dir);
     let segment = segment(&data);
     for _ in 0..TRIES {
@@ -37,7 +37,7 @@ pub fn remove(dir: &Path) {
         if working.is_empty() && fs::remove_dir_all(dir).is_ok() || !dir.exists() {
             break;
         }
-        std::thread::sleep(TRY_AGAIN);
+        tokio::time::sleep(TRY_AGAIN).await;
     }
     if let Some(segment) = segment {
         let command = CommandLine::new("ipcrm").args(["--shmem-id", &segment]);

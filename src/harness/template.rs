@@ -228,11 +228,11 @@ impl Recipe {
         let (roots, _) = candidates(self.settings.test.dir.as_deref());
         let mut outcome = Ok(());
         for root in roots {
-            let place = Place::take(&root)?;
+            let place = Place::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
             home.prepare()?;
             outcome = work(&place, &home).await;
-            super::remains::remove(&place.dir);
+            super::remains::remove(&place.dir).await;
             if !outcome.as_ref().is_err_and(is_disk_full) {
                 break;
             }
