@@ -66,8 +66,9 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
             Ok(json(&lease.map_err(|error| refuse(503, &error))?))
         }
         (Method::DELETE, _, Some(name)) => {
+            let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
             let failed = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "failed=1"));
-            Ok(json(&databases.give_back(name, failed).map_err(|error| refuse(404, &error))?))
+            Ok(json(&databases.give_back(&name, failed).map_err(|error| refuse(404, &error))?))
         }
         (Method::POST, "/fill", _) => {
             databases.fill();
