@@ -121,7 +121,7 @@ fn the_template_cannot_be_changed() {
         psql -XAtqc 'DROP DATABASE tandem_template' || echo refused
         sql $(new) \"SELECT to_regclass('t') IS NULL\"";
     let run = run(&suite, &[], script);
-    run.expect(0, &["not currently accepting connections", "refused\n", "must be owner", "t\n"]);
+    run.expect(0, &["permission denied for database", "refused\n", "must be owner", "t\n"]);
 }
 
 #[test]

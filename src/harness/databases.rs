@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
-use super::pool::{Action, Event, Pool, Ticket};
+use super::pool::{Action, Bounds, Event, Pool, Ticket};
 use super::template::DATABASE;
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
 use crate::plan::{DatabaseUrl, Secret};
+use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
@@ -27,6 +28,10 @@ pub const SEQUENCES: &str = "SELECT coalesce(string_agg(format('%I.%I=%s', schem
 const PREFIX: &str = "test_";
 /// The one that read-only tests share.
 const SHARED: &str = "test_shared";
+/// About what a database takes, in bytes: the catalogs of an empty one.
+const DATABASE_SIZE: u64 = 8 * 1024 * 1024;
+/// Most databases that are made ahead, or wait to be dropped, however much room there is.
+const DATABASES_MAX: usize = 128;
 /// Connections that make, look at and drop databases.
 const CONNECTIONS_MAX: u32 = 4;
 /// How long such a connection may take to come about: a server that is started again needs less.
@@ -90,8 +95,7 @@ struct Inner {
     max_connections: u32,
     /// Where the template's sequences stand.
     sequences: String,
-    size: usize,
-    keep_max: usize,
+    bounds: Bounds,
     connections: PgPool,
     shared: OnceCell<()>,
     desk: Mutex<Desk>,
@@ -124,8 +128,7 @@ impl Databases {
             url,
             max_connections: settings.test.max_connections,
             sequences,
-            size: settings.test.pool as usize,
-            keep_max: settings.test.keep_failed as usize,
+            bounds: bounds(home, settings),
             connections,
             shared: OnceCell::new(),
             desk: Mutex::default(),
@@ -144,17 +147,40 @@ impl Databases {
 
     /// Begin to make databases ahead, unless that has begun. Whoever never asks for one is not held up by their making.
     pub fn fill(&self) {
-        if !self.desk().pools.contains_key(DATABASE) {
-            self.add_pool(DATABASE, PREFIX);
+        {
+            let mut desk = self.desk();
+            if desk.pools.contains_key(DATABASE) {
+                return;
+            }
+            desk.pools.insert(DATABASE.to_owned(), Pool::new(PREFIX, self.0.bounds));
         }
+        let this = self.clone();
+        self.0.runtime.spawn(async move {
+            if let Err(error) = this.warm().await {
+                tracing::debug!("connect to the template: {error:#}");
+            }
+            this.step(DATABASE, Event::Resumed);
+        });
+    }
+
+    /// `count` databases will be asked for in all: as many are made ahead as there is room for.
+    pub fn expect(&self, count: usize) {
+        self.fill();
+        self.step(DATABASE, Event::Expected(count));
     }
 
     /// Begin to make clones of `template`, called `prefix` and a number.
     pub fn add_pool(&self, template: &str, prefix: &str) {
-        let mut pool = Pool::new(prefix, self.0.size, self.0.keep_max);
-        let actions = pool.begin();
-        self.desk().pools.insert(template.to_owned(), pool);
-        self.carry_out(template, actions);
+        self.desk().pools.insert(template.to_owned(), Pool::new(prefix, self.0.bounds));
+        self.step(template, Event::Resumed);
+    }
+
+    /// Connect to the template once. The first connection to a database writes a cache of its catalogs (relcache.c,
+    /// `pg_internal.init`), which takes as long as all the rest of connecting, and which clones then come with.
+    async fn warm(&self) -> anyhow::Result<()> {
+        let options = superuser_options(&self.0.home, self.0.url.port, DATABASE);
+        options.connect().await?.close().await?;
+        self.end_backends(DATABASE).await
     }
 
     /// The pool of `template` makes no more clones, and hands none out.
@@ -405,6 +431,14 @@ impl Databases {
         raw_sql(AssertSqlSafe(statement)).execute(&self.0.connections).await.with_context(|| format!("run {what}"))?;
         Ok(())
     }
+}
+
+/// How far the pools may go: their databases take an eighth of the file system's room, and as much again once used.
+fn bounds(home: &Home, settings: &Settings) -> Bounds {
+    let ready = settings.test.pool as usize;
+    let room = free_bytes(&home.data).unwrap_or_default() / 8 / DATABASE_SIZE;
+    let room = usize::try_from(room).unwrap_or(usize::MAX).min(DATABASES_MAX);
+    Bounds { ready, ready_max: room.max(ready), used_max: room, kept_max: settings.test.keep_failed as usize }
 }
 
 /// Takes a ticket back when its asker goes away.

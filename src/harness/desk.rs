@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `POST /databases`, `{"shared": true}` for the read-only one | a [`Lease`](super::databases::Lease) |
 //! | `DELETE /databases/NAME`, `?failed=1` for a failed test's | [`Returned`](super::databases::Returned) |
-//! | `POST /fill`: databases will be asked for | [`Census`](super::databases::Census) |
+//! | `POST /fill`, `{"tests": 200}`: so many databases will be asked for, or some | [`Census`](super::databases::Census) |
 //! | `GET /status` | [`Census`](super::databases::Census) |
 //!
 //! Whatever is refused is answered with an [`Answer`] that says why.
@@ -36,6 +36,13 @@ pub struct Asked {
     /// Whose it is to be, for the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+}
+
+/// The body of `POST /fill`.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct Coming {
+    /// How many databases will be asked for, where that is known.
+    tests: Option<usize>,
 }
 
 /// Answer on `socket` for as long as this is polled.
@@ -71,7 +78,12 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
             Ok(json(&databases.give_back(&name, failed).map_err(|error| refuse(404, &error))?))
         }
         (Method::POST, "/fill", _) => {
-            databases.fill();
+            let body = body(request).await?;
+            let coming: Coming = if body.is_empty() { Coming::default() } else { parse(&body)? };
+            match coming.tests {
+                Some(tests) => databases.expect(tests),
+                None => databases.fill(),
+            }
             Ok(json(&databases.census()))
         }
         (Method::GET, "/status", _) => Ok(json(&databases.census())),

@@ -6,8 +6,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-/// Databases that wait to be dropped before a drop may hold up a clone.
-const USED_MAX: usize = 48;
 /// Clones that may be under way at once: more only share the same two cores.
 const MAKING_MAX: usize = 2;
 /// Attempts to make a clone that may fail in a row before those who wait are told.
@@ -39,8 +37,10 @@ pub enum Event {
     MakeFailed,
     /// A drop is over, whether it succeeded or not.
     Dropped,
-    /// The pause after a failure is over.
+    /// Clones can be made: the template is ready, or the pause after a failure is over.
     Resumed,
+    /// So many will be asked for in all.
+    Expected(usize),
 }
 
 /// What is to be done.
@@ -59,12 +59,26 @@ pub enum Action {
     Pause,
 }
 
+/// The bounds of a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Databases that are kept ready while nobody knows how many will be asked for.
+    pub ready: usize,
+    /// Most that are kept ready when it is known.
+    pub ready_max: usize,
+    /// Databases that wait to be dropped before a drop may hold up a clone.
+    pub used_max: usize,
+    /// Databases of failed tests that are kept.
+    pub kept_max: usize,
+}
+
 /// The pool of one template.
 #[derive(Debug)]
 pub struct Pool {
     prefix: String,
-    target: usize,
-    keep_max: usize,
+    bounds: Bounds,
+    expected: Option<usize>,
+    given: usize,
     serial: u64,
     ready: VecDeque<String>,
     waiting: VecDeque<Ticket>,
@@ -78,12 +92,13 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool that keeps `target` databases ready, called `prefix` and a number, and at most `keep_max` of failed tests.
-    pub fn new(prefix: impl Into<String>, target: usize, keep_max: usize) -> Self {
+    /// A pool of databases called `prefix` and a number. It makes none before [`Event::Resumed`].
+    pub fn new(prefix: impl Into<String>, bounds: Bounds) -> Self {
         Self {
             prefix: prefix.into(),
-            target,
-            keep_max,
+            bounds,
+            expected: None,
+            given: 0,
             serial: 0,
             ready: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -92,7 +107,7 @@ impl Pool {
             kept: Vec::new(),
             making: 0,
             dropping: false,
-            paused: false,
+            paused: true,
             failures: 0,
         }
     }
@@ -117,13 +132,6 @@ impl Pool {
         self.out.contains(name)
     }
 
-    /// Begin to fill.
-    pub fn begin(&mut self) -> Vec<Action> {
-        let mut actions = Vec::new();
-        self.decide(&mut actions);
-        actions
-    }
-
     /// Take note of `event`; what follows from it.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -133,7 +141,7 @@ impl Pool {
             Event::Returned { name, failed } => {
                 // Given back twice, or never ours: nothing follows.
                 if self.out.remove(&name) {
-                    if failed && self.kept.len() < self.keep_max {
+                    if failed && self.kept.len() < self.bounds.kept_max {
                         self.kept.push(name.clone());
                         actions.push(Action::Keep(name));
                     } else {
@@ -161,6 +169,8 @@ impl Pool {
             }
             Event::Dropped => self.dropping = false,
             Event::Resumed => self.paused = false,
+            // Several processes of one suite may each say it.
+            Event::Expected(count) => self.expected = self.expected.max(Some(count)),
         }
         self.decide(&mut actions);
         actions
@@ -172,10 +182,15 @@ impl Pool {
                 self.ready.push_front(name);
                 break;
             };
+            self.given += 1;
             self.out.insert(name.clone());
             actions.push(Action::Give(ticket, name));
         }
-        let wanted = self.target + self.waiting.len();
+        let ahead = match self.expected {
+            None => self.bounds.ready,
+            Some(expected) => expected.saturating_sub(self.given + self.waiting.len()).min(self.bounds.ready_max),
+        };
+        let wanted = ahead + self.waiting.len();
         while !self.paused && self.making < MAKING_MAX && self.ready.len() + self.making < wanted {
             self.serial += 1;
             self.making += 1;
@@ -184,7 +199,7 @@ impl Pool {
         let idle = self.waiting.is_empty() && self.making == 0;
         // After a failure too: the disk may be full of what nobody needs.
         if !self.dropping
-            && (idle || self.paused || self.used.len() > USED_MAX)
+            && (idle || self.paused || self.used.len() > self.bounds.used_max)
             && let Some(name) = self.used.pop_front()
         {
             self.dropping = true;
@@ -210,10 +225,14 @@ mod tests {
         Event::Returned { name: name.into(), failed }
     }
 
+    fn pool(ready: usize, kept_max: usize) -> Pool {
+        Pool::new("t", Bounds { ready, ready_max: 4, used_max: 3, kept_max })
+    }
+
     /// A pool of two that is full: t1, t2.
     fn full() -> Pool {
-        let mut pool = Pool::new("t", 2, 1);
-        assert_eq!(pool.begin(), [make(1), make(2)]);
+        let mut pool = pool(2, 1);
+        assert_eq!(pool.step(Event::Resumed), [make(1), make(2)]);
         assert_eq!(pool.step(Event::Made("t1".into())), []);
         assert_eq!(pool.step(Event::Made("t2".into())), []);
         pool
@@ -231,8 +250,8 @@ mod tests {
 
     #[test]
     fn who_leaves_gets_nothing() {
-        let mut pool = Pool::new("t", 1, 0);
-        pool.begin();
+        let mut pool = pool(1, 0);
+        pool.step(Event::Resumed);
         pool.step(Event::Asked(Ticket(1)));
         pool.step(Event::Asked(Ticket(2)));
         pool.step(Event::Left(Ticket(1)));
@@ -267,8 +286,8 @@ mod tests {
 
     #[test]
     fn a_clone_that_fails_is_tried_again_after_a_pause_and_not_for_ever() {
-        let mut pool = Pool::new("t", 1, 0);
-        pool.begin();
+        let mut pool = pool(1, 0);
+        pool.step(Event::Resumed);
         pool.step(Event::Asked(Ticket(1)));
         let mut told = false;
         for _ in 0..FAILURES_MAX {
@@ -280,15 +299,33 @@ mod tests {
         assert!(told);
     }
 
+    #[test]
+    fn no_more_are_made_than_are_expected_and_enough_of_them_ahead() {
+        let mut pool = pool(1, 0);
+        assert_eq!(pool.step(Event::Expected(6)), [], "nothing is made before it begins");
+        assert_eq!(pool.step(Event::Resumed), [make(1), make(2)]);
+        assert_eq!(pool.step(Event::Expected(5)), [], "less than was said before");
+        let mut made = 2;
+        for number in 1..=6 {
+            let actions = pool.step(Event::Made(format!("t{number}")));
+            made += actions.len();
+        }
+        assert_eq!((made, pool.ready()), (4, 6), "four are kept ready at most; two more came unasked");
+        for ticket in 1..=6 {
+            assert_eq!(pool.step(Event::Asked(Ticket(ticket))).len(), 1, "given, and none is made for later");
+        }
+        assert_eq!(pool.step(Event::Asked(Ticket(7))), [make(5)], "who comes unexpected gets one all the same");
+    }
+
     /// Whatever comes in whatever order: a database is with one holder at a time, and everybody who waits gets one.
     #[test]
     fn random_histories_never_hand_a_database_to_two() {
         for seed in 0..2_000 {
             let mut random = SmallRng::seed_from_u64(seed);
-            let mut pool = Pool::new("t", random.random_range(1..5), 1);
+            let mut pool = pool(random.random_range(1..5), 1);
             let (mut making, mut cleaning, mut drops) = (Vec::new(), Vec::new(), 0);
             let (mut held, mut waiting) = (BTreeMap::new(), BTreeSet::new());
-            let mut actions = pool.begin();
+            let mut actions = pool.step(Event::Resumed);
             for number in 0..200 {
                 for action in std::mem::take(&mut actions) {
                     match action {
@@ -303,7 +340,7 @@ mod tests {
                     }
                 }
                 assert!(making.len() <= MAKING_MAX && drops <= 1);
-                let event = match random.random_range(0..5) {
+                let event = match random.random_range(0..6) {
                     0 => {
                         waiting.insert(Ticket(number));
                         Event::Asked(Ticket(number))
@@ -320,6 +357,7 @@ mod tests {
                         drops -= 1;
                         Event::Dropped
                     }
+                    4 => Event::Expected(random.random_range(0..100)),
                     _ if !making.is_empty() => Event::Made(making.remove(0)),
                     _ => continue,
                 };

@@ -61,11 +61,11 @@ class Harness:
         self.session_failed = False
         self.kept = []  # [label, url], until a report takes them along
 
-    def expect_tests(self):
+    def expect_tests(self, body=None):
         """Let databases be made while the tests are collected; whoever asks first starts it otherwise."""
         if self.path:
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                self.exchange("POST", "/fill", None)
+                self.exchange("POST", "/fill", json.dumps(body).encode() if body else None)
 
     def hand_out(self, label, shared=False):
         # A file's name need not be UTF-8, which JSON must be.
@@ -151,8 +151,7 @@ def database_url(request, monkeypatch):
     runs, DATABASE_URL and PGDATABASE name the database too, and a TestCase finds the URL in self.database_url.
     """
     harness, item = request.config.stash[HARNESS], request.node
-    marker = item.get_closest_marker("tandem")
-    shared = marker is not None and marker.kwargs.get("shared", False)
+    shared = is_shared(item)
     database = harness.hand_out(item.nodeid, shared)
     # The test's own monkeypatch, not one of ours: undone one after the other, two would put back each other's values.
     monkeypatch.setenv("DATABASE_URL", database["url"])
@@ -163,6 +162,11 @@ def database_url(request, monkeypatch):
     yield database["url"]
     if not shared:
         harness.give_back(database["name"], item.nodeid, item.stash.get(FAILED, False))
+
+
+def is_shared(item):
+    marker = item.get_closest_marker("tandem")
+    return marker is not None and marker.kwargs.get("shared", False)
 
 
 @pytest.fixture(scope="session")
@@ -215,6 +219,11 @@ def pytest_configure(config):
     config.stash[HARNESS].expect_tests()
     if not hasattr(config, "workerinput"):  # xdist's workers print nothing
         config.pluginmanager.register(KeptDatabases(config.stash[HARNESS]), "tandem_kept_databases")
+
+
+def pytest_collection_finish(session):
+    own = [item for item in session.items if "database_url" in getattr(item, "fixturenames", ()) and not is_shared(item)]
+    session.config.stash[HARNESS].expect_tests({"tests": len(own)})
 
 
 def pytest_report_header(config):

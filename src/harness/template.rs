@@ -281,8 +281,12 @@ impl Recipe {
         sea_orm::sqlx::query(others).bind(&postgres.database).execute(&mut root).await.context("end connections")?;
         run(&mut root, format!("ALTER DATABASE {database} RENAME TO {DATABASE}")).await?;
         run(&mut root, format!("ALTER DATABASE {DATABASE} OWNER TO {SUPERUSER}")).await?;
-        // Nobody changes it by mistake, not even the superuser.
-        run(&mut root, format!("ALTER DATABASE {DATABASE} IS_TEMPLATE true ALLOW_CONNECTIONS false")).await?;
+        // Nobody changes it by mistake. Tandem itself connects once before it clones: see `Databases::fill`.
+        run(&mut root, format!("ALTER DATABASE {DATABASE} IS_TEMPLATE true")).await?;
+        run(&mut root, format!("REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC")).await?;
+        if postgres.user == SUPERUSER {
+            run(&mut root, format!("ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS false")).await?;
+        }
         run(&mut root, databases::clone_statement(&postgres.database, DATABASE, &postgres.user)).await?;
         root.close().await?;
         Ok(facts)
