@@ -381,7 +381,13 @@ impl Databases {
 
     /// Note why a clone could not be made; said once, for the same comes again and again.
     fn trouble(&self, error: &anyhow::Error) {
-        let text = format!("{error:#}");
+        let free = free_bytes(&self.0.home.data).unwrap_or(u64::MAX);
+        // The server does not always say why it could not write.
+        let text = if free < 2 * DATABASE_SIZE {
+            format!("{} is full ({} MB are free)", self.0.home.state.display(), free >> 20)
+        } else {
+            format!("{:#}", error.root_cause())
+        };
         let mut desk = self.desk();
         if desk.trouble != text {
             tracing::warn!("no database can be made at the moment: {text}");

@@ -40,8 +40,13 @@ pub fn command(project: &Project) -> Command {
 
 /// As [`command`], in any directory.
 pub fn command_in(dir: &Path) -> Command {
+    command_as(env!("CARGO_BIN_EXE_tandem"), dir)
+}
+
+/// As [`command_in`], of another program, which runs the binary in turn.
+pub fn command_as(program: &str, dir: &Path) -> Command {
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    let mut command = Command::new(program);
     command.current_dir(dir).stdin(Stdio::null()).env("PYTHONDONTWRITEBYTECODE", "1");
     for name in ["DATABASE_URL", "POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "NO_COLOR"] {
         command.env_remove(name);
