@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ::tandem::process::identity;
+use common::namespace::mount_namespace;
 use common::project::Project;
 use common::refusal;
 use common::tandem::{self, Tandem};
@@ -28,14 +29,7 @@ fn stopped() -> Project {
 /// `tandem` in a mount namespace of its own, after `script` has run there; `None` where the kernel does not let an
 /// ordinary user have one. The script gets the project's directory as `$0` and runs `"$@"` itself; its mounts go with it.
 fn in_namespace(project: &Project, script: &str) -> Option<Command> {
-    let namespace: &[&str] =
-        if identity::is_root() { &["--mount"] } else { &["--user", "--map-current-user", "--keep-caps", "--mount"] };
-    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
-    let allowed = Command::new("unshare").args(namespace).args(["mount", "-t", "tmpfs", "tmpfs", "/mnt"]).output();
-    if !allowed.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no mount namespace for this user");
-        return None;
-    }
+    let namespace = mount_namespace()?;
     let binary = tandem::command(project);
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
     let mut command = Command::new("unshare");

@@ -57,7 +57,7 @@ async fn the_database_of_a_test_that_panics_is_kept() {
         panic!("a test that fails");
     });
     assert!(panicked.join().is_err());
-    assert_eq!(server.census().kept, [url.clone()]);
+    assert_eq!(server.census().kept, std::slice::from_ref(&url));
     assert_eq!(number(&url, "SELECT 1::bigint").await, 1);
 }
 

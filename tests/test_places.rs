@@ -6,22 +6,15 @@ mod common;
 
 use std::process::Command;
 
-use ::tandem::process::identity;
 use common::harness::{Suite, place, wait_gone};
+use common::namespace::mount_namespace;
 use common::refusal::said;
-use common::tandem;
+use common::tandem::{self, Tandem};
 
 /// `tandem test ARGS` in a mount namespace of its own, with a tmpfs of `size` at `small` in the project's directory; `None`
 /// where the kernel does not let an ordinary user have one.
 fn beside_small_memory(suite: &Suite, size: &str, args: &str) -> Option<Command> {
-    let namespace: &[&str] =
-        if identity::is_root() { &["--mount"] } else { &["--user", "--map-current-user", "--keep-caps", "--mount"] };
-    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
-    let allowed = Command::new("unshare").args(namespace).args(["mount", "-t", "tmpfs", "tmpfs", "/mnt"]).output();
-    if !allowed.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no mount namespace for this user");
-        return None;
-    }
+    let namespace = mount_namespace()?;
     std::fs::create_dir(suite.path("small")).unwrap();
     let script = format!("mount -t tmpfs -o size={size},mode=0755 tmpfs small; exec \"$0\" test {args}");
     let mut command = tandem::command_as("unshare", suite.dir());
@@ -68,4 +61,63 @@ fn a_pool_that_finds_no_room_says_so_and_goes_on_when_there_is_some() {
     let Some(mut command) = beside_small_memory(&suite, "450m", args) else { return };
     let run = said(command.env("TANDEM", env!("CARGO_BIN_EXE_tandem")).output().unwrap());
     run.expect(0, &["no database can be made at the moment", "is full", "42\n"]);
+}
+
+/// Kernel shared memory that processes have left, by id: nobody is attached, and its maker is gone.
+fn left_segments() -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    let rows = table.lines().skip(1).map(|row| row.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    // proc(5): key, shmid, perms, size, cpid, lpid, nattch, …
+    let left = rows.filter(|row| row[6] == "0" && !tandem::lives(row[4].parse().unwrap()));
+    left.map(|row| row[1].clone()).collect()
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_leaves_nothing() {
+    let suite = Suite::bare();
+    std::fs::create_dir(suite.path("memory")).unwrap();
+    std::fs::set_permissions(suite.path("memory"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let before = left_segments();
+    let args = ["test", "--set", "test.dir=./memory", "--", "sleep", "1000"];
+    for moment in 0..12 {
+        let mut run = Tandem::start_in(suite.dir(), tandem::command_in(suite.dir()), &args);
+        let began = std::time::Instant::now();
+        // From before its first file to well into the command.
+        while began.elapsed() < std::time::Duration::from_millis(moment * 12) {
+            std::hint::spin_loop();
+        }
+        run.signal(nix::sys::signal::Signal::SIGKILL);
+        run.wait_exit();
+    }
+    let left = || {
+        let bases = std::fs::read_dir(suite.path("memory")).unwrap().map(|base| base.unwrap().path());
+        bases.flat_map(|base| common::refusal::names(&base)).filter(|name| name.starts_with("run-")).count()
+    };
+    // A run that was killed before it had a janitor is swept by the next one.
+    suite.run(&["--set", "test.dir=./memory"], "true").expect(0, &[]);
+    tandem::wait_for("the end of all runs", || left() == 0 && tandem::left_in(&suite.path("memory")).is_empty());
+    // That of other tests is about to go too.
+    tandem::wait_for("the end of their shared memory", || left_segments().iter().all(|id| before.contains(id)));
+}
+
+#[test]
+fn the_shared_memory_of_a_killed_postmaster_goes_too() {
+    let suite = Suite::bare();
+    let mut run = suite.start(&[], "exec sleep 1000");
+    let place = suite.wait_place(&mut run);
+    let pid = std::fs::read_to_string(place.join("postgres/16/postmaster.pid")).unwrap();
+    let segment = pid.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    let exists = || {
+        let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+        table.lines().any(|row| row.split_whitespace().nth(1) == Some(&segment))
+    };
+    assert!(exists());
+    // Tandem first, so that nobody starts it again; then the server, before it can clean up.
+    let postmaster = common::harness::postmaster(&place);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    run.signal(nix::sys::signal::Signal::SIGKILL);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), nix::sys::signal::Signal::SIGKILL).unwrap();
+    run.wait_exit();
+    wait_gone(&place);
+    tandem::wait_for("the end of its shared memory", || !exists());
 }

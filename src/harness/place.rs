@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -77,7 +77,7 @@ impl Place {
         let base = base(root)?;
         let guard = lock(&base.join(LOCK), FlockArg::LockExclusive).with_context(cannot)?;
         let dead = dead(&base);
-        let dir = tempfile::Builder::new().prefix(RUN).permissions(Permissions::from_mode(0o755)).tempdir_in(&base);
+        let dir = tempfile::Builder::new().prefix(RUN).permissions(Permissions::from_mode(0o711)).tempdir_in(&base);
         let dir = dir.with_context(cannot)?.keep();
         let own = lock(&dir.join(LOCK), FlockArg::LockExclusive).with_context(cannot)?;
         drop(guard);
@@ -130,8 +130,8 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
     let uid = Uid::effective();
     let base = root.join(format!("tandem-test-{uid}"));
     match fs::create_dir(&base) {
-        // The server's user passes through; what is secret lies in directories of its own.
-        Ok(()) => fs::set_permissions(&base, Permissions::from_mode(0o711))?,
+        // As root, the server's user passes through.
+        Ok(()) => fs::set_permissions(&base, Permissions::from_mode(if uid.is_root() { 0o711 } else { 0o700 }))?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => {
             let message = format!("cannot make a directory for tests in {}", root.display());
@@ -147,7 +147,8 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    // Whoever could open it could hold it, and us up.
+    let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     Flock::lock(file, how).map_err(|(_, errno)| errno.into())
 }
 

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -147,8 +148,12 @@ fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
 async fn launch(spec: &Spec) -> anyhow::Result<Child> {
     let home = &spec.home;
     let log = log(home);
-    let file =
-        File::options().append(true).create(true).open(&log).with_context(|| format!("write {}", log.display()))?;
+    let file = File::options()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&log)
+        .with_context(|| format!("write {}", log.display()))?;
     // Looking through all processes takes longer than anything else here; in a new directory there is nothing to find.
     let used = home.data.join("postmaster.pid").exists();
     let environment = if used { stale::clear(home).await? } else { Vec::new() };

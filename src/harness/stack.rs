@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -69,7 +70,12 @@ impl Stack {
         }
         let set = set.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]);
         let log = cluster.place.dir.join("up.log");
-        let file = File::create(&log).with_context(|| format!("write {}", log.display()))?;
+        let file = File::options()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&log)
+            .with_context(|| format!("write {}", log.display()))?;
         let url = cluster.databases.session_url().with_scheme("postgresql").expose();
         let command = CommandLine::new(program)
             .arg("up")

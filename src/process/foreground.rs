@@ -23,7 +23,7 @@ pub struct Foreground {
 /// Start `command` with Tandem's own standard streams, in front of the terminal if Tandem is; it dies with Tandem.
 ///
 /// # Errors
-/// As [`super::spawn`].
+/// As [`super::spawn()`].
 pub fn spawn_foreground(command: &CommandLine) -> io::Result<Foreground> {
     let stdin = io::stdin();
     let in_front = stdin.is_terminal() && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp());

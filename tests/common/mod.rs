@@ -6,6 +6,7 @@
 pub mod alembic;
 pub mod control;
 pub mod harness;
+pub mod namespace;
 pub mod ports;
 pub mod project;
 pub mod refusal;
