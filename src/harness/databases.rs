@@ -1,16 +1,16 @@
 //! The databases of one throwaway server: carries out what each pool decides, and hands them out.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query_as, query_scalar, raw_sql};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
+use super::catalog::Catalog;
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
 use super::template::DATABASE;
 use crate::config::Settings;
@@ -18,12 +18,8 @@ use crate::exit::{Code, Failure};
 use crate::plan::{DatabaseUrl, Secret};
 use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
-use crate::postgres::provision::{identifier, superuser_options};
-use crate::postgres::settings::SUPERUSER;
+use crate::postgres::provision::identifier;
 
-/// Where every sequence stands, as one text: a test that only took numbers changed no row.
-pub const SEQUENCES: &str = "SELECT coalesce(string_agg(format('%I.%I=%s', schemaname, sequencename, last_value), ','
-                             ORDER BY schemaname, sequencename), '') FROM pg_sequences";
 /// What ready-made databases are called, before their number.
 const PREFIX: &str = "test_";
 /// The one that read-only tests share.
@@ -32,22 +28,8 @@ const SHARED: &str = "test_shared";
 const DATABASE_SIZE: u64 = 8 * 1024 * 1024;
 /// Most databases that are made ahead, or wait to be dropped, however much room there is.
 const DATABASES_MAX: usize = 128;
-/// Connections that make, look at and drop databases.
-const CONNECTIONS_MAX: u32 = 4;
-/// How long such a connection may take to come about: a server that is started again needs less.
-const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// How long to wait before a clone that failed is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long backends may take to end, in milliseconds: they finish what they cannot interrupt.
-const BACKENDS_LIMIT_MS: i64 = 5_000;
-
-/// The statement that clones `template` as `name`, for `owner`.
-///
-/// FILE_COPY takes half the time of WAL_LOG where nothing is flushed (PostgreSQL documentation, CREATE DATABASE).
-pub fn clone_statement(name: &str, template: &str, owner: &str) -> String {
-    let [name, template, owner] = [name, template, owner].map(identifier);
-    format!("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner} STRATEGY file_copy")
-}
 
 /// A database that is handed out.
 #[derive(Clone, Serialize, Deserialize)]
@@ -89,14 +71,13 @@ pub struct Census {
 pub struct Databases(Arc<Inner>);
 
 struct Inner {
-    home: Home,
+    /// The run's directory, for messages.
+    dir: PathBuf,
     /// Of the session's database, in the tests' dialect.
     url: DatabaseUrl,
     max_connections: u32,
-    /// Where the template's sequences stand.
-    sequences: String,
     bounds: Bounds,
-    connections: PgPool,
+    catalog: Catalog,
     shared: OnceCell<()>,
     desk: Mutex<Desk>,
     events: mpsc::UnboundedSender<(String, Event)>,
@@ -116,20 +97,14 @@ struct Desk {
 impl Databases {
     /// The databases of the server in `home`, whose session's database is at `url`. Must be called within the runtime.
     pub fn open(home: &Home, url: DatabaseUrl, sequences: String, settings: &Settings) -> Self {
-        let options = superuser_options(home, url.port, SUPERUSER).application_name("tandem-test");
-        let connections = PgPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(CONNECT_LIMIT)
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
+        let catalog = Catalog::new(home, url.port, &url.user, sequences);
         let (events, mut inbox) = mpsc::unbounded_channel::<(String, Event)>();
         let databases = Self(Arc::new(Inner {
-            home: home.clone(),
+            dir: home.state.clone(),
             url,
             max_connections: settings.test.max_connections,
-            sequences,
             bounds: bounds(home, settings),
-            connections,
+            catalog,
             shared: OnceCell::new(),
             desk: Mutex::default(),
             events,
@@ -156,7 +131,7 @@ impl Databases {
         }
         let this = self.clone();
         self.0.runtime.spawn(async move {
-            if let Err(error) = this.warm().await {
+            if let Err(error) = this.0.catalog.warm(DATABASE).await {
                 tracing::debug!("connect to the template: {error:#}");
             }
             this.step(DATABASE, Event::Resumed);
@@ -173,14 +148,6 @@ impl Databases {
     pub fn add_pool(&self, template: &str, prefix: &str) {
         self.desk().pools.insert(template.to_owned(), Pool::new(prefix, self.0.bounds));
         self.step(template, Event::Resumed);
-    }
-
-    /// Connect to the template once. The first connection to a database writes a cache of its catalogs (relcache.c,
-    /// `pg_internal.init`), which takes as long as all the rest of connecting, and which clones then come with.
-    async fn warm(&self) -> anyhow::Result<()> {
-        let options = superuser_options(&self.0.home, self.0.url.port, DATABASE);
-        options.connect().await?.close().await?;
-        self.end_backends(DATABASE).await
     }
 
     /// The pool of `template` makes no more clones, and hands none out.
@@ -230,9 +197,9 @@ impl Databases {
     /// It cannot be made.
     pub async fn shared(&self) -> anyhow::Result<Lease> {
         let make = async |this: Self| {
-            this.clone_as(SHARED, DATABASE).await?;
+            this.0.catalog.clone_as(SHARED, DATABASE).await?;
             let name = identifier(SHARED);
-            this.run(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await
+            this.0.catalog.run(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await
         };
         let this = self.clone();
         let made = async move { this.0.shared.get_or_try_init(|| make(this.clone())).await.map(drop) };
@@ -268,38 +235,14 @@ impl Databases {
         }
     }
 
+    /// What the superuser may do with databases that are no pool's.
+    pub fn catalog(&self) -> &Catalog {
+        &self.0.catalog
+    }
+
     /// Where the session's own database is.
     pub fn session_url(&self) -> &DatabaseUrl {
         &self.0.url
-    }
-
-    /// Make the empty database `name` (no template's tables), owned by the application's role.
-    ///
-    /// # Errors
-    /// The server refuses.
-    pub async fn create_empty(&self, name: &str) -> anyhow::Result<()> {
-        self.clone_as(name, "template0").await
-    }
-
-    /// End all connections to the database `name`, and let nobody change it any more.
-    ///
-    /// # Errors
-    /// The server refuses.
-    pub async fn freeze(&self, name: &str) -> anyhow::Result<()> {
-        self.end_backends(name).await?;
-        self.run(format!("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false", identifier(name))).await
-    }
-
-    /// Drop the database `name`, whoever uses it.
-    ///
-    /// # Errors
-    /// The server refuses.
-    pub async fn destroy(&self, name: &str) -> anyhow::Result<()> {
-        let database = identifier(name);
-        // A template cannot be dropped.
-        let _ = self.run(format!("ALTER DATABASE {database} IS_TEMPLATE false")).await;
-        self.end_backends(name).await?;
-        self.run(format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await
     }
 
     fn lease(&self, name: String) -> Lease {
@@ -343,7 +286,7 @@ impl Databases {
                 Action::Make(name) => {
                     let template = template.to_owned();
                     self.0.runtime.spawn(async move {
-                        say(match this.clone_as(&name, &template).await {
+                        say(match this.0.catalog.clone_as(&name, &template).await {
                             Ok(()) => Event::Made(name),
                             Err(error) => {
                                 this.trouble(&error);
@@ -354,7 +297,7 @@ impl Databases {
                 }
                 Action::Clean(name) => {
                     self.0.runtime.spawn(async move {
-                        let untouched = this.clean(&name).await.unwrap_or_else(|error| {
+                        let untouched = this.0.catalog.clean(&name).await.unwrap_or_else(|error| {
                             tracing::debug!("look at {name}: {error:#}");
                             false
                         });
@@ -363,7 +306,7 @@ impl Databases {
                 }
                 Action::Drop(name) => {
                     self.0.runtime.spawn(async move {
-                        if let Err(error) = this.destroy(&name).await {
+                        if let Err(error) = this.0.catalog.destroy(&name).await {
                             tracing::debug!("drop {name}: {error:#}");
                         }
                         say(Event::Dropped);
@@ -381,10 +324,10 @@ impl Databases {
 
     /// Note why a clone could not be made; said once, for the same comes again and again.
     fn trouble(&self, error: &anyhow::Error) {
-        let free = free_bytes(&self.0.home.data).unwrap_or(u64::MAX);
+        let free = free_bytes(&self.0.dir).unwrap_or(u64::MAX);
         // The server does not always say why it could not write.
         let text = if free < 2 * DATABASE_SIZE {
-            format!("{} is full ({} MB are free)", self.0.home.state.display(), free >> 20)
+            format!("{} is full ({} MB are free)", self.0.dir.display(), free >> 20)
         } else {
             format!("{:#}", error.root_cause())
         };
@@ -393,49 +336,6 @@ impl Databases {
             tracing::warn!("no database can be made at the moment: {text}");
             desk.trouble = text;
         }
-    }
-
-    async fn clone_as(&self, name: &str, template: &str) -> anyhow::Result<()> {
-        self.run(clone_statement(name, template, &self.0.url.user)).await
-    }
-
-    /// End the connections to the database `name`; whether it is as it was cloned.
-    async fn clean(&self, name: &str) -> anyhow::Result<bool> {
-        self.end_backends(name).await?;
-        // A backend tells its counts before it leaves the list of backends.
-        let changes = "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = $1";
-        let rows: Option<i64> = query_scalar(changes).bind(name).fetch_optional(&self.0.connections).await?;
-        let settings = "SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = $1)";
-        let settings: i64 = query_scalar(settings).bind(name).fetch_one(&self.0.connections).await?;
-        if rows != Some(0) || settings != 0 {
-            return Ok(false);
-        }
-        let mut inside = superuser_options(&self.0.home, self.0.url.port, name).connect().await?;
-        let sequences: String = query_scalar(SEQUENCES).fetch_one(&mut inside).await?;
-        inside.close().await?;
-        self.end_backends(name).await?;
-        Ok(sequences == self.0.sequences)
-    }
-
-    /// End all connections to the database `name`, and wait until they have gone: a drop would wait in steps of 100 ms.
-    async fn end_backends(&self, name: &str) -> anyhow::Result<()> {
-        let end = "SELECT pid, pg_terminate_backend(pid, $2) FROM pg_stat_activity WHERE datname = $1";
-        let ended: Vec<(i32, bool)> = query_as(end)
-            .bind(name)
-            .bind(BACKENDS_LIMIT_MS)
-            .fetch_all(&self.0.connections)
-            .await
-            .with_context(|| format!("end the connections to {name}"))?;
-        if let Some((pid, _)) = ended.iter().find(|(_, gone)| !gone) {
-            tracing::debug!("backend {pid} of {name} does not end");
-        }
-        Ok(())
-    }
-
-    async fn run(&self, statement: String) -> anyhow::Result<()> {
-        let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
-        raw_sql(AssertSqlSafe(statement)).execute(&self.0.connections).await.with_context(|| format!("run {what}"))?;
-        Ok(())
     }
 }
 

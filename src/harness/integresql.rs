@@ -138,7 +138,7 @@ impl Office {
             templates.by_hash.insert(hash.clone(), template.clone());
             template
         };
-        if let Err(error) = self.0.databases.create_empty(&template.database()).await {
+        if let Err(error) = self.0.databases.catalog().create_empty(&template.database()).await {
             self.set(&hash, State::GivenUp);
             return refused(503, format!("{error:#}"));
         }
@@ -152,7 +152,7 @@ impl Office {
             State::GivenUp => return refused(410, "template is discarded"),
             State::Filling => {}
         }
-        if let Err(error) = self.0.databases.freeze(&template.database()).await {
+        if let Err(error) = self.0.databases.catalog().freeze(&template.database()).await {
             return refused(503, format!("{error:#}"));
         }
         self.0.databases.add_pool(&template.database(), &template.prefix());
@@ -171,7 +171,7 @@ impl Office {
 
     async fn destroy(&self, template: &Template) {
         self.0.databases.remove_pool(&template.database());
-        if let Err(error) = self.0.databases.destroy(&template.database()).await {
+        if let Err(error) = self.0.databases.catalog().destroy(&template.database()).await {
             tracing::debug!("drop {}: {error:#}", template.database());
         }
     }

@@ -33,10 +33,12 @@
 //! place ─> cluster ────> postmaster  a directory in memory, the image laid out in it, a server on it
 //!            janitor     remains     and who cleans up, however it ends
 //! pool ──> databases ──> desk        clones made ahead (pure); handed out; over a unix socket (client)
+//!            catalog                what the superuser does with them
 //!                        integresql  the same for clients of IntegreSQL's interface
 //! run                                `tandem test`: a command in all this, with plugin (pytest) and stack (workers)
 //! ```
 
+mod catalog;
 mod client;
 mod cluster;
 pub mod databases;

@@ -25,7 +25,7 @@ use super::key::Key;
 use super::place::{Place, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::seed::Seed;
-use super::{databases, image};
+use super::{catalog, image};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, is_disk_full};
 use crate::install;
@@ -76,7 +76,7 @@ pub struct Template {
 pub struct Facts {
     /// Of the application's role.
     pub password: String,
-    /// Where the sequences stand, by [`databases::SEQUENCES`].
+    /// Where the sequences stand, by [`catalog::SEQUENCES`].
     pub sequences: String,
 }
 
@@ -274,7 +274,7 @@ impl Recipe {
         // Clones then have the planner's statistics, and no row whose visibility must be noted at its first reading.
         run(&mut inside, "VACUUM (ANALYZE)".into()).await?;
         facts.sequences =
-            query_scalar(databases::SEQUENCES).fetch_one(&mut inside).await.context("read the sequences")?;
+            query_scalar(catalog::SEQUENCES).fetch_one(&mut inside).await.context("read the sequences")?;
         inside.close().await?;
         // What a migration or a seed left connected would keep the database from being renamed and cloned.
         let others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1";
@@ -287,7 +287,7 @@ impl Recipe {
         if postgres.user == SUPERUSER {
             run(&mut root, format!("ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS false")).await?;
         }
-        run(&mut root, databases::clone_statement(&postgres.database, DATABASE, &postgres.user)).await?;
+        run(&mut root, catalog::clone_statement(&postgres.database, DATABASE, &postgres.user)).await?;
         root.close().await?;
         Ok(facts)
     }
