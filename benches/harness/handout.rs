@@ -1,0 +1,153 @@
+//! How long a database takes to be handed out while the pool is full.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::Pace;
+use crate::common::tandem::pause;
+use crate::figures::{number, quantile};
+use crate::ground::{Ground, LIMIT, wait};
+use crate::sheet::{Sheet, Table};
+
+/// Databases that are ready before each batch, and databases of a batch.
+const POOL: u64 = 16;
+const BATCH: usize = 8;
+const GOAL_MS: f64 = 1.0;
+const FILL_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+pub fn part(ground: &Ground, pace: Pace, sheet: &mut Sheet) -> Result<()> {
+    let mut table = Table::new(&["hand-out of a database, ms", "p50", "p99", "longest", "goal", "met"]);
+    let python = python(ground, pace.handouts).context("hand-outs to Python")?;
+    row(&mut table, sheet, "a test in Python", python);
+    let raw = raw(ground, pace.handouts).context("hand-outs to a bare client")?;
+    row(&mut table, sheet, "a bare client of the unix socket", raw);
+    sheet.add(table);
+    Ok(())
+}
+
+fn row(table: &mut Table, sheet: &mut Sheet, who: &str, mut seconds: Vec<f64>) {
+    seconds.sort_by(f64::total_cmp);
+    let ms = |part: f64| quantile(&seconds, part) * 1000.0;
+    let goal = format!("< {} ms", number(GOAL_MS));
+    let verdict = sheet.verdict(&format!("hand-out to {who}: {goal}"), ms(0.5) < GOAL_MS);
+    let cells = [format!("{who}, {} times", seconds.len()), format!("**{}**", number(ms(0.5)))];
+    let more = [number(ms(0.99)), number(ms(1.0)), goal, verdict];
+    table.row(cells.into_iter().chain(more).collect());
+}
+
+/// `tandem test` with a pool of [`POOL`].
+fn tandem(ground: &Ground) -> Result<Command> {
+    let tmp = ground.dir(&ground.best(), "handout")?;
+    let mut command = ground.tandem_test(&tmp, &[]);
+    command.env("TANDEM_TEST__POOL", POOL.to_string());
+    Ok(command)
+}
+
+fn python(ground: &Ground, count: usize) -> Result<Vec<f64>> {
+    let mut command = tandem(ground)?;
+    command.arg(ground.venv.join("bin/python")).arg(ground.script("handout.py"));
+    command.args([count.to_string(), POOL.to_string(), BATCH.to_string()]);
+    let said = ground.output(command)?;
+    serde_json::from_str(&said).context("read what handout.py says")
+}
+
+/// A harness that runs until it is dropped.
+struct Harness {
+    child: Option<Child>,
+    socket: PathBuf,
+}
+
+impl Harness {
+    fn start(ground: &Ground) -> Result<Self> {
+        let mut command = tandem(ground)?;
+        command.args(["sh", "-c", "echo \"$TANDEM_TEST_SOCKET\" && exec sleep 600"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().context("start tandem test")?;
+        let stdout = child.stdout.take().context("its output")?;
+        let mut harness = Self { child: Some(child), socket: PathBuf::new() };
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(!line.trim().is_empty(), "it named no socket");
+        harness.socket = line.trim().into();
+        Ok(harness)
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        if let Some(child) = self.child.take() {
+            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+            let _ = wait(child, LIMIT);
+        }
+    }
+}
+
+fn raw(ground: &Ground, count: usize) -> Result<Vec<f64>> {
+    let harness = Harness::start(ground)?;
+    let mut client = Client::connect(&harness.socket)?;
+    let mut took = Vec::new();
+    while took.len() < count {
+        let began = Instant::now();
+        while client.ask("GET", "/status", "")?["ready"].as_u64() < Some(POOL) {
+            ensure!(began.elapsed() < FILL_LIMIT, "the pool is not full after {FILL_LIMIT:?}");
+            pause();
+        }
+        let mut names = Vec::new();
+        for _ in 0..BATCH {
+            let before = Instant::now();
+            let answer = client.ask("POST", "/databases", "{}")?;
+            took.push(before.elapsed().as_secs_f64());
+            names.push(answer["name"].as_str().context("a database without a name")?.to_owned());
+        }
+        for name in names {
+            client.ask("DELETE", &format!("/databases/{name}"), "")?;
+        }
+    }
+    Ok(took)
+}
+
+/// HTTP on the harness's socket, on one connection.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<serde_json::Value> {
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: tandem\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+        self.0.get_mut().write_all(request.as_bytes())?;
+        let (mut status, mut length) = (String::new(), 0);
+        self.0.read_line(&mut status)?;
+        loop {
+            let mut line = String::new();
+            ensure!(self.0.read_line(&mut line)? > 0, "the connection ended within an answer");
+            let line = line.trim().to_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        let text = String::from_utf8_lossy(&body);
+        ensure!(status.contains(" 200 "), "{method} {path}: {} {text}", status.trim());
+        serde_json::from_slice(&body).with_context(|| format!("{method} {path}: {text}"))
+    }
+}
