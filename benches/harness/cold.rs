@@ -112,11 +112,14 @@ fn once(mut command: Command) -> Result<Start> {
     Ok(Start { answer: ms(began, answered), prompt: ms(answered, ended) })
 }
 
-/// Wait for what it prepares in the background, so that it does not slow down the next in line.
+/// Wait for what it does in the background, so that it does not slow down the next in line.
 fn settle(contestant: &Contestant, tmp: &Path) -> Result<()> {
     let began = Instant::now();
     while !(contestant.settled)(tmp) {
-        ensure!(began.elapsed() < SETTLE_LIMIT, "its spare directory is not ready after {SETTLE_LIMIT:?}");
+        ensure!(
+            began.elapsed() < SETTLE_LIMIT,
+            "after {SETTLE_LIMIT:?} it has no spare directory, or the last one is still there"
+        );
         crate::common::tandem::pause();
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Who is compared by cold starts, and how each is asked for a server: as its own documentation says.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -17,7 +17,7 @@ pub struct Contestant {
     pub title: String,
     /// A command that starts a server, lets the client ask, and ends; temporary files go below the directory.
     pub command: fn(&Ground, &Path) -> Result<Command>,
-    /// Whether what it prepares for the next start is ready.
+    /// Whether all is done that it does in the background after its end.
     pub settled: fn(&Path) -> bool,
     /// From its start to the answer in the first place, in milliseconds.
     pub goal: Option<f64>,
@@ -43,9 +43,11 @@ impl Contestant {
 pub fn contestants(ground: &Ground, sheet: &mut Sheet) -> Vec<Contestant> {
     let of = |package: &str| ground.version(package).map_or_else(|_| package.to_owned(), |v| format!("{package} {v}"));
     let mut all = vec![
-        Contestant::new("t", "**Tandem**, template cached, no spare directory".into(), tandem).goal(60.0),
+        Contestant::new("t", "**Tandem**, template cached, no spare directory".into(), tandem)
+            .goal(60.0)
+            .settled(is_gone),
         Contestant::new("s", "**Tandem**, repeated".into(), tandem_again).goal(30.0).settled(has_spare),
-        Contestant::new("r", "Tandem, template built anew (`--rebuild`)".into(), tandem_rebuild),
+        Contestant::new("r", "Tandem, template built anew (`--rebuild`)".into(), tandem_rebuild).settled(is_gone),
         Contestant::new("pytest-postgresql", of("pytest-postgresql"), pytest_postgresql),
         Contestant::new("testing.postgresql", of("testing.postgresql"), testing_postgresql),
         Contestant::new("pgserver", format!("{}, its own PostgreSQL 16.2", of("pgserver")), pgserver),
@@ -100,11 +102,19 @@ fn tandem_rebuild(ground: &Ground, tmp: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// Tandem's spare directory lies beside the directories of its runs.
-fn has_spare(tmp: &Path) -> bool {
+/// What Tandem has below `tmp`: directories of runs, which go in the background, and spare ones.
+fn tandem_dirs(tmp: &Path, prefix: &str) -> usize {
     let bases = fs::read_dir(tmp).into_iter().flatten().flatten();
     let entries = bases.flat_map(|base| fs::read_dir(base.path()).into_iter().flatten().flatten());
-    entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with("spare-"))
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count()
+}
+
+fn is_gone(tmp: &Path) -> bool {
+    tandem_dirs(tmp, "run-") == 0
+}
+
+fn has_spare(tmp: &Path) -> bool {
+    is_gone(tmp) && tandem_dirs(tmp, "spare-") > 0
 }
 
 fn script(ground: &Ground, tmp: &Path, name: &str) -> Command {
@@ -146,7 +156,7 @@ fn pg_tmp_first(ground: &Ground, tmp: &Path) -> Result<Command> {
 }
 
 /// Directories that pg_tmp holds ready.
-fn pg_tmp_spares(tmp: &Path) -> Vec<std::path::PathBuf> {
+fn pg_tmp_spares(tmp: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(tmp).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.join("NEW").exists()).collect()
 }

@@ -24,8 +24,9 @@ struct Way {
     tmp: PathBuf,
     tests: usize,
     command: fn(&Ground, &Path) -> Command,
-    /// The tests, and options of pytest.
-    args: &'static [&'static str],
+    /// Options of pytest, and the file of the tests.
+    options: &'static [&'static str],
+    tests_in: &'static str,
     /// Whether our goal is set beside its rate.
     is_rival: bool,
 }
@@ -94,7 +95,8 @@ fn ways(ground: &Ground, pace: Pace) -> Result<Vec<Way>> {
         tests: pace.tests,
         command: tandem,
         // Who uses Tandem has no pytest-postgresql to load.
-        args: &["-p", "no:pytest_postgresql", "test_tandem.py"],
+        options: &["-p", "no:pytest_postgresql"],
+        tests_in: "test_tandem.py",
         is_rival: false,
     }];
     for (place, tmp) in ground.places() {
@@ -103,7 +105,8 @@ fn ways(ground: &Ground, pace: Pace) -> Result<Vec<Way>> {
             tmp,
             tests: pace.tests,
             command: plain,
-            args: &["test_pytest_postgresql.py"],
+            options: &[],
+            tests_in: "test_pytest_postgresql.py",
             is_rival: true,
         });
     }
@@ -112,7 +115,8 @@ fn ways(ground: &Ground, pace: Pace) -> Result<Vec<Way>> {
         tmp: best,
         tests: pace.upgrades,
         command: plain,
-        args: &["test_alembic.py"],
+        options: &[],
+        tests_in: "test_alembic.py",
         is_rival: false,
     });
     Ok(ways)
@@ -142,16 +146,16 @@ fn attempt(ground: &Ground, way: &Way, workers: usize, series: &mut Series) {
 
 fn run(ground: &Ground, way: &Way, workers: usize) -> Result<Run> {
     let tmp = ground.dir(&way.tmp, "suite")?;
+    let _ = fs::remove_dir_all(tmp.join("stamps"));
     let stamps = ground.dir(&tmp, "stamps")?;
     let mut command = (way.command)(ground, &tmp);
     command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "stamps", "-n", &workers.to_string()]);
-    let suite = ground.script("suite");
-    command.args(way.args).current_dir(&suite).env("PYTHONPATH", &suite).env("STAMPS", &stamps);
+    command.args(way.options).arg(ground.script("suite").join(way.tests_in));
+    command.env("PYTHONPATH", ground.script("suite")).env("STAMPS", &stamps);
     command.env("TESTS", way.tests.to_string()).env("SCHEMA", ground.schema());
     command.env("ALEMBIC_INI", ground.script("alembic/alembic.ini"));
-    let log = fs::File::create(ground.project.dir().join("pytest.log"))?;
-    let took = ground.finish(command, Stdio::from(log));
-    let took = took.with_context(|| fs::read_to_string(ground.project.dir().join("pytest.log")).unwrap_or_default())?;
+    let log = ground.project.dir().join("pytest.log");
+    let took = ground.finish(command, Stdio::from(fs::File::create(&log)?)).with_context(|| summary(&log))?;
     let tests = read(&stamps)?;
     fs::remove_dir_all(tmp)?;
     ensure!(tests.len() == way.tests, "{} of {} tests ran", tests.len(), way.tests);
@@ -163,6 +167,13 @@ fn run(ground: &Ground, way: &Way, workers: usize) -> Result<Run> {
     let own = middle(|[begin, _, end]| end - begin);
     let setup = middle(|[begin, call, _]| call - begin);
     Ok(Run { rate, wall: 1000.0 / rate, own, setup, command: took.as_secs_f64() })
+}
+
+/// The lines of pytest's output that say what went wrong.
+fn summary(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let errors = text.lines().filter(|line| line.starts_with("E  ") || line.starts_with("ERROR"));
+    errors.take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// What the plugin of `suite/stamps.py` has noted, in all its processes.
