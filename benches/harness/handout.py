@@ -1,8 +1,9 @@
 """How long a database takes to be handed out, as a test in Python sees it.
 
-tandem test -- python handout.py COUNT POOL BATCH
+tandem test -- python handout.py COUNT POOL BATCH REST
 
-Waits each time until POOL databases are ready, takes BATCH of them, gives them back, and goes on until COUNT were taken.
+Waits each time until POOL databases are ready, and REST seconds for what goes on behind them, takes BATCH of them in a row,
+gives them back, and goes on until COUNT were taken.
 Prints a JSON list of seconds: how long each `POST /databases` took.
 """
 
@@ -30,17 +31,20 @@ class Harness(http.client.HTTPConnection):
         return json.loads(text)
 
 
-count, pool, batch = map(int, sys.argv[1:])
+count, pool, batch, rest = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 harness = Harness("tandem")
 took = []
+# A pool need not fill before somebody has asked once.
+harness.ask("DELETE", f"/databases/{harness.ask('POST', '/databases', '{}')['name']}")
 while len(took) < count:
     limit = time.monotonic() + 30
     while harness.ask("GET", "/status")["ready"] < pool:
         if time.monotonic() > limit:
             sys.exit("the pool does not fill")
         time.sleep(0.005)
+    time.sleep(rest)
     names = []
-    for _ in range(batch):
+    for _turn in range(batch):
         before = time.monotonic()
         answer = harness.ask("POST", "/databases", "{}")
         took.append(time.monotonic() - before)

@@ -39,7 +39,7 @@ pub struct Pace {
     pub clones: usize,
 }
 
-const FULL: Pace = Pace { starts: 9, suites: 3, tests: 200, upgrades: 80, handouts: 800, clones: 400 };
+const FULL: Pace = Pace { starts: 9, suites: 3, tests: 200, upgrades: 80, handouts: 400, clones: 400 };
 const QUICK: Pace = Pace { starts: 2, suites: 1, tests: 40, upgrades: 12, handouts: 80, clones: 40 };
 
 /// A part of the run.
