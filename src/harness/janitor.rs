@@ -13,7 +13,7 @@ use super::remains;
 use crate::plan::CommandLine;
 use crate::process::{self, Child, Streams};
 
-/// Arguments: the run's directory, its data directory, an image or nothing, where its spare is to be.
+/// Arguments: the run's directory, its data directory, an image or nothing, where its spare is to be if there is none then.
 ///
 /// A process of PostgreSQL works in its data directory, which nothing else does. SIGQUIT is the immediate shutdown, after
 /// which the postmaster removes its shared memory itself.

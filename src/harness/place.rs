@@ -98,7 +98,7 @@ impl Place {
         self.base.join(format!("{SPARE}{key}"))
     }
 
-    /// Where a spare data directory for `key` is to be made, if one is missing and there is room; old ones go.
+    /// Where a spare data directory for `key` is to be made when this run has ended, if there is room; old ones go.
     pub fn wanted_spare(&self, key: &str) -> Option<PathBuf> {
         let wanted = self.spare(key);
         let mut others: Vec<(SystemTime, PathBuf)> = entries(&self.base, SPARE)
@@ -113,7 +113,7 @@ impl Place {
             }
         }
         let room = free_bytes(&self.base).is_some_and(|free| free > SPARE_ROOM);
-        (room && !wanted.exists()).then_some(wanted)
+        room.then_some(wanted)
     }
 
     /// Note that the server in it stays when the run ends.
