@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query_as, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query, query_scalar, raw_sql};
+use tokio::time::{Instant, sleep};
 
 use crate::postgres::home::Home;
 use crate::postgres::provision::{identifier, superuser_options};
@@ -13,12 +14,17 @@ use crate::postgres::settings::SUPERUSER;
 /// Where every sequence stands, as one text: a test that only took numbers changed no row.
 pub const SEQUENCES: &str = "SELECT coalesce(string_agg(format('%I.%I=%s', schemaname, sequencename, last_value), ','
                              ORDER BY schemaname, sequencename), '') FROM pg_sequences";
-/// Connections that make, look at and drop databases.
-const CONNECTIONS_MAX: u32 = 4;
+/// Connections that make clones, and connections for all else: what waits for a backend's end must hold up no clone.
+const MAKING_MAX: u32 = 2;
+const KEEPING_MAX: u32 = 2;
 /// How long such a connection may take to come about: a server that is started again needs less.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
-/// How long backends may take to end, in milliseconds: they finish what they cannot interrupt.
-const BACKENDS_LIMIT_MS: i64 = 5_000;
+/// How long a backend whose client has gone may take to end by itself, before it is told to.
+pub const LEAVE_LIMIT: Duration = Duration::from_millis(30);
+/// How long backends may take to end then: they finish what they cannot interrupt.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// Between two looks: pg_terminate_backend's own waiting, and that of DROP DATABASE, have steps of 100 ms.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The statement that clones `template` as `name`, for `owner`.
 ///
@@ -36,19 +42,20 @@ pub struct Catalog {
     owner: String,
     /// Where the template's sequences stand.
     sequences: String,
-    connections: PgPool,
+    making: PgPool,
+    keeping: PgPool,
 }
 
 impl Catalog {
     /// Of the server in `home` on `port`. Nothing is connected yet; must be called within the runtime.
     pub fn new(home: &Home, port: u16, owner: &str, sequences: String) -> Self {
         let options = superuser_options(home, port, SUPERUSER).application_name("tandem-test");
-        let connections = PgPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(CONNECT_LIMIT)
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Self { home: home.clone(), port, owner: owner.to_owned(), sequences, connections }
+        let pool = |max| {
+            let pool = PgPoolOptions::new().max_connections(max).acquire_timeout(CONNECT_LIMIT);
+            pool.test_before_acquire(false).connect_lazy_with(options.clone())
+        };
+        let (making, keeping) = (pool(MAKING_MAX), pool(KEEPING_MAX));
+        Self { home: home.clone(), port, owner: owner.to_owned(), sequences, making, keeping }
     }
 
     /// Connect to the template once. The first connection to a database writes a cache of its catalogs (relcache.c,
@@ -96,41 +103,62 @@ impl Catalog {
     /// # Errors
     /// The server refuses.
     pub async fn clone_as(&self, name: &str, template: &str) -> anyhow::Result<()> {
-        self.run(clone_statement(name, template, &self.owner)).await
+        execute(&self.making, clone_statement(name, template, &self.owner)).await
     }
 
-    /// End the connections to the database `name`; whether it is as it was cloned.
+    /// Those of the databases `names` that somebody is connected to.
     ///
     /// # Errors
     /// The server does not answer.
-    pub async fn clean(&self, name: &str) -> anyhow::Result<bool> {
-        self.end_backends(name).await?;
-        // A backend tells its counts before it leaves the list of backends.
-        let changes = "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = $1";
-        let rows: Option<i64> = query_scalar(changes).bind(name).fetch_optional(&self.connections).await?;
-        let settings = "SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = $1)";
-        let settings: i64 = query_scalar(settings).bind(name).fetch_one(&self.connections).await?;
-        if rows != Some(0) || settings != 0 {
-            return Ok(false);
-        }
-        let mut inside = superuser_options(&self.home, self.port, name).connect().await?;
-        let sequences: String = query_scalar(SEQUENCES).fetch_one(&mut inside).await?;
-        inside.close().await?;
-        self.end_backends(name).await?;
-        Ok(sequences == self.sequences)
+    pub async fn busy(&self, names: &[String]) -> anyhow::Result<Vec<String>> {
+        let busy = "SELECT DISTINCT datname::text FROM pg_stat_activity WHERE datname = ANY($1)";
+        query_scalar(busy).bind(names).fetch_all(&self.keeping).await.context("see who is connected")
     }
 
-    /// End all connections to the database `name`, and wait until they have gone: a drop would wait in steps of 100 ms.
+    /// End the connections to the databases `names`.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn disconnect(&self, names: &[String]) -> anyhow::Result<()> {
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY($1)";
+        query(end).bind(names).execute(&self.keeping).await.context("end connections")?;
+        Ok(())
+    }
+
+    /// Those of the databases `names`, which nobody is connected to any more, that are as they were cloned.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn untouched(&self, names: &[String]) -> anyhow::Result<Vec<String>> {
+        // A backend tells its counts before it leaves the list of backends.
+        let unchanged = "SELECT datname::text FROM pg_stat_database WHERE datname = ANY($1)
+                         AND tup_inserted + tup_updated + tup_deleted = 0
+                         AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = datid)";
+        let mut found: Vec<String> = query_scalar(unchanged).bind(names).fetch_all(&self.keeping).await?;
+        for place in (0..found.len()).rev() {
+            let mut inside = superuser_options(&self.home, self.port, &found[place]).connect().await?;
+            let sequences: String = query_scalar(SEQUENCES).fetch_one(&mut inside).await?;
+            inside.close().await?;
+            if sequences != self.sequences {
+                found.remove(place);
+            }
+        }
+        for name in &found {
+            self.end_backends(name).await?;
+        }
+        Ok(found)
+    }
+
+    /// Wait until the connections to the database `name` have gone; those that stay are ended.
     async fn end_backends(&self, name: &str) -> anyhow::Result<()> {
-        let end = "SELECT pid, pg_terminate_backend(pid, $2) FROM pg_stat_activity WHERE datname = $1";
-        let ended: Vec<(i32, bool)> = query_as(end)
-            .bind(name)
-            .bind(BACKENDS_LIMIT_MS)
-            .fetch_all(&self.connections)
-            .await
-            .with_context(|| format!("end the connections to {name}"))?;
-        if let Some((pid, _)) = ended.iter().find(|(_, gone)| !gone) {
-            tracing::debug!("backend {pid} of {name} does not end");
+        let (began, names) = (Instant::now(), [name.to_owned()]);
+        let mut told = false;
+        while !self.busy(&names).await?.is_empty() && began.elapsed() < END_LIMIT {
+            if !told && began.elapsed() > LEAVE_LIMIT {
+                told = true;
+                self.disconnect(&names).await?;
+            }
+            sleep(LOOK_AGAIN).await;
         }
         Ok(())
     }
@@ -140,8 +168,12 @@ impl Catalog {
     /// # Errors
     /// The server refuses.
     pub async fn run(&self, statement: String) -> anyhow::Result<()> {
-        let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
-        raw_sql(AssertSqlSafe(statement)).execute(&self.connections).await.with_context(|| format!("run {what}"))?;
-        Ok(())
+        execute(&self.keeping, statement).await
     }
+}
+
+async fn execute(pool: &PgPool, statement: String) -> anyhow::Result<()> {
+    let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
+    raw_sql(AssertSqlSafe(statement)).execute(pool).await.with_context(|| format!("run {what}"))?;
+    Ok(())
 }

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::time::{Instant, sleep};
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, LEAVE_LIMIT};
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
 use super::template::DATABASE;
 use crate::config::Settings;
@@ -24,6 +25,8 @@ use crate::postgres::provision::identifier;
 const PREFIX: &str = "test_";
 /// The one that read-only tests share.
 const SHARED: &str = "test_shared";
+/// How often what came back is looked at.
+const CLEAN_INTERVAL: Duration = Duration::from_millis(20);
 /// About what a database takes, in bytes: the catalogs of an empty one.
 const DATABASE_SIZE: u64 = 8 * 1024 * 1024;
 /// Most databases that are made ahead, or wait to be dropped, however much room there is.
@@ -81,6 +84,8 @@ struct Inner {
     shared: OnceCell<()>,
     desk: Mutex<Desk>,
     events: mpsc::UnboundedSender<(String, Event)>,
+    /// Databases that came back, each with its template's name.
+    returned: mpsc::UnboundedSender<(String, String)>,
     /// Where all the work is done: whoever asks may have a runtime that ends sooner.
     runtime: Handle,
 }
@@ -99,6 +104,7 @@ impl Databases {
     pub fn open(home: &Home, url: DatabaseUrl, sequences: String, settings: &Settings) -> Self {
         let catalog = Catalog::new(home, url.port, &url.user, sequences);
         let (events, mut inbox) = mpsc::unbounded_channel::<(String, Event)>();
+        let (returned, back) = mpsc::unbounded_channel();
         let databases = Self(Arc::new(Inner {
             dir: home.state.clone(),
             url,
@@ -108,6 +114,7 @@ impl Databases {
             shared: OnceCell::new(),
             desk: Mutex::default(),
             events,
+            returned,
             runtime: Handle::current(),
         }));
         let weak = Arc::downgrade(&databases.0);
@@ -117,6 +124,7 @@ impl Databases {
                 Self(inner).step(&template, event);
             }
         });
+        tokio::spawn(clean(Arc::downgrade(&databases.0), back));
         databases
     }
 
@@ -295,15 +303,7 @@ impl Databases {
                         });
                     });
                 }
-                Action::Clean(name) => {
-                    self.0.runtime.spawn(async move {
-                        let untouched = this.0.catalog.clean(&name).await.unwrap_or_else(|error| {
-                            tracing::debug!("look at {name}: {error:#}");
-                            false
-                        });
-                        say(Event::Cleaned { name, untouched });
-                    });
-                }
+                Action::Clean(name) => drop(self.0.returned.send((template.to_owned(), name))),
                 Action::Drop(name) => {
                     self.0.runtime.spawn(async move {
                         if let Err(error) = this.0.catalog.destroy(&name).await {
@@ -314,7 +314,7 @@ impl Databases {
                 }
                 Action::Pause => {
                     self.0.runtime.spawn(async move {
-                        tokio::time::sleep(PAUSE).await;
+                        sleep(PAUSE).await;
                         say(Event::Resumed);
                     });
                 }
@@ -335,6 +335,58 @@ impl Databases {
         if desk.trouble != text {
             tracing::warn!("no database can be made at the moment: {text}");
             desk.trouble = text;
+        }
+    }
+}
+
+/// See to the databases that came back: end their connections, tell those that are as they were cloned from the others. Many
+/// at a time, for two questions to the server cost as much for one as for all; nobody waits for it.
+async fn clean(databases: Weak<Inner>, mut back: mpsc::UnboundedReceiver<(String, String)>) {
+    let mut here: Vec<(String, String, Instant)> = Vec::new();
+    loop {
+        if here.is_empty() {
+            let Some((template, name)) = back.recv().await else { return };
+            here.push((template, name, Instant::now()));
+        }
+        sleep(CLEAN_INTERVAL).await;
+        here.extend(
+            std::iter::from_fn(|| back.try_recv().ok()).map(|(template, name)| (template, name, Instant::now())),
+        );
+        let Some(databases) = databases.upgrade() else { return };
+        let outcome = clean_once(&databases, &mut here).await;
+        if let Err(error) = outcome {
+            // Whatever they are, nobody gets them again.
+            tracing::debug!("look at what came back: {error:#}");
+            databases.cleaned(here.drain(..).map(|(template, name, _)| (template, name, false)));
+        }
+    }
+}
+
+async fn clean_once(databases: &Inner, here: &mut Vec<(String, String, Instant)>) -> anyhow::Result<()> {
+    let catalog = &databases.catalog;
+    let names: Vec<String> = here.iter().map(|(_, name, _)| name.clone()).collect();
+    let busy = catalog.busy(&names).await?;
+    let leaking = |(_, name, since): &&(String, String, Instant)| busy.contains(name) && since.elapsed() > LEAVE_LIMIT;
+    let leaking: Vec<String> = here.iter().filter(leaking).map(|(_, name, _)| name.clone()).collect();
+    if !leaking.is_empty() {
+        catalog.disconnect(&leaking).await?;
+    }
+    let free: Vec<_> = here.extract_if(.., |(_, name, _)| !busy.contains(name)).collect();
+    let names: Vec<String> = free.iter().map(|(_, name, _)| name.clone()).collect();
+    // Where that cannot be told, they count as changed.
+    let untouched = if free.is_empty() { Ok(Vec::new()) } else { catalog.untouched(&names).await };
+    let untouched = untouched.unwrap_or_default();
+    databases.cleaned(free.into_iter().map(|(template, name, _)| {
+        let untouched = untouched.contains(&name);
+        (template, name, untouched)
+    }));
+    Ok(())
+}
+
+impl Inner {
+    fn cleaned(&self, databases: impl Iterator<Item = (String, String, bool)>) {
+        for (template, name, untouched) in databases {
+            let _ = self.events.send((template, Event::Cleaned { name, untouched }));
         }
     }
 }

@@ -51,11 +51,21 @@ fn append(tar: &mut tar::Builder<impl io::Write>, data: &Path, inside: &Path) ->
         if entry.file_type()?.is_dir() {
             tar.append_dir(&name, entry.path())?;
             append(tar, data, &name)?;
-        } else if name != Path::new(THROWAWAY_MARKER) {
+        } else if name != Path::new(THROWAWAY_MARKER) && !is_made_again(&name) {
             tar.append_path_with_name(entry.path(), &name)?;
         }
     }
     Ok(())
+}
+
+/// Whether PostgreSQL makes a file again when it needs it: the maps of free space and of visibility (PostgreSQL
+/// documentation, "Free Space Map", "Visibility Map"). Of the files of a new database they are every fifth, and each is copied
+/// for every clone.
+fn is_made_again(name: &Path) -> bool {
+    let fork = name.file_name().and_then(|name| name.to_str()?.split_once('_'));
+    name.starts_with("base")
+        && fork
+            .is_some_and(|(node, fork)| node.bytes().all(|byte| byte.is_ascii_digit()) && matches!(fork, "fsm" | "vm"))
 }
 
 /// A regular file in an image.
@@ -156,7 +166,9 @@ mod tests {
         fs::create_dir_all(data.join("base/1")).unwrap();
         fs::create_dir(data.join("pg_twophase")).unwrap();
         fs::write(data.join("PG_VERSION"), "16\n").unwrap();
-        fs::write(data.join("base/1/empty"), "").unwrap();
+        for name in ["empty", "1247_fsm", "1247_vm"] {
+            fs::write(data.join("base/1").join(name), "").unwrap();
+        }
         fs::write(data.join("base/1/large"), vec![7; 3 * CHUNK + 1]).unwrap();
         fs::write(data.join(THROWAWAY_MARKER), "{}").unwrap();
         data
@@ -172,6 +184,7 @@ mod tests {
         for name in ["PG_VERSION", "base/1/empty", "base/1/large", THROWAWAY_MARKER] {
             assert_eq!(fs::read(data.join(name)).unwrap(), fs::read(out.join(name)).unwrap(), "{name}");
         }
+        assert!(!out.join("base/1/1247_fsm").exists() && !out.join("base/1/1247_vm").exists());
         assert!(out.join("pg_twophase").is_dir());
         assert_eq!(out.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     }

@@ -14,7 +14,7 @@ use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure};
 
 /// Counts up when a template is made in another way.
-const FORMAT: &str = "tandem template 2";
+const FORMAT: &str = "tandem template 3";
 /// What looks like migrations: Alembic's, Django's and others' directories, and plain SQL.
 const USUAL: [&str; 7] =
     ["alembic.ini", "**/alembic/**", "**/migrations/**", "**/migration/**", "**/versions/**", "*.sql", "**/db/**"];
