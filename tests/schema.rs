@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::alembic::alembic;
-use common::server::{APP_ROLE, TestServer, comparable};
+use common::server::{TestServer, comparable};
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, Statement};
 use tandem::exit::{Code, code_of};
@@ -54,10 +54,10 @@ async fn made_by_alembic(server: &TestServer, name: &str, applied: usize) -> Dat
     let url = server.database(name).await;
     server.sql_file(name, &recorded_file(applied.max(1))).await;
     if applied == 0 {
-        server.sql_as(APP_ROLE, name, "DROP TABLE auth_audit, api_keys").await;
+        server.sql_as_owner(name, "DROP TABLE auth_audit, api_keys").await;
     } else {
         let insert = format!("INSERT INTO alembic_version VALUES ('{}')", REVISIONS[applied - 1]);
-        server.sql_as(APP_ROLE, name, &insert).await;
+        server.sql_as_owner(name, &insert).await;
     }
     url
 }
@@ -182,14 +182,14 @@ async fn bookkeeping_follows_alembic_version() {
     up(&url).await;
     // As after `alembic upgrade` and after `alembic downgrade`.
     for stale in ["DELETE FROM tandem.seaql_migrations WHERE version > 'm002'", "DELETE FROM tandem.seaql_migrations"] {
-        server.sql_as(APP_ROLE, "ffe", stale).await;
+        server.sql_as_owner("ffe", stale).await;
         let outcome = up(&url).await;
         assert_eq!((outcome.adopted.as_deref(), outcome.applied.len()), (Some(REVISIONS[3]), 0));
     }
     down(&url, 2).await;
     let ahead =
         "INSERT INTO tandem.seaql_migrations VALUES ('m003_portfolio_memory_schema', 0), ('m004_add_indexes', 0)";
-    server.sql_as(APP_ROLE, "ffe", ahead).await;
+    server.sql_as_owner("ffe", ahead).await;
     assert_eq!(schema::status(&url).await.unwrap(), statuses(2));
     assert_eq!(up(&url).await.applied, migrations(2..4));
     assert_eq!(server.dump("ffe", &SCHEMA).await, recorded(4));
@@ -266,7 +266,7 @@ async fn the_lock_is_waited_for_within_its_limit() {
 async fn a_migration_that_fails_is_named_and_rolled_back() {
     let server = TestServer::start().await;
     let url = made_by_alembic(&server, "ffe", 3).await;
-    server.sql_as(APP_ROLE, "ffe", "CREATE INDEX ix_trade_outcomes_perf ON trade_outcomes (is_win)").await;
+    server.sql_as_owner("ffe", "CREATE INDEX ix_trade_outcomes_perf ON trade_outcomes (is_win)").await;
     let before = server.dump("ffe", &SCHEMA).await;
     let error = schema::up(&url, LOCK_LIMIT, LIMIT).await.unwrap_err();
     let message = format!("{error:#}");
@@ -274,7 +274,7 @@ async fn a_migration_that_fails_is_named_and_rolled_back() {
     assert_eq!(server.dump("ffe", &SCHEMA).await, before);
     assert_eq!(alembic_version(&server, "ffe").await, REVISIONS[2]);
 
-    server.sql_as(APP_ROLE, "ffe", "DROP INDEX ix_trade_outcomes_perf").await;
+    server.sql_as_owner("ffe", "DROP INDEX ix_trade_outcomes_perf").await;
     assert_eq!(up(&url).await.applied, migrations(3..4));
     assert_eq!(server.dump("ffe", &SCHEMA).await, recorded(4));
 }

@@ -37,10 +37,11 @@ segment=$(sed -n 7p "$data/postmaster.pid" 2>/dev/null | awk '{print $2}')
 [ -z "$segment" ] || ipcrm --shmem-id "$segment" 2>/dev/null
 rm -rf "$dir"
 if [ -n "$image" ] && [ ! -e "$spare" ]; then
-    if mkdir -m 700 "$spare.$$" && tar --numeric-owner -xpf "$image" -C "$spare.$$" 2>/dev/null; then
-        chown --reference="$spare.$$/PG_VERSION" "$spare.$$" && mv -T "$spare.$$" "$spare" 2>/dev/null
+    new=${spare%/*}/making-$$
+    if mkdir -m 700 "$new" && tar --numeric-owner -xpf "$image" -C "$new" 2>/dev/null; then
+        chown --reference="$new/PG_VERSION" "$new" && mv -T "$new" "$spare" 2>/dev/null
     fi
-    rm -rf "$spare.$$"
+    rm -rf "$new"
 fi
 "#;
 

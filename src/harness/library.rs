@@ -16,6 +16,7 @@ use super::desk::Asked;
 use super::template::Recipe;
 use crate::config::{self, Flag, MigrationRun, Source};
 use crate::plan::DatabaseUrl;
+use crate::postgres::settings::SUPERUSER;
 
 /// What a server is to hold.
 #[derive(Clone, Debug, Default)]
@@ -144,6 +145,17 @@ impl Server {
     /// Where the database of the configuration is, a clone of the template too.
     pub fn url(&self) -> &DatabaseUrl {
         self.shared.databases.session_url()
+    }
+
+    /// How the superuser `postgres` gets into `database`: over the unix socket, where this process's user needs no password.
+    pub fn superuser_url(&self, database: &str) -> DatabaseUrl {
+        DatabaseUrl {
+            user: SUPERUSER.to_owned(),
+            password: None,
+            host: self.shared.socket_dir.display().to_string(),
+            database: database.to_owned(),
+            ..self.url().with_scheme("postgresql")
+        }
     }
 
     /// How many databases there are, and which were kept.

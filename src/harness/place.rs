@@ -5,6 +5,7 @@
 //!     lock                       held while a run takes its directory, or looks for those of dead ones
 //!     run-<random>/              one run's: `lock` is held for as long as the run lives
 //!     spare-<key>/               a data directory, ready to be taken (renamed) by the next run
+//!     making-…/, gone-…/         one as it is made and removed
 //! ```
 //!
 //! The janitor removes a run's directory; what a power cut or a killed janitor leaves, the next run sweeps.
@@ -33,8 +34,13 @@ const SPARE_ROOM: u64 = 2 * 1024 * 1024 * 1024;
 /// How many spare directories there may be, and how long one waits for a run that wants it.
 const SPARES_MAX: usize = 2;
 const SPARE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How old a directory is when nobody works on it any more that somebody began to make or to remove.
+const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 const RUN: &str = "run-";
 const SPARE: &str = "spare-";
+/// A spare directory as it is made, by a janitor, and as it is removed.
+const MAKING: &str = "making-";
+const GONE: &str = "gone-";
 const LOCK: &str = "lock";
 /// In a run's directory: its server was left running on purpose.
 const KEPT: &str = "kept";
@@ -109,11 +115,28 @@ impl Place {
         let many = others.len().saturating_sub(SPARES_MAX - 1);
         for (place, (made, path)) in others.into_iter().enumerate() {
             if place < many || made.elapsed().is_ok_and(|age| age > SPARE_AGE_MAX) {
-                let _ = fs::remove_dir_all(path);
+                self.discard(&path);
+            }
+        }
+        // What was cut short as it was made or removed.
+        for path in [GONE, MAKING].into_iter().flat_map(|prefix| entries(&self.base, prefix)) {
+            let changed = path.metadata().and_then(|meta| meta.modified());
+            if changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > UNFINISHED_AGE_MAX)) {
+                self.discard(&path);
             }
         }
         let room = free_bytes(&self.base).is_some_and(|free| free > SPARE_ROOM);
         room.then_some(wanted)
+    }
+
+    /// Remove a directory that another run may be about to take: it gets the whole of it, or nothing.
+    fn discard(&self, path: &Path) {
+        let Some(run) = self.dir.file_name() else { return };
+        let gone =
+            self.base.join(format!("{GONE}{}-{}", run.display(), path.file_name().unwrap_or_default().display()));
+        if fs::rename(path, &gone).is_ok() {
+            let _ = fs::remove_dir_all(gone);
+        }
     }
 
     /// Note that the server in it stays when the run ends.
@@ -208,6 +231,27 @@ mod tests {
         place.wanted_spare("wanted");
         assert!(!old.exists());
         assert_eq!(others.iter().filter(|path| path.exists()).count(), SPARES_MAX - 1);
+    }
+
+    #[tokio::test]
+    async fn a_spare_directory_that_is_removed_meanwhile_is_taken_whole_or_not_at_all() {
+        let root = tempfile::tempdir().unwrap();
+        let (taker, remover) = (Place::take(root.path()).await.unwrap(), Place::take(root.path()).await.unwrap());
+        let mut taken = 0;
+        for round in 0..40 {
+            let spare = taker.spare("wanted");
+            fs::create_dir(&spare).unwrap();
+            (0..100).for_each(|number| fs::write(spare.join(number.to_string()), "").unwrap());
+            let data = taker.dir.join(format!("data{round}"));
+            std::thread::scope(|scope| {
+                scope.spawn(|| remover.discard(&spare));
+                if taker.take_spare("wanted", &data) {
+                    taken += 1;
+                    assert_eq!(fs::read_dir(&data).unwrap().count(), 100);
+                }
+            });
+        }
+        assert!(taken > 0 && entries(&taker.base, GONE).count() == 0);
     }
 
     #[tokio::test]
