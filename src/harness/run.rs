@@ -86,7 +86,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     orphans::end_strays(STRAY_ROUNDS);
     let failed = code != 0;
     if failed {
-        explain(&cluster);
+        explain(&cluster, job.keep);
     }
     if job.keep == Keep::Always || (job.keep == Keep::OnFailure && failed) {
         keep(&mut cluster, &recipe)?;
@@ -221,7 +221,7 @@ fn not_started(job: &Job, error: &std::io::Error) -> anyhow::Result<u8> {
 }
 
 /// What the server has to say about a failed run.
-fn explain(cluster: &Cluster) {
+fn explain(cluster: &Cluster, keep: Keep) {
     if cluster.postmaster.was_full() {
         let max = cluster.databases.census().max_connections;
         eprintln!(
@@ -237,9 +237,9 @@ fn explain(cluster: &Cluster) {
         }
     }
     let kept = cluster.databases.census().kept;
-    if !kept.is_empty() {
+    if !kept.is_empty() && keep == Keep::Never {
         eprintln!(
-            "tandem: {} databases of failed tests were kept; `tandem test --keep` leaves the server running",
+            "tandem: {} databases of failed tests were kept; `tandem test --keep-on-failure` leaves the server running",
             kept.len()
         );
     }
