@@ -51,6 +51,11 @@ fn a_database_that_the_environment_names_is_never_touched() {
     let run = common::refusal::said(command.output().unwrap());
     run.expect(0, &["@127.0.0.1:", "1\n"]);
     assert!(!run.said.contains("secret") && !run.said.contains("example"), "{}", run.said);
+
+    let bare = Suite::bare();
+    let mut command = bare.command(&["--", "sh", "-c", "psql -XAtc 'SELECT 42'"]);
+    let run = common::refusal::said(command.env("DATABASE_URL", "sqlite:///test.db").output().unwrap());
+    run.expect(0, &["42\n"]);
 }
 
 #[test]

@@ -14,7 +14,9 @@ use crate::telemetry;
 pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
     // Whatever database the project has, tests get one of their own.
     let managed = open::flag("postgres.mode", "managed", "tandem test");
-    let source = Source { appless: !args.workers, ..open::source(common, vec![managed])? };
+    let mut source = Source { appless: !args.workers, ..open::source(common, vec![managed])? };
+    // It need not even be PostgreSQL's.
+    source.environment.remove("DATABASE_URL");
     let loaded = config::load(&source)?;
     let settings = loaded.settings;
     let is_default = |key: &str| matches!(loaded.origins.get(key), None | Some(Origin::Default));

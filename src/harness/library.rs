@@ -28,7 +28,7 @@ pub struct Options {
     pub migrations: Option<MigrationRun>,
     /// SQL files and Python callables, beside those of the configuration.
     pub seeds: Vec<String>,
-    /// Keys of the configuration with their values, such as `("test.pool", "4")`.
+    /// Keys of the configuration with their values, such as `("test.pool", "4")`; `postgres.mode` is always `managed`.
     pub set: Vec<(String, String)>,
 }
 
@@ -184,6 +184,8 @@ async fn start(options: Options) -> anyhow::Result<(Cluster, Shared)> {
     let managed = Flag { key: "postgres.mode".into(), value: "managed".into(), name: "harness".into() };
     let flags = options.set.iter().map(flag).chain([managed]).collect();
     let mut source = Source { appless: true, ..Source::of_process(None, flags)? };
+    // Whatever it names, tests get a database of their own; it need not even be PostgreSQL's.
+    source.environment.remove("DATABASE_URL");
     if let Some(directory) = options.directory {
         source.cwd = directory;
     }
@@ -195,7 +197,6 @@ async fn start(options: Options) -> anyhow::Result<(Cluster, Shared)> {
     };
     let recipe = Recipe::gather(settings, migrations, &options.seeds).await?;
     let cluster = Cluster::start(&recipe, Wish::default()).await?;
-    cluster.databases.fill();
     let shared = Shared {
         databases: cluster.databases.clone(),
         socket_dir: cluster.home.socket_dir.clone(),

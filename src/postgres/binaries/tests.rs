@@ -151,6 +151,10 @@ async fn without_an_interpreter_or_pip_the_ways_out_are_named() {
                 assert_eq!(installed.version, "16.15");
                 std::fs::remove_dir_all(&root).unwrap();
             }
+            // So does one that wants an interpreter which starts.
+            Err(error) if error.to_string().contains("uv failed") => {
+                assert!(error.to_string().contains(python), "{error}");
+            }
             Err(error) => {
                 assert_eq!(code_of(&error), Code::Config, "{error:#}");
                 assert!(error.to_string().contains("uv is not installed"), "{error}");
