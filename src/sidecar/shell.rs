@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use tokio::sync::mpsc::UnboundedSender;
@@ -20,9 +21,12 @@ use crate::config::{AfterReady, PostgresMode};
 use crate::postgres::service::{self as postmaster, Postmaster, Reading};
 use crate::supervise::service::Reporter;
 use crate::supervise::task::Shell;
-use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, ServiceId, Stage, Tree};
+use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, Role, ServiceId, Stage, Tree};
 use crate::systemd::Upstream;
 use crate::workers::life::Roster;
+
+/// How long a worker that was told to leave may go on accepting connections: Uvicorn looks for it every 100 ms.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// The shell around the tree.
 pub struct Sidecar {
@@ -39,6 +43,8 @@ pub struct Sidecar {
     pub(super) view: View,
     /// The workers that the hook after the start was last run for.
     pub(super) hooked: BTreeSet<i32>,
+    /// Since when all is ready while replaced workers are on their way out.
+    pub(super) settled_since: Option<Instant>,
     /// The hook that runs.
     pub(super) hook: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
@@ -98,6 +104,7 @@ impl Sidecar {
             error: Rc::default(),
             samples,
             hooked: BTreeSet::new(),
+            settled_since: None,
             hook: None,
             tasks,
             upstream,
@@ -237,10 +244,17 @@ impl Sidecar {
         let pids: BTreeSet<i32> = workers.iter().filter_map(|id| tree.members[id].child.pid()).collect();
         let again = self.hooked.is_empty() || settings.hooks.after_ready_on == AfterReady::Replaced;
         let settled = tree.is_ready() && tree.rolling().is_none() && self.hook.is_none();
+        if !settled {
+            self.settled_since = None;
+        }
         // Fewer of the same, after scaling down, are no others.
         if !again || !settled || pids.is_subset(&self.hooked) {
             return;
         }
+        if tree.members.values().any(|member| member.role == Role::Retiring) && self.still_accepting() {
+            return;
+        }
+        self.settled_since = None;
         self.hooked = pids;
         let (context, events, error) = (self.context.clone(), self.events.clone(), self.error.clone());
         self.hook = Some(tokio::task::spawn_local(async move {
@@ -251,6 +265,21 @@ impl Sidecar {
             // The tree looks again: there may be other workers by now.
             let _ = events.send(Event::Tick);
         }));
+    }
+
+    /// Whether workers that are leaving may still take a connection: a hook that speaks to the application is to reach one
+    /// that stays. Looks again when that is over.
+    fn still_accepting(&mut self) -> bool {
+        if let Some(since) = self.settled_since {
+            return since.elapsed() < LEAVING;
+        }
+        self.settled_since = Some(Instant::now());
+        let events = self.events.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LEAVING).await;
+            let _ = events.send(Event::Tick);
+        });
+        true
     }
 
     fn before_stop(&mut self) {
