@@ -140,6 +140,23 @@ fn nothing_is_left_of_a_run_however_it_is_killed() {
 }
 
 #[test]
+fn killed_with_9_a_run_takes_along_what_went_into_a_session_of_its_own() {
+    let suite = Suite::bare();
+    let script = "setsid sh -c 'setsid sleep 1000 & echo $! >daemon.new; mv daemon.new daemon; exec sleep 1000' & \
+                  while [ ! -e daemon ]; do sleep 0.01; done; touch started; exec sleep 1000";
+    let mut run = suite.start(&[], script);
+    let place = suite.wait_place(&mut run);
+    wait_for("the daemons", || suite.path("started").exists());
+    let left: Vec<i32> =
+        run.descendants().iter().filter(|process| process.args == "sleep 1000").map(|process| process.pid).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+    run.signal(Signal::SIGKILL);
+    run.wait_exit();
+    wait_for("the end of all of them", || !left.iter().any(|&pid| lives(pid)));
+    wait_gone(&place);
+}
+
+#[test]
 fn what_a_power_cut_leaves_the_next_run_sweeps() {
     let suite = Suite::bare();
     let mut run = suite.start(&[], "exec sleep 1000");

@@ -53,14 +53,18 @@ fn a_pool_that_finds_no_room_says_so_and_goes_on_when_there_is_some() {
     let script = "set -e
         here=$(dirname $(dirname $TANDEM_TEST_SOCKET))
         dd if=/dev/zero of=$here/filler bs=1M 2>/dev/null || true
-        (sleep 1; rm $here/filler) &
+        (while [ ! -e go ]; do sleep 0.02; done; rm $here/filler) &
         \"$TANDEM\" database new >url
         psql -XAtq $(cat url) -c \"SELECT 42\"";
     suite.write("script", script);
     let args = "--set test.dir=./small --set test.spare=false -- sh script";
     let Some(mut command) = beside_small_memory(&suite, "450m", args) else { return };
-    let run = said(command.env("TANDEM", env!("CARGO_BIN_EXE_tandem")).output().unwrap());
-    run.expect(0, &["no database can be made at the moment", "is full", "42\n"]);
+    command.env("TANDEM", env!("CARGO_BIN_EXE_tandem"));
+    let mut run = Tandem::start_in(suite.dir(), command, &[]);
+    run.wait_log("no database can be made at the moment");
+    suite.write("go", "");
+    assert_eq!(run.wait_code(), 0, "{}", run.log());
+    assert!(run.log().contains("is full") && run.log().contains("42\n"), "{}", run.log());
 }
 
 /// Kernel shared memory that processes have left, by id: nobody is attached, and its maker is gone.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::catalog::{Catalog, LEAVE_LIMIT};
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
@@ -25,6 +25,8 @@ use crate::postgres::provision::identifier;
 const PREFIX: &str = "test_";
 /// The one that read-only tests share.
 const SHARED: &str = "test_shared";
+/// How long to wait for a database: clients have limits of their own, and this one says why.
+const FRESH_LIMIT: Duration = Duration::from_secs(60);
 /// How often what came back is looked at.
 const CLEAN_INTERVAL: Duration = Duration::from_millis(20);
 /// About what a database takes, in bytes: the catalogs of an empty one.
@@ -190,7 +192,11 @@ impl Databases {
         };
         let mut leaving = Leaving(self, template, Some(ticket));
         self.step(template, Event::Asked(ticket));
-        let given = given.await;
+        let Ok(given) = timeout(FRESH_LIMIT, given).await else {
+            let trouble = self.desk().trouble.clone();
+            let why = if trouble.is_empty() { "the server does not answer".to_owned() } else { trouble };
+            bail!(Failure::new(Code::Temporary, format!("no database came within {FRESH_LIMIT:?}: {why}")));
+        };
         leaving.2 = None;
         match given {
             Ok(Ok(name)) => Ok(self.lease(name)),

@@ -2,7 +2,7 @@
 //!
 //! What ends a run in an orderly way does the same as `kill -9`: nothing. So its caller waits for no shutdown, and there is
 //! one way to clean up, which every run tests. The server itself dies with Tandem (PR_SET_PDEATHSIG); the shell makes
-//! sure of that, removes the directory and the kernel's shared memory, and lays out a spare data directory.
+//! sure of that, ends what the command left, removes the directory and the kernel's shared memory, and lays out a spare data directory.
 
 use std::io::{self, PipeWriter, Write};
 use std::path::Path;
@@ -25,6 +25,12 @@ read -r order
 if [ "$order" = keep ]; then
     while [ -n "$(workers)" ]; do sleep 1; done
 else
+    # What the command started, wherever it went: a session of its own hides it from the end of a group.
+    tries=0
+    while left=$(grep -lsF "TANDEM_TEST_SOCKET=$dir/" /proc/[0-9]*/environ | cut -d/ -f3) && [ -n "$left" ] && [ $tries -lt 20 ]; do
+        kill -KILL $left 2>/dev/null
+        tries=$((tries + 1))
+    done
     kill -QUIT $(head -n 1 "$data/postmaster.pid" 2>/dev/null | grep -xF "$(workers)") 2>/dev/null
     tries=0
     while left=$(workers) && [ -n "$left" ] && [ $tries -lt 600 ]; do

@@ -8,11 +8,6 @@
 //! working directory, and ends with it. It works in parallel, under `cargo test` as under nextest.
 //!
 //! ```
-//! # async fn insert(url: &str) -> Result<u64, sea_orm::sqlx::Error> {
-//! #     use sea_orm::sqlx::{Connection, PgConnection, query};
-//! #     let mut connection = PgConnection::connect(url).await?;
-//! #     Ok(query("INSERT INTO cache_stats (stat_date) VALUES (now())").execute(&mut connection).await.map_or(0, |done| done.rows_affected()))
-//! # }
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! use tandem::harness::{Options, Server};
 //!

@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
+use tokio::time::{Instant, sleep};
 
 use super::remains;
 use crate::config::temp_dir;
@@ -36,6 +37,9 @@ const SPARES_MAX: usize = 2;
 const SPARE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How old a directory is when nobody works on it any more that somebody began to make or to remove.
 const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(10 * 60);
+/// How long to wait for a run that takes its directory, which takes it a millisecond.
+const GUARD_LIMIT: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 const RUN: &str = "run-";
 const SPARE: &str = "spare-";
 /// A spare directory as it is made, by a janitor, and as it is removed.
@@ -81,11 +85,11 @@ impl Place {
         let cannot =
             || Failure::new(Code::CannotCreate, format!("cannot make a directory for tests in {}", root.display()));
         let base = base(root)?;
-        let guard = lock(&base.join(LOCK), FlockArg::LockExclusive).with_context(cannot)?;
+        let guard = guard(&base.join(LOCK)).await?;
         let dead = dead(&base);
         let dir = tempfile::Builder::new().prefix(RUN).permissions(Permissions::from_mode(0o711)).tempdir_in(&base);
         let dir = dir.with_context(cannot)?.keep();
-        let own = lock(&dir.join(LOCK), FlockArg::LockExclusive).with_context(cannot)?;
+        let own = lock(&dir.join(LOCK)).with_context(cannot)?;
         drop(guard);
         for (dir, held) in dead {
             remains::remove(&dir).await;
@@ -169,10 +173,32 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(base)
 }
 
-fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
+/// The lock that every run holds for a moment. Polled: whoever holds it may have been stopped (SIGSTOP), for good.
+async fn guard(path: &Path) -> anyhow::Result<Flock<File>> {
+    let began = Instant::now();
+    loop {
+        match lock(path) {
+            Ok(held) => return Ok(held),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < GUARD_LIMIT => {
+                sleep(LOOK_AGAIN).await;
+            }
+            Err(error) => {
+                let what = format!(
+                    "another test run holds {} for longer than {GUARD_LIMIT:?}: is one stopped?",
+                    path.display()
+                );
+                let what =
+                    if error.kind() == io::ErrorKind::WouldBlock { what } else { format!("lock {}", path.display()) };
+                return Err(anyhow::Error::new(error).context(Failure::new(Code::Temporary, what)));
+            }
+        }
+    }
+}
+
+fn lock(path: &Path) -> io::Result<Flock<File>> {
     // Whoever could open it could hold it, and us up.
     let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    Flock::lock(file, how).map_err(|(_, errno)| errno.into())
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
 }
 
 fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
@@ -183,7 +209,7 @@ fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
 /// The directories of runs that are over, each with its lock, so that nobody else removes them too.
 fn dead(base: &Path) -> Vec<(PathBuf, Flock<File>)> {
     let unlocked = entries(base, RUN).filter_map(|dir| {
-        let held = lock(&dir.join(LOCK), FlockArg::LockExclusiveNonblock).ok()?;
+        let held = lock(&dir.join(LOCK)).ok()?;
         Some((dir, held))
     });
     unlocked.filter(|(dir, _)| !(dir.join(KEPT).exists() && remains::is_served(dir))).collect()
@@ -252,6 +278,16 @@ mod tests {
             });
         }
         assert!(taken > 0 && entries(&taker.base, GONE).count() == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_was_stopped_holds_nobody_up_for_ever() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place::take(root.path()).await.unwrap();
+        let _stopped = lock(&place.base.join(LOCK)).unwrap();
+        let error = Place::take(root.path()).await.unwrap_err();
+        assert_eq!(crate::exit::code_of(&error), Code::Temporary);
+        assert!(error.to_string().contains("is one stopped?"), "{error}");
     }
 
     #[tokio::test]

@@ -3,8 +3,7 @@
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::settings::{self, Inputs, Purpose};
 use crate::postgres::{cluster, server, stale};
-use crate::process::{self, Child, Streams};
+use crate::process::{self, Child, Streams, ports};
 
 /// How long the server may take until it accepts connections.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -63,7 +62,7 @@ impl Postmaster {
         let mut tried = 0;
         let (port, child) = loop {
             tried += 1;
-            let port = free_port()?;
+            let port = ports::free().context("find a free port")?;
             configure(&spec, port)?;
             match launch(&spec).await {
                 Ok(child) => break (port, child),
@@ -123,11 +122,6 @@ pub fn log(home: &Home) -> PathBuf {
     home.state.join("server.log")
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    let socket = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).context("find a free port")?;
-    Ok(socket.local_addr()?.port())
-}
-
 fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
     let mut postgres = spec.settings.postgres.clone();
     postgres.listen = Ipv4Addr::LOCALHOST.into();
@@ -148,19 +142,14 @@ fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
 async fn launch(spec: &Spec) -> anyhow::Result<Child> {
     let home = &spec.home;
     let log = log(home);
-    let file = File::options()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&log)
-        .with_context(|| format!("write {}", log.display()))?;
+    let streams = Streams::to_log(&log).with_context(|| format!("write {}", log.display()))?;
     // Looking through all processes takes longer than anything else here; in a new directory there is nothing to find.
     let used = home.data.join("postmaster.pid").exists();
     let environment = if used { stale::clear(home).await? } else { Vec::new() };
     let command = server::command(home, &spec.installation, &environment);
     // Nothing in it is worth an orderly shutdown.
     let death = (!spec.lasting).then_some(Signal::SIGQUIT);
-    let mut child = process::spawn_with(&command, death, Streams::to_file(file)?).context("start PostgreSQL")?;
+    let mut child = process::spawn_with(&command, death, streams).context("start PostgreSQL")?;
     let pid = child.pid();
     tokio::select! {
         ready = timeout(READY_LIMIT, wait_ready(&home.data, pid)) => {

@@ -1,8 +1,6 @@
 //! The real stack beside a test command: `tandem up` as a child, attached to the throwaway server.
 
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,7 +13,7 @@ use crate::exit::{Code, Failure};
 use crate::health::client::probe;
 use crate::plan::CommandLine;
 use crate::postgres::home::Home;
-use crate::process::{self, Child, Streams};
+use crate::process::{self, Child, Streams, ports};
 
 /// How often it is asked whether it is ready, and how long one answer may take.
 const POLL: Duration = Duration::from_millis(10);
@@ -54,7 +52,9 @@ impl Stack {
 
     async fn on_free_ports(args: &[String], recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Self> {
         let settings = &recipe.settings;
-        let (listen, health) = (free_address()?, free_address()?);
+        let free =
+            || ports::free().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).context("find a free port");
+        let (listen, health) = (free()?, free()?);
         let program = std::env::current_exe().context("find this program")?;
         let mut set = vec![
             ("state_dir", cluster.place.dir.join("up").display().to_string()),
@@ -70,12 +70,7 @@ impl Stack {
         }
         let set = set.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]);
         let log = cluster.place.dir.join("up.log");
-        let file = File::options()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&log)
-            .with_context(|| format!("write {}", log.display()))?;
+        let streams = Streams::to_log(&log).with_context(|| format!("write {}", log.display()))?;
         let url = cluster.databases.session_url().with_scheme("postgresql").expose();
         let command = CommandLine::new(program)
             .arg("up")
@@ -84,8 +79,7 @@ impl Stack {
             // Not an argument, which all users of the machine can read.
             .env("TANDEM_POSTGRES__URL", url.expose())
             .env_remove("DATABASE_URL");
-        let mut child = process::spawn_with(&command, Some(Signal::SIGTERM), Streams::to_file(file)?)
-            .context("start `tandem up`")?;
+        let mut child = process::spawn_with(&command, Some(Signal::SIGTERM), streams).context("start `tandem up`")?;
         let ready = async {
             while !matches!(probe(health, "/ready", PROBE_LIMIT).await, Ok((200, _))) {
                 sleep(POLL).await;
@@ -122,9 +116,4 @@ impl Stack {
             process::signal(self.child.pid(), Signal::SIGKILL);
         }
     }
-}
-
-fn free_address() -> anyhow::Result<SocketAddr> {
-    let socket = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).context("find a free port")?;
-    Ok(socket.local_addr()?)
 }

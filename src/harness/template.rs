@@ -231,6 +231,7 @@ impl Recipe {
             let place = Place::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
             home.prepare()?;
+            cluster::check_reach(&home, &self.installation)?;
             outcome = work(&place, &home).await;
             super::remains::remove(&place.dir).await;
             if !outcome.as_ref().is_err_and(is_disk_full) {

@@ -101,7 +101,11 @@ async fn sweep(parent: &Path) {
     }
 }
 
-fn check_reach(home: &Home, installation: &Installation) -> anyhow::Result<()> {
+/// Whether the server's user can reach PostgreSQL's programs.
+///
+/// # Errors
+/// [`Failure`] with [`Code::CannotCreate`] that names the directory in the way.
+pub fn check_reach(home: &Home, installation: &Installation) -> anyhow::Result<()> {
     let Some(server) = &home.server else { return Ok(()) };
     let Some(barrier) = identity::barrier(&installation.bin, server) else { return Ok(()) };
     let (bin, barrier, name) = (installation.bin.display(), barrier.display(), &server.name);

@@ -1,11 +1,20 @@
 //! Who listens on a TCP port of this machine.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use nix::unistd::{Uid, User};
 use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::{FDTarget, Process};
+
+/// A TCP port of loopback that nobody has at the moment. Whoever binds it must be ready to find it taken.
+///
+/// # Errors
+/// None is left.
+pub fn free() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
 
 /// The program that listens on `port`, such as `nginx (pid 12)`, as far as this user may see it.
 pub fn holder(port: u16) -> Option<String> {

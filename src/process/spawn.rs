@@ -6,7 +6,9 @@
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
 
@@ -73,11 +75,12 @@ impl Streams {
         Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
     }
 
-    /// No input; both outputs go to `file`.
+    /// No input; both outputs are added to the file `log`, which only its owner reads.
     ///
     /// # Errors
-    /// The descriptor cannot be duplicated.
-    pub fn to_file(file: File) -> io::Result<Self> {
+    /// `log` cannot be written.
+    pub fn to_log(log: &Path) -> io::Result<Self> {
+        let file = File::options().append(true).create(true).mode(0o600).open(log)?;
         Ok(Self { stdin: Stdio::null(), stdout: file.try_clone()?.into(), stderr: file.into() })
     }
 }
