@@ -59,6 +59,18 @@ pub enum Command {
         #[command(subcommand)]
         command: Migrate,
     },
+    /// Back the database up, now; or look at the backups
+    #[command(args_conflicts_with_subcommands = true)]
+    #[command(
+        after_help = "Examples: tandem backup\n          tandem backup --format custom --compress zstd\n          \
+tandem backup list --json"
+    )]
+    Backup {
+        #[command(subcommand)]
+        command: Option<Backup>,
+        #[command(flatten)]
+        create: BackupCreate,
+    },
     /// Open psql on the application's database, with the right tool, user and password
     #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
     Psql {
@@ -179,6 +191,33 @@ pub enum Migrate {
     },
     /// Write a new migration into the `migration/` crate of this checkout
     New { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Backup {
+    /// Back the database up (the default)
+    Create(BackupCreate),
+    /// List the backups, and what is known of each
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What `tandem backup` takes.
+#[derive(Debug, Args)]
+pub struct BackupCreate {
+    /// plain (SQL), custom or directory (pg_restore's) [default: backup.format]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// gzip, zstd or none [default: backup.compress]
+    #[arg(long, value_name = "HOW")]
+    pub compress: Option<String>,
+    /// Where to keep it [default: backup.dir]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<std::path::PathBuf>,
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `tandem test` takes.

@@ -1,13 +1,15 @@
 //! What most commands begin with: the configuration, the log, the state directory.
 
+use crate::backup::reach::Reach;
 use crate::cli::Common;
-use crate::config::{self, Flag, Loaded, Settings, Source};
+use crate::config::{self, Flag, Loaded, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
+use crate::postgres::lock::StateLock;
 use crate::postgres::settings::client_address;
-use crate::postgres::{secret, server};
-use crate::sidecar::Configuration;
+use crate::postgres::{binaries, secret, server};
+use crate::sidecar::{self, Configuration, Context, Goal};
 use crate::telemetry;
 
 /// A flag that sets a key.
@@ -87,4 +89,59 @@ pub fn url(settings: &Settings, home: &Home) -> anyhow::Result<DatabaseUrl> {
         database: postgres.database.clone(),
         query: None,
     })
+}
+
+/// The application's database on a server that answers.
+pub struct Database {
+    pub settings: Settings,
+    pub home: Home,
+    pub reach: Reach,
+    /// What the database is called.
+    pub name: String,
+}
+
+/// Do something with the application's database. Where no server runs, one is started for it and stopped afterwards.
+///
+/// # Errors
+/// What `work` or the start of the server said.
+pub async fn with_database<F>(
+    common: &Common,
+    flags: Vec<Flag>,
+    command: &str,
+    work: impl FnOnce(Database) -> F + 'static,
+) -> anyhow::Result<Code>
+where
+    F: Future<Output = anyhow::Result<()>> + 'static,
+{
+    let configuration = configuration(common, flags)?;
+    let settings = configuration.loaded.settings.clone();
+    let home = Home::resolve(&settings)?;
+    let attached = settings.postgres.mode == PostgresMode::Attach;
+    let port = if attached { None } else { server::running_port(&home.data) };
+    if attached || port.is_some() {
+        work(database(settings, home, port).await?).await?;
+        return Ok(Code::Stopped);
+    }
+    home.prepare()?;
+    let _lock = StateLock::take(&home, command)?;
+    let context = Context::resolve(configuration, home.clone()).await?;
+    let port = context.url.port;
+    let errand = Box::pin(async move { work(database(settings, home, Some(port)).await?).await });
+    sidecar::run(context, Goal::Errand(errand)).await?;
+    Ok(Code::Stopped)
+}
+
+/// How to reach the database; `port` is our own server's.
+async fn database(settings: Settings, home: Home, port: Option<u16>) -> anyhow::Result<Database> {
+    let python = &settings.python.interpreter;
+    let source = &settings.postgres.source;
+    let installation = binaries::ensure(source, &settings.cache_dir, python, settings.search_path.as_ref()).await?;
+    let (reach, name) = match (port, &settings.postgres.url) {
+        (None, Some(url)) => (Reach::url(url, installation), url.database.clone()),
+        (port, _) => {
+            let port = port.unwrap_or(settings.postgres.port.number);
+            (Reach::superuser(&home, port, installation), settings.postgres.database.clone())
+        }
+    };
+    Ok(Database { settings, home, reach, name })
 }

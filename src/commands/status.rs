@@ -3,10 +3,11 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 
 use crate::cli::Common;
 use crate::commands::running;
+use crate::commands::table::{age, plain, size};
 use crate::control::client;
 use crate::control::messages::{ServiceStatus, Status};
 use crate::exit::Code;
@@ -46,7 +47,6 @@ fn shown(status: &Status, json: bool) -> anyhow::Result<String> {
 /// One row a process, Tandem's own first, and what they have in all.
 fn table(status: &Status) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
     table.set_header(["SERVICE", "PID", "STATE", "UPTIME", "RESTARTS", "REQUESTS", "IN FLIGHT", "MEMORY"]);
     let (pid, uptime) = (status.pid.to_string(), age(Some(status.uptime_seconds)));
     let own = ["tandem", &pid, &status.phase, &uptime, "", "", "", &size(status.memory_bytes)].map(str::to_owned);
@@ -55,15 +55,8 @@ fn table(status: &Status) -> String {
         table.add_row(row(service));
     }
     table.add_row(["", "", "", "", "", "", "total", &size(Some(status.memory_total_bytes))]);
-    let last = table.column_count() - 1;
-    for (number, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if number == last { 0 } else { 2 }));
-        if [1, 3, 5, 6, 7].contains(&number) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
-    format!("{roll}{}", table.trim_fmt())
+    format!("{roll}{}", plain(table, &[1, 3, 5, 6, 7]))
 }
 
 fn row(service: &ServiceStatus) -> [String; 8] {
@@ -86,22 +79,6 @@ fn row(service: &ServiceStatus) -> [String; 8] {
         number(service.in_flight),
         size(service.memory_bytes),
     ]
-}
-
-/// The two largest units of an age, such as `2h 5m`.
-fn age(seconds: Option<f64>) -> String {
-    let Some(seconds) = seconds else { return "-".to_owned() };
-    let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
-    let text = humantime::format_duration(Duration::from_secs(whole)).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
-/// Bytes as MB of 1024 × 1024, as the configuration counts them.
-fn size(bytes: Option<u64>) -> String {
-    bytes.map_or_else(String::new, |bytes| {
-        let tenths = (bytes * 10).div_ceil(1024 * 1024);
-        format!("{}.{} MB", tenths / 10, tenths % 10)
-    })
 }
 
 #[cfg(test)]
@@ -155,14 +132,5 @@ mod tests {
             worker-0     -  backoff (replacement)         -  0
                                                                                         total  39.2 MB"#]]
         .assert_eq(&table(&status));
-    }
-
-    #[test]
-    fn ages_have_two_units_and_sizes_one_decimal() {
-        let ages = [(None, "-"), (Some(0.9), "0s"), (Some(59.0), "59s"), (Some(3_600.0), "1h"), (Some(-1.0), "0s")];
-        for (seconds, expected) in ages {
-            assert_eq!(age(seconds), expected, "{seconds:?}");
-        }
-        assert_eq!([size(None), size(Some(0)), size(Some(1)), size(Some(1 << 20))], ["", "0.0 MB", "0.1 MB", "1.0 MB"]);
     }
 }

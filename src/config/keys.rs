@@ -272,6 +272,16 @@ pub const KEYS: &[Key] = &[
     open(Live, "hooks.before_stop", Kind::Command, "none", "What to run before anything is stopped"),
     key(Live, "hooks.limit", Kind::Duration, r#""30s""#, "Longest time for a hook"),
     key(Live, "hooks.on_failure", Kind::Choice(&["warn", "stop"]), r#""warn""#, "What follows a hook that fails"),
+    open(Live, "backup.dir", Kind::Path, "backups in the state directory", "Where backups are kept; BACKUP_PATH"),
+    key(
+        Live,
+        "backup.format",
+        Kind::Choice(&["plain", "custom", "directory"]),
+        r#""plain""#,
+        "What a backup is: SQL, or pg_restore's formats",
+    ),
+    key(Live, "backup.compress", Kind::Choice(&["gzip", "zstd", "none"]), r#""gzip""#, "How a backup is compressed"),
+    key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
     key(Restart, "test.seed", Kind::List, "[]", "SQL files and Python callables that fill the tests' database"),
     open(
         Restart,
@@ -325,10 +335,11 @@ pub const GUIDE_NAMES: &[(&str, &str)] = &[
     ("DB_POOL_OVERFLOW", "pool.overflow"),
     ("DB_POOL_RECYCLE", "pool.recycle"),
     ("DB_POOL_TIMEOUT", "pool.timeout"),
+    ("BACKUP_PATH", "backup.dir"),
 ];
 
-/// The guide's names for backups, which this version does not make yet.
-pub const BACKUP_NAMES: &[&str] = &["BACKUP_PATH", "BACKUP_RETENTION_DAYS"];
+/// The guide's name for how long backups are kept, which this version does not know yet.
+pub const RETENTION_NAME: &str = "BACKUP_RETENTION_DAYS";
 
 /// What workers get from Tandem itself, so that nobody else may say it.
 pub const INJECTED_NAMES: &[&str] =

@@ -77,7 +77,11 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         hooks.after_ready_on
         hooks.before_stop
         hooks.limit
-        hooks.on_failure"#]]
+        hooks.on_failure
+        backup.dir
+        backup.format
+        backup.compress
+        backup.limit"#]]
     .assert_eq(&of(Live));
     expect_test::expect![[r#"
         workers.app

@@ -139,9 +139,9 @@ impl Written {
             }
             return true;
         }
-        if keys::BACKUP_NAMES.contains(&name) {
+        if keys::RETENTION_NAME == name {
             self.notices
-                .push(format!("{name} ({}) has no effect on Tandem: this version makes no backups", origin.place()));
+                .push(format!("{name} ({}) has no effect on Tandem: this version removes no backups", origin.place()));
             return false;
         }
         let Some(rest) = name.strip_prefix("TANDEM_") else { return false };

@@ -12,10 +12,12 @@ pub mod orphans;
 pub mod ports;
 mod run;
 mod spawn;
+mod stream;
 mod wait;
 
 pub use child::{Child, Exit, Output, adopt};
 pub use foreground::{Foreground, spawn_foreground};
 pub use run::{Finished, RunError, run, run_with};
 pub use spawn::{InheritedFd, Streams, group_of, lines, replace, signal, signal_group, spawn, spawn_with};
+pub use stream::{Streamed, Streaming};
 pub use wait::ended;

@@ -45,7 +45,10 @@ pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyho
 }
 
 /// One plain connection, for what belongs to a session.
-pub(super) async fn session(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<PgConnection> {
+///
+/// # Errors
+/// As [`connect`].
+pub async fn session(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<PgConnection> {
     let options = options(url, application_name)?;
     tokio::time::timeout(CONNECT_LIMIT, options.connect())
         .await

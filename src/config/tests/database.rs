@@ -40,16 +40,15 @@ fn a_managed_database_takes_user_password_and_database_from_the_url() {
         postgres.password = ******** (.env:5)
         postgres.database = ffe (.env:5)
         workers.app = main:app (tandem.toml:2)
-        workers.env.BACKUP_PATH = ******** (.env:7)
         workers.env.ENVIRONMENT = ******** (.env:6)
-        notice: BACKUP_PATH (.env:7) has no effect on Tandem: this version makes no backups
+        backup.dir = ./backups (.env:7)
         notice: postgres.mode is "managed": user, password and database are those of DATABASE_URL (.env:5), its server postgres:5432 is ignored"#]]
     .assert_eq(&summary(&loaded));
     let postgres = &loaded.settings.postgres;
     assert_eq!((postgres.mode, &postgres.url), (PostgresMode::Managed, &None));
     assert_eq!(postgres.password.as_ref().unwrap().expose(), "changeme");
     let workers: Vec<_> = loaded.settings.workers.env.keys().map(String::as_str).collect();
-    assert_eq!(workers, ["BACKUP_PATH", "ENVIRONMENT"]);
+    assert_eq!(workers, ["ENVIRONMENT"]);
 }
 
 #[test]

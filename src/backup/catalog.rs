@@ -1,0 +1,203 @@
+//! The directory of backups: what is in it, who may write to it, what an interrupted run left.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use chrono::{DateTime, TimeDelta, Utc};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
+
+use super::files::{self, PARTIAL};
+use super::manifest::{LAYOUT, Manifest, Verdict};
+use super::name::Name;
+use crate::config::Settings;
+use crate::exit::{Code, Failure};
+use crate::postgres::home::Home;
+
+/// A directory of backups.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    dir: PathBuf,
+}
+
+/// One backup in it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub name: Name,
+    pub path: PathBuf,
+    /// What is written down beside it, or why that cannot be read.
+    pub manifest: Result<Manifest, String>,
+    /// Of this very content.
+    pub verdict: Option<Verdict>,
+}
+
+/// The right to write to a catalog, until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Catalog {
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Where `settings` keep backups.
+    pub fn of(settings: &Settings, home: &Home) -> Self {
+        Self { dir: settings.backup.dir.clone().unwrap_or_else(|| home.state.join("backups")) }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Make the directory if need be, take its lock, and remove what an interrupted run left.
+    ///
+    /// # Errors
+    /// [`Failure`]: the directory cannot be made or written to, or another backup runs.
+    pub fn lock(&self) -> anyhow::Result<Lock> {
+        files::make_private(&self.dir)?;
+        let path = self.dir.join(".lock");
+        let cannot = || Failure::new(Code::CannotCreate, format!("cannot write to {}", self.dir.display()));
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        match Flock::lock(file.with_context(cannot)?, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0).with_context(cannot)?;
+                let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+                // On a full disk it has no words, and is held all the same.
+                let _ = write!(file, "pid {}, since {now}", std::process::id());
+                self.sweep();
+                Ok(Lock { _file: file })
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let _ = file.rewind().and_then(|()| file.read_to_string(&mut holder));
+                let message = format!("another backup ({holder}) runs in {}: wait for its end", self.dir.display());
+                Err(Failure::new(Code::Temporary, message).into())
+            }
+            Err((_, error)) => Err(anyhow::Error::new(error).context(Failure::new(
+                Code::CannotCreate,
+                format!("cannot lock {}; does its file system support flock?", path.display()),
+            ))),
+        }
+    }
+
+    /// Whoever left it is gone: its lock is ours.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.filter_map(Result::ok) {
+            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+                tracing::info!("removing {}, which an interrupted run left", entry.path().display());
+                let _ = files::remove(&entry.path());
+            }
+        }
+    }
+
+    /// A name for a backup begun at `now` that nothing here has.
+    pub fn free_name(&self, wanted: Name) -> Name {
+        let mut name = wanted;
+        while self.beside(&name, "manifest.json").exists() || self.dir.join(name.to_string()).exists() {
+            name.taken += TimeDelta::seconds(1);
+        }
+        name
+    }
+
+    /// What lies beside the backup `name` under `ending`.
+    pub fn beside(&self, name: &Name, ending: &str) -> PathBuf {
+        self.dir.join(format!("{}.{ending}", name.stem()))
+    }
+
+    /// All backups of `database`, or of all of them, the oldest first; a directory that is not there holds none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn entries(&self, database: Option<&str>) -> anyhow::Result<Vec<Entry>> {
+        let listing = match fs::read_dir(&self.dir) {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| format!("read {}", self.dir.display())),
+        };
+        let mut entries = Vec::new();
+        for entry in listing {
+            let entry = entry.with_context(|| format!("read {}", self.dir.display()))?;
+            let name = entry.file_name().to_str().and_then(Name::parse);
+            if let Some(name) = name.filter(|name| database.is_none_or(|wanted| wanted == name.database)) {
+                entries.push(self.entry(name));
+            }
+        }
+        entries.sort_by(|a, b| (a.name.taken, a.name.to_string()).cmp(&(b.name.taken, b.name.to_string())));
+        Ok(entries)
+    }
+
+    /// The backup called `name`, whether it is there or not.
+    pub fn entry(&self, name: Name) -> Entry {
+        let path = self.dir.join(name.to_string());
+        let manifest =
+            read_json::<Manifest>(&self.beside(&name, "manifest.json")).and_then(|manifest| match manifest {
+                manifest if manifest.layout > LAYOUT => Err("its manifest is of a newer Tandem".to_owned()),
+                manifest if manifest.file != name.to_string() => Err(format!("its manifest is of {}", manifest.file)),
+                manifest => Ok(manifest),
+            });
+        let verdict = read_json::<Verdict>(&self.beside(&name, "verdict.json")).ok();
+        // A verdict on other content says nothing of this one.
+        let verdict =
+            verdict.filter(|verdict| manifest.as_ref().is_ok_and(|manifest| manifest.sha256 == verdict.sha256));
+        Entry { name, path, manifest, verdict }
+    }
+
+    /// Write the verdict on `name` beside it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn record(&self, name: &Name, verdict: &Verdict) -> anyhow::Result<()> {
+        files::write_json(&self.beside(name, "verdict.json"), verdict)
+    }
+
+    /// Remove a backup and all beside it: its manifest first, so that what is left of an interruption is no backup.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, name: &Name) -> anyhow::Result<()> {
+        let beside = ["manifest.json", "verdict.json", "globals.sql"].map(|ending| self.beside(name, ending));
+        for path in beside.iter().chain([&self.dir.join(name.to_string())]) {
+            files::remove(path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// When the newest backup of `database` was taken, as names tell it.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn newest(&self, database: &str) -> anyhow::Result<Option<DateTime<Utc>>> {
+        Ok(self.entries(Some(database))?.last().map(|entry| entry.name.taken))
+    }
+}
+
+impl Entry {
+    /// Whether it was restored and found to hold what its manifest says.
+    pub fn proven(&self) -> bool {
+        self.verdict.as_ref().is_some_and(Verdict::good)
+    }
+
+    /// What is known of it, in a word.
+    pub fn state(&self) -> &'static str {
+        match (&self.manifest, &self.verdict) {
+            (Err(_), _) => "incomplete",
+            (Ok(_), None) => "unverified",
+            (Ok(_), Some(verdict)) if verdict.good() => "verified",
+            (Ok(_), Some(_)) => "bad",
+        }
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let text = fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "it has no manifest".to_owned(),
+        _ => format!("{} cannot be read: {error}", path.display()),
+    })?;
+    serde_json::from_slice(&text).map_err(|error| format!("{} is damaged: {error}", path.display()))
+}

@@ -1,0 +1,235 @@
+//! A stream into a compressed file and back, on two threads, counting and digesting what passes.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use flate2::read::MultiGzDecoder;
+use libdeflater::{CompressionLvl, Compressor};
+use sha2::{Digest, Sha256};
+
+use super::files::hex;
+use crate::config::Compression;
+
+/// How much of the stream becomes one gzip member, in bytes: large enough that a member's own dictionary costs nothing.
+const BLOCK_SIZE: usize = 1 << 20;
+/// Compressing threads.
+const THREADS: usize = 2;
+/// libdeflate's own default: smaller and faster than zlib's at its default.
+const GZIP_LEVEL: i32 = 6;
+/// zstd's own default.
+const ZSTD_LEVEL: i32 = 3;
+/// How much of the stream's end is kept, in bytes.
+const TAIL_SIZE: usize = 256;
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Before compression.
+    pub stream_bytes: u64,
+    pub size_bytes: u64,
+    pub sha256: String,
+    /// The last of the stream.
+    pub tail: Vec<u8>,
+}
+
+/// Write all of `stream` to `file`. `passed` counts the stream's bytes meanwhile.
+///
+/// # Errors
+/// The stream cannot be read or the file not written.
+pub fn write(
+    stream: impl Read + Send,
+    file: File,
+    compression: Compression,
+    passed: &AtomicU64,
+) -> io::Result<Written> {
+    let mut stream = Watched { inner: stream, passed, tail: Vec::new() };
+    let mut out = Digesting { inner: file, hash: Sha256::new(), size: 0 };
+    match compression {
+        Compression::None => {
+            let mut buffer = vec![0; BLOCK_SIZE];
+            loop {
+                let length = fill(&mut stream, &mut buffer)?;
+                out.write_all(&buffer[..length])?;
+                if length < BLOCK_SIZE {
+                    break;
+                }
+            }
+        }
+        Compression::Gzip => gzip(&mut stream, &mut out)?,
+        Compression::Zstd => {
+            let mut encoder = zstd::Encoder::new(&mut out, ZSTD_LEVEL)?;
+            encoder.include_checksum(true)?;
+            encoder.multithread(THREADS as u32)?;
+            let mut buffer = vec![0; BLOCK_SIZE];
+            loop {
+                let length = fill(&mut stream, &mut buffer)?;
+                encoder.write_all(&buffer[..length])?;
+                if length < BLOCK_SIZE {
+                    break;
+                }
+            }
+            encoder.finish()?;
+        }
+    }
+    out.inner.sync_all()?;
+    let (size_bytes, sha256) = (out.size, hex(&out.hash.finalize()));
+    Ok(Written { stream_bytes: passed.load(Ordering::Relaxed), size_bytes, sha256, tail: stream.tail })
+}
+
+/// One member a block, each on one of the threads in turn, and written in that same turn.
+fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()> {
+    thread::scope(|scope| {
+        let mut ways: Vec<(SyncSender<Vec<u8>>, Receiver<Vec<u8>>)> = Vec::new();
+        for _ in 0..THREADS {
+            let (give, blocks) = sync_channel::<Vec<u8>>(1);
+            let (members, take) = sync_channel(1);
+            scope.spawn(move || {
+                let mut compressor = Compressor::new(CompressionLvl::new(GZIP_LEVEL).unwrap_or_default());
+                for block in blocks {
+                    if members.send(member(&mut compressor, &block)).is_err() {
+                        return;
+                    }
+                }
+            });
+            ways.push((give, take));
+        }
+        let (givers, takers): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
+        let reading = scope.spawn(move || -> io::Result<()> {
+            for turn in 0.. {
+                let mut block = vec![0; BLOCK_SIZE];
+                let length = fill(stream, &mut block)?;
+                block.truncate(length);
+                // An empty stream is one empty member: no file is none.
+                if (length == 0 && turn > 0) || givers[turn % THREADS].send(block).is_err() || length < BLOCK_SIZE {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let mut written = Ok(());
+        for turn in 0.. {
+            let Ok(member) = takers[turn % THREADS].recv() else { break };
+            written = out.write_all(&member);
+            if written.is_err() {
+                break;
+            }
+        }
+        // Whoever still sends is told by the end of the channels.
+        drop(takers);
+        let read = reading.join().unwrap_or_else(|_| Err(io::Error::other("the reading thread panicked")));
+        written.and(read)
+    })
+}
+
+/// One gzip member (RFC 1952, section 2.3).
+fn member(compressor: &mut Compressor, block: &[u8]) -> Vec<u8> {
+    let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
+    // It fails only where the bound is too small, which it says it is not.
+    let length = compressor.gzip_compress(block, &mut member).unwrap_or_default();
+    member.truncate(length);
+    member
+}
+
+/// Read until `buffer` is full or the stream ends.
+fn fill(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match stream.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// What is in the file at `path`, uncompressed.
+///
+/// # Errors
+/// It cannot be opened; what is wrong with its content shows as it is read.
+pub fn read(path: &Path, compression: Compression) -> io::Result<Box<dyn Read + Send>> {
+    let file = BufReader::with_capacity(BLOCK_SIZE, File::open(path)?);
+    Ok(match compression {
+        Compression::None => Box::new(file),
+        Compression::Gzip => Box::new(MultiGzDecoder::new(file)),
+        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(file)?),
+    })
+}
+
+struct Watched<'a, R> {
+    inner: R,
+    passed: &'a AtomicU64,
+    tail: Vec<u8>,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        self.passed.fetch_add(length as u64, Ordering::Relaxed);
+        let new = &buffer[..length];
+        if length >= TAIL_SIZE {
+            self.tail.clear();
+        }
+        self.tail.extend_from_slice(&new[length.saturating_sub(TAIL_SIZE)..]);
+        let excess = self.tail.len().saturating_sub(TAIL_SIZE);
+        self.tail.drain(..excess);
+        Ok(length)
+    }
+}
+
+struct Digesting<W> {
+    inner: W,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Write for Digesting<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let length = self.inner.write(buffer)?;
+        self.hash.update(&buffer[..length]);
+        self.size += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::digest;
+    use super::*;
+
+    #[test]
+    fn every_size_and_way_comes_back_and_the_digest_is_the_files() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("file");
+        let text: Vec<u8> = (0..3 * BLOCK_SIZE + 7).map(|at| (at * at >> 7) as u8).collect();
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            for length in [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE + 7] {
+                let passed = AtomicU64::new(0);
+                let written = write(&text[..length], File::create(&path).unwrap(), compression, &passed).unwrap();
+                assert_eq!((written.sha256.clone(), written.size_bytes), digest(&path).unwrap());
+                assert_eq!(written.stream_bytes, length as u64);
+                assert_eq!(written.tail, text[length.saturating_sub(TAIL_SIZE)..length]);
+                let mut back = Vec::new();
+                read(&path, compression).unwrap().read_to_end(&mut back).unwrap();
+                assert!(back == text[..length], "{compression:?} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_takes_no_more_ends_the_reading_too() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let endless = io::repeat(b'x');
+        let error = write(endless, full, Compression::Gzip, &AtomicU64::new(0)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+}

@@ -1,0 +1,240 @@
+//! Take a logical backup: dump, count and compress in one snapshot, and give it its name when it is whole.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use chrono::{DateTime, Utc};
+
+use super::catalog::Catalog;
+use super::census::Snapshot;
+use super::compress::{self, Written};
+use super::files::{self, Partial, digest};
+use super::manifest::{Globals, LAYOUT, Manifest};
+use super::name::{Format, Name};
+use super::reach::Reach;
+use crate::config::Compression;
+use crate::exit::{Code, Failure, is_disk_full};
+use crate::process::{self, Streamed, Streaming};
+use crate::telemetry::{self, Progress};
+
+/// The last line of a plain dump: pg_dump writes it when it has written all. Only this shows that a dump is not cut
+/// short, for the end of a file ends COPY's rows just as well. The newest releases write `\unrestrict` after it.
+pub const TRAILER: &[u8] = b"-- PostgreSQL database dump complete\n";
+/// How long pg_dump may wait for a table that somebody has locked.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
+/// Between two words on the terminal.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How many tables a directory's dump reads at once.
+const JOBS: usize = 2;
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub database: &'a str,
+    pub format: Format,
+    pub compression: Compression,
+    /// How long it may take in all.
+    pub limit: Duration,
+}
+
+/// Take a backup into `catalog`.
+///
+/// # Errors
+/// What failed, with its cause. Nothing has a final name then.
+pub async fn take(
+    reach: &Reach,
+    catalog: &Catalog,
+    wanted: Wanted<'_>,
+    now: DateTime<Utc>,
+) -> anyhow::Result<Manifest> {
+    let _lock = catalog.lock()?;
+    if let Some(newest) = catalog.newest(wanted.database)?.filter(|newest| *newest > now) {
+        tracing::warn!(
+            "the newest backup is of {newest}, which is in the future: the clock was set back, or was wrong then"
+        );
+    }
+    let name = Name::new(wanted.database, now, wanted.format, file_compression(&wanted));
+    let name = catalog.free_name(name);
+    let taking = whole(reach, catalog, wanted, &name);
+    tokio::time::timeout(wanted.limit, taking).await.map_err(|_| {
+        Failure::new(Code::Temporary, format!("the backup took longer than backup.limit, {:?}", wanted.limit))
+    })?
+}
+
+/// How the file as such is compressed: pg_restore's formats are compressed inside.
+fn file_compression(wanted: &Wanted<'_>) -> Compression {
+    if wanted.format == Format::Plain { wanted.compression } else { Compression::None }
+}
+
+async fn whole(reach: &Reach, catalog: &Catalog, wanted: Wanted<'_>, name: &Name) -> anyhow::Result<Manifest> {
+    let began = Instant::now();
+    let progress = telemetry::progress(format!("backing up database {}", wanted.database));
+    let mut snapshot = Snapshot::export(reach.session(wanted.database).await?).await?;
+    let server_version = snapshot.server_version().await?;
+    let id = snapshot.id.clone();
+    let partial = Partial::beside(catalog.dir(), &name.to_string());
+    let dumping = async {
+        match wanted.format {
+            Format::Plain => plain(reach, wanted, &id, &partial, &progress).await,
+            Format::Custom | Format::Directory => archive(reach, wanted, &id, partial.path()).await,
+        }
+    };
+    let counting = async { snapshot.census().await };
+    let (dumped, census) = tokio::try_join!(dumping, counting)?;
+    snapshot.close().await;
+    let globals = globals(reach, catalog, name, wanted.database).await?;
+    let (path, file) = (catalog.dir().join(name.to_string()), name.to_string());
+    tokio::task::spawn_blocking(move || partial.publish(&path)).await?.with_context(|| format!("name {file}"))?;
+    let manifest = Manifest {
+        layout: LAYOUT,
+        file: name.to_string(),
+        database: wanted.database.to_owned(),
+        format: wanted.format,
+        compression: wanted.compression,
+        taken: name.taken,
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        size_bytes: dumped.size_bytes,
+        sql_bytes: (wanted.format == Format::Plain).then_some(dumped.stream_bytes),
+        sha256: dumped.sha256,
+        globals,
+        census,
+        server_version,
+        pg_dump_version: reach.version().to_owned(),
+        tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    files::write_json(&catalog.beside(name, "manifest.json"), &manifest)?;
+    Ok(manifest)
+}
+
+/// SQL through our own compression, which takes both cores.
+async fn plain(
+    reach: &Reach,
+    wanted: Wanted<'_>,
+    snapshot: &str,
+    partial: &Partial,
+    progress: &Progress,
+) -> anyhow::Result<Written> {
+    let command = reach
+        .client("pg_dump", wanted.database)
+        .args(["--format=plain", "--no-password"])
+        .arg(format!("--snapshot={snapshot}"))
+        .arg(format!("--lock-wait-timeout={}", LOCK_LIMIT.as_millis()));
+    let (dump, stream) = Streaming::reading(&command)?;
+    let file = partial.create().with_context(|| format!("make {}", partial.path().display()))?;
+    let passed = Arc::new(AtomicU64::new(0));
+    let (counter, compression) = (passed.clone(), wanted.compression);
+    let writing = tokio::task::spawn_blocking(move || compress::write(stream, file, compression, &counter));
+    let shown = async {
+        loop {
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
+            let megabytes = passed.load(Ordering::Relaxed) >> 20;
+            progress.say(format!("backing up database {}: {megabytes} MB of SQL", wanted.database));
+        }
+    };
+    let (written, ended) = tokio::select! {
+        both = async { tokio::join!(writing, dump.end(wanted.limit)) } => both,
+        () = shown => unreachable!("it has no end"),
+    };
+    // A file that takes no more ends pg_dump too: the cause is told first.
+    let written = written?.with_context(|| format!("write {}", partial.path().display()))?;
+    succeeded("pg_dump", &ended?)?;
+    if !ends_whole(&written.tail) {
+        bail!("pg_dump's output is cut short: its last line is missing");
+    }
+    Ok(written)
+}
+
+/// Whether the last of a dump says that it is complete.
+pub fn ends_whole(tail: &[u8]) -> bool {
+    tail.windows(TRAILER.len()).any(|window| window == TRAILER)
+}
+
+/// The formats that pg_dump writes by itself.
+async fn archive(reach: &Reach, wanted: Wanted<'_>, snapshot: &str, path: &Path) -> anyhow::Result<Written> {
+    let (format, jobs) = match wanted.format {
+        Format::Directory => ("directory", JOBS),
+        _ => ("custom", 1),
+    };
+    let compress = match wanted.compression {
+        Compression::None => "none",
+        Compression::Gzip => "gzip",
+        Compression::Zstd => "zstd",
+    };
+    let command = reach
+        .client("pg_dump", wanted.database)
+        .arg("--no-password")
+        .arg(format!("--format={format}"))
+        .arg(format!("--jobs={jobs}"))
+        .arg(format!("--compress={compress}"))
+        .arg(format!("--snapshot={snapshot}"))
+        .arg(format!("--lock-wait-timeout={}", LOCK_LIMIT.as_millis()))
+        .arg("--file")
+        .arg(path);
+    let finished = process::run(&command, wanted.limit).await?;
+    succeeded(
+        "pg_dump",
+        &Streamed { exit: finished.exit, stderr: finished.stderr.lines().map(str::to_owned).collect() },
+    )?;
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || -> anyhow::Result<Written> {
+        make_private(&path).with_context(|| format!("keep {} from others", path.display()))?;
+        let (sha256, size_bytes) = digest(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(Written { stream_bytes: 0, size_bytes, sha256, tail: Vec::new() })
+    })
+    .await?
+}
+
+/// pg_dump makes its files as the umask has it.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = if path.is_dir() { 0o700 } else { 0o600 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+/// Roles and their settings. The passwords come along, as verifiers, only where we are the superuser.
+async fn globals(reach: &Reach, catalog: &Catalog, name: &Name, database: &str) -> anyhow::Result<Option<Globals>> {
+    let mut command = reach.client("pg_dumpall", database).args(["--globals-only", "--no-password"]);
+    if !reach.is_superuser() {
+        command = command.arg("--no-role-passwords");
+    }
+    let path = catalog.beside(name, "globals.sql");
+    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let partial = Partial::beside(catalog.dir(), &file);
+    let (dump, stream) = Streaming::reading(&command)?;
+    let out = partial.create().with_context(|| format!("make {}", partial.path().display()))?;
+    let writing =
+        tokio::task::spawn_blocking(move || compress::write(stream, out, Compression::None, &AtomicU64::new(0)));
+    let (written, ended) = tokio::join!(writing, dump.end(LOCK_LIMIT));
+    let written = written?.with_context(|| format!("write {}", path.display()))?;
+    if let Err(error) = succeeded("pg_dumpall", &ended?) {
+        if reach.is_superuser() || is_disk_full(&error) {
+            return Err(error);
+        }
+        // A managed service may keep its roles to itself.
+        tracing::warn!("the roles are not backed up: {error:#}");
+        return Ok(None);
+    }
+    partial.publish(&path).with_context(|| format!("name {file}"))?;
+    Ok(Some(Globals { file, size_bytes: written.size_bytes, sha256: written.sha256 }))
+}
+
+/// Make an error of a program that failed, with what it said.
+pub fn succeeded(program: &str, ended: &Streamed) -> anyhow::Result<()> {
+    if ended.exit.success() {
+        return Ok(());
+    }
+    let said = ended.stderr.join("\n  ");
+    let error = anyhow::anyhow!("{program} failed ({}):\n  {said}", ended.exit);
+    if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
+        return Err(anyhow::Error::new(std::io::Error::from(std::io::ErrorKind::StorageFull)).context(error));
+    }
+    if said.contains("server version mismatch") {
+        let message =
+            format!("{error:#}\nTandem's PostgreSQL 16 cannot dump a newer server: set postgres.source to its version");
+        return Err(Failure::new(Code::Config, message).into());
+    }
+    Err(error)
+}

@@ -1,0 +1,205 @@
+//! Files that have their final name only once they are whole and durable.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::exit::{Code, Failure};
+
+/// What begins the names of files that are not whole yet.
+pub const PARTIAL: &str = ".partial-";
+
+/// A file or directory under a name that says that it is not whole. Dropped, it goes.
+#[derive(Debug)]
+pub struct Partial {
+    path: PathBuf,
+    published: bool,
+}
+
+impl Partial {
+    /// The place beside what is to be `name` in `dir`; nothing is made yet.
+    pub fn beside(dir: &Path, name: &str) -> Self {
+        Self { path: dir.join(format!("{PARTIAL}{}-{name}", std::process::id())), published: false }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Make it as a file that only its owner reads.
+    ///
+    /// # Errors
+    /// What open(2) answered.
+    pub fn create(&self) -> io::Result<File> {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)
+    }
+
+    /// Make it durable, give it its final name, and make that durable too. A name that is taken stays as it is.
+    ///
+    /// # Errors
+    /// What fsync(2) or renameat2(2) answered.
+    pub fn publish(mut self, to: &Path) -> io::Result<()> {
+        sync_tree(&self.path)?;
+        rename_new(&self.path, to)?;
+        self.published = true;
+        sync_parent(to)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = remove(&self.path);
+        }
+    }
+}
+
+/// Rename, unless the new name is taken; on a file system that knows no such renaming, what is there is looked at first.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOSYS) if to.symlink_metadata().is_err() => {
+            fs::rename(from, to)
+        }
+        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOSYS) => Err(io::ErrorKind::AlreadyExists.into()),
+        renamed => Ok(renamed?),
+    }
+}
+
+/// Remove a file or a whole directory; what is gone already is no error.
+///
+/// # Errors
+/// What unlink(2) or rmdir(2) answered.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Write `value` as JSON to `path`, durably, in the place of what is there.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let write = || -> io::Result<()> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut partial = Partial::beside(dir, &name);
+        let mut file = partial.create()?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&partial.path, path)?;
+        partial.published = true;
+        sync_parent(path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+/// Make `dir` for its owner alone, unless it is there.
+///
+/// # Errors
+/// [`Failure`] with [`Code::CannotCreate`].
+pub fn make_private(dir: &Path) -> anyhow::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| Failure::new(Code::CannotCreate, format!("cannot create directory {}", dir.display())))
+}
+
+fn sync_tree(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            sync_tree(&entry?.path())?;
+        }
+    }
+    File::open(path)?.sync_all()
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// The SHA-256 of a file in hexadecimal and its size, or those of a directory: of the list of its files with their own.
+///
+/// # Errors
+/// It cannot be read.
+pub fn digest(path: &Path) -> io::Result<(String, u64)> {
+    let mut hash = Sha256::new();
+    let mut size = 0;
+    if path.is_dir() {
+        let mut entries = fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (inner, length) = digest(&entry.path())?;
+            hash.update(format!("{inner}  {}\n", entry.file_name().to_string_lossy()));
+            size += length;
+        }
+        return Ok((hex(&hash.finalize()), size));
+    }
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((hex(&hash.finalize()), size)),
+            count => {
+                hash.update(&buffer[..count]);
+                size += count as u64;
+            }
+        }
+    }
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_final_name_is_never_taken_from_what_has_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let end = temp.path().join("a");
+        let first = Partial::beside(temp.path(), "a");
+        first.create().unwrap().write_all(b"1").unwrap();
+        first.publish(&end).unwrap();
+        let second = Partial::beside(temp.path(), "a");
+        second.create().unwrap().write_all(b"2").unwrap();
+        assert_eq!(second.publish(&end).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&end).unwrap(), b"1");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nothing half-made stays");
+    }
+
+    #[test]
+    fn a_directorys_digest_follows_names_and_contents() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("a"), "1").unwrap();
+        fs::write(temp.path().join("b"), "").unwrap();
+        let (before, size) = digest(temp.path()).unwrap();
+        assert_eq!(size, 1);
+        fs::rename(temp.path().join("b"), temp.path().join("c")).unwrap();
+        assert_ne!(digest(temp.path()).unwrap().0, before);
+        // FIPS 180-4's own example.
+        fs::write(temp.path().join("a"), "abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(digest(&temp.path().join("a")).unwrap(), (expected.to_owned(), 3));
+    }
+}

@@ -1,0 +1,19 @@
+//! Backups that are proven to restore.
+//!
+//! ```text
+//! name · manifest        what a backup is called, what is written down beside it (pure)
+//! reach ─> census        the server; what it holds, in one snapshot
+//!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
+//! catalog                the directory of backups
+//! ```
+//!
+//! Must not decide when: that is the schedule's, or a person's.
+
+pub mod catalog;
+mod census;
+mod compress;
+pub mod dump;
+mod files;
+pub mod manifest;
+pub mod name;
+pub mod reach;

@@ -1,0 +1,122 @@
+//! `tandem backup`
+
+use chrono::Utc;
+use comfy_table::Table;
+
+use crate::backup::catalog::{Catalog, Entry};
+use crate::backup::dump::{self, Wanted};
+use crate::backup::manifest::Manifest;
+use crate::backup::reach::Reach;
+use crate::cli::{Backup, BackupCreate, Common};
+use crate::commands::open;
+use crate::commands::running::say;
+use crate::commands::table::{plain, size};
+use crate::config::Settings;
+use crate::exit::Code;
+use crate::postgres::home::Home;
+
+/// Take a backup, or look at those that there are.
+///
+/// # Errors
+/// What failed.
+pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate) -> anyhow::Result<Code> {
+    match command {
+        None => take(common, create).await,
+        Some(Backup::Create(create)) => take(common, create).await,
+        Some(Backup::List { json }) => list(common, json),
+    }
+}
+
+async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
+    let set = |key, value: Option<&String>, name| value.map(|value| open::flag(key, value, name));
+    let dir = create.dir.as_ref().map(|dir| dir.display().to_string());
+    let flags = [
+        set("backup.format", create.format.as_ref(), "--format"),
+        set("backup.compress", create.compress.as_ref(), "--compress"),
+        set("backup.dir", dir.as_ref(), "--dir"),
+    ];
+    let json = create.json;
+    open::with_database(
+        common,
+        flags.into_iter().flatten().collect(),
+        "tandem backup",
+        async move |at: open::Database| {
+            let manifest = create_in(&at.settings, &at.home, &at.reach, &at.name).await?;
+            let catalog = Catalog::of(&at.settings, &at.home);
+            say(&if json { serde_json::to_string_pretty(&manifest)? } else { told(&catalog, &manifest) })?;
+            Ok(())
+        },
+    )
+    .await
+}
+
+async fn create_in(settings: &Settings, home: &Home, reach: &Reach, database: &str) -> anyhow::Result<Manifest> {
+    let backup = &settings.backup;
+    let wanted = Wanted { database, format: backup.format, compression: backup.compression, limit: backup.limit };
+    dump::take(reach, &Catalog::of(settings, home), wanted, Utc::now()).await
+}
+
+/// What was made, in words.
+fn told(catalog: &Catalog, manifest: &Manifest) -> String {
+    let (rows, tables) = (manifest.census.rows_total(), manifest.census.rows.len());
+    let schema = manifest.census.schema_version.as_ref().map_or_else(String::new, |it| format!(", schema {it}"));
+    format!(
+        "{}\n{rows} rows in {tables} tables{schema}: {} in {:.1} s",
+        catalog.dir().join(&manifest.file).display(),
+        size(Some(manifest.size_bytes)),
+        manifest.duration_ms as f64 / 1000.0
+    )
+}
+
+fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    let home = Home::resolve(&settings)?;
+    let entries = Catalog::of(&settings, &home).entries(None)?;
+    if json {
+        let rows: Vec<_> = entries
+            .iter()
+            .map(|entry| {
+                serde_json::json!({
+                    "name": entry.name.to_string(), "database": entry.name.database, "taken": entry.name.taken,
+                    "state": entry.state(), "manifest": entry.manifest.as_ref().ok(), "verdict": entry.verdict,
+                    "problem": entry.manifest.as_ref().err(),
+                })
+            })
+            .collect();
+        say(&serde_json::to_string_pretty(&rows)?)?;
+    } else {
+        say(&table(&entries))?;
+    }
+    Ok(Code::Stopped)
+}
+
+fn table(entries: &[Entry]) -> String {
+    if entries.is_empty() {
+        return "there are no backups yet: `tandem backup` takes one".to_owned();
+    }
+    let mut table = Table::new();
+    table.set_header(["NAME", "TAKEN (UTC)", "SIZE", "ROWS", "SCHEMA", "STATE"]);
+    for entry in entries {
+        let (bytes, rows, schema) = match &entry.manifest {
+            Ok(it) => (
+                size(Some(it.size_bytes)),
+                it.census.rows_total().to_string(),
+                it.census.schema_version.clone().unwrap_or_default(),
+            ),
+            Err(_) => Default::default(),
+        };
+        let taken = entry.name.taken.format("%Y-%m-%d %H:%M:%S").to_string();
+        table.add_row([entry.name.to_string(), taken, bytes, rows, schema, state(entry)]);
+    }
+    plain(table, &[2, 3])
+}
+
+/// The state, with the reason for a bad one.
+fn state(entry: &Entry) -> String {
+    let why = match (&entry.manifest, &entry.verdict) {
+        (Err(problem), _) => Some(problem.clone()),
+        (Ok(_), Some(verdict)) => verdict.problems.first().cloned(),
+        _ => None,
+    };
+    why.map_or_else(|| entry.state().to_owned(), |why| format!("{}: {why}", entry.state()))
+}

@@ -1,0 +1,61 @@
+//! `[backup]`: its settings, and how they are built from values.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::values::Values;
+
+/// What pg_dump writes (PostgreSQL documentation, pg_dump, `--format`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupFormat {
+    /// SQL that `psql` reads.
+    Plain,
+    /// One file for `pg_restore`.
+    Custom,
+    /// A directory with a file for each table, for `pg_restore`.
+    Directory,
+}
+
+/// How a backup is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    None,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+/// `[backup]`
+#[derive(Clone, Debug)]
+pub struct Backup {
+    /// Where backups are kept; `None`: `backups` in the state directory.
+    pub dir: Option<PathBuf>,
+    pub format: BackupFormat,
+    pub compression: Compression,
+    /// How long a backup may take.
+    pub limit: Duration,
+}
+
+impl Backup {
+    pub(super) fn of(values: &Values) -> Self {
+        Self {
+            dir: values.path("backup.dir"),
+            format: match values.word("backup.format").as_str() {
+                "custom" => BackupFormat::Custom,
+                "directory" => BackupFormat::Directory,
+                _ => BackupFormat::Plain,
+            },
+            compression: match values.word("backup.compress").as_str() {
+                "zstd" => Compression::Zstd,
+                "none" => Compression::None,
+                _ => Compression::Gzip,
+            },
+            limit: values.duration("backup.limit"),
+        }
+    }
+}
