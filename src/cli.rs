@@ -197,6 +197,20 @@ pub enum Migrate {
 pub enum Backup {
     /// Back the database up (the default)
     Create(BackupCreate),
+    /// Restore backups into a throwaway server and compare what is there with what was backed up
+    Verify {
+        /// Which one; `list` shows the names [default: the latest]
+        #[arg(conflicts_with_all = ["latest", "all"])]
+        name: Option<String>,
+        /// The newest one
+        #[arg(long, conflicts_with = "all")]
+        latest: bool,
+        /// Every one
+        #[arg(long)]
+        all: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// List the backups, and what is known of each
     List {
         #[arg(long)]

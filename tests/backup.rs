@@ -5,61 +5,15 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use common::backups::{as_superuser, backup, command, dir, finals, read_gzip, running, sql};
 use common::namespace::mount_namespace;
 use common::project::Project;
 use common::refusal::{self, names};
 use common::tandem::{self, Tandem, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-
-/// A project with a server that runs, and FFE's tables with rows in them.
-fn running() -> (Project, Tandem) {
-    let project = Project::app_with("plain:app", "workers.count = 1");
-    let tandem = Tandem::up(&project);
-    sql(
-        &project,
-        "INSERT INTO api_keys (id, name, key_hash, is_active)
-             SELECT n, 'key ' || n, md5(n::text) || md5((-n)::text), true FROM generate_series(1, 2000) AS n;
-         CREATE TABLE \"odd \"\" name\" (id int PRIMARY KEY, body text CHECK (body <> 'never'));
-         INSERT INTO \"odd \"\" name\" SELECT n, repeat('x', n) FROM generate_series(1, 5) AS n",
-    );
-    (project, tandem)
-}
-
-fn sql(project: &Project, sql: &str) -> String {
-    let output = tandem::run(project, &["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]);
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
-}
-
-fn as_superuser(project: &Project, database: &str, sql: &str) -> String {
-    let socket = project.state().join("run/postgres");
-    let options = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-c", sql, "-h"];
-    let output = tandem::command(project).args(options).arg(socket).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
-}
-
-fn backup(project: &Project, args: &[&str]) -> Value {
-    let output = tandem::run(project, &[&["backup", "--json"], args].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn dir(project: &Project) -> PathBuf {
-    project.state().join("backups")
-}
-
-/// A command of the system.
-fn command(program: &str) -> Command {
-    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
-    Command::new(program)
-}
 
 #[test]
 fn a_backup_has_the_guides_name_and_zcat_and_psql_restore_it() {
@@ -162,10 +116,6 @@ fn waiting_backup(project: &Project) -> Tandem {
     backup
 }
 
-fn finals(project: &Project) -> Vec<String> {
-    names(&dir(project)).into_iter().filter(|name| !name.starts_with('.')).collect()
-}
-
 #[test]
 fn two_backups_at_once_are_one_and_a_clear_word() {
     let (project, _tandem) = running();
@@ -245,10 +195,4 @@ fn a_server_of_somebody_else_is_backed_up_as_its_own_role() {
     assert!(text.ends_with("-- PostgreSQL database dump complete\n--\n\n") || text.contains("\\unrestrict"), "{text}");
     let password = url.split(':').nth(2).unwrap().split('@').next().unwrap();
     assert!(!String::from_utf8_lossy(&output.stderr).contains(password));
-}
-
-fn read_gzip(path: &Path) -> String {
-    let mut text = String::new();
-    flate2::read::MultiGzDecoder::new(fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
-    text
 }

@@ -148,6 +148,35 @@ impl Catalog {
         Entry { name, path, manifest, verdict }
     }
 
+    /// The backup that a person calls `name`: its file, its path, or either without the ending.
+    ///
+    /// # Errors
+    /// [`Failure`]: there is none, with what there is.
+    pub fn find(&self, name: &str) -> anyhow::Result<Entry> {
+        let wanted = Path::new(name).file_name().unwrap_or_default().to_string_lossy();
+        let entries = self.entries(None)?;
+        let found = entries.iter().find(|entry| entry.name.to_string() == wanted || entry.name.stem() == wanted);
+        found.cloned().ok_or_else(|| {
+            let newest = entries.last().map_or_else(|| "none".to_owned(), |entry| entry.name.to_string());
+            let message = format!("there is no backup {name} in {}; the newest is {newest}", self.dir.display());
+            Failure::new(Code::Usage, message).into()
+        })
+    }
+
+    /// The newest backup of `database`.
+    ///
+    /// # Errors
+    /// [`Failure`]: there is none.
+    pub fn latest(&self, database: &str) -> anyhow::Result<Entry> {
+        self.entries(Some(database))?.pop().ok_or_else(|| {
+            let message = format!(
+                "there is no backup of database {database} in {}: `tandem backup` takes one",
+                self.dir.display()
+            );
+            Failure::new(Code::Failed, message).into()
+        })
+    }
+
     /// Write the verdict on `name` beside it.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! name · manifest        what a backup is called, what is written down beside it (pure)
 //! reach ─> census        the server; what it holds, in one snapshot
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
+//! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster
 //! catalog                the directory of backups
 //! ```
 //!
@@ -14,6 +15,8 @@ mod census;
 mod compress;
 pub mod dump;
 mod files;
+pub mod load;
 pub mod manifest;
 pub mod name;
 pub mod reach;
+pub mod verify;

@@ -62,9 +62,24 @@ impl Reach {
         }
     }
 
-    /// A program of PostgreSQL's, connected to `database`. The password travels in the environment, which other users
-    /// cannot read.
+    /// A program of PostgreSQL's that takes `--dbname`, connected to `database`. The password travels in the environment,
+    /// which other users cannot read.
     pub fn client(&self, tool: &str, database: &str) -> CommandLine {
+        self.program(tool).arg(match &self.way {
+            // A database's name with `=` in it would be read as a connection string.
+            Way::Socket { .. } => {
+                format!("--dbname=dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'"))
+            }
+            Way::Url(url) => {
+                let place =
+                    DatabaseUrl { database: database.to_owned(), password: None, ..url.with_scheme("postgresql") };
+                format!("--dbname={}", place.expose().expose())
+            }
+        })
+    }
+
+    /// A program of PostgreSQL's that gets in where its arguments do not say otherwise.
+    pub fn program(&self, tool: &str) -> CommandLine {
         let mut command = self.installation.command(tool).dir("/").env("PGAPPNAME", APPLICATION_NAME);
         // What a person's shell says of connections is not meant for this one.
         for name in ["PGHOSTADDR", "PGSERVICE", "PGOPTIONS", "PGPASSFILE", "PGDATABASE", "PGSSLMODE", "PSQLRC"] {
@@ -75,18 +90,11 @@ impl Reach {
                 .env_remove("PGPASSWORD")
                 .env("PGHOST", &home.socket_dir)
                 .env("PGPORT", port.to_string())
-                .env("PGUSER", SUPERUSER)
-                // A database's name with `=` in it would be read as a connection string.
-                .arg(format!("--dbname=dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'"))),
-            Way::Url(url) => {
-                let place =
-                    DatabaseUrl { database: database.to_owned(), password: None, ..url.with_scheme("postgresql") };
-                let command = match &url.password {
-                    Some(password) => command.env("PGPASSWORD", password.expose()),
-                    None => command.env_remove("PGPASSWORD"),
-                };
-                command.arg(format!("--dbname={}", place.expose().expose()))
-            }
+                .env("PGUSER", SUPERUSER),
+            Way::Url(url) => match &url.password {
+                Some(password) => command.env("PGPASSWORD", password.expose()),
+                None => command.env_remove("PGPASSWORD"),
+            },
         }
     }
 

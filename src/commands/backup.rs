@@ -5,8 +5,9 @@ use comfy_table::Table;
 
 use crate::backup::catalog::{Catalog, Entry};
 use crate::backup::dump::{self, Wanted};
-use crate::backup::manifest::Manifest;
+use crate::backup::manifest::{Manifest, Verdict};
 use crate::backup::reach::Reach;
+use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::open;
 use crate::commands::running::say;
@@ -23,7 +24,47 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
     match command {
         None => take(common, create).await,
         Some(Backup::Create(create)) => take(common, create).await,
+        Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
         Some(Backup::List { json }) => list(common, json),
+    }
+}
+
+async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    let home = Home::resolve(&settings)?;
+    let catalog = Catalog::of(&settings, &home);
+    let entries = match name {
+        Some(name) => vec![catalog.find(name)?],
+        None if all => catalog.entries(None)?,
+        None => vec![catalog.latest(&open::database_name(&settings))?],
+    };
+    let installation = open::installation(&settings).await?;
+    let means = Means { settings: &settings, home: &home, installation: &installation };
+    let (mut verdicts, mut good) = (Vec::new(), true);
+    for entry in &entries {
+        let verdict = verify::verify(&means, &catalog, entry).await?;
+        good &= verdict.good();
+        if json {
+            verdicts.push(serde_json::json!({ "name": entry.name.to_string(), "verdict": verdict }));
+        } else {
+            say(&judged(entry, &verdict))?;
+        }
+    }
+    if json {
+        say(&serde_json::to_string_pretty(&verdicts)?)?;
+    }
+    Ok(if good { Code::Stopped } else { Code::Failed })
+}
+
+/// A verdict in words.
+fn judged(entry: &Entry, verdict: &Verdict) -> String {
+    let (name, seconds) = (&entry.name, verdict.duration_ms as f64 / 1000.0);
+    match &entry.manifest {
+        Ok(manifest) if verdict.good() => {
+            let (rows, tables) = (manifest.census.rows_total(), manifest.census.rows.len());
+            format!("{name}: verified, {rows} rows in {tables} tables, in {seconds:.1} s")
+        }
+        _ => format!("{name}: BAD\n  {}", verdict.problems.join("\n  ")),
     }
 }
 

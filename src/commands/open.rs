@@ -5,10 +5,11 @@ use crate::cli::Common;
 use crate::config::{self, Flag, Loaded, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
+use crate::postgres::binaries::{self, Installation};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::settings::client_address;
-use crate::postgres::{binaries, secret, server};
+use crate::postgres::{secret, server};
 use crate::sidecar::{self, Configuration, Context, Goal};
 use crate::telemetry;
 
@@ -133,15 +134,25 @@ where
 
 /// How to reach the database; `port` is our own server's.
 async fn database(settings: Settings, home: Home, port: Option<u16>) -> anyhow::Result<Database> {
-    let python = &settings.python.interpreter;
-    let source = &settings.postgres.source;
-    let installation = binaries::ensure(source, &settings.cache_dir, python, settings.search_path.as_ref()).await?;
-    let (reach, name) = match (port, &settings.postgres.url) {
-        (None, Some(url)) => (Reach::url(url, installation), url.database.clone()),
-        (port, _) => {
-            let port = port.unwrap_or(settings.postgres.port.number);
-            (Reach::superuser(&home, port, installation), settings.postgres.database.clone())
-        }
+    let installation = installation(&settings).await?;
+    let name = database_name(&settings);
+    let reach = match (port, &settings.postgres.url) {
+        (None, Some(url)) => Reach::url(url, installation),
+        (port, _) => Reach::superuser(&home, port.unwrap_or(settings.postgres.port.number), installation),
     };
     Ok(Database { settings, home, reach, name })
+}
+
+/// What the application's database is called.
+pub fn database_name(settings: &Settings) -> String {
+    settings.postgres.url.as_ref().map_or(&settings.postgres.database, |url| &url.database).clone()
+}
+
+/// PostgreSQL 16's programs, fetched if need be.
+///
+/// # Errors
+/// There are none, and none can be fetched.
+pub async fn installation(settings: &Settings) -> anyhow::Result<Installation> {
+    let (source, python) = (&settings.postgres.source, &settings.python.interpreter);
+    binaries::ensure(source, &settings.cache_dir, python, settings.search_path.as_ref()).await
 }

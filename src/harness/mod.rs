@@ -30,6 +30,7 @@
 //! pool ──> databases ──> desk        clones made ahead (pure); handed out; over a unix socket (client)
 //!            catalog                what the superuser does with them
 //!                        integresql  the same for clients of IntegreSQL's interface
+//! throwaway                          the same server, empty, for a purpose other than tests
 //! run                                `tandem test`: a command in all this, with plugin (pytest) and stack (workers)
 //! ```
 
@@ -52,7 +53,9 @@ pub mod run;
 mod seed;
 mod stack;
 mod template;
+mod throwaway;
 
 pub use client::{Client, VARIABLE};
 pub use desk::Asked;
 pub use library::{Database, Options, Server, database};
+pub use throwaway::Throwaway;

@@ -102,9 +102,9 @@ impl Postmaster {
     ///
     /// # Errors
     /// It does not end.
-    pub async fn shut_down(self) -> anyhow::Result<()> {
+    pub async fn shut_down(mut self) -> anyhow::Result<()> {
         self.keeping.abort();
-        let _ = self.keeping.await;
+        let _ = (&mut self.keeping).await;
         // Aborted, the keeper has dropped the child, which the runtime reaps as an orphan.
         process::signal(self.pid.get(), Signal::SIGINT);
         let data = &self.spec.home.data;
@@ -114,6 +114,13 @@ impl Postmaster {
             }
         };
         timeout(READY_LIMIT, gone).await.context("wait for the end of the template's server")
+    }
+}
+
+impl Drop for Postmaster {
+    fn drop(&mut self) {
+        // Who ends it by the janitor's hand does not want it started again.
+        self.keeping.abort();
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 pub mod alembic;
+pub mod backups;
 pub mod control;
 pub mod harness;
 pub mod namespace;

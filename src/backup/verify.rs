@@ -1,0 +1,212 @@
+//! Prove a backup: restore it into a throwaway cluster, and compare what is there with what its manifest says.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use chrono::Utc;
+
+use super::catalog::{Catalog, Entry};
+use super::census::Snapshot;
+use super::files::digest;
+use super::load::{self, Load};
+use super::manifest::{Census, Manifest, Properties, Verdict};
+use super::reach::Reach;
+use crate::config::Settings;
+use crate::exit::{Code, Failure, is_disk_full};
+use crate::harness::Throwaway;
+use crate::postgres::binaries::Installation;
+use crate::postgres::free_bytes;
+use crate::postgres::home::Home;
+use crate::process;
+use crate::telemetry;
+
+/// The database that is restored into.
+const DATABASE: &str = "restored";
+/// A file system in the machine's memory.
+const MEMORY: &str = "/dev/shm";
+/// An empty cluster and its write-ahead log, in bytes.
+const CLUSTER_SIZE: u64 = 300 << 20;
+/// How many times the SQL's length its tables and indexes take.
+const SWELLING: u64 = 2;
+/// How much smaller compressed SQL is at the most, where its length is not known.
+const COMPRESSION_MAX: u64 = 8;
+/// Of the memory's free room, a verification takes at most this part.
+const MEMORY_SHARE: u64 = 4;
+/// Settings that make a restore fast, and that the restored database may need.
+const SETTINGS: &[(&str, &str)] = &[
+    ("wal_level", "minimal"),
+    ("max_wal_senders", "0"),
+    ("max_wal_size", "4GB"),
+    ("shared_buffers", "64MB"),
+    ("maintenance_work_mem", "128MB"),
+    ("autovacuum", "off"),
+    ("allow_in_place_tablespaces", "on"),
+];
+
+/// What a verification needs beside the backup.
+pub struct Means<'a> {
+    pub settings: &'a Settings,
+    pub home: &'a Home,
+    pub installation: &'a Installation,
+}
+
+/// Verify `entry` of `catalog`, and record the verdict beside it.
+///
+/// # Errors
+/// It could not be verified, as on a machine without room: that is no verdict on the backup.
+pub async fn verify(means: &Means<'_>, catalog: &Catalog, entry: &Entry) -> anyhow::Result<Verdict> {
+    let began = Instant::now();
+    let problems = match &entry.manifest {
+        Err(problem) => vec![problem.clone()],
+        Ok(manifest) => {
+            let progress = telemetry::progress(format!("verifying {}", entry.name));
+            let altered = {
+                let (path, manifest) = (entry.path.clone(), manifest.clone());
+                tokio::task::spawn_blocking(move || altered(&path, &manifest)).await?
+            };
+            match altered.or_else(|| globals_altered(catalog, manifest)) {
+                Some(problem) => vec![problem],
+                None => restored(means, catalog, entry, manifest, &progress).await?,
+            }
+        }
+    };
+    let verdict = Verdict {
+        sha256: entry.manifest.as_ref().map(|manifest| manifest.sha256.clone()).unwrap_or_default(),
+        verified: Utc::now(),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        problems,
+        tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    // Whoever removed it meanwhile left nothing to say a word on.
+    if entry.path.exists() {
+        catalog.record(&entry.name, &verdict)?;
+    }
+    Ok(verdict)
+}
+
+/// What is wrong with a file as such, if anything.
+pub fn altered(path: &Path, manifest: &Manifest) -> Option<String> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (sha256, size) = match digest(path) {
+        Ok(found) => found,
+        Err(error) => return Some(format!("{name} cannot be read: {error}")),
+    };
+    let wanted = manifest.size_bytes;
+    match () {
+        () if sha256 == manifest.sha256 => None,
+        () if size == 0 => Some(format!("{name} is empty: it had {wanted} bytes")),
+        () if size < wanted => Some(format!("{name} is cut short: it has {size} of {wanted} bytes")),
+        () => Some(format!("{name} was altered: its SHA-256 is not the manifest's")),
+    }
+}
+
+fn globals_altered(catalog: &Catalog, manifest: &Manifest) -> Option<String> {
+    let globals = manifest.globals.as_ref()?;
+    match digest(&catalog.dir().join(&globals.file)) {
+        Ok((sha256, _)) if sha256 == globals.sha256 => None,
+        Ok(_) => Some(format!("{} was altered: its SHA-256 is not the manifest's", globals.file)),
+        Err(error) => Some(format!("{} cannot be read: {error}", globals.file)),
+    }
+}
+
+/// Restore it, look at it, and say what is wrong.
+async fn restored(
+    means: &Means<'_>,
+    catalog: &Catalog,
+    entry: &Entry,
+    manifest: &Manifest,
+    progress: &telemetry::Progress,
+) -> anyhow::Result<Vec<String>> {
+    let dir = place(means, manifest)?;
+    let server = means.home.server.clone();
+    let throwaway = Throwaway::start(means.settings, means.installation, server, &dir, SETTINGS)
+        .await
+        .context("start a throwaway server to restore into")?;
+    let reach = Reach::superuser(throwaway.home(), throwaway.port(), means.installation.clone());
+    if let Some(globals) = &manifest.globals {
+        load::roles(&reach, &catalog.dir().join(&globals.file)).await?;
+    }
+    let properties = manifest.census.properties.as_ref();
+    let owner = properties.map_or(&means.settings.postgres.user, |properties| &properties.owner);
+    load::role(&reach, owner).await?;
+    load::create(&reach, DATABASE, owner, Some(&like(properties))).await?;
+    let limit = means.settings.backup.limit;
+    let loading = Load {
+        path: entry.path.clone(),
+        format: manifest.format,
+        compression: manifest.compression,
+        sql_bytes: manifest.sql_bytes,
+        limit,
+    };
+    if let Err(error) = load::load(&reach, &loading, DATABASE, progress).await {
+        if is_disk_full(&error) {
+            return Err(error.context("verify the backup"));
+        }
+        return Ok(vec![format!("it does not restore: {error:#}")]);
+    }
+    progress.say(format!("verifying {}: counting", entry.name));
+    let found = census(&reach, DATABASE).await?;
+    let mut problems = manifest.census.differences(&found);
+    problems.extend(corruption(&reach, limit).await?);
+    Ok(problems)
+}
+
+/// What `database` of a server holds now.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn census(reach: &Reach, database: &str) -> anyhow::Result<Census> {
+    let mut snapshot = Snapshot::export(reach.session(database).await?).await?;
+    let census = snapshot.census().await?;
+    snapshot.close().await;
+    Ok(census)
+}
+
+/// The encoding is the backup's; the locale is one that every machine has.
+fn like(properties: Option<&Properties>) -> Properties {
+    Properties {
+        owner: String::new(),
+        encoding: properties.map_or("UTF8", |properties| &properties.encoding).to_owned(),
+        collate: "C".to_owned(),
+        ctype: "C".to_owned(),
+        provider: "c".to_owned(),
+        icu_locale: None,
+    }
+}
+
+/// What pg_amcheck says of tables and indexes (PostgreSQL documentation, pg_amcheck).
+async fn corruption(reach: &Reach, limit: Duration) -> anyhow::Result<Option<String>> {
+    let options = ["--install-missing", "--no-password", "--jobs=2", DATABASE];
+    let finished = process::run(&reach.program("pg_amcheck").args(options), limit).await?;
+    if finished.exit.success() {
+        return Ok(None);
+    }
+    let said = format!("{}{}", finished.stdout, finished.stderr);
+    Ok(Some(format!("pg_amcheck finds damage in the restored database: {}", said.trim_end())))
+}
+
+/// Where to restore: in memory where that is little of it, else on the state directory's disk.
+fn place(means: &Means<'_>, manifest: &Manifest) -> anyhow::Result<PathBuf> {
+    let sql = manifest.sql_bytes.unwrap_or(manifest.size_bytes * COMPRESSION_MAX);
+    let needed = sql * SWELLING + CLUSTER_SIZE;
+    let memory = Path::new(MEMORY);
+    if free_bytes(memory).is_some_and(|free| needed < free / MEMORY_SHARE) {
+        return Ok(memory.to_owned());
+    }
+    let disk = &means.home.state;
+    match free_bytes(disk) {
+        Some(free) if free < needed => {
+            let [needed, free] = [needed, free].map(|bytes| bytes >> 20);
+            let message = format!(
+                "{} has {free} MB free, and restoring {} may take {needed} MB ({SWELLING} × {} MB of SQL and an empty cluster): \
+                 make room, or move state_dir",
+                disk.display(),
+                manifest.file,
+                sql >> 20
+            );
+            Err(Failure::new(Code::CannotCreate, message).into())
+        }
+        _ => Ok(disk.clone()),
+    }
+}

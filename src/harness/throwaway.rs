@@ -1,0 +1,57 @@
+//! A throwaway server for a purpose other than tests: an empty cluster on a disk that has room for what comes into it.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use super::cluster::{Cluster, Wish};
+use super::template::Recipe;
+use crate::config::{MigrationRun, Settings};
+use crate::plan::Identity;
+use crate::postgres::binaries::Installation;
+use crate::postgres::home::Home;
+
+/// The role that its template is made with; it owns nothing that comes later.
+const OWNER: &str = "tandem_throwaway";
+
+/// A running server that holds nothing. Dropped, it ends, and its directory goes.
+pub struct Throwaway {
+    cluster: Cluster,
+}
+
+impl Throwaway {
+    /// Start one in `dir` as the user `server`, with PostgreSQL's settings `more` beside those of throwaway servers.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub async fn start(
+        settings: &Settings,
+        installation: &Installation,
+        server: Option<Identity>,
+        dir: &Path,
+        more: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let mut settings = settings.clone();
+        settings.postgres.user = OWNER.to_owned();
+        settings.postgres.settings.clear();
+        settings.test.settings = more.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        settings.test.dir = Some(dir.to_owned());
+        settings.test.spare = false;
+        let recipe = Recipe {
+            settings: Rc::new(settings),
+            migrations: MigrationRun::None,
+            seeds: Vec::new(),
+            installation: installation.clone(),
+            server,
+            python: "python3".into(),
+        };
+        Ok(Self { cluster: Cluster::start(&recipe, Wish::default()).await? })
+    }
+
+    pub fn home(&self) -> &Home {
+        &self.cluster.home
+    }
+
+    pub fn port(&self) -> u16 {
+        self.cluster.postmaster.port
+    }
+}
