@@ -211,6 +211,14 @@ pub enum Backup {
         #[arg(long)]
         json: bool,
     },
+    /// Remove the backups that retention lets go: never the newest verified one
+    Prune {
+        /// Say what would go, and why, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// List the backups, and what is known of each
     List {
         #[arg(long)]

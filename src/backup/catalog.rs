@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::files::{self, PARTIAL};
 use super::manifest::{LAYOUT, Manifest, Verdict};
 use super::name::Name;
+use super::retention::{self, Fate, Known, Rules, State};
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
@@ -197,6 +198,31 @@ impl Catalog {
         Ok(())
     }
 
+    /// What `rules` say of each backup of `database`, the oldest first.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn fates(&self, database: &str, rules: &Rules, now: DateTime<Utc>) -> anyhow::Result<Vec<(Entry, Fate)>> {
+        let entries = self.entries(Some(database))?;
+        let known: Vec<_> =
+            entries.iter().map(|entry| Known { taken: entry.name.taken, state: entry.standing() }).collect();
+        let fates = retention::decide(&known, rules, now);
+        Ok(entries.into_iter().zip(fates).collect())
+    }
+
+    /// Remove the backups of `database` that `rules` let go; what became of each.
+    ///
+    /// # Errors
+    /// Another backup runs, or one cannot be removed.
+    pub fn prune(&self, database: &str, rules: &Rules, now: DateTime<Utc>) -> anyhow::Result<Vec<(Entry, Fate)>> {
+        let _lock = self.lock()?;
+        let fates = self.fates(database, rules, now)?;
+        for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {
+            self.remove(&entry.name)?;
+        }
+        Ok(fates)
+    }
+
     /// When the newest backup of `database` was taken, as names tell it.
     ///
     /// # Errors
@@ -207,18 +233,23 @@ impl Catalog {
 }
 
 impl Entry {
-    /// Whether it was restored and found to hold what its manifest says.
-    pub fn proven(&self) -> bool {
-        self.verdict.as_ref().is_some_and(Verdict::good)
+    /// What is known of it.
+    pub fn standing(&self) -> State {
+        match (&self.manifest, &self.verdict) {
+            (Err(_), _) => State::Incomplete,
+            (Ok(_), None) => State::Unverified,
+            (Ok(_), Some(verdict)) if verdict.good() => State::Proven,
+            (Ok(_), Some(_)) => State::Bad,
+        }
     }
 
-    /// What is known of it, in a word.
+    /// The same in a word.
     pub fn state(&self) -> &'static str {
-        match (&self.manifest, &self.verdict) {
-            (Err(_), _) => "incomplete",
-            (Ok(_), None) => "unverified",
-            (Ok(_), Some(verdict)) if verdict.good() => "verified",
-            (Ok(_), Some(_)) => "bad",
+        match self.standing() {
+            State::Incomplete => "incomplete",
+            State::Unverified => "unverified",
+            State::Proven => "verified",
+            State::Bad => "bad",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! reach ─> census        the server; what it holds, in one snapshot
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster
-//! catalog                the directory of backups
+//! catalog <─ retention      the directory of backups, and which of them may go (pure)
 //! ```
 //!
 //! Must not decide when: that is the schedule's, or a person's.
@@ -19,4 +19,5 @@ pub mod load;
 pub mod manifest;
 pub mod name;
 pub mod reach;
+pub mod retention;
 pub mod verify;

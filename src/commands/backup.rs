@@ -7,6 +7,7 @@ use crate::backup::catalog::{Catalog, Entry};
 use crate::backup::dump::{self, Wanted};
 use crate::backup::manifest::{Manifest, Verdict};
 use crate::backup::reach::Reach;
+use crate::backup::retention::{Fate, Rules};
 use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::open;
@@ -25,8 +26,36 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         None => take(common, create).await,
         Some(Backup::Create(create)) => take(common, create).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
+        Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json),
         Some(Backup::List { json }) => list(common, json),
     }
+}
+
+fn prune(common: &Common, dry_run: bool, json: bool) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    let catalog = Catalog::of(&settings, &Home::resolve(&settings)?);
+    let database = open::database_name(&settings);
+    let fates = match dry_run {
+        true => catalog.fates(&database, &Rules::of(&settings.backup), Utc::now())?,
+        false => catalog.prune(&database, &Rules::of(&settings.backup), Utc::now())?,
+    };
+    if json {
+        let rows = fates.iter().map(|(entry, fate)| {
+            let removed = matches!(fate, Fate::Remove(_));
+            serde_json::json!({ "name": entry.name.to_string(), "remove": removed, "why": fate.why() })
+        });
+        say(&serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?)?;
+        return Ok(Code::Stopped);
+    }
+    for (entry, fate) in &fates {
+        match fate {
+            Fate::Remove(why) if dry_run => say(&format!("{} would be removed: {why}", entry.name))?,
+            Fate::Remove(why) => say(&format!("{} was removed: {why}", entry.name))?,
+            Fate::Keep(why) if dry_run => say(&format!("{} stays: {why}", entry.name))?,
+            Fate::Keep(_) => {}
+        }
+    }
+    Ok(Code::Stopped)
 }
 
 async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> anyhow::Result<Code> {

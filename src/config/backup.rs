@@ -30,6 +30,27 @@ pub enum Compression {
     Zstd,
 }
 
+/// When scheduled backups are verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Each one.
+    Always,
+    /// One a week.
+    Weekly,
+    Never,
+}
+
+/// How long backups stay; 0 is "no such limit" for the first two, and "none" for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    pub days: u32,
+    pub count: u32,
+    pub daily: u32,
+    pub weekly: u32,
+    pub monthly: u32,
+    pub yearly: u32,
+}
+
 /// `[backup]`
 #[derive(Clone, Debug)]
 pub struct Backup {
@@ -39,6 +60,10 @@ pub struct Backup {
     pub compression: Compression,
     /// How long a backup may take.
     pub limit: Duration,
+    /// When the schedule verifies what it has taken.
+    pub verify: Verify,
+    /// How long backups stay.
+    pub retention: Retention,
 }
 
 impl Backup {
@@ -56,6 +81,19 @@ impl Backup {
                 _ => Compression::Gzip,
             },
             limit: values.duration("backup.limit"),
+            verify: match values.word("backup.verify").as_str() {
+                "always" => Verify::Always,
+                "never" => Verify::Never,
+                _ => Verify::Weekly,
+            },
+            retention: Retention {
+                days: values.number("backup.retention_days"),
+                count: values.number("backup.retention_count"),
+                daily: values.number("backup.keep_daily"),
+                weekly: values.number("backup.keep_weekly"),
+                monthly: values.number("backup.keep_monthly"),
+                yearly: values.number("backup.keep_yearly"),
+            },
         }
     }
 }

@@ -282,6 +282,25 @@ pub const KEYS: &[Key] = &[
     ),
     key(Live, "backup.compress", Kind::Choice(&["gzip", "zstd", "none"]), r#""gzip""#, "How a backup is compressed"),
     key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
+    key(
+        Live,
+        "backup.verify",
+        Kind::Choice(&["weekly", "always", "never"]),
+        r#""weekly""#,
+        "Which backups are proven by a restore",
+    ),
+    key(
+        Live,
+        "backup.retention_days",
+        Kind::Count(0),
+        "30",
+        "Age past which a backup may go; 0: never; BACKUP_RETENTION_DAYS",
+    ),
+    key(Live, "backup.retention_count", Kind::Count(0), "0", "Backups past which the oldest may go; 0: any number"),
+    key(Live, "backup.keep_daily", Kind::Count(0), "0", "Days whose last backup stays, whatever its age"),
+    key(Live, "backup.keep_weekly", Kind::Count(0), "0", "Weeks whose last backup stays"),
+    key(Live, "backup.keep_monthly", Kind::Count(0), "0", "Months whose last backup stays"),
+    key(Live, "backup.keep_yearly", Kind::Count(0), "0", "Years whose last backup stays"),
     key(Restart, "test.seed", Kind::List, "[]", "SQL files and Python callables that fill the tests' database"),
     open(
         Restart,
@@ -336,10 +355,8 @@ pub const GUIDE_NAMES: &[(&str, &str)] = &[
     ("DB_POOL_RECYCLE", "pool.recycle"),
     ("DB_POOL_TIMEOUT", "pool.timeout"),
     ("BACKUP_PATH", "backup.dir"),
+    ("BACKUP_RETENTION_DAYS", "backup.retention_days"),
 ];
-
-/// The guide's name for how long backups are kept, which this version does not know yet.
-pub const RETENTION_NAME: &str = "BACKUP_RETENTION_DAYS";
 
 /// What workers get from Tandem itself, so that nobody else may say it.
 pub const INJECTED_NAMES: &[&str] =

@@ -81,7 +81,14 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.dir
         backup.format
         backup.compress
-        backup.limit"#]]
+        backup.limit
+        backup.verify
+        backup.retention_days
+        backup.retention_count
+        backup.keep_daily
+        backup.keep_weekly
+        backup.keep_monthly
+        backup.keep_yearly"#]]
     .assert_eq(&of(Live));
     expect_test::expect![[r#"
         workers.app

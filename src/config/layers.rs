@@ -139,11 +139,6 @@ impl Written {
             }
             return true;
         }
-        if keys::RETENTION_NAME == name {
-            self.notices
-                .push(format!("{name} ({}) has no effect on Tandem: this version removes no backups", origin.place()));
-            return false;
-        }
         let Some(rest) = name.strip_prefix("TANDEM_") else { return false };
         match key_of(rest) {
             Some(key) if !value.is_empty() => self.entry(layer, &key, value, origin, base, false),

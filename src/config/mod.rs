@@ -32,7 +32,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Backup, BackupFormat, Compression};
+pub use backup::{Backup, BackupFormat, Compression, Retention, Verify};
 pub use diff::{Change, Effect, changes};
 pub use environment::{no_color, notify_socket, temp_dir};
 pub use problem::Origin;
