@@ -71,6 +71,12 @@ tandem backup list --json"
         #[command(flatten)]
         create: BackupCreate,
     },
+    /// Put a backup in the place of the database: beside it first, verified, then swapped in; the old one is kept
+    #[command(
+        after_help = "Examples: tandem restore latest\n          tandem restore app_backup_20260102_020000 --yes\n          \
+tandem restore --undo"
+    )]
+    Restore(RestoreArgs),
     /// Open psql on the application's database, with the right tool, user and password
     #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
     Psql {
@@ -238,6 +244,32 @@ pub struct BackupCreate {
     /// Where to keep it [default: backup.dir]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<std::path::PathBuf>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `tandem restore` takes.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup: `latest`, a name as `tandem backup list` shows it, or a path
+    #[arg(required_unless_present_any = ["undo", "drop_kept"])]
+    pub source: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// drain: open transactions may end, and the workers are replaced afterwards; tell: connections are cut at once, and
+    /// the workers connect again
+    #[arg(long, value_name = "drain|tell", default_value = "drain", value_parser = ["drain", "tell"])]
+    pub workers: String,
+    /// The backup may be of a database of another name
+    #[arg(long)]
+    pub other_database: bool,
+    /// Put back what the last restore has replaced
+    #[arg(long, conflicts_with_all = ["source", "drop_kept"])]
+    pub undo: bool,
+    /// Drop what restores have replaced
+    #[arg(long, conflicts_with = "source")]
+    pub drop_kept: bool,
     #[arg(long)]
     pub json: bool,
 }

@@ -5,6 +5,7 @@
 //! reach ─> census        the server; what it holds, in one snapshot
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster
+//!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
 //! catalog <─ retention      the directory of backups, and which of them may go (pure)
 //! ```
 //!
@@ -19,5 +20,8 @@ pub mod load;
 pub mod manifest;
 pub mod name;
 pub mod reach;
+pub mod restore;
 pub mod retention;
+mod roles;
+mod swap;
 pub mod verify;

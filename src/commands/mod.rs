@@ -11,6 +11,7 @@ mod migrate;
 mod open;
 mod reload;
 mod restart;
+mod restore;
 mod running;
 mod scale;
 mod status;
@@ -35,6 +36,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Check { json } => check::run(&common, json),
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
+        Command::Restore(args) => restore::run(&common, args).await,
         Command::Psql { args } => connect::psql(&common, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),

@@ -24,6 +24,11 @@ pub fn head() -> String {
     position::revision_at(migration::REVISIONS, migration::REVISIONS.len()).unwrap_or_default().to_owned()
 }
 
+/// Whether this binary knows `revision`, as `alembic_version` names it.
+pub fn knows(revision: &str) -> bool {
+    (1..=migration::REVISIONS.len()).any(|at| position::revision_at(migration::REVISIONS, at) == Some(revision))
+}
+
 /// The tables of `public` in a database at [`head`], sorted, Alembic's own included.
 pub fn tables() -> Vec<&'static str> {
     let mut tables = position::tables_at(migration::REVISIONS, migration::REVISIONS.len());

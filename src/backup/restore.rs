@@ -1,0 +1,283 @@
+//! Restore a backup: into a new database beside the old one, verified there, and only then swapped in.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use chrono::{DateTime, Utc};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
+
+use super::catalog::{Catalog, Entry};
+use super::load::{self, Load};
+use super::manifest::Manifest;
+use super::reach::Reach;
+use super::verify::{altered, census};
+use super::{roles, swap};
+use crate::config::{MigrationRun, Settings};
+use crate::exit::{Code, Failure};
+use crate::postgres::provision::identifier;
+use crate::postgres::settings::SUPERUSER;
+use crate::schema;
+use crate::telemetry;
+
+/// Between a database's name and the time at which something else took its place.
+const KEPT: &str = "_before_restore_";
+/// Between a database's name and the time of the restore that fills it.
+const NEW: &str = "_restoring_";
+const TIME: &str = "%Y%m%d_%H%M%S";
+/// The key of the lock that lets one restore run at a time on a server: "restore" in ASCII.
+const LOCK_KEY: i64 = 0x0072_6573_746f_7265;
+/// PostgreSQL's version here.
+const MAJOR: u32 = 16;
+
+/// What was restored.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Restored {
+    pub backup: String,
+    pub database: String,
+    /// What is called so now is what was there before.
+    pub kept: Option<String>,
+    pub rows: u64,
+    pub tables: usize,
+    pub duration_ms: u64,
+    /// How long nobody got in.
+    pub swap_ms: u64,
+}
+
+/// Find the backup that a person calls `source`: a name, a path, or `latest`.
+///
+/// # Errors
+/// [`Failure`]: there is none.
+pub fn source(catalog: &Catalog, source: &str, database: &str) -> anyhow::Result<(Catalog, Entry)> {
+    if source == "latest" {
+        return Ok((catalog.clone(), catalog.latest(database)?));
+    }
+    let path = Path::new(source);
+    if !source.contains('/') {
+        return Ok((catalog.clone(), catalog.find(source)?));
+    }
+    let there = Catalog::at(path.parent().unwrap_or(Path::new("/")));
+    match there.find(source) {
+        Ok(entry) => Ok((there, entry)),
+        Err(_) if path.exists() => {
+            let message =
+                format!("{source} is not one of Tandem's backups: `tandem backup import {source}` makes one of it");
+            Err(Failure::new(Code::Usage, message).into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Look at a backup before anything is touched.
+///
+/// # Errors
+/// [`Failure`] that says why it is not to be restored here.
+pub async fn check<'a>(
+    entry: &'a Entry,
+    settings: &Settings,
+    database: &str,
+    other_database: bool,
+) -> anyhow::Result<&'a Manifest> {
+    let name = &entry.name;
+    let refuse =
+        |code, why: String| anyhow::Error::new(Failure::new(code, format!("{name}: {why}. Nothing was changed.")));
+    let manifest = entry.manifest.as_ref().map_err(|problem| refuse(Code::Failed, problem.clone()))?;
+    if manifest.database != database && !other_database {
+        let why = format!(
+            "it is a backup of database {}, and this would replace {database}: say --other-database if that is meant",
+            manifest.database
+        );
+        return Err(refuse(Code::Usage, why));
+    }
+    let major = manifest.server_version.split(['.', ' ']).next().and_then(|major| major.parse().ok());
+    if major.is_none_or(|major: u32| major > MAJOR) {
+        let why = format!("it is of PostgreSQL {}, and this is PostgreSQL {MAJOR}", manifest.server_version);
+        return Err(refuse(Code::Schema, why));
+    }
+    let version = manifest.census.schema_version.as_deref();
+    if settings.migrations.run == MigrationRun::SeaOrm && !version.is_none_or(schema::knows) {
+        let why = format!(
+            "its schema is at {}, which this tandem does not know (it knows up to {}): restore it with the newer version",
+            version.unwrap_or_default(),
+            schema::head()
+        );
+        return Err(refuse(Code::Schema, why));
+    }
+    let (path, copy) = (entry.path.clone(), manifest.clone());
+    match tokio::task::spawn_blocking(move || altered(&path, &copy)).await? {
+        Some(problem) => Err(refuse(Code::Failed, problem)),
+        None => Ok(manifest),
+    }
+}
+
+/// The right to restore on a server, as long as its session lives.
+pub struct Restoring {
+    session: PgConnection,
+}
+
+impl Restoring {
+    /// Take it, and drop what an interrupted restore left.
+    ///
+    /// # Errors
+    /// [`Failure`]: another restore runs.
+    pub async fn begin(reach: &Reach, database: &str) -> anyhow::Result<Self> {
+        let mut session = reach.session(SUPERUSER).await?;
+        let taken = query_scalar("SELECT pg_catalog.pg_try_advisory_lock($1)").bind(LOCK_KEY);
+        if !taken.fetch_one(&mut session).await.context("take the lock of restores")? {
+            bail!(Failure::new(Code::Temporary, "another restore runs on this server: wait for its end"));
+        }
+        for left in swap::named(&mut session, &swap::fitting(database, NEW)).await? {
+            tracing::info!("dropping database {left}, which an interrupted restore left");
+            load::drop(reach, &left).await?;
+        }
+        Ok(Self { session })
+    }
+
+    /// Restore `entry` of `catalog` in the place of `database`, or as it where there is none.
+    ///
+    /// # Errors
+    /// What failed; the database is as it was then.
+    pub async fn restore(
+        &mut self,
+        reach: &Reach,
+        (catalog, entry): (&Catalog, &Entry),
+        settings: &Settings,
+        database: &str,
+        patience: Duration,
+    ) -> anyhow::Result<Restored> {
+        let began = Instant::now();
+        let manifest = entry.manifest.as_ref().map_err(|problem| anyhow::anyhow!("{}: {problem}", entry.name))?;
+        let progress = telemetry::progress(format!("restoring {}", entry.name));
+        let new = swap::fitting(database, &format!("{NEW}{}", Utc::now().format(TIME)));
+        let filled = self.fill(reach, catalog, (entry, manifest), settings, (database, &new), &progress).await;
+        if let Err(error) = filled {
+            if let Err(left) = load::drop(reach, &new).await {
+                tracing::warn!("database {new} stays until the next restore: {left:#}");
+            }
+            return Err(
+                error.context(format!("{}: it was not restored, and database {database} is as it was", entry.name))
+            );
+        }
+        let (kept, swapped) = match swap::exists(&mut self.session, database).await? {
+            true => {
+                let kept = self.free_name(database, Utc::now()).await?;
+                let swapped = swap::swap(reach, database, &new, &kept, patience).await;
+                let swapped = match swapped {
+                    Ok(swapped) => swapped,
+                    Err(error) => {
+                        load::drop(reach, &new).await?;
+                        return Err(error.context(format!("database {database} is as it was")));
+                    }
+                };
+                (Some(kept), swapped)
+            }
+            false => {
+                let rename = format!("ALTER DATABASE {} RENAME TO {}", identifier(&new), identifier(database));
+                raw_sql(AssertSqlSafe(rename)).execute(&mut self.session).await.context("name the database")?;
+                (None, Duration::ZERO)
+            }
+        };
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Ok(Restored {
+            backup: entry.name.to_string(),
+            database: database.to_owned(),
+            kept,
+            rows: manifest.census.rows_total(),
+            tables: manifest.census.rows.len(),
+            duration_ms: milliseconds(began.elapsed()),
+            swap_ms: milliseconds(swapped),
+        })
+    }
+
+    /// Make `new`, bring the backup into it, compare, and give it what belongs to `database`.
+    async fn fill(
+        &mut self,
+        reach: &Reach,
+        catalog: &Catalog,
+        (entry, manifest): (&Entry, &Manifest),
+        settings: &Settings,
+        (database, new): (&str, &str),
+        progress: &telemetry::Progress,
+    ) -> anyhow::Result<()> {
+        if let Some(globals) = manifest.globals.as_ref().filter(|_| reach.is_superuser()) {
+            roles::complete(&mut self.session, &catalog.dir().join(&globals.file)).await?;
+        }
+        let there = swap::exists(&mut self.session, database).await?;
+        load::create(reach, new, &settings.postgres.user, manifest.census.properties.as_ref()).await?;
+        let loading = Load {
+            path: entry.path.clone(),
+            format: manifest.format,
+            compression: manifest.compression,
+            sql_bytes: manifest.sql_bytes,
+            limit: settings.backup.limit,
+        };
+        load::load(reach, &loading, new, progress).await?;
+        progress.say(format!("restoring {}: comparing", entry.name));
+        let differences = manifest.census.differences(&census(reach, new).await?);
+        if !differences.is_empty() {
+            bail!("what was restored is not what was backed up:\n  {}", differences.join("\n  "));
+        }
+        progress.say(format!("restoring {}: gathering statistics", entry.name));
+        let mut session = reach.session(new).await?;
+        // A dump holds none, and plans made without them are slow for hours.
+        raw_sql("ANALYZE").execute(&mut session).await.context("gather statistics")?;
+        let _closed = session.close().await;
+        if there {
+            swap::carry_over(&mut self.session, database, new).await?;
+        }
+        Ok(())
+    }
+
+    /// A name that nobody has, for what is replaced at `now`.
+    async fn free_name(&mut self, database: &str, mut now: DateTime<Utc>) -> anyhow::Result<String> {
+        loop {
+            let kept = swap::fitting(database, &format!("{KEPT}{}", now.format(TIME)));
+            if !swap::exists(&mut self.session, &kept).await? {
+                return Ok(kept);
+            }
+            now += chrono::TimeDelta::seconds(1);
+        }
+    }
+
+    /// What earlier restores have replaced, the oldest first.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn kept(&mut self, database: &str) -> anyhow::Result<Vec<String>> {
+        swap::named(&mut self.session, &swap::fitting(database, KEPT)).await
+    }
+
+    /// Put back what the last restore has replaced; what is there now is kept in turn. Returns both names.
+    ///
+    /// # Errors
+    /// Nothing was replaced, or the swap failed.
+    pub async fn undo(
+        &mut self,
+        reach: &Reach,
+        database: &str,
+        patience: Duration,
+    ) -> anyhow::Result<(String, String)> {
+        let last = self.kept(database).await?.pop().ok_or_else(|| {
+            Failure::new(
+                Code::Failed,
+                format!("no restore has replaced database {database}, so there is nothing to put back"),
+            )
+        })?;
+        let kept = self.free_name(database, Utc::now()).await?;
+        swap::swap(reach, database, &last, &kept, patience).await?;
+        Ok((last, kept))
+    }
+
+    /// Let go of the lock at once.
+    pub async fn end(self) {
+        let _closed = self.session.close().await;
+    }
+}
+
+/// Whether `database` holds no table of anybody's.
+///
+/// # Errors
+/// It cannot be reached.
+pub async fn is_empty(reach: &Reach, database: &str) -> anyhow::Result<bool> {
+    Ok(census(reach, database).await?.rows.is_empty())
+}

@@ -1,0 +1,218 @@
+//! Put one database in another's place: both renames in one transaction, and what belongs to the name carried over.
+//!
+//! Owner, grants and settings of a database are not in its dump (PostgreSQL documentation, pg_dump, "Notes").
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, Row, query, query_scalar, raw_sql};
+use tokio::time::{Instant, sleep};
+
+use super::reach::Reach;
+use crate::exit::{Code, Failure};
+use crate::postgres::provision::identifier;
+use crate::postgres::settings::SUPERUSER;
+
+/// Settings whose value is a list of names, each quoted by itself (PostgreSQL's guc.h, GUC_LIST_QUOTE): it is taken as it
+/// is kept.
+const LISTS: [&str; 5] = [
+    "search_path",
+    "local_preload_libraries",
+    "session_preload_libraries",
+    "temp_tablespaces",
+    "shared_preload_libraries",
+];
+/// How long the renames may wait for sessions to end: they finish what they cannot interrupt.
+const SWAP_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks at sessions that end.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Longest name, in bytes (NAMEDATALEN - 1).
+const NAME_MAX: usize = 63;
+
+const GRANTS: &str = "
+    SELECT CASE acl.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(acl.grantee)::text END,
+           acl.privilege_type::text, acl.is_grantable
+    FROM pg_catalog.pg_database, pg_catalog.aclexplode(datacl) AS acl WHERE datname = $1";
+const SETTINGS: &str = "
+    SELECT CASE setrole WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(setrole)::text END, setting
+    FROM pg_catalog.pg_db_role_setting, pg_catalog.unnest(setconfig) AS setting
+    WHERE setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = $1)";
+const DATABASE: &str = "
+    SELECT pg_catalog.pg_get_userbyid(datdba)::text, datacl IS NOT NULL, datconnlimit,
+           pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database WHERE datname = $1";
+
+/// `<base><ending>`, with the base cut so that PostgreSQL does not cut the whole by itself.
+pub fn fitting(base: &str, ending: &str) -> String {
+    let mut length = base.len().min(NAME_MAX - ending.len());
+    while !base.is_char_boundary(length) {
+        length -= 1;
+    }
+    format!("{}{ending}", &base[..length])
+}
+
+/// Whether there is a database called `name`.
+///
+/// # Errors
+/// The connection is lost.
+pub async fn exists(session: &mut PgConnection, name: &str) -> anyhow::Result<bool> {
+    let there = query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)").bind(name);
+    there.fetch_one(session).await.context("look for a database")
+}
+
+/// The databases whose names begin with `start`, sorted.
+///
+/// # Errors
+/// The connection is lost.
+pub async fn named(session: &mut PgConnection, start: &str) -> anyhow::Result<Vec<String>> {
+    let names = query_scalar(
+        "SELECT datname::text FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname, $1) ORDER BY datname",
+    );
+    names.bind(start).fetch_all(session).await.context("list the databases")
+}
+
+/// Give `to` the owner, grants, settings, connection limit and comment of `from`.
+///
+/// # Errors
+/// The server refuses.
+pub async fn carry_over(session: &mut PgConnection, from: &str, to: &str) -> anyhow::Result<()> {
+    let target = identifier(to);
+    let row = query(DATABASE).bind(from).fetch_one(&mut *session).await.context("look at the database")?;
+    let (owner, restricted, limit): (String, bool, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let comment: Option<String> = row.try_get(3)?;
+    let mut statements = vec![
+        format!("ALTER DATABASE {target} OWNER TO {}", identifier(&owner)),
+        format!("ALTER DATABASE {target} CONNECTION LIMIT {limit}"),
+    ];
+    if let Some(comment) = comment {
+        statements.push(format!("COMMENT ON DATABASE {target} IS {}", literal(&comment)));
+    }
+    if restricted {
+        statements.push(format!("REVOKE ALL ON DATABASE {target} FROM PUBLIC"));
+    }
+    for row in query(GRANTS).bind(from).fetch_all(&mut *session).await.context("read the grants")? {
+        let (grantee, privilege, grantable): (Option<String>, String, bool) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let grantee = grantee.map_or_else(|| "PUBLIC".to_owned(), |name| identifier(&name));
+        let option = if grantable { " WITH GRANT OPTION" } else { "" };
+        statements.push(format!("GRANT {privilege} ON DATABASE {target} TO {grantee}{option}"));
+    }
+    for row in query(SETTINGS).bind(from).fetch_all(&mut *session).await.context("read the settings")? {
+        let (role, setting): (Option<String>, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (name, value) = setting.split_once('=').context("understand a setting")?;
+        let value = if LISTS.contains(&name) { value.to_owned() } else { literal(value) };
+        // A setting of an extension has a dot in its name, which parts two names.
+        let name = name.split('.').map(identifier).collect::<Vec<_>>().join(".");
+        statements.push(match role {
+            None => format!("ALTER DATABASE {target} SET {name} TO {value}"),
+            Some(role) => format!("ALTER ROLE {} IN DATABASE {target} SET {name} TO {value}", identifier(&role)),
+        });
+    }
+    for statement in statements {
+        let what = statement.clone();
+        raw_sql(AssertSqlSafe(statement)).execute(&mut *session).await.with_context(|| format!("run {what}"))?;
+    }
+    Ok(())
+}
+
+fn literal(text: &str) -> String {
+    // With a backslash in it, a text means the same whatever standard_conforming_strings says.
+    let escape = if text.contains('\\') { "E" } else { "" };
+    format!("{escape}'{}'", text.replace('\\', r"\\").replace('\'', "''"))
+}
+
+/// Rename `live` to `kept` and `new` to `live`, both or neither. Transactions that are open in `live` get `patience` to
+/// end, then they are ended. What remained open is cut.
+///
+/// # Errors
+/// A session does not end, or the server refuses; everything is as it was then.
+pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Duration) -> anyhow::Result<Duration> {
+    let mut session = reach.session(SUPERUSER).await?;
+    let mut ending = reach.session(SUPERUSER).await?;
+    wait_for_transactions(&mut session, live, patience).await?;
+    let began = Instant::now();
+    let [live_id, new_id, kept_id] = [live, new, kept].map(identifier);
+    let renames = format!(
+        "BEGIN; ALTER DATABASE {live_id} RENAME TO {kept_id}; ALTER DATABASE {new_id} RENAME TO {live_id}; COMMIT"
+    );
+    // From the first rename on nobody gets in any more; whoever is in must go, and sessions may come until then.
+    let renaming = async {
+        raw_sql(AssertSqlSafe(renames)).execute(&mut session).await.context("rename the databases")?;
+        anyhow::Ok(())
+    };
+    let clearing = async {
+        loop {
+            end_sessions(&mut ending, &[live, new]).await?;
+            sleep(LOOK_AGAIN).await;
+        }
+    };
+    end_sessions_until_gone(reach, live).await?;
+    let outcome = tokio::time::timeout(SWAP_LIMIT, async {
+        tokio::select! {
+            renamed = renaming => renamed,
+            cleared = clearing => cleared,
+        }
+    });
+    match outcome.await {
+        Ok(outcome) => outcome?,
+        Err(_) => {
+            let message = format!("sessions in database {live} did not end within {SWAP_LIMIT:?}: nothing was changed");
+            bail!(Failure::new(Code::Temporary, message));
+        }
+    }
+    let took = began.elapsed();
+    let _closed = tokio::join!(session.close(), ending.close());
+    Ok(took)
+}
+
+/// Wait until no transaction is open in `database`, at most `patience`.
+async fn wait_for_transactions(session: &mut PgConnection, database: &str, patience: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    let open = "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND pid <> pg_catalog.pg_backend_pid() \
+                AND backend_type = 'client backend' AND state <> 'idle'";
+    while Instant::now() < deadline {
+        let count: i64 =
+            query_scalar(open).bind(database).fetch_one(&mut *session).await.context("look at sessions")?;
+        if count == 0 {
+            return Ok(());
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}
+
+/// Tell all sessions in `databases` to end; how many there were.
+async fn end_sessions(session: &mut PgConnection, databases: &[&str]) -> anyhow::Result<i64> {
+    let end = "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity \
+               WHERE datname = ANY($1) AND pid <> pg_catalog.pg_backend_pid()";
+    let databases: Vec<String> = databases.iter().map(|&name| name.to_owned()).collect();
+    query_scalar(end).bind(databases).fetch_one(session).await.context("end sessions")
+}
+
+/// The rename looks every 100 ms only: when it begins, the sessions that are there now are to be gone.
+async fn end_sessions_until_gone(reach: &Reach, database: &str) -> anyhow::Result<()> {
+    let mut session = reach.session(SUPERUSER).await?;
+    let deadline = Instant::now() + Duration::from_millis(100);
+    while end_sessions(&mut session, &[database]).await? > 0 && Instant::now() < deadline {
+        sleep(LOOK_AGAIN).await;
+    }
+    let _closed = session.close().await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cut_where_postgresql_would_cut_them_elsewhere() {
+        assert_eq!(fitting("app", "_before_restore_20260102_150405"), "app_before_restore_20260102_150405");
+        let long = fitting(&"ß".repeat(31), "_before_restore_20260102_150405");
+        assert!(long.len() <= NAME_MAX && long.ends_with("ß_before_restore_20260102_150405"), "{long}");
+    }
+
+    #[test]
+    fn literals_keep_quotes_and_backslashes() {
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"a\'b"), r"E'a\\''b'");
+    }
+}

@@ -1,0 +1,144 @@
+//! `tandem restore`
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::backup::catalog::Catalog;
+use crate::backup::load;
+use crate::backup::manifest::Manifest;
+use crate::backup::restore::{self, Restored, Restoring};
+use crate::cli::{Common, RestoreArgs};
+use crate::commands::open::{self, Database};
+use crate::commands::running::say;
+use crate::control::{Order, client};
+use crate::exit::{Code, Failure};
+
+/// What a person types to have the database replaced.
+const WORD: &str = "RESTORE";
+/// How long open transactions may take to end when workers are drained.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Restore a backup, put back what a restore has replaced, or drop it.
+///
+/// # Errors
+/// What failed; the database is as it was then.
+pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
+    open::with_database(common, Vec::new(), "tandem restore", async move |at| match &args.source {
+        Some(source) => replace(&at, source, &args).await,
+        None if args.undo => undo(&at, &args).await,
+        None => drop_kept(&at, &args).await,
+    })
+    .await
+}
+
+async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Result<()> {
+    let (catalog, entry) = restore::source(&Catalog::of(&at.settings, &at.home), source, &at.name)?;
+    let manifest = restore::check(&entry, &at.settings, &at.name, args.other_database).await?;
+    let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
+    confirm(args, &question(&at.name, &entry.name.to_string(), manifest))?;
+    let restored = restoring.restore(&at.reach, (&catalog, &entry), &at.settings, &at.name, patience(args)).await?;
+    restoring.end().await;
+    roll_workers(at, args).await;
+    say(&if args.json { serde_json::to_string_pretty(&restored)? } else { told(&restored) })?;
+    Ok(())
+}
+
+/// What is about to happen.
+fn question(database: &str, name: &str, manifest: &Manifest) -> String {
+    let (rows, tables) = (manifest.census.rows_total(), manifest.census.rows.len());
+    format!(
+        "Database {database} will be replaced by {name}, taken {} ({rows} rows in {tables} tables).\n\
+         What was written since then will be in the kept database only.",
+        manifest.taken.format("%Y-%m-%d %H:%M:%S UTC")
+    )
+}
+
+fn told(restored: &Restored) -> String {
+    let Restored { backup, database, kept, rows, tables, duration_ms, swap_ms } = restored;
+    let seconds = *duration_ms as f64 / 1000.0;
+    let swapped = match kept {
+        Some(kept) => format!(
+            "\nthe swap took {swap_ms} ms; what was there is kept as {kept}\n\
+             back to it: tandem restore --undo; to drop it: tandem restore --drop-kept"
+        ),
+        None => String::new(),
+    };
+    format!("{database} holds {backup} now: {rows} rows in {tables} tables, in {seconds:.1} s{swapped}")
+}
+
+async fn undo(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
+    let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
+    let kept = restoring.kept(&at.name).await?;
+    if let Some(last) = kept.last() {
+        confirm(args, &format!("Database {} will be replaced by {last}.", at.name))?;
+    }
+    let (back, kept) = restoring.undo(&at.reach, &at.name, patience(args)).await?;
+    restoring.end().await;
+    roll_workers(at, args).await;
+    if args.json {
+        say(&serde_json::json!({ "database": at.name, "back": back, "kept": kept }).to_string())?;
+    } else {
+        say(&format!("{} is {back} again; what was there is kept as {kept}", at.name))?;
+    }
+    Ok(())
+}
+
+async fn drop_kept(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
+    let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
+    let kept = restoring.kept(&at.name).await?;
+    if !kept.is_empty() {
+        confirm(args, &format!("These databases will be dropped: {}.", kept.join(", ")))?;
+    }
+    for name in &kept {
+        load::drop(&at.reach, name).await?;
+        if !args.json {
+            say(&format!("dropped {name}"))?;
+        }
+    }
+    restoring.end().await;
+    if args.json {
+        say(&serde_json::json!({ "dropped": kept }).to_string())?;
+    }
+    Ok(())
+}
+
+fn patience(args: &RestoreArgs) -> Duration {
+    if args.workers == "drain" { PATIENCE } else { Duration::ZERO }
+}
+
+/// Have a person type the word, unless it was said that it is meant.
+fn confirm(args: &RestoreArgs, question: &str) -> anyhow::Result<()> {
+    if args.yes {
+        return Ok(());
+    }
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        let message =
+            format!("{question}\nNobody is there to confirm it: say --yes if it is meant. Nothing was changed.");
+        bail!(Failure::new(Code::Usage, message));
+    }
+    eprint!("{question}\nType {WORD} to go on: ");
+    io::stderr().flush()?;
+    let mut typed = String::new();
+    stdin.lock().read_line(&mut typed)?;
+    if typed.trim_end_matches('\n') != WORD {
+        bail!(Failure::new(Code::Failed, "not confirmed. Nothing was changed."));
+    }
+    Ok(())
+}
+
+/// New workers in the place of those that may remember what was there. Where none run, there is nothing to do.
+async fn roll_workers(at: &Database, args: &RestoreArgs) {
+    if args.workers != "drain" || !at.home.control.exists() {
+        return;
+    }
+    let rolled = async { client::order(&at.home.control, &Order::Reload).await?.into_result().map_err(Into::into) };
+    let rolled: anyhow::Result<Vec<String>> = rolled.await;
+    if let Err(error) = rolled {
+        tracing::warn!(
+            "the workers were not replaced, and may remember what was there: {error:#}; try `tandem reload`"
+        );
+    }
+}
