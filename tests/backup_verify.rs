@@ -5,43 +5,13 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
-use std::path::PathBuf;
 
-use common::backups::{as_superuser, backup, dir, read_gzip, running, sql};
+use common::backups::{as_superuser, backup, dir, path, replace_sql, running, sql};
 use common::project::Project;
 use common::refusal;
 use common::tandem;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
-
-fn path(project: &Project, manifest: &Value) -> PathBuf {
-    dir(project).join(manifest["file"].as_str().unwrap())
-}
-
-/// Change a backup's manifest.
-fn rewrite(project: &Project, manifest: &Value, change: impl FnOnce(&mut Value)) {
-    let stem = manifest["file"].as_str().unwrap().split('.').next().unwrap().to_owned();
-    let mut changed = manifest.clone();
-    change(&mut changed);
-    fs::write(dir(project).join(format!("{stem}.manifest.json")), changed.to_string()).unwrap();
-}
-
-/// Put other SQL into a backup, and make its manifest say that this is right.
-fn replace_sql(project: &Project, manifest: &Value, change: impl FnOnce(String) -> String) {
-    let path = path(project, manifest);
-    let text = change(read_gzip(&path));
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(text.as_bytes()).unwrap();
-    let bytes = gzip.finish().unwrap();
-    fs::write(&path, &bytes).unwrap();
-    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    rewrite(project, manifest, |it| {
-        it["sha256"] = digest.into();
-        it["size_bytes"] = bytes.len().into();
-    });
-}
 
 fn state(project: &Project) -> String {
     let list: Value = serde_json::from_slice(&tandem::run(project, &["backup", "list", "--json"]).stdout).unwrap();

@@ -1,9 +1,12 @@
 //! Backups as tests take and look at them.
 
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::project::Project;
 use super::refusal::names;
@@ -64,4 +67,31 @@ pub fn read_gzip(path: &Path) -> String {
     let mut text = String::new();
     flate2::read::MultiGzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
     text
+}
+
+pub fn path(project: &Project, manifest: &Value) -> PathBuf {
+    dir(project).join(manifest["file"].as_str().unwrap())
+}
+
+/// Change a backup's manifest.
+pub fn rewrite(project: &Project, manifest: &Value, change: impl FnOnce(&mut Value)) {
+    let stem = manifest["file"].as_str().unwrap().split('.').next().unwrap().to_owned();
+    let mut changed = manifest.clone();
+    change(&mut changed);
+    fs::write(dir(project).join(format!("{stem}.manifest.json")), changed.to_string()).unwrap();
+}
+
+/// Put other SQL into a backup, and make its manifest say that this is right.
+pub fn replace_sql(project: &Project, manifest: &Value, change: impl FnOnce(String) -> String) {
+    let path = path(project, manifest);
+    let text = change(read_gzip(&path));
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(text.as_bytes()).unwrap();
+    let bytes = gzip.finish().unwrap();
+    fs::write(&path, &bytes).unwrap();
+    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    rewrite(project, manifest, |it| {
+        it["sha256"] = digest.into();
+        it["size_bytes"] = bytes.len().into();
+    });
 }
