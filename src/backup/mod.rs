@@ -20,6 +20,7 @@ pub mod load;
 pub mod manifest;
 pub mod name;
 pub mod reach;
+pub mod repair;
 pub mod restore;
 pub mod retention;
 mod roles;
