@@ -217,6 +217,16 @@ pub enum Backup {
         #[arg(long)]
         json: bool,
     },
+    /// Make a backup of a plain dump that something else wrote, such as the guide's old script; repaired if need be
+    Import {
+        /// A dump as SQL, compressed by gzip, zstd or not at all; it stays as it is
+        file: std::path::PathBuf,
+        /// The database that it is of [default: what its name says, else postgres.database]
+        #[arg(long, value_name = "NAME")]
+        database: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove the backups that retention lets go: never the newest verified one
     Prune {
         /// Say what would go, and why, and remove nothing

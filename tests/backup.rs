@@ -177,7 +177,7 @@ fn a_disk_that_fills_during_a_backup_leaves_nothing_under_a_final_name() {
 fn a_directory_that_cannot_be_written_is_named() {
     let project = Project::app_with("plain:app", "workers.count = 1\nbackup.dir = '/proc/no/such'");
     refusal::run(&project, &["migrate", "up"]).expect(0, &["applied"]);
-    refusal::run(&project, &["backup"]).expect(73, &["cannot create directory /proc/no/such"]);
+    refusal::run(&project, &["backup"]).expect(73, &["cannot create directory /proc/no"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::name::Name;
 use super::retention::{self, Fate, Known, Rules, State};
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
-use crate::postgres::home::Home;
+use crate::postgres::home::{Home, make_dir};
 
 /// A directory of backups.
 #[derive(Clone, Debug)]
@@ -60,7 +60,8 @@ impl Catalog {
     /// # Errors
     /// [`Failure`]: the directory cannot be made or written to, or another backup runs.
     pub fn lock(&self) -> anyhow::Result<Lock> {
-        files::make_private(&self.dir)?;
+        // The directories on the way are everybody's to pass: the server's user may live behind one of them.
+        make_dir(&self.dir, 0o700, None)?;
         let path = self.dir.join(".lock");
         let cannot = || Failure::new(Code::CannotCreate, format!("cannot write to {}", self.dir.display()));
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);

@@ -2,15 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-
-use crate::exit::{Code, Failure};
 
 /// What begins the names of files that are not whole yet.
 pub const PARTIAL: &str = ".partial-";
@@ -105,21 +103,6 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
         sync_parent(path)
     };
     write().with_context(|| format!("write {}", path.display()))
-}
-
-/// Make `dir` for its owner alone, unless it is there.
-///
-/// # Errors
-/// [`Failure`] with [`Code::CannotCreate`].
-pub fn make_private(dir: &Path) -> anyhow::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| Failure::new(Code::CannotCreate, format!("cannot create directory {}", dir.display())))
 }
 
 fn sync_tree(path: &Path) -> io::Result<()> {

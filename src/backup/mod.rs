@@ -6,6 +6,7 @@
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
+//! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention      the directory of backups, and which of them may go (pure)
 //! ```
 //!
@@ -16,6 +17,7 @@ mod census;
 mod compress;
 pub mod dump;
 mod files;
+pub mod import;
 pub mod load;
 pub mod manifest;
 pub mod name;

@@ -226,6 +226,9 @@ impl Reader {
                 self.copy = None;
                 return Ok(());
             }
+            if !line.ends_with(b"\n") {
+                return Err(Refused::CutShort);
+            }
             copy.rows += 1;
             *self.found.rows.entry(copy.table.clone()).or_default() += 1;
             let found = line.iter().filter(|&&byte| byte == b'\t').count() + 1;

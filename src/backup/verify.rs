@@ -19,7 +19,7 @@ use crate::postgres::binaries::Installation;
 use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
 use crate::process;
-use crate::telemetry;
+use crate::telemetry::{self, Progress};
 
 /// The database that is restored into.
 const DATABASE: &str = "restored";
@@ -116,40 +116,67 @@ async fn restored(
     catalog: &Catalog,
     entry: &Entry,
     manifest: &Manifest,
-    progress: &telemetry::Progress,
+    progress: &Progress,
 ) -> anyhow::Result<Vec<String>> {
-    let dir = place(means, manifest)?;
+    let trial = Trial {
+        load: Load {
+            path: entry.path.clone(),
+            format: manifest.format,
+            compression: manifest.compression,
+            sql_bytes: manifest.sql_bytes,
+            limit: means.settings.backup.limit,
+        },
+        globals: manifest.globals.as_ref().map(|globals| catalog.dir().join(&globals.file)),
+        properties: manifest.census.properties.as_ref(),
+        size_bytes: manifest.size_bytes,
+    };
+    let (found, mut problems) = match try_out(means, &trial, progress).await? {
+        Ok(found) => found,
+        Err(problem) => return Ok(vec![problem]),
+    };
+    problems.splice(0..0, manifest.census.differences(&found));
+    Ok(problems)
+}
+
+/// A file that is restored to see what is in it.
+pub struct Trial<'a> {
+    pub load: Load,
+    pub globals: Option<PathBuf>,
+    pub properties: Option<&'a Properties>,
+    pub size_bytes: u64,
+}
+
+/// Restore a file into a throwaway cluster: what is there then and what is damaged in it, or why it does not restore.
+///
+/// # Errors
+/// It could not be tried, as on a machine without room.
+pub async fn try_out(
+    means: &Means<'_>,
+    trial: &Trial<'_>,
+    progress: &Progress,
+) -> anyhow::Result<Result<(Census, Vec<String>), String>> {
+    let dir = place(means, trial)?;
     let server = means.home.server.clone();
     let throwaway = Throwaway::start(means.settings, means.installation, server, &dir, SETTINGS)
         .await
         .context("start a throwaway server to restore into")?;
     let reach = Reach::superuser(throwaway.home(), throwaway.port(), means.installation.clone());
-    if let Some(globals) = &manifest.globals {
-        load::roles(&reach, &catalog.dir().join(&globals.file)).await?;
+    if let Some(globals) = &trial.globals {
+        load::roles(&reach, globals).await?;
     }
-    let properties = manifest.census.properties.as_ref();
-    let owner = properties.map_or(&means.settings.postgres.user, |properties| &properties.owner);
+    let owner = trial.properties.map_or(&means.settings.postgres.user, |properties| &properties.owner);
     load::role(&reach, owner).await?;
-    load::create(&reach, DATABASE, owner, Some(&like(properties))).await?;
-    let limit = means.settings.backup.limit;
-    let loading = Load {
-        path: entry.path.clone(),
-        format: manifest.format,
-        compression: manifest.compression,
-        sql_bytes: manifest.sql_bytes,
-        limit,
-    };
-    if let Err(error) = load::load(&reach, &loading, DATABASE, progress).await {
+    load::create(&reach, DATABASE, owner, Some(&like(trial.properties))).await?;
+    if let Err(error) = load::load(&reach, &trial.load, DATABASE, progress).await {
         if is_disk_full(&error) {
-            return Err(error.context("verify the backup"));
+            return Err(error.context("restore into a throwaway server"));
         }
-        return Ok(vec![format!("it does not restore: {error:#}")]);
+        return Ok(Err(format!("it does not restore: {error:#}")));
     }
-    progress.say(format!("verifying {}: counting", entry.name));
+    progress.say("counting what was restored");
     let found = census(&reach, DATABASE).await?;
-    let mut problems = manifest.census.differences(&found);
-    problems.extend(corruption(&reach, limit).await?);
-    Ok(problems)
+    let damage = corruption(&reach, trial.load.limit).await?;
+    Ok(Ok((found, damage.into_iter().collect())))
 }
 
 /// What `database` of a server holds now.
@@ -187,8 +214,8 @@ async fn corruption(reach: &Reach, limit: Duration) -> anyhow::Result<Option<Str
 }
 
 /// Where to restore: in memory where that is little of it, else on the state directory's disk.
-fn place(means: &Means<'_>, manifest: &Manifest) -> anyhow::Result<PathBuf> {
-    let sql = manifest.sql_bytes.unwrap_or(manifest.size_bytes * COMPRESSION_MAX);
+fn place(means: &Means<'_>, trial: &Trial<'_>) -> anyhow::Result<PathBuf> {
+    let sql = trial.load.sql_bytes.unwrap_or(trial.size_bytes * COMPRESSION_MAX);
     let needed = sql * SWELLING + CLUSTER_SIZE;
     let memory = Path::new(MEMORY);
     if free_bytes(memory).is_some_and(|free| needed < free / MEMORY_SHARE) {
@@ -202,7 +229,7 @@ fn place(means: &Means<'_>, manifest: &Manifest) -> anyhow::Result<PathBuf> {
                 "{} has {free} MB free, and restoring {} may take {needed} MB ({SWELLING} × {} MB of SQL and an empty cluster): \
                  make room, or move state_dir",
                 disk.display(),
-                manifest.file,
+                trial.load.path.display(),
                 sql >> 20
             );
             Err(Failure::new(Code::CannotCreate, message).into())

@@ -1,10 +1,13 @@
 //! `tandem backup`
 
+use std::path::Path;
+
 use chrono::Utc;
 use comfy_table::Table;
 
 use crate::backup::catalog::{Catalog, Entry};
 use crate::backup::dump::{self, Wanted};
+use crate::backup::import;
 use crate::backup::manifest::{Manifest, Verdict};
 use crate::backup::reach::Reach;
 use crate::backup::retention::{Fate, Rules};
@@ -26,9 +29,36 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         None => take(common, create).await,
         Some(Backup::Create(create)) => take(common, create).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
+        Some(Backup::Import { file, database, json }) => import(common, &file, database.as_deref(), json).await,
         Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json),
         Some(Backup::List { json }) => list(common, json),
     }
+}
+
+async fn import(common: &Common, file: &Path, database: Option<&str>, json: bool) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    let home = Home::resolve(&settings)?;
+    let catalog = Catalog::of(&settings, &home);
+    let installation = open::installation(&settings).await?;
+    let means = Means { settings: &settings, home: &home, installation: &installation };
+    let imported = import::import(&means, &catalog, file, database, &open::database_name(&settings)).await?;
+    if json {
+        say(&serde_json::to_string_pretty(&imported)?)?;
+        return Ok(Code::Stopped);
+    }
+    let removed = match (imported.removed, imported.warnings.len()) {
+        (0, _) => "nothing had to be repaired".to_owned(),
+        (removed, 0) => format!("removed {removed} messages of pg_dump's"),
+        (removed, _) => {
+            format!("removed {removed} messages of pg_dump's, among them:\n  {}", imported.warnings.join("\n  "))
+        }
+    };
+    say(&format!("{}\n{removed}; restored and counted, so it is verified", told(&catalog, &imported.manifest)))?;
+    for role in imported.roles.iter().filter(|role| **role != settings.postgres.user) {
+        let user = &settings.postgres.user;
+        say(&format!("note: things in it belong to role {role}, and this configuration's is {user} (postgres.user)"))?;
+    }
+    Ok(Code::Stopped)
 }
 
 fn prune(common: &Common, dry_run: bool, json: bool) -> anyhow::Result<Code> {
