@@ -15,8 +15,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use age::secrecy::ExposeSecret;
 use server::{KEY_ID, Line, SECRET, Server, environment, names};
-use tandem::backup::store::{Destination, Kind, Patience, Store, StoreError};
+use tandem::backup::store::{Destination, Kind, Patience, Recipients, Store, StoreError};
 use tandem::install::sha256_file;
 use tempfile::TempDir;
 
@@ -250,6 +251,55 @@ async fn a_copy_that_was_altered_does_not_become_a_local_file() {
         fs::write(server.file("a"), content).unwrap();
         let back = dir.path().join("back");
         refused(store.get("a", &back, UNHEARD).await, Kind::Altered, &["SHA-256", "another copy"]);
+        assert_eq!(names(dir.path()), ["local"]);
+    }
+}
+
+/// An identity file beside its public key.
+fn identity(dir: &Path, name: &str) -> (PathBuf, String) {
+    let key = age::x25519::Identity::generate();
+    let path = dir.join(name);
+    fs::write(&path, format!("# {name}\n{}\n", key.to_string().expose_secret())).unwrap();
+    (path, key.to_public().to_string())
+}
+
+#[tokio::test]
+async fn a_sealed_copy_is_opened_by_each_of_its_recipients_and_by_nobody_else() {
+    let server = Server::start().await;
+    let kept = tempfile::tempdir().unwrap();
+    let (keys, (dir, large)) = (tempfile::tempdir().unwrap(), local(LARGE));
+    let [one, two, other] = ["one", "two", "other"].map(|name| identity(keys.path(), name));
+    let recipients = Recipients::parse(&[&one.1, &two.1]).unwrap();
+    let back = dir.path().join("back");
+    for open in [|environment: &_, _: &Path| store("s3://copies", environment), |_: &_, dir: &Path| in_directory(dir)] {
+        let open = || open(&server.environment(), kept.path());
+        let sent = open().sealed_for(recipients.clone()).put(&large, ODD, UNHEARD).await.unwrap();
+        let name = format!("{ODD}.age");
+        assert_eq!((&sent.name, listed(&open()).await), (&name, vec![(name.clone(), sent.size)]));
+        assert!(sent.size > LARGE as u64);
+        for (path, _) in [&one, &two] {
+            open().opened_with(path).get(&name, &back, UNHEARD).await.unwrap();
+            assert_eq!(fs::read(&back).unwrap(), fs::read(&large).unwrap());
+            fs::remove_file(&back).unwrap();
+        }
+        let wrong = open().opened_with(&other.0).get(&name, &back, UNHEARD).await;
+        refused(wrong, Kind::Key, &["other", "sealed for somebody else"]);
+        let missing = open().opened_with(keys.path().join("none")).get(&name, &back, UNHEARD).await;
+        refused(missing, Kind::Key, &["identity file", "none"]);
+        refused(open().get(&name, &back, UNHEARD).await, Kind::Key, &["is sealed", "identity file"]);
+        assert_eq!(names(dir.path()), ["local"]);
+    }
+    let sealed = fs::read(kept.path().join(format!("{ODD}.age"))).unwrap();
+    let plain = fs::read(&large).unwrap();
+    assert!(sealed.starts_with(b"age-encryption.org/v1\n") && !sealed.windows(64).any(|part| part == &plain[..64]));
+
+    // Cut at the end of one of its chunks, or with a bit turned over, it opens for nobody.
+    let mut turned = sealed.clone();
+    turned[LARGE / 2] ^= 1;
+    for damaged in [&sealed[..sealed.len() - 100], &sealed[..sealed.len() - 12_345 - 16], &turned[..], &sealed[..50]] {
+        fs::write(kept.path().join("damaged.age"), damaged).unwrap();
+        let opened = in_directory(kept.path()).opened_with(&one.0).get("damaged.age", &back, UNHEARD).await;
+        refused(opened, Kind::Altered, &["damaged", "another copy"]);
         assert_eq!(names(dir.path()), ["local"]);
     }
 }

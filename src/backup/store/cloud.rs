@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::durable::{Durable, Expected};
 use super::keys::Bucket;
 use super::parts::{End, Local, ON_THE_WAY, Part, next};
+use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError, foreign};
 use super::{Entry, Progress, Sent};
 
@@ -39,6 +40,9 @@ pub(super) struct Cloud {
 struct Target<'a> {
     name: &'a str,
     path: object_store::path::Path,
+    /// The local file, for messages, and its digest, if it is sent as it is.
+    shown: String,
+    sha256: Option<String>,
     upload: String,
     attributes: Attributes,
 }
@@ -55,22 +59,33 @@ impl Cloud {
         Self { bucket: bucket.clone(), client }
     }
 
-    pub(super) async fn put(&self, local: &Path, name: &str, progress: Progress<'_>) -> Result<Sent, StoreError> {
-        let local = Local::open(local).await?;
-        let (local, sha256) = local.digest().await?;
-        let target = self.target(name, Some(&sha256))?;
+    pub(super) async fn put(
+        &self,
+        local: &Path,
+        name: &str,
+        seal: Option<Recipients>,
+        progress: Progress<'_>,
+    ) -> Result<Sent, StoreError> {
+        let mut local = Local::open(local).await?;
+        let mut sha256 = None;
+        // Nobody knows the digest of what will be sealed; and the digest of what is in it would tell what it is.
+        if seal.is_none() {
+            let (same, digest) = local.digest().await?;
+            (local, sha256) = (same, Some(digest));
+        }
+        let target = self.target(name, &local, sha256)?;
         let total = local.size;
-        let mut parts = local.read();
+        let mut parts = local.read(seal);
         let first = next(&mut parts).await?;
         let end = match first.end {
             Some(end) => {
-                check_unchanged(&sha256, &end)?;
+                target.check_unchanged(&end)?;
                 self.put_whole(&target, first.bytes).await?;
                 end
             }
             None => {
                 let said = |done: u64| progress(done.min(total), total);
-                self.put_parts(&target, first, parts, &sha256, &said).await?
+                self.put_parts(&target, first, parts, &said).await?
             }
         };
         self.check_kept(&target, &end).await?;
@@ -78,13 +93,13 @@ impl Cloud {
         Ok(Sent { name: name.to_owned(), size: end.size, sha256: end.sha256 })
     }
 
-    fn target<'a>(&self, name: &'a str, sha256: Option<&str>) -> Result<Target<'a>, StoreError> {
+    fn target<'a>(&self, name: &'a str, local: &Local, sha256: Option<String>) -> Result<Target<'a>, StoreError> {
         let upload = format!("{:032x}", rand::random::<u128>());
         let mut attributes = Attributes::from_iter([(UPLOAD, upload.clone())]);
-        if let Some(sha256) = sha256 {
-            attributes.insert(SHA256, sha256.to_owned().into());
+        if let Some(sha256) = &sha256 {
+            attributes.insert(SHA256, sha256.clone().into());
         }
-        Ok(Target { name, path: self.path(name)?, upload, attributes })
+        Ok(Target { name, path: self.path(name)?, shown: local.shown.clone(), sha256, upload, attributes })
     }
 
     async fn put_whole(&self, target: &Target<'_>, bytes: Vec<u8>) -> Result<(), StoreError> {
@@ -98,14 +113,13 @@ impl Cloud {
         target: &Target<'_>,
         first: Part,
         rest: Receiver<Result<Part, StoreError>>,
-        sha256: &str,
         said: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<End, StoreError> {
         let options = PutMultipartOptions { attributes: target.attributes.clone(), ..PutMultipartOptions::default() };
         let begun = self.client.put_multipart_opts(&target.path, options).await;
         let mut upload = Upload(Some(begun.map_err(|error| self.put_failed(target, &error))?));
         let sent = self.send(target, &mut upload, first, rest, said).await;
-        let sent = sent.and_then(|end| check_unchanged(sha256, &end).map(|()| end));
+        let sent = sent.and_then(|end| target.check_unchanged(&end).map(|()| end));
         let completed = match sent {
             Ok(end) => self.complete(target, &mut upload, &end).await.map(|()| end),
             Err(error) => Err(error),
@@ -192,12 +206,18 @@ impl Cloud {
         if failed.kind == Kind::Missing { self.no_bucket() } else { failed }
     }
 
-    pub(super) async fn get(&self, name: &str, local: &Path, progress: Progress<'_>) -> Result<(), StoreError> {
+    pub(super) async fn get(
+        &self,
+        name: &str,
+        local: &Path,
+        keys: Option<Identities>,
+        progress: Progress<'_>,
+    ) -> Result<(), StoreError> {
         let Some(kept) = self.kept(name).await? else {
             let message = format!("there is no copy `{name}` in {}; list shows what is there", self.bucket);
             return Err(StoreError::new(Kind::Missing, message));
         };
-        let mut file = Durable::begin(local.to_path_buf());
+        let mut file = Durable::begin(local.to_path_buf(), keys);
         let came = self.fetch(name, kept, &mut file, progress).await;
         file.conclude(came).await.map(drop)
     }
@@ -305,12 +325,12 @@ impl Cloud {
     }
 }
 
-/// The file must not have changed since its digest was taken, or the copy would be of no moment at all.
-fn check_unchanged(sha256: &str, end: &End) -> Result<(), StoreError> {
-    if sha256 == end.sha256 {
-        return Ok(());
+impl Target<'_> {
+    /// What was sent must be what was digested before.
+    fn check_unchanged(&self, end: &End) -> Result<(), StoreError> {
+        let same = self.sha256.as_ref().is_none_or(|sha256| *sha256 == end.sha256);
+        if same { Ok(()) } else { Err(StoreError::changed(&self.shown)) }
     }
-    Err(StoreError::new(Kind::Altered, "the file changed while it was copied; copy it again when nobody writes it"))
 }
 
 /// An upload in parts. Its parts cost money until it is completed or aborted: dropped, as by a stop in the middle, it is

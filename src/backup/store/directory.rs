@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 use super::durable::{Durable, Expected, sync_dir};
 use super::name::is_unfinished;
 use super::parts::{End, Local, next};
+use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError};
 use super::{Entry, Progress, Sent};
 
@@ -23,12 +24,19 @@ impl Directory {
         Self { root }
     }
 
-    pub(super) async fn put(&self, local: &Path, name: &str, progress: Progress<'_>) -> Result<Sent, StoreError> {
+    pub(super) async fn put(
+        &self,
+        local: &Path,
+        name: &str,
+        seal: Option<Recipients>,
+        progress: Progress<'_>,
+    ) -> Result<Sent, StoreError> {
         let target = self.root.join(name);
         let root = self.root.clone();
         let dirs = target.parent().unwrap_or(&self.root).to_path_buf();
         blocking(move || make_dirs(&root, &dirs)).await?;
-        let end = copy(Local::open(local).await?, target.clone(), progress).await?;
+        let local = Local::open(local).await?;
+        let end = copy(local, seal, Durable::begin(target.clone(), None), progress).await?;
         let kept = self.head(name).await?.map(|entry| entry.size);
         if kept != Some(end.size) {
             let message = format!("{} does not have the {} bytes that were written", target.display(), end.size);
@@ -37,11 +45,18 @@ impl Directory {
         Ok(Sent { name: name.to_owned(), size: end.size, sha256: end.sha256 })
     }
 
-    pub(super) async fn get(&self, name: &str, local: &Path, progress: Progress<'_>) -> Result<(), StoreError> {
+    pub(super) async fn get(
+        &self,
+        name: &str,
+        local: &Path,
+        keys: Option<Identities>,
+        progress: Progress<'_>,
+    ) -> Result<(), StoreError> {
         if self.head(name).await?.is_none() {
             return Err(self.missing(name));
         }
-        copy(Local::open(&self.root.join(name)).await?, local.to_path_buf(), progress).await.map(drop)
+        let kept = Local::open(&self.root.join(name)).await?;
+        copy(kept, None, Durable::begin(local.to_path_buf(), keys), progress).await.map(drop)
     }
 
     pub(super) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
@@ -93,15 +108,24 @@ impl Directory {
 }
 
 /// Copy a whole file; used in both directions.
-async fn copy(local: Local, target: PathBuf, progress: Progress<'_>) -> Result<End, StoreError> {
-    let mut file = Durable::begin(target);
-    let came = pass(local, &mut file, progress).await;
+async fn copy(
+    local: Local,
+    seal: Option<Recipients>,
+    mut file: Durable,
+    progress: Progress<'_>,
+) -> Result<End, StoreError> {
+    let came = pass(local, seal, &mut file, progress).await;
     file.conclude(came).await
 }
 
-async fn pass(local: Local, file: &mut Durable, progress: Progress<'_>) -> Result<Expected, StoreError> {
+async fn pass(
+    local: Local,
+    seal: Option<Recipients>,
+    file: &mut Durable,
+    progress: Progress<'_>,
+) -> Result<Expected, StoreError> {
     let (total, mut done) = (local.size, 0);
-    let mut parts = local.read();
+    let mut parts = local.read(seal);
     loop {
         let part = next(&mut parts).await?;
         done += part.bytes.len() as u64;

@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::name::{PART_PREFIX, PART_SUFFIX};
 use super::parts::{End, hexadecimal};
+use super::seal::{self, Identities};
 use super::trouble::{Kind, StoreError};
 
 /// What the thread that writes is told.
@@ -34,11 +35,11 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    /// Begin a file that shall be `path`; its directory must exist.
-    pub(super) fn begin(path: PathBuf) -> Self {
+    /// Begin a file that shall be `path`; its directory must exist. What comes is sealed if there are keys to open it.
+    pub(super) fn begin(path: PathBuf, keys: Option<Identities>) -> Self {
         // One piece waits while another is written.
         let (pieces, receiver) = mpsc::channel(1);
-        Self { pieces, thread: Some(spawn_blocking(move || write(&path, Incoming::new(receiver)))) }
+        Self { pieces, thread: Some(spawn_blocking(move || write(&path, Incoming::new(receiver), keys.as_ref()))) }
     }
 
     /// Add `bytes`.
@@ -80,7 +81,7 @@ fn early() -> StoreError {
     StoreError::new(Kind::Other, "the file ended before its last part came")
 }
 
-fn write(path: &Path, mut incoming: Incoming) -> Result<End, StoreError> {
+fn write(path: &Path, mut incoming: Incoming, keys: Option<&Identities>) -> Result<End, StoreError> {
     let failed = |error: io::Error| StoreError::local(format!("write {}", path.display()), error);
     let dir = path.parent().unwrap_or(Path::new("/"));
     // Mode 0600: a backup holds all that the database hides.
@@ -89,7 +90,17 @@ fn write(path: &Path, mut incoming: Incoming) -> Result<End, StoreError> {
         .suffix(PART_SUFFIX)
         .tempfile_in(dir)
         .map_err(|error| StoreError::local(format!("create a file in {}", dir.display()), error))?;
-    io::copy(&mut incoming, &mut file).map_err(failed)?;
+    match keys {
+        None => io::copy(&mut incoming, &mut file).map(drop).map_err(failed)?,
+        Some(keys) => {
+            io::copy(&mut keys.open(&mut incoming)?, &mut file).map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => seal::damaged(&error),
+                _ => failed(error),
+            })?;
+            // What follows the end of the seal is none of the file, and is digested with the rest.
+            io::copy(&mut incoming, &mut io::sink()).map_err(failed)?;
+        }
+    }
     let end = incoming.check(path)?;
     settle(file, path, dir).map_err(failed)?;
     Ok(end)

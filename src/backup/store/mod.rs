@@ -17,16 +17,19 @@ mod durable;
 mod keys;
 mod name;
 mod parts;
+mod seal;
 mod trouble;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cloud::Cloud;
 pub use destination::Destination;
 use destination::Place;
 use directory::Directory;
+pub use seal::Recipients;
+use seal::{Identities, SUFFIX};
 pub use trouble::{Kind, StoreError};
 
 /// Hears how many bytes are safe on the other side (or, in a download, on this one), and of how many.
@@ -77,6 +80,8 @@ pub struct Sent {
 pub struct Store {
     shown: String,
     kept: Kept,
+    recipients: Option<Recipients>,
+    identity: Option<PathBuf>,
 }
 
 enum Kept {
@@ -94,32 +99,60 @@ impl Store {
             Place::Directory(path) => Kept::Directory(Directory::new(path.clone())),
             Place::Bucket(bucket) => Kept::Cloud(Cloud::new(bucket, client::build(bucket, patience)?)),
         };
-        Ok(Self { shown: destination.to_string(), kept })
+        Ok(Self { shown: destination.to_string(), kept, recipients: None, identity: None })
     }
 
-    /// Copy the file `local` to `name`, in place of what was there. Its size is asked for afterwards, and that this very
-    /// copy stands under the name.
+    /// The same store, which seals what is put for `recipients`.
+    pub fn sealed_for(self, recipients: Recipients) -> Self {
+        Self { recipients: Some(recipients), ..self }
+    }
+
+    /// The same store, which opens sealed copies with the keys in the file `identity`.
+    pub fn opened_with(self, identity: impl Into<PathBuf>) -> Self {
+        Self { identity: Some(identity.into()), ..self }
+    }
+
+    /// Copy the file `local` to `name`, in place of what was there; a sealed copy gets a name that ends in `.age`. Its
+    /// size is asked for afterwards, and that this very copy stands under the name.
     ///
     /// # Errors
     /// By [`Kind`]; what stood under the name is then still there, or nothing.
     pub async fn put(&self, local: &Path, name: &str, progress: Progress<'_>) -> Result<Sent, StoreError> {
-        name::check(name)?;
+        let seal = self.recipients.clone();
+        let name = match &seal {
+            Some(_) if !name.ends_with(SUFFIX) => format!("{name}{SUFFIX}"),
+            _ => name.to_owned(),
+        };
+        name::check(&name)?;
         match &self.kept {
-            Kept::Directory(directory) => directory.put(local, name, progress).await,
-            Kept::Cloud(cloud) => cloud.put(local, name, progress).await,
+            Kept::Directory(directory) => directory.put(local, &name, seal, progress).await,
+            Kept::Cloud(cloud) => cloud.put(local, &name, seal, progress).await,
         }
     }
 
     /// Copy what is under `name` to the file `local`, in place of what was there. The size is checked, and the SHA-256
-    /// where one was kept.
+    /// where one was kept; what is sealed is opened, and its seal checked.
     ///
     /// # Errors
     /// By [`Kind`]; `local` is then as it was.
     pub async fn get(&self, name: &str, local: &Path, progress: Progress<'_>) -> Result<(), StoreError> {
         name::check(name)?;
+        let keys = self.keys(name).await?;
         match &self.kept {
-            Kept::Directory(directory) => directory.get(name, local, progress).await,
-            Kept::Cloud(cloud) => cloud.get(name, local, progress).await,
+            Kept::Directory(directory) => directory.get(name, local, keys, progress).await,
+            Kept::Cloud(cloud) => cloud.get(name, local, keys, progress).await,
+        }
+    }
+
+    /// What opens the copy `name`, if it is sealed.
+    async fn keys(&self, name: &str) -> Result<Option<Identities>, StoreError> {
+        match &self.identity {
+            _ if !name.ends_with(SUFFIX) => Ok(None),
+            Some(identity) => Identities::read(identity).await.map(Some),
+            None => {
+                let message = format!("the copy `{name}` is sealed; name the identity file of one of its recipients");
+                Err(StoreError::new(Kind::Key, message))
+            }
         }
     }
 

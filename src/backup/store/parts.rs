@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
+use super::seal::Recipients;
 use super::trouble::{Kind, StoreError};
 
 /// No part but the last may be smaller, says S3.
@@ -41,7 +42,7 @@ pub(super) struct End {
 pub(super) struct Local {
     file: File,
     pub(super) size: u64,
-    shown: String,
+    pub(super) shown: String,
 }
 
 impl Local {
@@ -80,8 +81,8 @@ impl Local {
         self.size.div_ceil(PARTS_MAX).next_multiple_of(1 << 20).max(PART_MIN)
     }
 
-    /// Begin to read. The channel ends after the part with an [`End`], or after an error.
-    pub(super) fn read(self) -> mpsc::Receiver<Result<Part, StoreError>> {
+    /// Begin to read, and to seal if it shall be. The channel ends after the part with an [`End`], or after an error.
+    pub(super) fn read(self, seal: Option<Recipients>) -> mpsc::Receiver<Result<Part, StoreError>> {
         let (sender, receiver) = mpsc::channel(1);
         let mut cutter = Cutter {
             part_size: usize::try_from(self.part_size()).unwrap_or(usize::MAX),
@@ -93,13 +94,29 @@ impl Local {
             sender: sender.clone(),
         };
         spawn_blocking(move || {
-            let read = each_piece(&self.file, |piece| cutter.write_all(piece));
-            if let Err(error) = read.and_then(|()| cutter.finish()) {
+            let read = match seal {
+                None => each_piece(&self.file, |piece| cutter.write_all(piece)),
+                Some(recipients) => self.sealed(&recipients, &mut cutter),
+            };
+            let failed = |error| StoreError::local(format!("read {}", self.shown), error);
+            let read = read.map_err(failed).and_then(|()| self.check_unchanged());
+            if let Err(error) = read.and_then(|()| cutter.finish().map_err(failed)) {
                 // Nobody listens any more when the upload has failed.
-                let _ = sender.blocking_send(Err(StoreError::local(format!("read {}", self.shown), error)));
+                let _ = sender.blocking_send(Err(error));
             }
         });
         receiver
+    }
+
+    fn check_unchanged(&self) -> Result<(), StoreError> {
+        let meta = self.file.metadata().map_err(|error| StoreError::local(format!("read {}", self.shown), error))?;
+        if meta.len() == self.size { Ok(()) } else { Err(StoreError::changed(&self.shown)) }
+    }
+
+    fn sealed(&self, recipients: &Recipients, cutter: &mut Cutter) -> io::Result<()> {
+        let mut seal = recipients.seal(cutter)?;
+        each_piece(&self.file, |piece| seal.write_all(piece))?;
+        seal.finish().map(drop)
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Kind {
     Local,
     /// A disk on this machine is full.
     DiskFull,
+    /// A key to seal or to open a copy is missing, wrong or unreadable.
+    Key,
     /// What is there is not what was sent.
     Altered,
     /// Something else; the message holds what the other side said.
@@ -62,6 +64,11 @@ impl StoreError {
         Self { kind, message: format!("cannot {verb}: {source}{next}"), source: Some(source) }
     }
 
+    /// The local file `shown` changed under our hands: the copy would be of no moment at all.
+    pub(super) fn changed(shown: &str) -> Self {
+        Self::new(Kind::Altered, format!("{shown} changed while it was copied; copy it when nobody writes it"))
+    }
+
     /// A thread of ours died.
     pub(super) fn thread(error: &tokio::task::JoinError) -> Self {
         Self::new(Kind::Other, format!("the thread that copies ended early: {error}"))
@@ -70,7 +77,7 @@ impl StoreError {
     /// The exit code for a command that failed of this.
     pub fn code(&self) -> Code {
         match self.kind {
-            Kind::Address | Kind::NoBucket | Kind::Credentials | Kind::Denied => Code::Config,
+            Kind::Address | Kind::NoBucket | Kind::Credentials | Kind::Denied | Kind::Key => Code::Config,
             Kind::Unreachable | Kind::TimedOut => Code::Temporary,
             Kind::DiskFull => Code::CannotCreate,
             Kind::Name | Kind::Missing | Kind::Local | Kind::Altered | Kind::Other => Code::Failed,
