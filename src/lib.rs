@@ -19,7 +19,7 @@
 //! cli          what can be typed
 //! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, the services behind their
 //!              numbers, people's orders, what others see of it
-//! backup/      backups that are proven to restore: name · manifest · census · dump · compress · catalog
+//! backup/      backups that are proven to restore: dump, verify, restore, retention, schedule, copies off the machine
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe

@@ -6,6 +6,7 @@
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
+//! store                  copies off the machine, checked after they went
 //! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention      the directory of backups, and which of them may go (pure)
 //! ```
@@ -26,5 +27,6 @@ pub mod repair;
 pub mod restore;
 pub mod retention;
 mod roles;
+pub mod store;
 mod swap;
 pub mod verify;

@@ -1,0 +1,198 @@
+//! Copies in a directory: another disk, or what is mounted there.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tokio::task::spawn_blocking;
+
+use super::durable::{Durable, Expected, sync_dir};
+use super::name::is_unfinished;
+use super::parts::{End, Local, next};
+use super::seal::{Identities, Recipients};
+use super::trouble::{Kind, StoreError};
+use super::{Entry, Progress, Sent};
+
+/// A directory for copies. It is never made: a missing one may be a disk that is not mounted, and the copies would fill
+/// the disk that they shall survive.
+pub(super) struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    pub(super) async fn put(
+        &self,
+        local: &Path,
+        name: &str,
+        seal: Option<Recipients>,
+        progress: Progress<'_>,
+    ) -> Result<Sent, StoreError> {
+        let target = self.root.join(name);
+        let root = self.root.clone();
+        let dirs = target.parent().unwrap_or(&self.root).to_path_buf();
+        blocking(move || make_dirs(&root, &dirs)).await?;
+        let local = Local::open(local).await?;
+        let end = copy(local, seal, Durable::begin(target.clone(), None), progress).await?;
+        let kept = self.head(name).await?.map(|entry| entry.size);
+        if kept != Some(end.size) {
+            let message = format!("{} does not have the {} bytes that were written", target.display(), end.size);
+            return Err(StoreError::new(Kind::Altered, message));
+        }
+        Ok(Sent { name: name.to_owned(), size: end.size, sha256: end.sha256 })
+    }
+
+    pub(super) async fn get(
+        &self,
+        name: &str,
+        local: &Path,
+        keys: Option<Identities>,
+        progress: Progress<'_>,
+    ) -> Result<(), StoreError> {
+        if self.head(name).await?.is_none() {
+            return Err(self.missing(name));
+        }
+        let kept = Local::open(&self.root.join(name)).await?;
+        copy(kept, None, Durable::begin(local.to_path_buf(), keys), progress).await.map(drop)
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        let root = self.root.clone();
+        blocking(move || {
+            look(&root)?;
+            let mut entries = Vec::new();
+            collect(&root, "", &mut entries)
+                .map_err(|error| StoreError::local(format!("list {}", root.display()), error))?;
+            Ok(entries)
+        })
+        .await
+    }
+
+    pub(super) async fn head(&self, name: &str) -> Result<Option<Entry>, StoreError> {
+        let (root, name) = (self.root.clone(), name.to_owned());
+        blocking(move || {
+            look(&root)?;
+            let path = root.join(&name);
+            let found = fs::metadata(&path).and_then(|meta| Ok((meta.is_file(), meta.len(), meta.modified()?)));
+            match found {
+                Ok((true, size, modified)) => Ok(Some(Entry { name, size, modified })),
+                Ok((false, ..)) => Ok(None),
+                Err(error) if is_missing(&error) => Ok(None),
+                Err(error) => Err(StoreError::local(format!("look at {}", path.display()), error)),
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let (root, path) = (self.root.clone(), self.root.join(name));
+        blocking(move || {
+            look(&root)?;
+            let deleted = match fs::remove_file(&path) {
+                Ok(()) => sync_dir(path.parent().unwrap_or(&root)),
+                Err(error) if is_missing(&error) => Ok(()),
+                Err(error) => Err(error),
+            };
+            deleted.map_err(|error| StoreError::local(format!("delete {}", path.display()), error))
+        })
+        .await
+    }
+
+    fn missing(&self, name: &str) -> StoreError {
+        let message = format!("there is no copy `{name}` in {}; list shows what is there", self.root.display());
+        StoreError::new(Kind::Missing, message)
+    }
+}
+
+/// Copy a whole file; used in both directions.
+async fn copy(
+    local: Local,
+    seal: Option<Recipients>,
+    mut file: Durable,
+    progress: Progress<'_>,
+) -> Result<End, StoreError> {
+    let came = pass(local, seal, &mut file, progress).await;
+    file.conclude(came).await
+}
+
+async fn pass(
+    local: Local,
+    seal: Option<Recipients>,
+    file: &mut Durable,
+    progress: Progress<'_>,
+) -> Result<Expected, StoreError> {
+    let (total, mut done) = (local.size, 0);
+    let mut parts = local.read(seal);
+    loop {
+        let part = next(&mut parts).await?;
+        done += part.bytes.len() as u64;
+        // A part that waits for the disk still takes its room.
+        let _room = part.room;
+        file.write(part.bytes.into()).await?;
+        progress(done.min(total), total);
+        if let Some(end) = part.end {
+            return Ok(Expected { size: end.size, sha256: Some(end.sha256) });
+        }
+    }
+}
+
+/// Refuse a root that is not there.
+fn look(root: &Path) -> Result<(), StoreError> {
+    let why = match fs::metadata(root) {
+        Ok(meta) if meta.is_dir() => return Ok(()),
+        Ok(_) => "is no directory".to_owned(),
+        Err(error) if is_missing(&error) => {
+            "does not exist; create it, or mount the disk that belongs there".to_owned()
+        }
+        Err(error) => format!("cannot be looked at: {error}"),
+    };
+    Err(StoreError::new(Kind::NoBucket, format!("the directory for copies, {}, {why}", root.display())))
+}
+
+/// Make the directories between `root` and `dir`, that last.
+fn make_dirs(root: &Path, dir: &Path) -> Result<(), StoreError> {
+    look(root)?;
+    let missing: Vec<_> = dir.ancestors().take_while(|dir| *dir != root && !dir.is_dir()).collect();
+    for dir in missing.into_iter().rev() {
+        let made = match fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+            made => made,
+        };
+        let synced = made.and_then(|()| sync_dir(dir.parent().unwrap_or(root)));
+        synced.map_err(|error| StoreError::local(format!("create {}", dir.display()), error))?;
+    }
+    Ok(())
+}
+
+/// The files under `dir`, whose name from the root is `prefix`. Names that are no UTF-8 are none of ours.
+fn collect(dir: &Path, prefix: &str, entries: &mut Vec<Entry>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { continue };
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            collect(&entry.path(), &format!("{name}/"), entries)?;
+        } else if kind.is_file() && !is_unfinished(name.rsplit('/').next().unwrap_or_default()) {
+            match entry.metadata() {
+                Ok(meta) => entries.push(Entry { name, size: meta.len(), modified: meta.modified()? }),
+                // Deleted meanwhile.
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    spawn_blocking(call).await.map_err(|error| StoreError::thread(&error))?
+}

@@ -1,0 +1,69 @@
+//! What `/health` says of backups and of free room. Pure.
+
+use serde::Serialize;
+
+use super::picture::{Backups, Disk, Picture};
+use crate::telemetry::rfc3339;
+
+/// `backups`.
+#[derive(Debug, Serialize)]
+pub struct BackupsReport<'a> {
+    pub schedule: Option<&'a str>,
+    pub next: Option<String>,
+    pub running: bool,
+    pub last: Option<RunReport<'a>>,
+    pub count: usize,
+    pub newest: Option<String>,
+    pub newest_verified: Option<String>,
+}
+
+/// The last scheduled run.
+#[derive(Debug, Serialize)]
+pub struct RunReport<'a> {
+    pub ok: bool,
+    pub started: String,
+    pub finished: String,
+    pub name: Option<&'a str>,
+    pub size_bytes: Option<u64>,
+    pub verified: bool,
+    pub error: Option<&'a str>,
+}
+
+/// What is known of them.
+pub fn report(backups: &Backups) -> BackupsReport<'_> {
+    BackupsReport {
+        schedule: backups.schedule.as_deref(),
+        next: backups.next.map(rfc3339),
+        running: backups.running,
+        last: backups.last.as_ref().map(|run| RunReport {
+            ok: run.error.is_none(),
+            started: rfc3339(run.started),
+            finished: rfc3339(run.finished),
+            name: run.name.as_deref(),
+            size_bytes: run.size_bytes,
+            verified: run.verified,
+            error: run.error.as_deref(),
+        }),
+        count: backups.count,
+        newest: backups.newest.map(rfc3339),
+        newest_verified: backups.newest_verified.map(rfc3339),
+    }
+}
+
+/// Why health is degraded on their account.
+pub fn reasons(picture: &Picture) -> Vec<String> {
+    let failed = picture.backups.last.as_ref().and_then(|run| run.error.as_ref());
+    let failed = failed.map(|error| format!("the last backup failed: {}", error.lines().next().unwrap_or_default()));
+    let same = picture.disk == picture.backup_disk;
+    let disks = [("data", picture.disk), ("backups", picture.backup_disk)];
+    let low = disks.into_iter().take(if same { 1 } else { 2 }).filter_map(|(whose, disk)| low(whose, disk));
+    failed.into_iter().chain(low).collect()
+}
+
+fn low(whose: &str, disk: Disk) -> Option<String> {
+    let (free, wanted) = (disk.free_bytes?, disk.wanted_bytes?);
+    (free < wanted).then(|| {
+        let [free, wanted] = [free, wanted].map(|bytes| bytes >> 20);
+        format!("disk of the {whose}: {free} MB are free, disk.warn_free asks for {wanted} MB")
+    })
+}

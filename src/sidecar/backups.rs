@@ -1,0 +1,194 @@
+//! Scheduled backups: wait until one is due, have a process of its own take it, tell health and whoever is to be alarmed.
+//!
+//! A process of its own: its memory goes with it, and nothing that it waits for holds the supervisor up.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+
+use super::Context;
+use super::jobs::beside_python;
+use crate::backup::catalog::Catalog;
+use crate::backup::scheduled::{self, Run};
+use crate::config::{Alarm, Settings};
+use crate::health::picture::{self, Picture};
+use crate::plan::{CommandLine, schedule::Schedule};
+use crate::process;
+use crate::telemetry::{self, Stream};
+
+/// At least so often the clock is looked at: it may have been set, and the schedule changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(20);
+/// What a run may take beside backup.limit, for a backup and for a proof.
+const MARGIN: Duration = Duration::from_secs(600);
+/// How long whoever is called about a failure may take.
+const ALARM_LIMIT: Duration = Duration::from_secs(60);
+/// What its lines are called in the log.
+const SERVICE: &str = "backup";
+
+/// Take backups as they are due, for ever.
+pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
+    let (mut after, mut last) = {
+        let settings = context.settings();
+        let catalog = Catalog::of(&settings, &context.home);
+        let last = scheduled::last(&catalog);
+        (begin(&settings, &catalog, &context.url.database, last.as_ref()), last)
+    };
+    loop {
+        let settings = context.settings();
+        let now = Utc::now();
+        // A clock that was set back makes nothing wait until it is there again.
+        after = after.min(now);
+        let schedule = planned(&settings);
+        let next = schedule.as_ref().and_then(|schedule| schedule.next(after));
+        let catalog = Catalog::of(&settings, &context.home);
+        let show = |running, last: Option<&Run>| {
+            let shown = shown(&catalog, &context.url.database, schedule.as_ref(), next, running, last);
+            pictures.send_modify(|picture| Arc::make_mut(picture).backups = shown);
+        };
+        if next.is_some_and(|next| next <= now) {
+            show(true, last.as_ref());
+            let run = one(&context, &settings).await;
+            // However many were missed, one makes up for them.
+            after = Utc::now();
+            if let Some(error) = &run.error {
+                tracing::error!("the scheduled backup failed: {error}");
+                scheduled::record(&catalog, &run);
+                alarm(&context, &settings, error).await;
+            }
+            last = Some(run);
+            continue;
+        }
+        show(false, last.as_ref());
+        let wait = next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_AGAIN);
+        tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
+    }
+}
+
+/// The moment after which the first run is looked for: the last backup's, so that one that was missed is due at once.
+fn begin(settings: &Settings, catalog: &Catalog, database: &str, last: Option<&Run>) -> DateTime<Utc> {
+    let now = Utc::now();
+    if !settings.backup.catch_up {
+        return now;
+    }
+    let newest = catalog.newest(database).ok().flatten();
+    newest.max(last.map(|run| run.started)).map_or(now, |last| last.min(now))
+}
+
+fn planned(settings: &Settings) -> Option<Schedule> {
+    let backup = &settings.backup;
+    let expression = backup.schedule.as_deref()?;
+    // Both were read when the configuration was.
+    Schedule::new(expression, &backup.time_zone, backup.jitter, &format!("{}{:?}", settings.name, hostname())).ok()
+}
+
+fn hostname() -> Option<std::ffi::OsString> {
+    nix::unistd::gethostname().ok()
+}
+
+/// One run, in a process of its own.
+async fn one(context: &Context, settings: &Settings) -> Run {
+    let started = Utc::now();
+    let failed = |error: anyhow::Error| Run {
+        started,
+        finished: Utc::now(),
+        error: Some(format!("{error:#}")),
+        ..Run::default()
+    };
+    let command = match command(context) {
+        Ok(command) => command,
+        Err(error) => return failed(error),
+    };
+    let mut last_words = String::new();
+    let on_line = |line: &str| {
+        // The last line of its output is for us.
+        if !line.starts_with('{') {
+            telemetry::child_line(SERVICE, Stream::Stderr, line);
+            line.trim_start_matches("tandem: ").clone_into(&mut last_words);
+        }
+    };
+    match process::run_with(&command, 2 * settings.backup.limit + MARGIN, on_line).await {
+        Ok(finished) if finished.exit.success() => {
+            let line = finished.stdout.lines().last().unwrap_or_default();
+            let run = serde_json::from_str(line).context("understand what the backup's process said");
+            run.unwrap_or_else(failed)
+        }
+        Ok(_) if !last_words.is_empty() => failed(anyhow::anyhow!(last_words)),
+        Ok(finished) => failed(anyhow::anyhow!("its process ended with {}", finished.exit)),
+        Err(error) => failed(error.into()),
+    }
+}
+
+/// This program again, with the same configuration.
+fn command(context: &Context) -> anyhow::Result<CommandLine> {
+    let source = context.source();
+    let program = std::env::current_exe().context("find this program")?;
+    let config = source.file.iter().flat_map(|path| ["--config".to_owned(), path.display().to_string()]);
+    let set = source.flags.iter().flat_map(|flag| ["--set".to_owned(), format!("{}={}", flag.key, flag.value)]);
+    let format = ["--log-format".to_owned(), "text".to_owned()];
+    let args = ["backup".to_owned(), "scheduled".to_owned()].into_iter().chain(config).chain(set).chain(format);
+    Ok(CommandLine::new(program).args(args).dir(&source.cwd))
+}
+
+/// Tell whoever is to know that a backup failed.
+async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
+    let told = match &settings.backup.on_failure {
+        None => return,
+        Some(Alarm::Command(words)) => run_alarm(context, settings, words, error).await,
+        Some(Alarm::Webhook(address)) => {
+            let body = serde_json::json!({
+                "event": "backup_failed", "deployment": settings.name, "database": context.url.database, "error": error,
+                "timestamp": Utc::now(),
+            });
+            crate::backup::webhook::post(address, &body, ALARM_LIMIT).await
+        }
+    };
+    if let Err(error) = told {
+        tracing::error!("backup.on_failure: {error:#}");
+    }
+}
+
+async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String], error: &str) -> anyhow::Result<()> {
+    let command = beside_python(context, words).context("it names no program")?;
+    let command = command
+        .dir(&settings.directory)
+        .env("TANDEM_BACKUP_ERROR", error)
+        .env("TANDEM_BACKUP_DATABASE", &context.url.database)
+        .env("TANDEM_DEPLOYMENT", &settings.name);
+    let on_line = |line: &str| telemetry::child_line("hook:backup.on_failure", Stream::Stderr, line);
+    let finished = process::run_with(&command, ALARM_LIMIT, on_line).await?;
+    anyhow::ensure!(finished.exit.success(), "`{}` ended with {}", words.join(" "), finished.exit);
+    Ok(())
+}
+
+/// What others may see.
+fn shown(
+    catalog: &Catalog,
+    database: &str,
+    schedule: Option<&Schedule>,
+    next: Option<DateTime<Utc>>,
+    running: bool,
+    last: Option<&Run>,
+) -> picture::Backups {
+    let entries = catalog.entries(Some(database)).unwrap_or_default();
+    let proven = entries.iter().rev().find(|entry| entry.verdict.as_ref().is_some_and(|verdict| verdict.good()));
+    picture::Backups {
+        schedule: schedule.map(ToString::to_string),
+        next: next.map(Into::into),
+        running,
+        last: last.map(|run| picture::BackupRun {
+            started: run.started.into(),
+            finished: run.finished.into(),
+            name: run.name.clone(),
+            size_bytes: run.size_bytes,
+            verified: run.verified,
+            error: run.error.clone(),
+        }),
+        count: entries.len(),
+        newest: entries.last().map(|entry| entry.name.taken.into()),
+        newest_verified: proven.map(|entry| entry.name.taken.into()),
+    }
+}
