@@ -203,6 +203,9 @@ pub enum Migrate {
 pub enum Backup {
     /// Back the database up (the default)
     Create(BackupCreate),
+    /// What the schedule does, in one go: back up, verify if that is due, prune
+    #[command(hide = true)]
+    Scheduled,
     /// Restore backups into a throwaway server and compare what is there with what was backed up
     Verify {
         /// Which one; `list` shows the names [default: the latest]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
+use sea_orm::sqlx::{Connection, query_scalar};
 
 use super::catalog::Catalog;
 use super::census::Snapshot;
@@ -15,7 +16,8 @@ use super::files::{self, Partial, digest};
 use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
 use super::reach::Reach;
-use crate::config::Compression;
+use super::room;
+use crate::config::{Backup, Compression, Room, Settings};
 use crate::exit::{Code, Failure, is_disk_full};
 use crate::process::{self, Streamed, Streaming};
 use crate::telemetry::{self, Progress};
@@ -38,6 +40,16 @@ pub struct Wanted<'a> {
     pub compression: Compression,
     /// How long it may take in all.
     pub limit: Duration,
+    /// What it must leave free.
+    pub stop_free: Room,
+}
+
+impl<'a> Wanted<'a> {
+    /// What `settings` want of `database`.
+    pub fn of(settings: &Settings, database: &'a str) -> Self {
+        let Backup { format, compression, limit, .. } = settings.backup;
+        Self { database, format, compression, limit, stop_free: settings.disk.stop_free }
+    }
 }
 
 /// Take a backup into `catalog`.
@@ -56,12 +68,27 @@ pub async fn take(
             "the newest backup is of {newest}, which is in the future: the clock was set back, or was wrong then"
         );
     }
+    enough_room(reach, catalog, &wanted).await?;
     let name = Name::new(wanted.database, now, wanted.format, file_compression(&wanted));
     let name = catalog.free_name(name);
     let taking = whole(reach, catalog, wanted, &name);
     tokio::time::timeout(wanted.limit, taking).await.map_err(|_| {
         Failure::new(Code::Temporary, format!("the backup took longer than backup.limit, {:?}", wanted.limit))
     })?
+}
+
+/// Refuse what the disk has no room for.
+async fn enough_room(reach: &Reach, catalog: &Catalog, wanted: &Wanted<'_>) -> anyhow::Result<()> {
+    let last = catalog.entries(Some(wanted.database))?.into_iter().rev().find_map(|entry| entry.manifest.ok());
+    let mut session = reach.session(wanted.database).await?;
+    let size = query_scalar::<_, i64>("SELECT pg_catalog.pg_database_size(pg_catalog.current_database())");
+    let size = size.fetch_one(&mut session).await.context("ask the database's size")?;
+    let _closed = session.close().await;
+    let expected = room::expected(last.map(|manifest| manifest.size_bytes), size.cast_unsigned());
+    match room::FileSystem::of(catalog.dir()) {
+        Some(there) => Ok(room::check(catalog.dir(), there, expected, wanted.stop_free)?),
+        None => Ok(()),
+    }
 }
 
 /// How the file as such is compressed: pg_restore's formats are compressed inside.

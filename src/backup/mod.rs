@@ -8,10 +8,11 @@
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
 //! store                  copies off the machine, checked after they went
 //! import ─> repair           the old scripts' files, made into backups
-//! catalog <─ retention      the directory of backups, and which of them may go (pure)
+//! catalog <─ retention · room     the directory of backups, which of them may go, whether one more fits (pure)
+//! scheduled              what the schedule does in one go, and the record of it; webhook: who is told of a failure
 //! ```
 //!
-//! Must not decide when: that is the schedule's, or a person's.
+//! Must not decide when: that is `plan::schedule`'s, or a person's.
 
 pub mod catalog;
 mod census;
@@ -27,6 +28,9 @@ pub mod repair;
 pub mod restore;
 pub mod retention;
 mod roles;
+pub mod room;
+pub mod scheduled;
 pub mod store;
 mod swap;
 pub mod verify;
+pub mod webhook;

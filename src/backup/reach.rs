@@ -98,6 +98,11 @@ impl Reach {
         }
     }
 
+    /// Where the client programs are from.
+    pub fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
     /// The version of the client programs.
     pub fn version(&self) -> &str {
         &self.installation.version

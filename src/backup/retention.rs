@@ -95,15 +95,15 @@ pub fn decide(backups: &[Known], rules: &Rules, now: DateTime<Utc>) -> Vec<Fate>
     let fate = |at: usize| {
         let backup = &backups[at];
         let old = rules.days > 0 && now - backup.taken > TimeDelta::days(rules.days.into());
-        let rank = good.iter().position(|&one| one == at);
-        match (backup.state, rank) {
-            (State::Incomplete, _) => Fate::Keep("it has no manifest"),
+        // Only good ones are counted: whatever is older than enough of them may go.
+        let newer = good.iter().filter(|&&one| (backups[one].taken, one) > (backup.taken, at)).count();
+        let enough = rules.count > 0 && newer >= rules.count as usize;
+        match backup.state {
+            State::Incomplete => Fate::Keep("it has no manifest"),
             _ if Some(at) == proven => Fate::Keep("it is the newest verified one"),
-            (_, Some(rank)) if rank < least => Fate::Keep("it is among the newest"),
+            state if rules.good(state) && newer < least => Fate::Keep("it is among the newest"),
             _ if wanted.contains(&at) => Fate::Keep("it is the last of its day, week, month or year"),
-            (_, Some(rank)) if rules.count > 0 && rank >= rules.count as usize => {
-                going(frozen, "there are newer ones enough")
-            }
+            _ if enough => going(frozen, "there are newer ones enough"),
             _ if old => going(frozen, "its age"),
             _ => Fate::Keep("its age"),
         }

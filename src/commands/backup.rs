@@ -9,14 +9,13 @@ use crate::backup::catalog::{Catalog, Entry};
 use crate::backup::dump::{self, Wanted};
 use crate::backup::import;
 use crate::backup::manifest::{Manifest, Verdict};
-use crate::backup::reach::Reach;
 use crate::backup::retention::{Fate, Rules};
+use crate::backup::scheduled;
 use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::open;
 use crate::commands::running::say;
 use crate::commands::table::{plain, size};
-use crate::config::Settings;
 use crate::exit::Code;
 use crate::postgres::home::Home;
 
@@ -28,6 +27,7 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
     match command {
         None => take(common, create).await,
         Some(Backup::Create(create)) => take(common, create).await,
+        Some(Backup::Scheduled) => scheduled(common).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
         Some(Backup::Import { file, database, json }) => import(common, &file, database.as_deref(), json).await,
         Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json),
@@ -141,8 +141,8 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
         flags.into_iter().flatten().collect(),
         "tandem backup",
         async move |at: open::Database| {
-            let manifest = create_in(&at.settings, &at.home, &at.reach, &at.name).await?;
             let catalog = Catalog::of(&at.settings, &at.home);
+            let manifest = dump::take(&at.reach, &catalog, Wanted::of(&at.settings, &at.name), Utc::now()).await?;
             say(&if json { serde_json::to_string_pretty(&manifest)? } else { told(&catalog, &manifest) })?;
             Ok(())
         },
@@ -150,10 +150,15 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
     .await
 }
 
-async fn create_in(settings: &Settings, home: &Home, reach: &Reach, database: &str) -> anyhow::Result<Manifest> {
-    let backup = &settings.backup;
-    let wanted = Wanted { database, format: backup.format, compression: backup.compression, limit: backup.limit };
-    dump::take(reach, &Catalog::of(settings, home), wanted, Utc::now()).await
+/// What `tandem up` starts: its last line is for the one who started it.
+async fn scheduled(common: &Common) -> anyhow::Result<Code> {
+    open::with_database(common, Vec::new(), "tandem backup", async move |at: open::Database| {
+        let means = Means { settings: &at.settings, home: &at.home, installation: at.reach.installation() };
+        let run = scheduled::run(&means, &at.reach, &at.name).await?;
+        say(&serde_json::to_string(&run)?)?;
+        Ok(())
+    })
+    .await
 }
 
 /// What was made, in words.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::value::Room;
 use super::values::Values;
+use crate::plan::Secret;
 
 /// What pg_dump writes (PostgreSQL documentation, pg_dump, `--format`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,30 @@ pub enum Compression {
     Gzip,
     /// RFC 8878.
     Zstd,
+}
+
+/// Whom to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// Program first.
+    Command(Vec<String>),
+    /// An http address that gets a POST. It may hold what lets one in.
+    Webhook(Secret),
+}
+
+/// `[disk]`: free room.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Disk {
+    /// Below this health degrades.
+    pub warn_free: Room,
+    /// A backup that would leave less is refused.
+    pub stop_free: Room,
+}
+
+impl Disk {
+    pub(super) fn of(values: &Values) -> Self {
+        Self { warn_free: values.room("disk.warn_free"), stop_free: values.room("disk.stop_free") }
+    }
 }
 
 /// When scheduled backups are verified.
@@ -60,6 +86,16 @@ pub struct Backup {
     pub compression: Compression,
     /// How long a backup may take.
     pub limit: Duration,
+    /// When `tandem up` takes one, as a cron expression; `None`: never.
+    pub schedule: Option<String>,
+    /// Of the schedule's hours: `local`, or a name of the tz database.
+    pub time_zone: String,
+    /// Each run begins up to so much later.
+    pub jitter: Duration,
+    /// Whether a run that was missed is made up for.
+    pub catch_up: bool,
+    /// What is called when a scheduled run fails.
+    pub on_failure: Option<Alarm>,
     /// When the schedule verifies what it has taken.
     pub verify: Verify,
     /// How long backups stay.
@@ -81,6 +117,14 @@ impl Backup {
                 _ => Compression::Gzip,
             },
             limit: values.duration("backup.limit"),
+            schedule: Some(values.word("backup.schedule")).filter(|text| text != "never"),
+            time_zone: values.word("backup.time_zone"),
+            jitter: values.duration("backup.jitter"),
+            catch_up: values.boolean("backup.catch_up"),
+            on_failure: match (values.list("backup.on_failure"), values.text("backup.on_failure")) {
+                (Some(command), _) => Some(Alarm::Command(command)),
+                (None, address) => address.map(|address| Alarm::Webhook(Secret::new(address))),
+            },
             verify: match values.word("backup.verify").as_str() {
                 "always" => Verify::Always,
                 "never" => Verify::Never,

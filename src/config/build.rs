@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::backup::Backup;
+use super::backup::{Backup, Disk};
 use super::database::Database;
 use super::environment::is_root;
 use super::settings::*;
@@ -47,6 +47,7 @@ pub fn settings(
         hooks: hooks(values),
         processes,
         backup: Backup::of(values),
+        disk: Disk::of(values),
         test: test(values),
         log: Log {
             colour: environment.get("NO_COLOR").is_none_or(String::is_empty),

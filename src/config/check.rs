@@ -7,6 +7,7 @@ use super::keys;
 use super::problem::Problems;
 use super::settings::*;
 use super::values::Values;
+use crate::plan::schedule;
 
 /// PostgreSQL truncates longer names (NAMEDATALEN - 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;
@@ -49,6 +50,7 @@ pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mu
     checker.pool();
     checker.postgres_settings();
     checker.worker_environment();
+    checker.backup();
     checker.budget();
     checker.notices.extend(settings.stop_ladder().notice());
 }
@@ -264,6 +266,18 @@ impl Checker<'_> {
         }
         if attached && any {
             self.notices.push("[postgres.settings] has no effect: the server is not Tandem's own".into());
+        }
+    }
+
+    fn backup(&mut self) {
+        let backup = &self.settings.backup;
+        if let Some(Err(error)) = backup.schedule.as_deref().map(schedule::cron) {
+            let help =
+                "five fields: minute, hour, day, month, weekday; \"0 2 * * *\" is every night at two; or \"never\"";
+            self.wrong("backup.schedule", &format!("not a cron expression: {error}"), Some(help));
+        }
+        if let Err(error) = schedule::zone(&backup.time_zone) {
+            self.wrong("backup.time_zone", &error.to_string(), Some("such as \"Europe/Berlin\", \"UTC\" or \"local\""));
         }
     }
 

@@ -24,6 +24,10 @@ pub enum Kind {
     /// A duration, or `never`.
     DurationOrNever,
     Size,
+    /// Free room: a part of the whole, or a size.
+    Room,
+    /// An http address, never shown, or a command as a list.
+    UrlOrCommand,
     Ip,
     Address,
     Path,
@@ -284,6 +288,23 @@ pub const KEYS: &[Key] = &[
     key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
     key(
         Live,
+        "backup.schedule",
+        Kind::Text,
+        r#""0 2 * * *""#,
+        "When `tandem up` takes a backup, as a cron expression; \"never\"",
+    ),
+    key(Live, "backup.time_zone", Kind::Text, r#""local""#, "Zone of the schedule's hours, such as Europe/Berlin"),
+    key(Live, "backup.jitter", Kind::Duration, r#""0s""#, "Each scheduled run begins up to so much later"),
+    key(Live, "backup.catch_up", Kind::Boolean, "true", "A run that was missed is made up for after the start"),
+    open(
+        Live,
+        "backup.on_failure",
+        Kind::UrlOrCommand,
+        "none",
+        "What is called when a scheduled run fails: a command or a web address",
+    ),
+    key(
+        Live,
         "backup.verify",
         Kind::Choice(&["weekly", "always", "never"]),
         r#""weekly""#,
@@ -301,6 +322,8 @@ pub const KEYS: &[Key] = &[
     key(Live, "backup.keep_weekly", Kind::Count(0), "0", "Weeks whose last backup stays"),
     key(Live, "backup.keep_monthly", Kind::Count(0), "0", "Months whose last backup stays"),
     key(Live, "backup.keep_yearly", Kind::Count(0), "0", "Years whose last backup stays"),
+    key(Live, "disk.warn_free", Kind::Room, r#""10%""#, "Free room below which health degrades"),
+    key(Live, "disk.stop_free", Kind::Room, r#""2%""#, "Free room that a backup must leave, or it is refused"),
     key(Restart, "test.seed", Kind::List, "[]", "SQL files and Python callables that fill the tests' database"),
     open(
         Restart,

@@ -82,13 +82,20 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.format
         backup.compress
         backup.limit
+        backup.schedule
+        backup.time_zone
+        backup.jitter
+        backup.catch_up
+        backup.on_failure
         backup.verify
         backup.retention_days
         backup.retention_count
         backup.keep_daily
         backup.keep_weekly
         backup.keep_monthly
-        backup.keep_yearly"#]]
+        backup.keep_yearly
+        disk.warn_free
+        disk.stop_free"#]]
     .assert_eq(&of(Live));
     expect_test::expect![[r#"
         workers.app

@@ -32,12 +32,13 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Backup, BackupFormat, Compression, Retention, Verify};
+pub use backup::{Alarm, Backup, BackupFormat, Compression, Disk, Retention, Verify};
 pub use diff::{Change, Effect, changes};
 pub use environment::{no_color, notify_socket, temp_dir};
 pub use problem::Origin;
 pub use rows::Row;
 pub use settings::*;
+pub use value::Room;
 
 use layers::Merged;
 use problem::Problems;

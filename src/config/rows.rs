@@ -65,6 +65,8 @@ fn shown(key: &Key, values: &Values, settings: &Settings) -> String {
         (Some(settled), _, _) => settled,
         (None, Typed::Nothing, Default::Words(words)) => format!("({words})"),
         (None, _, _) if key.kind == Kind::Secret => HIDDEN.to_owned(),
+        // Whoever knows the address may call it.
+        (None, Typed::Text(_), _) if key.kind == Kind::UrlOrCommand => HIDDEN.to_owned(),
         (None, Typed::Text(text), _) if key.kind == Kind::Url => {
             DatabaseUrl::parse(text).map_or_else(|_| HIDDEN.to_owned(), |url| url.to_string())
         }

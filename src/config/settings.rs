@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::backup::Backup;
+use super::backup::{Backup, Disk};
 use crate::plan::{Budget, DatabaseUrl, Secret, StopLadder};
 
 /// Everything the operator decided, or left to a default.
@@ -35,6 +35,7 @@ pub struct Settings {
     /// `[[process]]`, in the order of the file.
     pub processes: Vec<ProcessSettings>,
     pub backup: Backup,
+    pub disk: Disk,
     pub test: Test,
     pub log: Log,
 }

@@ -21,6 +21,33 @@ pub enum Raw {
     Other(&'static str),
 }
 
+/// Free room on a file system that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Room {
+    /// Of the whole.
+    Percent(f64),
+    Bytes(u64),
+}
+
+impl Room {
+    /// What it comes to on a file system of `total` bytes.
+    pub fn bytes(self, total: u64) -> u64 {
+        match self {
+            Self::Percent(percent) => (total as f64 * percent / 100.0) as u64,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Display for Room {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Percent(percent) => write!(formatter, "{percent}%"),
+            Self::Bytes(bytes) => formatter.write_str(&size_text(*bytes)),
+        }
+    }
+}
+
 /// A value as its kind reads it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Typed {
@@ -28,6 +55,7 @@ pub enum Typed {
     Text(String),
     Number(u32),
     Boolean(bool),
+    Room(Room),
     /// `None`: never.
     Duration(Option<Duration>),
     Bytes(u64),
@@ -98,6 +126,9 @@ pub fn read(kind: Kind, raw: &Raw) -> Result<Typed, Unreadable> {
         Kind::Duration => duration(raw).map(|limit| Typed::Duration(Some(limit))),
         Kind::DurationOrNever => duration_or_never(raw).map(Typed::Duration),
         Kind::Size => size(raw).map(Typed::Bytes),
+        Kind::Room => room(raw).map(Typed::Room),
+        Kind::UrlOrCommand if command(raw).is_some() => command(raw).map(Typed::List),
+        Kind::UrlOrCommand => text(raw).filter(|text| is_web_address(text)).map(Typed::Text),
         Kind::Ip => raw.as_text().and_then(ip).map(Typed::Ip),
         Kind::Address => address(raw).map(Typed::Address),
         Kind::List => list(raw).map(Typed::List),
@@ -125,6 +156,10 @@ pub fn expected(kind: Kind) -> String {
         Kind::BooleanOr(accepted) => format!("true, false or {}", words(accepted)),
         Kind::Duration => "a duration such as \"30s\", \"500ms\" or \"10m\" (a plain number is seconds)".into(),
         Kind::DurationOrNever => "a duration such as \"30s\", \"500ms\" or \"10m\", or \"never\"".into(),
+        Kind::Room => "a part such as \"10%\", or a size such as \"2GB\"".into(),
+        Kind::UrlOrCommand => {
+            "an address such as \"https://example.org/hook\", or a command as a list: [\"notify\", \"--now\"]".into()
+        }
         Kind::Size => "a size with its unit, such as \"256MB\" or \"2GB\"".into(),
         Kind::Ip => "an IP address, \"localhost\" or \"*\"".into(),
         Kind::Address => {
@@ -204,6 +239,20 @@ fn size(raw: &Raw) -> Option<u64> {
     unit.then(|| parse_size::Config::new().with_binary().parse_size(text).ok())?
 }
 
+fn room(raw: &Raw) -> Option<Room> {
+    match raw.as_text().and_then(|text| text.trim().strip_suffix('%')) {
+        Some(percent) => {
+            let percent = percent.trim_end().parse().ok()?;
+            (0.0..=100.0).contains(&percent).then_some(Room::Percent(percent))
+        }
+        None => size(raw).map(Room::Bytes),
+    }
+}
+
+fn is_web_address(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
 fn ip(text: &str) -> Option<IpAddr> {
     match text.trim() {
         "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
@@ -255,6 +304,7 @@ impl fmt::Display for Typed {
             Self::Duration(Some(limit)) => write!(formatter, "{}", humantime::format_duration(*limit)),
             Self::Duration(None) => formatter.write_str("never"),
             Self::Bytes(bytes) => formatter.write_str(&size_text(*bytes)),
+            Self::Room(room) => write!(formatter, "{room}"),
             Self::Ip(ip) => write!(formatter, "{ip}"),
             Self::Address(address) => write!(formatter, "{address}"),
             Self::List(list) => write!(formatter, "{list:?}"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::keys::{self, Default, KEYS, Key, Kind};
 use super::layers::{Entry, Merged};
 use super::problem::{Origin, Problems};
-use super::value::{self, Raw, Typed};
+use super::value::{self, Raw, Room, Typed};
 use crate::plan::Secret;
 
 /// Every key's value, and where it comes from.
@@ -99,6 +99,13 @@ impl Values {
         match self.typed(key) {
             Typed::Bytes(bytes) => Some(*bytes),
             _ => None,
+        }
+    }
+
+    pub fn room(&self, key: &str) -> Room {
+        match self.typed(key) {
+            Typed::Room(room) => *room,
+            _ => Room::Bytes(0),
         }
     }
 

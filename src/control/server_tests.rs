@@ -10,7 +10,7 @@ use super::*;
 use crate::control::client;
 use crate::control::messages::ScaleTo;
 use crate::exit::code_of;
-use crate::health::picture::{Database, Disk, Migrations, Service};
+use crate::health::picture::{Backups, Database, Disk, Migrations, Service};
 use crate::phase::Phase;
 use crate::telemetry::RING_SIZE;
 
@@ -39,7 +39,9 @@ fn picture() -> Picture {
         workers_wanted: 0,
         workers_min: 0,
         migrations: Migrations::default(),
+        backups: Backups::default(),
         disk: Disk::default(),
+        backup_disk: Disk::default(),
         services: vec![service("postgres", "postgres", Some(own)), service("worker-0", "worker", None)],
         roll: None,
     }

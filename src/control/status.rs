@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::messages::{ServiceStatus, Status};
-use crate::health::Picture;
 use crate::health::picture::Service;
+use crate::health::{Picture, backups};
 
 /// Memory in bytes: of Tandem itself, and of each of [`Picture::services`] with all its descendants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub fn status(picture: &Picture, memory: &Memory, now: Instant) -> Status {
         phase: picture.phase.name().to_owned(),
         uptime_seconds: seconds(now.saturating_duration_since(picture.started)),
         roll: picture.roll.clone(),
+        backups: backups::words(&picture.backups),
         services,
         memory_total_bytes: memory.own.unwrap_or(0) + of_services,
     }
@@ -57,7 +58,7 @@ fn seconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::picture::{Counts, Database, Disk, Migrations};
+    use crate::health::picture::{Backups, Counts, Database, Disk, Migrations};
     use crate::phase::Phase;
 
     fn picture(now: Instant) -> Picture {
@@ -84,7 +85,9 @@ mod tests {
             workers_wanted: 2,
             workers_min: 1,
             migrations: Migrations::default(),
+            backups: Backups::default(),
             disk: Disk::default(),
+            backup_disk: Disk::default(),
             services: vec![worker, resting],
             roll: Some("replacing worker-0".into()),
         }

@@ -50,6 +50,23 @@ pub fn report(backups: &Backups) -> BackupsReport<'_> {
     }
 }
 
+/// The same in a line for a person.
+pub fn words(backups: &Backups) -> Option<String> {
+    let minute = |time| {
+        let text = rfc3339(time);
+        format!("{} {} UTC", &text[..10], &text[11..16])
+    };
+    let last = backups.last.as_ref().map(|run| match &run.error {
+        Some(error) => format!("last {} FAILED: {}", minute(run.started), error.lines().next().unwrap_or_default()),
+        None => format!("last {} ok{}", minute(run.started), if run.verified { ", verified" } else { "" }),
+    });
+    let newest = backups.newest.filter(|_| last.is_none()).map(|newest| format!("newest of {}", minute(newest)));
+    let next = backups.next.map(|next| format!("next {}", minute(next)));
+    let now = backups.running.then(|| "one runs now".to_owned());
+    let words: Vec<String> = [now, last, newest, next].into_iter().flatten().collect();
+    (!words.is_empty()).then(|| words.join("; "))
+}
+
 /// Why health is degraded on their account.
 pub fn reasons(picture: &Picture) -> Vec<String> {
     let failed = picture.backups.last.as_ref().and_then(|run| run.error.as_ref());

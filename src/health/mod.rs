@@ -3,6 +3,7 @@
 //! Answers come from the last [`Picture`]; nothing here asks PostgreSQL or a worker anything, and nothing here changes
 //! anything. No secret can be in an answer: a [`Picture`] has no field that could hold one.
 
+pub mod backups;
 pub mod client;
 pub mod picture;
 pub mod port;

@@ -22,7 +22,11 @@ pub struct Picture {
     /// How many ready workers it takes to be ready (`health.workers_min`).
     pub workers_min: u32,
     pub migrations: Migrations,
+    pub backups: Backups,
+    /// The file system that `pg_wal` is on.
     pub disk: Disk,
+    /// The one that backups are on.
+    pub backup_disk: Disk,
     /// Every process that is kept, in the order of the boot; read by the control socket.
     pub services: Vec<Service>,
     /// What a roll under way is doing, in words.
@@ -155,9 +159,37 @@ pub struct Migrations {
     pub finished: Option<SystemTime>,
 }
 
-/// The file system that `pg_wal` is on.
-#[derive(Clone, Copy, Debug, Default)]
+/// A file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
     pub free_bytes: Option<u64>,
     pub total_bytes: Option<u64>,
+    /// What should be free at least (`disk.warn_free`).
+    pub wanted_bytes: Option<u64>,
+}
+
+/// What is known of backups.
+#[derive(Clone, Debug, Default)]
+pub struct Backups {
+    /// When they are taken, in words; `None`: never by themselves.
+    pub schedule: Option<String>,
+    pub next: Option<SystemTime>,
+    pub running: bool,
+    /// The last scheduled one.
+    pub last: Option<BackupRun>,
+    pub count: usize,
+    pub newest: Option<SystemTime>,
+    pub newest_verified: Option<SystemTime>,
+}
+
+/// A scheduled run that has ended.
+#[derive(Clone, Debug)]
+pub struct BackupRun {
+    pub started: SystemTime,
+    pub finished: SystemTime,
+    pub name: Option<String>,
+    pub size_bytes: Option<u64>,
+    pub verified: bool,
+    /// Why it failed.
+    pub error: Option<String>,
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use super::backups::{self, BackupsReport};
 use super::picture::{Counts, Picture, Worker, WorkerState};
 use crate::phase::Phase;
 use crate::telemetry::rfc3339;
@@ -23,7 +24,7 @@ pub struct Now {
 pub enum Status {
     /// All as wanted.
     Healthy,
-    /// Serving, with fewer workers than wanted.
+    /// Serving, with fewer workers than wanted, without the backups that are wanted, or with little room.
     Degraded,
     /// Not to be sent requests.
     Unhealthy,
@@ -54,7 +55,7 @@ pub struct Report<'a> {
     pub workers_wanted: u32,
     pub workers: Vec<WorkerReport>,
     pub migrations: MigrationsReport<'a>,
-    pub backups: BackupsReport,
+    pub backups: BackupsReport<'a>,
     pub disk: DiskReport,
 }
 
@@ -99,17 +100,17 @@ pub struct MigrationsReport<'a> {
     pub finished: Option<String>,
 }
 
-/// `backups`; nothing is known before there are any.
-#[derive(Debug, Serialize)]
-pub struct BackupsReport {}
-
-/// `disk`; what is not known is left out.
+/// `disk`; what is not known is left out. The first two are of the data's file system.
 #[derive(Debug, Serialize)]
 pub struct DiskReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub free_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_free_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_total_bytes: Option<u64>,
 }
 
 /// `/ready`: the three conditions, and what is missing of them in words.
@@ -158,8 +159,13 @@ pub fn report(picture: &Picture, now: Now) -> Report<'_> {
             duration_ms: picture.migrations.took.map(|took| took.as_millis()),
             finished: picture.migrations.finished.map(rfc3339),
         },
-        backups: BackupsReport {},
-        disk: DiskReport { free_bytes: picture.disk.free_bytes, total_bytes: picture.disk.total_bytes },
+        backups: backups::report(&picture.backups),
+        disk: DiskReport {
+            free_bytes: picture.disk.free_bytes,
+            total_bytes: picture.disk.total_bytes,
+            backup_free_bytes: picture.backup_disk.free_bytes,
+            backup_total_bytes: picture.backup_disk.total_bytes,
+        },
     }
 }
 
@@ -199,6 +205,7 @@ fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
             WorkerState::Starting | WorkerState::Ready | WorkerState::Retiring => {}
         }
     }
+    reasons.extend(backups::reasons(picture));
     (if reasons.is_empty() { Status::Healthy } else { Status::Degraded }, reasons)
 }
 

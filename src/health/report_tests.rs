@@ -3,7 +3,7 @@
 use expect_test::expect;
 
 use super::*;
-use crate::health::picture::{Database, Disk, Facts, Fault, Migrations, Sample};
+use crate::health::picture::{Backups, Database, Disk, Facts, Fault, Migrations, Sample};
 use crate::process::Exit;
 
 const AGE_MAX: Duration = Duration::from_secs(4);
@@ -48,7 +48,9 @@ fn picture(now: Now) -> Picture {
         workers_wanted: 2,
         workers_min: 1,
         migrations: Migrations::default(),
+        backups: Backups::default(),
         disk: Disk::default(),
+        backup_disk: Disk::default(),
         services: vec![],
         roll: None,
     }
@@ -198,7 +200,7 @@ fn the_report_has_the_keys_that_users_were_promised() {
         took: Some(Duration::from_millis(87)),
         finished: Some(now.wall),
     };
-    picture.disk = Disk { free_bytes: Some(10), total_bytes: Some(20) };
+    picture.disk = Disk { free_bytes: Some(10), total_bytes: Some(20), wanted_bytes: None };
     let text = serde_json::to_string_pretty(&report(&picture, now)).unwrap();
     expect![[r#"
         {
@@ -254,7 +256,15 @@ fn the_report_has_the_keys_that_users_were_promised() {
             "duration_ms": 87,
             "finished": "2026-09-21T14:13:20.250Z"
           },
-          "backups": {},
+          "backups": {
+            "schedule": null,
+            "next": null,
+            "running": false,
+            "last": null,
+            "count": 0,
+            "newest": null,
+            "newest_verified": null
+          },
           "disk": {
             "free_bytes": 10,
             "total_bytes": 20

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::health::client::probe;
-use crate::health::picture::{Database, Disk, Facts, Migrations, Sample};
+use crate::health::picture::{Backups, Database, Disk, Facts, Migrations, Sample};
 use crate::health::port::{CONNECTIONS_MAX, HEAD_LIMIT, HEAD_SIZE_MAX};
 use crate::phase::Phase;
 
@@ -37,7 +37,9 @@ fn picture(phase: Phase) -> Picture {
         workers_wanted: 0,
         workers_min: 0,
         migrations: Migrations::default(),
+        backups: Backups::default(),
         disk: Disk::default(),
+        backup_disk: Disk::default(),
         services: vec![],
         roll: None,
     }

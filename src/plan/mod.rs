@@ -5,6 +5,7 @@ mod budget;
 mod command;
 pub mod ladder;
 mod policy;
+pub mod schedule;
 mod url;
 
 pub use budget::{Budget, OverBudget};

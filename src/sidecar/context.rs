@@ -103,6 +103,11 @@ impl Context {
         })
     }
 
+    /// What the configuration was read from.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// The settings that hold now.
     pub fn settings(&self) -> Rc<Settings> {
         self.current.borrow().settings.clone()
@@ -170,6 +175,8 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
         health: crate::config::Health { listen: started.health.listen, ..new.health.clone() },
         stop: new.stop.clone(),
         hooks: new.hooks.clone(),
+        backup: new.backup.clone(),
+        disk: new.disk,
         ..started.clone()
     }
 }

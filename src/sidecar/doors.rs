@@ -50,7 +50,7 @@ impl Sidecar {
         self.tasks.push(tokio::task::spawn_local(self.view.follow(
             self.samples.subscribe(),
             roster,
-            self.context.home.data.join("pg_wal"),
+            self.context.clone(),
         )));
         if self.context.reload {
             let sources = self.sources()?;

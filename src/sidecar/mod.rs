@@ -3,6 +3,7 @@
 //! [`run`] makes the tree from [`BOOT`] and lets `supervise` walk it; `jobs` is what each step does, `shell` carries
 //! out the tree's actions, `view` is what health and the banner show of it.
 
+mod backups;
 mod context;
 mod doors;
 mod hooks;

@@ -15,7 +15,7 @@ use super::known::Known;
 use super::orders::{Operator, Report};
 use super::services::Services;
 use super::view::{Endpoints, View};
-use super::{Context, Errand, Goal, POSTGRES, Step, hooks, jobs};
+use super::{Context, Errand, Goal, POSTGRES, Step, backups, hooks, jobs};
 use crate::companions::Companion;
 use crate::config::{AfterReady, PostgresMode};
 use crate::postgres::service::{self as postmaster, Postmaster, Reading};
@@ -47,6 +47,8 @@ pub struct Sidecar {
     pub(super) settled_since: Option<Instant>,
     /// The hook that runs.
     pub(super) hook: Option<JoinHandle<()>>,
+    /// Who takes the scheduled backups.
+    pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
     /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
     pub(super) tasks: Vec<JoinHandle<()>>,
@@ -106,6 +108,7 @@ impl Sidecar {
             hooked: BTreeSet::new(),
             settled_since: None,
             hook: None,
+            backups: None,
             tasks,
             upstream,
             stop_began: None,
@@ -234,6 +237,8 @@ impl Sidecar {
             tracing::warn!("write {}: {error}", self.context.home.run.display());
         }
         self.view.banner(&self.context);
+        let keep = backups::keep(self.context.clone(), self.view.picture());
+        self.backups.get_or_insert_with(|| tokio::task::spawn_local(keep));
     }
 
     /// Run the hook after the start, and where that is wanted again whenever there are other workers.
@@ -302,6 +307,10 @@ impl Sidecar {
 
     fn stopping(&mut self, cause: Cause) {
         self.end_hook();
+        // Its process goes with it, and leaves nothing under a final name.
+        if let Some(backups) = self.backups.take() {
+            backups.abort();
+        }
         self.stop_began = Some(Instant::now());
         if cause == Cause::Asked && self.errand_is_absent() {
             tracing::info!("stopping: workers finish what they have, then PostgreSQL");

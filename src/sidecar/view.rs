@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,9 @@ use tokio::sync::watch;
 
 use super::services::Services;
 use super::{Context, Step};
-use crate::config::{PostgresMode, Preload, Settings};
+use crate::backup::catalog::Catalog;
+use crate::backup::room::FileSystem;
+use crate::config::{PostgresMode, Preload, Room, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
@@ -96,11 +99,18 @@ impl View {
             workers_wanted: settings.workers.count,
             workers_min: settings.health.workers_min,
             migrations: picture::Migrations::default(),
+            backups: picture::Backups::default(),
             disk: picture::Disk::default(),
+            backup_disk: picture::Disk::default(),
             services: Vec::new(),
             roll: None,
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
+    }
+
+    /// Where what is known is put.
+    pub fn picture(&self) -> watch::Sender<Arc<Picture>> {
+        self.picture.clone()
     }
 
     /// What the health port reads.
@@ -189,16 +199,20 @@ impl View {
         &self,
         mut readings: watch::Receiver<Reading>,
         roster: Roster,
-        wal: PathBuf,
+        context: Rc<Context>,
     ) -> impl Future<Output = ()> + use<> {
         let pictures = self.picture.clone();
+        let wal = context.home.data.join("pg_wal");
         async move {
             loop {
+                let settings = context.settings();
+                let backups = Catalog::of(&settings, &context.home);
                 let reading = readings.borrow_and_update().clone();
                 pictures.send_modify(|picture| {
                     let picture = Arc::make_mut(picture);
                     picture.database.sample = Some(sample(reading));
-                    picture.disk = disk(&wal);
+                    picture.disk = disk(&wal, settings.disk.warn_free);
+                    picture.backup_disk = disk(backups.dir(), settings.disk.warn_free);
                     for worker in &mut picture.workers {
                         worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
                     }
@@ -285,11 +299,14 @@ fn sample(reading: Reading) -> picture::Sample {
     picture::Sample { taken, outcome: if available { Ok(facts) } else { Err(fault) } }
 }
 
-/// The file system that `wal` really is on: the link, if it is one, is followed (statvfs(3)).
-fn disk(wal: &Path) -> picture::Disk {
-    let Ok(found) = nix::sys::statvfs::statvfs(wal) else { return picture::Disk::default() };
-    let size = found.fragment_size();
-    picture::Disk { free_bytes: Some(found.blocks_available() * size), total_bytes: Some(found.blocks() * size) }
+/// The file system that `path` really is on: a link is followed.
+fn disk(path: &Path, warn_free: Room) -> picture::Disk {
+    let Some(there) = FileSystem::of(path) else { return picture::Disk::default() };
+    picture::Disk {
+        free_bytes: Some(there.free),
+        total_bytes: Some(there.total),
+        wanted_bytes: Some(warn_free.bytes(there.total)),
+    }
 }
 
 fn public(step: Step) -> Public {
