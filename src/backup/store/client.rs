@@ -118,3 +118,34 @@ fn authorities(values: &BTreeMap<&'static str, Secret>) -> Result<Vec<reqwest::C
     let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
     reqwest::Certificate::from_pem_bundle(&text).map_err(|error| wrong(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Destination, Store};
+    use super::*;
+
+    fn open(text: &str, environment: &[(&str, &str)]) -> Result<Store, StoreError> {
+        let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Store::open(&Destination::parse(text, &environment)?, Patience::default())
+    }
+
+    #[test]
+    fn each_cloud_takes_its_keys_and_says_which_it_cannot_read() {
+        let azure = |key| [("AZURE_STORAGE_ACCOUNT_NAME", "a"), ("AZURE_STORAGE_ACCOUNT_KEY", key)];
+        open("az://container/a", &azure("aHVzaC1odXNo")).unwrap();
+        open("gs://bucket/a?metadata=true", &[]).unwrap();
+        let s3 = [("AWS_ACCESS_KEY_ID", "hush-hush"), ("AWS_SECRET_ACCESS_KEY", "hush-hush")];
+        open("s3://bucket/a", &s3).unwrap();
+        let bundle = [&s3[..], &[("AWS_CA_BUNDLE", "/nonexistent/bundle.pem")]].concat();
+        for (text, environment, words) in [
+            ("az://container", &azure("hush-hush!!")[..], "AZURE_STORAGE_ACCOUNT_KEY"),
+            ("gs://bucket", &[("GOOGLE_SERVICE_ACCOUNT_KEY", "{hush-hush}")][..], "GOOGLE_APPLICATION_CREDENTIALS"),
+            ("gs://bucket", &[("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent.json")][..], "/nonexistent.json"),
+            ("s3://bucket", &bundle[..], "/nonexistent/bundle.pem"),
+        ] {
+            let error = open(text, environment).unwrap_err();
+            assert_eq!(error.kind, Kind::Address, "{error}");
+            assert!(error.to_string().contains(words) && !error.to_string().contains("hush-hush"), "{error}");
+        }
+    }
+}

@@ -36,6 +36,9 @@ pub(super) struct Cloud {
     client: Arc<dyn ObjectStore>,
 }
 
+/// Parts that are sent, and how large each is.
+type OnTheWay = JoinSet<object_store::Result<u64>>;
+
 /// One upload: where to, and how it is known again.
 struct Target<'a> {
     name: &'a str,
@@ -118,7 +121,8 @@ impl Cloud {
         let options = PutMultipartOptions { attributes: target.attributes.clone(), ..PutMultipartOptions::default() };
         let begun = self.client.put_multipart_opts(&target.path, options).await;
         let mut upload = Upload(Some(begun.map_err(|error| self.put_failed(target, &error))?));
-        let sent = self.send(target, &mut upload, first, rest, said).await;
+        let mut on_the_way = OnTheWay::new();
+        let sent = self.send(target, &mut upload, &mut on_the_way, first, rest, said).await;
         let sent = sent.and_then(|end| target.check_unchanged(&end).map(|()| end));
         let completed = match sent {
             Ok(end) => self.complete(target, &mut upload, &end).await.map(|()| end),
@@ -126,7 +130,12 @@ impl Cloud {
         };
         match completed {
             Ok(_) => upload.0 = None,
-            Err(_) => upload.abort().await,
+            Err(_) => {
+                // A part that arrives after the abort would stay, and cost, for good.
+                let arrive = async { while on_the_way.join_next().await.is_some() {} };
+                let _ = tokio::time::timeout(ABORT_MAX, arrive).await;
+                upload.abort().await;
+            }
         }
         completed
     }
@@ -136,11 +145,11 @@ impl Cloud {
         &self,
         target: &Target<'_>,
         upload: &mut Upload,
+        on_the_way: &mut OnTheWay,
         first: Part,
         mut rest: Receiver<Result<Part, StoreError>>,
         said: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<End, StoreError> {
-        let mut on_the_way: JoinSet<object_store::Result<u64>> = JoinSet::new();
         let mut done = 0;
         let mut arrived = |part: Result<object_store::Result<u64>, tokio::task::JoinError>| {
             done +=
