@@ -240,6 +240,9 @@ pub enum Backup {
     },
     /// List the backups, and what is known of each
     List {
+        /// The copies in this place, such as s3://bucket/prefix
+        #[arg(long, value_name = "ADDRESS")]
+        from: Option<String>,
         #[arg(long)]
         json: bool,
     },
@@ -264,7 +267,8 @@ pub struct BackupCreate {
 /// What `tandem restore` takes.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// The backup: `latest`, a name as `tandem backup list` shows it, or a path
+    /// The backup: `latest`, a name as `tandem backup list` shows it, a path, or an address such as
+    /// s3://bucket/prefix/latest
     #[arg(required_unless_present_any = ["undo", "drop_kept"])]
     pub source: Option<String>,
     /// Do not ask

@@ -6,7 +6,7 @@
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
-//! store                  copies off the machine, checked after they went
+//! copies ─> store            off the machine, checked after they went; sealed if asked for
 //! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention · room     the directory of backups, which of them may go, whether one more fits (pure)
 //! scheduled              what the schedule does in one go, and the record of it; webhook: who is told of a failure
@@ -17,6 +17,7 @@
 pub mod catalog;
 mod census;
 mod compress;
+pub mod copies;
 pub mod dump;
 mod files;
 pub mod import;

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
 use super::catalog::{Catalog, Entry};
+use super::copies::Copies;
 use super::load::{self, Load};
 use super::manifest::Manifest;
 use super::reach::Reach;
@@ -44,28 +45,47 @@ pub struct Restored {
     pub swap_ms: u64,
 }
 
-/// Find the backup that a person calls `source`: a name, a path, or `latest`.
+/// Find the backup that a person calls `source`: a name, a path, an address such as `s3://bucket/prefix/latest`, or `latest`. What is
+/// not here is fetched from the places for copies.
 ///
 /// # Errors
 /// [`Failure`]: there is none.
-pub fn source(catalog: &Catalog, source: &str, database: &str) -> anyhow::Result<(Catalog, Entry)> {
-    if source == "latest" {
-        return Ok((catalog.clone(), catalog.latest(database)?));
+pub async fn source(
+    catalog: &Catalog,
+    settings: &Settings,
+    source: &str,
+    database: &str,
+) -> anyhow::Result<(Catalog, Entry)> {
+    if let Some((place, name)) = source.rsplit_once('/').filter(|_| source.contains("://")) {
+        let copies = Copies::open(settings, place)?;
+        let name = copies.find(name, database).await?;
+        return Ok((catalog.clone(), copies.fetch(&name, catalog).await?));
     }
     let path = Path::new(source);
-    if !source.contains('/') {
-        return Ok((catalog.clone(), catalog.find(source)?));
+    if source.contains('/') {
+        let there = Catalog::at(path.parent().unwrap_or(Path::new("/")));
+        return match there.find(source) {
+            Ok(entry) => Ok((there, entry)),
+            Err(_) if path.exists() => {
+                let message =
+                    format!("{source} is not one of Tandem's backups: `tandem backup import {source}` makes one of it");
+                Err(Failure::new(Code::Usage, message).into())
+            }
+            Err(error) => Err(error),
+        };
     }
-    let there = Catalog::at(path.parent().unwrap_or(Path::new("/")));
-    match there.find(source) {
-        Ok(entry) => Ok((there, entry)),
-        Err(_) if path.exists() => {
-            let message =
-                format!("{source} is not one of Tandem's backups: `tandem backup import {source}` makes one of it");
-            Err(Failure::new(Code::Usage, message).into())
+    let here = if source == "latest" { catalog.latest(database) } else { catalog.find(source) };
+    let missing = match here {
+        Ok(entry) => return Ok((catalog.clone(), entry)),
+        Err(missing) => missing,
+    };
+    for copies in Copies::configured(settings)? {
+        match copies.find(source, database).await {
+            Ok(name) => return Ok((catalog.clone(), copies.fetch(&name, catalog).await?)),
+            Err(error) => tracing::info!("{error:#}"),
         }
-        Err(error) => Err(error),
     }
+    Err(missing)
 }
 
 /// Look at a backup before anything is touched.

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Entry};
+use super::copies::Copies;
 use super::dump::{self, Wanted};
 use super::files;
 use super::manifest::Verdict;
 use super::reach::Reach;
 use super::retention::{Fate, Rules};
 use super::verify::{Means, verify};
-use crate::config::Verify;
+use crate::config::{Settings, Verify};
 use crate::exit::{Code, Failure};
 
 /// How old the newest proof may be where one a week is wanted. An hour less, so that a weekly run is not late by seconds.
@@ -58,6 +59,7 @@ async fn whole(
     let settings = means.settings;
     let manifest = dump::take(reach, catalog, Wanted::of(settings, database), run.started).await?;
     (run.name, run.size_bytes) = (Some(manifest.file.clone()), Some(manifest.size_bytes));
+    send(settings, catalog, &catalog.find(&manifest.file)?).await?;
     let entries = catalog.entries(Some(database))?;
     let proofs = entries.iter().filter_map(|entry| entry.verdict.as_ref().filter(|verdict| verdict.good()));
     if due(settings.backup.verify, proofs.map(|verdict| verdict.verified).max(), run.started) {
@@ -68,10 +70,46 @@ async fn whole(
         }
         run.verified = true;
     }
-    let fates = catalog.prune(database, &Rules::of(&settings.backup), run.started)?;
+    let fates = prune(settings, catalog, database, run.started).await?;
     let removed = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_)));
     run.removed = removed.map(|(entry, _)| entry.name.to_string()).collect();
     Ok(())
+}
+
+/// Copy a backup to every place that `settings` name. All are tried, whatever becomes of one.
+///
+/// # Errors
+/// What the first that failed said.
+pub async fn send(settings: &Settings, catalog: &Catalog, entry: &Entry) -> anyhow::Result<()> {
+    let mut outcome = Ok(());
+    for copies in Copies::configured(settings)? {
+        if let Err(error) = copies.send(catalog, entry).await {
+            match outcome {
+                Ok(()) => outcome = Err(error),
+                Err(_) => tracing::error!("{error:#}"),
+            }
+        }
+    }
+    outcome
+}
+
+/// Remove what retention lets go, here and the copies of it.
+///
+/// # Errors
+/// One cannot be removed.
+pub async fn prune(
+    settings: &Settings,
+    catalog: &Catalog,
+    database: &str,
+    now: DateTime<Utc>,
+) -> anyhow::Result<Vec<(Entry, Fate)>> {
+    let fates = catalog.prune(database, &Rules::of(&settings.backup), now)?;
+    for copies in Copies::configured(settings)? {
+        for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {
+            copies.remove(&entry.name).await?;
+        }
+    }
+    Ok(fates)
 }
 
 /// Whether a proof is due at `now`, when the newest is of `last`. Pure.

@@ -6,6 +6,7 @@ use chrono::Utc;
 use comfy_table::Table;
 
 use crate::backup::catalog::{Catalog, Entry};
+use crate::backup::copies::Copies;
 use crate::backup::dump::{self, Wanted};
 use crate::backup::import;
 use crate::backup::manifest::{Manifest, Verdict};
@@ -30,8 +31,8 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         Some(Backup::Scheduled) => scheduled(common).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
         Some(Backup::Import { file, database, json }) => import(common, &file, database.as_deref(), json).await,
-        Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json),
-        Some(Backup::List { json }) => list(common, json),
+        Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json).await,
+        Some(Backup::List { from, json }) => list(common, from.as_deref(), json).await,
     }
 }
 
@@ -61,13 +62,13 @@ async fn import(common: &Common, file: &Path, database: Option<&str>, json: bool
     Ok(Code::Stopped)
 }
 
-fn prune(common: &Common, dry_run: bool, json: bool) -> anyhow::Result<Code> {
+async fn prune(common: &Common, dry_run: bool, json: bool) -> anyhow::Result<Code> {
     let settings = open::settings(common, Vec::new())?;
     let catalog = Catalog::of(&settings, &Home::resolve(&settings)?);
     let database = open::database_name(&settings);
     let fates = match dry_run {
         true => catalog.fates(&database, &Rules::of(&settings.backup), Utc::now())?,
-        false => catalog.prune(&database, &Rules::of(&settings.backup), Utc::now())?,
+        false => scheduled::prune(&settings, &catalog, &database, Utc::now()).await?,
     };
     if json {
         let rows = fates.iter().map(|(entry, fate)| {
@@ -143,6 +144,7 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
         async move |at: open::Database| {
             let catalog = Catalog::of(&at.settings, &at.home);
             let manifest = dump::take(&at.reach, &catalog, Wanted::of(&at.settings, &at.name), Utc::now()).await?;
+            scheduled::send(&at.settings, &catalog, &catalog.find(&manifest.file)?).await?;
             say(&if json { serde_json::to_string_pretty(&manifest)? } else { told(&catalog, &manifest) })?;
             Ok(())
         },
@@ -173,8 +175,11 @@ fn told(catalog: &Catalog, manifest: &Manifest) -> String {
     )
 }
 
-fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
+async fn list(common: &Common, from: Option<&str>, json: bool) -> anyhow::Result<Code> {
     let settings = open::settings(common, Vec::new())?;
+    if let Some(from) = from {
+        return list_copies(&Copies::open(&settings, from)?, json).await;
+    }
     let home = Home::resolve(&settings)?;
     let entries = Catalog::of(&settings, &home).entries(None)?;
     if json {
@@ -192,6 +197,33 @@ fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
     } else {
         say(&table(&entries))?;
     }
+    Ok(Code::Stopped)
+}
+
+async fn list_copies(copies: &Copies, json: bool) -> anyhow::Result<Code> {
+    let held = copies.list().await?;
+    let state = |whole| if whole { "whole" } else { "incomplete" };
+    if json {
+        let rows = held.iter().map(|held| {
+            serde_json::json!({
+                "name": held.name.to_string(), "database": held.name.database, "taken": held.name.taken,
+                "size_bytes": held.size_bytes, "state": state(held.whole),
+            })
+        });
+        say(&serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?)?;
+        return Ok(Code::Stopped);
+    }
+    if held.is_empty() {
+        say(&format!("{} holds no backups", copies.destination))?;
+        return Ok(Code::Stopped);
+    }
+    let mut table = Table::new();
+    table.set_header(["NAME", "TAKEN (UTC)", "SIZE", "STATE"]);
+    for held in &held {
+        let taken = held.name.taken.format("%Y-%m-%d %H:%M:%S").to_string();
+        table.add_row([held.name.to_string(), taken, size(Some(held.size_bytes)), state(held.whole).to_owned()]);
+    }
+    say(&plain(table, &[2]))?;
     Ok(Code::Stopped)
 }
 

@@ -34,7 +34,8 @@ pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
 }
 
 async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Result<()> {
-    let (catalog, entry) = restore::source(&Catalog::of(&at.settings, &at.home), source, &at.name)?;
+    let (catalog, entry) =
+        restore::source(&Catalog::of(&at.settings, &at.home), &at.settings, source, &at.name).await?;
     let manifest = restore::check(&entry, &at.settings, &at.name, args.other_database).await?;
     let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
     confirm(args, &question(&at.name, &entry.name.to_string(), manifest))?;

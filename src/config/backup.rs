@@ -1,5 +1,6 @@
 //! `[backup]`: its settings, and how they are built from values.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,6 +31,29 @@ pub enum Compression {
     Gzip,
     /// RFC 8878.
     Zstd,
+}
+
+/// What the environment says of clouds: where they are and what lets one in. `Debug` shows none of it.
+#[derive(Clone, Default)]
+pub struct Surroundings(pub BTreeMap<String, String>);
+
+impl Surroundings {
+    /// Of an environment, later ones winning, what is about clouds and ways to them.
+    pub(super) fn of(environment: impl Iterator<Item = (String, String)>) -> Self {
+        let about = |name: &str| {
+            let name = name.to_uppercase();
+            ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|start| name.starts_with(start))
+                || name.ends_with("_PROXY")
+                || name == "HOME"
+        };
+        Self(environment.filter(|(name, _)| about(name)).collect())
+    }
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// Whom to tell.
@@ -86,6 +110,12 @@ pub struct Backup {
     pub compression: Compression,
     /// How long a backup may take.
     pub limit: Duration,
+    /// Where each one is copied to, such as `s3://bucket/prefix`.
+    pub destinations: Vec<String>,
+    /// Recipients of age, for whom copies are sealed; none: copies are as they are.
+    pub encrypt_to: Vec<String>,
+    /// The file with what opens sealed copies.
+    pub identity_file: Option<PathBuf>,
     /// When `tandem up` takes one, as a cron expression; `None`: never.
     pub schedule: Option<String>,
     /// Of the schedule's hours: `local`, or a name of the tz database.
@@ -117,6 +147,9 @@ impl Backup {
                 _ => Compression::Gzip,
             },
             limit: values.duration("backup.limit"),
+            destinations: values.list("backup.destinations").unwrap_or_default(),
+            encrypt_to: values.list("backup.encrypt_to").unwrap_or_default(),
+            identity_file: values.path("backup.identity_file"),
             schedule: Some(values.word("backup.schedule")).filter(|text| text != "never"),
             time_zone: values.word("backup.time_zone"),
             jitter: values.duration("backup.jitter"),

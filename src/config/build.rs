@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::backup::{Backup, Disk};
+use super::backup::{Backup, Disk, Surroundings};
 use super::database::Database;
 use super::environment::is_root;
 use super::settings::*;
@@ -47,6 +47,8 @@ pub fn settings(
         hooks: hooks(values),
         processes,
         backup: Backup::of(values),
+        restore_if_empty: values.text("restore.if_empty"),
+        surroundings: Surroundings::of(values.table("workers.env").into_iter().chain(environment.clone())),
         disk: Disk::of(values),
         test: test(values),
         log: Log {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::backup::BackupFormat;
 use super::build::is_name_letter;
 use super::keys;
 use super::problem::Problems;
@@ -275,6 +276,20 @@ impl Checker<'_> {
             let help =
                 "five fields: minute, hour, day, month, weekday; \"0 2 * * *\" is every night at two; or \"never\"";
             self.wrong("backup.schedule", &format!("not a cron expression: {error}"), Some(help));
+        }
+        if backup.format == BackupFormat::Directory && !backup.destinations.is_empty() {
+            let help = "\"custom\" is as good for pg_restore, and one file";
+            self.wrong("backup.format", "a directory cannot be copied to backup.destinations", Some(help));
+        }
+        let known =
+            |place: &String| ["file://", "s3://", "gs://", "az://"].iter().any(|start| place.starts_with(start));
+        if let Some(place) = backup.destinations.iter().find(|place| !known(place)) {
+            let message = format!("{place:?} is no place for copies");
+            self.wrong(
+                "backup.destinations",
+                &message,
+                Some("file:///dir, s3://bucket, gs://bucket or az://container"),
+            );
         }
         if let Err(error) = schedule::zone(&backup.time_zone) {
             self.wrong("backup.time_zone", &error.to_string(), Some("such as \"Europe/Berlin\", \"UTC\" or \"local\""));

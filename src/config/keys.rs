@@ -286,6 +286,9 @@ pub const KEYS: &[Key] = &[
     ),
     key(Live, "backup.compress", Kind::Choice(&["gzip", "zstd", "none"]), r#""gzip""#, "How a backup is compressed"),
     key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
+    key(Live, "backup.destinations", Kind::List, "[]", "Where each backup is copied to: file://, s3://, gs://, az://"),
+    key(Live, "backup.encrypt_to", Kind::List, "[]", "Recipients of age (age1...) for whom copies are sealed"),
+    open(Live, "backup.identity_file", Kind::Path, "none", "File with the age identity that opens sealed copies"),
     key(
         Live,
         "backup.schedule",
@@ -322,6 +325,13 @@ pub const KEYS: &[Key] = &[
     key(Live, "backup.keep_weekly", Kind::Count(0), "0", "Weeks whose last backup stays"),
     key(Live, "backup.keep_monthly", Kind::Count(0), "0", "Months whose last backup stays"),
     key(Live, "backup.keep_yearly", Kind::Count(0), "0", "Years whose last backup stays"),
+    open(
+        Restart,
+        "restore.if_empty",
+        Kind::Text,
+        "none",
+        "What `tandem up` restores into an empty database: \"latest\", a name, a path or an address",
+    ),
     key(Live, "disk.warn_free", Kind::Room, r#""10%""#, "Free room below which health degrades"),
     key(Live, "disk.stop_free", Kind::Room, r#""2%""#, "Free room that a backup must leave, or it is refused"),
     key(Restart, "test.seed", Kind::List, "[]", "SQL files and Python callables that fill the tests' database"),

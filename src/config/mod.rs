@@ -32,7 +32,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Alarm, Backup, BackupFormat, Compression, Disk, Retention, Verify};
+pub use backup::{Alarm, Backup, BackupFormat, Compression, Disk, Retention, Surroundings, Verify};
 pub use diff::{Change, Effect, changes};
 pub use environment::{no_color, notify_socket, temp_dir};
 pub use problem::Origin;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::backup::{Backup, Disk};
+use super::backup::{Backup, Disk, Surroundings};
 use crate::plan::{Budget, DatabaseUrl, Secret, StopLadder};
 
 /// Everything the operator decided, or left to a default.
@@ -35,6 +35,9 @@ pub struct Settings {
     /// `[[process]]`, in the order of the file.
     pub processes: Vec<ProcessSettings>,
     pub backup: Backup,
+    /// Restored at the start when the database is empty: `latest`, a name, a path or an address.
+    pub restore_if_empty: Option<String>,
+    pub surroundings: Surroundings,
     pub disk: Disk,
     pub test: Test,
     pub log: Log,

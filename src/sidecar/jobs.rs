@@ -6,6 +6,10 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, bail};
 
 use super::Context;
+use crate::backup::catalog::Catalog;
+use crate::backup::load;
+use crate::backup::reach::Reach;
+use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
 use crate::exit::{Code, Failure};
 use crate::health::picture;
@@ -124,6 +128,7 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
 
 /// [`super::Step::Migrate`].
 pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
+    restore_if_empty(&context).await?;
     let migrations = &context.settings().migrations;
     let began = Instant::now();
     let applied = apply(&context, migrations).await?;
@@ -134,6 +139,52 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
         finished: Some(SystemTime::now()),
     };
     context.database.set(Stocked::Migrated);
+    Ok(())
+}
+
+/// Bring a backup into a database that holds nothing, where that is wanted: before the migrations, which go on from there.
+async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
+    let settings = context.settings();
+    let Some(source) = &settings.restore_if_empty else { return Ok(()) };
+    let installation = match context.installation.borrow().clone() {
+        Some(installation) => installation,
+        None => {
+            let (source, python) = (&settings.postgres.source, &settings.python.interpreter);
+            binaries::ensure(source, &settings.cache_dir, python, settings.search_path.as_ref()).await?
+        }
+    };
+    let reach = match settings.postgres.mode {
+        PostgresMode::Managed => Reach::superuser(&context.home, context.url.port, installation),
+        PostgresMode::Attach => Reach::url(&context.url, installation),
+    };
+    let database = &context.url.database;
+    if !restore::is_empty(&reach, database).await? {
+        return Ok(());
+    }
+    let catalog = Catalog::of(&settings, &context.home);
+    let (catalog, entry) = match restore::source(&catalog, &settings, source, database).await {
+        Ok(found) => found,
+        // The first machine of all has nothing to restore; another that should have is told in the same way.
+        Err(error) if source == "latest" => {
+            tracing::warn!("restore.if_empty: {error:#}; database {database} starts empty");
+            return Ok(());
+        }
+        Err(error) => return Err(error.context("restore.if_empty")),
+    };
+    restore::check(&entry, &settings, database, false).await.context("restore.if_empty")?;
+    let mut restoring = Restoring::begin(&reach, database).await?;
+    let restored = restoring.restore(&reach, (&catalog, &entry), &settings, database, Duration::ZERO).await?;
+    if let Some(kept) = &restored.kept {
+        // It held nothing.
+        load::drop(&reach, kept).await?;
+    }
+    restoring.end().await;
+    tracing::info!(
+        "restored {} ({} rows in {} tables) into {database}",
+        restored.backup,
+        restored.rows,
+        restored.tables
+    );
     Ok(())
 }
 

@@ -1,0 +1,197 @@
+//! Copies of backups off the machine: sent when one is taken, listed, fetched when one is restored, removed by retention.
+//!
+//! The manifest goes last, and comes last: a copy without it is not whole.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use super::catalog::{Catalog, Entry};
+use super::files::Partial;
+use super::manifest::Manifest;
+use super::name::{Format, Name};
+use super::store::{Destination, Patience, Recipients, Store};
+use crate::config::Settings;
+use crate::exit::{Code, Failure};
+use crate::telemetry::{self, Progress};
+
+/// What a sealed copy's name ends in.
+const SEALED: &str = ".age";
+const MANIFEST: &str = ".manifest.json";
+
+/// A place for copies.
+pub struct Copies {
+    pub destination: Destination,
+    store: Store,
+}
+
+/// A backup that a place holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub name: Name,
+    pub size_bytes: u64,
+    /// Whether its manifest is there, which is sent last.
+    pub whole: bool,
+}
+
+impl Copies {
+    /// All places that `settings` name.
+    ///
+    /// # Errors
+    /// One is none, or lacks what lets us in.
+    pub fn configured(settings: &Settings) -> anyhow::Result<Vec<Self>> {
+        settings.backup.destinations.iter().map(|text| Self::open(settings, text)).collect()
+    }
+
+    /// The place `text`, such as `s3://bucket/prefix`.
+    ///
+    /// # Errors
+    /// As [`Copies::configured`].
+    pub fn open(settings: &Settings, text: &str) -> anyhow::Result<Self> {
+        let destination = Destination::parse(text, &settings.surroundings.0).map_err(Failure::from)?;
+        let mut store = Store::open(&destination, Patience::default()).map_err(Failure::from)?;
+        if !settings.backup.encrypt_to.is_empty() {
+            store = store.sealed_for(Recipients::parse(&settings.backup.encrypt_to).map_err(Failure::from)?);
+        }
+        if let Some(identity) = &settings.backup.identity_file {
+            store = store.opened_with(identity);
+        }
+        Ok(Self { destination, store })
+    }
+
+    /// Send the backup `entry` of `catalog`.
+    ///
+    /// # Errors
+    /// It did not arrive whole. What is there under a final name is.
+    pub async fn send(&self, catalog: &Catalog, entry: &Entry) -> anyhow::Result<()> {
+        let name = &entry.name;
+        if name.format == Format::Directory {
+            let message =
+                format!("{name} is a directory, and copies are files: use backup.format = \"custom\" or \"plain\"");
+            return Err(Failure::new(Code::Config, message).into());
+        }
+        let progress = telemetry::progress(format!("sending {name} to {}", self.destination));
+        let globals = catalog.beside(name, "globals.sql");
+        let files =
+            [Some(entry.path.clone()), globals.exists().then_some(globals), Some(catalog.beside(name, &MANIFEST[1..]))];
+        for file in files.into_iter().flatten() {
+            let there = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let show = shower(&progress, format!("sending {there} to {}", self.destination));
+            let sent = self.store.put(&file, &there, &show).await.map_err(Failure::from);
+            sent.with_context(|| {
+                format!("the copy in {} is missing: {name} is in {} only", self.destination, catalog.dir().display())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What the place holds, the oldest first.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub async fn list(&self) -> anyhow::Result<Vec<Held>> {
+        let listed = self.store.list().await.map_err(Failure::from)?;
+        let plain = |name: &str| name.strip_suffix(SEALED).unwrap_or(name).to_owned();
+        let manifests: BTreeSet<String> =
+            listed.iter().filter_map(|entry| Some(plain(&entry.name).strip_suffix(MANIFEST)?.to_owned())).collect();
+        let mut held: Vec<Held> = listed
+            .iter()
+            .filter_map(|entry| {
+                let name = Name::parse(&plain(&entry.name))?;
+                Some(Held { size_bytes: entry.size, whole: manifests.contains(&name.stem()), name })
+            })
+            .collect();
+        held.sort_by(|a, b| (a.name.taken, a.name.to_string()).cmp(&(b.name.taken, b.name.to_string())));
+        Ok(held)
+    }
+
+    /// The backup that `wanted` names, or with `latest` the newest whole one of `database`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn find(&self, wanted: &str, database: &str) -> anyhow::Result<Name> {
+        let held = self.list().await?;
+        let found = match wanted {
+            "latest" => held.iter().rev().find(|held| held.whole && held.name.database == database),
+            wanted => held.iter().find(|held| held.name.to_string() == wanted || held.name.stem() == wanted),
+        };
+        found.map(|held| held.name.clone()).ok_or_else(|| {
+            let there: Vec<String> = held.iter().map(|held| held.name.to_string()).collect();
+            let message = format!("{} holds no backup {wanted} of {database}; it holds {there:?}", self.destination);
+            Failure::new(Code::Usage, message).into()
+        })
+    }
+
+    /// Fetch the backup `name` into `catalog`, unless it is there.
+    ///
+    /// # Errors
+    /// It does not arrive whole; nothing has a final name then but what is whole.
+    pub async fn fetch(&self, name: &Name, catalog: &Catalog) -> anyhow::Result<Entry> {
+        let there = catalog.entry(name.clone());
+        if there.manifest.is_ok() && there.path.exists() {
+            return Ok(there);
+        }
+        let _lock = catalog.lock()?;
+        let progress = telemetry::progress(format!("fetching {name} from {}", self.destination));
+        // The manifest says what else there is.
+        let manifest_name = format!("{}{MANIFEST}", name.stem());
+        let manifest = self.bring(&manifest_name, catalog, &progress).await?;
+        let text = std::fs::read(manifest.path()).context("read the copy's manifest")?;
+        let known: Manifest = serde_json::from_slice(&text).map_err(|error| {
+            Failure::new(Code::Failed, format!("{manifest_name} in {} is damaged: {error}", self.destination))
+        })?;
+        let dump = self.bring(&name.to_string(), catalog, &progress).await?;
+        if let Some(globals) = &known.globals {
+            let brought = self.bring(&globals.file, catalog, &progress).await?;
+            publish(brought, catalog.dir().join(&globals.file))?;
+        }
+        publish(dump, catalog.dir().join(name.to_string()))?;
+        publish(manifest, catalog.dir().join(manifest_name))?;
+        Ok(catalog.entry(name.clone()))
+    }
+
+    async fn bring(&self, file: &str, catalog: &Catalog, progress: &Progress) -> anyhow::Result<Partial> {
+        let partial = Partial::beside(catalog.dir(), file);
+        let show = shower(progress, format!("fetching {file}"));
+        let there = self.there(file).await?;
+        self.store.get(&there, partial.path(), &show).await.map_err(Failure::from)?;
+        Ok(partial)
+    }
+
+    /// What `file` is called there: sealed or not.
+    async fn there(&self, file: &str) -> anyhow::Result<String> {
+        let sealed = format!("{file}{SEALED}");
+        let is_sealed = self.store.head(&sealed).await.map_err(Failure::from)?.is_some();
+        Ok(if is_sealed { sealed } else { file.to_owned() })
+    }
+
+    /// Remove the copy of `name`, its manifest first.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub async fn remove(&self, name: &Name) -> anyhow::Result<()> {
+        for file in [format!("{}{MANIFEST}", name.stem()), format!("{}.globals.sql", name.stem()), name.to_string()] {
+            for there in [format!("{file}{SEALED}"), file] {
+                self.store.delete(&there).await.map_err(Failure::from)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Give what was fetched its name; what has it already is what was asked for.
+fn publish(partial: Partial, to: PathBuf) -> anyhow::Result<()> {
+    if to.exists() {
+        std::fs::remove_file(&to).with_context(|| format!("replace {}", to.display()))?;
+    }
+    partial.publish(&to).with_context(|| format!("name {}", to.display()))
+}
+
+/// What shows on a terminal how far a copy has come.
+fn shower(progress: &Progress, what: String) -> impl Fn(u64, u64) + Send + Sync + '_ {
+    move |done, total| {
+        let percent = if total == 0 { 100 } else { done * 100 / total };
+        progress.say(format!("{what}: {percent} %"));
+    }
+}
