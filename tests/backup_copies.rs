@@ -102,16 +102,23 @@ async fn killed_in_the_middle_of_an_upload_tandem_leaves_no_lie_in_the_bucket() 
     let server = Server::start().await;
     let (project, _tandem) = project("backup.destinations = ['s3://copies/nightly']\nbackup.compress = 'none'");
     {
-        let _up = Tandem::up(&project);
+        let mut up = Tandem::up(&project);
         sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 400000) AS n");
+        // However it went: who comes next finds what is left of it.
+        up.signal(Signal::SIGKILL);
+        up.wait_exit();
     }
     // The line lets a part of the dump through and then refuses everything.
     let line = Line::cut_after(3_000_000, usize::MAX, server.address).await;
     let mut command = tandem::command(&project);
     command.envs(server.environment()).env("AWS_ENDPOINT_URL", format!("http://{}", line.address));
     let mut backup = Tandem::start_in(project.dir(), command, &["backup"]);
-    let manifest = || finals(&project).iter().any(|name| name.ends_with(".manifest.json"));
-    tokio::task::block_in_place(|| wait_for("the backup here", manifest));
+    tokio::task::block_in_place(|| {
+        wait_for("the backup here", || {
+            assert!(!backup.ended(), "{}", backup.log());
+            finals(&project).iter().any(|name| name.ends_with(".manifest.json"))
+        });
+    });
     backup.signal(Signal::SIGKILL);
     backup.wait_exit();
     let listed = with_server(&server, &project, &["backup", "list", "--from", "s3://copies/nightly"]).await;

@@ -117,14 +117,20 @@ where
     let configuration = configuration(common, flags)?;
     let settings = configuration.loaded.settings.clone();
     let home = Home::resolve(&settings)?;
-    let attached = settings.postgres.mode == PostgresMode::Attach;
-    let port = if attached { None } else { server::running_port(&home.data) };
-    if attached || port.is_some() {
-        work(database(settings, home, port).await?).await?;
+    if settings.postgres.mode == PostgresMode::Attach {
+        work(database(settings, home, None).await?).await?;
         return Ok(Code::Stopped);
     }
     home.prepare()?;
-    let _lock = StateLock::take(&home, command)?;
+    // What is written of a server says nothing once its Tandem was killed: whether one runs, the lock tells.
+    let _lock = match (StateLock::take(&home, command), server::running_port(&home.data)) {
+        (Ok(lock), _) => lock,
+        (Err(_), Some(port)) => {
+            work(database(settings, home, Some(port)).await?).await?;
+            return Ok(Code::Stopped);
+        }
+        (Err(held), None) => return Err(held),
+    };
     let context = Context::resolve(configuration, home.clone()).await?;
     let port = context.url.port;
     let errand = Box::pin(async move { work(database(settings, home, Some(port)).await?).await });
