@@ -154,11 +154,37 @@ signal.")]
         #[command(subcommand)]
         command: Database,
     },
+    /// What PostgreSQL runs to archive its WAL, and to get it back
+    #[command(hide = true)]
+    Wal {
+        #[command(subcommand)]
+        command: Wal,
+    },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
     Completions {
         #[arg(value_enum)]
         shell: Shell,
+    },
+}
+
+/// Run once a segment, without a configuration: all they need is in their arguments.
+#[derive(Debug, Subcommand)]
+pub enum Wal {
+    /// Archive a file (archive_command)
+    Push {
+        #[arg(long, value_name = "DIR")]
+        archive: PathBuf,
+        /// Where PostgreSQL has it
+        path: PathBuf,
+    },
+    /// Bring a file back (restore_command)
+    Fetch {
+        #[arg(long, value_name = "DIR")]
+        archive: PathBuf,
+        name: String,
+        /// Where PostgreSQL wants it
+        path: PathBuf,
     },
 }
 

@@ -20,6 +20,7 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, the services behind their
 //!              numbers, people's orders, what others see of it
+//! backup/      point-in-time recovery (pitr): the WAL archive · base backups · retention · backlog · restore
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe
 //! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · slot ·
@@ -53,6 +54,7 @@
 //!
 //! `supervise/simulation.rs` drives the tree through 100,000 random histories a run to hold these.
 
+pub mod backup;
 pub mod cli;
 pub mod commands;
 pub mod companions;

@@ -129,7 +129,8 @@ fn the_template_cannot_be_changed() {
 fn a_suite_that_uses_up_all_connections_is_told_so_and_the_pool_waits() {
     let suite = Suite::bare();
     // One more is left open for as long as one more is let in.
-    let script = "while psql -XAtqc 'SELECT 1' 2>full; do (psql -XAtqc 'SELECT pg_sleep(1000)' >/dev/null 2>&1 &) ; done
+    let script =
+        "while psql -XAtqc 'SELECT 1' 2>full; do (psql -XAtqc 'SELECT pg_sleep(1000)' >/dev/null 2>&1 &) ; done
         cat full
         new >/dev/null && echo made
         exit 1";

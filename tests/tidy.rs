@@ -14,6 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["harness"],
     &["sidecar"],
+    &["backup"],
     &["postgres", "workers", "control"],
     &["schema", "health"],
     &["install", "companions", "signals", "systemd", "watch"],

@@ -16,11 +16,14 @@ mod status;
 mod stop;
 mod test;
 mod up;
+mod wal;
 
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Code;
+
+pub use wal::run as wal;
 
 /// Run what was typed; the process's exit code.
 ///
@@ -43,6 +46,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Stop => stop::run(&common).await,
         Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
         Command::Install { json } => install::run(&common, json).await,
+        Command::Wal { command } => return Ok(wal(&command)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut std::io::stdout());
             Ok(Code::Stopped)
