@@ -154,6 +154,12 @@ signal.")]
         #[command(subcommand)]
         command: Database,
     },
+    /// Make base backups for recovery to any moment, and list them
+    #[command(after_help = "Example: tandem backup base && tandem backup bases --json")]
+    Backup {
+        #[command(subcommand)]
+        command: Backup,
+    },
     /// What PostgreSQL runs to archive its WAL, and to get it back
     #[command(hide = true)]
     Wal {
@@ -165,6 +171,20 @@ signal.")]
     Completions {
         #[arg(value_enum)]
         shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Backup {
+    /// Make a base backup of the running server, verified; older ones than are kept are removed
+    Base {
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the base backups
+    Bases {
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -1,5 +1,7 @@
 //! One file a subcommand: turn flags into one call, turn the result into words. No logic.
 
+mod backup;
+mod backup_base;
 mod check;
 mod connect;
 mod database;
@@ -35,6 +37,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Up { workers, listen, reload } => up::run(&common, workers, listen, reload).await,
         Command::Check { json } => check::run(&common, json),
         Command::Migrate { command } => migrate::run(&common, command).await,
+        Command::Backup { command } => backup::run(&common, command).await,
         Command::Psql { args } => connect::psql(&common, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),

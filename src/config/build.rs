@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::backup::backup;
 use super::database::Database;
 use super::environment::is_root;
 use super::settings::*;
@@ -45,6 +46,7 @@ pub fn settings(
         },
         hooks: hooks(values),
         processes,
+        backup: backup(values),
         test: test(values),
         log: Log {
             colour: environment.get("NO_COLOR").is_none_or(String::is_empty),

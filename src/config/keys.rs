@@ -272,6 +272,18 @@ pub const KEYS: &[Key] = &[
     open(Live, "hooks.before_stop", Kind::Command, "none", "What to run before anything is stopped"),
     key(Live, "hooks.limit", Kind::Duration, r#""30s""#, "Longest time for a hook"),
     key(Live, "hooks.on_failure", Kind::Choice(&["warn", "stop"]), r#""warn""#, "What follows a hook that fails"),
+    key(Restart, "backup.pitr.enabled", Kind::Boolean, "false", "WAL is archived, for recovery to any moment"),
+    open(Restart, "backup.pitr.dir", Kind::Path, "pitr in the state directory", "Where base backups and WAL are kept"),
+    key(Restart, "backup.pitr.max_backlog", Kind::Size, r#""1GB""#, "WAL that may wait for the archive"),
+    key(
+        Restart,
+        "backup.pitr.at_limit",
+        Kind::Choice(&["warn", "give_up"]),
+        r#""warn""#,
+        "What follows when more waits: an alarm, or the chain is given up and the disk stays free",
+    ),
+    key(Restart, "backup.pitr.archive_timeout", Kind::Duration, r#""60s""#, "Longest time until a change is archived"),
+    key(Restart, "backup.pitr.base_backups", Kind::Count(1), "2", "Base backups that are kept"),
     key(Restart, "test.seed", Kind::List, "[]", "SQL files and Python callables that fill the tests' database"),
     open(
         Restart,
@@ -347,14 +359,14 @@ pub fn find_table(name: &str) -> Option<(&'static Key, &str)> {
     })
 }
 
-/// Whether `name` is a section: the first part of a key.
+/// Whether `name` is a section: what stands before a dot in a key.
 pub fn is_section(name: &str) -> bool {
-    sections().contains(&name)
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// The sections, each once, in order.
 pub fn sections() -> Vec<&'static str> {
-    let mut sections: Vec<_> = KEYS.iter().filter_map(|key| Some(key.name.split_once('.')?.0)).collect();
+    let mut sections: Vec<_> = KEYS.iter().filter_map(|key| Some(key.name.rsplit_once('.')?.0)).collect();
     sections.dedup();
     sections
 }

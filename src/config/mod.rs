@@ -10,6 +10,7 @@
 //! `diff.rs` compares two of them, for a reload. `keys.rs` holds every key once and drives all of it. Problems are
 //! collected on the whole way and told together, before anything has a side effect.
 
+mod backup;
 mod build;
 mod check;
 mod database;
@@ -31,6 +32,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use backup::{AtLimit, Backup, Pitr};
 pub use diff::{Change, Effect, changes};
 pub use environment::{no_color, notify_socket, temp_dir};
 pub use problem::Origin;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::backup::Backup;
 use crate::plan::{Budget, DatabaseUrl, Secret, StopLadder};
 
 /// Everything the operator decided, or left to a default.
@@ -33,6 +34,7 @@ pub struct Settings {
     pub hooks: Hooks,
     /// `[[process]]`, in the order of the file.
     pub processes: Vec<ProcessSettings>,
+    pub backup: Backup,
     pub test: Test,
     pub log: Log,
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
@@ -42,7 +43,18 @@ pub struct Inputs<'a> {
     pub memory: u64,
     /// Operating-system users that may be the superuser.
     pub trusted_users: &'a [String],
+    /// What becomes of the WAL, where it is to be archived.
+    pub archiving: Option<&'a Archiving>,
     pub purpose: Purpose<'a>,
+}
+
+/// How WAL is archived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archiving {
+    /// `archive_command`; empty: WAL is kept until there is one.
+    pub command: String,
+    /// How long an unfinished segment may hold changes that are not archived.
+    pub timeout: Duration,
 }
 
 /// What the server is for.
@@ -84,7 +96,8 @@ pub fn client_address(listen: IpAddr) -> IpAddr {
 
 fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let mut text = format!("{HEADER}# Change [postgres] or [postgres.settings] in Tandem's configuration instead.\n\n");
-    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)) {
+    let archiving = inputs.archiving.map(archiving).unwrap_or_default();
+    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving) {
         line(&mut text, name, &value);
     }
     text.push_str("\n# [postgres.settings]\n");
@@ -175,6 +188,17 @@ fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
         // Bounds both the disk that WAL takes and the work of crash recovery.
         ("max_wal_size", "1GB".into()),
         ("min_wal_size", "80MB".into()),
+    ]
+}
+
+/// What makes the server archive its WAL, and serve base backups.
+fn archiving(archiving: &Archiving) -> Vec<(&'static str, String)> {
+    vec![
+        ("wal_level", "replica".into()),
+        ("max_wal_senders", "10".into()),
+        ("archive_mode", "on".into()),
+        ("archive_command", archiving.command.clone()),
+        ("archive_timeout", archiving.timeout.as_secs().to_string()),
     ]
 }
 

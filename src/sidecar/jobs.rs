@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, bail};
 
 use super::Context;
+use crate::backup::pitr;
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
 use crate::exit::{Code, Failure};
 use crate::health::picture;
@@ -71,12 +72,14 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
 pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
     context.fresh.set(cluster::ensure(&context.home, &installation).await?.fresh);
+    let archiving = pitr::archiving(&context.settings(), &context.home)?;
     let files = settings::render(&Inputs {
         postgres: &context.settings().postgres,
         socket_dir: &context.home.socket_dir,
         port: context.url.port,
         memory: memory::available(),
         trusted_users: &context.home.trusted_users()?,
+        archiving: archiving.as_ref(),
         purpose: Purpose::Durable,
     })?;
     cluster::configure(&context.home, &files)

@@ -4,8 +4,13 @@
 //! wal          names and positions, pure
 //! archive      the directory: push, fetch; whole or absent, never half
 //! ahead        what one archive_command does, and what it does ahead of the next
-//! command      the command lines that PostgreSQL runs
 //! notes        what is known of the archiving, in files beside the WAL
+//! command      the command lines that PostgreSQL runs
+//! start        what a start of the server needs
+//! manifest     PostgreSQL's own list of a backup's files, and whether they are these
+//! catalog      the base backups that there are
+//! base         make one
+//! retention    which of it all nobody needs any more, pure
 //! ```
 //!
 //! `archive`, `ahead` and `notes` run inside `tandem wal`, once a segment, as the server's user: they read no
@@ -13,6 +18,13 @@
 
 pub mod ahead;
 pub mod archive;
+pub mod base;
+pub mod catalog;
 pub mod command;
+pub mod manifest;
 pub mod notes;
+pub mod retention;
+pub mod start;
 pub mod wal;
+
+pub use start::{archive, archiving};
