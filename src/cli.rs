@@ -160,6 +160,10 @@ signal.")]
         #[command(subcommand)]
         command: Backup,
     },
+    /// Bring the stopped database back to an earlier moment, from a base backup and the archived WAL
+    #[command(after_help = "Example: tandem stop && tandem restore --at '2026-01-02 15:04:05+00' && tandem up\n\n\
+The data that was there is kept beside, under another name.")]
+    Restore(RestoreArgs),
     /// What PostgreSQL runs to archive its WAL, and to get it back
     #[command(hide = true)]
     Wal {
@@ -172,6 +176,28 @@ signal.")]
         #[arg(value_enum)]
         shell: Shell,
     },
+}
+
+/// What `tandem restore` takes.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Restore what was committed by then, such as '2026-01-02 15:04:05+00'
+    #[arg(long, value_name = "TIME", required_unless_present_any = ["to_lsn", "to_end"], conflicts_with_all = ["to_lsn", "to_end"])]
+    pub at: Option<String>,
+    /// Restore up to a position in the WAL, such as 1/A0B3C8D0
+    #[arg(long, value_name = "LSN", conflicts_with = "to_end")]
+    pub to_lsn: Option<String>,
+    /// Restore all that there is
+    #[arg(long)]
+    pub to_end: bool,
+    /// The timeline to follow [default: the newest]
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<u32>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]

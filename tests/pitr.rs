@@ -8,11 +8,14 @@ use std::path::PathBuf;
 
 use common::project::Project;
 use common::tandem::{self, Tandem, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A project whose WAL is archived, with more lines of configuration.
 fn project(lines: &str) -> Project {
-    let own = "workers.count = 1\nmigrations.run = 'none'\nbackup.pitr.enabled = true\npostgres.shared_buffers = '32MB'";
+    let own =
+        "workers.count = 1\nmigrations.run = 'none'\nbackup.pitr.enabled = true\npostgres.shared_buffers = '32MB'";
     Project::app_with("plain:app", &format!("{own}\n{lines}"))
 }
 
@@ -73,4 +76,100 @@ fn a_base_backup_is_verified_listed_and_the_oldest_goes_with_its_wal() {
     assert!(succeed(&project, &["backup", "bases"]).contains("base_"));
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     assert!(fail(&project, &["backup", "base"]).contains("no server runs"));
+}
+
+/// Insert a row and return a time after it, and before whatever follows.
+fn insert(project: &Project, number: u32) -> String {
+    sql(project, &format!("INSERT INTO t VALUES ({number})"));
+    sql(project, "SELECT clock_timestamp()")
+}
+
+fn rows(project: &Project) -> String {
+    sql(project, "SELECT coalesce(string_agg(n::text, ',' ORDER BY n), '') FROM t")
+}
+
+#[test]
+fn a_restore_has_exactly_what_was_committed_by_then_and_so_has_one_on_the_new_timeline() {
+    let project = project("");
+    let mut tandem = Tandem::up(&project);
+    sql(&project, "CREATE TABLE t (n integer)");
+    succeed(&project, &["backup", "base"]);
+    insert(&project, 1);
+    let two = insert(&project, 2);
+    insert(&project, 3);
+    let refused = fail(&project, &["restore", "--at", &two, "--yes"]);
+    assert!(refused.contains("tandem stop") && refused.contains("`tandem up`"), "{refused}");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+
+    let refused = fail(&project, &["restore", "--at", &two]);
+    assert!(refused.contains("--yes"), "nobody can be asked: {refused}");
+    let restored: Value =
+        serde_json::from_str(&succeed(&project, &["restore", "--at", &two, "--yes", "--json"])).unwrap();
+    assert_eq!(restored["timeline"], 2, "{restored:#}");
+    let kept = PathBuf::from(restored["kept"].as_str().unwrap());
+    assert!(
+        kept.file_name().unwrap().to_str().unwrap().starts_with("16_before_restore_")
+            && kept.join("PG_VERSION").exists()
+    );
+    assert!(tandem::left_in(project.dir()).is_empty());
+
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2");
+    let four = insert(&project, 4);
+    insert(&project, 5);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+
+    let refused = fail(&project, &["restore", "--at", "2020-01-01 00:00:00+00", "--yes"]);
+    assert!(refused.contains("before the end of the oldest base backup"), "{refused}");
+    let refused = fail(&project, &["restore", "--at", "2120-01-01 00:00:00+00", "--yes"]);
+    assert!(refused.contains("the WAL ends before") && refused.contains("--to-end"), "{refused}");
+    assert!(!project.data().join("recovery.signal").exists(), "a failure leaves the old data as it was");
+
+    let restored: Value =
+        serde_json::from_str(&succeed(&project, &["restore", "--at", &four, "--yes", "--json"])).unwrap();
+    assert_eq!((&restored["followed_timeline"], &restored["timeline"]), (&2.into(), &3.into()), "{restored:#}");
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2,4");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+
+    // The way that was left is still there for who asks for it.
+    succeed(&project, &["restore", "--to-end", "--timeline", "1", "--yes"]);
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2,3");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
+fn a_restore_ends_at_a_position_or_with_the_last_that_a_crash_left() {
+    let project = project("");
+    let mut tandem = Tandem::up(&project);
+    sql(&project, "CREATE TABLE t (n integer)");
+    succeed(&project, &["backup", "base"]);
+    insert(&project, 1);
+    let lsn = sql(&project, "SELECT pg_current_wal_insert_lsn()");
+    insert(&project, 2);
+    // Killed both, nobody archives what was written last, and nobody starts the server again.
+    let postmaster = tandem.postmaster(&project);
+    tandem.signal(Signal::SIGSTOP);
+    kill(Pid::from_raw(postmaster), Signal::SIGKILL).unwrap();
+    tandem.signal(Signal::SIGKILL);
+    drop(tandem);
+
+    let beyond = fail(&project, &["restore", "--to-lsn", "FF/0", "--yes"]);
+    assert!(beyond.contains("ends at"), "{beyond}");
+    succeed(&project, &["restore", "--to-end", "--yes"]);
+    tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2", "the last was never archived");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    succeed(&project, &["restore", "--to-lsn", &lsn, "--timeline", "1", "--yes"]);
+    tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+
+    // The whole data directory may be gone.
+    std::fs::remove_dir_all(project.data()).unwrap();
+    succeed(&project, &["restore", "--to-end", "--yes"]);
+    tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }

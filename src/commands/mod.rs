@@ -12,6 +12,7 @@ mod migrate;
 mod open;
 mod reload;
 mod restart;
+mod restore;
 mod running;
 mod scale;
 mod status;
@@ -38,6 +39,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Check { json } => check::run(&common, json),
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command } => backup::run(&common, command).await,
+        Command::Restore(args) => restore::run(&common, &args).await,
         Command::Psql { args } => connect::psql(&common, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),

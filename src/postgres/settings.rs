@@ -64,6 +64,8 @@ pub enum Purpose<'a> {
     Durable,
     /// Tests, whose data may go with the machine; with settings that win over all others.
     Throwaway(&'a BTreeMap<String, String>),
+    /// Durable data on its way to an earlier moment; with settings that win over all others.
+    Recovery(&'a [(&'static str, String)]),
 }
 
 /// The files' contents.
@@ -107,15 +109,24 @@ fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
             line(&mut text, name, value);
         }
     }
-    if let Purpose::Throwaway(settings) = inputs.purpose {
-        // The last line that names a setting holds.
-        for (name, value) in THROWAWAY {
-            line(&mut text, name, value);
+    // The last line that names a setting holds.
+    match inputs.purpose {
+        Purpose::Durable => {}
+        Purpose::Throwaway(settings) => {
+            for (name, value) in THROWAWAY {
+                line(&mut text, name, value);
+            }
+            text.push_str("\n# [test.settings]\n");
+            for (name, value) in settings {
+                check(name)?;
+                line(&mut text, name, value);
+            }
         }
-        text.push_str("\n# [test.settings]\n");
-        for (name, value) in settings {
-            check(name)?;
-            line(&mut text, name, value);
+        Purpose::Recovery(settings) => {
+            text.push_str("\n# Recovery\n");
+            for (name, value) in settings {
+                line(&mut text, name, value);
+            }
         }
     }
     Ok(text)
@@ -215,7 +226,7 @@ fn listen_addresses(listen: IpAddr) -> String {
 fn preload(inputs: &Inputs<'_>) -> String {
     let more = inputs.postgres.settings.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
     // Statistics of tests are nobody's, and cost their server some of its start.
-    let ours = matches!(inputs.purpose, Purpose::Durable).then_some("pg_stat_statements");
+    let ours = (!matches!(inputs.purpose, Purpose::Throwaway(_))).then_some("pg_stat_statements");
     let more = more.split(',').map(str::trim).filter(|name| !name.is_empty() && Some(*name) != ours);
     ours.into_iter().chain(more).collect::<Vec<_>>().join(",")
 }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, bail};
 
 use super::wal::{Name, Segment};
+use crate::postgres::sync_dir;
 
 /// zstd's level: the fastest that is not worse than gzip, 28 ms for 16 MB.
 const LEVEL: i32 = 1;
@@ -489,11 +490,6 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
     fs::hard_link(from, to)?;
     fs::remove_file(from)
-}
-
-/// Make the names in `dir` durable.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
-use super::archive::{Archive, sync_dir};
+use super::archive::Archive;
 use super::catalog::{self, Base};
 use super::manifest::{self, Manifest, Seen};
 use super::notes::Notes;
@@ -29,6 +29,7 @@ use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
+use crate::postgres::sync_dir;
 use crate::process;
 
 /// zstd's level, and its threads: the reading and checking takes the third.

@@ -11,6 +11,12 @@
 //! catalog      the base backups that there are
 //! base         make one
 //! retention    which of it all nobody needs any more, pure
+//! timeline     how timelines came out of one another, pure
+//! target       where a recovery is to end, and from which base backup it begins, pure
+//! layout       a base backup as a data directory
+//! recovery     a server that recovers and promotes itself
+//! swap         the new data directory in the old one's place
+//! restore      all of these
 //! ```
 //!
 //! `archive`, `ahead` and `notes` run inside `tandem wal`, once a segment, as the server's user: they read no
@@ -21,10 +27,16 @@ pub mod archive;
 pub mod base;
 pub mod catalog;
 pub mod command;
+pub mod layout;
 pub mod manifest;
 pub mod notes;
+pub mod recovery;
+pub mod restore;
 pub mod retention;
 pub mod start;
+pub mod swap;
+pub mod target;
+pub mod timeline;
 pub mod wal;
 
 pub use start::{archive, archiving};

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::archive::sync_dir;
+use crate::postgres::sync_dir;
 
 /// Why the last push failed; removed by the next that succeeds.
 const FAILED: &str = "tandem.failed";
