@@ -39,6 +39,7 @@ fn picture() -> Picture {
         workers_wanted: 0,
         workers_min: 0,
         migrations: Migrations::default(),
+        backups: Default::default(),
         disk: Disk::default(),
         services: vec![service("postgres", "postgres", Some(own)), service("worker-0", "worker", None)],
         roll: None,

@@ -84,6 +84,7 @@ mod tests {
             workers_wanted: 2,
             workers_min: 1,
             migrations: Migrations::default(),
+            backups: Default::default(),
             disk: Disk::default(),
             services: vec![worker, resting],
             roll: Some("replacing worker-0".into()),

@@ -22,6 +22,7 @@ pub struct Picture {
     /// How many ready workers it takes to be ready (`health.workers_min`).
     pub workers_min: u32,
     pub migrations: Migrations,
+    pub backups: Backups,
     pub disk: Disk,
     /// Every process that is kept, in the order of the boot; read by the control socket.
     pub services: Vec<Service>,
@@ -153,6 +154,30 @@ pub struct Migrations {
     pub applied: Option<u32>,
     pub took: Option<Duration>,
     pub finished: Option<SystemTime>,
+}
+
+/// What could bring the data back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backups {
+    /// `None` where it is not enabled.
+    pub pitr: Option<Pitr>,
+    /// When the last base backup ended, once that is known.
+    pub last_base: Option<SystemTime>,
+}
+
+/// Point-in-time recovery: how the archiving of WAL is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pitr {
+    /// Segments that wait.
+    pub ready_segments: u64,
+    /// Bytes of them.
+    pub backlog: u64,
+    pub last_archived: Option<SystemTime>,
+    /// Whether nothing is archived though it should be.
+    pub failing: bool,
+    pub given_up: bool,
+    /// What is wrong, in words; it holds paths and numbers.
+    pub trouble: Option<String>,
 }
 
 /// The file system that `pg_wal` is on.

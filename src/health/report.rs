@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::picture::{Counts, Picture, Worker, WorkerState};
+use super::picture::{Backups, Counts, Picture, Worker, WorkerState};
 use crate::phase::Phase;
 use crate::telemetry::rfc3339;
 
@@ -23,7 +23,7 @@ pub struct Now {
 pub enum Status {
     /// All as wanted.
     Healthy,
-    /// Serving, with fewer workers than wanted.
+    /// Serving, with fewer workers than wanted, or with backups that fail.
     Degraded,
     /// Not to be sent requests.
     Unhealthy,
@@ -99,9 +99,24 @@ pub struct MigrationsReport<'a> {
     pub finished: Option<String>,
 }
 
-/// `backups`; nothing is known before there are any.
+/// `backups`; what is not made is left out.
 #[derive(Debug, Serialize)]
-pub struct BackupsReport {}
+pub struct BackupsReport {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pitr: Option<PitrReport>,
+}
+
+/// `backups.pitr`
+#[derive(Debug, Serialize)]
+pub struct PitrReport {
+    pub enabled: bool,
+    pub ready_segments: u64,
+    pub backlog_bytes: u64,
+    pub last_archived: Option<String>,
+    pub failing: bool,
+    pub given_up: bool,
+    pub last_base: Option<String>,
+}
 
 /// `disk`; what is not known is left out.
 #[derive(Debug, Serialize)]
@@ -158,7 +173,7 @@ pub fn report(picture: &Picture, now: Now) -> Report<'_> {
             duration_ms: picture.migrations.took.map(|took| took.as_millis()),
             finished: picture.migrations.finished.map(rfc3339),
         },
-        backups: BackupsReport {},
+        backups: backups(&picture.backups),
         disk: DiskReport { free_bytes: picture.disk.free_bytes, total_bytes: picture.disk.total_bytes },
     }
 }
@@ -199,6 +214,7 @@ fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
             WorkerState::Starting | WorkerState::Ready | WorkerState::Retiring => {}
         }
     }
+    reasons.extend(picture.backups.pitr.as_ref().and_then(|pitr| pitr.trouble.clone()));
     (if reasons.is_empty() { Status::Healthy } else { Status::Degraded }, reasons)
 }
 
@@ -246,6 +262,19 @@ fn database(picture: &Picture, now: Now) -> DatabaseReport<'_> {
         max_connections: facts.map(|facts| facts.max_connections),
         sample_age_seconds: sample.map(|sample| seconds(age(sample.taken, now))),
     }
+}
+
+fn backups(backups: &Backups) -> BackupsReport {
+    let pitr = backups.pitr.as_ref().map(|pitr| PitrReport {
+        enabled: true,
+        ready_segments: pitr.ready_segments,
+        backlog_bytes: pitr.backlog,
+        last_archived: pitr.last_archived.map(rfc3339),
+        failing: pitr.failing,
+        given_up: pitr.given_up,
+        last_base: backups.last_base.map(rfc3339),
+    });
+    BackupsReport { pitr }
 }
 
 fn worker(worker: &Worker, now: Now) -> WorkerReport {

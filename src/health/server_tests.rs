@@ -37,6 +37,7 @@ fn picture(phase: Phase) -> Picture {
         workers_wanted: 0,
         workers_min: 0,
         migrations: Migrations::default(),
+        backups: Default::default(),
         disk: Disk::default(),
         services: vec![],
         roll: None,

@@ -72,7 +72,9 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
 pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
     context.fresh.set(cluster::ensure(&context.home, &installation).await?.fresh);
-    let archiving = pitr::archiving(&context.settings(), &context.home)?;
+    // On another thread: the archive may be on a disk that hangs, and a stop must not.
+    let (wanted, home) = ((*context.settings()).clone(), context.home.clone());
+    let archiving = tokio::task::spawn_blocking(move || pitr::archiving(&wanted, &home)).await??;
     let files = settings::render(&Inputs {
         postgres: &context.settings().postgres,
         socket_dir: &context.home.socket_dir,

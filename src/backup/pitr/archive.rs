@@ -11,13 +11,15 @@
 //! Files are zstd frames with their length and checksum in them. Must not know who calls, or what for.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, bail};
 
+use super::compare::{Damaged, same};
+use super::header::Header;
 use super::wal::{Name, Segment};
 use crate::postgres::sync_dir;
 
@@ -27,9 +29,6 @@ const LEVEL: i32 = 1;
 const CHUNK: usize = 256 * 1024;
 /// What files that are not finished end with.
 const UNFINISHED: &str = ".unfinished";
-/// A long page header, which begins a segment, says whose it is (PostgreSQL's src/include/access/xlog_internal.h).
-const XLP_LONG_HEADER: u16 = 2;
-const LONG_HEADER_SIZE: usize = 40;
 
 /// An archive of one cluster's WAL.
 #[derive(Clone, Debug)]
@@ -411,70 +410,12 @@ impl Archive {
     }
 }
 
-/// The first page header of a segment, as far as it matters here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    pub address: u64,
-    pub system: u64,
-    pub segment_size: u64,
-}
-
-impl Header {
-    /// Read it from a segment's first bytes; `None` when that is no segment.
-    pub fn read(bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..LONG_HEADER_SIZE)?;
-        let u16_at = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-        let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        let segment_size = u64::from(u32::from_ne_bytes(bytes.get(32..36)?.try_into().ok()?));
-        let sound = u16_at(2)? & XLP_LONG_HEADER != 0 && segment_size.is_power_of_two() && segment_size >= 1 << 20;
-        sound.then_some(Self { address: u64_at(8)?, system: u64_at(24)?, segment_size })
-    }
-}
-
 fn name_of(source: &Path) -> anyhow::Result<Name> {
     Ok(source.file_name().unwrap_or_default().to_string_lossy().parse::<Name>()?)
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
-}
-
-/// What is under a final name cannot be read.
-struct Damaged(io::Error);
-
-/// Whether the archived file at `place` holds what is in `source`.
-fn same(place: &Path, source: &Path) -> Result<bool, Damaged> {
-    let stored = File::open(place).and_then(zstd::Decoder::new).map_err(Damaged)?;
-    let mut stored = BufReader::with_capacity(CHUNK, stored);
-    let mut source = match File::open(source) {
-        Ok(file) => BufReader::with_capacity(CHUNK, file),
-        Err(_) => return Ok(false),
-    };
-    let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
-    loop {
-        let count = fill(&mut stored, &mut left).map_err(Damaged)?;
-        let Ok(other) = fill(&mut source, &mut right) else { return Ok(false) };
-        if left[..count] != right[..other] {
-            return Ok(false);
-        }
-        if count == 0 {
-            return Ok(true);
-        }
-    }
-}
-
-/// Read until `buffer` is full or nothing is left.
-fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match reader.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 /// Rename a file, and never onto another.

@@ -11,7 +11,7 @@ pub const SYSTEM: u64 = 7_000_000_000_000_000_001;
 pub fn segment(dir: &Path, name: &str, fill: u8) -> PathBuf {
     let place = name.parse::<Name>().unwrap().segment().unwrap();
     let mut bytes = vec![fill; usize::try_from(SEGMENT_SIZE).unwrap()];
-    bytes[2..4].copy_from_slice(&XLP_LONG_HEADER.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&crate::backup::pitr::header::LONG.to_ne_bytes());
     bytes[8..16].copy_from_slice(&place.start(SEGMENT_SIZE).0.to_ne_bytes());
     bytes[24..32].copy_from_slice(&SYSTEM.to_ne_bytes());
     bytes[32..36].copy_from_slice(&u32::try_from(SEGMENT_SIZE).unwrap().to_ne_bytes());

@@ -8,8 +8,9 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::archive::{Archive, Header};
+use super::archive::Archive;
 use super::catalog::{self, Base};
+use super::header::Header;
 use super::manifest::{self, Manifest, Seen};
 use super::timeline::Lineage;
 use super::wal::{Name, Segment};
@@ -99,7 +100,7 @@ pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -
     let wanted = |name: &Name| match name {
         Name::History(_) => true,
         Name::Segment(segment) => {
-            let header = header(&pg_wal.join(segment.to_string()));
+            let header = Header::of(&pg_wal.join(segment.to_string()));
             let size = header.map_or(super::wal::SEGMENT_SIZE, |header| header.segment_size);
             let on_the_way = lineage.is_none_or(|lineage| lineage.at(*segment, size).contains(&segment.timeline));
             on_the_way && header.is_some_and(|header| is_written(*segment, header))
@@ -112,12 +113,6 @@ pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -
 /// A segment made ahead by renaming an old one begins with that one's header.
 fn is_written(segment: Segment, header: Header) -> bool {
     segment.start(header.segment_size).0 == header.address
-}
-
-fn header(segment: &Path) -> Option<Header> {
-    let mut bytes = [0; 64];
-    File::open(segment).ok()?.read_exact(&mut bytes).ok()?;
-    Header::read(&bytes)
 }
 
 /// Copy these from one `pg_wal` to another.

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! wal          names and positions, pure
+//! header       what a segment says of itself
+//! compare      whether an archived file holds what another does
 //! archive      the directory: push, fetch; whole or absent, never half
 //! ahead        what one archive_command does, and what it does ahead of the next
 //! notes        what is known of the archiving, in files beside the WAL
 //! command      the command lines that PostgreSQL runs
+//! backlog      whether archiving keeps up, and what follows when it does not
 //! start        what a start of the server needs
 //! manifest     PostgreSQL's own list of a backup's files, and whether they are these
 //! catalog      the base backups that there are
@@ -24,9 +27,12 @@
 
 pub mod ahead;
 pub mod archive;
+pub mod backlog;
 pub mod base;
 pub mod catalog;
 pub mod command;
+mod compare;
+pub mod header;
 pub mod layout;
 pub mod manifest;
 pub mod notes;

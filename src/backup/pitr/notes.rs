@@ -74,6 +74,10 @@ impl Notes {
         Self::new(segment.parent().unwrap_or(Path::new(".")))
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let temporary = self.dir.join(format!("{name}.new"));
         fs::write(&temporary, text)?;
