@@ -4,11 +4,15 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 
 use ::tandem::backup::pitr::archive::{Archive, Pushed};
 use ::tandem::backup::pitr::wal::{Name, Segment};
+use ::tandem::process::identity;
 use common::project::Project;
+use common::server::binaries;
 use common::tandem::{self, Tandem, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -168,11 +172,17 @@ fn a_restore_ends_at_a_position_or_with_the_last_that_a_crash_left() {
     assert_eq!(rows(&project), "1");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 
+    // In the segment that it had begun, the timeline that was left goes on to what was written last.
+    succeed(&project, &["restore", "--to-end", "--timeline", "1", "--yes"]);
+    tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+
     // The whole data directory may be gone.
     std::fs::remove_dir_all(project.data()).unwrap();
     succeed(&project, &["restore", "--to-end", "--yes"]);
     tandem = Tandem::up(&project);
-    assert_eq!(rows(&project), "1");
+    assert_eq!(rows(&project), "1,2");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
@@ -368,4 +378,64 @@ fn what_cannot_be_read_from_the_archive_stops_a_recovery_and_what_is_not_there_d
     std::fs::write(archive.path("00000002.history".parse().unwrap()), "torn").unwrap();
     let code = run(&["fetch", "00000002.history", "to"]);
     assert!(code > 125, "PostgreSQL goes on after {code}");
+}
+
+#[test]
+fn a_program_that_the_servers_user_cannot_reach_archives_all_the_same() {
+    if !identity::is_root() {
+        return eprintln!("skipped: only root runs the server as somebody else");
+    }
+    let closed = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let program = closed.path().join("tandem");
+    let built = env!("CARGO_BIN_EXE_tandem");
+    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).unwrap();
+    let project = project("");
+    let command = tandem::command_as(program.to_str().unwrap(), project.dir());
+    let mut tandem = Tandem::start_as(&project, command);
+    tandem.wait_ready();
+    switch(&project, 1);
+    wait_for("an archived segment", || pitr(&tandem)["last_archived"].is_string());
+    assert!(project.state().join("run/tandem-wal").exists());
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
+fn an_ordinary_user_does_it_all_too() {
+    let Some(user) = identity::lookup("nobody").filter(|_| identity::is_root()) else {
+        return eprintln!("skipped: without root, all other tests are this one");
+    };
+    let binaries = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(binaries());
+    // The tests' own environment may lie where only root gets.
+    let lines =
+        format!("python.managed = false\nworkers.watchdog = 'never'\npostgres.source = '{}'", binaries.display());
+    let project = project(&lines).without("python.venv").without("python.requirements");
+    let worker = "import os, signal, socket; to = os.environ['NOTIFY_SOCKET']; \
+                  to = chr(0) + to[1:] if to[0] == '@' else to; \
+                  socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', to); signal.pause()";
+    project.configure(&format!("python.venv = 'venv'\nworkers.command = {:?}", ["python3", "-c", worker]));
+    std::fs::create_dir_all(project.dir().join("venv/bin")).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/python3", project.dir().join("venv/bin/python")).unwrap();
+    std::os::unix::fs::chown(project.dir(), Some(user.uid), Some(user.gid)).unwrap();
+    let command = || {
+        let mut command = tandem::command(&project);
+        command.uid(user.uid).gid(user.gid).env("HOME", project.dir());
+        command
+    };
+    let run = |args: &[&str]| {
+        let output = command().args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut tandem = Tandem::start_as(&project, command());
+    tandem.wait_ready();
+    run(&["psql", "-c", "CREATE TABLE t (n integer)"]);
+    run(&["backup", "base"]);
+    run(&["psql", "-c", "INSERT INTO t VALUES (1)"]);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    run(&["restore", "--to-end", "--yes"]);
+    let mut tandem = Tandem::start_as(&project, command());
+    tandem.wait_ready();
+    assert_eq!(run(&["psql", "-XAtqc", "TABLE t"]).trim(), "1");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }

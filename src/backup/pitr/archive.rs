@@ -245,12 +245,18 @@ impl Archive {
         self.commit(self.stage(source)?)
     }
 
-    /// Bring `name` back to `to`; `false` when it is not in the archive.
+    /// Bring `name` back to `to`; `false` when it is not in the archive. Of the segment in which a timeline was left there
+    /// is only a part, which serves who follows that timeline to its end.
     ///
     /// # Errors
     /// It is damaged, or `to` cannot be written.
     pub fn fetch(&self, name: Name, to: &Path) -> anyhow::Result<bool> {
-        let place = self.path(name);
+        let place = match name {
+            Name::Segment(segment) if !self.has(name) && self.has(Name::Partial(segment)) => {
+                self.path(Name::Partial(segment))
+            }
+            _ => self.path(name),
+        };
         let file = match File::open(&place) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.wal().is_dir() => return Ok(false),

@@ -60,6 +60,11 @@ fn what_comes_back_is_what_went_in_and_what_is_missing_is_said_to_be() {
     assert!(fs::read(&to).unwrap() == fs::read(&source).unwrap());
     assert!(archive.fetch("00000002.history".parse().unwrap(), &to).unwrap());
     assert_eq!(fs::read(&to).unwrap(), fs::read(&history).unwrap());
+    let partial = segment(temp.path(), "000000010000000000000002.partial", 3);
+    archive.push(&partial).unwrap();
+    assert!(archive.fetch("000000010000000000000002".parse().unwrap(), &to).unwrap(), "a part is better than nothing");
+    assert!(fs::read(&to).unwrap() == fs::read(&partial).unwrap());
+    archive.remove(&["000000010000000000000002.partial".parse().unwrap()]).unwrap();
     assert!(!archive.fetch("00000003.history".parse().unwrap(), &to).unwrap());
     let mut names: Vec<_> = archive.names().iter().map(Name::to_string).collect();
     names.sort();

@@ -13,17 +13,18 @@ use super::archive::Archive;
 use super::catalog::{self, Base};
 use super::notes::Notes;
 use super::recovery::{self, Recovered, Recovery};
-use super::swap::Staging;
+use super::swap::{self, Staging};
 use super::target::{Target, choose};
 use super::timeline::{Lineage, Reach, reach};
 use super::wal::{Name, Segment};
-use super::{ahead, command, layout};
+use super::{command, layout};
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
 use crate::postgres::binaries::Installation;
 use crate::postgres::data::{Found, inspect};
 use crate::postgres::free_bytes;
 use crate::postgres::home::{Home, make_dir};
+use crate::postgres::stale;
 
 /// Room beside the data itself, for the WAL that is replayed at one time, in bytes.
 const ROOM: u64 = 256 << 20;
@@ -85,7 +86,7 @@ fn archive_rest(archive: &Archive, pg_wal: &Path) {
         return;
     }
     for name in notes.ready() {
-        if let Err(error) = ahead::push(archive, &pg_wal.join(&name)) {
+        if let Err(error) = archive.push(&pg_wal.join(&name)) {
             tracing::warn!("archive {name}, which the server left: {error:#}");
             return;
         }
@@ -112,8 +113,12 @@ fn lineage(wish: &Wish<'_>, pg_wal: &Path) -> anyhow::Result<Lineage> {
 /// Refuse what is known not to be reached. How far the WAL goes in time only recovery itself finds out.
 fn check_reach(wish: &Wish<'_>, base: &Base, lineage: &Lineage, pg_wal: &Path) -> anyhow::Result<()> {
     let there = wish.archive.names().into_iter().chain(layout::unarchived(wish.archive, pg_wal, Some(lineage)));
-    let there = there.filter_map(|name| if let Name::Segment(segment) = name { Some(segment) } else { None });
-    let there: Vec<Segment> = there.collect();
+    let there: Vec<Segment> = there
+        .filter_map(|name| match name {
+            Name::Segment(segment) | Name::Partial(segment) => Some(segment),
+            Name::Backup(..) | Name::History(_) => None,
+        })
+        .collect();
     let size = base.segment_size;
     let Reach { missing, gap } = reach(base.start_segment(), lineage, &there, size);
     let end = missing.start(size);
@@ -142,6 +147,11 @@ pub async fn restore_cluster(wish: &Wish<'_>, way: &Way, installation: &Installa
         let needed = (way.base.size + ROOM) >> 20;
         let text = format!("a restore beside the old data needs {needed} MB of free disk in {}", home.state.display());
         return Err(Failure::new(Code::CannotCreate, text).into());
+    }
+    for left in swap::leftovers(&home.data) {
+        tracing::info!("removing {}, which an interrupted restore left behind", left.display());
+        stale::end_orphaned_backends(&left).await?;
+        let _ = fs::remove_dir_all(&left);
     }
     let staging = Staging::begin(&home.data, |place| make_dir(place, 0o700, home.server.as_ref()))?;
     let data = staging.path().to_owned();

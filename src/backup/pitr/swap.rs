@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
@@ -12,6 +12,8 @@ use crate::postgres::sync_dir;
 
 /// In a directory that is not finished; whatever has it may be removed.
 const MARKER: &str = "tandem.restoring";
+/// How long a directory is tried to be removed.
+const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 const PREFIX: &str = ".restoring-";
 
 /// A data directory in the making beside the old one. Dropped before it is put in place, it is removed.
@@ -20,26 +22,34 @@ pub struct Staging(PathBuf);
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if self.0.join(MARKER).exists() {
-            let _ = fs::remove_dir_all(&self.0);
+        if !self.0.join(MARKER).exists() {
+            return;
+        }
+        let begun = Instant::now();
+        // A server that was told to end a moment ago may still make files in it.
+        while fs::remove_dir_all(&self.0).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+            if begun.elapsed() > REMOVE_LIMIT {
+                let _ = fs::write(self.0.join(MARKER), "");
+                return tracing::warn!("{} could not be removed; the next restore tries again", self.0.display());
+            }
         }
     }
 }
 
+/// What killed restores have left beside `data`; whatever works in them is none of a cluster's.
+pub fn leftovers(data: &Path) -> Vec<PathBuf> {
+    let entries = data.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    ours.map(|entry| entry.path()).filter(|path| path.join(MARKER).exists()).collect()
+}
+
 impl Staging {
-    /// Sweep away what killed restores have left beside `data`, and take a new place, which `make` makes.
+    /// Take a new place beside `data`, which `make` makes.
     ///
     /// # Errors
     /// It cannot be made.
     pub fn begin(data: &Path, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let parent = data.parent().context("the data directory has no parent")?;
-        for path in fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()) {
-            let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
-            if ours && path.join(MARKER).exists() {
-                tracing::info!("removing {}, which an interrupted restore left behind", path.display());
-                let _ = fs::remove_dir_all(&path);
-            }
-        }
         let place = parent.join(format!("{PREFIX}{}-{}", stamp(SystemTime::now()), std::process::id()));
         make(&place)?;
         fs::write(place.join(MARKER), "").with_context(|| format!("write into {}", place.display()))?;
@@ -152,7 +162,6 @@ mod tests {
         fs::create_dir(&old).unwrap();
         fs::write(unfinished.join(MARKER), "").unwrap();
         fs::write(old.join("PG_VERSION"), "16").unwrap();
-        drop(Staging::begin(&data, make).unwrap());
-        assert!(!unfinished.exists() && old.exists());
+        assert_eq!(leftovers(&data), [unfinished]);
     }
 }
