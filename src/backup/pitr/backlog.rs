@@ -128,7 +128,22 @@ impl Watch {
             condition = judge(condition.sample, &self.settings, self.since, now);
         }
         self.say(&condition);
+        self.drop_waiting(&condition.sample, now);
         condition
+    }
+
+    /// Given up, pushes drop what they get. Where none comes to that, because the command hangs or cannot be started,
+    /// it is dropped here.
+    fn drop_waiting(&self, sample: &Sample, now: SystemTime) {
+        let waits = |since: SystemTime| now.duration_since(since).is_ok_and(|since| since > STALL);
+        let stuck = sample.oldest.is_some_and(waits) && self.notes.given_up_since().is_some_and(waits);
+        if sample.given_up.is_none() || !stuck {
+            return;
+        }
+        match self.notes.drop_ready() {
+            Ok(count) => tracing::warn!("the archive_command does not run: {count} files of WAL were dropped"),
+            Err(error) => tracing::error!("drop what waits for the archive: {error}"),
+        }
     }
 
     /// Say it once, and not for every number in it.
@@ -243,6 +258,11 @@ mod tests {
             assert_eq!(condition.sample.given_up.is_some(), gives_up);
             assert_eq!(Notes::new(temp.path()).given_up().is_some(), gives_up);
             assert!(condition.trouble.unwrap().contains("64 MB of WAL wait"));
+            // Nobody takes it away: the command hangs.
+            watch.look(SystemTime::now() + STALL * 2);
+            let waits = Sample::take(&Notes::new(temp.path())).ready;
+            assert_eq!(waits, if gives_up { 0 } else { 4 });
+            assert_eq!(temp.path().join("archive_status/000000010000000000000004.done").exists(), gives_up);
             if gives_up {
                 fs::remove_dir_all(temp.path().join("archive_status")).unwrap();
                 let later = watch.look(SystemTime::now());

@@ -140,6 +140,27 @@ impl Notes {
         sync_dir(&self.dir)
     }
 
+    /// Since when it is given up.
+    pub fn given_up_since(&self) -> Option<SystemTime> {
+        fs::metadata(self.dir.join(GIVEN_UP)).ok()?.modified().ok()
+    }
+
+    /// Let PostgreSQL take what waits for archived, in its own way; what is dropped.
+    ///
+    /// # Errors
+    /// A name cannot be changed.
+    pub fn drop_ready(&self) -> io::Result<usize> {
+        let (ready, status) = (self.ready(), self.dir.join("archive_status"));
+        for name in &ready {
+            match fs::rename(status.join(format!("{name}.ready")), status.join(format!("{name}.done"))) {
+                // The archiver was quicker.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(ready.len())
+    }
+
     /// Begin again.
     ///
     /// # Errors
