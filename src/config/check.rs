@@ -282,8 +282,7 @@ impl Checker<'_> {
             return;
         }
         if self.settings.postgres.mode == PostgresMode::Attach {
-            let help = "leave it out: whoever runs that server archives its WAL";
-            self.wrong("backup.pitr.enabled", "the server is not Tandem's own", Some(help));
+            self.notices.push("[backup.pitr] has no effect: the server is not Tandem's own".into());
         }
         if pitr.archive_timeout.subsec_nanos() != 0 || pitr.archive_timeout > ARCHIVE_TIMEOUT_MAX {
             self.wrong(

@@ -35,3 +35,11 @@ fn what_archiving_needs_is_nobody_elses_to_set() {
     let refused = with("[backup]\npitr = true\n");
     assert!(refused.contains("`backup.pitr` is a section"), "{refused}");
 }
+
+#[test]
+fn where_the_server_is_somebody_elses_its_wal_is_too() {
+    let loaded = project(&[("tandem.toml", &format!("{APP}\n[backup.pitr]\nenabled = true\n"))])
+        .environment(&[("DATABASE_URL", "postgresql://user:secret@db.example.org/shop")])
+        .loaded();
+    assert!(loaded.notices.iter().any(|notice| notice.contains("[backup.pitr] has no effect")), "{:?}", loaded.notices);
+}
