@@ -172,11 +172,37 @@ signal.")]
         #[command(subcommand)]
         command: Database,
     },
+    /// What PostgreSQL runs to archive its WAL, and to get it back
+    #[command(hide = true)]
+    Wal {
+        #[command(subcommand)]
+        command: Wal,
+    },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
     Completions {
         #[arg(value_enum)]
         shell: Shell,
+    },
+}
+
+/// Run once a segment, without a configuration: all they need is in their arguments.
+#[derive(Debug, Subcommand)]
+pub enum Wal {
+    /// Archive a file (archive_command)
+    Push {
+        #[arg(long, value_name = "DIR")]
+        archive: PathBuf,
+        /// Where PostgreSQL has it
+        path: PathBuf,
+    },
+    /// Bring a file back (restore_command)
+    Fetch {
+        #[arg(long, value_name = "DIR")]
+        archive: PathBuf,
+        name: String,
+        /// Where PostgreSQL wants it
+        path: PathBuf,
     },
 }
 
@@ -238,6 +264,16 @@ pub enum Backup {
         #[arg(long)]
         json: bool,
     },
+    /// Make a base backup of the running server, for recovery to any moment
+    Base {
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the base backups
+    Bases {
+        #[arg(long)]
+        json: bool,
+    },
     /// List the backups, and what is known of each
     List {
         /// The copies in this place, such as s3://bucket/prefix
@@ -269,8 +305,20 @@ pub struct BackupCreate {
 pub struct RestoreArgs {
     /// The backup: `latest`, a name as `tandem backup list` shows it, a path, or an address such as
     /// s3://bucket/prefix/latest
-    #[arg(required_unless_present_any = ["undo", "drop_kept"])]
+    #[arg(required_unless_present_any = ["undo", "drop_kept", "at", "to_lsn", "to_end"])]
     pub source: Option<String>,
+    /// Bring the stopped server back to what was committed by then, such as '2026-01-02 15:04:05+00'
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["source", "undo", "drop_kept", "to_lsn", "to_end"])]
+    pub at: Option<String>,
+    /// The same, up to a position in the WAL, such as 1/A0B3C8D0
+    #[arg(long, value_name = "LSN", conflicts_with_all = ["source", "undo", "drop_kept", "to_end"])]
+    pub to_lsn: Option<String>,
+    /// The same, up to all that there is
+    #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept"])]
+    pub to_end: bool,
+    /// The timeline to follow then [default: the newest]
+    #[arg(long, value_name = "N", conflicts_with = "source")]
+    pub timeline: Option<u32>,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use tandem::cli::Cli;
+use tandem::cli::{Cli, Command};
 use tandem::exit::{Code, code_of};
 use tandem::{commands, signals, telemetry};
 
@@ -19,6 +19,10 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Code::Usage } else { Code::Stopped } as u8);
         }
     };
+    if let Command::Wal { command } = cli.command {
+        // Once a segment: what it does not need, it does not wait for.
+        return ExitCode::from(commands::wal(&command));
+    }
     // Before the runtime, whose threads take over what is blocked.
     signals::block();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -9,6 +9,7 @@
 //! copies ─> store            off the machine, checked after they went; sealed if asked for
 //! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention · room     the directory of backups, which of them may go, whether one more fits (pure)
+//! pitr                   recovery to any moment: the WAL archive, base backups, retention, backlog, restore
 //! scheduled              what the schedule does in one go, and the record of it; webhook: who is told of a failure
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod import;
 pub mod load;
 pub mod manifest;
 pub mod name;
+pub mod pitr;
 pub mod reach;
 pub mod repair;
 pub mod restore;

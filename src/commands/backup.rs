@@ -14,9 +14,9 @@ use crate::backup::retention::{Fate, Rules};
 use crate::backup::scheduled;
 use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
-use crate::commands::open;
 use crate::commands::running::say;
 use crate::commands::table::{plain, size};
+use crate::commands::{backup_base, open};
 use crate::exit::Code;
 use crate::postgres::home::Home;
 
@@ -31,6 +31,8 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         Some(Backup::Scheduled) => scheduled(common).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
         Some(Backup::Import { file, database, json }) => import(common, &file, database.as_deref(), json).await,
+        Some(Backup::Base { json }) => backup_base::make(common, json).await,
+        Some(Backup::Bases { json }) => backup_base::list(common, json),
         Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json).await,
         Some(Backup::List { from, json }) => list(common, from.as_deref(), json).await,
     }

@@ -1,6 +1,7 @@
 //! One file a subcommand: turn flags into one call, turn the result into words. No logic.
 
 mod backup;
+mod backup_base;
 mod check;
 mod connect;
 mod database;
@@ -12,6 +13,7 @@ mod open;
 mod reload;
 mod restart;
 mod restore;
+mod restore_point;
 mod running;
 mod scale;
 mod status;
@@ -19,11 +21,14 @@ mod stop;
 mod table;
 mod test;
 mod up;
+mod wal;
 
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Code;
+
+pub use wal::run as wal;
 
 /// Run what was typed; the process's exit code.
 ///
@@ -48,6 +53,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Stop => stop::run(&common).await,
         Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
         Command::Install { json } => install::run(&common, json).await,
+        Command::Wal { command } => return Ok(wal(&command)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut std::io::stdout());
             Ok(Code::Stopped)

@@ -11,6 +11,7 @@ use crate::backup::manifest::Manifest;
 use crate::backup::restore::{self, Restored, Restoring};
 use crate::cli::{Common, RestoreArgs};
 use crate::commands::open::{self, Database};
+use crate::commands::restore_point;
 use crate::commands::running::say;
 use crate::control::{Order, client};
 use crate::exit::{Code, Failure};
@@ -25,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// # Errors
 /// What failed; the database is as it was then.
 pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
+    if args.at.is_some() || args.to_lsn.is_some() || args.to_end {
+        return restore_point::run(common, &args).await;
+    }
     open::with_database(common, Vec::new(), "tandem restore", async move |at| match &args.source {
         Some(source) => replace(&at, source, &args).await,
         None if args.undo => undo(&at, &args).await,

@@ -38,6 +38,13 @@ const PROTECTED: &[(&str, &str)] = &[
     ("password_encryption", "Tandem's pg_hba.conf asks for SCRAM"),
 ];
 
+/// Settings of PostgreSQL that archiving needs as they are.
+const ARCHIVING: [&str; 6] =
+    ["archive_mode", "archive_command", "archive_library", "archive_timeout", "wal_level", "max_wal_senders"];
+
+/// PostgreSQL would take more, but a change that waits for weeks is not archived.
+const ARCHIVE_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs(12 * 24 * 3600);
+
 /// Look for what cannot work.
 pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mut Problems, notices: &mut Vec<String>) {
     let mut checker = Checker { settings, values, problems, notices };
@@ -52,6 +59,7 @@ pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mu
     checker.postgres_settings();
     checker.worker_environment();
     checker.backup();
+    checker.archiving();
     checker.budget();
     checker.notices.extend(settings.stop_ladder().notice());
 }
@@ -293,6 +301,32 @@ impl Checker<'_> {
         }
         if let Err(error) = schedule::zone(&backup.time_zone) {
             self.wrong("backup.time_zone", &error.to_string(), Some("such as \"Europe/Berlin\", \"UTC\" or \"local\""));
+        }
+    }
+
+    /// What cannot be beside `backup.pitr.enabled`.
+    fn archiving(&mut self) {
+        let pitr = &self.settings.backup.pitr;
+        if !pitr.enabled {
+            return;
+        }
+        if self.settings.postgres.mode == PostgresMode::Attach {
+            self.notices.push("[backup.pitr] has no effect: the server is not Tandem's own".into());
+        }
+        if pitr.archive_timeout.subsec_nanos() != 0 || pitr.archive_timeout > ARCHIVE_TIMEOUT_MAX {
+            self.wrong(
+                "backup.pitr.archive_timeout",
+                "must be whole seconds, at most 12 days: PostgreSQL reads it",
+                None,
+            );
+        }
+        for (name, entry) in self.values.entries("postgres.settings") {
+            let bare = name.to_lowercase();
+            if ARCHIVING.contains(&bare.as_str()) {
+                let help = "leave it out, or set backup.pitr.enabled = false".to_owned();
+                let message = format!("PostgreSQL's {bare} follows from [backup.pitr]");
+                self.problems.add(&entry.origin, message, Some(help));
+            }
         }
     }
 

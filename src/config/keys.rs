@@ -1,5 +1,7 @@
-//! Every key there is: name, kind, default, meaning. The single source for the unknown-key check, for suggestions, for
-//! the environment's names, for defaults and for `tandem check`. Holds no logic beyond looking itself up.
+//! What a key is, and how one is looked up: for the unknown-key check, for suggestions, for the environment's names, for
+//! defaults and for `tandem check`.
+
+pub use super::every_key::{GUIDE_NAMES, INJECTED_NAMES, KEYS, PROCESS_KEYS};
 
 /// What a key's value may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +64,6 @@ pub enum Effect {
     Restart,
 }
 
-use Effect::{Live, Restart, Roll};
-
 /// One key of the configuration.
 #[derive(Debug)]
 pub struct Key {
@@ -75,325 +75,6 @@ pub struct Key {
     /// What it means, in one line.
     pub doc: &'static str,
 }
-
-const fn key(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default: Default::Value(default), effect, doc }
-}
-
-const fn open(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default: Default::Words(default), effect, doc }
-}
-
-/// All keys, in the order in which they are shown.
-pub const KEYS: &[Key] = &[
-    open(Restart, "name", Kind::Text, "the project directory's name", "Name of the deployment"),
-    open(Restart, "state_dir", Kind::Path, ".tandem in the project directory", "Where Tandem keeps what it makes"),
-    open(
-        Restart,
-        "cache_dir",
-        Kind::Path,
-        "the user's cache directory",
-        "Downloads and PostgreSQL, shared between projects",
-    ),
-    key(Restart, "postgres.mode", Kind::Choice(&["auto", "managed", "attach"]), r#""auto""#, "Whose PostgreSQL it is"),
-    open(Restart, "postgres.url", Kind::Url, "none", "The server to attach to; DATABASE_URL"),
-    key(
-        Restart,
-        "postgres.source",
-        Kind::ChoiceOrPath(&["auto", "system", "package", "theseus"]),
-        r#""auto""#,
-        "Where PostgreSQL's binaries come from",
-    ),
-    open(Restart, "postgres.source_sha256", Kind::Text, "none", "Checksum of the archive that postgres.source names"),
-    key(Restart, "postgres.listen", Kind::Ip, r#""127.0.0.1""#, "Address the server listens on"),
-    key(Restart, "postgres.port", Kind::Port, "5432", "Port the server listens on"),
-    key(Restart, "postgres.user", Kind::Text, r#""app""#, "Role of the application, owner of the database"),
-    open(
-        Restart,
-        "postgres.password",
-        Kind::Secret,
-        "made by Tandem, kept in the state directory",
-        "Password of that role",
-    ),
-    open(Restart, "postgres.password_file", Kind::Path, "none", "File that holds the password"),
-    key(Restart, "postgres.database", Kind::Text, r#""app""#, "Database of the application"),
-    open(
-        Restart,
-        "postgres.run_as",
-        Kind::Text,
-        "as root: postgres, else nobody",
-        "User the server runs as, when root",
-    ),
-    key(Restart, "postgres.max_connections", Kind::Count(4), "100", "Connections the server accepts"),
-    key(
-        Restart,
-        "postgres.reserved_connections",
-        Kind::Count(0),
-        "10",
-        "Kept back for people, backups and Tandem itself",
-    ),
-    open(
-        Restart,
-        "postgres.shared_buffers",
-        Kind::Size,
-        "a quarter of the memory, at most 1 GB",
-        "PostgreSQL's own page cache",
-    ),
-    open(Restart, "postgres.settings", Kind::Table, "none", "PostgreSQL's own settings, by their own names"),
-    key(Restart, "postgres.ready_limit", Kind::Duration, r#""30m""#, "Longest time from spawn to the first answer"),
-    key(Restart, "postgres.probe_interval", Kind::Duration, r#""1s""#, "Time between two health samples"),
-    key(
-        Restart,
-        "postgres.probe_deadline",
-        Kind::Duration,
-        r#""2s""#,
-        "Longest time for one probe, then the server hangs",
-    ),
-    key(
-        Restart,
-        "postgres.hang_limit",
-        Kind::DurationOrNever,
-        r#""60s""#,
-        "Longest hang before the server is restarted",
-    ),
-    key(
-        Restart,
-        "migrations.run",
-        Kind::ChoiceOrCommand(&["seaorm", "none"]),
-        r#""seaorm""#,
-        "What brings the schema to where the application needs it",
-    ),
-    key(Restart, "migrations.lock_limit", Kind::Duration, r#""60s""#, "Longest wait for another migrator"),
-    key(Restart, "migrations.limit", Kind::Duration, r#""10m""#, "Longest time for the migrations in all"),
-    key(Restart, "python.interpreter", Kind::Program, r#""python3""#, "The interpreter that makes the environment"),
-    open(Restart, "python.requirements", Kind::Path, "none", "What to install into the environment"),
-    open(Restart, "python.venv", Kind::Path, "venv in the state directory", "The virtual environment"),
-    key(
-        Restart,
-        "python.managed",
-        Kind::Boolean,
-        "true",
-        "Tandem makes and updates the environment; false: it is used as it is",
-    ),
-    key(
-        Restart,
-        "python.installer",
-        Kind::Choice(&["auto", "uv", "pip"]),
-        r#""auto""#,
-        "What installs the requirements",
-    ),
-    key(Restart, "python.limit", Kind::Duration, r#""10m""#, "Longest time for making the environment"),
-    open(Roll, "workers.app", Kind::Text, "none: it must be given", "The ASGI application, module:attribute"),
-    key(Roll, "workers.app_dir", Kind::Path, r#"".""#, "Directory that imports start from"),
-    key(Live, "workers.count", Kind::Count(1), "4", "How many workers"),
-    key(Restart, "workers.listen", Kind::Address, r#""127.0.0.1:8000""#, "Address the application is served on"),
-    key(Restart, "workers.backlog", Kind::Count(1), "2048", "Length of the listening queue"),
-    key(Roll, "workers.url_scheme", Kind::Text, r#""postgresql+psycopg2""#, "Scheme of the workers' DATABASE_URL"),
-    open(Roll, "workers.env", Kind::SecretTable, "what .env holds", "More environment for the workers"),
-    key(
-        Roll,
-        "workers.preimport",
-        Kind::List,
-        r#"["uvicorn", "fastapi", "sqlalchemy", "psycopg2"]"#,
-        "Modules imported while PostgreSQL starts",
-    ),
-    key(Roll, "workers.access_log", Kind::Boolean, "false", "One line of log per request"),
-    key(Roll, "workers.event_loop", Kind::Choice(&["auto", "asyncio", "uvloop"]), r#""auto""#, "Uvicorn's event loop"),
-    open(
-        Roll,
-        "workers.run_as",
-        Kind::Text,
-        "as root: www-data or nobody, where they can",
-        "User workers run as, when root",
-    ),
-    key(Live, "workers.ready_limit", Kind::Duration, r#""60s""#, "Longest time from release to ready"),
-    key(Roll, "workers.watchdog", Kind::DurationOrNever, r#""15s""#, "Longest silence of a worker's event loop"),
-    key(
-        Live,
-        "workers.restart_intensity",
-        Kind::Count(1),
-        "5",
-        "Restarts of a slot within the period before it gives up",
-    ),
-    key(Live, "workers.restart_period", Kind::Duration, r#""60s""#, "The period of restart_intensity"),
-    key(Live, "workers.backoff_first", Kind::Duration, r#""100ms""#, "Wait before the second restart in a row"),
-    key(Live, "workers.backoff_max", Kind::Duration, r#""10s""#, "Longest wait before a restart"),
-    key(Live, "workers.surge", Kind::Count(1), "1", "Replacements beside the old workers at once, during a roll"),
-    key(Roll, "workers.drain", Kind::Duration, r#""30s""#, "Longest time for a replaced worker's connections"),
-    key(Live, "workers.max_requests", Kind::Count(0), "0", "Requests after which a worker is replaced; 0: never"),
-    key(Live, "workers.max_requests_jitter", Kind::Count(0), "0", "Up to so many requests more; 0: a tenth"),
-    open(Live, "workers.max_memory", Kind::Size, "none", "Memory at which a worker is replaced"),
-    key(Live, "workers.memory_kind", Kind::Choice(&["pss", "rss"]), r#""pss""#, "What counts as a worker's memory"),
-    key(Live, "workers.max_age", Kind::DurationOrNever, r#""never""#, "Age at which a worker is replaced"),
-    key(
-        Roll,
-        "workers.preload",
-        Kind::BooleanOr(&["strict"]),
-        "false",
-        "Import the application once, and fork the workers from there",
-    ),
-    open(Roll, "workers.command", Kind::Command, "none", "Another server's command, in place of Tandem's launcher"),
-    key(
-        Roll,
-        "workers.ready",
-        Kind::ChoiceOrPath(&["notify"]),
-        r#""notify""#,
-        "How a worker says that it is ready: itself, or by answering at this path",
-    ),
-    key(
-        Roll,
-        "workers.socket",
-        Kind::Choice(&["inherited", "own"]),
-        r#""inherited""#,
-        "Whose the listening socket of workers.command is",
-    ),
-    key(Restart, "workers.reload_include", Kind::List, r#"["*.py"]"#, "Files that `tandem up --reload` watches"),
-    key(Roll, "pool.size", Kind::Count(1), "5", "Connections that each worker's pool keeps"),
-    key(Roll, "pool.overflow", Kind::Count(0), "10", "Connections that it may open beyond those"),
-    key(Roll, "pool.recycle", Kind::Duration, r#""1h""#, "Age at which a connection is replaced"),
-    key(Roll, "pool.timeout", Kind::Duration, r#""30s""#, "Longest wait for a free connection"),
-    key(
-        Restart,
-        "health.listen",
-        Kind::Address,
-        r#""127.0.0.1:8001""#,
-        "Address of /health, /ready, /live and /metrics",
-    ),
-    key(Live, "health.workers_min", Kind::Count(1), "1", "Ready workers that /ready asks for"),
-    key(Live, "stop.drain_delay", Kind::Duration, r#""0s""#, "Serving on after readiness is withdrawn"),
-    key(Roll, "stop.grace", Kind::Duration, r#""10s""#, "Longest time for requests in flight"),
-    key(Roll, "stop.idle_drain", Kind::Duration, r#""1s""#, "Longest time for idle keep-alive connections"),
-    key(Live, "stop.postgres_grace", Kind::Duration, r#""10s""#, "Longest fast shutdown before the immediate one"),
-    key(Live, "stop.platform_grace", Kind::Duration, r#""30s""#, "What the platform grants before it kills"),
-    open(Live, "hooks.after_ready", Kind::Command, "none", "What to run once the application serves"),
-    key(
-        Live,
-        "hooks.after_ready_on",
-        Kind::Choice(&["start", "replaced"]),
-        r#""start""#,
-        "Once a start, or again whenever workers were replaced",
-    ),
-    open(Live, "hooks.before_stop", Kind::Command, "none", "What to run before anything is stopped"),
-    key(Live, "hooks.limit", Kind::Duration, r#""30s""#, "Longest time for a hook"),
-    key(Live, "hooks.on_failure", Kind::Choice(&["warn", "stop"]), r#""warn""#, "What follows a hook that fails"),
-    open(Live, "backup.dir", Kind::Path, "backups in the state directory", "Where backups are kept; BACKUP_PATH"),
-    key(
-        Live,
-        "backup.format",
-        Kind::Choice(&["plain", "custom", "directory"]),
-        r#""plain""#,
-        "What a backup is: SQL, or pg_restore's formats",
-    ),
-    key(Live, "backup.compress", Kind::Choice(&["gzip", "zstd", "none"]), r#""gzip""#, "How a backup is compressed"),
-    key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
-    key(Live, "backup.destinations", Kind::List, "[]", "Where each backup is copied to: file://, s3://, gs://, az://"),
-    key(Live, "backup.encrypt_to", Kind::List, "[]", "Recipients of age (age1...) for whom copies are sealed"),
-    open(Live, "backup.identity_file", Kind::Path, "none", "File with the age identity that opens sealed copies"),
-    key(
-        Live,
-        "backup.schedule",
-        Kind::Text,
-        r#""0 2 * * *""#,
-        "When `tandem up` takes a backup, as a cron expression; \"never\"",
-    ),
-    key(Live, "backup.time_zone", Kind::Text, r#""local""#, "Zone of the schedule's hours, such as Europe/Berlin"),
-    key(Live, "backup.jitter", Kind::Duration, r#""0s""#, "Each scheduled run begins up to so much later"),
-    key(Live, "backup.catch_up", Kind::Boolean, "true", "A run that was missed is made up for after the start"),
-    open(
-        Live,
-        "backup.on_failure",
-        Kind::UrlOrCommand,
-        "none",
-        "What is called when a scheduled run fails: a command or a web address",
-    ),
-    key(
-        Live,
-        "backup.verify",
-        Kind::Choice(&["weekly", "always", "never"]),
-        r#""weekly""#,
-        "Which backups are proven by a restore",
-    ),
-    key(
-        Live,
-        "backup.retention_days",
-        Kind::Count(0),
-        "30",
-        "Age past which a backup may go; 0: never; BACKUP_RETENTION_DAYS",
-    ),
-    key(Live, "backup.retention_count", Kind::Count(0), "0", "Backups past which the oldest may go; 0: any number"),
-    key(Live, "backup.keep_daily", Kind::Count(0), "0", "Days whose last backup stays, whatever its age"),
-    key(Live, "backup.keep_weekly", Kind::Count(0), "0", "Weeks whose last backup stays"),
-    key(Live, "backup.keep_monthly", Kind::Count(0), "0", "Months whose last backup stays"),
-    key(Live, "backup.keep_yearly", Kind::Count(0), "0", "Years whose last backup stays"),
-    open(
-        Restart,
-        "restore.if_empty",
-        Kind::Text,
-        "none",
-        "What `tandem up` restores into an empty database: \"latest\", a name, a path or an address",
-    ),
-    key(Live, "disk.warn_free", Kind::Room, r#""10%""#, "Free room below which health degrades"),
-    key(Live, "disk.stop_free", Kind::Room, r#""2%""#, "Free room that a backup must leave, or it is refused"),
-    key(Restart, "test.seed", Kind::List, "[]", "SQL files and Python callables that fill the tests' database"),
-    open(
-        Restart,
-        "test.inputs",
-        Kind::List,
-        "what looks like migrations",
-        "Globs of the files that the migrations consist of",
-    ),
-    open(
-        Restart,
-        "test.url_scheme",
-        Kind::Text,
-        "workers.url_scheme, if written, else postgresql",
-        "Scheme of the tests' DATABASE_URL",
-    ),
-    key(Restart, "test.max_connections", Kind::Count(10), "100", "Connections that the tests' server accepts"),
-    open(Restart, "test.settings", Kind::Table, "none", "Settings of the tests' server, beside postgres.settings"),
-    key(Restart, "test.pool", Kind::Count(1), "16", "Databases made ahead"),
-    key(Restart, "test.keep_failed", Kind::Count(0), "5", "Databases of failed tests that are kept"),
-    key(
-        Restart,
-        "test.dir",
-        Kind::ChoiceOrPath(&["auto"]),
-        r#""auto""#,
-        "Where the tests' server lives: memory if there is room, or a directory",
-    ),
-    key(Restart, "test.spare", Kind::Boolean, "true", "A data directory for the next run is made ready by this one"),
-    key(Restart, "log.format", Kind::Choice(&["auto", "text", "json"]), r#""auto""#, "How output looks"),
-    key(Restart, "log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),
-    key(Restart, "log.ring", Kind::Size, r#""1MB""#, "Log kept in memory for `tandem logs`"),
-];
-
-/// The keys of one `[[process]]`. Only the file has them: a list of tables has no names that the environment could say.
-pub const PROCESS_KEYS: &[Key] = &[
-    open(Restart, "process.name", Kind::Text, "none: it must be given", "What the process is called"),
-    open(Restart, "process.command", Kind::Command, "none: it must be given", "The program and its arguments"),
-    key(Restart, "process.dir", Kind::Path, r#"".""#, "Its working directory"),
-    open(Restart, "process.env", Kind::SecretTable, "none", "More environment, beside what workers get"),
-    key(Restart, "process.stop_grace", Kind::Duration, r#""10s""#, "Longest time from SIGTERM to SIGKILL"),
-];
-
-/// The names that FFE's guide and the postgres image use, and the keys that they set.
-pub const GUIDE_NAMES: &[(&str, &str)] = &[
-    ("DATABASE_URL", "postgres.url"),
-    ("POSTGRES_USER", "postgres.user"),
-    ("POSTGRES_PASSWORD", "postgres.password"),
-    ("POSTGRES_PASSWORD_FILE", "postgres.password_file"),
-    ("POSTGRES_DB", "postgres.database"),
-    ("POSTGRES_PORT", "postgres.port"),
-    ("DB_POOL_SIZE", "pool.size"),
-    ("DB_POOL_OVERFLOW", "pool.overflow"),
-    ("DB_POOL_RECYCLE", "pool.recycle"),
-    ("DB_POOL_TIMEOUT", "pool.timeout"),
-    ("BACKUP_PATH", "backup.dir"),
-    ("BACKUP_RETENTION_DAYS", "backup.retention_days"),
-];
-
-/// What workers get from Tandem itself, so that nobody else may say it.
-pub const INJECTED_NAMES: &[&str] =
-    &["DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGAPPNAME"];
 
 /// The key called `name`.
 pub fn find(name: &str) -> Option<&'static Key> {
@@ -408,14 +89,14 @@ pub fn find_table(name: &str) -> Option<(&'static Key, &str)> {
     })
 }
 
-/// Whether `name` is a section: the first part of a key.
+/// Whether `name` is a section: what stands before a dot in a key.
 pub fn is_section(name: &str) -> bool {
-    sections().contains(&name)
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// The sections, each once, in order.
 pub fn sections() -> Vec<&'static str> {
-    let mut sections: Vec<_> = KEYS.iter().filter_map(|key| Some(key.name.split_once('.')?.0)).collect();
+    let mut sections: Vec<_> = KEYS.iter().filter_map(|key| Some(key.name.rsplit_once('.')?.0)).collect();
     sections.dedup();
     sections
 }

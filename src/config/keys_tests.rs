@@ -126,7 +126,7 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
     let others: BTreeMap<_, _> =
         KEYS.iter().filter(|key| key.effect == Restart).map(|key| (key.name.split('.').next(), ())).collect();
     let sections: Vec<_> = others.into_keys().flatten().collect();
-    expect_test::expect!["cache_dir health log migrations name postgres python restore state_dir test workers"]
+    expect_test::expect!["backup cache_dir health log migrations name postgres python restore state_dir test workers"]
         .assert_eq(&sections.join(" "));
 }
 

@@ -7,8 +7,8 @@
 //!                  [[process]]  ── processes.rs ────────────────────────────┘
 //! ```
 //!
-//! `diff.rs` compares two of them, for a reload. `keys.rs` holds every key once and drives all of it. Problems are
-//! collected on the whole way and told together, before anything has a side effect.
+//! `diff.rs` compares two of them, for a reload. `every_key.rs` holds every key once, and through `keys.rs` drives all of
+//! it. Problems are collected on the whole way and told together, before anything has a side effect.
 
 mod backup;
 mod build;
@@ -17,6 +17,7 @@ mod database;
 mod diff;
 mod dotenv;
 mod environment;
+mod every_key;
 mod file;
 mod keys;
 mod layers;
@@ -32,7 +33,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Alarm, Backup, BackupFormat, Compression, Disk, Retention, Surroundings, Verify};
+pub use backup::{Alarm, AtLimit, Backup, BackupFormat, Compression, Disk, Pitr, Retention, Surroundings, Verify};
 pub use diff::{Change, Effect, changes};
 pub use environment::{no_color, notify_socket, temp_dir};
 pub use problem::Origin;

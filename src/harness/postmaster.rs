@@ -140,6 +140,7 @@ fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
         port,
         memory: MEMORY,
         trusted_users: &spec.home.trusted_users()?,
+        archiving: None,
         purpose: Purpose::Throwaway(&spec.settings.test.settings),
     })?;
     cluster::configure(&spec.home, &files)

@@ -15,6 +15,8 @@ pub struct BackupsReport<'a> {
     pub count: usize,
     pub newest: Option<String>,
     pub newest_verified: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pitr: Option<PitrReport>,
 }
 
 /// The last scheduled run.
@@ -27,6 +29,18 @@ pub struct RunReport<'a> {
     pub size_bytes: Option<u64>,
     pub verified: bool,
     pub error: Option<&'a str>,
+}
+
+/// `backups.pitr`
+#[derive(Debug, Serialize)]
+pub struct PitrReport {
+    pub enabled: bool,
+    pub ready_segments: u64,
+    pub backlog_bytes: u64,
+    pub last_archived: Option<String>,
+    pub failing: bool,
+    pub given_up: bool,
+    pub last_base: Option<String>,
 }
 
 /// What is known of them.
@@ -47,6 +61,15 @@ pub fn report(backups: &Backups) -> BackupsReport<'_> {
         count: backups.count,
         newest: backups.newest.map(rfc3339),
         newest_verified: backups.newest_verified.map(rfc3339),
+        pitr: backups.pitr.as_ref().map(|pitr| PitrReport {
+            enabled: true,
+            ready_segments: pitr.ready_segments,
+            backlog_bytes: pitr.backlog,
+            last_archived: pitr.last_archived.map(rfc3339),
+            failing: pitr.failing,
+            given_up: pitr.given_up,
+            last_base: backups.last_base.map(rfc3339),
+        }),
     }
 }
 
@@ -74,7 +97,8 @@ pub fn reasons(picture: &Picture) -> Vec<String> {
     let same = picture.disk == picture.backup_disk;
     let disks = [("data", picture.disk), ("backups", picture.backup_disk)];
     let low = disks.into_iter().take(if same { 1 } else { 2 }).filter_map(|(whose, disk)| low(whose, disk));
-    failed.into_iter().chain(low).collect()
+    let archiving = picture.backups.pitr.as_ref().and_then(|pitr| pitr.trouble.clone());
+    failed.into_iter().chain(archiving).chain(low).collect()
 }
 
 fn low(whose: &str, disk: Disk) -> Option<String> {

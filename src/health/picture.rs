@@ -180,6 +180,10 @@ pub struct Backups {
     pub count: usize,
     pub newest: Option<SystemTime>,
     pub newest_verified: Option<SystemTime>,
+    /// `None` where it is not enabled.
+    pub pitr: Option<Pitr>,
+    /// When the last base backup ended, once that is known.
+    pub last_base: Option<SystemTime>,
 }
 
 /// A scheduled run that has ended.
@@ -192,4 +196,19 @@ pub struct BackupRun {
     pub verified: bool,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// Point-in-time recovery: how the archiving of WAL is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pitr {
+    /// Segments that wait.
+    pub ready_segments: u64,
+    /// Bytes of them.
+    pub backlog: u64,
+    pub last_archived: Option<SystemTime>,
+    /// Whether nothing is archived though it should be.
+    pub failing: bool,
+    pub given_up: bool,
+    /// What is wrong, in words; it holds paths and numbers.
+    pub trouble: Option<String>,
 }

@@ -3,7 +3,7 @@
 use expect_test::expect;
 
 use super::*;
-use crate::health::picture::{Backups, Database, Disk, Facts, Fault, Migrations, Sample};
+use crate::health::picture::{Backups, Database, Disk, Facts, Fault, Migrations, Pitr, Sample};
 use crate::process::Exit;
 
 const AGE_MAX: Duration = Duration::from_secs(4);
@@ -271,4 +271,21 @@ fn the_report_has_the_keys_that_users_were_promised() {
           }
         }"#]]
     .assert_eq(&text.replace(env!("CARGO_PKG_VERSION"), "VERSION"));
+}
+
+#[test]
+fn wal_that_is_not_archived_degrades_and_is_told() {
+    let now = now();
+    let pitr = Pitr { ready_segments: 3, backlog: 48 << 20, last_archived: Some(now.wall), ..Pitr::default() };
+    let mut picture = picture(now);
+    picture.backups = Backups { pitr: Some(pitr.clone()), ..Backups::default() };
+    assert_eq!(answers(&picture, now), HEALTHY);
+    let trouble = Some("48 MB of WAL wait for the archive: archiving fails: no space".to_owned());
+    picture.backups.pitr = Some(Pitr { failing: true, trouble: trouble.clone(), ..pitr });
+    assert_eq!(answers(&picture, now), DEGRADED, "it still serves");
+    let report = report(&picture, now);
+    assert_eq!(report.reasons, [trouble.unwrap()]);
+    let shown = serde_json::to_value(&report.backups).unwrap();
+    assert_eq!((&shown["pitr"]["ready_segments"], &shown["pitr"]["failing"]), (&3.into(), &true.into()), "{shown}");
+    assert!(shown["pitr"]["last_archived"].as_str().unwrap().ends_with('Z') && shown["pitr"]["enabled"] == true);
 }

@@ -10,7 +10,10 @@ use anyhow::Context;
 use crate::plan::Identity;
 
 /// Write `text` to `path` with `mode` and `owner`; nothing is written when the file already says so.
-pub(super) fn write_whole(path: &Path, text: &str, mode: u32, owner: Option<&Identity>) -> anyhow::Result<()> {
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_whole(path: &Path, text: &str, mode: u32, owner: Option<&Identity>) -> anyhow::Result<()> {
     // Three fsyncs cost more than a warm start of the server: files that did not change are left alone.
     if fs::read_to_string(path).is_ok_and(|present| present == text) {
         return Ok(());
@@ -38,13 +41,19 @@ fn replace(path: &Path, text: &str, mode: u32, owner: Option<&Identity>) -> io::
 }
 
 /// Make the names in `dir` durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// What fsync(2) answered.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 /// Make everything durable on the file system that `path` is on: one pass, where syncing 968 files one by one takes
 /// seconds on a busy disk.
-pub(super) fn sync_file_system(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// What syncfs(2) answered.
+pub fn sync_file_system(path: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     return Ok(nix::unistd::syncfs(File::open(path)?)?);
     #[cfg(not(target_os = "linux"))]

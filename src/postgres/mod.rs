@@ -22,4 +22,4 @@ pub mod stale;
 #[cfg(test)]
 pub mod test_support;
 
-pub use files::free_bytes;
+pub use files::{free_bytes, sync_dir, sync_file_system, write_whole};

@@ -10,7 +10,7 @@ use crate::plan::CommandLine;
 use crate::process::identity;
 
 /// Where archive commands and initdb find the system's programs.
-pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Between two looks at postmaster.pid: one costs 20 µs, and the server is ready after some 30 ms.
 const READY_POLL: Duration = Duration::from_millis(2);
 /// The postmaster's own OOM score; its children go back to [`OOM_SCORE_CHILD`].

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
@@ -42,7 +43,18 @@ pub struct Inputs<'a> {
     pub memory: u64,
     /// Operating-system users that may be the superuser.
     pub trusted_users: &'a [String],
+    /// What becomes of the WAL, where it is to be archived.
+    pub archiving: Option<&'a Archiving>,
     pub purpose: Purpose<'a>,
+}
+
+/// How WAL is archived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archiving {
+    /// `archive_command`; empty: WAL is kept until there is one.
+    pub command: String,
+    /// How long an unfinished segment may hold changes that are not archived.
+    pub timeout: Duration,
 }
 
 /// What the server is for.
@@ -52,6 +64,8 @@ pub enum Purpose<'a> {
     Durable,
     /// Tests, whose data may go with the machine; with settings that win over all others.
     Throwaway(&'a BTreeMap<String, String>),
+    /// Durable data on its way to an earlier moment; with settings that win over all others.
+    Recovery(&'a [(&'static str, String)]),
 }
 
 /// The files' contents.
@@ -84,7 +98,8 @@ pub fn client_address(listen: IpAddr) -> IpAddr {
 
 fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let mut text = format!("{HEADER}# Change [postgres] or [postgres.settings] in Tandem's configuration instead.\n\n");
-    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)) {
+    let archiving = inputs.archiving.map(archiving).unwrap_or_default();
+    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving) {
         line(&mut text, name, &value);
     }
     text.push_str("\n# [postgres.settings]\n");
@@ -94,15 +109,24 @@ fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
             line(&mut text, name, value);
         }
     }
-    if let Purpose::Throwaway(settings) = inputs.purpose {
-        // The last line that names a setting holds.
-        for (name, value) in THROWAWAY {
-            line(&mut text, name, value);
+    // The last line that names a setting holds.
+    match inputs.purpose {
+        Purpose::Durable => {}
+        Purpose::Throwaway(settings) => {
+            for (name, value) in THROWAWAY {
+                line(&mut text, name, value);
+            }
+            text.push_str("\n# [test.settings]\n");
+            for (name, value) in settings {
+                check(name)?;
+                line(&mut text, name, value);
+            }
         }
-        text.push_str("\n# [test.settings]\n");
-        for (name, value) in settings {
-            check(name)?;
-            line(&mut text, name, value);
+        Purpose::Recovery(settings) => {
+            text.push_str("\n# Recovery\n");
+            for (name, value) in settings {
+                line(&mut text, name, value);
+            }
         }
     }
     Ok(text)
@@ -178,6 +202,17 @@ fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// What makes the server archive its WAL, and serve base backups.
+fn archiving(archiving: &Archiving) -> Vec<(&'static str, String)> {
+    vec![
+        ("wal_level", "replica".into()),
+        ("max_wal_senders", "10".into()),
+        ("archive_mode", "on".into()),
+        ("archive_command", archiving.command.clone()),
+        ("archive_timeout", archiving.timeout.as_secs().to_string()),
+    ]
+}
+
 fn kilobytes(bytes: u64) -> String {
     if bytes.is_multiple_of(MB) { format!("{}MB", bytes / MB) } else { format!("{}kB", bytes / 1024) }
 }
@@ -191,7 +226,7 @@ fn listen_addresses(listen: IpAddr) -> String {
 fn preload(inputs: &Inputs<'_>) -> String {
     let more = inputs.postgres.settings.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
     // Statistics of tests are nobody's, and cost their server some of its start.
-    let ours = matches!(inputs.purpose, Purpose::Durable).then_some("pg_stat_statements");
+    let ours = (!matches!(inputs.purpose, Purpose::Throwaway(_))).then_some("pg_stat_statements");
     let more = more.split(',').map(str::trim).filter(|name| !name.is_empty() && Some(*name) != ours);
     ours.into_iter().chain(more).collect::<Vec<_>>().join(",")
 }

@@ -88,6 +88,7 @@ pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
         port,
         memory: 1 << 30,
         trusted_users: &trusted_users,
+        archiving: None,
         purpose: Purpose::Durable,
     };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();

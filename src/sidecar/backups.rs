@@ -47,7 +47,11 @@ pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let catalog = Catalog::of(&settings, &context.home);
         let show = |running, last: Option<&Run>| {
             let shown = shown(&catalog, &context.url.database, schedule.as_ref(), next, running, last);
-            pictures.send_modify(|picture| Arc::make_mut(picture).backups = shown);
+            pictures.send_modify(|picture| {
+                let before = &mut Arc::make_mut(picture).backups;
+                let (pitr, last_base) = (before.pitr.take(), before.last_base);
+                *before = picture::Backups { pitr, last_base, ..shown };
+            });
         };
         if next.is_some_and(|next| next <= now) {
             show(true, last.as_ref());
@@ -190,5 +194,6 @@ fn shown(
         count: entries.len(),
         newest: entries.last().map(|entry| entry.name.taken.into()),
         newest_verified: proven.map(|entry| entry.name.taken.into()),
+        ..picture::Backups::default()
     }
 }

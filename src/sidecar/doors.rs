@@ -3,18 +3,20 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::SystemTime;
 
-use tokio::sync::watch;
+use tokio::sync::watch as channel;
 
 use super::Context;
 use super::shell::Sidecar;
+use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
 use crate::exit::{Code, Failure};
 use crate::health::server as health;
 use crate::postgres::probe::Probe;
 use crate::postgres::service::Reading;
 use crate::process::ports;
-use crate::watch::Watch;
+use crate::watch;
 use crate::workers::care;
 use crate::workers::launch::{self, Launch};
 use crate::workers::life::{self, Roster};
@@ -52,6 +54,14 @@ impl Sidecar {
             roster,
             self.context.clone(),
         )));
+        let pitr = &settings.backup.pitr;
+        if pitr.enabled && settings.postgres.mode == PostgresMode::Managed {
+            let wal = self.context.home.data.join("pg_wal");
+            let watch = Watch::new(wal, pitr.clone(), SystemTime::now());
+            self.tasks.push(tokio::task::spawn_local(self.view.follow_archiving(watch)));
+            let archive = pitr::archive(&settings, &self.context.home);
+            self.tasks.push(tokio::task::spawn_local(self.view.follow_bases(archive)));
+        }
         if self.context.reload {
             let sources = self.sources()?;
             self.tasks.push(tokio::task::spawn_local(self.operator.clone().follow(sources)));
@@ -67,11 +77,11 @@ impl Sidecar {
     }
 
     /// The application's sources, without what Tandem itself makes beside them.
-    fn sources(&self) -> anyhow::Result<Watch> {
+    fn sources(&self) -> anyhow::Result<watch::Watch> {
         let settings = self.context.settings();
         let made = [Some(self.context.home.state.clone()), settings.python.venv.clone()].into_iter().flatten();
         let made: Vec<_> = made.map(|path| settings.directory.join(path)).collect();
-        let watch = Watch::open(&settings.workers.app_dir, &settings.workers.reload_include, &made)?;
+        let watch = watch::Watch::open(&settings.workers.app_dir, &settings.workers.reload_include, &made)?;
         let (files, dirs) = watch.counts();
         tracing::info!("watching {files} files in {dirs} directories below {}", watch.root().display());
         Ok(watch)
@@ -127,7 +137,7 @@ impl Sidecar {
 }
 
 /// Sample a server that somebody else runs, for ever.
-async fn sample(mut probe: Probe, context: Rc<Context>, samples: watch::Sender<Reading>) {
+async fn sample(mut probe: Probe, context: Rc<Context>, samples: channel::Sender<Reading>) {
     let settings = context.settings();
     let postgres = &settings.postgres;
     let mut stocked = context.database.get();

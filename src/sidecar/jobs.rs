@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use super::Context;
 use crate::backup::catalog::Catalog;
 use crate::backup::load;
+use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
@@ -75,12 +76,16 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
 pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
     context.fresh.set(cluster::ensure(&context.home, &installation).await?.fresh);
+    // On another thread: the archive may be on a disk that hangs, and a stop must not.
+    let (wanted, home) = ((*context.settings()).clone(), context.home.clone());
+    let archiving = tokio::task::spawn_blocking(move || pitr::archiving(&wanted, &home)).await??;
     let files = settings::render(&Inputs {
         postgres: &context.settings().postgres,
         socket_dir: &context.home.socket_dir,
         port: context.url.port,
         memory: memory::available(),
         trusted_users: &context.home.trusted_users()?,
+        archiving: archiving.as_ref(),
         purpose: Purpose::Durable,
     })?;
     cluster::configure(&context.home, &files)

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -15,6 +15,9 @@ use tokio::sync::watch;
 use super::services::Services;
 use super::{Context, Step};
 use crate::backup::catalog::Catalog;
+use crate::backup::pitr::archive::Archive;
+use crate::backup::pitr::backlog::{Condition, Watch};
+use crate::backup::pitr::catalog;
 use crate::backup::room::FileSystem;
 use crate::config::{PostgresMode, Preload, Room, Settings};
 use crate::health::picture::{self, Picture};
@@ -25,6 +28,11 @@ use crate::supervise::state::State;
 use crate::supervise::tree::{Phase, Role, Tree};
 use crate::telemetry;
 use crate::workers::life::Roster;
+
+/// How often the archiving of WAL is looked at: a few entries of one directory.
+const ARCHIVING_LOOK: Duration = Duration::from_secs(2);
+/// How often base backups are looked for.
+const BASES_LOOK: Duration = Duration::from_secs(10);
 
 /// Where a running Tandem is reached; written when it serves, removed when it stops.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -223,6 +231,45 @@ impl View {
                 if readings.changed().await.is_err() {
                     return;
                 }
+            }
+        }
+    }
+
+    /// Put how the archiving of WAL is into the picture; for ever.
+    pub fn follow_archiving(&self, mut watch: Watch) -> impl Future<Output = ()> + use<> {
+        let pictures = self.picture.clone();
+        async move {
+            loop {
+                let Condition { sample, failing, trouble, .. } = watch.look(SystemTime::now());
+                let pitr = picture::Pitr {
+                    ready_segments: sample.ready,
+                    backlog: sample.waiting(),
+                    last_archived: sample.last_archived,
+                    failing,
+                    given_up: sample.given_up.is_some(),
+                    trouble,
+                };
+                pictures.send_modify(|picture| Arc::make_mut(picture).backups.pitr = Some(pitr));
+                tokio::time::sleep(ARCHIVING_LOOK).await;
+            }
+        }
+    }
+
+    /// Put the last base backup into the picture; for ever. Its disk may hang, and then only this does not go on.
+    pub fn follow_bases(&self, archive: Archive) -> impl Future<Output = ()> + use<> {
+        let pictures = self.picture.clone();
+        async move {
+            let mut warned = false;
+            loop {
+                let archive = archive.clone();
+                let bases = tokio::task::spawn_blocking(move || catalog::bases(&archive)).await;
+                let last = bases.ok().and_then(Result::ok).and_then(|bases| Some(bases.last()?.ended));
+                if last.is_none() && !warned {
+                    tracing::warn!("there is no base backup yet, and WAL alone restores nothing: `tandem backup base`");
+                    warned = true;
+                }
+                pictures.send_modify(|picture| Arc::make_mut(picture).backups.last_base = last);
+                tokio::time::sleep(BASES_LOOK).await;
             }
         }
     }

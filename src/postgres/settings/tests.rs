@@ -12,6 +12,7 @@ fn rendered(postgres: &Postgres, memory: u64) -> Result<Rendered, Failure> {
         port: 5432,
         memory,
         trusted_users: &trusted_users,
+        archiving: None,
         purpose: Purpose::Durable,
     })
 }
@@ -135,4 +136,31 @@ fn a_setting_cannot_smuggle_another_one_in() {
     }
     postgres.settings = [("auto_explain.log_min_duration".to_owned(), "1s".to_owned())].into();
     assert!(rendered(&postgres, MB).unwrap().conf.ends_with("auto_explain.log_min_duration = '1s'\n"));
+}
+
+#[test]
+fn wal_is_archived_where_that_is_asked_for() {
+    let archiving =
+        Archiving { command: "tandem wal push --archive '/a b' \"%p\"".into(), timeout: Duration::from_secs(60) };
+    let files = render(&Inputs {
+        postgres: &test_support::settings(),
+        socket_dir: Path::new("/run"),
+        port: 5432,
+        memory: 8192 * MB,
+        trusted_users: &[],
+        archiving: Some(&archiving),
+        purpose: Purpose::Durable,
+    })
+    .unwrap();
+    let lines: Vec<&str> =
+        files.conf.lines().filter(|line| line.contains("archive") || line.contains("wal_")).collect();
+    expect![[r#"
+        max_wal_size = '1GB'
+        min_wal_size = '80MB'
+        wal_level = 'replica'
+        max_wal_senders = '10'
+        archive_mode = 'on'
+        archive_command = 'tandem wal push --archive ''/a b'' "%p"'
+        archive_timeout = '60'"#]]
+    .assert_eq(&lines.join("\n"));
 }

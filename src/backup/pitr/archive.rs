@@ -1,0 +1,444 @@
+//! The archive's directory: a file is under its final name whole and durable, or it is not there.
+//!
+//! ```text
+//! <dir>/system_identifier                      whose WAL it is
+//! <dir>/wal/0000000100000000/<segment>.zst     the first 16 digits are timeline and log: at most 256 segments of 16 MB
+//! <dir>/wal/00000002.history.zst
+//! <dir>/base/base_20260102_150405/             base backups: `base`
+//! <dir>/gaps/<segment>                         where the chain was given up
+//! ```
+//!
+//! Files are zstd frames with their length and checksum in them. Must not know who calls, or what for.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, bail};
+
+use super::compare::{Damaged, same};
+use super::header::Header;
+use super::wal::{Name, Segment};
+use crate::postgres::sync_dir;
+
+/// zstd's level: the fastest that is not worse than gzip, 28 ms for 16 MB.
+const LEVEL: i32 = 1;
+/// How much is read and compressed at once, in bytes.
+const CHUNK: usize = 256 * 1024;
+/// What files that are not finished end with.
+const UNFINISHED: &str = ".unfinished";
+
+/// An archive of one cluster's WAL.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    dir: PathBuf,
+}
+
+/// What became of a file that was to be archived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    Stored,
+    /// With the same content.
+    AlreadyThere,
+}
+
+/// A compressed and flushed copy that has no final name yet. Dropped, it is removed.
+#[derive(Debug)]
+pub struct Staged {
+    name: Name,
+    source: PathBuf,
+    /// What the source was when it was opened.
+    pub meta: Metadata,
+    temporary: Temporary,
+}
+
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Archive {
+    /// The archive in `dir`, which [`Archive::prepare`] has made.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where base backups are.
+    pub fn bases(&self) -> PathBuf {
+        self.dir.join("base")
+    }
+
+    /// Where `name` is, or will be.
+    pub fn path(&self, name: Name) -> PathBuf {
+        self.folder(name).join(format!("{name}.zst"))
+    }
+
+    fn wal(&self) -> PathBuf {
+        self.dir.join("wal")
+    }
+
+    fn folder(&self, name: Name) -> PathBuf {
+        match name.segment() {
+            Some(segment) => self.wal().join(format!("{:08X}{:08X}", segment.timeline, segment.log)),
+            None => self.wal(),
+        }
+    }
+
+    /// Make the directories, for the user `owner` where that is another; sweep away what was cut short; note whose it is.
+    ///
+    /// # Errors
+    /// A directory cannot be made, or the archive belongs to another cluster.
+    pub fn prepare(&self, system: u64, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
+        if !self.dir.exists() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.dir)
+                .with_context(|| self.cannot_make(&self.dir))?;
+            if let Some((uid, gid)) = owner {
+                chown(&self.dir, Some(uid), Some(gid)).with_context(|| self.cannot_make(&self.dir))?;
+            }
+            self.dir.parent().map_or(Ok(()), sync_dir).with_context(|| self.cannot_make(&self.dir))?;
+        }
+        for dir in [self.wal(), self.bases()] {
+            self.make_dir(&dir).with_context(|| self.cannot_make(&dir))?;
+        }
+        match self.system_identifier()? {
+            None => self.write_small(&self.dir.join("system_identifier"), &system.to_string()),
+            Some(present) if present == system => Ok(()),
+            Some(present) => bail!(
+                "{} holds the WAL of another cluster ({present}, and this one is {system}): move it away, or set \
+                 backup.pitr.dir to another directory",
+                self.dir.display()
+            ),
+        }?;
+        self.sweep();
+        Ok(())
+    }
+
+    fn cannot_make(&self, dir: &Path) -> String {
+        format!("make the archive's directory {}", dir.display())
+    }
+
+    /// Whose WAL it is, once it was prepared.
+    ///
+    /// # Errors
+    /// The note of it cannot be read.
+    pub fn system_identifier(&self) -> anyhow::Result<Option<u64>> {
+        let path = self.dir.join("system_identifier");
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().parse().with_context(|| format!("read {}", path.display()))?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Remove what killed pushes have left.
+    fn sweep(&self) {
+        let folders = entries(&self.wal()).into_iter().filter(|path| path.is_dir());
+        for path in folders.chain([self.wal()]).flat_map(|folder| entries(&folder)) {
+            if path.to_string_lossy().ends_with(UNFINISHED) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// Compress `source` into the archive and flush it, under a name of its own still.
+    ///
+    /// # Errors
+    /// `source` is no WAL, or not this cluster's; the archive cannot be written.
+    pub fn stage(&self, source: &Path) -> anyhow::Result<Staged> {
+        static STAGED: AtomicU32 = AtomicU32::new(0);
+        let name = name_of(source)?;
+        let mut file = File::open(source).with_context(|| format!("read {}", source.display()))?;
+        let meta = file.metadata().with_context(|| format!("read {}", source.display()))?;
+        let length = meta.len();
+        let folder = self.folder(name);
+        let writing = || format!("write into the archive {}", folder.display());
+        self.make_dir(&folder).with_context(writing)?;
+        let (own, number) = (std::process::id(), STAGED.fetch_add(1, Ordering::Relaxed));
+        let temporary = folder.join(format!(".{name}.{own}.{number}{UNFINISHED}"));
+        let output =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(writing)?;
+        let temporary = Temporary(temporary);
+        self.give_away(&output).with_context(writing)?;
+        let mut encoder = zstd::Encoder::new(output, LEVEL).with_context(writing)?;
+        encoder.include_checksum(true).with_context(writing)?;
+        encoder.include_contentsize(true).with_context(writing)?;
+        encoder.set_pledged_src_size(Some(length)).with_context(writing)?;
+        let mut chunk = vec![0; CHUNK];
+        let mut done: u64 = 0;
+        loop {
+            let count = file.read(&mut chunk).with_context(|| format!("read {}", source.display()))?;
+            if count == 0 {
+                break;
+            }
+            if done == 0 {
+                self.check_owner(name, &chunk[..count])?;
+            }
+            encoder.write_all(&chunk[..count]).with_context(writing)?;
+            done += count as u64;
+        }
+        if done != length {
+            bail!("{} had {length} bytes and then {done}", source.display());
+        }
+        encoder.finish().and_then(|file| file.sync_all()).with_context(writing)?;
+        Ok(Staged { name, source: source.to_owned(), meta, temporary })
+    }
+
+    /// Give what was staged its final name, never in another's place, and make that durable.
+    ///
+    /// # Errors
+    /// Another content is archived under that name; the archive cannot be written.
+    pub fn commit(&self, staged: Staged) -> anyhow::Result<Pushed> {
+        let place = self.path(staged.name);
+        let writing = || format!("write {}", place.display());
+        let pushed = match rename_new(&staged.temporary.0, &place) {
+            Ok(()) => Pushed::Stored,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.meet(&staged, &place)?,
+            Err(error) => return Err(error).with_context(writing),
+        };
+        // Also where it was there: whoever put it there may have been killed before this.
+        self.sync_way(&self.folder(staged.name)).with_context(writing)?;
+        Ok(pushed)
+    }
+
+    /// There is a file of that name already.
+    fn meet(&self, staged: &Staged, place: &Path) -> anyhow::Result<Pushed> {
+        match same(place, &staged.source) {
+            Ok(true) => Ok(Pushed::AlreadyThere),
+            Ok(false) => bail!(
+                "{} is in the archive with another content: do two clusters write to {}?",
+                staged.name,
+                self.dir.display()
+            ),
+            Err(Damaged(error)) => {
+                // What PostgreSQL still has is what was meant.
+                eprintln!("tandem wal: {} is damaged ({error}) and written anew", place.display());
+                fs::rename(&staged.temporary.0, place).with_context(|| format!("write {}", place.display()))?;
+                Ok(Pushed::Stored)
+            }
+        }
+    }
+
+    /// Archive `source`. The same content again is no error: PostgreSQL asks again after a crash.
+    ///
+    /// # Errors
+    /// As [`Archive::stage`] and [`Archive::commit`].
+    pub fn push(&self, source: &Path) -> anyhow::Result<Pushed> {
+        let name = name_of(source)?;
+        let place = self.path(name);
+        if place.exists() && matches!(same(&place, source), Ok(true)) {
+            self.sync_way(&self.folder(name)).with_context(|| format!("flush {}", place.display()))?;
+            return Ok(Pushed::AlreadyThere);
+        }
+        self.commit(self.stage(source)?)
+    }
+
+    /// Bring `name` back to `to`; `false` when it is not in the archive. Of the segment in which a timeline was left there
+    /// is only a part, which serves who follows that timeline to its end.
+    ///
+    /// # Errors
+    /// It is damaged, or `to` cannot be written.
+    pub fn fetch(&self, name: Name, to: &Path) -> anyhow::Result<bool> {
+        let place = match name {
+            Name::Segment(segment) if !self.has(name) && self.has(Name::Partial(segment)) => {
+                self.path(Name::Partial(segment))
+            }
+            _ => self.path(name),
+        };
+        let file = match File::open(&place) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.wal().is_dir() => return Ok(false),
+            Err(error) => return Err(error).with_context(|| format!("read {}", place.display())),
+        };
+        let mut temporary = to.as_os_str().to_owned();
+        temporary.push(format!(".{}{UNFINISHED}", std::process::id()));
+        let temporary = Temporary(temporary.into());
+        let writing = || format!("write {}", to.display());
+        let mut output =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary.0).with_context(writing)?;
+        let mut decoder = zstd::Decoder::new(file).with_context(|| format!("read {}", place.display()))?;
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let count = decoder.read(&mut chunk).with_context(|| format!("{} is damaged", place.display()))?;
+            if count == 0 {
+                break;
+            }
+            output.write_all(&chunk[..count]).with_context(writing)?;
+        }
+        fs::rename(&temporary.0, to).with_context(writing)?;
+        Ok(true)
+    }
+
+    /// Whether `name` is archived.
+    pub fn has(&self, name: Name) -> bool {
+        self.path(name).exists()
+    }
+
+    /// The content of a small file such as a timeline's history; `None` when it is not in the archive.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, name: Name) -> anyhow::Result<Option<Vec<u8>>> {
+        let place = self.path(name);
+        let file = match File::open(&place) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", place.display())),
+        };
+        zstd::decode_all(file).map(Some).with_context(|| format!("{} is damaged", place.display()))
+    }
+
+    /// All that is archived.
+    pub fn names(&self) -> Vec<Name> {
+        let folders = entries(&self.wal()).into_iter().filter(|path| path.is_dir());
+        let files = folders.chain([self.wal()]).flat_map(|folder| entries(&folder));
+        files.filter_map(|path| path.file_name()?.to_str()?.strip_suffix(".zst")?.parse().ok()).collect()
+    }
+
+    /// Remove `names`, and the folders that they leave empty.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn remove(&self, names: &[Name]) -> anyhow::Result<()> {
+        for &name in names {
+            let path = self.path(name);
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        for &name in names.iter().filter(|name| name.segment().is_some()) {
+            // Refused while there is anything in it.
+            let _ = fs::remove_dir(self.folder(name));
+        }
+        Ok(())
+    }
+
+    /// Note that no WAL from `segment` on was archived until the next base backup.
+    ///
+    /// # Errors
+    /// The archive cannot be written.
+    pub fn mark_gap(&self, segment: Segment, why: &str) -> anyhow::Result<()> {
+        let dir = self.dir.join("gaps");
+        let path = dir.join(segment.to_string());
+        // One mark for all that is dropped for one reason: the first.
+        if self.gaps().iter().any(|(_, marked)| marked == why) || path.exists() {
+            return Ok(());
+        }
+        self.make_dir(&dir).with_context(|| self.cannot_make(&dir))?;
+        self.write_small(&path, why)
+    }
+
+    /// Where the chain was given up, and why, oldest first.
+    pub fn gaps(&self) -> Vec<(Segment, String)> {
+        let found = entries(&self.dir.join("gaps")).into_iter().filter_map(|path| {
+            let name: Name = path.file_name()?.to_str()?.parse().ok()?;
+            Some((name.segment()?, fs::read_to_string(&path).unwrap_or_default()))
+        });
+        let mut gaps: Vec<_> = found.collect();
+        gaps.sort();
+        gaps
+    }
+
+    /// Make a directory inside the archive, for the archive's owner.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.give_away(&File::open(dir)?)?;
+        dir.parent().map_or(Ok(()), sync_dir)
+    }
+
+    /// Let the archive's owner have what root has made in it: the server writes there, as a user of its own.
+    ///
+    /// # Errors
+    /// The owner cannot be changed.
+    pub fn give_away(&self, file: &File) -> io::Result<()> {
+        let (here, wanted) = (file.metadata()?, self.dir.metadata()?);
+        if here.uid() != wanted.uid() && nix::unistd::Uid::effective().is_root() {
+            fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
+        }
+        Ok(())
+    }
+
+    /// Write a file of a few bytes, whole or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_small(&self, path: &Path, text: &str) -> anyhow::Result<()> {
+        let write = || -> io::Result<()> {
+            let parent = path.parent().unwrap_or(&self.dir);
+            let mut staged = tempfile::Builder::new().suffix(UNFINISHED).tempfile_in(parent)?;
+            staged.write_all(text.as_bytes())?;
+            self.give_away(staged.as_file())?;
+            staged.as_file().sync_all()?;
+            staged.persist(path)?;
+            sync_dir(parent)
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Make names in `folder` durable, and its own.
+    fn sync_way(&self, folder: &Path) -> io::Result<()> {
+        sync_dir(folder)?;
+        if folder == self.wal() { Ok(()) } else { sync_dir(&self.wal()) }
+    }
+
+    /// Refuse a segment of another cluster, or under a wrong name.
+    fn check_owner(&self, name: Name, first: &[u8]) -> anyhow::Result<()> {
+        let (Name::Segment(segment) | Name::Partial(segment)) = name else { return Ok(()) };
+        let Some(header) = Header::read(first) else { bail!("{name} does not begin as a WAL segment does") };
+        if segment.start(header.segment_size).0 != header.address {
+            bail!("{name} holds the WAL of another place");
+        }
+        match self.system_identifier()? {
+            Some(system) if system != header.system => bail!(
+                "{name} belongs to another cluster ({}) than the archive {} ({system})",
+                header.system,
+                self.dir.display()
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn name_of(source: &Path) -> anyhow::Result<Name> {
+    Ok(source.file_name().unwrap_or_default().to_string_lossy().parse::<Name>()?)
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+}
+
+/// Rename a file, and never onto another.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // What file systems over a network answer.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
+}
+
+#[cfg(test)]
+#[path = "archive_tests.rs"]
+pub(super) mod tests;

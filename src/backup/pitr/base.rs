@@ -1,0 +1,369 @@
+//! Make a base backup: pg_basebackup's stream, checked against PostgreSQL's manifest and compressed on its way to disk.
+//!
+//! It takes its final name when all of it is durable, every file in it is what the manifest says, and the WAL that it
+//! needs is in the archive. What is cut short is swept away by the next.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::sys::signal::Signal;
+use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
+
+use super::archive::Archive;
+use super::catalog::{self, Base};
+use super::manifest::{self, Manifest, Seen};
+use super::notes::Notes;
+use super::retention;
+use super::wal::{Lsn, Name, Segment};
+use crate::exit::{Code, Failure};
+use crate::plan::CommandLine;
+use crate::postgres::binaries::Installation;
+use crate::postgres::home::Home;
+use crate::postgres::provision::superuser_options;
+use crate::postgres::settings::SUPERUSER;
+use crate::postgres::sync_dir;
+use crate::process;
+
+/// zstd's level, and its threads: the reading and checking takes the third.
+const LEVEL: i32 = 1;
+const THREADS: u32 = 2;
+/// How much the kernel holds between pg_basebackup and us, in bytes: fewer switches between the two.
+const PIPE_SIZE: i32 = 1 << 20;
+/// A backup of which nothing more came for so long does not go on. It begins with a checkpoint and ends with waiting for
+/// the last WAL to be archived.
+const STALL_LIMIT: Duration = Duration::from_secs(600);
+/// How long archiving may fail while the backup waits for nothing else.
+const FAILING_LIMIT: Duration = Duration::from_secs(20);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long asking the server what it is may take.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a base backup is made of and goes to.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    pub home: &'a Home,
+    pub port: u16,
+    pub installation: &'a Installation,
+    pub archive: &'a Archive,
+    /// How many base backups are kept.
+    pub keep: u32,
+}
+
+/// What was done.
+#[derive(Debug)]
+pub struct Made {
+    pub base: Base,
+    /// Older base backups that were removed.
+    pub removed: Vec<Base>,
+    /// How many files of WAL were removed with them.
+    pub removed_wal: usize,
+}
+
+/// What the server is, as far as it matters.
+struct Server {
+    version: String,
+    segment_size: u64,
+    archives: bool,
+}
+
+/// Make a base backup of the running server, then remove what is beyond those that are kept.
+///
+/// # Errors
+/// The server does not archive its WAL, or a part of it failed; then nothing of it is left, and nothing was removed.
+pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
+    let archive = source.archive;
+    let _lock = lock(archive)?;
+    let server = ask(source).await?;
+    if !server.archives {
+        let text = "the server does not archive its WAL yet: set backup.pitr.enabled, and start Tandem again";
+        return Err(Failure::new(Code::Config, text).into());
+    }
+    catalog::sweep(archive);
+    begin_chain(source, server.segment_size).await?;
+    let name = catalog::name(SystemTime::now());
+    let unfinished = Unfinished(archive.bases().join(format!("{name}{}", catalog::UNFINISHED)));
+    archive.make_dir(&unfinished.0).with_context(|| format!("make {}", unfinished.0.display()))?;
+    let base = write(source, &server, name, &unfinished.0).await?;
+    check_wal(archive, &base, source.home)?;
+    let text = serde_json::to_string_pretty(&base).context("describe the base backup")?;
+    archive.write_small(&unfinished.0.join(catalog::DESCRIPTION), &text)?;
+    let place = base.dir(archive);
+    // A directory is never renamed onto another that holds anything.
+    fs::rename(&unfinished.0, &place)
+        .and_then(|()| sync_dir(&archive.bases()))
+        .with_context(|| format!("put the base backup at {}", place.display()))?;
+    let (removed, removed_wal) = prune(archive, source.keep)?;
+    Ok(Made { base, removed, removed_wal })
+}
+
+/// Remove what is beyond the `keep` newest base backups, and the WAL that only those needed.
+///
+/// # Errors
+/// Something cannot be read or removed.
+pub fn prune(archive: &Archive, keep: u32) -> anyhow::Result<(Vec<Base>, usize)> {
+    let mut bases = catalog::bases(archive)?;
+    let kept = bases.split_off(retention::surplus(bases.len(), usize::try_from(keep).unwrap_or(usize::MAX)));
+    for base in &bases {
+        catalog::remove(archive, base)?;
+    }
+    let starts: Vec<Segment> = kept.iter().map(Base::start_segment).collect();
+    let wal = retention::unneeded(&archive.names(), &starts);
+    archive.remove(&wal)?;
+    Ok((bases, wal.len()))
+}
+
+/// Removed unless it was renamed away.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One base backup at a time.
+fn lock(archive: &Archive) -> anyhow::Result<Flock<File>> {
+    let path = archive.dir().join("base.lock");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    archive.give_away(&file).with_context(|| format!("open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            Err(Failure::new(Code::Temporary, "another base backup is being made: wait for its end").into())
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
+    let asking = async {
+        let mut connection = superuser_options(source.home, source.port, SUPERUSER).connect().await?;
+        let row: (String, i64, bool) = query_as(
+            "SELECT current_setting('server_version'), pg_size_bytes(current_setting('wal_segment_size')),
+                    current_setting('archive_mode') <> 'off' AND current_setting('archive_command') <> ''",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        connection.close().await?;
+        anyhow::Ok(row)
+    };
+    let asked = tokio::time::timeout(ASK_LIMIT, asking).await.context("PostgreSQL does not answer")?;
+    let (version, size, archives) = asked.context("ask PostgreSQL what it is")?;
+    Ok(Server { version, segment_size: u64::try_from(size).unwrap_or(super::wal::SEGMENT_SIZE), archives })
+}
+
+/// Where the chain was given up, begin another: all WAL from now on is archived.
+async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<()> {
+    let notes = Notes::new(source.home.data.join("pg_wal"));
+    let Some(why) = notes.given_up() else { return Ok(()) };
+    // Wherever it was not marked, because the archive was out of reach, it is now.
+    let last = notes.last_archived().and_then(|(name, _)| name.parse::<Name>().ok()?.segment());
+    let first_lost = last.map_or(Segment::of(1, Lsn(0), segment_size), |last| last.next(segment_size));
+    source.archive.mark_gap(first_lost, &why)?;
+    notes.resume().context("take the archiving up again")?;
+    tracing::info!("WAL is archived again; the recovery to any moment begins anew with this base backup");
+    Ok(())
+}
+
+/// Let pg_basebackup fill `dir`.
+async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -> anyhow::Result<Base> {
+    let (began, clock) = (SystemTime::now(), Instant::now());
+    let command = command(source, &name);
+    let (mut child, output) = process::spawn(&command, &[], Signal::SIGKILL).context("start pg_basebackup")?;
+    let mut killer = Killer(Some(child.pid()));
+    let stdout = output.stdout.context("pg_basebackup has no output")?.into_blocking_fd().context("read a pipe")?;
+    // Smaller where the user has no right to more.
+    let _ = fcntl(&stdout, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+    let progress = Arc::new(AtomicU64::new(0));
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(catalog::DATA));
+    let file = file.with_context(|| format!("write {}", dir.display()))?;
+    source.archive.give_away(&file).with_context(|| format!("write {}", dir.display()))?;
+    let pipe = Counted { from: File::from(stdout), count: progress.clone() };
+    let written = tokio::task::spawn_blocking(move || pack(pipe, file));
+    let mut said = Vec::new();
+    let listen = async {
+        if let Some(stderr) = output.stderr {
+            process::lines(stderr, |line| said.push(line.to_owned())).await;
+        }
+        child.wait().await
+    };
+    let exit = tokio::select! {
+        exit = listen => exit,
+        why = watch(source, &progress) => return Err(why),
+    };
+    killer.0 = None;
+    let packed = written.await.context("write the base backup")?;
+    if !exit.success() {
+        // Why it ended is what it said; that its stream was short then is no news.
+        let said = said.iter().filter(|line| !line.contains("NOTICE")).cloned().collect::<Vec<_>>().join("\n");
+        bail!("pg_basebackup failed ({exit}): {said}");
+    }
+    let Packed { manifest, seen, archived_size } = packed?;
+    manifest.verify(&seen)?;
+    let (Some(first), Some(last)) = (manifest.ranges().first(), manifest.ranges().last()) else {
+        bail!("the backup's manifest names no WAL")
+    };
+    Ok(Base {
+        name,
+        system_identifier: super::start::system_identifier(&source.home.data)?,
+        timeline: first.timeline,
+        start_lsn: first.start,
+        stop_lsn: last.end,
+        stop_timeline: last.timeline,
+        segment_size: server.segment_size,
+        began,
+        ended: SystemTime::now(),
+        duration_ms: catalog::milliseconds(clock.elapsed()),
+        files: seen.count(),
+        size: seen.size(),
+        archived_size,
+        postgres_version: server.version.clone(),
+        tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+fn command(source: &Source<'_>, name: &str) -> CommandLine {
+    CommandLine::new(source.installation.tool("pg_basebackup"))
+        .args(["--pgdata=-", "--format=tar", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password"])
+        // The archive has it, and the server waits until it does: so a backup proves that archiving works.
+        .arg("--wal-method=none")
+        .arg(format!("--label={name}"))
+        .arg("--host")
+        .arg(&source.home.socket_dir)
+        .args(["--port", &source.port.to_string(), "--username", SUPERUSER])
+        .clean_env()
+        .env("PATH", crate::postgres::server::PATH)
+        .env("LANG", "C")
+        .dir("/")
+        .identity(source.home.server.clone())
+}
+
+/// A process that does not outlive what it was started for; `None` once it has ended.
+struct Killer(Option<i32>);
+
+impl Drop for Killer {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            process::signal_group(group, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Ends with the reason why a backup that stands still will not go on.
+async fn watch(source: &Source<'_>, progress: &AtomicU64) -> anyhow::Error {
+    let notes = Notes::new(source.home.data.join("pg_wal"));
+    let (mut seen, mut since) = (0, Instant::now());
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = progress.load(Ordering::Relaxed);
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+        if since.elapsed() > STALL_LIMIT {
+            return anyhow::anyhow!("nothing more came from pg_basebackup for {STALL_LIMIT:?}");
+        }
+        if let Some(why) = notes.given_up() {
+            return anyhow::anyhow!("the chain was given up meanwhile: {why}");
+        }
+        if let Some(why) = notes.failure().filter(|_| since.elapsed() > FAILING_LIMIT) {
+            return anyhow::anyhow!("the WAL of the backup cannot be archived: {why}");
+        }
+    }
+}
+
+/// A stream that says how much of it has passed.
+struct Counted<R> {
+    from: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// A stream of which all that is read is written down.
+struct Tee<R, W> {
+    from: R,
+    to: W,
+}
+
+impl<R: Read, W: Write> Read for Tee<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.to.write_all(&buffer[..count])?;
+        Ok(count)
+    }
+}
+
+struct Packed {
+    manifest: Manifest,
+    seen: Seen,
+    archived_size: u64,
+}
+
+/// Compress the tar stream `from` into `file` and flush it; look at every file in it on the way.
+fn pack(from: impl Read, file: File) -> anyhow::Result<Packed> {
+    let mut encoder = zstd::Encoder::new(file, LEVEL).context("begin to compress")?;
+    encoder.include_checksum(true).context("begin to compress")?;
+    encoder.multithread(THREADS).context("begin to compress")?;
+    let mut archive = tar::Archive::new(Tee { from, to: encoder });
+    let (mut seen, mut manifest) = (Seen::default(), Vec::new());
+    for entry in archive.entries().context("read the backup")? {
+        let mut entry = entry.context("read the backup")?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let path =
+            entry.path_bytes().strip_prefix(b"./").map_or_else(|| entry.path_bytes().into_owned(), <[u8]>::to_vec);
+        if path == manifest::NAME.as_bytes() {
+            entry.read_to_end(&mut manifest).context("read the backup's manifest")?;
+        } else {
+            let written = seen.copy(&path, &mut entry, &mut io::sink());
+            written.with_context(|| format!("write {} of the backup", String::from_utf8_lossy(&path)))?;
+        }
+    }
+    // The end of a tar archive is followed by padding.
+    let mut tee = archive.into_inner();
+    io::copy(&mut tee, &mut io::sink()).context("read the backup's end")?;
+    let file = tee.to.finish().context("write the backup")?;
+    file.sync_all().context("flush the backup")?;
+    let archived_size = file.metadata().context("look at the backup")?.len();
+    if manifest.is_empty() {
+        bail!("the backup came without a manifest: its stream was cut short");
+    }
+    Ok(Packed { manifest: Manifest::read(&manifest)?, seen, archived_size })
+}
+
+/// Whether all WAL that `base` needs is archived.
+fn check_wal(archive: &Archive, base: &Base, home: &Home) -> anyhow::Result<()> {
+    if let Some(why) = Notes::new(home.data.join("pg_wal")).given_up() {
+        bail!("the chain was given up meanwhile: {why}");
+    }
+    let size = base.segment_size;
+    // Its end is behind the last byte that is needed.
+    let last = Segment::of(base.stop_timeline, Lsn(base.stop_lsn.0.saturating_sub(1)), size);
+    let mut next = base.start_segment();
+    while next.place() <= last.place() {
+        let timelines = base.timeline..=base.stop_timeline;
+        let there = timelines.clone().any(|timeline| archive.has(Name::Segment(Segment { timeline, ..next })));
+        if !there {
+            bail!("the archive lacks {next}, which the backup needs");
+        }
+        next = next.next(size);
+    }
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Lay a base backup out as a data directory, checked against PostgreSQL's manifest.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::archive::Archive;
+use super::catalog::{self, Base};
+use super::header::Header;
+use super::manifest::{self, Manifest, Seen};
+use super::timeline::Lineage;
+use super::wal::{Name, Segment};
+use crate::plan::Identity;
+use crate::postgres::sync_file_system;
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// Fill the directory `to` with `base`, for the user `owner` where that is another; durable when it returns.
+///
+/// # Errors
+/// The backup is damaged or cannot be read, or the files cannot be written.
+pub fn lay_out(archive: &Archive, base: &Base, to: &Path, owner: Option<&Identity>) -> anyhow::Result<()> {
+    let path = base.dir(archive).join(catalog::DATA);
+    let reading = || format!("read {}", path.display());
+    let decoder = zstd::Decoder::new(File::open(&path).with_context(reading)?).with_context(reading)?;
+    let mut tar = tar::Archive::new(BufReader::with_capacity(CHUNK, decoder));
+    let (mut seen, mut listed) = (Seen::default(), Vec::new());
+    for entry in tar.entries().with_context(reading)? {
+        let mut entry = entry.with_context(reading)?;
+        let inside = inside(&entry.path().with_context(reading)?)?;
+        let place = to.join(&inside);
+        let kind = entry.header().entry_type();
+        if inside == Path::new(manifest::NAME) {
+            entry.read_to_end(&mut listed).with_context(reading)?;
+        } else if kind.is_dir() {
+            make_dir(&place, owner).with_context(|| format!("make {}", place.display()))?;
+        } else if kind.is_file() {
+            if let Some(parent) = place.parent() {
+                make_dir(parent, owner).with_context(|| format!("make {}", parent.display()))?;
+            }
+            let mut file = create(&place, owner).with_context(|| format!("write {}", place.display()))?;
+            let copied = seen.copy(inside.as_os_str().as_bytes(), &mut entry, &mut file);
+            copied.with_context(|| format!("write {}", place.display()))?;
+        } else {
+            bail!(
+                "{} in the backup is neither a file nor a directory; tablespaces are not known here",
+                inside.display()
+            );
+        }
+    }
+    // To the last byte, behind which is the checksum.
+    io::copy(&mut tar.into_inner(), &mut io::sink()).with_context(reading)?;
+    Manifest::read(&listed)?.verify(&seen)?;
+    sync_file_system(to).with_context(|| format!("flush {}", to.display()))
+}
+
+/// The path of an entry, which must stay inside of where it is unpacked.
+fn inside(path: &Path) -> anyhow::Result<PathBuf> {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::CurDir => {}
+            _ => bail!("{} in the backup leads out of it", path.display()),
+        }
+    }
+    Ok(clean)
+}
+
+fn make_dir(dir: &Path, owner: Option<&Identity>) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().mode(0o700).create(dir)?;
+    owner.map_or(Ok(()), |owner| chown(dir, Some(owner.uid), Some(owner.gid)))
+}
+
+/// A new file of the server's.
+///
+/// # Errors
+/// It is there, or cannot be made.
+pub fn create(path: &Path, owner: Option<&Identity>) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    if let Some(owner) = owner {
+        fchown(&file, Some(owner.uid), Some(owner.gid))?;
+    }
+    Ok(file)
+}
+
+/// What lies in `pg_wal` on the way of `lineage` and was never archived: the segment in which the server ended, and those
+/// that still waited.
+pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -> Vec<Name> {
+    let Ok(entries) = fs::read_dir(pg_wal) else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<Name>().ok());
+    let wanted = |name: &Name| match name {
+        Name::History(_) => true,
+        Name::Segment(segment) => {
+            let header = Header::of(&pg_wal.join(segment.to_string()));
+            let size = header.map_or(super::wal::SEGMENT_SIZE, |header| header.segment_size);
+            let on_the_way = lineage.is_none_or(|lineage| lineage.at(*segment, size).contains(&segment.timeline));
+            on_the_way && header.is_some_and(|header| is_written(*segment, header))
+        }
+        Name::Partial(_) | Name::Backup(..) => false,
+    };
+    names.filter(|name| !archive.has(*name) && wanted(name)).collect()
+}
+
+/// A segment made ahead by renaming an old one begins with that one's header.
+fn is_written(segment: Segment, header: Header) -> bool {
+    segment.start(header.segment_size).0 == header.address
+}
+
+/// Copy these from one `pg_wal` to another.
+///
+/// # Errors
+/// One cannot be read or written.
+pub fn carry_over(names: &[Name], from: &Path, to: &Path, owner: Option<&Identity>) -> anyhow::Result<()> {
+    for name in names {
+        let (source, place) = (from.join(name.to_string()), to.join(name.to_string()));
+        let copy = || io::copy(&mut File::open(&source)?, &mut create(&place, owner)?);
+        copy().with_context(|| format!("copy {} to {}", source.display(), place.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::archive::tests::{SYSTEM, segment};
+    use super::*;
+
+    #[test]
+    fn what_was_written_and_not_archived_is_carried_over() {
+        let temp = tempfile::tempdir().unwrap();
+        let (archive, pg_wal) = (Archive::new(temp.path().join("pitr")), temp.path().join("pg_wal"));
+        archive.prepare(SYSTEM, None).unwrap();
+        fs::create_dir(&pg_wal).unwrap();
+        let names: Vec<String> = (1..=4).map(|number| format!("00000001000000000000000{number}")).collect();
+        archive.push(&segment(&pg_wal, &names[0], 1)).unwrap();
+        segment(&pg_wal, &names[1], 2);
+        // Made ahead: an old segment under a new name, and an empty one.
+        fs::copy(pg_wal.join(&names[0]), pg_wal.join(&names[2])).unwrap();
+        fs::write(pg_wal.join(&names[3]), [0; 8192]).unwrap();
+        fs::write(pg_wal.join("00000002.history"), "1\t0/3000000\tx\n").unwrap();
+        let mut found: Vec<_> = unarchived(&archive, &pg_wal, None).iter().map(Name::to_string).collect();
+        found.sort();
+        assert_eq!(found, [&names[1], "00000002.history"]);
+        let lineage = Lineage::read(2, "1\t0/2000000\tx\n").unwrap();
+        let found: Vec<_> = unarchived(&archive, &pg_wal, Some(&lineage)).iter().map(Name::to_string).collect();
+        assert_eq!(found, ["00000002.history"], "the segment is not on that way");
+        let to = temp.path().join("new");
+        fs::create_dir(&to).unwrap();
+        carry_over(&[names[1].parse().unwrap()], &pg_wal, &to, None).unwrap();
+        assert!(fs::read(to.join(&names[1])).unwrap() == fs::read(pg_wal.join(&names[1])).unwrap());
+    }
+
+    #[test]
+    fn a_path_out_of_the_backup_is_refused() {
+        assert_eq!(inside(Path::new("./base/1/2")).unwrap(), Path::new("base/1/2"));
+        assert!(inside(Path::new("../x")).is_err() && inside(Path::new("/etc/passwd")).is_err());
+    }
+}

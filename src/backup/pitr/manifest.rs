@@ -1,0 +1,205 @@
+//! PostgreSQL's own manifest of a base backup, `backup_manifest`, and whether files are those that it names.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::wal::Lsn;
+
+/// What the file is called, in the backup's root.
+pub const NAME: &str = "backup_manifest";
+/// How much is read at once, in bytes.
+const CHUNK: usize = 256 * 1024;
+
+/// A backup's manifest.
+#[derive(Debug, Deserialize)]
+pub struct Manifest {
+    #[serde(rename = "Files")]
+    files: Vec<Listed>,
+    #[serde(rename = "WAL-Ranges")]
+    ranges: Vec<Range>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Listed {
+    #[serde(rename = "Path")]
+    path: Option<String>,
+    /// A path that is not UTF-8, in hexadecimal.
+    #[serde(rename = "Encoded-Path")]
+    encoded_path: Option<String>,
+    #[serde(rename = "Size")]
+    size: u64,
+    #[serde(rename = "Checksum-Algorithm")]
+    algorithm: Option<String>,
+    #[serde(rename = "Checksum")]
+    checksum: Option<String>,
+}
+
+/// The WAL that a backup needs to be whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Range {
+    #[serde(rename = "Timeline")]
+    pub timeline: u32,
+    #[serde(rename = "Start-LSN")]
+    pub start: Lsn,
+    #[serde(rename = "End-LSN")]
+    pub end: Lsn,
+}
+
+/// Length and SHA-256 of each file that was seen, by its path in the data directory.
+#[derive(Debug, Default)]
+pub struct Seen(BTreeMap<Vec<u8>, (u64, String)>);
+
+impl Seen {
+    /// Read `from` to its end, into `to`, as the file `path`.
+    ///
+    /// # Errors
+    /// One cannot be read, or the other written.
+    pub fn copy(&mut self, path: &[u8], from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+        let (mut digest, mut size, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
+        loop {
+            let count = from.read(&mut chunk)?;
+            if count == 0 {
+                break;
+            }
+            digest.update(&chunk[..count]);
+            to.write_all(&chunk[..count])?;
+            size += count as u64;
+        }
+        self.0.insert(path.to_owned(), (size, hex(&digest.finalize())));
+        Ok(())
+    }
+
+    /// Bytes of all files together.
+    pub fn size(&self) -> u64 {
+        self.0.values().map(|(size, _)| size).sum()
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Manifest {
+    /// Read a manifest, which vouches for itself by its last line.
+    ///
+    /// # Errors
+    /// It is damaged or of an unknown kind.
+    pub fn read(bytes: &[u8]) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        struct Whole {
+            #[serde(rename = "Manifest-Checksum")]
+            checksum: String,
+            #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
+            version: u32,
+        }
+        let whole: Whole = serde_json::from_slice(bytes).context("read the backup's manifest")?;
+        if whole.version != 1 {
+            bail!("the backup's manifest is of version {}, and only 1 is known", whole.version);
+        }
+        let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+        let last_line = body.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+        if hex(&Sha256::digest(&bytes[..last_line])) != whole.checksum {
+            bail!("the backup's manifest is damaged: its checksum is another");
+        }
+        let manifest: Self = serde_json::from_slice(bytes).context("read the backup's manifest")?;
+        if manifest.ranges.is_empty() {
+            bail!("the backup's manifest names no WAL");
+        }
+        Ok(manifest)
+    }
+
+    /// The WAL from the beginning of the backup to its end.
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    /// Whether what was `seen` is what the backup consists of.
+    ///
+    /// # Errors
+    /// A file is missing, or its content another.
+    pub fn verify(&self, seen: &Seen) -> anyhow::Result<()> {
+        for file in &self.files {
+            let path = file.path()?;
+            let shown = String::from_utf8_lossy(&path).into_owned();
+            let Some((size, digest)) = seen.0.get(&path) else { bail!("the backup lacks {shown}") };
+            if *size != file.size {
+                bail!("{shown} in the backup has {size} bytes, not {}", file.size);
+            }
+            let sha256 = file.algorithm.as_deref() == Some("SHA256");
+            let Some(wanted) = file.checksum.as_ref().filter(|_| sha256) else {
+                bail!("the backup's manifest has no SHA-256 of {shown}")
+            };
+            if wanted != digest {
+                bail!("{shown} in the backup is damaged: its checksum is another");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Listed {
+    fn path(&self) -> anyhow::Result<Vec<u8>> {
+        match (&self.path, &self.encoded_path) {
+            (Some(path), _) => Ok(path.clone().into_bytes()),
+            (None, Some(hex)) => {
+                let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+                let bytes: Option<Vec<u8>> = (0..hex.len()).step_by(2).map(byte).collect();
+                bytes.context("the backup's manifest holds a path that cannot be read")
+            }
+            (None, None) => bail!("the backup's manifest holds a file without a path"),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(files: &str) -> Vec<u8> {
+        let body = format!(
+            "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n\
+             {{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }}\n],\n"
+        );
+        let checksum = hex(&Sha256::digest(body.as_bytes()));
+        format!("{body}\"Manifest-Checksum\": \"{checksum}\"}}\n").into_bytes()
+    }
+
+    #[test]
+    fn a_backup_is_whole_when_every_file_is_as_the_manifest_says() {
+        let mut seen = Seen::default();
+        seen.copy(b"PG_VERSION", &mut &b"16\n"[..], &mut io::sink()).unwrap();
+        seen.copy(b"caf\xe9", &mut &b""[..], &mut io::sink()).unwrap();
+        let (version, empty) = (hex(&Sha256::digest(b"16\n")), hex(&Sha256::digest(b"")));
+        let entry = |path: &str, size: u64, checksum: &str| {
+            format!(
+                "{{ {path}, \"Size\": {size}, \"Last-Modified\": \"2026-01-02 15:04:05 GMT\", \
+                 \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{checksum}\" }}"
+            )
+        };
+        let (first, second) = ("\"Path\": \"PG_VERSION\"", "\"Encoded-Path\": \"636166e9\"");
+        let whole = manifest(&[entry(first, 3, &version), entry(second, 0, &empty)].join(",\n"));
+        let read = Manifest::read(&whole).unwrap();
+        read.verify(&seen).unwrap();
+        assert_eq!(read.ranges()[0].start.to_string(), "0/2000028");
+        for wrong in [entry(first, 4, &version), entry(first, 3, &empty), entry("\"Path\": \"base/1/1\"", 0, &empty)] {
+            assert!(Manifest::read(&manifest(&wrong)).unwrap().verify(&seen).is_err(), "{wrong}");
+        }
+        let mut damaged = whole.clone();
+        let place = damaged.windows(4).position(|four| four == b": 3,").unwrap();
+        damaged[place + 2] = b'4';
+        assert!(Manifest::read(&damaged).unwrap_err().to_string().contains("damaged"));
+        assert!(Manifest::read(&whole[..whole.len() / 2]).is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! Point-in-time recovery: PostgreSQL's WAL, archived segment by segment, and base backups to begin from.
+//!
+//! ```text
+//! wal          names and positions, pure
+//! header       what a segment says of itself
+//! compare      whether an archived file holds what another does
+//! archive      the directory: push, fetch; whole or absent, never half
+//! ahead        what one archive_command does, and what it does ahead of the next
+//! notes        what is known of the archiving, in files beside the WAL
+//! command      the command lines that PostgreSQL runs
+//! backlog      whether archiving keeps up, and what follows when it does not
+//! start        what a start of the server needs
+//! manifest     PostgreSQL's own list of a backup's files, and whether they are these
+//! catalog      the base backups that there are
+//! base         make one
+//! retention    which of it all nobody needs any more, pure
+//! timeline     how timelines came out of one another, pure
+//! target       where a recovery is to end, and from which base backup it begins, pure
+//! layout       a base backup as a data directory
+//! recovery     a server that recovers and promotes itself
+//! swap         the new data directory in the old one's place
+//! restore      all of these
+//! ```
+//!
+//! `archive`, `ahead` and `notes` run inside `tandem wal`, once a segment, as the server's user: they read no
+//! configuration and need no runtime.
+
+pub mod ahead;
+pub mod archive;
+pub mod backlog;
+pub mod base;
+pub mod catalog;
+pub mod command;
+mod compare;
+pub mod header;
+pub mod layout;
+pub mod manifest;
+pub mod notes;
+pub mod recovery;
+pub mod restore;
+pub mod retention;
+pub mod start;
+pub mod swap;
+pub mod target;
+pub mod timeline;
+pub mod wal;
+
+pub use start::{archive, archiving};

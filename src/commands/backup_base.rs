@@ -1,0 +1,106 @@
+//! `tandem backup base` and `tandem backup bases`.
+
+use std::time::Duration;
+
+use comfy_table::{Table, presets};
+
+use crate::backup::pitr::base::{self, Made, Source};
+use crate::backup::pitr::{self, catalog};
+use crate::cli::Common;
+use crate::commands::{open, running};
+use crate::config::{PostgresMode, Settings};
+use crate::exit::{Code, Failure};
+use crate::postgres::home::Home;
+use crate::postgres::{binaries, server};
+use crate::telemetry;
+
+/// Make a base backup of the running server.
+///
+/// # Errors
+/// No server of Tandem's own runs, it does not archive its WAL, or what [`base::make`] says.
+pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    let home = Home::resolve(&settings)?;
+    check(&settings)?;
+    let Some(port) = server::running_port(&home.data) else {
+        let text = "no server runs, and a base backup is made of a running one: start it with `tandem up`";
+        return Err(Failure::new(Code::Temporary, text).into());
+    };
+    let python = &settings.python.interpreter;
+    let search_path = settings.search_path.as_ref();
+    let installation = binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, search_path).await?;
+    let (archive, keep) = (pitr::archive(&settings, &home), settings.backup.pitr.base_backups);
+    let progress = telemetry::progress("Making a base backup");
+    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep };
+    let made = tokio::select! {
+        made = base::make(&source) => made?,
+        // Dropped, it takes along what it has begun.
+        _ = tokio::signal::ctrl_c() => return Err(Failure::new(Code::Failed, "interrupted; nothing of it is left").into()),
+    };
+    drop(progress);
+    running::say(&if json { serde_json::to_string_pretty(&made.base)? } else { words(&made) })?;
+    Ok(Code::Stopped)
+}
+
+/// List the base backups.
+///
+/// # Errors
+/// The archive cannot be read.
+pub fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
+    let settings = open::settings(common, Vec::new())?;
+    let bases = catalog::bases(&pitr::archive(&settings, &Home::resolve(&settings)?))?;
+    if json {
+        running::say(&serde_json::to_string_pretty(&bases)?)?;
+        return Ok(Code::Stopped);
+    }
+    if bases.is_empty() {
+        running::say("there is none yet: `tandem backup base` makes one")?;
+        return Ok(Code::Stopped);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["NAME", "ENDED", "TIMELINE", "START", "STOP", "SIZE", "ARCHIVED"]);
+    for base in &bases {
+        let ended = humantime::format_rfc3339_seconds(base.ended).to_string();
+        let (timeline, start, stop) =
+            (base.timeline.to_string(), base.start_lsn.to_string(), base.stop_lsn.to_string());
+        table.add_row([
+            base.name.clone(),
+            ended,
+            timeline,
+            start,
+            stop,
+            megabytes(base.size),
+            megabytes(base.archived_size),
+        ]);
+    }
+    running::say(&table.to_string())?;
+    Ok(Code::Stopped)
+}
+
+fn check(settings: &Settings) -> anyhow::Result<()> {
+    let text = match (settings.postgres.mode, settings.backup.pitr.enabled) {
+        (PostgresMode::Managed, true) => return Ok(()),
+        (PostgresMode::Managed, false) => "backup.pitr.enabled is false: without its WAL a base backup is of no use",
+        (PostgresMode::Attach, _) => "the server is not Tandem's own: whoever runs it makes its base backups",
+    };
+    Err(Failure::new(Code::Config, text).into())
+}
+
+fn words(made: &Made) -> String {
+    let base = &made.base;
+    let (size, archived, took) =
+        (megabytes(base.size), megabytes(base.archived_size), Duration::from_millis(base.duration_ms));
+    let mut text = format!("{}: {size} in {archived}, verified, after {took:.1?}", base.name);
+    for old in &made.removed {
+        text.push_str(&format!("\nremoved {}", old.name));
+    }
+    if made.removed_wal > 0 {
+        text.push_str(&format!("\nremoved {} files of WAL that none of those that are kept needs", made.removed_wal));
+    }
+    text
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
+}

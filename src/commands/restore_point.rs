@@ -1,0 +1,118 @@
+//! `tandem restore --at`, `--to-lsn` and `--to-end`: the whole cluster, back to a moment.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use anyhow::Context;
+
+use crate::backup::pitr::restore::{self, Restored, Way, Wish};
+use crate::backup::pitr::target::{self, Target};
+use crate::backup::pitr::{self, wal};
+use crate::cli::{Common, RestoreArgs};
+use crate::commands::{open, running};
+use crate::config::PostgresMode;
+use crate::exit::{Code, Failure};
+use crate::postgres::home::Home;
+use crate::postgres::lock::StateLock;
+use crate::postgres::{binaries, cluster, stale};
+
+/// What must be typed before data is replaced.
+const WORD: &str = "RESTORE";
+
+/// Bring the stopped database back to a moment.
+///
+/// # Errors
+/// A server runs, nobody agreed, or what [`restore::find`] and [`restore::restore_cluster`] say.
+pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
+    let target = target(args)?;
+    let settings = open::settings(common, Vec::new())?;
+    if settings.postgres.mode == PostgresMode::Attach {
+        let text = "the server is not Tandem's own: whoever runs it restores it";
+        return Err(Failure::new(Code::Config, text).into());
+    }
+    let home = Home::resolve(&settings)?;
+    home.prepare()?;
+    let lock = StateLock::take(&home, "tandem restore");
+    let _lock = lock.context("a restore needs the database stopped: `tandem stop` stops it")?;
+    stale::end_leftover(&home).await?;
+    let python = &settings.python.interpreter;
+    let search_path = settings.search_path.as_ref();
+    let installation = binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, search_path).await?;
+    cluster::check_reach(&home, &installation)?;
+    let archive = pitr::archive(&settings, &home);
+    let wish = Wish { home: &home, settings: &settings, archive: &archive, target, timeline: args.timeline };
+    let way = restore::find(&wish)?;
+    confirm(args.yes, &wish, &way)?;
+    let restored = tokio::select! {
+        restored = restore::restore_cluster(&wish, &way, &installation) => restored?,
+        _ = tokio::signal::ctrl_c() => {
+            let text = "interrupted; the data that was there is as it was";
+            return Err(Failure::new(Code::Failed, text).into());
+        }
+    };
+    running::say(&if args.json { json(&way, &restored)? } else { words(&way, &restored) })?;
+    Ok(Code::Stopped)
+}
+
+fn target(args: &RestoreArgs) -> anyhow::Result<Target> {
+    let usage = |error: String| Failure::new(Code::Usage, error);
+    match (&args.at, &args.to_lsn) {
+        (Some(at), _) => Ok(Target::Time(target::time(at).map_err(|error| usage(format!("--at: {error}")))?)),
+        (None, Some(lsn)) => {
+            Ok(Target::Lsn(lsn.parse().map_err(|error: wal::NoLsn| usage(format!("--to-lsn: {error}")))?))
+        }
+        (None, None) => Ok(Target::End),
+    }
+}
+
+/// Let a person say that this is meant.
+fn confirm(yes: bool, wish: &Wish<'_>, way: &Way) -> anyhow::Result<()> {
+    let base = &way.base;
+    eprintln!(
+        "restoring {} to {}: from {} of {}, along timeline {}",
+        wish.home.data.display(),
+        wish.target,
+        base.name,
+        target::timestamp(base.ended),
+        way.timeline
+    );
+    if yes {
+        return Ok(());
+    }
+    let refused = |text: &str| Err(Failure::new(Code::Usage, text).into());
+    if !io::stdin().is_terminal() {
+        return refused("nothing was restored: nobody is there to be asked, so say --yes");
+    }
+    eprint!("What was written since will be gone from the database; its present data is kept beside. Type {WORD}: ");
+    io::stderr().flush()?;
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).context("read the answer")?;
+    if line.trim() == WORD { Ok(()) } else { refused("nothing was restored") }
+}
+
+fn json(way: &Way, restored: &Restored) -> anyhow::Result<String> {
+    let recovered = &restored.recovered;
+    Ok(serde_json::to_string_pretty(&serde_json::json!({
+        "base": way.base.name,
+        "followed_timeline": way.timeline,
+        "timeline": recovered.timeline,
+        "lsn": recovered.lsn,
+        "last_transaction": recovered.last_transaction,
+        "kept": restored.kept,
+    }))?)
+}
+
+fn words(way: &Way, restored: &Restored) -> String {
+    let recovered = &restored.recovered;
+    let last = recovered.last_transaction.as_deref();
+    let last = last.map_or_else(
+        || "nothing was committed after the base backup".into(),
+        |time| format!("the last transaction is of {time}"),
+    );
+    let mut text =
+        format!("restored from {}; {last}; timeline {} begins at {}", way.base.name, recovered.timeline, recovered.lsn);
+    if let Some(kept) = &restored.kept {
+        text.push_str(&format!("\nthe data that was there before is in {}", kept.display()));
+    }
+    text.push_str("\n`tandem up` starts it; then `tandem backup base` makes the next restore a short one");
+    text
+}

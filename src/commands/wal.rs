@@ -1,0 +1,37 @@
+//! `tandem wal`, which PostgreSQL runs.
+
+use crate::backup::pitr::ahead;
+use crate::backup::pitr::archive::Archive;
+use crate::cli::Wal;
+
+/// PostgreSQL asks again for a file that could not be archived.
+const NOT_ARCHIVED: u8 = 1;
+/// To PostgreSQL the file is not there: recovery ends, or goes on with what the data directory has.
+const NOT_THERE: u8 = 1;
+/// Beyond 125 recovery ends with an error (PostgreSQL's src/common/wait_error.c): what cannot be read must not be taken
+/// for the end of the archive.
+const STOP_RECOVERY: u8 = 200;
+
+/// Push or fetch one file; the process's exit code.
+pub fn run(command: &Wal) -> u8 {
+    match command {
+        Wal::Push { archive, path } => match ahead::push(&Archive::new(archive), path) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("tandem wal push: {error:#}");
+                NOT_ARCHIVED
+            }
+        },
+        Wal::Fetch { archive, name, path } => {
+            let Ok(name) = name.parse() else { return NOT_THERE };
+            match Archive::new(archive).fetch(name, path) {
+                Ok(true) => 0,
+                Ok(false) => NOT_THERE,
+                Err(error) => {
+                    eprintln!("tandem wal fetch: {error:#}");
+                    STOP_RECOVERY
+                }
+            }
+        }
+    }
+}
