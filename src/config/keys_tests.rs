@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::super::problem::Problems;
 use super::super::{file, value, values};
+use super::Effect::{Live, Restart, Roll};
 use super::*;
 
 /// The shipped file with every commented key uncommented.
