@@ -84,6 +84,43 @@ fn a_backup_that_was_missed_is_made_up_for_after_the_start_and_only_once() {
     assert_eq!(backups(&tandem)["count"], 1);
 }
 
+#[test]
+fn where_wal_is_archived_the_first_base_backup_is_made_by_itself() {
+    let project = project("backup.pitr.enabled = true");
+    let tandem = Tandem::up(&project);
+    wait_for("the base backup", || backups(&tandem)["pitr"]["last_base"].is_string());
+    refusal::run(&project, &["backup", "bases"]).expect(0, &["base_20"]);
+    assert_eq!(tandem.health()["status"], "healthy");
+}
+
+#[test]
+fn metrics_tell_of_room_backups_and_wal() {
+    let project = project(&format!("backup.schedule = '{EACH_SECOND}'\nbackup.pitr.enabled = true"));
+    let tandem = Tandem::up(&project);
+    wait_for("a backup", || backups(&tandem)["last"]["ok"] == true);
+    wait_for("a base backup", || backups(&tandem)["pitr"]["last_base"].is_string());
+    let (code, text) = tandem::get(project.health, "/metrics").unwrap();
+    assert_eq!(code, 200);
+    let value = |name: &str| -> f64 {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("{name} ")))
+            .unwrap_or_else(|| panic!("{name} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    for of in ["data", "backups"] {
+        let (free, size) = (
+            format!("tandem_disk_free_bytes{{file_system=\"{of}\"}}"),
+            format!("tandem_disk_size_bytes{{file_system=\"{of}\"}}"),
+        );
+        assert!(value(&free) > 0.0 && value(&free) <= value(&size), "{text}");
+    }
+    assert_eq!(value("tandem_backup_last_ok"), 1.0);
+    assert!(value("tandem_backup_count") >= 1.0 && value("tandem_base_backup_timestamp_seconds") > 1.7e9);
+    assert_eq!(value("tandem_wal_archiving_failing"), 0.0);
+    assert!(text.ends_with("# EOF\n"), "{text}");
+}
+
 /// One request to a server of the test's own: what was sent, answered with 200.
 fn hear(listener: &TcpListener) -> String {
     let (mut stream, _) = listener.accept().unwrap();

@@ -20,8 +20,8 @@ use serde_json::Value;
 
 /// A project whose WAL is archived, with more lines of configuration.
 fn project(lines: &str) -> Project {
-    let own =
-        "workers.count = 1\nmigrations.run = 'none'\nbackup.pitr.enabled = true\npostgres.shared_buffers = '32MB'";
+    let own = "workers.count = 1\nmigrations.run = 'none'\nbackup.pitr.enabled = true\npostgres.shared_buffers = '32MB'\n\
+         backup.schedule = 'never'";
     Project::app_with("plain:app", &format!("{own}\n{lines}"))
 }
 

@@ -112,6 +112,11 @@ pub async fn prune(
     Ok(fates)
 }
 
+/// Whether a base backup is due at `now`: there is none, or the newest is as old as a week. Pure.
+pub fn base_due(newest: Option<DateTime<Utc>>, now: DateTime<Utc>) -> bool {
+    due(Verify::Weekly, newest, now)
+}
+
 /// Whether a proof is due at `now`, when the newest is of `last`. Pure.
 fn due(wanted: Verify, last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> bool {
     match wanted {

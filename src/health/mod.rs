@@ -5,6 +5,7 @@
 
 pub mod backups;
 pub mod client;
+pub mod metrics;
 pub mod picture;
 pub mod port;
 pub mod report;

@@ -13,13 +13,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::picture::Picture;
-use super::port;
 use super::report::{self, Now};
+use super::{metrics, port};
 
 /// What the port offers, as `/` shows it.
 const INDEX: &[(&str, &str)] = &[
     ("/health", "the whole report; 503 when unhealthy (alias /healthz)"),
     ("/ready", "200 while requests should be sent here (alias /readyz)"),
+    ("/metrics", "free room, backups, WAL and workers as OpenMetrics text"),
     ("/live", "200 while the supervisor runs (alias /livez)"),
 ];
 
@@ -38,7 +39,7 @@ pub async fn serve(listener: TcpListener, pictures: watch::Receiver<Arc<Picture>
 fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes>> {
     // tokio's clock, so that tests can turn it.
     let now = Now { instant: Instant::now().into_std(), wall: SystemTime::now() };
-    let known = matches!(path, "/" | "/health" | "/healthz" | "/ready" | "/readyz" | "/live" | "/livez");
+    let known = matches!(path, "/" | "/metrics" | "/health" | "/healthz" | "/ready" | "/readyz" | "/live" | "/livez");
     if known && !matches!(*method, Method::GET | Method::HEAD) {
         let mut response = json(405, &serde_json::json!({"error": "this port is read-only: GET or HEAD"}));
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -53,6 +54,10 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
             let readiness = report::readiness(picture, now);
             json(readiness.http_code(), &readiness)
         }
+        "/metrics" => match metrics::metrics(picture) {
+            Ok(text) => plain(text, metrics::CONTENT_TYPE),
+            Err(error) => json(500, &serde_json::json!({"error": error.to_string()})),
+        },
         "/live" | "/livez" => json(200, &report::liveness(picture, now)),
         "/" => {
             let paths: serde_json::Map<_, _> =
@@ -77,6 +82,15 @@ pub fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // A cached answer of a probe is a wrong answer.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// `text` as it is, which says that it is `content_type`.
+fn plain(text: String, content_type: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

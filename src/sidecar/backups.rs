@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
@@ -13,13 +13,16 @@ use tokio::sync::watch;
 use super::Context;
 use super::jobs::beside_python;
 use crate::backup::catalog::Catalog;
+use crate::backup::pitr;
 use crate::backup::scheduled::{self, Run};
-use crate::config::{Alarm, Settings};
+use crate::config::{Alarm, PostgresMode, Settings};
 use crate::health::picture::{self, Picture};
 use crate::plan::{CommandLine, schedule::Schedule};
 use crate::process;
 use crate::telemetry::{self, Stream};
 
+/// How long after a base backup that failed the next is tried.
+const BASE_AGAIN: Duration = Duration::from_secs(3600);
 /// At least so often the clock is looked at: it may have been set, and the schedule changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
 /// What a run may take beside backup.limit, for a backup and for a proof.
@@ -37,6 +40,7 @@ pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let last = scheduled::last(&catalog);
         (begin(&settings, &catalog, &context.url.database, last.as_ref()), last)
     };
+    let mut base_tried = None;
     loop {
         let settings = context.settings();
         let now = Utc::now();
@@ -53,6 +57,10 @@ pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
                 *before = picture::Backups { pitr, last_base, ..shown };
             });
         };
+        if let Some(error) = base(&context, &settings, &mut base_tried).await {
+            tracing::error!("the base backup failed: {error}; it is tried again in {BASE_AGAIN:?}");
+            alarm(&context, &settings, &error).await;
+        }
         if next.is_some_and(|next| next <= now) {
             show(true, last.as_ref());
             let run = one(&context, &settings).await;
@@ -93,6 +101,48 @@ fn hostname() -> Option<std::ffi::OsString> {
     nix::unistd::gethostname().ok()
 }
 
+/// Make a base backup where the WAL is archived and one is due; why it failed, if it did.
+async fn base(context: &Context, settings: &Settings, tried: &mut Option<Instant>) -> Option<String> {
+    let wanted = settings.backup.pitr.enabled && settings.backup.schedule.is_some();
+    if !wanted || settings.postgres.mode == PostgresMode::Attach {
+        return None;
+    }
+    if tried.is_some_and(|tried| tried.elapsed() < BASE_AGAIN) {
+        return None;
+    }
+    // On another thread: the archive's disk may hang.
+    let archive = pitr::archive(settings, &context.home);
+    let bases = tokio::task::spawn_blocking(move || pitr::catalog::bases(&archive)).await;
+    let newest = bases.ok().and_then(Result::ok).and_then(|bases| bases.last().map(|base| base.ended.into()));
+    if !scheduled::base_due(newest, Utc::now()) {
+        return None;
+    }
+    *tried = Some(Instant::now());
+    let command = match command(context, &["backup", "base"]) {
+        Ok(command) => command,
+        Err(error) => return Some(format!("{error:#}")),
+    };
+    in_a_process(&command, settings.backup.limit).await.err()
+}
+
+/// Run one of our own commands; the last line of its output, or why it failed.
+async fn in_a_process(command: &CommandLine, limit: Duration) -> Result<String, String> {
+    let mut last_words = String::new();
+    let on_line = |line: &str| {
+        // The last line of its output is for us.
+        if !line.starts_with('{') {
+            telemetry::child_line(SERVICE, Stream::Stderr, line);
+            line.trim_start_matches("tandem: ").clone_into(&mut last_words);
+        }
+    };
+    match process::run_with(command, limit, on_line).await {
+        Ok(finished) if finished.exit.success() => Ok(finished.stdout.lines().last().unwrap_or_default().to_owned()),
+        Ok(_) if !last_words.is_empty() => Err(last_words),
+        Ok(finished) => Err(format!("its process ended with {}", finished.exit)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// One run, in a process of its own.
 async fn one(context: &Context, settings: &Settings) -> Run {
     let started = Utc::now();
@@ -102,38 +152,27 @@ async fn one(context: &Context, settings: &Settings) -> Run {
         error: Some(format!("{error:#}")),
         ..Run::default()
     };
-    let command = match command(context) {
+    let command = match command(context, &["backup", "scheduled"]) {
         Ok(command) => command,
         Err(error) => return failed(error),
     };
-    let mut last_words = String::new();
-    let on_line = |line: &str| {
-        // The last line of its output is for us.
-        if !line.starts_with('{') {
-            telemetry::child_line(SERVICE, Stream::Stderr, line);
-            line.trim_start_matches("tandem: ").clone_into(&mut last_words);
-        }
-    };
-    match process::run_with(&command, 2 * settings.backup.limit + MARGIN, on_line).await {
-        Ok(finished) if finished.exit.success() => {
-            let line = finished.stdout.lines().last().unwrap_or_default();
-            let run = serde_json::from_str(line).context("understand what the backup's process said");
+    match in_a_process(&command, 2 * settings.backup.limit + MARGIN).await {
+        Ok(line) => {
+            let run = serde_json::from_str(&line).context("understand what the backup's process said");
             run.unwrap_or_else(failed)
         }
-        Ok(_) if !last_words.is_empty() => failed(anyhow::anyhow!(last_words)),
-        Ok(finished) => failed(anyhow::anyhow!("its process ended with {}", finished.exit)),
-        Err(error) => failed(error.into()),
+        Err(error) => failed(anyhow::anyhow!(error)),
     }
 }
 
 /// This program again, with the same configuration.
-fn command(context: &Context) -> anyhow::Result<CommandLine> {
+fn command(context: &Context, words: &[&str]) -> anyhow::Result<CommandLine> {
     let source = context.source();
     let program = std::env::current_exe().context("find this program")?;
     let config = source.file.iter().flat_map(|path| ["--config".to_owned(), path.display().to_string()]);
     let set = source.flags.iter().flat_map(|flag| ["--set".to_owned(), format!("{}={}", flag.key, flag.value)]);
     let format = ["--log-format".to_owned(), "text".to_owned()];
-    let args = ["backup".to_owned(), "scheduled".to_owned()].into_iter().chain(config).chain(set).chain(format);
+    let args = words.iter().map(|&word| word.to_owned()).chain(config).chain(set).chain(format);
     Ok(CommandLine::new(program).args(args).dir(&source.cwd))
 }
 
