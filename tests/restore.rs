@@ -132,7 +132,8 @@ fn a_restore_that_fails_leaves_the_live_database_as_it_was() {
     let path = path(&project, &manifest);
     let whole = fs::read(&path).unwrap();
     // SQL that fails, and an end that is missing; each with a digest that is right.
-    let changes: [(fn(String) -> String, &str); 2] = [
+    type Change = fn(String) -> String;
+    let changes: [(Change, &str); 2] = [
         (|text| text.replacen("ADD CONSTRAINT", "ADD CONSTRAIN", 1), "syntax error"),
         (|text| text.replace("-- PostgreSQL database dump complete", "-- "), "cut short"),
     ];

@@ -130,7 +130,7 @@ impl Catalog {
                 entries.push(self.entry(name));
             }
         }
-        entries.sort_by(|a, b| (a.name.taken, a.name.to_string()).cmp(&(b.name.taken, b.name.to_string())));
+        entries.sort_by_key(|entry| (entry.name.taken, entry.name.to_string()));
         Ok(entries)
     }
 

@@ -83,7 +83,8 @@ pub fn write(
 /// One member a block, each on one of the threads in turn, and written in that same turn.
 fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()> {
     thread::scope(|scope| {
-        let mut ways: Vec<(SyncSender<Vec<u8>>, Receiver<Vec<u8>>)> = Vec::new();
+        let mut givers: Vec<SyncSender<Vec<u8>>> = Vec::new();
+        let mut takers: Vec<Receiver<Vec<u8>>> = Vec::new();
         for _ in 0..THREADS {
             let (give, blocks) = sync_channel::<Vec<u8>>(1);
             let (members, take) = sync_channel(1);
@@ -95,9 +96,9 @@ fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()>
                     }
                 }
             });
-            ways.push((give, take));
+            givers.push(give);
+            takers.push(take);
         }
-        let (givers, takers): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
         let reading = scope.spawn(move || -> io::Result<()> {
             for turn in 0.. {
                 let mut block = vec![0; BLOCK_SIZE];
@@ -210,7 +211,7 @@ mod tests {
     fn every_size_and_way_comes_back_and_the_digest_is_the_files() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("file");
-        let text: Vec<u8> = (0..3 * BLOCK_SIZE + 7).map(|at| (at * at >> 7) as u8).collect();
+        let text: Vec<u8> = (0..3 * BLOCK_SIZE + 7).map(|at| ((at * at) >> 7) as u8).collect();
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             for length in [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE + 7] {
                 let passed = AtomicU64::new(0);

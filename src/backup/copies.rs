@@ -102,7 +102,7 @@ impl Copies {
                 Some(Held { size_bytes: entry.size, whole: manifests.contains(&name.stem()), name })
             })
             .collect();
-        held.sort_by(|a, b| (a.name.taken, a.name.to_string()).cmp(&(b.name.taken, b.name.to_string())));
+        held.sort_by_key(|held| (held.name.taken, held.name.to_string()));
         Ok(held)
     }
 
@@ -191,7 +191,7 @@ fn publish(partial: Partial, to: PathBuf) -> anyhow::Result<()> {
 /// What shows on a terminal how far a copy has come.
 fn shower(progress: &Progress, what: String) -> impl Fn(u64, u64) + Send + Sync + '_ {
     move |done, total| {
-        let percent = if total == 0 { 100 } else { done * 100 / total };
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
         progress.say(format!("{what}: {percent} %"));
     }
 }

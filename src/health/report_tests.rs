@@ -280,11 +280,11 @@ fn wal_that_is_not_archived_degrades_and_is_told() {
     let mut picture = picture(now);
     picture.backups = Backups { pitr: Some(pitr.clone()), ..Backups::default() };
     assert_eq!(answers(&picture, now), HEALTHY);
-    let trouble = Some("48 MB of WAL wait for the archive: archiving fails: no space".to_owned());
-    picture.backups.pitr = Some(Pitr { failing: true, trouble: trouble.clone(), ..pitr });
+    let trouble = "48 MB of WAL wait for the archive: archiving fails: no space".to_owned();
+    picture.backups.pitr = Some(Pitr { failing: true, trouble: Some(trouble.clone()), ..pitr });
     assert_eq!(answers(&picture, now), DEGRADED, "it still serves");
     let report = report(&picture, now);
-    assert_eq!(report.reasons, [trouble.unwrap()]);
+    assert_eq!(report.reasons, [trouble]);
     let shown = serde_json::to_value(&report.backups).unwrap();
     assert_eq!((&shown["pitr"]["ready_segments"], &shown["pitr"]["failing"]), (&3.into(), &true.into()), "{shown}");
     assert!(shown["pitr"]["last_archived"].as_str().unwrap().ends_with('Z') && shown["pitr"]["enabled"] == true);

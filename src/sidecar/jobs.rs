@@ -151,7 +151,8 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
 async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
     let settings = context.settings();
     let Some(source) = &settings.restore_if_empty else { return Ok(()) };
-    let installation = match context.installation.borrow().clone() {
+    let installed = context.installation.borrow().clone();
+    let installation = match installed {
         Some(installation) => installation,
         None => {
             let (source, python) = (&settings.postgres.source, &settings.python.interpreter);
