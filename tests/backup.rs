@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use common::backups::{as_superuser, backup, command, dir, finals, read_gzip, running, sql};
+use common::backups::{as_superuser, backup, command, dir, finals, path, read_gzip, rewrite, running, sql};
 use common::namespace::mount_namespace;
 use common::project::Project;
 use common::refusal::{self, names};
@@ -154,21 +154,30 @@ fn a_killed_dump_and_a_killed_tandem_leave_no_lie_and_the_next_run_sweeps() {
 fn a_disk_that_fills_during_a_backup_leaves_nothing_under_a_final_name() {
     let Some(namespace) = mount_namespace() else { return };
     let (project, _tandem) = running();
-    fs::create_dir_all(dir(&project)).unwrap();
+    // What is there says that the last one took a byte: so the next is begun, and takes more than there is.
+    let manifest = backup(&project, &[]);
+    rewrite(&project, &manifest, |it| it["size_bytes"] = 1.into());
+    fs::write(path(&project, &manifest), "").unwrap();
+    let last = [manifest["file"].as_str().unwrap(), &finals(&project).remove(1)].map(str::to_owned);
     for format in ["plain", "custom", "directory"] {
-        let script =
-            "mount -t tmpfs -o size=12k,mode=0700 tmpfs \"$0\"; set +e; \"$@\"; code=$?; ls -A \"$0\"; exit $code";
+        let script = "old=\"$0\".old; rm -rf \"$old\"; cp -a \"$0\" \"$old\"
+            mount -t tmpfs -o size=40k,mode=0700 tmpfs \"$0\"; for name in $1 $2; do cp \"$old\"/$name \"$0\"; done; shift 2
+            set +e; \"$@\"; code=$?; ls -A \"$0\"; exit $code";
         let binary = tandem::command(&project);
         let output = command("unshare")
             .args(namespace)
             .args(["sh", "-euc", script])
             .arg(dir(&project))
+            .args(&last)
             .arg(binary.get_program())
-            .args(["backup", "--format", format])
+            .args(["backup", "--format", format, "--set", "disk.stop_free=0%"])
             .current_dir(project.dir())
             .output()
             .unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), ".lock\n", "{format}: {output:?}");
+        let left = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut expected = vec![".lock", &last[0], &last[1]];
+        expected.sort_unstable();
+        assert_eq!(left.lines().collect::<Vec<_>>(), expected, "{format}: {output:?}");
         refusal::said(output).expect(73, &["No space left on device"]);
     }
 }

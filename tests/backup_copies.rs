@@ -75,7 +75,7 @@ async fn a_backup_is_copied_to_a_bucket_listed_there_and_restored_from_it_on_a_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_does_not_arrive_is_told_and_the_backup_here_stays() {
     let server = Server::start().await;
-    let (project, _tandem) = project("backup.destinations = ['s3://copies/nightly']");
+    let (project, _tandem) = project("backup.destinations = ['s3://copies/nightly']\nbackup.retry_limit = '1s'");
     let mut command = tandem::command(&project);
     command.arg("backup").envs(server.environment()).env("AWS_SECRET_ACCESS_KEY", "wrong-secret-wrong-secret");
     let refused = refusal::said(finished(command).await);

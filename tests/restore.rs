@@ -51,7 +51,9 @@ fn a_restore_brings_rows_owner_grants_and_settings_back_and_can_be_undone() {
     sql(&project, "DELETE FROM api_keys WHERE id::int > 3");
     let workers = tandem.workers();
 
+    let answered = tandem.log().contains("readiness is withdrawn");
     let restored = restore(&project, &["latest"]);
+    assert_eq!((answered, tandem.log().contains("readiness is withdrawn")), (false, false), "{}", tandem.log());
     assert_eq!((restored["rows"].as_u64(), restored["tables"].as_u64()), (Some(2010), Some(10)));
     let kept = restored["kept"].as_str().unwrap();
     assert!(kept.starts_with("app_before_restore_20"), "{kept}");

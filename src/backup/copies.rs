@@ -50,7 +50,8 @@ impl Copies {
     /// As [`Copies::configured`].
     pub fn open(settings: &Settings, text: &str) -> anyhow::Result<Self> {
         let destination = Destination::parse(text, &settings.surroundings.0).map_err(Failure::from)?;
-        let mut store = Store::open(&destination, Patience::default()).map_err(Failure::from)?;
+        let patience = Patience { retry_max: settings.backup.retry_limit, ..Patience::default() };
+        let mut store = Store::open(&destination, patience).map_err(Failure::from)?;
         if !settings.backup.encrypt_to.is_empty() {
             store = store.sealed_for(Recipients::parse(&settings.backup.encrypt_to).map_err(Failure::from)?);
         }

@@ -56,8 +56,8 @@ fn table(status: &Status) -> String {
     }
     table.add_row(["", "", "", "", "", "", "total", &size(Some(status.memory_total_bytes))]);
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
-    let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("backups: {words}\n"));
-    format!("{roll}{backups}{}", plain(table, &[1, 3, 5, 6, 7]))
+    let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("\nbackups: {words}"));
+    format!("{roll}{}{backups}", plain(table, &[1, 3, 5, 6, 7]))
 }
 
 fn row(service: &ServiceStatus) -> [String; 8] {
@@ -128,12 +128,12 @@ mod tests {
         };
         expect![[r#"
             roll: worker-0 is being replaced
-            backups: next 2026-11-27 02:00 UTC
             SERVICE    PID  STATE                    UPTIME  RESTARTS     REQUESTS  IN FLIGHT   MEMORY
             tandem       1  serving                2days 7h                                     4.2 MB
             worker-0  4711  ready                     2h 1m  2 (SIGKILL)    123456          3  35.0 MB
             worker-0     -  backoff (replacement)         -  0
-                                                                                        total  39.2 MB"#]]
+                                                                                        total  39.2 MB
+            backups: next 2026-11-27 02:00 UTC"#]]
         .assert_eq(&table(&status));
     }
 }

@@ -153,6 +153,8 @@ pub struct Backup {
     pub limit: Duration,
     /// Where each one is copied to, such as `s3://bucket/prefix`.
     pub destinations: Vec<String>,
+    /// How long one that is out of reach is tried again.
+    pub retry_limit: Duration,
     /// Recipients of age, for whom copies are sealed; none: copies are as they are.
     pub encrypt_to: Vec<String>,
     /// The file with what opens sealed copies.
@@ -190,6 +192,7 @@ impl Backup {
             },
             limit: values.duration("backup.limit"),
             destinations: values.list("backup.destinations").unwrap_or_default(),
+            retry_limit: values.duration("backup.retry_limit"),
             encrypt_to: values.list("backup.encrypt_to").unwrap_or_default(),
             identity_file: values.path("backup.identity_file"),
             schedule: Some(values.word("backup.schedule")).filter(|text| text != "never"),

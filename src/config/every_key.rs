@@ -215,6 +215,13 @@ pub const KEYS: &[Key] = &[
     key(Live, "backup.compress", Kind::Choice(&["gzip", "zstd", "none"]), r#""gzip""#, "How a backup is compressed"),
     key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
     key(Live, "backup.destinations", Kind::List, "[]", "Where each backup is copied to: file://, s3://, gs://, az://"),
+    key(
+        Live,
+        "backup.retry_limit",
+        Kind::Duration,
+        r#""3m""#,
+        "How long a place for copies is tried again while it is out of reach",
+    ),
     key(Live, "backup.encrypt_to", Kind::List, "[]", "Recipients of age (age1...) for whom copies are sealed"),
     open(Live, "backup.identity_file", Kind::Path, "none", "File with the age identity that opens sealed copies"),
     key(

@@ -84,6 +84,7 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.compress
         backup.limit
         backup.destinations
+        backup.retry_limit
         backup.encrypt_to
         backup.identity_file
         backup.schedule

@@ -112,16 +112,16 @@ impl Probe {
         if let Some(socket) = &self.socket {
             knock(socket).await.map_err(|error| format!("the server takes no connections: {error}"))?;
         }
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => self.connection.insert(self.options.connect().await.map_err(|error| plain(&error))?),
-        };
-        let count: i64 =
-            query_scalar("SELECT count(*) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'")
-                .fetch_one(connection)
-                .await
-                .map_err(|error| plain(&error))?;
-        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+        if let Some(connection) = &mut self.connection
+            && let Ok(count) = clients(connection).await
+        {
+            return Ok(count);
+        }
+        // Somebody may have ended this one session, as a restore does when it swaps databases: a new one tells.
+        self.connection = None;
+        self.refresh();
+        let connection = self.options.connect().await.map_err(|error| plain(&error))?;
+        clients(self.connection.insert(connection)).await.map_err(|error| plain(&error))
     }
 
     async fn ask_facts(&mut self, limit: Duration) {
@@ -145,6 +145,14 @@ async fn knock(socket: &Path) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(socket).await?;
     stream.write_all(&SSL_REQUEST).await?;
     stream.read_u8().await.map(|_| ())
+}
+
+async fn clients(connection: &mut PgConnection) -> Result<u32, sqlx::Error> {
+    let count: i64 =
+        query_scalar("SELECT count(*) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'")
+            .fetch_one(connection)
+            .await?;
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {

@@ -2,9 +2,10 @@
 //!
 //! A process of its own: its memory goes with it, and nothing that it waits for holds the supervisor up.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
@@ -14,6 +15,7 @@ use super::Context;
 use super::jobs::beside_python;
 use crate::backup::catalog::Catalog;
 use crate::backup::pitr;
+use crate::backup::retention::State;
 use crate::backup::scheduled::{self, Run};
 use crate::config::{Alarm, PostgresMode, Settings};
 use crate::health::picture::{self, Picture};
@@ -40,7 +42,7 @@ pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let last = scheduled::last(&catalog);
         (begin(&settings, &catalog, &context.url.database, last.as_ref()), last)
     };
-    let mut base_tried = None;
+    let (mut base_tried, mut seen) = (None, Seen::default());
     loop {
         let settings = context.settings();
         let now = Utc::now();
@@ -49,8 +51,9 @@ pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let schedule = planned(&settings);
         let next = schedule.as_ref().and_then(|schedule| schedule.next(after));
         let catalog = Catalog::of(&settings, &context.home);
+        seen.look(&catalog, &context.url.database);
         let show = |running, last: Option<&Run>| {
-            let shown = shown(&catalog, &context.url.database, schedule.as_ref(), next, running, last);
+            let shown = shown(&seen, schedule.as_ref(), next, running, last);
             pictures.send_modify(|picture| {
                 let before = &mut Arc::make_mut(picture).backups;
                 let (pitr, last_base) = (before.pitr.take(), before.last_base);
@@ -207,17 +210,43 @@ async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String],
     Ok(())
 }
 
+/// What the directory of backups held when it was last looked at: manifests are long, and it changes once a day.
+#[derive(Default)]
+struct Seen {
+    changed: Option<SystemTime>,
+    dir: PathBuf,
+    count: usize,
+    newest: Option<SystemTime>,
+    newest_verified: Option<SystemTime>,
+}
+
+impl Seen {
+    /// Look again, if anything has changed.
+    fn look(&mut self, catalog: &Catalog, database: &str) {
+        let changed = catalog.dir().metadata().and_then(|meta| meta.modified()).ok();
+        if changed == self.changed && self.dir == catalog.dir() {
+            return;
+        }
+        let entries = catalog.entries(Some(database)).unwrap_or_default();
+        let proven = entries.iter().rev().find(|entry| entry.standing() == State::Proven);
+        *self = Self {
+            changed,
+            dir: catalog.dir().to_owned(),
+            count: entries.len(),
+            newest: entries.last().map(|entry| entry.name.taken.into()),
+            newest_verified: proven.map(|entry| entry.name.taken.into()),
+        };
+    }
+}
+
 /// What others may see.
 fn shown(
-    catalog: &Catalog,
-    database: &str,
+    seen: &Seen,
     schedule: Option<&Schedule>,
     next: Option<DateTime<Utc>>,
     running: bool,
     last: Option<&Run>,
 ) -> picture::Backups {
-    let entries = catalog.entries(Some(database)).unwrap_or_default();
-    let proven = entries.iter().rev().find(|entry| entry.verdict.as_ref().is_some_and(|verdict| verdict.good()));
     picture::Backups {
         schedule: schedule.map(ToString::to_string),
         next: next.map(Into::into),
@@ -230,9 +259,9 @@ fn shown(
             verified: run.verified,
             error: run.error.clone(),
         }),
-        count: entries.len(),
-        newest: entries.last().map(|entry| entry.name.taken.into()),
-        newest_verified: proven.map(|entry| entry.name.taken.into()),
+        count: seen.count,
+        newest: seen.newest,
+        newest_verified: seen.newest_verified,
         ..picture::Backups::default()
     }
 }
