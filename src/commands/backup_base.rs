@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 
 use crate::backup::pitr::base::{self, Made, Source};
 use crate::backup::pitr::{self, catalog};
 use crate::cli::Common;
+use crate::commands::table::{plain, size};
 use crate::commands::{open, running};
 use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
-use crate::postgres::{binaries, server};
+use crate::postgres::server;
 use crate::telemetry;
 
 /// Make a base backup of the running server.
@@ -26,9 +27,7 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
         let text = "no server runs, and a base backup is made of a running one: start it with `tandem up`";
         return Err(Failure::new(Code::Temporary, text).into());
     };
-    let python = &settings.python.interpreter;
-    let search_path = settings.search_path.as_ref();
-    let installation = binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, search_path).await?;
+    let installation = open::installation(&settings).await?;
     let (archive, keep) = (pitr::archive(&settings, &home), settings.backup.pitr.base_backups);
     let progress = telemetry::progress("Making a base backup");
     let source = Source { home: &home, port, installation: &installation, archive: &archive, keep };
@@ -58,7 +57,6 @@ pub fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
         return Ok(Code::Stopped);
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
     table.set_header(["NAME", "ENDED", "TIMELINE", "START", "STOP", "SIZE", "ARCHIVED"]);
     for base in &bases {
         let ended = humantime::format_rfc3339_seconds(base.ended).to_string();
@@ -70,11 +68,11 @@ pub fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
             timeline,
             start,
             stop,
-            megabytes(base.size),
-            megabytes(base.archived_size),
+            size(Some(base.size)),
+            size(Some(base.archived_size)),
         ]);
     }
-    running::say(&table.to_string())?;
+    running::say(&plain(table, &[2, 5, 6]))?;
     Ok(Code::Stopped)
 }
 
@@ -90,7 +88,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
 fn words(made: &Made) -> String {
     let base = &made.base;
     let (size, archived, took) =
-        (megabytes(base.size), megabytes(base.archived_size), Duration::from_millis(base.duration_ms));
+        (size(Some(base.size)), size(Some(base.archived_size)), Duration::from_millis(base.duration_ms));
     let mut text = format!("{}: {size} in {archived}, verified, after {took:.1?}", base.name);
     for old in &made.removed {
         text.push_str(&format!("\nremoved {}", old.name));
@@ -99,8 +97,4 @@ fn words(made: &Made) -> String {
         text.push_str(&format!("\nremoved {} files of WAL that none of those that are kept needs", made.removed_wal));
     }
     text
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
 }

@@ -42,7 +42,7 @@ async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Res
         restore::source(&Catalog::of(&at.settings, &at.home), &at.settings, source, &at.name).await?;
     let manifest = restore::check(&entry, &at.settings, &at.name, args.other_database).await?;
     let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
-    confirm(args, &question(&at.name, &entry.name.to_string(), manifest))?;
+    confirm(args.yes, &question(&at.name, &entry.name.to_string(), manifest))?;
     let restored = restoring.restore(&at.reach, (&catalog, &entry), &at.settings, &at.name, patience(args)).await?;
     restoring.end().await;
     roll_workers(at, args).await;
@@ -77,7 +77,7 @@ async fn undo(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
     let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
     let kept = restoring.kept(&at.name).await?;
     if let Some(last) = kept.last() {
-        confirm(args, &format!("Database {} will be replaced by {last}.", at.name))?;
+        confirm(args.yes, &format!("Database {} will be replaced by {last}.", at.name))?;
     }
     let (back, kept) = restoring.undo(&at.reach, &at.name, patience(args)).await?;
     restoring.end().await;
@@ -94,7 +94,7 @@ async fn drop_kept(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
     let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
     let kept = restoring.kept(&at.name).await?;
     if !kept.is_empty() {
-        confirm(args, &format!("These databases will be dropped: {}.", kept.join(", ")))?;
+        confirm(args.yes, &format!("These databases will be dropped: {}.", kept.join(", ")))?;
     }
     for name in &kept {
         load::drop(&at.reach, name).await?;
@@ -114,8 +114,11 @@ fn patience(args: &RestoreArgs) -> Duration {
 }
 
 /// Have a person type the word, unless it was said that it is meant.
-fn confirm(args: &RestoreArgs, question: &str) -> anyhow::Result<()> {
-    if args.yes {
+///
+/// # Errors
+/// Nobody is there to be asked, or says something else.
+pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
+    if yes {
         return Ok(());
     }
     let stdin = io::stdin();

@@ -1,22 +1,18 @@
 //! `tandem restore --at`, `--to-lsn` and `--to-end`: the whole cluster, back to a moment.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use anyhow::Context;
 
 use crate::backup::pitr::restore::{self, Restored, Way, Wish};
 use crate::backup::pitr::target::{self, Target};
 use crate::backup::pitr::{self, wal};
 use crate::cli::{Common, RestoreArgs};
+use crate::commands::restore::confirm;
 use crate::commands::{open, running};
 use crate::config::PostgresMode;
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
-use crate::postgres::{binaries, cluster, stale};
-
-/// What must be typed before data is replaced.
-const WORD: &str = "RESTORE";
+use crate::postgres::{cluster, stale};
 
 /// Bring the stopped database back to a moment.
 ///
@@ -34,14 +30,12 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     let lock = StateLock::take(&home, "tandem restore");
     let _lock = lock.context("a restore needs the database stopped: `tandem stop` stops it")?;
     stale::end_leftover(&home).await?;
-    let python = &settings.python.interpreter;
-    let search_path = settings.search_path.as_ref();
-    let installation = binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, search_path).await?;
+    let installation = open::installation(&settings).await?;
     cluster::check_reach(&home, &installation)?;
     let archive = pitr::archive(&settings, &home);
     let wish = Wish { home: &home, settings: &settings, archive: &archive, target, timeline: args.timeline };
     let way = restore::find(&wish)?;
-    confirm(args.yes, &wish, &way)?;
+    confirm(args.yes, &question(&wish, &way))?;
     let restored = tokio::select! {
         restored = restore::restore_cluster(&wish, &way, &installation) => restored?,
         _ = tokio::signal::ctrl_c() => {
@@ -64,29 +58,18 @@ fn target(args: &RestoreArgs) -> anyhow::Result<Target> {
     }
 }
 
-/// Let a person say that this is meant.
-fn confirm(yes: bool, wish: &Wish<'_>, way: &Way) -> anyhow::Result<()> {
+/// What is about to happen.
+fn question(wish: &Wish<'_>, way: &Way) -> String {
     let base = &way.base;
-    eprintln!(
-        "restoring {} to {}: from {} of {}, along timeline {}",
+    format!(
+        "{} will be restored to {}: from {} of {}, along timeline {}.\n\
+         What was written since will be gone from the database; its present data is kept beside.",
         wish.home.data.display(),
         wish.target,
         base.name,
         target::timestamp(base.ended),
         way.timeline
-    );
-    if yes {
-        return Ok(());
-    }
-    let refused = |text: &str| Err(Failure::new(Code::Usage, text).into());
-    if !io::stdin().is_terminal() {
-        return refused("nothing was restored: nobody is there to be asked, so say --yes");
-    }
-    eprint!("What was written since will be gone from the database; its present data is kept beside. Type {WORD}: ");
-    io::stderr().flush()?;
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).context("read the answer")?;
-    if line.trim() == WORD { Ok(()) } else { refused("nothing was restored") }
+    )
 }
 
 fn json(way: &Way, restored: &Restored) -> anyhow::Result<String> {
