@@ -8,7 +8,7 @@ use std::fs;
 
 use common::control;
 use common::project::Project;
-use common::tandem::{self, Tandem, lives, wait_for};
+use common::tandem::{self, Tandem, lives, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -174,5 +174,5 @@ fn killed_with_9_tandem_takes_companions_and_hooks_along_with_all_that_they_star
     let family = tandem.descendants();
     tandem.signal(Signal::SIGKILL);
     assert!(tandem.wait_exit().code().is_none());
-    wait_for("the end of all it had started", || !family.iter().any(|process| lives(process.pid)));
+    wait_for("the end of all it had started", || !family.iter().any(still_lives));
 }

@@ -14,7 +14,7 @@ use ::tandem::postgres::home::Home;
 use ::tandem::process::identity;
 use common::project::Project;
 use common::refusal::{Refusal, run, said};
-use common::tandem::{self, Tandem, lives, wait_for};
+use common::tandem::{self, Tandem, lives, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -155,7 +155,7 @@ fn stop_ends_when_nothing_is_left_and_the_next_start_may_follow() {
         let mut tandem = Tandem::up(&project);
         let family = tandem.descendants();
         assert_eq!(ask(&project, &["stop"]), "stopped\n");
-        assert!(!family.iter().any(|process| lives(process.pid)), "{}", tandem.log());
+        assert!(!family.iter().any(still_lives), "{}", tandem.log());
         assert_eq!(tandem.wait_code(), 0, "{}", tandem.log());
         assert!(tandem.log().contains("database system is shut down"), "{}", tandem.log());
         assert!(tandem::left_in(project.dir()).is_empty());

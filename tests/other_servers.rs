@@ -10,7 +10,7 @@ use ::tandem::config::{Installer, Python};
 use common::control;
 use common::project::{Project, root};
 use common::refusal;
-use common::tandem::{self, LIMIT, Tandem, lives, wait_for};
+use common::tandem::{self, LIMIT, Tandem, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -72,7 +72,7 @@ fn keeps(project: &Project) {
     let family = tandem.descendants();
     tandem.signal(Signal::SIGKILL);
     assert!(tandem.wait_exit().code().is_none());
-    wait_for("the end of all it had started", || !family.iter().any(|process| lives(process.pid)));
+    wait_for("the end of all it had started", || !family.iter().any(still_lives));
 }
 
 #[tokio::test]

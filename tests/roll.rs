@@ -9,7 +9,7 @@ use std::fs;
 use common::control;
 use common::project::{Project, root};
 use common::strict::{Crowd, Habit};
-use common::tandem::{self, Tandem, lives, wait_for};
+use common::tandem::{self, Tandem, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -197,6 +197,6 @@ fn killed_with_9_tandem_takes_forked_workers_and_the_template_along() {
     let family = tandem.descendants();
     tandem.signal(Signal::SIGKILL);
     assert!(tandem.wait_exit().code().is_none());
-    wait_for("the end of all it had started", || !family.iter().any(|process| lives(process.pid)));
+    wait_for("the end of all it had started", || !family.iter().any(still_lives));
     assert!(tandem::left_in(project.dir()).is_empty());
 }

@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 
 use common::project::{Project, root};
-use common::tandem::{self, Tandem, lives, wait_for};
+use common::tandem::{self, Tandem, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -127,7 +127,7 @@ fn killed_with_9_tandem_leaves_no_process_behind() {
 
     tandem.signal(Signal::SIGKILL);
     assert!(tandem.wait_exit().code().is_none());
-    wait_for("the end of all it had started", || !family.iter().any(|process| lives(process.pid)));
+    wait_for("the end of all it had started", || !family.iter().any(still_lives));
     assert!(tandem::left_in(project.dir()).is_empty());
     assert_eq!(tandem.get("/"), None, "nobody holds the port");
 }

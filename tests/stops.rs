@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use common::project::Project;
-use common::tandem::{self, Tandem, descendants, lives, wait_for};
+use common::tandem::{self, Tandem, descendants, lives, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -73,7 +73,7 @@ fn each_signal_that_asks_for_a_stop_gets_one() {
         let family = tandem.descendants();
         tandem.signal(signal);
         assert_eq!(tandem.wait_code(), 0, "{signal}:\n{}", tandem.log());
-        assert!(!family.iter().any(|process| lives(process.pid)), "{signal}");
+        assert!(!family.iter().any(still_lives), "{signal}");
         assert_clean(&tandem, &project);
         let log = tandem.log();
         assert!(!log.contains("not properly shut down"), "the stop before was clean:\n{log}");

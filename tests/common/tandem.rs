@@ -234,6 +234,11 @@ pub fn lives(pid: i32) -> bool {
     processes().iter().any(|process| process.pid == pid)
 }
 
+/// Whether this very process lives: another may have its number by now.
+pub fn still_lives(process: &Process) -> bool {
+    processes().iter().any(|one| one.pid == process.pid && one.args == process.args)
+}
+
 /// Processes that work in, or were started from, `dir`.
 pub fn left_in(dir: &Path) -> Vec<Process> {
     let marker = dir.display().to_string();
