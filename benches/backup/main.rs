@@ -76,7 +76,10 @@ fn run() -> Result<()> {
     }
     ensure!(!sheet.is_empty(), "nothing was measured");
     let took = began.elapsed().as_secs_f64();
-    let text = format!("{before}; {}; the run took {took:.0} s.\n\n{}", ground.holds, sheet.markdown());
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let after = load.split(' ').next().unwrap_or("?");
+    let text =
+        format!("{before}, after it {after}; {}; the run took {took:.0} s.\n\n{}", ground.holds, sheet.markdown());
     println!("\n{text}");
     for missed in &sheet.missed {
         println!("missed: {missed}");

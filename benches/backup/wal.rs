@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::common::tandem::wait_for;
-use crate::figures::{median, number};
+use crate::figures::{median, number, quantile};
 use crate::gauge::{self, FAST};
 use crate::ground::{Ground, clear, size};
 use crate::impact::pgbench_for;
@@ -79,7 +79,7 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
         ]);
     };
     let title = "**Tandem**: `tandem wal push`, one after the other, durable";
-    ours(title, &durable, median(&durable.each), DURABLE, one?, spread(&durable.each));
+    ours(title, &durable, median(&durable.each), DURABLE, one?, times(&durable.each));
     let title = "**Tandem**: the same while all wait (read-ahead), durable; the mean of a round";
     ours(title, &ahead, median(&ahead.means), AHEAD, many?, spread(&ahead.means));
     for (title, line) in [
@@ -101,7 +101,14 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
 }
 
 fn peer(title: String, series: &Series) -> Vec<String> {
-    vec![title, spread(&series.each), number(1000.0 / median(&series.means)), bytes(&series.bytes)]
+    vec![title, times(&series.each), number(1000.0 / median(&series.means)), bytes(&series.bytes)]
+}
+
+/// How long each took: the middle, from the least to the most, and what nine in ten do not exceed.
+fn times(each: &[f64]) -> String {
+    let mut sorted = each.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    format!("{}, p90 {}", spread(each), number(quantile(&sorted, 0.9)))
 }
 
 fn bytes(sizes: &[f64]) -> String {
