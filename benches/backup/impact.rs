@@ -1,0 +1,110 @@
+//! What the application notices: pgbench's transactions while WAL is archived, and while a backup is taken.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::figures::number;
+use crate::gauge;
+use crate::ground::{Ground, clear};
+use crate::sheet::{Sheet, Table, spread};
+
+/// How long each run takes, in seconds.
+const SECONDS: u32 = 20;
+const CLIENTS: u32 = 4;
+/// Even, so that each is first as often as the other.
+const PAIRS: usize = 4;
+const BACKUPS: usize = 2;
+/// How much slower pgbench may be for the archiving, in percent.
+const SLOWER: f64 = 3.0;
+
+pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
+    ground.archive_wal()?;
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for pair in 0..PAIRS {
+        // Whoever comes second finds another database: they take turns at that.
+        for archives in [pair % 2 == 0, pair % 2 == 1] {
+            archive(ground, archives)?;
+            let rate = pgbench(ground)?;
+            if archives { with.push(rate) } else { without.push(rate) }
+        }
+    }
+    archive(ground, true)?;
+    let dir = ground.scratch.join("beside");
+    fs::create_dir_all(&dir)?;
+    let tandem = format!("cd {} && {} backup", ground.project.dir().display(), env!("CARGO_BIN_EXE_tandem"));
+    let (mut ours, mut pipes, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..BACKUPS {
+        beside.push(pgbench(ground)?);
+        ours.push(during(ground, &format!("({tandem})"))?);
+        pipes.push(during(ground, "pg_dump | gzip -6 > beside/dump.sql.gz")?);
+    }
+    clear(&dir);
+
+    let title = format!("`pgbench -c {CLIENTS} -T {SECONDS}`, transactions per second");
+    let mut table = Table::new(&[&title, "without", "with", "slower by", "runs of each", "goal", "met"]);
+    // In pairs: the database grows.
+    let losses: Vec<f64> = with.iter().zip(&without).map(|(with, without)| (1.0 - with / without) * 100.0).collect();
+    let goal = format!("≤ {} %", number(SLOWER));
+    let what = format!("WAL archiving slows pgbench: {goal}");
+    let met = match (losses.iter().all(|loss| *loss <= SLOWER), losses.iter().any(|loss| *loss <= SLOWER)) {
+        // Between them lies the limit: a median decides nothing then.
+        (false, true) => {
+            sheet.missed.push(format!("{what}: undecided"));
+            "undecided: the pairs differ by more than that".to_owned()
+        }
+        (met, _) => sheet.verdict(&what, met),
+    };
+    let loss = format!("{} %", spread(&losses));
+    table.row(vec!["WAL is archived".into(), spread(&without), spread(&with), loss, with.len().to_string(), goal, met]);
+    for (title, with) in [("`tandem backup`, again and again", ours), ("`pg_dump \\| gzip -6`, again and again", pipes)]
+    {
+        let losses: Vec<f64> = with.iter().zip(&beside).map(|(with, without)| (1.0 - with / without) * 100.0).collect();
+        let runs = with.len().to_string();
+        table.row(vec![title.into(), spread(&beside), spread(&with), format!("{} %", spread(&losses)), runs]);
+    }
+    sheet.add(table);
+    Ok(())
+}
+
+/// Let the server archive, or only think so.
+fn archive(ground: &Ground, really: bool) -> Result<()> {
+    let statement = if really { "RESET archive_command" } else { "SET archive_command = '/bin/true'" };
+    ground.sql(&format!("ALTER SYSTEM {statement}"))?;
+    ground.sql("SELECT pg_reload_conf()")?;
+    Ok(())
+}
+
+/// Transactions per second.
+pub fn pgbench(ground: &Ground) -> Result<f64> {
+    ground.sql("CHECKPOINT")?;
+    nix::unistd::sync();
+    pgbench_for(ground, SECONDS)
+}
+
+/// The same at once, for so many seconds.
+pub fn pgbench_for(ground: &Ground, seconds: u32) -> Result<f64> {
+    let (clients, seconds) = (CLIENTS.to_string(), seconds.to_string());
+    let mut pgbench = ground.program("pgbench");
+    let said = gauge::run(pgbench.args(["-n", "-c", &clients, "-j", "2", "-T", &seconds]), gauge::SLOW)?.said;
+    let rate = said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    rate.with_context(|| format!("no rate in what pgbench says: {said}"))
+}
+
+/// Transactions per second while `line` runs again and again.
+fn during(ground: &Ground, line: &str) -> Result<f64> {
+    let go = ground.scratch.join("beside/go");
+    fs::write(&go, "")?;
+    let mut again =
+        ground.shell(&format!("while [ -e {} ]; do {line} > /dev/null 2> beside/errors; done", go.display()));
+    let mut again = again.spawn().context("start a shell")?;
+    let rate = pgbench(ground);
+    fs::remove_file(&go)?;
+    let ended = again.wait()?;
+    anyhow::ensure!(
+        ended.success(),
+        "{line}: {ended}: {}",
+        fs::read_to_string(ground.scratch.join("beside/errors")).unwrap_or_default()
+    );
+    rate
+}

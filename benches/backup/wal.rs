@@ -1,0 +1,286 @@
+//! Archiving WAL: the server's own segments again, each as `archive_command` gets it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::common::tandem::wait_for;
+use crate::figures::{median, number, quantile};
+use crate::gauge::{self, FAST};
+use crate::ground::{Ground, clear, size};
+use crate::impact::pgbench_for;
+use crate::pgbackrest::Repository;
+use crate::sheet::{Sheet, Table, spread};
+
+const ROUNDS: usize = 3;
+/// Of each kind.
+const SEGMENTS: usize = 32;
+/// What a segment may take, in milliseconds.
+const DURABLE: f64 = 37.0;
+const AHEAD: f64 = 20.0;
+/// What the process may take, in MB.
+const MEMORY: f64 = 40.0;
+/// How long pgbench writes, in seconds.
+const PGBENCH: u32 = 15;
+
+/// Segments of one kind: what wrote them, and their names.
+struct Written {
+    by: &'static str,
+    names: Vec<String>,
+}
+
+/// One way to archive all segments.
+#[derive(Default)]
+struct Series {
+    /// Milliseconds for each, all rounds.
+    each: Vec<f64>,
+    /// The mean of each round.
+    means: Vec<f64>,
+    /// Bytes for one segment of each kind.
+    bytes: Vec<f64>,
+}
+
+pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
+    ground.archive_wal()?;
+    let kinds = write(ground)?;
+    let names: Vec<&String> = kinds.iter().flat_map(|kind| &kind.names).collect();
+    let from = ground.scratch.join("pg_wal");
+    fs::create_dir_all(from.join("archive_status"))?;
+    for name in &names {
+        let archive = ground.archive().display().to_string();
+        gauge::run(ground.tandem(&["wal", "fetch", "--archive", &archive, name]).arg(from.join(name)), FAST)?;
+    }
+    let (mut durable, mut ahead) = (Series::default(), Series::default());
+    for _ in 0..ROUNDS {
+        round(ground, &kinds, &from, &mut durable, false)?;
+        round(ground, &kinds, &from, &mut ahead, true)?;
+    }
+    let memory = [false, true].map(|queue| peak(ground, &names, &from, queue));
+
+    let counts: Vec<String> = kinds.iter().map(|kind| format!("{} {}", kind.names.len(), kind.by)).collect();
+    let title = format!("a WAL segment of 16 MB ({})", counts.join(", "));
+    let sizes = format!("bytes, by {}", kinds.iter().map(|kind| kind.by).collect::<Vec<_>>().join(" / "));
+    let mut table = Table::new(&[&title, "ms", "segments/s", &sizes, "peak memory, MB", "goal", "met"]);
+    let [one, many] = memory;
+    let mut ours = |title: &str, series: &Series, ms: f64, limit: f64, memory: f64, cell: String| {
+        let (mut met, goal) = (Vec::new(), format!("≤ {limit} ms; ≤ {MEMORY} MB of memory"));
+        met.push(sheet.verdict(&format!("{title}: ≤ {limit} ms"), ms <= limit));
+        met.push(sheet.verdict(&format!("{title}: ≤ {MEMORY} MB of memory"), memory <= MEMORY));
+        table.row(vec![
+            title.to_owned(),
+            cell,
+            number(1000.0 / median(&series.means)),
+            bytes(&series.bytes),
+            number(memory),
+            goal,
+            met.join(", "),
+        ]);
+    };
+    let title = "**Tandem**: `tandem wal push`, one after the other, durable";
+    ours(title, &durable, median(&durable.each), DURABLE, one?, times(&durable.each));
+    let title = "**Tandem**: the same while all wait (read-ahead), durable; the mean of a round";
+    ours(title, &ahead, median(&ahead.means), AHEAD, many?, spread(&ahead.means));
+    for (title, line) in [
+        ("`cp`, and `sync` of file and directory", "cp $from $to && sync $to ."),
+        ("`gzip -6`, and `sync` of both", "gzip -6 < $from > $to && sync $to ."),
+        ("`zstd -1`, and `sync` of both", "zstd -q -1 < $from > $to && sync $to ."),
+    ] {
+        match shell(ground, &kinds, &from, line) {
+            Ok(series) => table.row(peer(title.into(), &series)),
+            Err(error) => sheet.note(&format!("{title}: not measured: {error:#}")),
+        }
+    }
+    match pgbackrest(ground, &kinds, &from) {
+        Ok((title, series)) => table.row(peer(title, &series)),
+        Err(error) => sheet.note(&format!("pgBackRest: not measured: {error:#}")),
+    }
+    sheet.add(table);
+    Ok(())
+}
+
+fn peer(title: String, series: &Series) -> Vec<String> {
+    vec![title, times(&series.each), number(1000.0 / median(&series.means)), bytes(&series.bytes)]
+}
+
+/// How long each took: the middle, from the least to the most, and what nine in ten do not exceed.
+fn times(each: &[f64]) -> String {
+    let mut sorted = each.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    format!("{}, p90 {}", spread(each), number(quantile(&sorted, 0.9)))
+}
+
+fn bytes(sizes: &[f64]) -> String {
+    sizes.iter().map(|size| format!("{:.2} MB", size / 1e6)).collect::<Vec<_>>().join(" / ")
+}
+
+/// Let the server write WAL as pgbench has it, and as rows like an application's have it.
+fn write(ground: &Ground) -> Result<Vec<Written>> {
+    let now = || ground.sql("SELECT pg_switch_wal(); SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    let begun = switched(&now()?);
+    ground.sql("CHECKPOINT")?;
+    pgbench_for(ground, PGBENCH)?;
+    let middle = switched(&now()?);
+    ground.sql("CREATE TABLE more (LIKE trades INCLUDING ALL)")?;
+    // Twice what is wanted at the most, in bytes: a row with its indexes takes about its own size again.
+    ground.sql("INSERT INTO more SELECT * FROM trades ORDER BY order_id LIMIT 1500000")?;
+    ground.sql("UPDATE more SET quantity = quantity + 1 WHERE id % 40 = 0")?;
+    let ended = switched(&now()?);
+    ground.sql("DROP TABLE more")?;
+    wait_for("the archive to have it all", || waiting(ground) == 0);
+    let names = segments(&ground.archive().join("wal"))?;
+    let between = |from: &str, to: &str| -> Vec<String> {
+        let all: Vec<&String> = names.iter().filter(|name| name.as_str() > from && name.as_str() < to).collect();
+        // Evenly over all that there is.
+        let step = (all.len() / SEGMENTS).max(1);
+        all.into_iter().step_by(step).take(SEGMENTS).cloned().collect()
+    };
+    let kinds = vec![
+        Written { by: "pgbench", names: between(&begun, &middle) },
+        Written { by: "inserts of trades", names: between(&middle, &ended) },
+    ];
+    ensure!(kinds.iter().all(|kind| !kind.names.is_empty()), "too little WAL was written");
+    Ok(kinds)
+}
+
+/// The last line.
+fn switched(said: &str) -> String {
+    said.lines().last().unwrap_or_default().to_owned()
+}
+
+/// Segments that wait for the server's archiving.
+fn waiting(ground: &Ground) -> usize {
+    let entries = fs::read_dir(ground.project.data().join("pg_wal/archive_status")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".ready")).count()
+}
+
+/// Names of all archived segments below `dir`, in order.
+fn segments(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for folder in fs::read_dir(dir)?.flatten().filter(|entry| entry.path().is_dir()) {
+        for entry in fs::read_dir(folder.path())?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            names.extend(name.strip_suffix(".zst").filter(|name| name.len() == 24).map(str::to_owned));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// An empty archive of the same cluster.
+fn fresh(ground: &Ground) -> Result<PathBuf> {
+    let dir = ground.scratch.join("pitr");
+    clear(&dir);
+    for below in ["wal", "base"] {
+        fs::create_dir_all(dir.join(below))?;
+    }
+    fs::copy(ground.archive().join("system_identifier"), dir.join("system_identifier"))?;
+    nix::unistd::sync();
+    Ok(dir)
+}
+
+/// Let all wait, or none.
+fn queue(names: &[&String], from: &Path, wait: bool) -> Result<()> {
+    for note in ["tandem.ahead", "tandem.archived"] {
+        let _ = fs::remove_file(from.join(note));
+    }
+    for name in names {
+        let _ = fs::remove_file(from.join(format!("archive_status/{name}.done")));
+        if wait {
+            fs::write(from.join(format!("archive_status/{name}.ready")), "")?;
+        }
+    }
+    Ok(())
+}
+
+/// Archive all of them as the server does: through a shell, in order, one at a time.
+fn round(ground: &Ground, kinds: &[Written], from: &Path, series: &mut Series, wait: bool) -> Result<()> {
+    let names: Vec<&String> = kinds.iter().flat_map(|kind| &kind.names).collect();
+    let archive = fresh(ground)?;
+    queue(&names, from, wait)?;
+    let push = format!("exec {} wal push --archive {}", env!("CARGO_BIN_EXE_tandem"), archive.display());
+    let whole = Instant::now();
+    for name in &names {
+        let began = Instant::now();
+        let status = ground.program("sh").arg("-c").arg(format!("{push} {}", from.join(name).display())).status()?;
+        ensure!(status.success(), "tandem wal push {name}: {status}");
+        if wait {
+            let [ready, done] = ["ready", "done"].map(|end| from.join(format!("archive_status/{name}.{end}")));
+            fs::rename(ready, done)?;
+        }
+        series.each.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a few dozen")]
+    series.means.push(whole.elapsed().as_secs_f64() * 1000.0 / names.len() as f64);
+    series.bytes = each(kinds, |name| archive.join("wal").join(&name[..16]).join(format!("{name}.zst")))?;
+    ensure!(series.bytes.iter().all(|&bytes| bytes > 0.0), "an archived segment is empty");
+    Ok(())
+}
+
+/// What an archived segment of each kind takes, in bytes.
+fn each(kinds: &[Written], place: impl Fn(&str) -> PathBuf) -> Result<Vec<f64>> {
+    let one = |kind: &Written| -> Result<f64> {
+        let mut all = 0;
+        for name in &kind.names {
+            all += size(&place(name))?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred MB")]
+        let mean = all as f64 / kind.names.len() as f64;
+        Ok(mean)
+    };
+    kinds.iter().map(one).collect()
+}
+
+/// The most memory of one push, in MB.
+fn peak(ground: &Ground, names: &[&String], from: &Path, wait: bool) -> Result<f64> {
+    let archive = fresh(ground)?.display().to_string();
+    queue(names, from, wait)?;
+    let first = from.join(names.first().context("a segment")?);
+    let cost = gauge::run(ground.tandem(&["wal", "push", "--archive", &archive]).arg(first), FAST)?;
+    for name in names {
+        let _ = fs::remove_file(from.join(format!("archive_status/{name}.ready")));
+    }
+    Ok(cost.own)
+}
+
+/// Archive all of them by a line of the shell, each in its turn, once.
+fn shell(ground: &Ground, kinds: &[Written], from: &Path, line: &str) -> Result<Series> {
+    let to = ground.scratch.join("copies");
+    clear(&to);
+    fs::create_dir_all(&to)?;
+    nix::unistd::sync();
+    let mut series = Series::default();
+    for name in kinds.iter().flat_map(|kind| &kind.names) {
+        let mut command = ground.program("sh");
+        command.args(["-c", line]).current_dir(&to).env("from", from.join(name)).env("to", name);
+        let began = Instant::now();
+        ensure!(command.status()?.success(), "it fails");
+        series.each.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    series.means.push(mean(&series.each));
+    series.bytes = each(kinds, |name| to.join(name))?;
+    clear(&to);
+    Ok(series)
+}
+
+/// Archive all of them by pgBackRest's `archive-push`, each in its turn, once.
+fn pgbackrest(ground: &Ground, kinds: &[Written], from: &Path) -> Result<(String, Series)> {
+    let repository = Repository::make(ground)?;
+    let mut series = Series::default();
+    for name in kinds.iter().flat_map(|kind| &kind.names) {
+        let mut command = repository.command(ground);
+        command.arg("archive-push").arg(from.join(name));
+        let began = Instant::now();
+        ensure!(command.status()?.success(), "{}: archive-push fails", repository.title);
+        series.each.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    series.means.push(mean(&series.each));
+    Ok((format!("{} `archive-push`, zstd 1", repository.title), series))
+}
+
+fn mean(values: &[f64]) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a few dozen")]
+    let count = values.len() as f64;
+    values.iter().sum::<f64>() / count
+}
