@@ -300,6 +300,13 @@ pub struct BackupCreate {
     pub json: bool,
 }
 
+/// What becomes of the workers in a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum RestoreWorkers {
+    Drain,
+    Tell,
+}
+
 /// What `tandem restore` takes.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
@@ -324,8 +331,8 @@ pub struct RestoreArgs {
     pub yes: bool,
     /// drain: open transactions may end, and the workers are replaced afterwards; tell: connections are cut at once, and
     /// the workers connect again
-    #[arg(long, value_name = "drain|tell", default_value = "drain", value_parser = ["drain", "tell"])]
-    pub workers: String,
+    #[arg(long, value_enum, value_name = "drain|tell", default_value_t = RestoreWorkers::Drain)]
+    pub workers: RestoreWorkers,
     /// The backup may be of a database of another name
     #[arg(long)]
     pub other_database: bool,

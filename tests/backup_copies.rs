@@ -72,6 +72,25 @@ async fn a_backup_is_copied_to_a_bucket_listed_there_and_restored_from_it_on_a_n
     missing.expect(64, &["holds no backup nothing"]);
 }
 
+#[test]
+fn a_new_machine_whose_bucket_is_out_of_reach_does_not_begin_with_an_empty_database() {
+    let away = tempfile::tempdir().unwrap();
+    let place = away.path().join("unmounted");
+    let project = Project::app_with(
+        "plain:app",
+        &format!(
+            "workers.count = 1\nbackup.destinations = ['file://{}']\nrestore.if_empty = 'latest'",
+            place.display()
+        ),
+    );
+    refusal::up(&project).expect(73, &["restore.if_empty", "look for backups in file://", "unmounted"]);
+    // Where there is nothing to restore, there is nothing to wait for.
+    fs::create_dir(&place).unwrap();
+    let mut tandem = Tandem::up(&project);
+    assert!(tandem.log().contains("starts empty"), "{}", tandem.log());
+    assert_eq!(tandem.stop(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_does_not_arrive_is_told_and_the_backup_here_stays() {
     let server = Server::start().await;

@@ -6,11 +6,13 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
+use std::path::PathBuf;
 
 use common::backups::{as_superuser, backup, dir, path, replace_sql, running, sql};
 use common::project::Project;
 use common::refusal;
-use common::tandem;
+use common::tandem::{self, Tandem, still_lives, wait_for};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn state(project: &Project) -> String {
@@ -110,6 +112,25 @@ fn sql_that_does_not_run_and_a_missing_manifest_are_named() {
     fs::remove_file(dir(&project).join(format!("{stem}.manifest.json"))).unwrap();
     refusal::run(&project, &["backup", "verify", stem]).expect(1, &["BAD", "it has no manifest"]);
     refusal::run(&project, &["backup", "list"]).expect(0, &["incomplete: it has no manifest"]);
+}
+
+#[test]
+fn killed_in_the_middle_a_verification_leaves_no_process_and_no_directory() {
+    let (project, _tandem) = running();
+    sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 300000) AS n");
+    backup(&project, &[]);
+    let mut verify = Tandem::start_in(project.dir(), tandem::command(&project), &["backup", "verify"]);
+    wait_for("psql", || verify.descendants().iter().any(|process| process.name == "psql"));
+    let family = verify.descendants();
+    let places: Vec<PathBuf> =
+        family.iter().filter_map(|it| fs::read_link(format!("/proc/{}/cwd", it.pid)).ok()).collect();
+    let place = places.into_iter().find(|place| place.ends_with("postgres/16")).unwrap();
+    verify.signal(Signal::SIGKILL);
+    verify.wait_exit();
+    wait_for("the end of all it had started", || !family.iter().any(still_lives));
+    wait_for("the end of its directory", || !place.exists());
+    assert_eq!(state(&project), "unverified");
+    refusal::run(&project, &["backup", "verify"]).expect(0, &["verified"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use common::backups::{as_superuser, backup, command, dir, path, replace_sql, rewrite, running, sql};
 use common::namespace::mount_namespace;
 use common::project::Project;
-use common::refusal;
+use common::refusal::{self, names};
 use common::tandem::{self, Tandem, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -167,6 +167,44 @@ fn killed_in_the_middle_a_restore_changes_nothing_and_the_next_one_sweeps() {
     let restored = refusal::run(&project, &["restore", "latest", "--yes"]);
     restored.expect(0, &["which an interrupted restore left", "2010 rows"]);
     assert_eq!(databases(&project).len(), 2);
+}
+
+#[test]
+fn a_database_that_is_only_called_like_a_restores_own_is_left_alone() {
+    let (project, _tandem) = running();
+    backup(&project, &[]);
+    for name in ["app_restoring_notes", "app_before_restore_archive"] {
+        as_superuser(&project, "postgres", &format!("CREATE DATABASE {name} OWNER app"));
+    }
+    restore(&project, &["latest"]);
+    restore(&project, &["--drop-kept"]);
+    assert_eq!(databases(&project), ["app", "app_before_restore_archive", "app_restoring_notes"]);
+}
+
+#[test]
+fn latest_passes_over_what_is_incomplete_or_bad() {
+    let (project, _tandem) = running();
+    let good = backup(&project, &[]);
+    let bad = backup(&project, &[]);
+    fs::write(path(&project, &bad), "").unwrap();
+    refusal::run(&project, &["backup", "verify"]).expect(1, &["is empty"]);
+    let incomplete = backup(&project, &[]);
+    let stem = incomplete["file"].as_str().unwrap().split('.').next().unwrap();
+    fs::remove_file(dir(&project).join(format!("{stem}.manifest.json"))).unwrap();
+    let restored = refusal::run(&project, &["restore", "latest", "--yes"]);
+    restored.expect(0, &["is incomplete: passed over", "is bad: passed over", good["file"].as_str().unwrap()]);
+}
+
+#[test]
+fn a_server_that_hangs_is_told_within_its_limit() {
+    let (project, tandem) = running();
+    let postmaster = tandem.postmaster(&project);
+    let stop = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), signal).unwrap();
+    stop(Signal::SIGSTOP);
+    let refused = refusal::run(&project, &["backup"]);
+    stop(Signal::SIGCONT);
+    refused.expect(1, &["no answer within 20s"]);
+    assert!(!names(&dir(&project)).iter().any(|name| name.contains("backup_20")), "{:?}", names(&dir(&project)));
 }
 
 /// A session in the database with a transaction that stays open until this is dropped.

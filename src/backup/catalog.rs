@@ -179,6 +179,24 @@ impl Catalog {
         })
     }
 
+    /// The newest backup of `database` that is whole and was not found bad.
+    ///
+    /// # Errors
+    /// [`Failure`]: there is none.
+    pub fn latest_sound(&self, database: &str) -> anyhow::Result<Entry> {
+        let mut entries = self.entries(Some(database))?;
+        while let Some(entry) = entries.pop() {
+            match entry.standing() {
+                State::Proven | State::Unverified => return Ok(entry),
+                State::Bad | State::Incomplete => tracing::warn!("{} is {}: passed over", entry.name, entry.state()),
+            }
+        }
+        self.latest(database).and_then(|_| {
+            let message = format!("no backup of database {database} in {} is whole and good", self.dir.display());
+            Err(Failure::new(Code::Failed, message).into())
+        })
+    }
+
     /// Write the verdict on `name` beside it.
     ///
     /// # Errors
@@ -209,19 +227,6 @@ impl Catalog {
             entries.iter().map(|entry| Known { taken: entry.name.taken, state: entry.standing() }).collect();
         let fates = retention::decide(&known, rules, now);
         Ok(entries.into_iter().zip(fates).collect())
-    }
-
-    /// Remove the backups of `database` that `rules` let go; what became of each.
-    ///
-    /// # Errors
-    /// Another backup runs, or one cannot be removed.
-    pub fn prune(&self, database: &str, rules: &Rules, now: DateTime<Utc>) -> anyhow::Result<Vec<(Entry, Fate)>> {
-        let _lock = self.lock()?;
-        let fates = self.fates(database, rules, now)?;
-        for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {
-            self.remove(&entry.name)?;
-        }
-        Ok(fates)
     }
 
     /// When the newest backup of `database` was taken, as names tell it.

@@ -107,21 +107,17 @@ impl Copies {
         Ok(held)
     }
 
-    /// The backup that `wanted` names, or with `latest` the newest whole one of `database`.
+    /// The backup that `wanted` names, or with `latest` the newest whole one of `database`; `None` when there is none.
     ///
     /// # Errors
-    /// There is none.
-    pub async fn find(&self, wanted: &str, database: &str) -> anyhow::Result<Name> {
+    /// The place cannot be listed.
+    pub async fn find(&self, wanted: &str, database: &str) -> anyhow::Result<Option<Name>> {
         let held = self.list().await?;
         let found = match wanted {
             "latest" => held.iter().rev().find(|held| held.whole && held.name.database == database),
             wanted => held.iter().find(|held| held.name.to_string() == wanted || held.name.stem() == wanted),
         };
-        found.map(|held| held.name.clone()).ok_or_else(|| {
-            let there: Vec<String> = held.iter().map(|held| held.name.to_string()).collect();
-            let message = format!("{} holds no backup {wanted} of {database}; it holds {there:?}", self.destination);
-            Failure::new(Code::Usage, message).into()
-        })
+        Ok(found.map(|held| held.name.clone()))
     }
 
     /// Fetch the backup `name` into `catalog`, unless it is there.

@@ -10,6 +10,8 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::install::hexadecimal;
+
 /// What begins the names of files that are not whole yet.
 pub const PARTIAL: &str = ".partial-";
 
@@ -133,24 +135,19 @@ pub fn digest(path: &Path) -> io::Result<(String, u64)> {
             hash.update(format!("{inner}  {}\n", entry.file_name().to_string_lossy()));
             size += length;
         }
-        return Ok((hex(&hash.finalize()), size));
+        return Ok((hexadecimal(&hash.finalize()), size));
     }
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 18];
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok((hex(&hash.finalize()), size)),
+            0 => return Ok((hexadecimal(&hash.finalize()), size)),
             count => {
                 hash.update(&buffer[..count]);
                 size += count as u64;
             }
         }
     }
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

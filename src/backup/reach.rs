@@ -1,5 +1,7 @@
 //! The server that is dumped or restored into: how its sessions and client programs get in.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use sea_orm::sqlx::{ConnectOptions, PgConnection};
 
@@ -12,6 +14,9 @@ use crate::schema;
 
 /// What our sessions are called in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "tandem-backup";
+
+/// How long a server may take to let a session in.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
 /// The way in.
 #[derive(Clone, Debug)]
@@ -51,11 +56,13 @@ impl Reach {
     /// Nobody answers, or lets us in.
     pub async fn session(&self, database: &str) -> anyhow::Result<PgConnection> {
         match &self.way {
-            Way::Socket { home, port } => superuser_options(home, *port, database)
-                .application_name(APPLICATION_NAME)
-                .connect()
-                .await
-                .with_context(|| format!("connect to database {database} as the superuser")),
+            Way::Socket { home, port } => {
+                let options = superuser_options(home, *port, database).application_name(APPLICATION_NAME);
+                tokio::time::timeout(CONNECT_LIMIT, options.connect())
+                    .await
+                    .with_context(|| format!("connect to database {database}: no answer within {CONNECT_LIMIT:?}"))?
+                    .with_context(|| format!("connect to database {database} as the superuser"))
+            }
             Way::Url(url) => {
                 schema::session(&DatabaseUrl { database: database.to_owned(), ..url.clone() }, APPLICATION_NAME).await
             }

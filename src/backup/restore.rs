@@ -12,8 +12,9 @@ use super::copies::Copies;
 use super::load::{self, Load};
 use super::manifest::Manifest;
 use super::reach::Reach;
+use super::roles;
+use super::swap::{self, Belonging};
 use super::verify::{altered, census};
-use super::{roles, swap};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure};
 use crate::postgres::provision::identifier;
@@ -21,15 +22,15 @@ use crate::postgres::settings::SUPERUSER;
 use crate::schema;
 use crate::telemetry;
 
-/// Between a database's name and the time at which something else took its place.
-const KEPT: &str = "_before_restore_";
-/// Between a database's name and the time of the restore that fills it.
-const NEW: &str = "_restoring_";
-const TIME: &str = "%Y%m%d_%H%M%S";
 /// The key of the lock that lets one restore run at a time on a server: "restore" in ASCII.
 const LOCK_KEY: i64 = 0x0072_6573_746f_7265;
 /// PostgreSQL's version here.
 const MAJOR: u32 = 16;
+
+/// There is no backup at all, here or in any place for copies, and every place was looked at.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no backup of database {0}, neither here nor in a place for copies")]
+pub struct NoBackup(String);
 
 /// What was restored.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -58,8 +59,14 @@ pub async fn source(
 ) -> anyhow::Result<(Catalog, Entry)> {
     if let Some((place, name)) = source.rsplit_once('/').filter(|_| source.contains("://")) {
         let copies = Copies::open(settings, place)?;
-        let name = copies.find(name, database).await?;
-        return Ok((catalog.clone(), copies.fetch(&name, catalog).await?));
+        let found = copies.find(name, database).await?.ok_or_else(|| {
+            let destination = &copies.destination;
+            let message = format!(
+                "{destination} holds no backup {name} of {database}: `tandem backup list --from {destination}`"
+            );
+            Failure::new(Code::Usage, message)
+        })?;
+        return Ok((catalog.clone(), copies.fetch(&found, catalog).await?));
     }
     let path = Path::new(source);
     if source.contains('/') {
@@ -74,18 +81,21 @@ pub async fn source(
             Err(error) => Err(error),
         };
     }
-    let here = if source == "latest" { catalog.latest(database) } else { catalog.find(source) };
+    let here = if source == "latest" { catalog.latest_sound(database) } else { catalog.find(source) };
     let missing = match here {
         Ok(entry) => return Ok((catalog.clone(), entry)),
         Err(missing) => missing,
     };
     for copies in Copies::configured(settings)? {
-        match copies.find(source, database).await {
-            Ok(name) => return Ok((catalog.clone(), copies.fetch(&name, catalog).await?)),
-            Err(error) => tracing::info!("{error:#}"),
+        // A place that cannot be looked at may hold what is wanted: that is not the same as none.
+        let found = copies.find(source, database).await;
+        if let Some(name) = found.with_context(|| format!("look for backups in {}", copies.destination))? {
+            return Ok((catalog.clone(), copies.fetch(&name, catalog).await?));
         }
     }
-    Err(missing)
+    // Backups that are here and of no use are not none.
+    let none = source == "latest" && catalog.entries(Some(database))?.is_empty();
+    Err(if none { missing.context(NoBackup(database.to_owned())) } else { missing })
 }
 
 /// Look at a backup before anything is touched.
@@ -146,7 +156,7 @@ impl Restoring {
         if !taken.fetch_one(&mut session).await.context("take the lock of restores")? {
             bail!(Failure::new(Code::Temporary, "another restore runs on this server: wait for its end"));
         }
-        for left in swap::named(&mut session, &swap::fitting(database, NEW)).await? {
+        for left in Belonging::New.all(&mut session, database).await? {
             tracing::info!("dropping database {left}, which an interrupted restore left");
             load::drop(reach, &left).await?;
         }
@@ -168,8 +178,12 @@ impl Restoring {
         let began = Instant::now();
         let manifest = entry.manifest.as_ref().map_err(|problem| anyhow::anyhow!("{}: {problem}", entry.name))?;
         let progress = telemetry::progress(format!("restoring {}", entry.name));
-        let new = swap::fitting(database, &format!("{NEW}{}", Utc::now().format(TIME)));
-        let filled = self.fill(reach, catalog, (entry, manifest), settings, (database, &new), &progress).await;
+        let new = Belonging::New.name(database, Utc::now());
+        let limit = settings.backup.limit;
+        let filling = self.fill(reach, catalog, (entry, manifest), settings, (database, &new), &progress);
+        let filled = tokio::time::timeout(limit, filling).await.unwrap_or_else(|_| {
+            Err(Failure::new(Code::Temporary, format!("it took longer than backup.limit, {limit:?}")).into())
+        });
         if let Err(error) = filled {
             if let Err(left) = load::drop(reach, &new).await {
                 tracing::warn!("database {new} stays until the next restore: {left:#}");
@@ -181,15 +195,18 @@ impl Restoring {
         let (kept, swapped) = match swap::exists(&mut self.session, database).await? {
             true => {
                 let kept = self.free_name(database, Utc::now()).await?;
-                let swapped = swap::swap(reach, database, &new, &kept, patience).await;
-                let swapped = match swapped {
-                    Ok(swapped) => swapped,
+                match swap::swap(reach, database, &new, &kept, patience).await {
+                    Ok(swapped) => (Some(kept), swapped),
+                    // A connection that is lost in the very commit says nothing of it: the names do.
+                    Err(error) if swap::exists(&mut self.session, &kept).await? => {
+                        tracing::warn!("the databases are swapped, though: {error:#}");
+                        (Some(kept), Duration::ZERO)
+                    }
                     Err(error) => {
                         load::drop(reach, &new).await?;
                         return Err(error.context(format!("database {database} is as it was")));
                     }
-                };
-                (Some(kept), swapped)
+                }
             }
             false => {
                 let rename = format!("ALTER DATABASE {} RENAME TO {}", identifier(&new), identifier(database));
@@ -251,7 +268,7 @@ impl Restoring {
     /// A name that nobody has, for what is replaced at `now`.
     async fn free_name(&mut self, database: &str, mut now: DateTime<Utc>) -> anyhow::Result<String> {
         loop {
-            let kept = swap::fitting(database, &format!("{KEPT}{}", now.format(TIME)));
+            let kept = Belonging::Kept.name(database, now);
             if !swap::exists(&mut self.session, &kept).await? {
                 return Ok(kept);
             }
@@ -264,7 +281,7 @@ impl Restoring {
     /// # Errors
     /// The connection is lost.
     pub async fn kept(&mut self, database: &str) -> anyhow::Result<Vec<String>> {
-        swap::named(&mut self.session, &swap::fitting(database, KEPT)).await
+        Belonging::Kept.all(&mut self.session, database).await
     }
 
     /// Put back what the last restore has replaced; what is there now is kept in turn. Returns both names.

@@ -13,18 +13,10 @@ use crate::config::{Backup, Retention, Verify};
 /// How many good backups stay however old they are, so that one with a wrong clock cannot send away all others.
 const KEPT_MIN: usize = 2;
 
-/// How long backups stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How long backups stay, and which ones count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The age in days past which one may go; 0: never for its age.
-    pub days: u32,
-    /// How many there may be; 0: any number.
-    pub count: u32,
-    /// The last one of each of so many days, weeks, months and years stays, whatever its age.
-    pub daily: u32,
-    pub weekly: u32,
-    pub monthly: u32,
-    pub yearly: u32,
+    pub retention: Retention,
     /// Whether only verified backups are good; else one that was never verified is too.
     pub proven_only: bool,
 }
@@ -67,8 +59,7 @@ impl Fate {
 impl Rules {
     /// What the operator wants. Where nothing is ever verified, what is not is as good as it gets.
     pub fn of(settings: &Backup) -> Self {
-        let Retention { days, count, daily, weekly, monthly, yearly } = settings.retention;
-        Self { days, count, daily, weekly, monthly, yearly, proven_only: settings.verify != Verify::Never }
+        Self { retention: settings.retention, proven_only: settings.verify != Verify::Never }
     }
 
     fn good(&self, state: State) -> bool {
@@ -91,13 +82,13 @@ pub fn decide(backups: &[Known], rules: &Rules, now: DateTime<Utc>) -> Vec<Fate>
         _ => None,
     };
     let wanted = generations(backups, &good, rules);
-    let least = if rules.count == 0 { KEPT_MIN } else { KEPT_MIN.min(rules.count as usize) };
+    let least = if rules.retention.count == 0 { KEPT_MIN } else { KEPT_MIN.min(rules.retention.count as usize) };
     let fate = |at: usize| {
         let backup = &backups[at];
-        let old = rules.days > 0 && now - backup.taken > TimeDelta::days(rules.days.into());
+        let old = rules.retention.days > 0 && now - backup.taken > TimeDelta::days(rules.retention.days.into());
         // Only good ones are counted: whatever is older than enough of them may go.
         let newer = good.iter().filter(|&&one| (backups[one].taken, one) > (backup.taken, at)).count();
-        let enough = rules.count > 0 && newer >= rules.count as usize;
+        let enough = rules.retention.count > 0 && newer >= rules.retention.count as usize;
         match backup.state {
             State::Incomplete => Fate::Keep("it has no manifest"),
             _ if Some(at) == proven => Fate::Keep("it is the newest verified one"),
@@ -119,10 +110,10 @@ fn going(frozen: Option<&'static str>, why: &'static str) -> Fate {
 fn generations(backups: &[Known], good: &[usize], rules: &Rules) -> BTreeSet<usize> {
     type Period = fn(DateTime<Utc>) -> (i32, u32);
     let periods: [(u32, Period); 4] = [
-        (rules.daily, |taken| (taken.year(), taken.ordinal())),
-        (rules.weekly, |taken| (taken.iso_week().year(), taken.iso_week().week())),
-        (rules.monthly, |taken| (taken.year(), taken.month())),
-        (rules.yearly, |taken| (taken.year(), 0)),
+        (rules.retention.daily, |taken| (taken.year(), taken.ordinal())),
+        (rules.retention.weekly, |taken| (taken.iso_week().year(), taken.iso_week().week())),
+        (rules.retention.monthly, |taken| (taken.year(), taken.month())),
+        (rules.retention.yearly, |taken| (taken.year(), 0)),
     ];
     let mut wanted = BTreeSet::new();
     for (count, period) in periods {
@@ -145,7 +136,13 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
 
-    const RULES: Rules = Rules { days: 30, count: 0, daily: 0, weekly: 0, monthly: 0, yearly: 0, proven_only: true };
+    const NONE: Retention = Retention { days: 0, count: 0, daily: 0, weekly: 0, monthly: 0, yearly: 0 };
+    const RULES: Rules = Rules { retention: Retention { days: 30, ..NONE }, proven_only: true };
+
+    /// Only what is verified counts.
+    fn proven(retention: Retention) -> Rules {
+        Rules { retention, proven_only: true }
+    }
 
     fn at(text: &str) -> DateTime<Utc> {
         format!("{text}T02:00:00Z").parse().unwrap()
@@ -170,7 +167,7 @@ mod tests {
     fn the_guides_thirty_days() {
         let backups = daily(40, State::Proven);
         assert_eq!(removed(&backups, &RULES, "2026-11-26"), (0..9).collect::<Vec<_>>());
-        assert_eq!(removed(&backups, &Rules { days: 0, ..RULES }, "2026-11-26"), [] as [usize; 0]);
+        assert_eq!(removed(&backups, &proven(NONE), "2026-11-26"), [] as [usize; 0]);
     }
 
     #[test]
@@ -193,7 +190,7 @@ mod tests {
         backups[1].state = State::Incomplete;
         // The old proven one is the second good one; what has no manifest is left alone.
         assert_eq!(removed(&backups, &RULES, "2026-11-26"), (2..9).collect::<Vec<_>>());
-        let three = Rules { days: 0, count: 3, ..RULES };
+        let three = proven(Retention { count: 3, ..NONE });
         let mut backups = daily(6, State::Proven);
         backups[4].state = State::Bad;
         assert_eq!(removed(&backups, &three, "2026-11-26"), [0, 1]);
@@ -209,7 +206,7 @@ mod tests {
 
     #[test]
     fn grandfather_father_and_son_stay() {
-        let rules = Rules { days: 2, daily: 3, weekly: 2, monthly: 2, yearly: 2, ..RULES };
+        let rules = proven(Retention { days: 2, daily: 3, weekly: 2, monthly: 2, yearly: 2, ..NONE });
         let backups = daily(400, State::Proven);
         let gone: BTreeSet<usize> = removed(&backups, &rules, "2026-11-26").into_iter().collect();
         let kept: Vec<String> = (0..400)
@@ -232,15 +229,15 @@ mod tests {
                 })
                 .collect();
             let mut few = |max: u32| if random.random_bool(0.5) { 0 } else { random.random_range(0..max) };
-            let rules = Rules {
+            let retention = Retention {
                 days: few(60),
                 count: few(5),
                 daily: few(4),
                 weekly: few(4),
                 monthly: few(4),
                 yearly: few(3),
-                proven_only: few(2) == 0,
             };
+            let rules = Rules { retention, proven_only: few(2) == 0 };
             let now = at("2026-01-01") + TimeDelta::hours(random.random_range(0..24 * 500));
             let fates = decide(&backups, &rules, now);
             let gone = |at: usize| matches!(fates[at], Fate::Remove(_));
@@ -264,7 +261,7 @@ mod tests {
             let again = decide(&left, &rules, now);
             assert!(again.iter().all(|fate| matches!(fate, Fate::Keep(_))), "{backups:?} {rules:?} {now}");
             // What a failed backup adds changes nobody's fate but by freezing it.
-            if !any || rules.count == 0 {
+            if !any || rules.retention.count == 0 {
                 continue;
             }
             let mut more = backups.clone();

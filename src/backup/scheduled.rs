@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -103,11 +104,15 @@ pub async fn prune(
     database: &str,
     now: DateTime<Utc>,
 ) -> anyhow::Result<Vec<(Entry, Fate)>> {
-    let fates = catalog.prune(database, &Rules::of(&settings.backup), now)?;
-    for copies in Copies::configured(settings)? {
-        for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {
-            copies.remove(&entry.name).await?;
+    let _lock = catalog.lock()?;
+    let (fates, places) = (catalog.fates(database, &Rules::of(&settings.backup), now)?, Copies::configured(settings)?);
+    for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {
+        // The copies first: what is gone here is asked for nowhere any more.
+        for copies in &places {
+            let removed = copies.remove(&entry.name).await;
+            removed.with_context(|| format!("remove the copy of {} in {}", entry.name, copies.destination))?;
         }
+        catalog.remove(&entry.name)?;
     }
     Ok(fates)
 }

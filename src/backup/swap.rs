@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, Row, query, query_scalar, raw_sql};
 use tokio::time::{Instant, sleep};
 
@@ -28,6 +29,10 @@ const SWAP_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Longest name, in bytes (NAMEDATALEN - 1).
 const NAME_MAX: usize = 63;
+const TIME: &str = "%Y%m%d_%H%M%S";
+const TIME_LENGTH: usize = "20260102_150405".len();
+/// How long the renames may take in the server; less than [`SWAP_LIMIT`], so that none goes on that was given up here.
+const STATEMENT_LIMIT: &str = "20s";
 
 const GRANTS: &str = "
     SELECT CASE acl.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(acl.grantee)::text END,
@@ -41,13 +46,54 @@ const DATABASE: &str = "
     SELECT pg_catalog.pg_get_userbyid(datdba)::text, datacl IS NOT NULL, datconnlimit,
            pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database WHERE datname = $1";
 
-/// `<base><ending>`, with the base cut so that PostgreSQL does not cut the whole by itself.
-pub fn fitting(base: &str, ending: &str) -> String {
-    let mut length = base.len().min(NAME_MAX - ending.len());
-    while !base.is_char_boundary(length) {
-        length -= 1;
+/// What stands between a database's name and a time, in the name of another that belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Belonging {
+    /// A restore has replaced it.
+    Kept,
+    /// A restore fills it.
+    New,
+}
+
+impl Belonging {
+    fn between(self) -> &'static str {
+        match self {
+            Self::Kept => "_before_restore_",
+            Self::New => "_restoring_",
+        }
     }
-    format!("{}{ending}", &base[..length])
+
+    /// The name for `time`, with the database's own cut so that PostgreSQL does not cut the whole by itself.
+    pub fn name(self, database: &str, time: DateTime<Utc>) -> String {
+        format!("{}{}", self.start(database), time.format(TIME))
+    }
+
+    fn start(self, database: &str) -> String {
+        let mut length = database.len().min(NAME_MAX - self.between().len() - TIME_LENGTH);
+        while !database.is_char_boundary(length) {
+            length -= 1;
+        }
+        format!("{}{}", &database[..length], self.between())
+    }
+
+    /// Whether `name` is such a name: with a time, and nothing but a time, at its end. Another database may begin like it.
+    fn is(self, name: &str, database: &str) -> bool {
+        let time =
+            name.strip_prefix(&self.start(database)).and_then(|time| NaiveDateTime::parse_from_str(time, TIME).ok());
+        time.is_some_and(|time| self.name(database, time.and_utc()) == name)
+    }
+
+    /// All of these that `database` has, the oldest first.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn all(self, session: &mut PgConnection, database: &str) -> anyhow::Result<Vec<String>> {
+        let names = query_scalar::<_, String>("SELECT datname::text FROM pg_catalog.pg_database");
+        let mut names = names.fetch_all(session).await.context("list the databases")?;
+        names.retain(|name| self.is(name, database));
+        names.sort();
+        Ok(names)
+    }
 }
 
 /// Whether there is a database called `name`.
@@ -57,17 +103,6 @@ pub fn fitting(base: &str, ending: &str) -> String {
 pub async fn exists(session: &mut PgConnection, name: &str) -> anyhow::Result<bool> {
     let there = query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)").bind(name);
     there.fetch_one(session).await.context("look for a database")
-}
-
-/// The databases whose names begin with `start`, sorted.
-///
-/// # Errors
-/// The connection is lost.
-pub async fn named(session: &mut PgConnection, start: &str) -> anyhow::Result<Vec<String>> {
-    let names = query_scalar(
-        "SELECT datname::text FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname, $1) ORDER BY datname",
-    );
-    names.bind(start).fetch_all(session).await.context("list the databases")
 }
 
 /// Give `to` the owner, grants, settings, connection limit and comment of `from`.
@@ -129,6 +164,8 @@ pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Du
     let mut session = reach.session(SUPERUSER).await?;
     let mut ending = reach.session(SUPERUSER).await?;
     wait_for_transactions(&mut session, live, patience).await?;
+    let limit = format!("SET statement_timeout = '{STATEMENT_LIMIT}'");
+    raw_sql(AssertSqlSafe(limit)).execute(&mut session).await.context("set a limit for the renames")?;
     let began = Instant::now();
     let [live_id, new_id, kept_id] = [live, new, kept].map(identifier);
     let renames = format!(
@@ -203,11 +240,36 @@ async fn end_sessions_until_gone(reach: &Reach, database: &str) -> anyhow::Resul
 mod tests {
     use super::*;
 
+    fn at() -> DateTime<Utc> {
+        "2026-01-02T15:04:05Z".parse().unwrap()
+    }
+
     #[test]
-    fn names_are_cut_where_postgresql_would_cut_them_elsewhere() {
-        assert_eq!(fitting("app", "_before_restore_20260102_150405"), "app_before_restore_20260102_150405");
-        let long = fitting(&"ß".repeat(31), "_before_restore_20260102_150405");
-        assert!(long.len() <= NAME_MAX && long.ends_with("ß_before_restore_20260102_150405"), "{long}");
+    fn names_are_cut_where_postgresql_would_cut_them_elsewhere_and_are_known_again() {
+        assert_eq!(Belonging::Kept.name("app", at()), "app_before_restore_20260102_150405");
+        let odd = "ß".repeat(31);
+        for database in ["app", "it's = 50 % \"big\"", &odd] {
+            for belonging in [Belonging::Kept, Belonging::New] {
+                let name = belonging.name(database, at());
+                assert!(name.len() <= NAME_MAX && belonging.is(&name, database), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn databases_that_only_begin_alike_are_nobodys() {
+        for name in [
+            "app",
+            "app_restoring_",
+            "app_restoring_notes",
+            "app_restoring_2026",
+            "app_restoring_20260102_150405_more",
+            "app_restoring_20261302_150405",
+            "app2_restoring_20260102_150405",
+            "app_before_restore_20260102_150405",
+        ] {
+            assert!(!Belonging::New.is(name, "app"), "{name}");
+        }
     }
 
     #[test]

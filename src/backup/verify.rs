@@ -67,7 +67,14 @@ pub async fn verify(means: &Means<'_>, catalog: &Catalog, entry: &Entry) -> anyh
             };
             match altered.or_else(|| globals_altered(catalog, manifest)) {
                 Some(problem) => vec![problem],
-                None => restored(means, catalog, entry, manifest, &progress).await?,
+                None => {
+                    let limit = means.settings.backup.limit;
+                    let restored = restored(means, catalog, entry, manifest, &progress);
+                    tokio::time::timeout(limit, restored).await.map_err(|_| {
+                        let message = format!("verifying {} took longer than backup.limit, {limit:?}", entry.name);
+                        Failure::new(Code::Temporary, message)
+                    })??
+                }
             }
         }
     };

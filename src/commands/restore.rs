@@ -9,7 +9,7 @@ use crate::backup::catalog::Catalog;
 use crate::backup::load;
 use crate::backup::manifest::Manifest;
 use crate::backup::restore::{self, Restored, Restoring};
-use crate::cli::{Common, RestoreArgs};
+use crate::cli::{Common, RestoreArgs, RestoreWorkers};
 use crate::commands::open::{self, Database};
 use crate::commands::restore_point;
 use crate::commands::running::say;
@@ -110,7 +110,7 @@ async fn drop_kept(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
 }
 
 fn patience(args: &RestoreArgs) -> Duration {
-    if args.workers == "drain" { PATIENCE } else { Duration::ZERO }
+    if args.workers == RestoreWorkers::Drain { PATIENCE } else { Duration::ZERO }
 }
 
 /// Have a person type the word, unless it was said that it is meant.
@@ -139,7 +139,7 @@ pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
 
 /// New workers in the place of those that may remember what was there. Where none run, there is nothing to do.
 async fn roll_workers(at: &Database, args: &RestoreArgs) {
-    if args.workers != "drain" || !at.home.control.exists() {
+    if args.workers != RestoreWorkers::Drain || !at.home.control.exists() {
         return;
     }
     let rolled = async { client::order(&at.home.control, &Order::Reload).await?.into_result().map_err(Into::into) };

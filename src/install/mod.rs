@@ -9,7 +9,7 @@ mod lock;
 mod shared;
 
 pub use complaint::{Complaint, last_lines};
-pub use digest::{sha256, sha256_file};
+pub use digest::{hexadecimal, sha256, sha256_file};
 pub use lock::{Lock, lock};
 pub use shared::{make_shared_dir, open_to_all, write_whole};
 

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
+use crate::install::hexadecimal;
 use crate::plan::Identity;
 use crate::process::identity;
 
@@ -163,7 +164,7 @@ fn state_dir(settings: &Settings, server: Option<&Identity>) -> anyhow::Result<P
     }
     let directory = real_path(&settings.directory);
     let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
-    let moved = Path::new(ROOT_STATE).join(format!("{}-{}", settings.name, hex(&digest[..4])));
+    let moved = Path::new(ROOT_STATE).join(format!("{}-{}", settings.name, hexadecimal(&digest[..4])));
     tracing::info!(
         "user {} may not enter {}, so the state is kept in {}",
         server.name,
@@ -202,11 +203,7 @@ fn short_enough(wanted: PathBuf, name: &str, uid: u32) -> PathBuf {
         return wanted;
     }
     let digest = Sha256::digest(wanted.as_os_str().as_encoded_bytes());
-    Path::new(SHORT_ROOT).join(format!("tandem-{uid}-{}", hex(&digest[..6])))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Path::new(SHORT_ROOT).join(format!("tandem-{uid}-{}", hexadecimal(&digest[..6])))
 }
 
 /// Make `dir` with `mode` and `owner` unless it is there; what is there is left as it is.

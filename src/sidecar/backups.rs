@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
@@ -34,15 +34,36 @@ const ALARM_LIMIT: Duration = Duration::from_secs(60);
 /// What its lines are called in the log.
 const SERVICE: &str = "backup";
 
-/// Take backups as they are due, for ever.
+/// Take backups as they are due, for ever; neither kind waits for the other.
 pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
+    tokio::join!(dumps(context.clone(), pictures), bases(context));
+}
+
+/// Make base backups as they are due. One waits until its WAL is archived, which may take as long as archiving fails.
+async fn bases(context: Rc<Context>) {
+    loop {
+        let settings = context.settings();
+        let pause = match base(&context, &settings).await {
+            Ok(()) => LOOK_AGAIN,
+            Err(error) => {
+                tracing::error!("the base backup failed: {error}; it is tried again in {BASE_AGAIN:?}");
+                alarm(&context, &settings, &error).await;
+                BASE_AGAIN
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Take dumps as they are due.
+async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     let (mut after, mut last) = {
         let settings = context.settings();
         let catalog = Catalog::of(&settings, &context.home);
         let last = scheduled::last(&catalog);
         (begin(&settings, &catalog, &context.url.database, last.as_ref()), last)
     };
-    let (mut base_tried, mut seen) = (None, Seen::default());
+    let mut seen = Seen::default();
     loop {
         let settings = context.settings();
         let now = Utc::now();
@@ -60,10 +81,6 @@ pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
                 *before = picture::Backups { pitr, last_base, ..shown };
             });
         };
-        if let Some(error) = base(&context, &settings, &mut base_tried).await {
-            tracing::error!("the base backup failed: {error}; it is tried again in {BASE_AGAIN:?}");
-            alarm(&context, &settings, &error).await;
-        }
         if next.is_some_and(|next| next <= now) {
             show(true, last.as_ref());
             let run = one(&context, &settings).await;
@@ -104,28 +121,21 @@ fn hostname() -> Option<std::ffi::OsString> {
     nix::unistd::gethostname().ok()
 }
 
-/// Make a base backup where the WAL is archived and one is due; why it failed, if it did.
-async fn base(context: &Context, settings: &Settings, tried: &mut Option<Instant>) -> Option<String> {
+/// Make a base backup where the WAL is archived and one is due.
+async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
     let wanted = settings.backup.pitr.enabled && settings.backup.schedule.is_some();
     if !wanted || settings.postgres.mode == PostgresMode::Attach {
-        return None;
-    }
-    if tried.is_some_and(|tried| tried.elapsed() < BASE_AGAIN) {
-        return None;
+        return Ok(());
     }
     // On another thread: the archive's disk may hang.
     let archive = pitr::archive(settings, &context.home);
     let bases = tokio::task::spawn_blocking(move || pitr::catalog::bases(&archive)).await;
     let newest = bases.ok().and_then(Result::ok).and_then(|bases| bases.last().map(|base| base.ended.into()));
     if !scheduled::base_due(newest, Utc::now()) {
-        return None;
+        return Ok(());
     }
-    *tried = Some(Instant::now());
-    let command = match command(context, &["backup", "base"]) {
-        Ok(command) => command,
-        Err(error) => return Some(format!("{error:#}")),
-    };
-    in_a_process(&command, settings.backup.limit).await.err()
+    let command = command(context, &["backup", "base"]).map_err(|error| format!("{error:#}"))?;
+    in_a_process(&command, settings.backup.limit).await.map(drop)
 }
 
 /// Run one of our own commands; the last line of its output, or why it failed.

@@ -168,10 +168,11 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         return Ok(());
     }
     let catalog = Catalog::of(&settings, &context.home);
-    let (catalog, entry) = match restore::source(&catalog, &settings, source, database).await {
+    let found = restore::source(&catalog, &settings, source, database).await;
+    let (catalog, entry) = match found {
         Ok(found) => found,
-        // The first machine of all has nothing to restore; another that should have is told in the same way.
-        Err(error) if source == "latest" => {
+        // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.
+        Err(error) if source == "latest" && error.is::<restore::NoBackup>() => {
             tracing::warn!("restore.if_empty: {error:#}; database {database} starts empty");
             return Ok(());
         }

@@ -21,29 +21,16 @@ pub fn same(place: &Path, source: &Path) -> Result<bool, Damaged> {
         Ok(file) => BufReader::with_capacity(CHUNK, file),
         Err(_) => return Ok(false),
     };
-    let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut left, mut right) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
     loop {
-        let count = fill(&mut stored, &mut left).map_err(Damaged)?;
-        let Ok(other) = fill(&mut source, &mut right) else { return Ok(false) };
-        if left[..count] != right[..other] {
+        (left.clear(), right.clear());
+        (&mut stored).take(CHUNK as u64).read_to_end(&mut left).map_err(Damaged)?;
+        let Ok(_) = (&mut source).take(CHUNK as u64).read_to_end(&mut right) else { return Ok(false) };
+        if left != right {
             return Ok(false);
         }
-        if count == 0 {
+        if left.is_empty() {
             return Ok(true);
         }
     }
-}
-
-/// Read until `buffer` is full or nothing is left.
-fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match reader.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::wal::Lsn;
+use crate::install::hexadecimal;
 
 /// What the file is called, in the backup's root.
 pub const NAME: &str = "backup_manifest";
@@ -69,7 +70,7 @@ impl Seen {
             to.write_all(&chunk[..count])?;
             size += count as u64;
         }
-        self.0.insert(path.to_owned(), (size, hex(&digest.finalize())));
+        self.0.insert(path.to_owned(), (size, hexadecimal(&digest.finalize())));
         Ok(())
     }
 
@@ -102,7 +103,7 @@ impl Manifest {
         }
         let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let last_line = body.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
-        if hex(&Sha256::digest(&bytes[..last_line])) != whole.checksum {
+        if hexadecimal(&Sha256::digest(&bytes[..last_line])) != whole.checksum {
             bail!("the backup's manifest is damaged: its checksum is another");
         }
         let manifest: Self = serde_json::from_slice(bytes).context("read the backup's manifest")?;
@@ -155,14 +156,6 @@ impl Listed {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +165,7 @@ mod tests {
             "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n\
              {{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }}\n],\n"
         );
-        let checksum = hex(&Sha256::digest(body.as_bytes()));
+        let checksum = hexadecimal(&Sha256::digest(body.as_bytes()));
         format!("{body}\"Manifest-Checksum\": \"{checksum}\"}}\n").into_bytes()
     }
 
@@ -181,7 +174,7 @@ mod tests {
         let mut seen = Seen::default();
         seen.copy(b"PG_VERSION", &mut &b"16\n"[..], &mut io::sink()).unwrap();
         seen.copy(b"caf\xe9", &mut &b""[..], &mut io::sink()).unwrap();
-        let (version, empty) = (hex(&Sha256::digest(b"16\n")), hex(&Sha256::digest(b"")));
+        let (version, empty) = (hexadecimal(&Sha256::digest(b"16\n")), hexadecimal(&Sha256::digest(b"")));
         let entry = |path: &str, size: u64, checksum: &str| {
             format!(
                 "{{ {path}, \"Size\": {size}, \"Last-Modified\": \"2026-01-02 15:04:05 GMT\", \

@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::name::{PART_PREFIX, PART_SUFFIX};
-use super::parts::{End, hexadecimal};
+use super::parts::End;
 use super::seal::{self, Identities};
 use super::trouble::{Kind, StoreError};
+use crate::install::hexadecimal;
 
 /// What the thread that writes is told.
 enum Piece {

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 
 use super::seal::Recipients;
 use super::trouble::{Kind, StoreError};
+use crate::install::hexadecimal;
 
 /// No part but the last may be smaller, says S3.
 const PART_MIN: u64 = 5 << 20;
@@ -189,8 +190,4 @@ impl Write for Cutter {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
