@@ -23,7 +23,8 @@ pub fn same(place: &Path, source: &Path) -> Result<bool, Damaged> {
     };
     let (mut left, mut right) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
     loop {
-        (left.clear(), right.clear());
+        left.clear();
+        right.clear();
         (&mut stored).take(CHUNK as u64).read_to_end(&mut left).map_err(Damaged)?;
         let Ok(_) = (&mut source).take(CHUNK as u64).read_to_end(&mut right) else { return Ok(false) };
         if left != right {
