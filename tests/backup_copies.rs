@@ -83,7 +83,7 @@ fn a_new_machine_whose_bucket_is_out_of_reach_does_not_begin_with_an_empty_datab
             place.display()
         ),
     );
-    refusal::up(&project).expect(73, &["restore.if_empty", "look for backups in file://", "unmounted"]);
+    refusal::up(&project).expect(78, &["restore.if_empty", "look for backups in file://", "unmounted"]);
     // Where there is nothing to restore, there is nothing to wait for.
     fs::create_dir(&place).unwrap();
     let mut tandem = Tandem::up(&project);
