@@ -46,6 +46,8 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
             let Ok(done) = series else { continue };
             match once(ground, *way, &mut gigabytes) {
                 Ok(one) => done.push(one),
+                // Without its size nothing can be said.
+                Err(error) if way.is_none() => return Err(error),
                 Err(error) => *series = Err(error),
             }
         }

@@ -11,36 +11,58 @@ use crate::common::tandem::{self, Tandem};
 use crate::figures::number;
 use crate::gauge;
 
-/// Of the SQL, pgbench's tables are about this part; the rest is trades.
+/// Of the SQL, pgbench's tables are about this part, decisions that, and the rest are outcomes.
 const PGBENCH_PART: f64 = 0.3;
-/// Bytes of SQL for one of pgbench's units of scale, and for one trade.
+const DECISIONS_PART: f64 = 0.5;
+/// Bytes of SQL for one of pgbench's units of scale, for one decision, and for one outcome.
 const SCALE_SIZE: f64 = 9.7e6;
-const TRADE_SIZE: f64 = 330.0;
+const DECISION_SIZE: f64 = 511.0;
+const OUTCOME_SIZE: f64 = 209.0;
 
-/// Rows as an application has them: keys that do not compress, words that do, numbers in between.
-const TRADES: &str = "
+/// Two tables as the reference backend has them: keys and digests that do not compress, text that does, numbers in between.
+const ROWS: &str = "
 SELECT setseed(0.5);
-CREATE TABLE trades (
-    id bigint PRIMARY KEY, order_id uuid NOT NULL, symbol text NOT NULL, side text NOT NULL, price numeric(12, 4) NOT NULL,
-    quantity integer NOT NULL, account_id integer NOT NULL, executed_at timestamptz NOT NULL, metadata jsonb NOT NULL
+CREATE TABLE decision_cache (
+    id varchar(36) PRIMARY KEY, asset_pair varchar(20) NOT NULL, \"timestamp\" timestamp NOT NULL, timeframe varchar(10) NOT NULL,
+    decision_hash varchar(64) NOT NULL UNIQUE, decision_json text NOT NULL, confidence integer NOT NULL, market_regime varchar(20),
+    created_at timestamp NOT NULL DEFAULT now(), expires_at timestamp
 );
-INSERT INTO trades
-SELECT n, gen_random_uuid(), s[1 + (random() * random() * 23)::int], CASE WHEN random() < 0.5 THEN 'buy' ELSE 'sell' END,
-    round((20 + 400 * random())::numeric, 2), 10 * (1 + (random() ^ 3 * 50)::int), (random() * 4000)::int,
-    timestamptz '2025-01-02 14:30:00+00' + n * interval '0.9 s' + random() * interval '1 s',
-    jsonb_build_object(
-        'venue', (ARRAY['XNAS', 'XNYS', 'ARCX', 'BATS'])[1 + (random() * 3)::int], 'latency_us', (random() * 2000)::int,
-        'confidence', round(random()::numeric, 3), 'strategy', w[1 + (random() * 9)::int] || '-' || (random() * 20)::int,
-        'tags', jsonb_build_array(w[1 + (random() * 35)::int], w[1 + (random() * 35)::int]),
-        'reason', concat_ws(' ', w[1 + (random() * 35)::int], w[1 + (random() * 35)::int], w[1 + (random() * 35)::int],
-            w[1 + (random() * 35)::int], 'at', round((20 + 400 * random())::numeric, 2)))
-FROM generate_series(1, :rows) AS n,
-    (SELECT string_to_array('AAPL MSFT NVDA AMZN GOOG META TSLA AMD INTC ORCL IBM CSCO QCOM TXN ADBE CRM NFLX AVGO MU SHOP '
-        'UBER SNOW PLTR COIN', ' ') AS s, string_to_array('momentum reversal breakout carry spread basis hedge sweep drift gap '
-        'volume above below average resistance support earnings upgrade downgrade sector rotation index rebalance inflow '
-        'outflow volatility expansion contraction signal confirmed rejected partial filled delayed risk limit', ' ') AS w) AS words;
-CREATE INDEX ON trades (symbol, executed_at);
-CREATE INDEX ON trades (account_id);
+CREATE TABLE trade_outcomes (
+    id varchar(36) PRIMARY KEY, asset_pair varchar(20) NOT NULL, provider_name varchar(50) NOT NULL,
+    decision_timestamp timestamp NOT NULL, entry_price double precision NOT NULL, exit_price double precision,
+    profit_loss_pct double precision, trade_direction varchar(10) NOT NULL, is_win boolean, market_regime varchar(20),
+    confidence_score integer, trade_opened_at timestamp NOT NULL DEFAULT now(), trade_closed_at timestamp,
+    hold_duration_seconds integer, notes text
+);
+CREATE TEMPORARY TABLE words AS
+SELECT string_to_array('BTCUSD ETHUSD EURUSD GBPUSD SOLUSD XAUUSD SPX500 ADAUSD', ' ') AS pair,
+    string_to_array('1m 5m 15m 1h 4h 1d', ' ') AS frame,
+    string_to_array('trending ranging volatile quiet', ' ') AS regime,
+    string_to_array('llama qwen gemini mistral deepseek', ' ') AS provider,
+    string_to_array('momentum reversal breakout carry spread basis hedge sweep drift gap volume above below average resistance '
+        'support earnings upgrade downgrade sector rotation index rebalance inflow outflow volatility expansion contraction '
+        'signal confirmed rejected partial filled delayed risk limit', ' ') AS w;
+INSERT INTO decision_cache
+SELECT gen_random_uuid(), pair[1 + (random() * 7)::int], taken, frame[1 + (random() * 5)::int],
+    encode(sha256(convert_to(n::text, 'UTF8')), 'hex'),
+    json_build_object('action', CASE WHEN random() < 0.4 THEN 'BUY' WHEN random() < 0.5 THEN 'SELL' ELSE 'HOLD' END,
+        'entry_price', round((20 + 400 * random())::numeric, 4), 'stop_loss', round((20 + 400 * random())::numeric, 4),
+        'position_size', random(), 'rsi', round((100 * random())::numeric, 3), 'macd', random() - 0.5,
+        'provider', provider[1 + (random() * 4)::int], 'trace_id', gen_random_uuid(),
+        'reasoning', concat_ws(' ', w[1 + (random() * 35)::int], w[1 + (random() * 35)::int], w[1 + (random() * 35)::int],
+            'at', round((20 + 400 * random())::numeric, 2), w[1 + (random() * 35)::int], w[1 + (random() * 35)::int], 'and',
+            w[1 + (random() * 35)::int], w[1 + (random() * 35)::int], w[1 + (random() * 35)::int])),
+    (100 * random())::int, regime[1 + (random() * 3)::int], taken + interval '1 s', taken + interval '1 hour'
+FROM words, (SELECT n, timestamp '2025-01-02 14:30' + n * interval '0.9 s' AS taken FROM generate_series(1, :decisions) AS n) AS s;
+INSERT INTO trade_outcomes
+SELECT gen_random_uuid(), pair[1 + (random() * 7)::int], provider[1 + (random() * 4)::int], taken, price, price + change,
+    100 * change / price, CASE WHEN random() < 0.5 THEN 'LONG' ELSE 'SHORT' END, change > 0, regime[1 + (random() * 3)::int],
+    (100 * random())::int, taken + interval '2 s', taken + held * interval '1 s', held,
+    concat_ws(' ', w[1 + (random() * 35)::int], w[1 + (random() * 35)::int], w[1 + (random() * 35)::int])
+FROM words, (SELECT timestamp '2025-01-02 14:30' + n * interval '0.9 s' AS taken, round((20 + 400 * random())::numeric, 2)::float8
+    AS price, random() - 0.45 AS change, (86400 * random())::int AS held FROM generate_series(1, :outcomes) AS n) AS s;
+CREATE INDEX ON decision_cache (asset_pair, \"timestamp\");
+CREATE INDEX ON trade_outcomes (asset_pair, provider_name);
 ";
 
 /// The ground that all stand on.
@@ -89,23 +111,26 @@ impl Ground {
         let bytes = size as f64 * 1e6;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few millions")]
         let whole = |value: f64| (value as u64).max(1);
-        let (scale, rows) =
-            (whole(bytes * PGBENCH_PART / SCALE_SIZE), whole(bytes * (1.0 - PGBENCH_PART) / TRADE_SIZE));
+        let scale = whole(bytes * PGBENCH_PART / SCALE_SIZE);
+        let decisions = whole(bytes * DECISIONS_PART / DECISION_SIZE);
+        let outcomes = whole(bytes * (1.0 - PGBENCH_PART - DECISIONS_PART) / OUTCOME_SIZE);
         let options = format!("-c role={}", self.role);
         gauge::run(
             self.program("pgbench").args(["-i", "-q", "-s", &scale.to_string()]).env("PGOPTIONS", &options),
             gauge::SLOW,
         )?;
-        let script = self.scratch.join("trades.sql");
-        fs::write(&script, TRADES)?;
+        let script = self.scratch.join("rows.sql");
+        fs::write(&script, ROWS)?;
         let mut psql = self.program("psql");
-        psql.args(["-Xq", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", "-v", &format!("rows={rows}"), "-f"]).arg(script);
+        psql.args(["-Xq", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null"]);
+        psql.args(["-v", &format!("decisions={decisions}"), "-v", &format!("outcomes={outcomes}"), "-f"]).arg(script);
         gauge::run(psql.env("PGOPTIONS", &options), gauge::SLOW)?;
         self.sql("VACUUM ANALYZE")?;
         self.sql("CHECKPOINT")?;
         let held: f64 = self.sql("SELECT pg_database_size(current_database())")?.parse()?;
         self.holds = format!(
-            "pgbench at scale {scale} and {rows} trades with JSON, {} GB on disk with their indexes",
+            "pgbench at scale {scale}, {decisions} decisions and {outcomes} outcomes as the reference backend has them, {} GB on disk \
+             with their indexes",
             number(held / 1e9)
         );
         Ok(())
@@ -119,7 +144,8 @@ impl Ground {
         if let Some(mut tandem) = self.tandem.take() {
             ensure!(tandem.stop() == 0, "tandem stops:\n{}", tandem.log());
         }
-        self.project.configure("backup.pitr.enabled = true");
+        // Without a schedule, no base backup is made by itself.
+        self.project.configure("backup.pitr.enabled = true\nbackup.schedule = 'never'");
         self.tandem = Some(Tandem::up(&self.project));
         Ok(())
     }

@@ -122,10 +122,10 @@ fn write(ground: &Ground) -> Result<Vec<Written>> {
     ground.sql("CHECKPOINT")?;
     pgbench_for(ground, PGBENCH)?;
     let middle = switched(&now()?);
-    ground.sql("CREATE TABLE more (LIKE trades INCLUDING ALL)")?;
+    ground.sql("CREATE TABLE more (LIKE decision_cache INCLUDING ALL)")?;
     // Twice what is wanted at the most, in bytes: a row with its indexes takes about its own size again.
-    ground.sql("INSERT INTO more SELECT * FROM trades ORDER BY order_id LIMIT 1500000")?;
-    ground.sql("UPDATE more SET quantity = quantity + 1 WHERE id % 40 = 0")?;
+    ground.sql("INSERT INTO more SELECT * FROM decision_cache ORDER BY decision_hash LIMIT 800000")?;
+    ground.sql("UPDATE more SET confidence = confidence + 1 WHERE decision_hash < '08'")?;
     let ended = switched(&now()?);
     ground.sql("DROP TABLE more")?;
     wait_for("the archive to have it all", || waiting(ground) == 0);
@@ -138,7 +138,7 @@ fn write(ground: &Ground) -> Result<Vec<Written>> {
     };
     let kinds = vec![
         Written { by: "pgbench", names: between(&begun, &middle) },
-        Written { by: "inserts of trades", names: between(&middle, &ended) },
+        Written { by: "inserts of decisions", names: between(&middle, &ended) },
     ];
     ensure!(kinds.iter().all(|kind| !kind.names.is_empty()), "too little WAL was written");
     Ok(kinds)

@@ -12,15 +12,18 @@ use libdeflater::{CompressionLvl, Compressor};
 use sha2::{Digest, Sha256};
 use zstd::zstd_safe::CParameter;
 
+use super::files::Flushing;
 use crate::config::Compression;
 use crate::install::hexadecimal;
 
-/// How much of the stream becomes one gzip member, in bytes: large enough that a member's own dictionary costs nothing.
-const BLOCK_SIZE: usize = 1 << 20;
+/// How much of the stream becomes one gzip member, in bytes: it fits into a core's own cache, and the dictionary that each
+/// member begins anew costs half a percent.
+const BLOCK_SIZE: usize = 1 << 18;
 /// Compressing threads.
 const THREADS: usize = 2;
-/// libdeflate's own default: smaller and faster than zlib's at its default.
-const GZIP_LEVEL: i32 = 6;
+/// libdeflate's fastest: 4 % larger than `gzip -6` on the reference backend's rows, in a fifth of its time, and half of
+/// what its own default takes. Who wants small backups has zstd.
+const GZIP_LEVEL: i32 = 1;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 /// What each of zstd's threads works on, in bytes; its own choice would take 80 MB in all.
@@ -52,7 +55,7 @@ pub fn write(
     passed: &AtomicU64,
 ) -> io::Result<Written> {
     let mut stream = Watched { inner: stream, passed, tail: Vec::new() };
-    let mut out = Digesting { inner: file, hash: Sha256::new(), size: 0 };
+    let mut out = Digesting { inner: Flushing::new(file), hash: Sha256::new() };
     match compression {
         Compression::None => {
             io::copy(&mut BufReader::with_capacity(BLOCK_SIZE, &mut stream), &mut out)?;
@@ -67,8 +70,7 @@ pub fn write(
             encoder.finish()?;
         }
     }
-    out.inner.sync_all()?;
-    let (size_bytes, sha256) = (out.size, hexadecimal(&out.hash.finalize()));
+    let (size_bytes, sha256) = (out.inner.finish()?, hexadecimal(&out.hash.finalize()));
     Ok(Written { stream_bytes: passed.load(Ordering::Relaxed), size_bytes, sha256, tail: stream.tail })
 }
 
@@ -164,14 +166,12 @@ impl<R: Read> Read for Watched<'_, R> {
 struct Digesting<W> {
     inner: W,
     hash: Sha256,
-    size: u64,
 }
 
 impl<W: Write> Write for Digesting<W> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let length = self.inner.write(buffer)?;
         self.hash.update(&buffer[..length]);
-        self.size += length as u64;
         Ok(length)
     }
 

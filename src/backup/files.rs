@@ -4,6 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -14,6 +17,57 @@ use crate::install::hexadecimal;
 
 /// What begins the names of files that are not whole yet.
 pub const PARTIAL: &str = ".partial-";
+
+/// How much is written between two flushes, in bytes.
+const FLUSH_SIZE: usize = 16 << 20;
+
+/// A large file that is flushed all the while it is written: its last flush is short, and none is so long that the
+/// server's own flushes wait behind it.
+#[derive(Debug)]
+pub struct Flushing {
+    file: Arc<File>,
+    unflushed: usize,
+    ask: SyncSender<()>,
+    flusher: JoinHandle<io::Result<()>>,
+}
+
+impl Flushing {
+    pub fn new(file: File) -> Self {
+        let file = Arc::new(file);
+        let (ask, asked) = sync_channel(1);
+        let flushed = file.clone();
+        let flusher = thread::spawn(move || asked.iter().try_for_each(|()| flushed.sync_data()));
+        Self { file, unflushed: 0, ask, flusher }
+    }
+
+    /// Flush the rest, and say how long the file is.
+    ///
+    /// # Errors
+    /// What any fsync(2) answered: the kernel tells of what it could not write once.
+    pub fn finish(self) -> io::Result<u64> {
+        drop(self.ask);
+        self.flusher.join().unwrap_or_else(|_| Err(io::Error::other("the flushing thread panicked")))?;
+        self.file.sync_all()?;
+        Ok(self.file.metadata()?.len())
+    }
+}
+
+impl Write for Flushing {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let length = (&*self.file).write(buffer)?;
+        self.unflushed += length;
+        if self.unflushed >= FLUSH_SIZE {
+            self.unflushed = 0;
+            // One is under way, or has failed: `finish` tells.
+            let _ = self.ask.try_send(());
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A file or directory under a name that says that it is not whole. Dropped, it goes.
 #[derive(Debug)]

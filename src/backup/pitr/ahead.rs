@@ -22,7 +22,7 @@ const BATCH: usize = 8;
 /// At once on so many threads.
 const THREADS: usize = 2;
 /// How far behind the backends' turns archiving waits for the processor, while there is no queue.
-const NICE: i32 = 5;
+const NICE: i32 = 10;
 
 /// Archive `source`, and what waits behind it.
 ///

@@ -17,6 +17,7 @@ use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
+use super::super::files::Flushing;
 use super::archive::Archive;
 use super::catalog::{self, Base};
 use super::manifest::{self, Manifest, Seen};
@@ -317,7 +318,7 @@ struct Packed {
 
 /// Compress the tar stream `from` into `file` and flush it; look at every file in it on the way.
 fn pack(from: impl Read, file: File) -> anyhow::Result<Packed> {
-    let mut encoder = zstd::Encoder::new(file, LEVEL).context("begin to compress")?;
+    let mut encoder = zstd::Encoder::new(Flushing::new(file), LEVEL).context("begin to compress")?;
     encoder.include_checksum(true).context("begin to compress")?;
     encoder.multithread(THREADS).context("begin to compress")?;
     let mut archive = tar::Archive::new(Tee { from, to: encoder });
@@ -340,8 +341,7 @@ fn pack(from: impl Read, file: File) -> anyhow::Result<Packed> {
     let mut tee = archive.into_inner();
     io::copy(&mut tee, &mut io::sink()).context("read the backup's end")?;
     let file = tee.to.finish().context("write the backup")?;
-    file.sync_all().context("flush the backup")?;
-    let archived_size = file.metadata().context("look at the backup")?.len();
+    let archived_size = file.finish().context("flush the backup")?;
     if manifest.is_empty() {
         bail!("the backup came without a manifest: its stream was cut short");
     }
