@@ -86,6 +86,14 @@ pub fn is_disk_full(error: &anyhow::Error) -> bool {
     causes.any(|cause| matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
+/// `error`, and below it a full disk where that is what a program `said`.
+pub fn with_disk_full(error: anyhow::Error, said: &str) -> anyhow::Error {
+    if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
+        return anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull)).context(error);
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,9 +8,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 
-use common::backups::{as_superuser, backup, dir, path, replace_sql, running, sql};
+use common::backups::{as_superuser, backup, command, dir, path, replace_sql, running, sql};
 use common::project::Project;
 use common::refusal;
+use common::small_disk::{on_a_small_disk, once_a_server_runs_in};
 use common::tandem::{self, Tandem, still_lives, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -131,6 +132,29 @@ fn killed_in_the_middle_a_verification_leaves_no_process_and_no_directory() {
     wait_for("the end of its directory", || !place.exists());
     assert_eq!(state(&project), "unverified");
     refusal::run(&project, &["backup", "verify"]).expect(0, &["verified"]);
+}
+
+#[test]
+fn a_disk_that_fills_during_a_verification_is_no_verdict_on_the_backup() {
+    let (project, mut tandem) = running();
+    sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000000) AS n");
+    backup(&project, &[]);
+    assert_eq!(tandem.stop(), 0);
+    let fill = once_a_server_runs_in("");
+    let Some(refused) = on_a_small_disk(&project, "800m", &fill, &["backup", "verify"]) else { return };
+    refused.expect(73, &["No space left on device"]);
+    assert_eq!(state(&project), "unverified");
+    assert_eq!(servers(&project), ["postgres/16"], "the throwaway server's directory is gone");
+    assert!(tandem::left_in(project.dir()).is_empty());
+    refusal::run(&project, &["backup", "verify"]).expect(0, &["verified"]);
+}
+
+/// The data directories below the state directory.
+fn servers(project: &Project) -> Vec<String> {
+    let pattern = ["find", ".", "-name", "PG_VERSION", "-not", "-path", "*/base/*"];
+    let found = command(pattern[0]).args(&pattern[1..]).current_dir(project.state()).output().unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    found.lines().map(|line| line.trim_start_matches("./").trim_end_matches("/PG_VERSION").to_owned()).collect()
 }
 
 #[test]

@@ -11,9 +11,13 @@ use std::path::PathBuf;
 use ::tandem::backup::pitr::archive::{Archive, Pushed};
 use ::tandem::backup::pitr::wal::{Name, Segment};
 use ::tandem::process::identity;
+use common::backups::command;
+use common::namespace::mount_namespace;
 use common::project::Project;
+use common::refusal;
 use common::server::binaries;
-use common::tandem::{self, Tandem, wait_for};
+use common::small_disk::{on_a_small_disk, once_a_server_runs_in};
+use common::tandem::{self, Tandem, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -184,6 +188,81 @@ fn a_restore_ends_at_a_position_or_with_the_last_that_a_crash_left() {
     tandem = Tandem::up(&project);
     assert_eq!(rows(&project), "1,2");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+/// A project that has stopped with the rows 1 to 3, and a moment after the second.
+fn three_rows() -> (Project, String) {
+    let project = project("");
+    let mut tandem = Tandem::up(&project);
+    sql(&project, "CREATE TABLE t (n integer)");
+    succeed(&project, &["backup", "base"]);
+    insert(&project, 1);
+    let two = insert(&project, 2);
+    insert(&project, 3);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    (project, two)
+}
+
+/// Directories of restores that have not ended.
+fn restoring(project: &Project) -> Vec<String> {
+    let beside = project.data().parent().unwrap().to_owned();
+    refusal::names(&beside).into_iter().filter(|name| name.starts_with(".restoring")).collect()
+}
+
+#[test]
+fn killed_in_the_middle_a_restore_to_a_moment_has_changed_nothing_and_the_next_one_sweeps() {
+    let (project, two) = three_rows();
+    let restore = ["restore", "--at", &two, "--yes"];
+    let mut killed = Tandem::start_in(project.dir(), tandem::command(&project), &restore);
+    let beside = project.data().parent().unwrap().to_owned();
+    wait_for("the server that recovers", || {
+        restoring(&project).iter().any(|name| beside.join(name).join("postmaster.pid").exists())
+    });
+    let family = killed.descendants();
+    killed.signal(Signal::SIGKILL);
+    killed.wait_exit();
+    wait_for("the end of all it had started", || !family.iter().any(still_lives));
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2,3");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    succeed(&project, &restore);
+    assert!(restoring(&project).is_empty(), "{:?}", restoring(&project));
+    let _tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2");
+}
+
+#[test]
+fn a_disk_that_fills_during_a_restore_to_a_moment_leaves_the_data_as_it_was() {
+    let (project, _) = three_rows();
+    let mut tandem = Tandem::up(&project);
+    sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000000) AS n");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    let fill = once_a_server_runs_in("postgres/.restoring");
+    let Some(refused) = on_a_small_disk(&project, "900m", &fill, &["restore", "--to-end", "--yes"]) else { return };
+    refused.expect(73, &["No space left on device"]);
+    assert!(restoring(&project).is_empty(), "{:?}", restoring(&project));
+    assert!(tandem::left_in(project.dir()).is_empty());
+    let _tandem = Tandem::up(&project);
+    assert_eq!(rows(&project), "1,2,3");
+}
+
+#[test]
+fn a_disk_that_fills_during_a_base_backup_leaves_nothing_of_it() {
+    let Some(namespace) = mount_namespace() else { return };
+    let project = project("");
+    let _tandem = Tandem::up(&project);
+    sql(&project, "CREATE TABLE t AS SELECT n, md5(n::text) AS text FROM generate_series(1, 100000) AS n");
+    let script = "mount -t tmpfs -o size=3m,mode=0700 tmpfs \"$0\"; set +e; \"$@\"; code=$?; ls -A \"$0\"; exit $code";
+    let mut unshare = command("unshare");
+    unshare.args(namespace).args(["sh", "-euc", script]).arg(archive(&project).join("base"));
+    let binary = tandem::command(&project);
+    let output =
+        unshare.arg(binary.get_program()).args(["backup", "base"]).current_dir(project.dir()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing is left");
+    refusal::said(output).expect(73, &["No space left on device"]);
+    let said = succeed(&project, &["backup", "base"]);
+    assert!(said.contains("verified"), "{said}");
+    assert_eq!(refusal::names(&archive(&project).join("base")).len(), 1);
 }
 
 /// Run SQL as the superuser, over the unix socket.

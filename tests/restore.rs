@@ -8,10 +8,10 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
-use common::backups::{as_superuser, backup, command, dir, path, replace_sql, rewrite, running, sql};
-use common::namespace::mount_namespace;
+use common::backups::{as_superuser, backup, dir, path, replace_sql, rewrite, running, sql};
 use common::project::Project;
 use common::refusal::{self, names};
+use common::small_disk::on_a_small_disk;
 use common::tandem::{self, Tandem, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -273,30 +273,16 @@ fn killed_before_the_swap_a_restore_has_changed_nothing() {
 
 #[test]
 fn a_disk_that_fills_during_a_restore_leaves_the_live_database_as_it_was() {
-    let Some(namespace) = mount_namespace() else { return };
     let (project, mut tandem) = running();
     sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000000) AS n");
     backup(&project, &[]);
     sql(&project, "DROP TABLE much; DELETE FROM api_keys WHERE id::int > 3");
     assert_eq!(tandem.stop(), 0);
-    let script = "mkdir \"$0\"/small; mount -t tmpfs -o size=900m,mode=0755 tmpfs \"$0\"/small
-        cp -a \"$0\"/.tandem/. \"$0\"/small; mount --bind \"$0\"/small \"$0\"/.tandem
-        dd if=/dev/zero of=\"$0\"/small/filler bs=1M count=1000 2>/dev/null || true; truncate -s -60M \"$0\"/small/filler
-        set +e; \"$@\"; code=$?; rm \"$0\"/small/filler; cp -a \"$0\"/small \"$0\"/after; exit $code";
-    let binary = tandem::command(&project);
-    let output = command("unshare")
-        .args(namespace)
-        .args(["sh", "-euc", script])
-        .arg(project.dir())
-        .arg(binary.get_program())
-        .args(["restore", "latest", "--yes"])
-        .current_dir(project.dir())
-        .output()
-        .unwrap();
-    let refused = refusal::said(output);
+    let fill =
+        "dd if=/dev/zero of=\"$small\"/filler bs=1M count=1000 2>/dev/null || true; truncate -s -60M \"$small\"/filler
+        set +e; \"$@\"; code=$?";
+    let Some(refused) = on_a_small_disk(&project, "900m", fill, &["restore", "latest", "--yes"]) else { return };
     refused.expect(73, &["No space left on device", "is as it was"]);
-    fs::remove_dir_all(project.state()).unwrap();
-    fs::rename(project.dir().join("after"), project.state()).unwrap();
     let _tandem = Tandem::up(&project);
     assert_eq!(sql(&project, ROWS), "3");
 }

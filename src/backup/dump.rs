@@ -18,7 +18,7 @@ use super::name::{Format, Name};
 use super::reach::Reach;
 use super::room;
 use crate::config::{Backup, Compression, Room, Settings};
-use crate::exit::{Code, Failure, is_disk_full};
+use crate::exit::{Code, Failure, is_disk_full, with_disk_full};
 use crate::process::{self, Streamed, Streaming};
 use crate::telemetry::{self, Progress};
 
@@ -254,10 +254,7 @@ pub fn succeeded(program: &str, ended: &Streamed) -> anyhow::Result<()> {
         return Ok(());
     }
     let said = ended.stderr.join("\n  ");
-    let error = anyhow::anyhow!("{program} failed ({}):\n  {said}", ended.exit);
-    if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
-        return Err(anyhow::Error::new(std::io::Error::from(std::io::ErrorKind::StorageFull)).context(error));
-    }
+    let error = with_disk_full(anyhow::anyhow!("{program} failed ({}):\n  {said}", ended.exit), &said);
     if said.contains("server version mismatch") {
         let message =
             format!("{error:#}\nTandem's PostgreSQL 16 cannot dump a newer server: set postgres.source to its version");

@@ -12,6 +12,7 @@ pub mod ports;
 pub mod project;
 pub mod refusal;
 pub mod server;
+pub mod small_disk;
 pub mod strict;
 pub mod tandem;
 pub mod worker;

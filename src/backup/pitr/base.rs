@@ -31,7 +31,7 @@ use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::postgres::sync_dir;
-use crate::process;
+use crate::process::{self, Exit};
 
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
@@ -204,6 +204,11 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     };
     killer.0 = None;
     let packed = written.await.context("write the base backup")?;
+    if exit == Exit::Signal(Signal::SIGPIPE as i32) {
+        // We took no more, and know why.
+        packed?;
+        bail!("pg_basebackup failed ({exit})");
+    }
     if !exit.success() {
         // Why it ended is what it said; that its stream was short then is no news.
         let said = said.iter().filter(|line| !line.contains("NOTICE")).cloned().collect::<Vec<_>>().join("\n");

@@ -14,7 +14,7 @@ use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 use super::target::Target;
 use super::wal::Lsn;
 use crate::config::Settings;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, with_disk_full};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
@@ -218,5 +218,6 @@ fn failure(recovery: &Recovery<'_>, exit: Exit, lines: &[String]) -> anyhow::Err
     if why.is_empty() {
         why = lines.iter().rev().take(5).rev().map(String::as_str).collect();
     }
-    anyhow::anyhow!("the recovery failed ({exit}):\n  {}", why.join("\n  "))
+    let why = why.join("\n  ");
+    with_disk_full(anyhow::anyhow!("the recovery failed ({exit}):\n  {why}"), &why)
 }
