@@ -13,7 +13,7 @@ use crate::sheet::{Sheet, Table, spread};
 const SECONDS: u32 = 20;
 const CLIENTS: u32 = 4;
 /// Even, so that each is first as often as the other.
-const PAIRS: usize = 4;
+const PAIRS: usize = 6;
 const BACKUPS: usize = 2;
 /// How much slower pgbench may be for the archiving, in percent.
 const SLOWER: f64 = 3.0;

@@ -16,14 +16,14 @@ use crate::sheet::{Sheet, Table, spread};
 
 const ROUNDS: usize = 3;
 /// Of each kind.
-const SEGMENTS: usize = 32;
+const SEGMENTS: usize = 16;
 /// What a segment may take, in milliseconds.
 const DURABLE: f64 = 37.0;
 const AHEAD: f64 = 20.0;
 /// What the process may take, in MB.
 const MEMORY: f64 = 40.0;
 /// How long pgbench writes, in seconds.
-const PGBENCH: u32 = 15;
+const PGBENCH: u32 = 25;
 
 /// Segments of one kind: what wrote them, and their names.
 struct Written {
@@ -38,45 +38,46 @@ struct Series {
     each: Vec<f64>,
     /// The mean of each round.
     means: Vec<f64>,
-    /// Bytes for one segment of each kind.
-    bytes: Vec<f64>,
+    /// What one takes, in bytes.
+    bytes: f64,
 }
 
 pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
     ground.archive_wal()?;
     let kinds = write(ground)?;
-    let names: Vec<&String> = kinds.iter().flat_map(|kind| &kind.names).collect();
     let from = ground.scratch.join("pg_wal");
     fs::create_dir_all(from.join("archive_status"))?;
-    for name in &names {
-        let archive = ground.archive().display().to_string();
-        gauge::run(ground.tandem(&["wal", "fetch", "--archive", &archive, name]).arg(from.join(name)), FAST)?;
+    for kind in &kinds {
+        for name in &kind.names {
+            let archive = ground.archive().display().to_string();
+            gauge::run(ground.tandem(&["wal", "fetch", "--archive", &archive, name]).arg(from.join(name)), FAST)?;
+        }
+        of_one_kind(ground, sheet, kind, &from)?;
     }
+    Ok(())
+}
+
+/// A table of all ways to archive `kind`.
+fn of_one_kind(ground: &Ground, sheet: &mut Sheet, kind: &Written, from: &Path) -> Result<()> {
     let (mut durable, mut ahead) = (Series::default(), Series::default());
     for _ in 0..ROUNDS {
-        round(ground, &kinds, &from, &mut durable, false)?;
-        round(ground, &kinds, &from, &mut ahead, true)?;
+        round(ground, kind, from, &mut durable, false)?;
+        round(ground, kind, from, &mut ahead, true)?;
     }
-    let memory = [false, true].map(|queue| peak(ground, &names, &from, queue));
+    let memory = [false, true].map(|queue| peak(ground, kind, from, queue));
 
-    let counts: Vec<String> = kinds.iter().map(|kind| format!("{} {}", kind.names.len(), kind.by)).collect();
-    let title = format!("a WAL segment of 16 MB ({})", counts.join(", "));
-    let sizes = format!("bytes, by {}", kinds.iter().map(|kind| kind.by).collect::<Vec<_>>().join(" / "));
-    let mut table = Table::new(&[&title, "ms", "segments/s", &sizes, "peak memory, MB", "goal", "met"]);
+    let title = format!("a WAL segment of 16 MB: {} of {}", kind.names.len(), kind.by);
+    let mut table = Table::new(&[&title, "ms", "segments/s", "MB", "peak memory, MB", "goal", "met"]);
     let [one, many] = memory;
     let mut ours = |title: &str, series: &Series, ms: f64, limit: f64, memory: f64, cell: String| {
         let (mut met, goal) = (Vec::new(), format!("≤ {limit} ms; ≤ {MEMORY} MB of memory"));
-        met.push(sheet.verdict(&format!("{title}: ≤ {limit} ms"), ms <= limit));
-        met.push(sheet.verdict(&format!("{title}: ≤ {MEMORY} MB of memory"), memory <= MEMORY));
-        table.row(vec![
-            title.to_owned(),
-            cell,
-            number(1000.0 / median(&series.means)),
-            bytes(&series.bytes),
-            number(memory),
-            goal,
-            met.join(", "),
-        ]);
+        let row = format!("{title}, {}", kind.by);
+        met.push(sheet.verdict(&format!("{row}: ≤ {limit} ms"), ms <= limit));
+        met.push(sheet.verdict(&format!("{row}: ≤ {MEMORY} MB of memory"), memory <= MEMORY));
+        let mut cells = peer(title.to_owned(), series);
+        cells[1] = cell;
+        cells.extend([number(memory), goal, met.join(", ")]);
+        table.row(cells);
     };
     let title = "**Tandem**: `tandem wal push`, one after the other, durable";
     ours(title, &durable, median(&durable.each), DURABLE, one?, times(&durable.each));
@@ -87,21 +88,21 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
         ("`gzip -6`, and `sync` of both", "gzip -6 < $from > $to && sync $to ."),
         ("`zstd -1`, and `sync` of both", "zstd -q -1 < $from > $to && sync $to ."),
     ] {
-        match shell(ground, &kinds, &from, line) {
+        match shell(ground, kind, from, line) {
             Ok(series) => table.row(peer(title.into(), &series)),
             Err(error) => sheet.note(&format!("{title}: not measured: {error:#}")),
         }
     }
-    match pgbackrest(ground, &kinds, &from) {
+    match pgbackrest(ground, kind, from) {
         Ok((title, series)) => table.row(peer(title, &series)),
-        Err(error) => sheet.note(&format!("pgBackRest: not measured: {error:#}")),
+        Err(error) => sheet.note(&format!("pgBackRest, {}: not measured: {error:#}", kind.by)),
     }
     sheet.add(table);
     Ok(())
 }
 
 fn peer(title: String, series: &Series) -> Vec<String> {
-    vec![title, times(&series.each), number(1000.0 / median(&series.means)), bytes(&series.bytes)]
+    vec![title, times(&series.each), number(1000.0 / median(&series.means)), number(series.bytes / 1e6)]
 }
 
 /// How long each took: the middle, from the least to the most, and what nine in ten do not exceed.
@@ -109,10 +110,6 @@ fn times(each: &[f64]) -> String {
     let mut sorted = each.to_vec();
     sorted.sort_by(f64::total_cmp);
     format!("{}, p90 {}", spread(each), number(quantile(&sorted, 0.9)))
-}
-
-fn bytes(sizes: &[f64]) -> String {
-    sizes.iter().map(|size| format!("{:.2} MB", size / 1e6)).collect::<Vec<_>>().join(" / ")
 }
 
 /// Let the server write WAL as pgbench has it, and as rows like an application's have it.
@@ -181,7 +178,7 @@ fn fresh(ground: &Ground) -> Result<PathBuf> {
 }
 
 /// Let all wait, or none.
-fn queue(names: &[&String], from: &Path, wait: bool) -> Result<()> {
+fn queue(names: &[String], from: &Path, wait: bool) -> Result<()> {
     for note in ["tandem.ahead", "tandem.archived"] {
         let _ = fs::remove_file(from.join(note));
     }
@@ -195,13 +192,12 @@ fn queue(names: &[&String], from: &Path, wait: bool) -> Result<()> {
 }
 
 /// Archive all of them as the server does: through a shell, in order, one at a time.
-fn round(ground: &Ground, kinds: &[Written], from: &Path, series: &mut Series, wait: bool) -> Result<()> {
-    let names: Vec<&String> = kinds.iter().flat_map(|kind| &kind.names).collect();
+fn round(ground: &Ground, kind: &Written, from: &Path, series: &mut Series, wait: bool) -> Result<()> {
     let archive = fresh(ground)?;
-    queue(&names, from, wait)?;
+    queue(&kind.names, from, wait)?;
     let push = format!("exec {} wal push --archive {}", env!("CARGO_BIN_EXE_tandem"), archive.display());
     let whole = Instant::now();
-    for name in &names {
+    for name in &kind.names {
         let began = Instant::now();
         let status = ground.program("sh").arg("-c").arg(format!("{push} {}", from.join(name).display())).status()?;
         ensure!(status.success(), "tandem wal push {name}: {status}");
@@ -212,28 +208,22 @@ fn round(ground: &Ground, kinds: &[Written], from: &Path, series: &mut Series, w
         series.each.push(began.elapsed().as_secs_f64() * 1000.0);
     }
     #[expect(clippy::cast_precision_loss, reason = "a few dozen")]
-    series.means.push(whole.elapsed().as_secs_f64() * 1000.0 / names.len() as f64);
-    series.bytes = each(kinds, |name| archive.join("wal").join(&name[..16]).join(format!("{name}.zst")))?;
-    ensure!(series.bytes.iter().all(|&bytes| bytes > 0.0), "an archived segment is empty");
+    series.means.push(whole.elapsed().as_secs_f64() * 1000.0 / kind.names.len() as f64);
+    series.bytes = each(kind, |name| archive.join("wal").join(&name[..16]).join(format!("{name}.zst")))?;
+    ensure!(series.bytes > 0.0, "an archived segment is empty");
     Ok(())
 }
 
-/// What an archived segment of each kind takes, in bytes.
-fn each(kinds: &[Written], place: impl Fn(&str) -> PathBuf) -> Result<Vec<f64>> {
-    let one = |kind: &Written| -> Result<f64> {
-        let mut all = 0;
-        for name in &kind.names {
-            all += size(&place(name))?;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a few hundred MB")]
-        let mean = all as f64 / kind.names.len() as f64;
-        Ok(mean)
-    };
-    kinds.iter().map(one).collect()
+/// What an archived segment takes, in bytes.
+fn each(kind: &Written, place: impl Fn(&str) -> PathBuf) -> Result<f64> {
+    let sizes = kind.names.iter().map(|name| size(&place(name))).collect::<Result<Vec<u64>>>()?;
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred MB")]
+    Ok(mean(&sizes.into_iter().map(|size| size as f64).collect::<Vec<_>>()))
 }
 
 /// The most memory of one push, in MB.
-fn peak(ground: &Ground, names: &[&String], from: &Path, wait: bool) -> Result<f64> {
+fn peak(ground: &Ground, kind: &Written, from: &Path, wait: bool) -> Result<f64> {
+    let names = &kind.names;
     let archive = fresh(ground)?.display().to_string();
     queue(names, from, wait)?;
     let first = from.join(names.first().context("a segment")?);
@@ -245,13 +235,13 @@ fn peak(ground: &Ground, names: &[&String], from: &Path, wait: bool) -> Result<f
 }
 
 /// Archive all of them by a line of the shell, each in its turn, once.
-fn shell(ground: &Ground, kinds: &[Written], from: &Path, line: &str) -> Result<Series> {
+fn shell(ground: &Ground, kind: &Written, from: &Path, line: &str) -> Result<Series> {
     let to = ground.scratch.join("copies");
     clear(&to);
     fs::create_dir_all(&to)?;
     nix::unistd::sync();
     let mut series = Series::default();
-    for name in kinds.iter().flat_map(|kind| &kind.names) {
+    for name in &kind.names {
         let mut command = ground.program("sh");
         command.args(["-c", line]).current_dir(&to).env("from", from.join(name)).env("to", name);
         let began = Instant::now();
@@ -259,16 +249,16 @@ fn shell(ground: &Ground, kinds: &[Written], from: &Path, line: &str) -> Result<
         series.each.push(began.elapsed().as_secs_f64() * 1000.0);
     }
     series.means.push(mean(&series.each));
-    series.bytes = each(kinds, |name| to.join(name))?;
+    series.bytes = each(kind, |name| to.join(name))?;
     clear(&to);
     Ok(series)
 }
 
 /// Archive all of them by pgBackRest's `archive-push`, each in its turn, once.
-fn pgbackrest(ground: &Ground, kinds: &[Written], from: &Path) -> Result<(String, Series)> {
+fn pgbackrest(ground: &Ground, kind: &Written, from: &Path) -> Result<(String, Series)> {
     let repository = Repository::make(ground)?;
     let mut series = Series::default();
-    for name in kinds.iter().flat_map(|kind| &kind.names) {
+    for name in &kind.names {
         let mut command = repository.command(ground);
         command.arg("archive-push").arg(from.join(name));
         let began = Instant::now();

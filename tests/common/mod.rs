@@ -8,6 +8,7 @@ pub mod backups;
 pub mod control;
 pub mod harness;
 pub mod namespace;
+pub mod pitr;
 pub mod ports;
 pub mod project;
 pub mod refusal;
