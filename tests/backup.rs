@@ -183,6 +183,29 @@ fn a_disk_that_fills_during_a_backup_leaves_nothing_under_a_final_name() {
 }
 
 #[test]
+fn a_clock_that_was_wrong_is_told_and_costs_no_backup() {
+    let (project, _tandem) = running();
+    let manifest = backup(&project, &[]);
+    let (file, stem) = (manifest["file"].as_str().unwrap(), "app_backup_20990101_020000");
+    for name in finals(&project) {
+        let (from, ending) = (dir(&project).join(&name), name.strip_prefix(&file[..stem.len()]).unwrap());
+        let to = dir(&project).join(format!("{stem}{ending}"));
+        if ending == ".manifest.json" {
+            let text = fs::read_to_string(&from).unwrap().replace(&file[..stem.len()], stem);
+            let taken = manifest["taken"].as_str().unwrap();
+            fs::write(&from, text.replace(taken, "2099-01-01T02:00:00Z")).unwrap();
+        }
+        fs::rename(from, to).unwrap();
+    }
+    refusal::run(&project, &["backup"]).expect(0, &["2099-01-01", "in the future", "app_backup_20"]);
+    refusal::run(&project, &["backup", "verify", "--all"]).expect(0, &[stem, "verified"]);
+    let before = finals(&project);
+    refusal::run(&project, &["backup", "prune"]).expect(0, &[]);
+    assert_eq!(finals(&project), before, "nobody is sent away for another's clock");
+    refusal::run(&project, &["restore", &format!("{stem}.sql.gz"), "--yes"]).expect(0, &["2010 rows"]);
+}
+
+#[test]
 fn a_directory_that_cannot_be_written_is_named() {
     let project = Project::app_with("plain:app", "workers.count = 1\nbackup.dir = '/proc/no/such'");
     refusal::run(&project, &["migrate", "up"]).expect(0, &["applied"]);
