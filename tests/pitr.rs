@@ -241,8 +241,9 @@ fn an_ordinary_user_does_it_all_too() {
     std::fs::create_dir_all(project.dir().join("venv/bin")).unwrap();
     std::os::unix::fs::symlink("/usr/bin/python3", project.dir().join("venv/bin/python")).unwrap();
     std::os::unix::fs::chown(project.dir(), Some(user.uid), Some(user.gid)).unwrap();
+    let program = tandem::program_in(project.dir());
     let command = || {
-        let mut command = tandem::command(&project);
+        let mut command = tandem::command_as(&program, project.dir());
         command.uid(user.uid).gid(user.gid).env("HOME", project.dir());
         command
     };

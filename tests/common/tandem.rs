@@ -54,6 +54,13 @@ pub fn command_as(program: &str, dir: &Path) -> Command {
     command
 }
 
+/// The binary in `dir`: where it was built, another user may not get.
+pub fn program_in(dir: &Path) -> String {
+    let (built, program) = (env!("CARGO_BIN_EXE_tandem"), dir.join("tandem"));
+    fs::hard_link(built, &program).or_else(|_| fs::copy(built, &program).map(drop)).unwrap();
+    program.into_os_string().into_string().unwrap()
+}
+
 /// Run a command of the binary to its end.
 pub fn run(project: &Project, args: &[&str]) -> Output {
     command(project).args(args).output().unwrap()
