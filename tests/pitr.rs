@@ -233,7 +233,8 @@ fn an_ordinary_user_does_it_all_too() {
     // The tests' own environment may lie where only root gets.
     let lines =
         format!("python.managed = false\nworkers.watchdog = 'never'\npostgres.source = '{}'", binaries.display());
-    let project = project(&lines).without("python.venv").without("python.requirements");
+    let project =
+        ["python.venv", "python.requirements", "workers.app_dir"].into_iter().fold(project(&lines), Project::without);
     let worker = "import os, signal, socket; to = os.environ['NOTIFY_SOCKET']; \
                   to = chr(0) + to[1:] if to[0] == '@' else to; \
                   socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', to); signal.pause()";
