@@ -24,7 +24,13 @@ pub fn on_a_small_disk(project: &Project, size: &str, fill: &str, args: &[&str])
     let binary = tandem::command(project);
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
     let mut unshare = Command::new("unshare");
-    unshare.args(namespace).args(["sh", "-euc", &script]).arg(project.dir()).arg(binary.get_program()).args(args);
+    // It ends with the command, which may hang.
+    unshare
+        .args(namespace)
+        .args(["timeout", "300", "sh", "-euc", &script])
+        .arg(project.dir())
+        .arg(binary.get_program())
+        .args(args);
     let refused = refusal::said(unshare.current_dir(project.dir()).output().unwrap());
     let after = project.dir().join("after");
     assert!(after.exists(), "{}", refused.said);
