@@ -185,9 +185,7 @@ impl Restoring {
             Err(Failure::new(Code::Temporary, format!("it took longer than backup.limit, {limit:?}")).into())
         });
         if let Err(error) = filled {
-            if let Err(left) = load::drop(reach, &new).await {
-                tracing::warn!("database {new} stays until the next restore: {left:#}");
-            }
+            give_up(reach, &new).await;
             return Err(
                 error.context(format!("{}: it was not restored, and database {database} is as it was", entry.name))
             );
@@ -198,14 +196,22 @@ impl Restoring {
                 match swap::swap(reach, database, &new, &kept, patience).await {
                     Ok(swapped) => (Some(kept), swapped),
                     // A connection that is lost in the very commit says nothing of it: the names do.
-                    Err(error) if swap::exists(&mut self.session, &kept).await? => {
-                        tracing::warn!("the databases are swapped, though: {error:#}");
-                        (Some(kept), Duration::ZERO)
-                    }
-                    Err(error) => {
-                        load::drop(reach, &new).await?;
-                        return Err(error.context(format!("database {database} is as it was")));
-                    }
+                    Err(error) => match swap::exists(&mut self.session, &kept).await {
+                        Ok(true) => {
+                            tracing::warn!("the databases are swapped, though: {error:#}");
+                            (Some(kept), Duration::ZERO)
+                        }
+                        Ok(false) => {
+                            give_up(reach, &new).await;
+                            return Err(error.context(format!("database {database} is as it was")));
+                        }
+                        Err(_) => {
+                            let unknown = format!(
+                                "whether database {database} was replaced is not known: it was if there is a database {kept}"
+                            );
+                            return Err(error.context(unknown));
+                        }
+                    },
                 }
             }
             false => {
@@ -308,6 +314,13 @@ impl Restoring {
     /// Let go of the lock at once.
     pub async fn end(self) {
         let _closed = self.session.close().await;
+    }
+}
+
+/// Remove `new`, which did not come to be.
+async fn give_up(reach: &Reach, new: &str) {
+    if let Err(left) = load::drop(reach, new).await {
+        tracing::warn!("database {new} stays until the next restore: {left:#}");
     }
 }
 
