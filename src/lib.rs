@@ -11,7 +11,7 @@
 //!
 //! # The rooms, from the top of the house down
 //!
-//! A room uses only rooms below it; those of one floor never meet. `tests/tidy.rs` reads the imports and holds it.
+//! A room uses only rooms below it; those of one floor never meet. `tests/it/tidy.rs` reads the imports and holds it.
 //!
 //! ```text
 //! main         parse, run, map the outcome to an exit code
@@ -71,6 +71,9 @@ pub mod process;
 pub mod schema;
 pub mod sidecar;
 pub mod signals;
+#[cfg(test)]
+#[path = "../tests/it/common/skip.rs"]
+mod skip;
 pub mod supervise;
 pub mod systemd;
 pub mod telemetry;

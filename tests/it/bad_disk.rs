@@ -1,0 +1,145 @@
+//! Disks that are full and data directories that are not what they should be.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::namespace::mount_namespace;
+use crate::common::project::Project;
+use crate::common::refusal;
+use crate::common::tandem::{self, Tandem};
+use ::tandem::process::identity;
+
+fn project() -> Project {
+    Project::app_with("plain:app", "workers.count = 1")
+}
+
+/// A project whose cluster was made, and that is not running.
+fn stopped() -> Project {
+    let project = project();
+    refusal::run(&project, &["migrate", "up"]).expect(0, &["applied"]);
+    project
+}
+
+/// `tandem` in a mount namespace of its own, after `script` has run there; `None` where the kernel does not let an
+/// ordinary user have one. The script gets the project's directory as `$0` and runs `"$@"` itself; its mounts go with it.
+fn in_namespace(project: &Project, script: &str) -> Option<Command> {
+    let namespace = mount_namespace()?;
+    let binary = tandem::command(project);
+    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+    let mut command = Command::new("unshare");
+    command.args(namespace).args(["sh", "-euc", script]).arg(project.dir()).arg(binary.get_program());
+    command.current_dir(project.dir());
+    for (name, value) in binary.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Some(command)
+}
+
+#[test]
+fn a_disk_that_fills_during_initdb_leaves_nothing_half_made() {
+    let project = project();
+    fs::create_dir(project.state()).unwrap();
+    let script = "mount -t tmpfs -o size=24m,mode=0755 tmpfs \"$0\"/.tandem; set +e; \"$@\"; code=$?
+        ls -A \"$0\"/.tandem/postgres >\"$0\"/left; exit $code";
+    let Some(command) = in_namespace(&project, script) else { return };
+    refusal::up_as(&project, command).expect(73, &["disk is full", ".tandem", "state_dir"]);
+    assert_eq!(fs::read_to_string(project.dir().join("left")).unwrap(), "");
+}
+
+#[test]
+fn a_cluster_on_a_full_disk_does_not_start_and_loses_nothing() {
+    let project = stopped();
+    // Not a byte is left for the server; afterwards there is room again, and the cluster is as it was.
+    let script = "mkdir \"$0\"/small; mount -t tmpfs -o size=120m,mode=0755 tmpfs \"$0\"/small
+        cp -a \"$0\"/.tandem/. \"$0\"/small; mount --bind \"$0\"/small \"$0\"/.tandem
+        dd if=/dev/zero of=\"$0\"/small/filler bs=4k 2>/dev/null || true
+        set +e; \"$@\"; code=$?
+        rm \"$0\"/small/filler; \"$1\" migrate status >\"$0\"/after; echo $? >>\"$0\"/after; exit $code";
+    let Some(command) = in_namespace(&project, script) else { return };
+    refusal::up_as(&project, command).expect(73, &["No space left on device", ".tandem"]);
+    let after = fs::read_to_string(project.dir().join("after")).unwrap();
+    assert!(after.contains("applied") && after.ends_with("\n0\n"), "{after}");
+}
+
+/// Make the data directory of a cluster that never was.
+fn data_with(project: &Project, files: &[(&str, &str)]) {
+    fs::create_dir_all(project.data()).unwrap();
+    for (name, text) in files {
+        fs::write(project.data().join(name), text).unwrap();
+    }
+    if identity::is_root() {
+        let server = ["postgres", "nobody"].iter().find_map(|name| identity::lookup(name)).unwrap();
+        for dir in [project.data().parent().unwrap().to_path_buf(), project.data()] {
+            chown(dir, Some(server.uid), Some(server.gid)).unwrap();
+        }
+    }
+    fs::set_permissions(project.data(), Permissions::from_mode(0o700)).unwrap();
+}
+
+fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    refusal::names(dir).into_iter().map(|name| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
+}
+
+#[test]
+fn a_directory_that_is_no_cluster_is_left_alone() {
+    let project = project();
+    data_with(&project, &[("thesis.txt", "years of work")]);
+    let before = content(&project.data());
+    refusal::up(&project).expect(73, &["holds no PostgreSQL cluster", ".tandem/postgres/16", "state_dir"]);
+    assert_eq!(content(&project.data()), before);
+}
+
+#[test]
+fn a_file_in_the_data_directorys_place_is_called_a_file() {
+    let project = project();
+    project.write(".tandem/postgres/16", "not a directory");
+    refusal::up(&project).expect(73, &[".tandem/postgres/16", "is a file"]);
+    assert_eq!(fs::read_to_string(project.data()).unwrap(), "not a directory");
+}
+
+#[test]
+fn a_cluster_of_another_major_version_is_untouched_and_the_way_out_is_named() {
+    let project = project();
+    data_with(&project, &[("PG_VERSION", "15\n"), ("postgresql.conf", "port = 1\n")]);
+    let before = content(&project.data());
+    refusal::up(&project).expect(73, &["PostgreSQL 15", "pg_dumpall", "state_dir"]);
+    assert_eq!(content(&project.data()), before);
+}
+
+#[test]
+fn a_data_directory_of_somebody_else_is_refused() {
+    let project = stopped();
+    if identity::is_root() {
+        chown(project.data(), Some(12_345), None).unwrap();
+        refusal::up(&project).expect(73, &["belongs to user id 12345", "chown -R"]);
+    } else {
+        fs::set_permissions(project.data(), Permissions::from_mode(0o000)).unwrap();
+        refusal::up(&project).expect(73, &["cannot read the data directory", "owner"]);
+        fs::set_permissions(project.data(), Permissions::from_mode(0o700)).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_cluster_ends_with_postgres_own_last_words() {
+    let project = stopped();
+    let control = project.data().join("global/pg_control");
+    let whole = fs::read(&control).unwrap();
+    fs::OpenOptions::new().write(true).open(&control).unwrap().set_len(100).unwrap();
+    let mut tandem = Tandem::start(&project);
+    assert_eq!(tandem.wait_code(), 69, "{}", tandem.log());
+    let log = tandem.log();
+    // Once in the error, and not only where it passed by in the log.
+    let (_, error) = log.rsplit_once("tandem: ").expect(&log);
+    assert!(error.contains("postgres gave up") && error.contains("pg_control"), "{log}");
+    assert!(tandem::left_in(project.dir()).is_empty());
+
+    // Put back from a backup, it starts again.
+    fs::write(&control, whole).unwrap();
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}

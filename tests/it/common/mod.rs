@@ -1,0 +1,21 @@
+//! What the integration tests share; the benchmarks use parts of it.
+
+#![allow(dead_code, reason = "each benchmark compiles this, and none uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+pub mod alembic;
+pub mod alone;
+pub mod backups;
+pub mod control;
+pub mod harness;
+pub mod namespace;
+pub mod pitr;
+pub mod ports;
+pub mod project;
+pub mod refusal;
+pub mod server;
+pub mod skip;
+pub mod small_disk;
+pub mod strict;
+pub mod tandem;
+pub mod worker;

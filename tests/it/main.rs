@@ -1,0 +1,61 @@
+//! The tests of the built binary and of the library, in one program: one link, and one pool of threads in which slow
+//! waiters run beside each other (`.cargo/config.toml` says how many).
+//!
+//! A module is a subject, its head says which; `common` is what they share. A test may not change what the whole process
+//! is (its environment, its directory, its umask, the parent of its orphans): see `common::alone`.
+
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+mod common;
+#[path = "../../benches/figures/mod.rs"]
+#[allow(dead_code, reason = "the benchmarks use all of it")]
+mod figures;
+#[path = "../../benches/workers/load/mod.rs"]
+#[allow(dead_code, reason = "the benchmarks use all of it")]
+mod load;
+
+mod backup;
+mod backup_copies;
+mod backup_import;
+mod backup_schedule;
+mod backup_store;
+mod backup_verify;
+mod bad_archive;
+mod bad_database;
+mod bad_disk;
+mod bad_input;
+mod commands;
+mod companions;
+mod control;
+mod dockerfile;
+mod harness_integresql;
+mod harness_library;
+mod harness_pytest;
+mod identity;
+mod launcher;
+mod load_client;
+mod other_servers;
+mod pid_one;
+mod pitr;
+mod preload_template;
+mod readme;
+mod reload;
+mod restore;
+mod roll;
+mod s3_server;
+mod scale;
+mod schema;
+mod signals;
+mod stays_up;
+mod stays_up_database;
+mod stops;
+mod stops_early;
+mod systemd;
+mod tended;
+mod test_command;
+mod test_databases;
+mod test_places;
+mod test_terminal;
+mod tidy;
+mod up;
+mod wal_archive;
