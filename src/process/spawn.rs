@@ -217,6 +217,10 @@ fn prepare(command: &CommandLine) -> std::process::Command {
     for name in NOT_FOR_CHILDREN {
         process.env_remove(name);
     }
+    // Where a child's database is, the command itself says.
+    for name in crate::config::libpq_names() {
+        process.env_remove(name);
+    }
     for (name, value) in &command.env {
         match value {
             Some(value) => process.env(name, value),
