@@ -57,6 +57,7 @@ pub fn settings(
         surroundings: Surroundings::of(workers_env.into_iter().chain(environment.clone())),
         inherited: Inherited(environment.clone()),
         disk: Disk::of(values),
+        memory: 0,
         test: test(values),
         log: Log {
             colour: environment.get("NO_COLOR").is_none_or(String::is_empty),
@@ -107,7 +108,8 @@ fn postgres(values: &Values, database: Database) -> Postgres {
         password: values.secret("postgres.password"),
         database: values.word("postgres.database"),
         run_as: values.text("postgres.run_as"),
-        max_connections: values.number("postgres.max_connections"),
+        max_connections: values.number_or("postgres.max_connections", 0),
+        max_connections_auto: *values.typed("postgres.max_connections") == Typed::Text("auto".into()),
         reserved_connections: values.number("postgres.reserved_connections"),
         shared_buffers: values.bytes("postgres.shared_buffers"),
         settings: values.table("postgres.settings"),

@@ -376,7 +376,12 @@ impl Checker<'_> {
         }
         let terms = ["pool.size", "pool.overflow", "workers.count", "workers.surge", "postgres.max_connections"];
         let key = terms.into_iter().find(|key| self.values.chosen(key)).unwrap_or("pool.size");
-        self.problems.add(self.values.origin(key), over.to_string(), Some(over.help()));
+        let mut help = over.help();
+        if self.settings.postgres.max_connections_auto {
+            let memory = self.settings.memory >> 20;
+            help = format!("more connections would not fit into {memory} MB of memory, if all are used: {help}");
+        }
+        self.problems.add(self.values.origin(key), over.to_string(), Some(help));
     }
 }
 

@@ -52,7 +52,13 @@ pub const KEYS: &[Key] = &[
         "as root: postgres, else nobody",
         "User the server runs as, when root",
     ),
-    key(Restart, "postgres.max_connections", Kind::Count(4), "100", "Connections the server accepts"),
+    key(
+        Restart,
+        "postgres.max_connections",
+        Kind::CountOr(4, &["auto"]),
+        r#""auto""#,
+        "Connections the server accepts; auto: what the workers' pools need",
+    ),
     key(
         Restart,
         "postgres.reserved_connections",
@@ -183,7 +189,7 @@ pub const KEYS: &[Key] = &[
         "Whose the listening socket of workers.command is",
     ),
     key(Restart, "workers.reload_include", Kind::List, r#"["*.py"]"#, "Files that `tandem up --reload` watches"),
-    key(Roll, "pool.size", Kind::Count(1), "5", "Connections that each worker's pool keeps"),
+    key(Roll, "pool.size", Kind::Count(1), "20", "Connections that each worker's pool keeps"),
     key(Roll, "pool.overflow", Kind::Count(0), "10", "Connections that it may open beyond those"),
     key(Roll, "pool.recycle", Kind::Duration, r#""1h""#, "Age at which a connection is replaced"),
     key(Roll, "pool.timeout", Kind::Duration, r#""30s""#, "Longest wait for a free connection"),

@@ -21,6 +21,7 @@ mod every_key;
 mod file;
 mod keys;
 mod layers;
+pub mod memory;
 mod problem;
 mod processes;
 pub mod references;
@@ -86,7 +87,7 @@ pub struct Loaded {
 /// # Errors
 /// A [`crate::exit::Failure`] with code 78 that tells everything that is wrong, with file, line and what to do.
 pub fn load(source: &Source) -> anyhow::Result<Loaded> {
-    load_with(source, &database::resolve)
+    load_with(source, &database::resolve, memory::available())
 }
 
 /// The directory that a configuration belongs to, whatever is wrong with it.
@@ -97,7 +98,7 @@ pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
     Ok(file::find(source)?.directory)
 }
 
-fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<Loaded> {
+fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
     let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
@@ -109,7 +110,9 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<
     }
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
-    let settings = build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
+    let mut settings =
+        build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
+    settings.choose_max_connections(memory);
     check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
@@ -144,7 +147,8 @@ impl Loaded {
     pub fn plan(&self) -> String {
         let (budget, ladder) = (self.settings.budget(), self.settings.stop_ladder());
         let platform = humantime::format_duration(ladder.platform_grace);
-        format!("connections: {}\nstop: {ladder}, the platform grants {platform}\n", budget.arithmetic())
+        let (sum, chosen) = (budget.arithmetic(), self.settings.why_so_many_connections());
+        format!("connections: {sum}{chosen}\nstop: {ladder}, the platform grants {platform}\n")
     }
 
     /// The rows as aligned text.

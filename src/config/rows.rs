@@ -74,6 +74,9 @@ fn shown(key: &Key, values: &Values, settings: &Settings) -> String {
     let settled = match key.name {
         "name" => Some(settings.name.clone()),
         "cache_dir" => Some(settings.cache_dir.display().to_string()),
+        "postgres.max_connections" if settings.postgres.max_connections_auto => {
+            Some(format!("auto: {}", settings.postgres.max_connections))
+        }
         "postgres.mode" if values.word(key.name) == "auto" => {
             Some(format!("auto: {}", format!("{:?}", settings.postgres.mode).to_lowercase()))
         }

@@ -41,6 +41,8 @@ pub struct Settings {
     pub surroundings: Surroundings,
     pub inherited: Inherited,
     pub disk: Disk,
+    /// Bytes of memory that all of it may use: the machine's, or the container's limit.
+    pub memory: u64,
     pub test: Test,
     pub log: Log,
 }
@@ -70,6 +72,35 @@ impl Settings {
             Some(dir) => dir,
             None if !holds(&self.directory) && holds(&self.workers.app_dir) => &self.workers.app_dir,
             None => &self.directory,
+        }
+    }
+
+    /// Let `postgres.max_connections = "auto"` be what the pools need and `memory` bytes bear.
+    pub(super) fn choose_max_connections(&mut self, memory: u64) {
+        self.memory = memory;
+        if self.postgres.max_connections_auto {
+            // Another machine's memory is not known, nor is this server's number: the budget says what it must be.
+            let memory = if self.postgres.mode == PostgresMode::Managed { memory } else { u64::MAX };
+            self.postgres.max_connections = self.budget().connections_for(memory);
+        }
+    }
+
+    /// Where the number of connections comes from, as the end of the budget's sum; empty where it was written.
+    pub fn why_so_many_connections(&self) -> String {
+        let (budget, postgres) = (self.budget(), &self.postgres);
+        match postgres.mode {
+            _ if !postgres.max_connections_auto => String::new(),
+            PostgresMode::Attach => " (auto: the attached server must accept as many)".to_owned(),
+            PostgresMode::Managed => {
+                let workers = u64::from(budget.workers) + budget.room().saturating_sub(u64::from(budget.rolling));
+                let plural = if workers == 1 { "" } else { "s" };
+                let limit = if budget.connections_for(u64::MAX) > postgres.max_connections {
+                    format!(", more would not fit into {} MB of memory", self.memory >> 20)
+                } else {
+                    String::new()
+                };
+                format!(" (auto: room for {workers} worker{plural}{limit})")
+            }
         }
     }
 
@@ -140,6 +171,8 @@ pub struct Postgres {
     /// As root: the user `postgres` runs as. `None`: `postgres`, then `nobody`, whichever exists.
     pub run_as: Option<String>,
     pub max_connections: u32,
+    /// Whether that number follows from the pools (`"auto"`).
+    pub max_connections_auto: bool,
     /// Connections kept back for people, backups and Tandem itself.
     pub reserved_connections: u32,
     /// Bytes. `None`: a quarter of the memory that this machine or container may use, within bounds.

@@ -41,6 +41,7 @@ pub fn settings() -> Postgres {
         database: "ffe".into(),
         run_as: None,
         max_connections: 20,
+        max_connections_auto: false,
         reserved_connections: 5,
         shared_buffers: None,
         settings: BTreeMap::new(),

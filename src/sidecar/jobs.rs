@@ -11,7 +11,7 @@ use crate::backup::load;
 use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
-use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
+use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
 use crate::exit::{Code, Failure};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
@@ -20,7 +20,7 @@ use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
-use crate::postgres::{binaries, cluster, memory, port, probe::Probe, provision};
+use crate::postgres::{binaries, cluster, port, probe::Probe, provision};
 use crate::process::{self, RunError};
 use crate::schema;
 use crate::workers::{environment, launch};
@@ -110,7 +110,7 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
         loop {
             let sample = probe.sample(postgres.probe_deadline).await;
             match sample.error {
-                None => return,
+                None => return sample.max_connections,
                 Some(error) if error == last => {}
                 Some(error) => {
                     tracing::warn!("waiting for the database {}: {error}", context.url);
@@ -122,12 +122,24 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     };
     let limit = postgres.ready_limit.min(ATTACH_LIMIT);
     match tokio::time::timeout(limit, answered).await {
-        Ok(()) => Ok(()),
+        Ok(accepted) => {
+            hold_against_budget(&context.settings(), accepted);
+            Ok(())
+        }
         Err(_) => {
             let url = &context.url;
             let text = format!("the database {url} did not answer within {limit:?}: {last}");
             bail!(Failure::new(Code::Temporary, text))
         }
+    }
+}
+
+/// Warn if the pools may open more connections than the server that was found accepts. It may stand behind a pooler, which
+/// shares few among many, so this is no reason to stop.
+fn hold_against_budget(settings: &Settings, accepted: u32) {
+    let budget = crate::plan::Budget { max_connections: accepted, ..settings.budget() };
+    if let Err(over) = budget.check() {
+        tracing::warn!("{over}; behind a pooler that may do, else {}", over.help());
     }
 }
 

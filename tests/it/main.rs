@@ -38,6 +38,7 @@ mod load_client;
 mod other_servers;
 mod pid_one;
 mod pitr;
+mod pools;
 mod preload_template;
 mod readme;
 mod reload;
