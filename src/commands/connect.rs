@@ -7,7 +7,6 @@ use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
 use crate::plan::{CommandLine, DatabaseUrl};
-use crate::postgres::binaries;
 use crate::postgres::home::Home;
 use crate::process;
 use crate::workers::variables;
@@ -25,21 +24,21 @@ fn locate(common: &Common) -> anyhow::Result<(Settings, DatabaseUrl)> {
 /// No psql can be found or fetched.
 pub async fn psql(common: &Common, args: &[String]) -> anyhow::Result<Code> {
     let (settings, url) = locate(common)?;
-    let program = match settings.postgres.mode {
-        PostgresMode::Managed => {
-            let python = &settings.python.interpreter;
-            binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, settings.search_path.as_ref())
-                .await?
-                .tool("psql")
-        }
-        PostgresMode::Attach => "psql".into(),
-    };
-    let mut command = CommandLine::new(program).args(args);
+    let mut command = client(&settings).await?.args(args);
     for (name, value) in variables::database(&settings, &url, "tandem-psql") {
         command = command.env(name, value);
     }
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
+}
+
+/// psql for the server: of the version that is run here; for a server elsewhere the one that this machine has, if any.
+async fn client(settings: &Settings) -> anyhow::Result<CommandLine> {
+    let in_path = std::env::split_paths(&settings.search_path).map(|dir| dir.join("psql")).find(|psql| psql.is_file());
+    match (settings.postgres.mode, in_path) {
+        (PostgresMode::Attach, Some(psql)) => Ok(CommandLine::new(psql)),
+        _ => Ok(open::installation(settings).await?.command("psql")),
+    }
 }
 
 /// Print the URL.

@@ -264,7 +264,7 @@ impl Recipe {
             host: "127.0.0.1".into(),
             port,
             database: postgres.database.clone(),
-            query: None,
+            parameters: Vec::new(),
         };
         self.migrate(&url).await?;
         for seed in &self.seeds {

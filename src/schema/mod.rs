@@ -14,8 +14,8 @@ mod new;
 mod position;
 mod run;
 
-pub use connect::{connect, session};
-pub use lock::LOCK_KEY;
+pub use connect::{connect, options, session, unlimited};
+pub use lock::{LOCK_KEY, locked};
 pub use new::new;
 pub use run::{Outcome, Status, down, status, up};
 

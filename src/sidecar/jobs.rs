@@ -12,7 +12,7 @@ use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
@@ -44,7 +44,7 @@ pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(Databas
         host: client_address(postgres.listen).to_string(),
         port: port::choose(postgres.listen, postgres.port)?,
         database: postgres.database.clone(),
-        query: None,
+        parameters: Vec::new(),
     };
     Ok((url, Some(password)))
 }
@@ -104,7 +104,7 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
 /// [`super::Step::Attach`]: wait until the server that somebody else runs answers.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let postgres = &context.settings().postgres;
-    let mut probe = Probe::attached(&context.url)?;
+    let mut probe = Probe::attached(&context.url);
     let mut last = String::new();
     let answered = async {
         loop {
@@ -173,7 +173,7 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         Ok(found) => found,
         // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.
         Err(error) if source == "latest" && error.is::<restore::NoBackup>() => {
-            tracing::warn!("restore.if_empty: {error:#}; database {database} starts empty");
+            tracing::warn!("restore.if_empty: {}; database {database} starts empty", in_words(&error));
             return Ok(());
         }
         Err(error) => return Err(error.context("restore.if_empty")),
@@ -209,7 +209,9 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
             }
             Ok(u32::try_from(outcome.applied.len()).ok())
         }
-        MigrationRun::Command(words) => command(context, words).await.map(|()| None),
+        MigrationRun::Command(words) => {
+            schema::locked(&context.url, migrations.lock_limit, command(context, words)).await.map(|()| None)
+        }
     }
 }
 

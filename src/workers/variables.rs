@@ -4,7 +4,7 @@ use crate::config::Settings;
 use crate::plan::DatabaseUrl;
 
 /// The variables that say where the database is: `DATABASE_URL` in the application's dialect, libpq's own
-/// (PostgreSQL documentation, "Environment Variables"), and the pool's size.
+/// (PostgreSQL documentation, "Environment Variables"), the pool's size, and what the URL's query says of TLS and the like.
 pub fn database(settings: &Settings, url: &DatabaseUrl, application: &str) -> Vec<(String, String)> {
     let dialect = url.with_scheme(&settings.workers.url_scheme);
     let pool = &settings.pool;
@@ -21,7 +21,8 @@ pub fn database(settings: &Settings, url: &DatabaseUrl, application: &str) -> Ve
         ("DB_POOL_RECYCLE", pool.recycle.as_secs().to_string()),
         ("DB_POOL_TIMEOUT", pool.timeout.as_secs().to_string()),
     ];
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    let more = url.variables().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(more).collect()
 }
 
 /// Everything the worker in `slot` gets: the operator's variables first, so that the database's own win.

@@ -14,6 +14,7 @@ mod figures;
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod load;
 
+mod address;
 mod backup;
 mod backup_copies;
 mod backup_import;
