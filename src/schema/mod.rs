@@ -13,6 +13,7 @@ mod lock;
 mod new;
 mod position;
 mod run;
+pub mod tool;
 
 pub use connect::{connect, options, session, unlimited};
 pub use lock::{LOCK_KEY, locked};

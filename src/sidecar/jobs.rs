@@ -242,13 +242,29 @@ pub fn companion(context: &Context, place: usize) -> CommandLine {
     command
 }
 
-async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
-    let settings = &*context.settings();
-    let Some(command) = beside_python(context, words) else { bail!("migrations.command is empty") };
-    let mut command = command.dir(&settings.directory);
-    for (name, value) in variables::database(settings, &context.url, &format!("{}-migrate", settings.name)) {
+/// The command that `words` say, as a migration is run: in the environment that is there or made.
+///
+/// # Errors
+/// The Python environment cannot be made.
+pub async fn migration_command(
+    settings: &Settings,
+    home: &Home,
+    url: &DatabaseUrl,
+    words: &[String],
+) -> anyhow::Result<CommandLine> {
+    let python = environment::ensure(&settings.python, &home.state, &settings.directory).await?.python;
+    let Some((program, args)) = words.split_first() else { bail!("migrations.run is empty") };
+    let beside = python.parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());
+    let mut command = CommandLine::new(beside.unwrap_or_else(|| program.into())).args(args).dir(&settings.directory);
+    for (name, value) in variables::database(settings, url, &format!("{}-migrate", settings.name)) {
         command = command.env(name, value);
     }
+    Ok(command)
+}
+
+async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
+    let settings = &*context.settings();
+    let command = migration_command(settings, &context.home, &context.url, words).await?;
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
     let finished = process::run_with(&command, settings.migrations.limit, on_line).await?;
     if !finished.exit.success() {

@@ -130,3 +130,34 @@ async fn a_pooler_in_transaction_mode_is_told_of_and_one_in_session_mode_is_used
     tandem.wait_ready();
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
+
+#[tokio::test]
+async fn migrate_speaks_of_the_tool_that_the_configuration_names() {
+    let server = TestServer::start().await;
+    let url = server.database("spoken").await.expose().expose().to_owned();
+    let project = migrated_by(&alembic());
+    run_at(&project, &url, &["migrate", "status"]).expect(0, &["current  none", "head     004_add_indexes"]);
+    run_at(&project, &url, &["migrate", "up"]).expect(0, &[]);
+    let json = run_at(&project, &url, &["migrate", "status", "--json"]);
+    json.expect(0, &[r#"{"current":["004_add_indexes"],"heads":["004_add_indexes"],"tool":"alembic"}"#]);
+    run_at(&project, &url, &["migrate", "down", "2"]).expect(0, &[]);
+    assert_eq!(server.sql("spoken", "SELECT version_num FROM alembic_version").await, "002_decision_cache_schema");
+    run_at(&project, &url, &["migrate", "down", "9"]).expect(1, &["downgrade -9` ended with"]);
+    assert_eq!(server.sql("spoken", "SELECT to_regnamespace('tandem') IS NULL").await, "t", "ours was not asked");
+
+    let django = migrated_by("['python', 'manage.py', 'migrate', '--noinput', '--settings', 'shop.live']");
+    let script = "import os, sys\nassert os.environ['PGDATABASE'] == 'spoken'\nprint('shop')\nprint(' [X] 0001_initial')\n\
+                  print(' [ ] 0002_more')\nprint('ran', *sys.argv[1:], file=sys.stderr)\n";
+    django.write("manage.py", script);
+    run_at(&django, &url, &["migrate", "up"]).expect(0, &["ran migrate --noinput --settings shop.live"]);
+    run_at(&django, &url, &["migrate", "status"]).expect(0, &["shop\n [X] 0001_initial\n [ ] 0002_more"]);
+    let json = run_at(&django, &url, &["migrate", "status", "--json"]);
+    json.expect(0, &[r#"{"applied":true,"name":"shop.0001_initial"},{"applied":false,"name":"shop.0002_more"}"#]);
+    run_at(&django, &url, &["migrate", "down"]).expect(64, &["manage.py migrate APP NAME --settings shop.live"]);
+
+    let other = migrated_by("['sh', '-c', 'echo migrated $PGDATABASE']");
+    run_at(&other, &url, &["migrate", "up"]).expect(0, &["migrated spoken"]);
+    for word in ["status", "down"] {
+        run_at(&other, &url, &["migrate", word]).expect(64, &["migrations.run is `sh -c echo migrated"]);
+    }
+}
