@@ -8,7 +8,6 @@ use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
 use crate::plan::{CommandLine, DatabaseUrl};
-use crate::postgres::binaries;
 use crate::postgres::home::Home;
 use crate::process;
 use crate::workers::environment;
@@ -32,18 +31,18 @@ fn around<'a>(settings: &'a Settings, url: &'a DatabaseUrl, python: &'a Path) ->
 /// No psql can be found or fetched.
 pub async fn psql(common: &Common, args: &[String]) -> anyhow::Result<Code> {
     let (settings, url, python) = locate(common)?;
-    let program = match settings.postgres.mode {
-        PostgresMode::Managed => {
-            let python = &settings.python.interpreter;
-            binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, settings.search_path.as_ref())
-                .await?
-                .tool("psql")
-        }
-        PostgresMode::Attach => "psql".into(),
-    };
-    let command = around(&settings, &url, &python).tool(CommandLine::new(program).args(args), "tandem-psql");
+    let command = around(&settings, &url, &python).tool(client(&settings).await?.args(args), "tandem-psql");
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
+}
+
+/// psql for the server: of the version that is run here; for a server elsewhere the one that this machine has, if any.
+async fn client(settings: &Settings) -> anyhow::Result<CommandLine> {
+    let in_path = std::env::split_paths(&settings.search_path).map(|dir| dir.join("psql")).find(|psql| psql.is_file());
+    match (settings.postgres.mode, in_path) {
+        (PostgresMode::Attach, Some(psql)) => Ok(CommandLine::new(psql)),
+        _ => Ok(open::installation(settings).await?.command("psql")),
+    }
 }
 
 /// Print the URL: in the plain scheme, which `psql` and every driver take, unless another is asked for.

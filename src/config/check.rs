@@ -12,6 +12,10 @@ use super::settings::*;
 use super::values::Values;
 use crate::plan::{libpq, schedule};
 
+/// Words that stand for other things where a role is named (PostgreSQL documentation, CREATE ROLE).
+const ROLES_RESERVED: [&str; 2] = ["none", "public"];
+/// Databases that every cluster has for its own use.
+const DATABASES_RESERVED: [&str; 2] = ["template0", "template1"];
 /// PostgreSQL truncates longer names (NAMEDATALEN - 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
@@ -91,8 +95,16 @@ impl Checker<'_> {
                 self.wrong(key, "PostgreSQL's names have at most 63 bytes", None);
             }
         }
-        if self.settings.postgres.mode == PostgresMode::Managed && user.starts_with("pg_") {
+        let managed = self.settings.postgres.mode == PostgresMode::Managed;
+        if managed && user.starts_with("pg_") {
             self.wrong("postgres.user", "PostgreSQL keeps names that begin with pg_ to itself", None);
+        }
+        if managed && ROLES_RESERVED.contains(&user.as_str()) {
+            self.wrong("postgres.user", &format!("PostgreSQL gives no role the name {user}"), None);
+        }
+        if let Some(template) = DATABASES_RESERVED.iter().find(|reserved| *reserved == database) {
+            let message = format!("{template} is what PostgreSQL copies new databases from; name another");
+            self.wrong("postgres.database", &message, None);
         }
         let scheme = &self.settings.workers.url_scheme;
         if scheme != "auto" && scheme != "postgresql" && !scheme.starts_with("postgresql+") {

@@ -69,12 +69,11 @@ fn with_url(
 ) -> Database {
     let name = entry.origin.name_of("postgres.url");
     let Some(text) = entry.raw.as_text() else { return MANAGED };
-    let url = match parse(text) {
+    let url = match DatabaseUrl::parse(text) {
         Ok(url) => url,
-        Err(message) => {
-            let help = "write postgresql://user:password@host:5432/database, with special characters of the password \
-                        percent-encoded: @ is %40, : is %3A, / is %2F, # is %23, ? is %3F, % is %25";
-            problems.add(&entry.origin, format!("{name} is not a database URL: {message}"), Some(help.into()));
+        Err(error) => {
+            let message = format!("{name} cannot be used: {error}");
+            problems.add(&entry.origin, message, Some(error.help().to_owned()));
             return MANAGED;
         }
     };
@@ -107,12 +106,6 @@ fn with_url(
         // A mistyped mode is told where keys are read; guessing on would only add noise.
         _ => MANAGED,
     }
-}
-
-fn parse(text: &str) -> Result<DatabaseUrl, String> {
-    let url = DatabaseUrl::parse(text).map_err(|error| error.to_string())?;
-    // An unencoded `/` in the password ends the host early and leaves the `@` in the database.
-    if url.database.contains('@') { Err("its parts cannot be told apart".into()) } else { Ok(url) }
 }
 
 fn reach(url: &DatabaseUrl, resolve: Resolve<'_>) -> io::Result<()> {
@@ -187,14 +180,9 @@ pub fn secure(url: &mut DatabaseUrl, merged: &Merged, environment: &BTreeMap<Str
         let Some(value) = environment.get(name).cloned().or_else(said).filter(|value| !value.is_empty()) else {
             continue;
         };
-        let query = url.query.clone().unwrap_or_default();
-        let mut said = ::url::form_urlencoded::parse(query.as_bytes());
-        // asyncpg's `ssl` is libpq's `sslmode`.
-        if said.any(|(name, _)| name == key || (name == "ssl" && key == "sslmode")) {
-            continue;
+        if url.parameter(key).is_none() {
+            url.parameters.push((key.to_owned(), value));
         }
-        let pair = ::url::form_urlencoded::Serializer::new(query).append_pair(key, &value).finish();
-        url.query = Some(pair);
     }
 }
 

@@ -268,7 +268,7 @@ impl Recipe {
             host: "127.0.0.1".into(),
             port,
             database: postgres.database.clone(),
-            query: None,
+            parameters: Vec::new(),
         };
         self.migrate(&url).await?;
         let mut made = superuser_options(home, port, &postgres.database).connect().await?;

@@ -17,6 +17,7 @@ use crate::backup::pitr;
 use crate::backup::retention::State;
 use crate::backup::scheduled::{self, Run};
 use crate::config::{Alarm, PostgresMode, Settings};
+use crate::exit::in_words;
 use crate::health::picture::{self, Picture};
 use crate::plan::libpq::stays_attached;
 use crate::plan::{CommandLine, in_one_line, schedule::Schedule};
@@ -135,7 +136,7 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
     if !scheduled::base_due(newest, Utc::now()) {
         return Ok(());
     }
-    let command = command(context, &["backup", "base"]).map_err(|error| format!("{error:#}"))?;
+    let command = command(context, &["backup", "base"]).map_err(|error| in_words(&error))?;
     in_a_process(&command, settings.backup.limit).await.map(drop)
 }
 
@@ -160,12 +161,8 @@ async fn in_a_process(command: &CommandLine, limit: Duration) -> Result<String, 
 /// One run, in a process of its own.
 async fn one(context: &Context, settings: &Settings) -> Run {
     let started = Utc::now();
-    let failed = |error: anyhow::Error| Run {
-        started,
-        finished: Utc::now(),
-        error: Some(format!("{error:#}")),
-        ..Run::default()
-    };
+    let failed =
+        |error: anyhow::Error| Run { started, finished: Utc::now(), error: Some(in_words(&error)), ..Run::default() };
     let command = match command(context, &["backup", "scheduled"]) {
         Ok(command) => command,
         Err(error) => return failed(error),
@@ -207,7 +204,7 @@ async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
         }
     };
     if let Err(error) = told {
-        tracing::error!("backup.on_failure: {error:#}");
+        tracing::error!("backup.on_failure: {}", in_words(&error));
     }
 }
 

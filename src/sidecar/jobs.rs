@@ -12,7 +12,7 @@ use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::home::Home;
@@ -23,6 +23,7 @@ use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::{binaries, cluster, port, probe::Probe, provision};
 use crate::process::{self, RunError};
 use crate::schema;
+use crate::workers::surroundings::Surroundings;
 use crate::workers::{environment, launch};
 
 /// How often a server that is not there yet is asked again.
@@ -44,7 +45,7 @@ pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(Databas
         host: client_address(postgres.listen).to_string(),
         port: port::choose(postgres.listen, postgres.port)?,
         database: postgres.database.clone(),
-        query: None,
+        parameters: Vec::new(),
     };
     Ok((url, Some(password)))
 }
@@ -104,7 +105,7 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
 /// [`super::Step::Attach`]: wait until the server that somebody else runs answers.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let postgres = &context.settings().postgres;
-    let mut probe = Probe::attached(&context.url)?;
+    let mut probe = Probe::attached(&context.url);
     let mut last = String::new();
     let answered = async {
         loop {
@@ -185,7 +186,7 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         Ok(found) => found,
         // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.
         Err(error) if source == "latest" && error.is::<restore::NoBackup>() => {
-            tracing::warn!("restore.if_empty: {error:#}; database {database} starts empty");
+            tracing::warn!("restore.if_empty: {}; database {database} starts empty", in_words(&error));
             return Ok(());
         }
         Err(error) => return Err(error.context("restore.if_empty")),
@@ -221,7 +222,9 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
             }
             Ok(u32::try_from(outcome.applied.len()).ok())
         }
-        MigrationRun::Command(words) => command(context, words).await.map(|()| None),
+        MigrationRun::Command(words) => {
+            schema::locked(&context.url, migrations.lock_limit, command(context, words)).await.map(|()| None)
+        }
     }
 }
 
@@ -249,11 +252,32 @@ fn check_migrations(context: &Context) -> anyhow::Result<()> {
     }
 }
 
+/// The command that `words` say, as a migration is run: in the environment that is there or made.
+///
+/// # Errors
+/// The Python environment cannot be made.
+pub async fn migration_command(
+    settings: &Settings,
+    home: &Home,
+    url: &DatabaseUrl,
+    words: &[String],
+) -> anyhow::Result<CommandLine> {
+    let python = environment::ensure(&settings.python, &home.state, &settings.directory).await?.python;
+    let identity = launch::identity_for(settings, &home.run, &python)?;
+    let identity = identity.as_ref();
+    migration(&Surroundings { settings, url, python: &python, identity, of_tests: settings.in_test() }, words)
+}
+
+/// The migration command that `words` say. It runs as the workers' user: such a command imports the whole application, and
+/// what that writes the workers must own.
+fn migration(around: &Surroundings<'_>, words: &[String]) -> anyhow::Result<CommandLine> {
+    let command = around.command(words, &format!("{}-migrate", around.settings.name));
+    Ok(command.context("migrations.run is empty")?.dir(around.settings.migrations_dir()))
+}
+
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
-    // As the workers' user: such a command imports the whole application, and what that writes the workers must own.
-    let command = context.around(|around| around.command(words, &format!("{}-migrate", settings.name)));
-    let command = command.context("migrations.run is empty")?.dir(settings.migrations_dir());
+    let command = context.around(|around| migration(&around, words))?;
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
     let what = format!("migrations: `{}`", in_one_line(words));
     let finished = match process::run_with(&command, settings.migrations.limit, on_line).await {

@@ -17,7 +17,7 @@ use super::known::{Known, KnownService};
 use super::{Step, plan};
 use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
-use crate::exit::Code;
+use crate::exit::{Code, in_words};
 use crate::supervise::state;
 use crate::supervise::tree::{Event, RollId, Scope, ServiceId};
 use crate::systemd::Upstream;
@@ -129,7 +129,7 @@ impl Operator {
         let reading = match self.context.read_again() {
             Ok(reading) => reading,
             Err(error) => {
-                let text = format!("{error:#}\nnothing was changed: Tandem goes on as before");
+                let text = format!("{}\nnothing was changed: Tandem goes on as before", in_words(&error));
                 tracing::error!("reload: {text}");
                 return Answer::failed(Code::Config, text);
             }

@@ -153,6 +153,10 @@ impl Surroundings<'_> {
             }
         }
         all.0.push(("POSTGRES_PASSWORD_FILE".to_owned(), None));
+        // TLS and the like, where the address says so.
+        for (name, value) in url.variables() {
+            all.set(name, value);
+        }
         all.set("DB_POOL_SIZE", pool.size.to_string());
         all.set("DB_POOL_OVERFLOW", pool.overflow.to_string());
         all.set("DB_POOL_RECYCLE", pool.recycle.as_secs().to_string());
@@ -273,7 +277,7 @@ mod tests {
             host: "127.0.0.1".into(),
             port: 4711,
             database: "shop".into(),
-            query: None,
+            parameters: Vec::new(),
         };
         let python = Path::new("/nowhere/bin/python");
         let around = Surroundings { settings: &settings, url: &url, python, identity: None, of_tests };

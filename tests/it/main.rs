@@ -14,6 +14,7 @@ mod figures;
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod load;
 
+mod address;
 mod backup;
 mod backup_copies;
 mod backup_import;
@@ -35,11 +36,13 @@ mod identity;
 mod launcher;
 mod live_database;
 mod load_client;
+mod migrator;
 mod other_servers;
 mod pid_one;
 mod pitr;
 mod pools;
 mod preload_template;
+mod reach;
 mod readme;
 mod reload;
 mod restore;
