@@ -6,12 +6,14 @@ use std::time::Duration;
 use clap::Parser;
 use tandem::cli::{Cli, Command};
 use tandem::exit::{Code, code_of};
+use tandem::process::umask;
 use tandem::{commands, signals, telemetry};
 
 /// How long work on other threads may go on after the end, before it is cut off.
 const THREADS_LIMIT: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
+    umask::tighten();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

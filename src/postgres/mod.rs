@@ -9,6 +9,7 @@ mod files;
 pub mod home;
 pub mod lock;
 pub mod memory;
+mod names;
 pub mod policy;
 pub mod port;
 pub mod probe;

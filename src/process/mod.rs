@@ -8,11 +8,13 @@ mod foreground;
 pub mod handed;
 pub mod identity;
 pub mod memory;
+pub mod oom;
 pub mod orphans;
 pub mod ports;
 mod run;
 mod spawn;
 mod stream;
+pub mod umask;
 mod wait;
 
 pub use child::{Child, Exit, Output, adopt};

@@ -84,6 +84,7 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
         socket_dir: &context.home.socket_dir,
         port: context.url.port,
         memory: memory::available(),
+        shared: memory::shared(context.home.server.as_ref()),
         trusted_users: &context.home.trusted_users()?,
         archiving: archiving.as_ref(),
         purpose: Purpose::Durable,
@@ -201,12 +202,6 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
         MigrationRun::None => Ok(None),
         MigrationRun::SeaOrm => {
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
-            if let Some(revision) = &outcome.adopted {
-                tracing::info!("adopted a database that Alembic brought to {revision}");
-            }
-            for name in &outcome.applied {
-                tracing::info!("applied migration {name}");
-            }
             Ok(u32::try_from(outcome.applied.len()).ok())
         }
         MigrationRun::Command(words) => command(context, words).await.map(|()| None),

@@ -153,6 +153,7 @@ fn configure(recovery: &Recovery<'_>) -> anyhow::Result<()> {
         // Part of the socket's name, and nothing else.
         port: if port == 0 { 5432 } else { port },
         memory: memory::available(),
+        shared: memory::shared(recovery.home.server.as_ref()),
         trusted_users: &recovery.home.trusted_users()?,
         archiving: Some(&archiving),
         purpose: Purpose::Recovery(&more),
