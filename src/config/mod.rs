@@ -19,6 +19,7 @@ mod dotenv;
 mod environment;
 mod every_key;
 mod file;
+mod foreign;
 mod keys;
 mod layers;
 mod problem;
@@ -104,6 +105,7 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
     let settings = build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
+    notices.extend(foreign::notices(&source.environment, &settings, &values));
     check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
