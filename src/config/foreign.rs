@@ -93,9 +93,11 @@ pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut
 pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, values: &Values) -> Vec<String> {
     let given = |name: &str| environment.get(name).filter(|value| !value.is_empty());
     let anywhere = |name: &str| given(name).or_else(|| settings.workers.env.get(name));
+    // What no child gets is not among the settings.
+    let written = |name: &str| values.entries("workers.env").any(|(written, _)| written == name);
     let mut notices = Vec::new();
     if settings.postgres.mode == PostgresMode::Managed {
-        for (name, instead) in OF_POSTGRES.iter().filter(|(name, _)| anywhere(name).is_some()) {
+        for (name, instead) in OF_POSTGRES.iter().filter(|(name, _)| given(name).is_some() || written(name)) {
             notices.push(format!("{name} has no effect on Tandem: {instead}"));
         }
         notices.extend(scripts(Path::new(INIT_SCRIPTS)));
