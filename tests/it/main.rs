@@ -45,6 +45,7 @@ mod roll;
 mod s3_server;
 mod scale;
 mod schema;
+mod second_postmaster;
 mod signals;
 mod stays_up;
 mod stays_up_database;

@@ -10,6 +10,7 @@ pub mod control;
 pub mod harness;
 pub mod namespace;
 pub mod pitr;
+pub mod plain;
 pub mod ports;
 pub mod project;
 pub mod refusal;
