@@ -11,5 +11,5 @@ mod url;
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity};
 pub use ladder::StopLadder;
-pub use policy::{KILL_GRACE, Ladder, Policy, Rung, Signal};
+pub use policy::{KILL_GRACE, Ladder, Policy, Rung, STARVED_PAUSE, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

@@ -89,6 +89,7 @@ pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
         memory: 1 << 30,
         trusted_users: &trusted_users,
         archiving: None,
+        statements: true,
         purpose: Purpose::Durable,
     };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();

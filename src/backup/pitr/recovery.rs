@@ -155,6 +155,7 @@ fn configure(recovery: &Recovery<'_>) -> anyhow::Result<()> {
         memory: memory::available(),
         trusted_users: &recovery.home.trusted_users()?,
         archiving: Some(&archiving),
+        statements: recovery.installation.has_statements(),
         purpose: Purpose::Recovery(&more),
     })?;
     cluster::configure(recovery.home, &files)
