@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::{self, ConnectOptions, Connection, query_scalar};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -13,6 +13,7 @@ use super::probe::knock;
 use super::trouble::{Answer, From};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
+use crate::schema;
 
 /// How often a door that is shut is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -30,18 +31,12 @@ pub struct Door {
 
 impl Door {
     pub fn new(url: &DatabaseUrl) -> Self {
-        let mut options = PgConnectOptions::new_without_pgpass()
-            .host(&url.host)
-            .port(url.port)
-            .username(&url.user)
-            .database(&url.database)
-            .application_name("tandem")
-            .ssl_mode(PgSslMode::Disable)
-            .disable_statement_logging();
-        if let Some(password) = &url.password {
-            options = options.password(password.expose());
+        Self {
+            options: schema::options(url, "tandem"),
+            address: (url.host.clone(), url.port),
+            found: None,
+            entered: None,
         }
-        Self { options, address: (url.host.clone(), url.port), found: None, entered: None }
     }
 
     /// What keeps a worker from writing. A session tells, at first and now and then; between two of them a knock does, each

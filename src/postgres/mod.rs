@@ -12,7 +12,6 @@ mod files;
 mod full;
 pub mod home;
 pub mod lock;
-pub mod memory;
 pub mod policy;
 pub mod port;
 pub mod probe;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
-use sea_orm::sqlx::{self, ConnectOptions, query_as, query_scalar};
+use sea_orm::sqlx::{self, ConnectOptions, Row, raw_sql};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -16,8 +16,10 @@ use super::door::Door;
 use super::home::Home;
 use super::provision::superuser_options;
 use super::trouble::Answer;
+use crate::exit::what_the_server_said;
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
+use crate::schema;
 
 /// The first packet of a client that asks for TLS: length 8, code 80877103 (PostgreSQL documentation, "SSLRequest").
 const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
@@ -114,17 +116,8 @@ impl Probe {
     }
 
     /// A probe of the server at `url`. It makes no fresh connections: across a network they cost, and fill its log.
-    ///
-    /// # Errors
-    /// When the URL's query holds what the driver does not know.
-    pub fn attached(url: &DatabaseUrl) -> Result<Self, sqlx::Error> {
-        let text = url.with_scheme("postgresql").expose();
-        // The driver quotes what it cannot read, which might be the password.
-        let options: PgConnectOptions = text
-            .expose()
-            .parse()
-            .map_err(|_| sqlx::Error::Configuration(format!("cannot use the database URL {url}").into()))?;
-        Ok(Self::new(options.application_name("tandem").disable_statement_logging(), None))
+    pub fn attached(url: &DatabaseUrl) -> Self {
+        Self::new(schema::options(url, "tandem"), None)
     }
 
     fn new(options: PgConnectOptions, socket: Option<PathBuf>) -> Self {
@@ -204,10 +197,8 @@ impl Probe {
         // Somebody may have ended this one session, as a restore does when it swaps databases: a new one tells.
         self.connection = None;
         self.refresh();
-        let refused = |error: sqlx::Error| {
-            let answer = Answer::of(&error);
-            Refused { text: answer.text.clone(), answer: Some(answer) }
-        };
+        let refused =
+            |error: sqlx::Error| Refused { text: what_the_server_said(&error), answer: Some(Answer::of(&error)) };
         let connection = self.options.connect().await.map_err(refused)?;
         vitals(self.connection.insert(connection)).await.map_err(refused)
     }
@@ -221,7 +212,7 @@ impl Probe {
         match timeout(limit, facts(connection)).await {
             Ok(Ok(facts)) => self.facts = facts,
             // Not worth a word each second: the old facts stand.
-            Ok(Err(error)) => tracing::debug!(%error, "ask for the schema version"),
+            Ok(Err(error)) => tracing::debug!("ask for the schema version: {}", what_the_server_said(&error)),
             Err(_) => self.connection = None,
         }
         self.facts.asked = Some(Instant::now());
@@ -241,19 +232,21 @@ where
 }
 
 async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {
-    let (count, in_recovery, read_only): (i64, bool, bool) = query_as(
+    // In one exchange, as all that a probe asks: behind a pooler a prepared statement may be unknown where it is executed.
+    let row = raw_sql(
         "SELECT count(*), pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool
          FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'",
     )
     .fetch_one(connection)
     .await?;
+    let (count, in_recovery, read_only): (i64, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let fault = if in_recovery { Some(Fault::Standby) } else { read_only.then_some(Fault::ReadOnly) };
     Ok(Vitals { connections: u32::try_from(count).unwrap_or(u32::MAX), fault })
 }
 
 async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
     // A role without the right to read it would fill the server's log with its tries.
-    let (tables, max_connections, readable): (Vec<String>, i32, bool) = query_as(
+    let row = raw_sql(
         "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
                 coalesce(has_table_privilege(to_regclass('public.alembic_version'), 'SELECT'), false)
          FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -261,10 +254,12 @@ async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
     )
     .fetch_one(&mut *connection)
     .await?;
+    let (tables, max_connections, readable) = (row.try_get(0)?, row.try_get::<i32, _>(1)?, row.try_get(2)?);
     let schema_version = if readable {
-        query_scalar("SELECT string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version")
+        raw_sql("SELECT string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version")
             .fetch_one(connection)
             .await?
+            .try_get(0)?
     } else {
         None
     };

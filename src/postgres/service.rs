@@ -18,7 +18,7 @@ use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
 use super::{conf, full, provision, server, stale};
 use crate::config::Postgres as Settings;
-use crate::exit::{Code, Failure, code_of, is_disk_full};
+use crate::exit::{Code, Failure, code_of, in_words, is_disk_full, what_the_server_said};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
@@ -183,7 +183,7 @@ impl Shared {
             tracing::warn!({ service.name = NAME }, "PostgreSQL ended: {exit}");
             // A busy backend would block every restart ("pre-existing shared memory block is still in use").
             if let Err(error) = stale::end_orphaned_backends(&home.data).await {
-                tracing::error!({ service.name = NAME }, "{error:#}");
+                tracing::error!({ service.name = NAME }, "{}", in_words(&error));
             }
         }
         let ending = if exit.success() || (told && self.lasting.borrow().is_none()) {
@@ -223,13 +223,13 @@ impl Shared {
         if error.is::<full::StillFull>() {
             return Ending::Starved;
         }
-        tracing::error!({ service.name = NAME }, "start PostgreSQL: {error:#}");
+        tracing::error!({ service.name = NAME }, "start PostgreSQL: {}", in_words(error));
         let code = code_of(error);
         // A full disk has that code too, and may pass.
         if is_disk_full(error) || !error.is::<Failure>() || !matches!(code, Code::CannotCreate | Code::Config) {
             return Ending::Ended;
         }
-        self.lasting.replace(Some(Lasting { code, why: format!("{error:#}") }));
+        self.lasting.replace(Some(Lasting { code, why: in_words(error) }));
         Ending::Unstartable
     }
 
@@ -343,6 +343,6 @@ pub async fn checkpoint(home: Home, port: u16) {
     let options = provision::superuser_options(&home, port, SUPERUSER);
     let done = async { sea_orm::sqlx::query("CHECKPOINT").execute(&mut options.connect().await?).await };
     if let Err(error) = done.await {
-        tracing::debug!({ service.name = NAME }, "checkpoint before the shutdown: {error}");
+        tracing::debug!({ service.name = NAME }, "checkpoint before the shutdown: {}", what_the_server_said(&error));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::binaries::Installation;
 use super::settings::{self, Inputs, Purpose};
 use super::trouble::lines;
-use crate::config::Postgres;
+use crate::config::{Postgres, memory};
 use crate::exit::Failure;
 use crate::process;
 
@@ -24,7 +24,7 @@ pub async fn try_settings(installation: &Installation, postgres: &Postgres) -> a
         postgres,
         socket_dir: Path::new("/tmp"),
         port: 5432,
-        memory: super::memory::available(),
+        memory: memory::available(),
         trusted_users: &[],
         archiving: None,
         statements: false,

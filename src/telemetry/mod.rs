@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::LogFormat;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 
 pub use banner::banner;
 pub use child::{Stream, child_line};
@@ -89,8 +89,8 @@ fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
 /// Say why Tandem ends: the error and its causes, on standard error, whether logging has begun or not.
 pub fn failure(error: &anyhow::Error) {
     match LOOK.get() {
-        Some(Look::Json) => tracing::error!("{error:#}"),
-        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {error:#}\n").as_bytes()),
+        Some(Look::Json) => tracing::error!("{}", in_words(error)),
+        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {}\n", in_words(error)).as_bytes()),
     }
 }
 
