@@ -142,6 +142,7 @@ fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
         shared: None,
         trusted_users: &spec.home.trusted_users()?,
         archiving: None,
+        statements: false,
         purpose: Purpose::Throwaway(&spec.settings.test.settings),
     })?;
     cluster::configure(&spec.home, &files)

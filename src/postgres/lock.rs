@@ -1,4 +1,8 @@
-//! One Tandem per state directory: an advisory lock that the kernel releases with the process that holds it.
+//! One Tandem per state directory, and one per data directory: advisory locks that the kernel releases with the process that
+//! holds them.
+//!
+//! The second is for two state directories with one data directory, as when a volume is mounted into both: a lock follows the
+//! directory itself, through bind mounts and namespaces of this machine.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
@@ -67,6 +71,36 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Holds a data directory until dropped.
+#[derive(Debug)]
+pub struct DataLock {
+    _directory: Option<Flock<File>>,
+}
+
+impl DataLock {
+    /// Take the lock of the data directory `data`.
+    ///
+    /// # Errors
+    /// [`Failure`] with [`Code::CannotCreate`] when another Tandem holds it.
+    pub fn take(data: &Path) -> anyhow::Result<Self> {
+        let directory = File::open(data).with_context(|| format!("open {}", data.display()))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => Ok(Self { _directory: Some(directory) }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let what =
+                    "another tandem runs a server in this directory, with another state directory or in a container";
+                let text = format!("{}: {what}; stop it first, two servers would destroy the data", data.display());
+                Err(Failure::new(Code::CannotCreate, text).into())
+            }
+            // Network file systems lock no directories. What else there is against a second server holds there too.
+            Err((_, error)) => {
+                tracing::debug!(%error, "lock {}", data.display());
+                Ok(Self { _directory: None })
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +123,16 @@ mod tests {
         drop(first);
         StateLock::take(&home, "tandem migrate").unwrap();
         assert_eq!(mode(), 0o600);
+    }
+    #[test]
+    fn a_data_directory_has_one_holder_by_whatever_path() {
+        let temp = tempfile::tempdir().unwrap();
+        let (data, link) = (temp.path().join("data"), temp.path().join("link"));
+        std::fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink(&data, &link).unwrap();
+        let first = DataLock::take(&data).unwrap();
+        assert_eq!(code_of(&DataLock::take(&link).unwrap_err()), Code::CannotCreate);
+        drop(first);
+        DataLock::take(&link).unwrap();
     }
 }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
+use super::conf;
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
 
@@ -18,15 +19,17 @@ const MB: u64 = 1024 * 1024;
 /// Most of the page cache that nobody asked for: each GB of it costs the server some 20 ms at its start, at its recovery
 /// and, a little less, at its stop. Beyond it the kernel's own cache serves as well, until the database outgrows it.
 const SHARED_BUFFERS_MAX: u64 = 1024 * MB;
-const HEADER: &str = "# Made by Tandem at every start: changes in this file are lost.\n";
+/// How each of the files begins.
+pub const HEADER: &str = "# Made by Tandem at every start: changes in this file are lost.\n";
 /// Settings that say where things are or what Tandem relies on.
-const OWNED: [&str; 10] = [
+const OWNED: [&str; 11] = [
     "config_file",
     "data_directory",
     "external_pid_file",
     "hba_file",
     "ident_file",
     "listen_addresses",
+    "log_destination",
     "logging_collector",
     "max_connections",
     "port",
@@ -47,6 +50,8 @@ pub struct Inputs<'a> {
     pub trusted_users: &'a [String],
     /// What becomes of the WAL, where it is to be archived.
     pub archiving: Option<&'a Archiving>,
+    /// Whether the installation has `pg_stat_statements`.
+    pub statements: bool,
     pub purpose: Purpose<'a>,
 }
 
@@ -81,6 +86,35 @@ pub struct Rendered {
     pub ident: String,
     /// What the operator should know of a choice that was made.
     pub notice: Option<String>,
+}
+
+/// The settings of the rendered postgresql.conf `conf` that nobody else may change: what reaches the server, its log and the
+/// connection budget depend on them. `data` is the data directory.
+pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
+    let set = conf::parse(conf);
+    let rendered = OWNED.iter().filter_map(|&name| Some((name.to_owned(), set.get(name)?.clone())));
+    let beside = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
+    let beside = beside.iter().map(|(name, file)| ((*name).to_owned(), data.join(file).display().to_string()));
+    rendered.chain(beside).collect()
+}
+
+/// What to tell of `altered`, the settings in postgresql.auto.conf, beside Tandem's own and those that are configured.
+pub fn overrides(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
+    let told = altered.iter().filter_map(|(name, value)| {
+        let reset = format!("ALTER SYSTEM RESET {name}");
+        if OWNED.contains(&name.as_str()) {
+            return Some(format!(
+                "ALTER SYSTEM has set {name} = '{value}', which does not hold: Tandem sets it; {reset}"
+            ));
+        }
+        let given = postgres.settings.iter().find(|(given, _)| given.eq_ignore_ascii_case(name))?.1;
+        (given != value).then(|| {
+            format!(
+                "ALTER SYSTEM has set {name} = '{value}', which overrides {given:?} in [postgres.settings]; {reset}"
+            )
+        })
+    });
+    told.collect()
 }
 
 /// Render the files.
@@ -288,7 +322,8 @@ fn listen_addresses(listen: IpAddr) -> String {
 fn preload(inputs: &Inputs<'_>) -> String {
     let more = inputs.postgres.settings.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
     // Statistics of tests are nobody's, and cost their server some of its start.
-    let ours = (!matches!(inputs.purpose, Purpose::Throwaway(_))).then_some("pg_stat_statements");
+    let wanted = inputs.statements && !matches!(inputs.purpose, Purpose::Throwaway(_));
+    let ours = wanted.then_some("pg_stat_statements");
     let more = more.split(',').map(str::trim).filter(|name| !name.is_empty() && Some(*name) != ours);
     ours.into_iter().chain(more).collect::<Vec<_>>().join(",")
 }

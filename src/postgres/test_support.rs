@@ -92,6 +92,7 @@ pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
         shared: None,
         trusted_users: &trusted_users,
         archiving: None,
+        statements: true,
         purpose: Purpose::Durable,
     };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();

@@ -7,6 +7,7 @@ pub mod fd_channel;
 mod foreground;
 pub mod handed;
 pub mod identity;
+pub mod lease;
 pub mod memory;
 pub mod oom;
 pub mod orphans;

@@ -20,7 +20,8 @@ use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
-use crate::postgres::{binaries, cluster, port, probe::Probe, provision, shared_memory};
+use crate::postgres::trouble::{self, Meaning};
+use crate::postgres::{adopt, binaries, cluster, conf, port, probe::Probe, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
 use crate::workers::surroundings::Surroundings;
@@ -76,7 +77,14 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
 /// [`super::Step::Cluster`].
 pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
-    context.fresh.set(cluster::ensure(&context.home, &installation).await?.fresh);
+    let fresh = cluster::ensure(&context.home, &installation).await?.fresh;
+    context.fresh.set(fresh);
+    if !installation.has_statements() {
+        let bin = installation.bin.display();
+        tracing::warn!(
+            "the PostgreSQL in {bin} has no pg_stat_statements (contrib): it runs without statistics of statements"
+        );
+    }
     // On another thread: the archive may be on a disk that hangs, and a stop must not.
     let (wanted, home) = ((*context.settings()).clone(), context.home.clone());
     let archiving = tokio::task::spawn_blocking(move || pitr::archiving(&wanted, &home)).await??;
@@ -88,9 +96,17 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
         shared: shared_memory::available(context.home.server.as_ref()),
         trusted_users: &context.home.trusted_users()?,
         archiving: archiving.as_ref(),
+        statements: installation.has_statements(),
         purpose: Purpose::Durable,
     })?;
-    cluster::configure(&context.home, &files)
+    if !fresh {
+        adopt::adopt(&context.home, &installation, &files).await?;
+    }
+    cluster::configure(&context.home, &files)?;
+    for told in settings::overrides(&conf::altered(&context.home.data), &context.settings().postgres) {
+        tracing::warn!("{told}");
+    }
+    Ok(())
 }
 
 /// [`super::Step::Provision`].
@@ -103,21 +119,28 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// [`super::Step::Attach`]: wait until the server that somebody else runs answers.
+/// [`super::Step::Attach`]: wait until the server that somebody else runs answers, and takes writes.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let postgres = &context.settings().postgres;
-    let mut probe = Probe::attached(&context.url);
-    let mut last = String::new();
+    let url = &context.url;
+    let mut probe = Probe::attached(url);
+    let (mut last, mut answers) = (String::new(), false);
     let answered = async {
         loop {
             let sample = probe.sample(postgres.probe_deadline).await;
-            match sample.error {
-                None => return sample.max_connections,
-                Some(error) if error == last => {}
-                Some(error) => {
-                    tracing::warn!("waiting for the database {}: {error}", context.url);
-                    last = error;
-                }
+            if sample.serves() {
+                return Ok(sample.max_connections);
+            }
+            answers = sample.available;
+            let meaning = sample.answer.as_ref().map(|answer| answer.meaning(trouble::Server::Other(url)));
+            if let Some(Meaning::Lasting(lasting)) = meaning {
+                return Err(Failure::new(lasting.code, format!("the database {url}: {}", lasting.why)));
+            }
+            let fault = sample.fault.map(|fault| fault.to_string());
+            let error = sample.error.or(fault).unwrap_or_default();
+            if error != last {
+                tracing::warn!("waiting for the database {url}: {error}");
+                last = error;
             }
             tokio::time::sleep(ATTACH_POLL).await;
         }
@@ -125,13 +148,14 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let limit = postgres.ready_limit.min(ATTACH_LIMIT);
     match tokio::time::timeout(limit, answered).await {
         Ok(accepted) => {
-            hold_against_budget(&context.settings(), accepted);
+            if let Some(accepted) = accepted? {
+                hold_against_budget(&context.settings(), accepted);
+            }
             Ok(())
         }
         Err(_) => {
-            let url = &context.url;
-            let text = format!("the database {url} did not answer within {limit:?}: {last}");
-            bail!(Failure::new(Code::Temporary, text))
+            let what = if answers { "took no writes" } else { "did not answer" };
+            bail!(Failure::new(Code::Temporary, format!("the database {url} {what} within {limit:?}: {last}")))
         }
     }
 }

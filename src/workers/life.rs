@@ -250,7 +250,7 @@ impl Life {
     pub fn fail(&self, error: &io::Error) {
         tracing::error!({ service.name = %self.0.name }, "start: {error}");
         self.0.released.set(false);
-        self.0.reporter.say(Event::SpawnFailed);
+        self.0.reporter.say(Event::SpawnFailed(Ending::Ended));
     }
 
     /// Carry out any action but [`Action::Spawn`].

@@ -156,6 +156,7 @@ fn configure(recovery: &Recovery<'_>) -> anyhow::Result<()> {
         shared: shared_memory::available(recovery.home.server.as_ref()),
         trusted_users: &recovery.home.trusted_users()?,
         archiving: Some(&archiving),
+        statements: recovery.installation.has_statements(),
         purpose: Purpose::Recovery(&more),
     })?;
     cluster::configure(recovery.home, &files)

@@ -14,6 +14,7 @@ fn rendered(postgres: &Postgres, memory: u64) -> Result<Rendered, Failure> {
         shared: None,
         trusted_users: &trusted_users,
         archiving: None,
+        statements: true,
         purpose: Purpose::Durable,
     })
 }
@@ -151,6 +152,7 @@ fn wal_is_archived_where_that_is_asked_for() {
         shared: None,
         trusted_users: &[],
         archiving: Some(&archiving),
+        statements: true,
         purpose: Purpose::Durable,
     })
     .unwrap();
@@ -180,6 +182,7 @@ fn parallel_queries_share_files_where_shared_memory_is_too_small_for_them() {
             shared,
             trusted_users: &[],
             archiving: None,
+            statements: true,
             purpose: Purpose::Durable,
         });
         let files = files.unwrap();
@@ -198,4 +201,27 @@ fn parallel_queries_share_files_where_shared_memory_is_too_small_for_them() {
     assert_eq!(kind(&[("work_mem", "a lot")], Some(64 * MB)), mmap());
     let chosen = [("Dynamic_Shared_Memory_Type", "posix")];
     assert_eq!(kind(&chosen, Some(0)), (None, false), "written as it was given");
+}
+
+#[test]
+fn what_alter_system_set_is_told_and_does_not_move_the_server() {
+    let mut postgres = test_support::settings();
+    postgres.settings = [("work_mem".to_owned(), "8MB".to_owned()), ("jit".to_owned(), "off".to_owned())].into();
+    let conf = rendered(&postgres, 8192 * MB).unwrap().conf;
+    let owned: BTreeMap<_, _> = owned(&conf, Path::new("/d")).into_iter().collect();
+    let get = |name: &str| owned.get(name).map(String::as_str);
+    assert_eq!((get("port"), get("max_connections")), (Some("5432"), Some("20")));
+    assert_eq!(get("unix_socket_directories"), Some("\"/srv/ffe/.tandem/run/postgres\""));
+    assert_eq!((get("hba_file"), get("work_mem")), (Some("/d/pg_hba.conf"), None));
+
+    let altered = conf::parse(
+        "port = '6543'\nwork_mem = '4MB'\njit = 'off'\nlogging_collector = 'on'\ncheckpoint_timeout = '1h'",
+    );
+    let told = overrides(&altered, &postgres);
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(
+        told[0].contains("logging_collector") && told[1].contains("port = '6543', which does not hold"),
+        "{told:?}"
+    );
+    assert!(told[2].contains("overrides \"8MB\" in [postgres.settings]; ALTER SYSTEM RESET work_mem"), "{told:?}");
 }
