@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection as _, PgConnection, query_as, query_scalar};
@@ -22,8 +22,11 @@ use crate::postgres::settings::SUPERUSER;
 use crate::process;
 use crate::process::sockets::{self, Connection, Looker, Way};
 
-/// How often it is looked.
-const POLL: Duration = Duration::from_millis(50);
+/// How often it is looked for a live server, and on it: a session of `psql` lasts some 20 ms.
+const POLL_SERVER: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(10);
+/// Where looking takes long, as on a machine with many connections, so many times as long as a look there is none.
+const REST: u32 = 20;
 /// How long the live server may take to end a session.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -53,13 +56,16 @@ impl Guard {
         let watched = home.clone();
         // A thread of its own: what is asked of the kernel may take its time.
         let thread = std::thread::Builder::new().name("tandem-guard".to_owned()).spawn(move || {
-            let mut looker = Looker::default();
+            let (mut looker, mut pause) = (Looker::default(), Duration::ZERO);
             loop {
-                let ended = stopped.recv_timeout(POLL) != Err(RecvTimeoutError::Timeout);
+                let ended = stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
+                let began = Instant::now();
+                pause = POLL_SERVER;
                 if let Some(port) = live_port(&watched) {
                     for connection in looker.look(port, &watched.socket(port)) {
                         let _ = say.send(Found(connection, port));
                     }
+                    pause = POLL.max(began.elapsed() * REST);
                 }
                 if ended {
                     return;

@@ -65,7 +65,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     orphans::adopt();
     // Before the server, so that nothing comes unheard: from now on signals are the command's.
     let mut passing = Passing::open().context("install signal handlers")?;
-    let guard = Guard::start(&job.settings).context("watch the live server")?;
+    let guard = Guard::start(&job.settings)?;
     let prepared = async {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
         let lasting = job.keep != Keep::Never;
@@ -136,7 +136,8 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
     let mut environment = around.variables(&format!("{}-test", settings.name));
     let others = around.other_databases();
     if !others.is_empty() {
-        eprintln!("tandem: {} named another database: the tests get their own there too", others.join(", "));
+        let names = others.into_iter().collect::<Vec<_>>().join(", ");
+        eprintln!("tandem: {names} named another database: the tests get their own there too");
     }
     let socket = control::open(&cluster.home.control)?;
     tokio::task::spawn_local(desk::serve(socket, databases.clone()));

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context;
-use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, Row, raw_sql};
+
+use super::connect::session;
+use crate::plan::DatabaseUrl;
 
 /// What a database says about its schema.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,21 @@ const TABLES: &str = "
                  WHERE relnamespace = to_regnamespace('public') AND relkind IN ('r', 'p', 'v', 'm', 'f'))";
 const ALEMBIC: &str = "SELECT 'alembic', version_num::text FROM public.alembic_version";
 const RECORDED: &str = "SELECT 'recorded', version::text FROM tandem.seaql_migrations";
+
+/// Whether the database at `url` has a table that no extension brought.
+///
+/// # Errors
+/// It cannot be asked.
+pub async fn has_tables(url: &DatabaseUrl) -> anyhow::Result<bool> {
+    // What initdb makes has lower numbers (PostgreSQL's source, `FirstNormalObjectId`).
+    const ANY: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p', 'f') AND oid >= 16384
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE objid = pg_class.oid AND deptype = 'e'))";
+    let mut session = session(url, "tandem").await?;
+    let row = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{ANY}"))).fetch_one(&mut session).await;
+    let any = row.and_then(|row| row.try_get(0)).context("look for tables")?;
+    session.close().await.context("close the connection")?;
+    Ok(any)
+}
 
 /// Read the state of `session`'s database, in two questions.
 ///

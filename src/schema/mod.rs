@@ -16,6 +16,7 @@ mod run;
 pub mod tool;
 
 pub use connect::{blank, connect, options, session, unlimited};
+pub use inspect::has_tables;
 pub use lock::{LOCK_KEY, locked};
 pub use new::new;
 pub use run::{Outcome, Status, down, status, up};

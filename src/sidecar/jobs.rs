@@ -308,5 +308,12 @@ async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     if !finished.exit.success() {
         bail!("{what} ended with {}\n{}", finished.exit, finished.last_lines());
     }
+    if schema::has_tables(&context.url).await.is_ok_and(|any| !any) {
+        tracing::warn!(
+            "{what} succeeded, and database {} has no table: did it work on another one? It gets DATABASE_URL, PG* and \
+             POSTGRES_*; what it reads under other names, write into [workers.env]: DB_PORT = \"${{PGPORT}}\"",
+            context.url.database
+        );
+    }
     Ok(())
 }

@@ -189,8 +189,13 @@ impl Services {
     pub fn last_words(&self, id: ServiceId) -> String {
         let tail = self.tail(id);
         match (self.life(id).and_then(|life| life.import_error()), &*self.launch.borrow()) {
-            (Some(_), Some(launch)) => {
-                format!(": {} cannot be imported (the traceback is above)", launch.settings.workers.app)
+            (Some(traceback), Some(launch)) => {
+                let last = traceback.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+                format!(
+                    ": {} cannot be imported (the traceback is above): {}",
+                    launch.settings.workers.app,
+                    last.trim()
+                )
             }
             _ if tail.is_empty() => ", having printed nothing".into(),
             _ => format!("; the last it printed:\n  {}", tail.join("\n  ")),

@@ -8,7 +8,7 @@
 //!   < where the database is                               DATABASE_URL, PG*, POSTGRES_*, DB_POOL_*
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::environment::drivers;
@@ -152,7 +152,9 @@ impl Surroundings<'_> {
                 all.set(name, value);
             }
         }
-        all.0.push(("POSTGRES_PASSWORD_FILE".to_owned(), None));
+        for name in ["POSTGRES_PASSWORD_FILE", "postgres_password_file"] {
+            all.0.push((name.to_owned(), None));
+        }
         // TLS and the like, where the address says so.
         for (name, value) in url.variables() {
             all.set(name, value);
@@ -167,41 +169,49 @@ impl Surroundings<'_> {
     /// What `.env` and `[workers.env]` say. For tests the environment wins over what does not speak of the server, as one
     /// gives a suite a setting of its own; and the address of another database is replaced wherever it stands.
     fn own(&self, database: &Variables) -> Variables {
-        let known: BTreeMap<_, _> = database.clone().values();
-        let (settings, inherited) = (self.settings, &self.settings.inherited.0);
+        let known = database.clone().values();
+        let inherited = &self.settings.inherited.0;
         let mut all = Variables::default();
-        for (name, value) in &settings.workers.env {
-            if self.of_tests && inherited.contains_key(name) && !references::refers(value) {
-                continue;
+        for (name, value) in inherited {
+            if let Some(value) = self.in_place_of(name, value, &known) {
+                all.set(name, value);
             }
-            all.set(name, references::resolve(value, |name| known.get(name).cloned().unwrap_or_default()));
         }
-        if self.of_tests {
-            let others = inherited.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
-            let others: Vec<_> = others.chain(std::mem::take(&mut all.0)).collect();
-            for (name, value) in others {
-                let value = value.unwrap_or_default();
-                match database_scheme(&value) {
-                    Some(scheme) => all.set(&name, self.url.with_scheme(scheme).expose().expose()),
-                    None if inherited.get(&name) == Some(&value) => {}
-                    None => all.set(&name, value),
-                }
+        for (name, value) in &self.settings.workers.env {
+            let resolved = || references::resolve(value, |name| known.get(name).cloned().unwrap_or_default());
+            match self.in_place_of(name, value, &known) {
+                Some(value) => all.set(name, value),
+                None if self.of_tests && inherited.contains_key(name) && !references::refers(value) => {}
+                None => all.set(name, resolved()),
             }
         }
         all
     }
 
+    /// What a child gets in place of the variable `name` with this `value`, if anything.
+    fn in_place_of(&self, name: &str, value: &str, known: &BTreeMap<String, String>) -> Option<String> {
+        let upper = name.to_uppercase();
+        if references::NAMES.contains(&upper.as_str()) {
+            // pydantic-settings takes `postgres_port` and POSTGRES_PORT for the same, whichever comes last.
+            return known.get(&upper).cloned();
+        }
+        Some(other_database(value).filter(|_| self.of_tests)?.replaced_by(self.url))
+    }
+
     /// Fill in what `variables` refers to, for a child's variables beside these ([`crate::config::ProcessSettings::env`]).
     pub fn resolve(&self, variables: &BTreeMap<String, String>, application: &str) -> Variables {
         let known = self.database(application).values();
-        let resolve = |value: &String| references::resolve(value, |name| known.get(name).cloned().unwrap_or_default());
-        Variables(variables.iter().map(|(name, value)| (name.clone(), Some(resolve(value)))).collect())
+        let resolve = |(name, value): (&String, &String)| {
+            let own = self.in_place_of(name, value, &known).filter(|_| self.of_tests);
+            own.unwrap_or_else(|| references::resolve(value, |name| known.get(name).cloned().unwrap_or_default()))
+        };
+        Variables(variables.iter().map(|pair| (pair.0.clone(), Some(resolve(pair)))).collect())
     }
 
     /// Variables of the environment, `.env` and `[workers.env]` that hold the address of another database.
-    pub fn other_databases(&self) -> Vec<&str> {
+    pub fn other_databases(&self) -> BTreeSet<&str> {
         let all = self.settings.inherited.0.iter().chain(&self.settings.workers.env);
-        let others = all.filter(|(name, value)| *name != "DATABASE_URL" && database_scheme(value).is_some());
+        let others = all.filter(|(name, value)| *name != "DATABASE_URL" && other_database(value).is_some());
         others.map(|(name, _)| name.as_str()).collect()
     }
 
@@ -240,12 +250,52 @@ pub fn scheme(settings: &Settings, python: &Path) -> String {
     }
 }
 
-/// The scheme of `value`, if it is the whole address of a PostgreSQL database.
-fn database_scheme(value: &str) -> Option<&str> {
-    let (scheme, _) = value.split_once("://")?;
-    let base = scheme.split_once('+').map_or(scheme, |(base, _)| base);
-    // As libpq, SQLAlchemy, Django and others call it.
-    ["postgres", "postgresql", "postgis", "pgsql", "psql"].contains(&base).then_some(scheme)
+/// How a variable writes the address of a PostgreSQL database.
+enum Address<'a> {
+    /// A URL with this scheme.
+    Url(&'a str),
+    /// libpq's `host=... dbname=...`.
+    Words,
+}
+
+/// How `value` is the address of a PostgreSQL database, if that is all that it is.
+fn other_database(value: &str) -> Option<Address<'_>> {
+    if let Some((scheme, _)) = value.split_once("://") {
+        let base = scheme.split_once('+').map_or(scheme, |(base, _)| base);
+        // As libpq, SQLAlchemy, Django and others call it.
+        let is_one = |known: &&str| base.trim_start_matches("jdbc:").eq_ignore_ascii_case(known);
+        let known = ["postgres", "postgresql", "postgis", "pgsql", "psql"];
+        return known.iter().any(|known| is_one(&known)).then_some(Address::Url(scheme));
+    }
+    let mut words = value.split_whitespace();
+    let is_pair =
+        |word: &str| word.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_lowercase()));
+    let says_where = ["dbname=", "host=", "service="]
+        .iter()
+        .any(|start| value.starts_with(start) || value.contains(&format!(" {start}")));
+    (says_where && words.all(is_pair)).then_some(Address::Words)
+}
+
+impl Address<'_> {
+    /// The address of `url` in its place.
+    fn replaced_by(&self, url: &DatabaseUrl) -> String {
+        match self {
+            // Java's drivers take user and password from the query alone.
+            Self::Url(scheme) if scheme.starts_with("jdbc:") => {
+                let bare = DatabaseUrl { user: String::new(), password: None, ..url.with_scheme(scheme) };
+                let bare = bare.expose().expose().replacen("://@", "://", 1);
+                let password = url.password.as_ref().map(|password| password.expose()).unwrap_or_default();
+                format!("{bare}?user={}&password={password}", url.user)
+            }
+            Self::Url(scheme) => url.with_scheme(scheme).expose().expose().to_owned(),
+            Self::Words => {
+                let quoted = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
+                let password = url.password.as_ref().map(|password| password.expose()).unwrap_or_default();
+                let (host, user, database) = (quoted(&url.host), quoted(&url.user), quoted(&url.database));
+                format!("host={host} port={} user={user} password={} dbname={database}", url.port, quoted(password))
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -308,13 +358,24 @@ mod tests {
 
     #[test]
     fn tests_get_no_other_databases_address_and_the_environment_wins_in_the_rest() {
-        let environment = [("PLAIN", "environment"), ("REPORTS", "postgres://prod/reports"), ("OWN", "1")];
+        let environment = [
+            ("PLAIN", "environment"),
+            ("REPORTS", "postgres://prod/reports"),
+            ("OWN", "1"),
+            ("DSN", "host=prod port=1 dbname=x"),
+            ("JAVA", "jdbc:postgresql://prod/x?user=u"),
+            ("OPTIONS", "host=x y"),
+            ("postgres_port", "5432"),
+        ];
         let tests = variables(true, &environment, &[]);
         assert_eq!(tests["SQLALCHEMY_URI"], "postgresql+asyncpg://clerk:pw@127.0.0.1:4711/shop");
         assert_eq!(tests["REPORTS"], "postgres://clerk:pw@127.0.0.1:4711/shop");
-        assert!(!tests.contains_key("PLAIN"), "it is inherited");
+        assert_eq!(tests["DSN"], "host='127.0.0.1' port=4711 user='clerk' password='pw' dbname='shop'");
+        assert_eq!(tests["JAVA"], "jdbc:postgresql://127.0.0.1:4711/shop?user=clerk&password=pw");
+        assert!(!tests.contains_key("PLAIN") && !tests.contains_key("OPTIONS"), "they are inherited");
         let up = variables(false, &environment, &[]);
         assert_eq!(up["SQLALCHEMY_URI"], "postgresql+asyncpg://u:p@live/db");
-        assert!(!up.contains_key("REPORTS"));
+        assert!(!up.contains_key("REPORTS") && !up.contains_key("DSN"));
+        assert_eq!((&*up["postgres_port"], &*tests["postgres_port"]), ("4711", "4711"), "pydantic knows no case");
     }
 }

@@ -74,13 +74,14 @@ fn an_application_that_reads_other_names_than_database_url_gets_the_tests_server
     let dotenv = format!(
         "POSTGRES_SERVER=localhost\nPOSTGRES_PORT={port}\nPOSTGRES_USER=app\nPOSTGRES_PASSWORD=p\nPOSTGRES_DB=app\n\
          SQLALCHEMY_DATABASE_URI=postgresql+psycopg2://app:p@localhost:{port}/app\n\
-         DB_PORT=${{POSTGRES_PORT}}\nBUILT_URL=postgresql://${{POSTGRES_USER}}:p@${{POSTGRES_SERVER}}:${{POSTGRES_PORT}}/app\n"
+         DB_PORT=${{POSTGRES_PORT}}\npostgres_port={port}\nBUILT_URL=postgresql://${{POSTGRES_USER}}:p@${{POSTGRES_SERVER}}:${{POSTGRES_PORT}}/app\n"
     );
     live.project.write(".env", &dotenv);
     let [server, port_name, user, password, database] = NAMES;
     let by_names = ["--", "python", "suite.py", server, port_name, user, password, database];
     // From `.env`, and exported; the migrations read them too.
     live.test(&[], &by_names).expect(0, &["deleted 0\n"]);
+    live.test(&[], &[&by_names[..4], &["postgres_port"], &by_names[5..]].concat()).expect(0, &["deleted 0\n"]);
     live.test(&[("POSTGRES_PORT", &port), ("POSTGRES_SERVER", "127.0.0.1")], &by_names).expect(0, &["deleted 0\n"]);
     // Other names: whole addresses, and what `.env` puts together.
     for name in ["SQLALCHEMY_DATABASE_URI", "BUILT_URL", "REPORTS_DSN"] {
@@ -88,6 +89,10 @@ fn an_application_that_reads_other_names_than_database_url_gets_the_tests_server
         let run = live.test(&[("REPORTS_DSN", &exported)], &["--", "python", "suite.py", "url", name]);
         run.expect(0, &["deleted 0\n", "REPORTS_DSN", "named another database"]);
     }
+    let dsn = format!("host=localhost port={port} user=app password=p dbname=app");
+    let script = "import os, psycopg2; psycopg2.connect(os.environ['LIBPQ_DSN']).cursor().execute('TABLE users')";
+    live.test(&[("LIBPQ_DSN", &dsn)], &["--migrations", "none", "--", "python", "-c", script])
+        .expect(1, &["\"users\" does not exist"]);
     live.test(&[], &["--", "python", "suite.py", "PGHOST", "DB_PORT", "PGUSER", "PGPASSWORD", "PGDATABASE"])
         .expect(0, &["deleted 0\n"]);
     live.end();
@@ -148,6 +153,9 @@ fn migrations_that_leave_the_template_empty_are_an_error_that_says_what_was_read
     let run = || -> Output { tandem::run(&project, &count) };
     said(run())
         .expect(78, &["`python manage.py migrate` changed nothing", "DATABASE_URL", "[workers.env]", "\"none\""]);
+    let mut tandem = Tandem::up(&project);
+    tandem.wait_log("WARN migrations: `python manage.py migrate` succeeded, and database app has no table");
+    assert_eq!(tandem.stop(), 0);
     // The same table for `up` and for tests.
     project.write(".env", "DB=postgres\n");
     project.reconfigure(|text| {
