@@ -175,3 +175,22 @@ async fn tls_is_asked_for_by_whoever_connects() {
         assert!(refused.code != 0 && refused.said.contains("SSL") || refused.said.contains("TLS"), "{refused:?}");
     }
 }
+
+/// psql is the one that the machine has, or the one that Tandem brings; pg_dump is Tandem's in any case.
+#[tokio::test]
+async fn psql_is_found_for_a_server_elsewhere() {
+    let server = TestServer::start().await;
+    let url = server.database("found").await.expose().expose().to_owned();
+    let project = Project::app_with("plain:app", "workers.count = 1");
+    let psql = project.dir().join("bin/psql");
+    let path = format!("{}:/bin/nowhere", psql.parent().unwrap().display());
+    let run = |args: &[&str]| {
+        let mut command = tandem::command(&project);
+        refusal::said(command.env("DATABASE_URL", &url).env("PATH", &path).args(args).output().unwrap())
+    };
+    run(&["psql", "-Atc", "SELECT 'brought along'"]).expect(0, &["brought along"]);
+    project.write("bin/psql", "#!/bin/sh\necho \"the machine's, for $PGDATABASE, $*\"\n");
+    fs::set_permissions(&psql, fs::Permissions::from_mode(0o755)).unwrap();
+    run(&["psql", "-l"]).expect(0, &["the machine's, for found, -l"]);
+    run(&["backup"]).expect(0, &[]);
+}
