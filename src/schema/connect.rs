@@ -81,7 +81,7 @@ pub async fn unlimited(session: &mut PgConnection) -> Result<(), sqlx::Error> {
 ///
 /// # Errors
 /// [`Code::Config`] for such a pooler; otherwise as [`connect`].
-pub(super) async fn refuse_shared_sessions(
+pub async fn refuse_shared_sessions(
     url: &DatabaseUrl,
     application_name: &str,
     first: &mut PgConnection,
@@ -96,7 +96,8 @@ pub(super) async fn refuse_shared_sessions(
                 Code::Config,
                 format!(
                     "{url} leads to a connection pooler in transaction mode (two sessions there shared server process \
-                     {one}), through which no lock can keep two migrations apart: let postgres.url or DATABASE_URL lead to \
+                     {one}), through which no lock can keep two \
+                     migrations or restores apart: let postgres.url or DATABASE_URL lead to \
                      the server itself, or to a pool in session mode; or set migrations.run = \"none\" and migrate from \
                      elsewhere"
                 )

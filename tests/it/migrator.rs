@@ -117,6 +117,11 @@ async fn a_pooler_in_transaction_mode_is_told_of_and_one_in_session_mode_is_used
         refused.expect(78, &["a connection pooler in transaction mode", "migrations.run = \"none\""]);
         assert!(!refused.said.contains("prepared statement"), "{}", refused.said);
     }
+    run_at(&ours, &through(port), &["restore", "--undo", "--yes"])
+        .expect(78, &["a connection pooler in transaction mode"]);
+    // A dump is one transaction; what a pooler makes of the rest is called by its name.
+    let backed = run_at(&ours, &through(port), &["backup"]);
+    assert!(backed.code == 0 || backed.said.contains("this is a connection pooler"), "{}", backed.said);
     assert_eq!(server.sql("pooled", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").await, "0");
 
     let (_session, port) = pooler(place.path(), url.port, "pw", "session");
