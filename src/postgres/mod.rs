@@ -8,7 +8,6 @@ pub mod data;
 mod files;
 pub mod home;
 pub mod lock;
-pub mod memory;
 pub mod policy;
 pub mod port;
 pub mod probe;

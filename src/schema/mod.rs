@@ -15,7 +15,7 @@ mod position;
 mod run;
 pub mod tool;
 
-pub use connect::{connect, options, refuse_shared_sessions, session, unlimited};
+pub use connect::{blank, connect, options, refuse_shared_sessions, session, unlimited};
 pub use lock::{LOCK_KEY, locked};
 pub use new::new;
 pub use run::{Outcome, Status, down, status, up};

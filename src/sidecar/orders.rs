@@ -350,6 +350,14 @@ fn may_scale(settings: &Settings, wanted: u32) -> Result<(), String> {
     let budget = crate::plan::Budget { workers: wanted, ..settings.budget() };
     match budget.check() {
         Err(over) if settings.postgres.mode == crate::config::PostgresMode::Managed => {
+            let later = budget.connections_for(settings.memory);
+            if settings.postgres.max_connections_auto && u64::from(later) >= budget.total() {
+                return Err(format!(
+                    "{over} since the start: with workers.count = {wanted} in the configuration a restart of Tandem makes \
+                     it {later}; or {}",
+                    over.help()
+                ));
+            }
             Err(format!("{over}: {}", over.help()))
         }
         Ok(()) | Err(_) => Ok(()),

@@ -161,13 +161,15 @@ fn what_an_address_cannot_be_is_refused_with_its_reason() {
 async fn tls_is_asked_for_by_whoever_connects() {
     let server = TestServer::start().await;
     let url = server.database("secured").await.with_scheme("postgresql+asyncpg").expose().expose().to_owned();
-    let project = Project::app_with(
-        "plain:app",
-        "workers.count = 1\nmigrations.run = 'none'\nworkers.url_scheme = 'postgresql+psycopg2'",
-    );
+    let project = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'");
     let plain = format!("{url}?ssl=disable&prepared_statement_cache_size=0");
-    run_at(&project, &plain, &["env"]).expect(0, &["/secured?sslmode=disable'", "export PGSSLMODE='disable'"]);
-    run_at(&project, &plain, &["url"]).expect(0, &["/secured?ssl=disable&prepared_statement_cache_size=0"]);
+    // The driver that was given stays, with all that it knows.
+    let (asyncpg, ours) =
+        ("DATABASE_URL='postgresql+asyncpg://", "/secured?ssl=disable&prepared_statement_cache_size=0'");
+    run_at(&project, &plain, &["env"]).expect(0, &[asyncpg, ours, "export PGSSLMODE='disable'"]);
+    let chosen = ["env", "--set", "workers.url_scheme=postgresql+psycopg2"];
+    run_at(&project, &plain, &chosen).expect(0, &["DATABASE_URL='postgresql+psycopg2://", "/secured?sslmode=disable'"]);
+    run_at(&project, &plain, &["url"]).expect(0, &["/secured?sslmode=disable\n"]);
     run_at(&project, &plain, &["backup"]).expect(0, &[]);
     // The server has no TLS: what insists on it must not get in.
     for args in [&["psql", "-c", "SELECT 1"][..], &["backup"], &["migrate", "status"]] {

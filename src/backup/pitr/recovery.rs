@@ -13,13 +13,13 @@ use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
 use super::target::Target;
 use super::wal::Lsn;
-use crate::config::Settings;
+use crate::config::{Settings, memory};
 use crate::exit::{Code, Failure, with_disk_full};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::{self, Archiving, Inputs, Purpose, SUPERUSER};
-use crate::postgres::{cluster, memory, server};
+use crate::postgres::{cluster, server};
 use crate::process::{self, Exit};
 use crate::telemetry::{self, Stream};
 
