@@ -12,7 +12,7 @@ use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
-use crate::exit::{Code, Failure, in_words};
+use crate::exit::{Code, Failure, code_of, in_words};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::home::Home;
@@ -192,7 +192,9 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         Err(error) => return Err(error.context("restore.if_empty")),
     };
     restore::check(&entry, &settings, database, false).await.context("restore.if_empty")?;
-    let mut restoring = Restoring::begin(&reach, database).await?;
+    let Some(mut restoring) = begin_if_empty(&reach, database, settings.migrations.lock_limit).await? else {
+        return Ok(());
+    };
     let restored = restoring.restore(&reach, (&catalog, &entry), &settings, database, Duration::ZERO).await?;
     if let Some(kept) = &restored.kept {
         // It held nothing.
@@ -206,6 +208,25 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         restored.tables
     );
     Ok(())
+}
+
+/// The right to restore into `database`, waited for, or nothing where another Tandem has filled it meanwhile.
+async fn begin_if_empty(reach: &Reach, database: &str, limit: Duration) -> anyhow::Result<Option<Restoring>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match Restoring::begin(reach, database).await {
+            // Only what is looked at under the lock stays so.
+            Ok(restoring) if restore::is_empty(reach, database).await? => return Ok(Some(restoring)),
+            Ok(restoring) => {
+                restoring.end().await;
+                return Ok(None);
+            }
+            Err(error) if code_of(&error) == Code::Temporary && Instant::now() < deadline => {
+                tokio::time::sleep(ATTACH_POLL).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// How many migrations this start applied, where that is known.
