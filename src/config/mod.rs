@@ -108,7 +108,7 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> an
     let mut database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
     // In a test the server is the tests' own, whatever makes the connection to another one safe.
     if let Some(url) = database.url.as_mut().filter(|_| !source.environment.contains_key(TEST_SOCKET)) {
-        database::secure(url, &merged, &source.environment);
+        database::secure(url, &merged, &source.environment, &mut problems);
     }
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);

@@ -48,8 +48,8 @@ const UNLIMITED: [(&str, &str); 5] = [
 
 /// How the superuser gets into `database` of the server in `home`: over the unix socket, without a password.
 pub fn superuser_options(home: &Home, port: u16, database: &str) -> PgConnectOptions {
-    let options = blank(database, "tandem").socket(&home.socket_dir).port(port);
-    options.username(SUPERUSER).options(UNLIMITED).ssl_mode(PgSslMode::Disable)
+    let options = blank(database, "tandem").socket(&home.socket_dir).port(port).options(UNLIMITED);
+    options.username(SUPERUSER).ssl_mode(PgSslMode::Disable)
 }
 
 /// Bring the running server of `home` to what is `wanted`; `fresh` says that the cluster was made just now.

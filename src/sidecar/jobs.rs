@@ -12,7 +12,7 @@ use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
-use crate::exit::{Code, Failure, in_words};
+use crate::exit::{Code, Failure, code_of, in_words};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::home::Home;
@@ -217,7 +217,9 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         Err(error) => return Err(error.context("restore.if_empty")),
     };
     restore::check(&entry, &settings, database, false).await.context("restore.if_empty")?;
-    let mut restoring = Restoring::begin(&reach, database).await?;
+    let Some(mut restoring) = begin_if_empty(&reach, database, settings.migrations.lock_limit).await? else {
+        return Ok(());
+    };
     let restored = restoring.restore(&reach, (&catalog, &entry), &settings, database, Duration::ZERO).await?;
     if let Some(kept) = &restored.kept {
         // It held nothing.
@@ -231,6 +233,25 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         restored.tables
     );
     Ok(())
+}
+
+/// The right to restore into `database`, waited for, or nothing where another Tandem has filled it meanwhile.
+async fn begin_if_empty(reach: &Reach, database: &str, limit: Duration) -> anyhow::Result<Option<Restoring>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match Restoring::begin(reach, database).await {
+            // Only what is looked at under the lock stays so.
+            Ok(restoring) if restore::is_empty(reach, database).await? => return Ok(Some(restoring)),
+            Ok(restoring) => {
+                restoring.end().await;
+                return Ok(None);
+            }
+            Err(error) if code_of(&error) == Code::Temporary && Instant::now() < deadline => {
+                tokio::time::sleep(ATTACH_POLL).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// How many migrations this start applied, where that is known.
@@ -271,32 +292,19 @@ fn check_migrations(context: &Context) -> anyhow::Result<()> {
     }
 }
 
-/// The command that `words` say, as a migration is run: in the environment that is there or made.
+/// The command that `words` say, as a migration is run. As the workers' user: such a command imports the whole
+/// application, and what that writes the workers must own.
 ///
 /// # Errors
-/// The Python environment cannot be made.
-pub async fn migration_command(
-    settings: &Settings,
-    home: &Home,
-    url: &DatabaseUrl,
-    words: &[String],
-) -> anyhow::Result<CommandLine> {
-    let python = environment::ensure(&settings.python, &home.state, &settings.directory).await?.python;
-    let identity = launch::identity_for(settings, &home.run, &python)?;
-    let identity = identity.as_ref();
-    migration(&Surroundings { settings, url, python: &python, identity, of_tests: settings.in_test() }, words)
-}
-
-/// The migration command that `words` say. It runs as the workers' user: such a command imports the whole application, and
-/// what that writes the workers must own.
-fn migration(around: &Surroundings<'_>, words: &[String]) -> anyhow::Result<CommandLine> {
+/// There are no words.
+pub fn migration_command(around: &Surroundings<'_>, words: &[String]) -> anyhow::Result<CommandLine> {
     let command = around.command(words, &format!("{}-migrate", around.settings.name));
     Ok(command.context("migrations.run is empty")?.dir(around.settings.migrations_dir()))
 }
 
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
-    let command = context.around(|around| migration(&around, words))?;
+    let command = context.around(|around| migration_command(&around, words))?;
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
     let what = format!("migrations: `{}`", in_one_line(words));
     let finished = match process::run_with(&command, settings.migrations.limit, on_line).await {
