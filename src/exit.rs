@@ -3,8 +3,12 @@
 //! Rooms return `anyhow::Result`; where the kind of failure decides what a supervisor above Tandem should do, the
 //! chain holds a [`Failure`] and `main` exits with its code. Codes follow sysexits(3).
 
+mod words;
+
 use std::fmt;
 use std::io;
+
+pub use words::{in_words, sql_state, what_the_server_said};
 
 /// What the process exit code says to whoever started Tandem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

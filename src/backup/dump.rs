@@ -18,7 +18,7 @@ use super::name::{Format, Name};
 use super::reach::Reach;
 use super::room;
 use crate::config::{Backup, Compression, Room, Settings};
-use crate::exit::{Code, Failure, is_disk_full, with_disk_full};
+use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::process::{self, Streamed, Streaming};
 use crate::telemetry::{self, Progress};
 
@@ -241,7 +241,7 @@ async fn globals(reach: &Reach, catalog: &Catalog, name: &Name, database: &str) 
             return Err(error);
         }
         // A managed service may keep its roles to itself.
-        tracing::warn!("the roles are not backed up: {error:#}");
+        tracing::warn!("the roles are not backed up: {}", in_words(&error));
         return Ok(None);
     }
     partial.publish(&path).with_context(|| format!("name {file}"))?;

@@ -62,7 +62,7 @@ pub async fn create(reach: &Reach, name: &str, owner: &str, properties: Option<&
             statement.push_str(&format!(" ICU_LOCALE {}", text(locale)));
         }
     }
-    let mut session = reach.session(SUPERUSER).await?;
+    let mut session = reach.aside(name).await?;
     let create = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
     let created = tokio::time::timeout(CREATE_LIMIT, create).await.context("make a database: the server hangs")?;
     created.with_context(|| format!("make database {name}"))?;
@@ -74,7 +74,7 @@ pub async fn create(reach: &Reach, name: &str, owner: &str, properties: Option<&
 /// # Errors
 /// The server refuses.
 pub async fn drop(reach: &Reach, name: &str) -> anyhow::Result<()> {
-    let mut session = reach.session(SUPERUSER).await?;
+    let mut session = reach.aside(name).await?;
     let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name));
     raw_sql(AssertSqlSafe(statement)).execute(&mut session).await.with_context(|| format!("drop database {name}"))?;
     session.close().await.context("close the connection to PostgreSQL")
@@ -127,7 +127,7 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
     match load.format {
         Format::Plain => plain(reach, load, database, progress).await,
         Format::Custom | Format::Directory => {
-            let command = reach.client("pg_restore", database).args(["--exit-on-error", "--no-password"]);
+            let command = reach.writer("pg_restore", database).args(["--exit-on-error", "--no-password"]);
             let command = match load.format {
                 Format::Directory => command.arg(format!("--jobs={JOBS}")),
                 _ => command.arg("--single-transaction"),
@@ -140,7 +140,7 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
 }
 
 async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) -> anyhow::Result<()> {
-    let command = reach.client("psql", database).args([
+    let command = reach.writer("psql", database).args([
         "--no-psqlrc",
         "--quiet",
         "--no-password",

@@ -15,6 +15,9 @@ use crate::schema;
 /// What our sessions are called in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "tandem-backup";
 
+/// What every server has beside the database `postgres`. A session there keeps others from copying it, so it comes second.
+const TEMPLATE: &str = "template1";
+
 /// How long a server may take to let a session in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
@@ -69,39 +72,57 @@ impl Reach {
         }
     }
 
+    /// A session outside of `database`, from where that can be made, renamed and dropped, however long it takes.
+    ///
+    /// # Errors
+    /// As [`Self::session`].
+    pub async fn aside(&self, database: &str) -> anyhow::Result<PgConnection> {
+        let place = if database == SUPERUSER { TEMPLATE } else { SUPERUSER };
+        let mut session = match self.session(place).await {
+            // A server of somebody else's need not have it, or let this role in.
+            Err(error) if place == SUPERUSER && database != TEMPLATE && !self.is_superuser() => {
+                self.session(TEMPLATE).await.map_err(|_| error)?
+            }
+            opened => opened?,
+        };
+        schema::unlimited(&mut session).await.context("free the session from limits")?;
+        Ok(session)
+    }
+
     /// A program of PostgreSQL's that takes `--dbname`, connected to `database`. The password travels in the environment,
     /// which other users cannot read.
     pub fn client(&self, tool: &str, database: &str) -> CommandLine {
-        self.program(tool).arg(match &self.way {
-            // A database's name with `=` in it would be read as a connection string.
-            Way::Socket { .. } => {
-                format!("--dbname=dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'"))
-            }
-            Way::Url(url) => {
-                let place =
-                    DatabaseUrl { database: database.to_owned(), password: None, ..url.with_scheme("postgresql") };
-                format!("--dbname={}", place.expose().expose())
-            }
-        })
+        // A database's name with `=` in it would be read as a connection string.
+        self.program(tool).arg(format!("--dbname=dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'")))
+    }
+
+    /// As [`Self::client`], for a program that writes: whatever the server says of transactions, these may.
+    pub fn writer(&self, tool: &str, database: &str) -> CommandLine {
+        let given = match &self.way {
+            Way::Socket { .. } => "",
+            Way::Url(url) => url.parameter("options").unwrap_or_default(),
+        };
+        let options = format!("{given} -c default_transaction_read_only=off -c statement_timeout=0");
+        self.client(tool, database).env("PGOPTIONS", options.trim_start())
     }
 
     /// A program of PostgreSQL's that gets in where its arguments do not say otherwise.
     pub fn program(&self, tool: &str) -> CommandLine {
-        let mut command = self.installation.command(tool).dir("/").env("PGAPPNAME", APPLICATION_NAME);
-        // What a person's shell says of connections is not meant for this one.
-        for name in ["PGHOSTADDR", "PGSERVICE", "PGOPTIONS", "PGPASSFILE", "PGDATABASE", "PGSSLMODE", "PSQLRC"] {
-            command = command.env_remove(name);
-        }
+        // What a person's shell says of connections, `process` has taken out.
+        let command = self.installation.command(tool).dir("/").env("PGAPPNAME", APPLICATION_NAME).env_remove("PSQLRC");
         match &self.way {
-            Way::Socket { home, port } => command
-                .env_remove("PGPASSWORD")
-                .env("PGHOST", &home.socket_dir)
-                .env("PGPORT", port.to_string())
-                .env("PGUSER", SUPERUSER),
-            Way::Url(url) => match &url.password {
-                Some(password) => command.env("PGPASSWORD", password.expose()),
-                None => command.env_remove("PGPASSWORD"),
-            },
+            Way::Socket { home, port } => {
+                command.env("PGHOST", &home.socket_dir).env("PGPORT", port.to_string()).env("PGUSER", SUPERUSER)
+            }
+            Way::Url(url) => {
+                let command = command.env("PGHOST", &url.host).env("PGPORT", url.port.to_string());
+                let command = match &url.password {
+                    Some(password) => command.env("PGPASSWORD", password.expose()),
+                    None => command,
+                };
+                let named = url.variables().into_iter();
+                named.fold(command.env("PGUSER", &url.user), |command, (name, value)| command.env(name, value))
+            }
         }
     }
 

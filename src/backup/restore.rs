@@ -16,9 +16,8 @@ use super::roles;
 use super::swap::{self, Belonging};
 use super::verify::{altered, census};
 use crate::config::{MigrationRun, Settings};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 use crate::postgres::provision::identifier;
-use crate::postgres::settings::SUPERUSER;
 use crate::schema;
 use crate::telemetry;
 
@@ -151,7 +150,7 @@ impl Restoring {
     /// # Errors
     /// [`Failure`]: another restore runs.
     pub async fn begin(reach: &Reach, database: &str) -> anyhow::Result<Self> {
-        let mut session = reach.session(SUPERUSER).await?;
+        let mut session = reach.aside(database).await?;
         let taken = query_scalar("SELECT pg_catalog.pg_try_advisory_lock($1)").bind(LOCK_KEY);
         if !taken.fetch_one(&mut session).await.context("take the lock of restores")? {
             bail!(Failure::new(Code::Temporary, "another restore runs on this server: wait for its end"));
@@ -198,7 +197,7 @@ impl Restoring {
                     // A connection that is lost in the very commit says nothing of it: the names do.
                     Err(error) => match swap::exists(&mut self.session, &kept).await {
                         Ok(true) => {
-                            tracing::warn!("the databases are swapped, though: {error:#}");
+                            tracing::warn!("the databases are swapped, though: {}", in_words(&error));
                             (Some(kept), Duration::ZERO)
                         }
                         Ok(false) => {
@@ -320,7 +319,7 @@ impl Restoring {
 /// Remove `new`, which did not come to be.
 async fn give_up(reach: &Reach, new: &str) {
     if let Err(left) = load::drop(reach, new).await {
-        tracing::warn!("database {new} stays until the next restore: {left:#}");
+        tracing::warn!("database {new} stays until the next restore: {}", in_words(&left));
     }
 }
 

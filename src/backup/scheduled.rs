@@ -15,7 +15,7 @@ use super::reach::Reach;
 use super::retention::{Fate, Rules};
 use super::verify::{Means, verify};
 use crate::config::{Settings, Verify};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 
 /// How old the newest proof may be where one a week is wanted. An hour less, so that a weekly run is not late by seconds.
 const PROOF_AGE_MAX: TimeDelta = TimeDelta::hours(7 * 24 - 1);
@@ -45,7 +45,7 @@ pub async fn run(means: &Means<'_>, reach: &Reach, database: &str) -> anyhow::Re
     let mut run = Run { started: Utc::now(), ..Run::default() };
     let outcome = whole(means, reach, database, &catalog, &mut run).await;
     run.finished = Utc::now();
-    run.error = outcome.as_ref().err().map(|error| format!("{error:#}"));
+    run.error = outcome.as_ref().err().map(in_words);
     record(&catalog, &run);
     outcome.map(|()| run)
 }
@@ -87,7 +87,7 @@ pub async fn send(settings: &Settings, catalog: &Catalog, entry: &Entry) -> anyh
         if let Err(error) = copies.send(catalog, entry).await {
             match outcome {
                 Ok(()) => outcome = Err(error),
-                Err(_) => tracing::error!("{error:#}"),
+                Err(_) => tracing::error!("{}", in_words(&error)),
             }
         }
     }
@@ -141,7 +141,7 @@ pub fn record(catalog: &Catalog, run: &Run) {
     if catalog.dir().is_dir()
         && let Err(error) = files::write_json(&path(catalog), run)
     {
-        tracing::debug!("{error:#}");
+        tracing::debug!("{}", in_words(&error));
     }
 }
 

@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep};
 use super::reach::Reach;
 use crate::exit::{Code, Failure};
 use crate::postgres::provision::identifier;
-use crate::postgres::settings::SUPERUSER;
 
 /// Settings whose value is a list of names, each quoted by itself (PostgreSQL's guc.h, GUC_LIST_QUOTE): it is taken as it
 /// is kept.
@@ -161,8 +160,9 @@ fn literal(text: &str) -> String {
 /// # Errors
 /// A session does not end, or the server refuses; everything is as it was then.
 pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Duration) -> anyhow::Result<Duration> {
-    let mut session = reach.session(SUPERUSER).await?;
-    let mut ending = reach.session(SUPERUSER).await?;
+    // Not in the one that is renamed: its sessions are ended.
+    let mut session = reach.aside(live).await?;
+    let mut ending = reach.aside(live).await?;
     wait_for_transactions(&mut session, live, patience).await?;
     let limit = format!("SET statement_timeout = '{STATEMENT_LIMIT}'");
     raw_sql(AssertSqlSafe(limit)).execute(&mut session).await.context("set a limit for the renames")?;
@@ -227,7 +227,7 @@ async fn end_sessions(session: &mut PgConnection, databases: &[&str]) -> anyhow:
 
 /// The rename looks every 100 ms only: when it begins, the sessions that are there now are to be gone.
 async fn end_sessions_until_gone(reach: &Reach, database: &str) -> anyhow::Result<()> {
-    let mut session = reach.session(SUPERUSER).await?;
+    let mut session = reach.aside(database).await?;
     let deadline = Instant::now() + Duration::from_millis(100);
     while end_sessions(&mut session, &[database]).await? > 0 && Instant::now() < deadline {
         sleep(LOOK_AGAIN).await;

@@ -13,7 +13,7 @@ use super::load::{self, Load};
 use super::manifest::{Census, Manifest, Properties, Verdict};
 use super::reach::Reach;
 use crate::config::Settings;
-use crate::exit::{Code, Failure, is_disk_full};
+use crate::exit::{Code, Failure, in_words, is_disk_full};
 use crate::harness::Throwaway;
 use crate::postgres::binaries::Installation;
 use crate::postgres::free_bytes;
@@ -177,7 +177,7 @@ pub async fn try_out(
         if is_disk_full(&error) {
             return Err(error.context("restore into a throwaway server"));
         }
-        return Ok(Err(format!("it does not restore: {error:#}")));
+        return Ok(Err(format!("it does not restore: {}", in_words(&error))));
     }
     progress.say("counting what was restored");
     let found = census(&reach, DATABASE).await?;

@@ -1,8 +1,9 @@
 //! `tandem migrate`
 
 use crate::cli::{Common, Migrate};
+use crate::commands::migrate_tool::{self, Place};
 use crate::commands::open;
-use crate::config::{PostgresMode, Settings};
+use crate::config::{MigrationRun, PostgresMode, Settings};
 use crate::exit::Code;
 use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
@@ -27,19 +28,23 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
     let running = settings.postgres.mode == PostgresMode::Attach || server::running_port(&home.data).is_some();
     if running {
         let url = open::url(&settings, &home)?;
-        act(&settings, &url, command).await?;
+        act(&settings, &home, &url, command).await?;
         return Ok(Code::Stopped);
     }
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem migrate")?;
     let context = Context::resolve(configuration, home).await?;
     let url = context.url.clone();
-    let errand = Box::pin(async move { act(&settings, &url, command).await });
+    let home = context.home.clone();
+    let errand = Box::pin(async move { act(&settings, &home, &url, command).await });
     sidecar::run(context, Goal::Errand(errand)).await?;
     Ok(Code::Stopped)
 }
 
-async fn act(settings: &Settings, url: &DatabaseUrl, command: Migrate) -> anyhow::Result<()> {
+async fn act(settings: &Settings, home: &Home, url: &DatabaseUrl, command: Migrate) -> anyhow::Result<()> {
+    if let MigrationRun::Command(run) = &settings.migrations.run {
+        return migrate_tool::act(&Place { settings, home, url, run }, command).await;
+    }
     let (lock_limit, limit) = (settings.migrations.lock_limit, settings.migrations.limit);
     match command {
         Migrate::Up => {

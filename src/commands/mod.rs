@@ -9,6 +9,7 @@ mod health;
 mod install;
 mod logs;
 mod migrate;
+mod migrate_tool;
 mod open;
 mod reload;
 mod restart;

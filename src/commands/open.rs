@@ -106,7 +106,7 @@ pub fn url(settings: &Settings, home: &Home) -> anyhow::Result<DatabaseUrl> {
         host: client_address(postgres.listen).to_string(),
         port: server::running_port(&home.data).unwrap_or(postgres.port.number),
         database: postgres.database.clone(),
-        query: None,
+        parameters: Vec::new(),
     })
 }
 

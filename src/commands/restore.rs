@@ -14,7 +14,7 @@ use crate::commands::open::{self, Database};
 use crate::commands::restore_point;
 use crate::commands::running::say;
 use crate::control::{Order, client};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 
 /// What a person types to have the database replaced.
 const WORD: &str = "RESTORE";
@@ -146,7 +146,8 @@ async fn roll_workers(at: &Database, args: &RestoreArgs) {
     let rolled: anyhow::Result<Vec<String>> = rolled.await;
     if let Err(error) = rolled {
         tracing::warn!(
-            "the workers were not replaced, and may remember what was there: {error:#}; try `tandem reload`"
+            "the workers were not replaced, and may remember what was there: {}; try `tandem reload`",
+            in_words(&error)
         );
     }
 }

@@ -10,7 +10,7 @@ use crate::commands::running;
 use crate::commands::table::{age, plain, size};
 use crate::control::client;
 use crate::control::messages::{ServiceStatus, Status};
-use crate::exit::Code;
+use crate::exit::{Code, in_words};
 
 /// How often `--watch` asks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
         match &status {
             Ok(status) => running::say(&format!("{clear}{}", shown(status, json)?))?,
             // It may be on its way up again.
-            Err(error) => eprintln!("{clear}tandem: {error:#}"),
+            Err(error) => eprintln!("{clear}tandem: {}", in_words(&error)),
         }
         tokio::time::sleep(INTERVAL).await;
         status = client::status(&socket).await;

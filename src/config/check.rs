@@ -5,11 +5,17 @@ use std::net::SocketAddr;
 use super::backup::BackupFormat;
 use super::build::is_name_letter;
 use super::keys;
+use super::layers::Layer;
 use super::problem::Problems;
+use super::references;
 use super::settings::*;
 use super::values::Values;
-use crate::plan::schedule;
+use crate::plan::{libpq, schedule};
 
+/// Words that stand for other things where a role is named (PostgreSQL documentation, CREATE ROLE).
+const ROLES_RESERVED: [&str; 2] = ["none", "public"];
+/// Databases that every cluster has for its own use.
+const DATABASES_RESERVED: [&str; 2] = ["template0", "template1"];
 /// PostgreSQL truncates longer names (NAMEDATALEN - 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
@@ -89,12 +95,20 @@ impl Checker<'_> {
                 self.wrong(key, "PostgreSQL's names have at most 63 bytes", None);
             }
         }
-        if self.settings.postgres.mode == PostgresMode::Managed && user.starts_with("pg_") {
+        let managed = self.settings.postgres.mode == PostgresMode::Managed;
+        if managed && user.starts_with("pg_") {
             self.wrong("postgres.user", "PostgreSQL keeps names that begin with pg_ to itself", None);
         }
+        if managed && ROLES_RESERVED.contains(&user.as_str()) {
+            self.wrong("postgres.user", &format!("PostgreSQL gives no role the name {user}"), None);
+        }
+        if let Some(template) = DATABASES_RESERVED.iter().find(|reserved| *reserved == database) {
+            let message = format!("{template} is what PostgreSQL copies new databases from; name another");
+            self.wrong("postgres.database", &message, None);
+        }
         let scheme = &self.settings.workers.url_scheme;
-        if scheme != "postgresql" && !scheme.starts_with("postgresql+") {
-            let help = "SQLAlchemy's are postgresql+psycopg2, postgresql+psycopg and postgresql+asyncpg";
+        if scheme != "auto" && scheme != "postgresql" && !scheme.starts_with("postgresql+") {
+            let help = "\"auto\", or SQLAlchemy's postgresql+psycopg2, postgresql+psycopg and postgresql+asyncpg";
             self.wrong("workers.url_scheme", "not a scheme for PostgreSQL", Some(help));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.settings.log.filter) {
@@ -142,6 +156,10 @@ impl Checker<'_> {
         if let Some(file) = python.requirements.as_ref().filter(|file| !file.is_file()) {
             self.wrong("python.requirements", &format!("{} is not a file", file.display()), None);
         }
+        if let Some(dir) = self.settings.migrations.dir.as_ref().filter(|dir| !dir.is_dir()) {
+            self.wrong("migrations.dir", &format!("{} is not a directory", dir.display()), None);
+        }
+        self.migration_program();
         if python.interpreter.contains('/') && !std::path::Path::new(&python.interpreter).is_file() {
             self.wrong("python.interpreter", &format!("{} is not a file", python.interpreter), None);
         }
@@ -161,6 +179,19 @@ impl Checker<'_> {
             }
         } else if self.values.chosen("postgres.source_sha256") {
             self.wrong("postgres.source_sha256", "belongs to an archive, and postgres.source names none", None);
+        }
+    }
+
+    /// A program of the migrations that is written with its path must be there. A bare name may be in the Python
+    /// environment, which is made later.
+    fn migration_program(&mut self) {
+        let migrations = &self.settings.migrations;
+        let MigrationRun::Command(words) = &migrations.run else { return };
+        let Some(program) = words.first().filter(|program| program.contains('/')) else { return };
+        let path = self.settings.migrations_dir().join(program);
+        if !path.is_file() {
+            let message = format!("{} is not a file", path.display());
+            self.wrong("migrations.run", &message, Some("write the program's name, or its path from migrations.dir"));
         }
     }
 
@@ -334,9 +365,16 @@ impl Checker<'_> {
         for (name, entry) in self.values.entries("workers.env") {
             if name.contains(['=', '\0']) || name.is_empty() {
                 self.problems.add(&entry.origin, format!("{name:?} is not a variable's name"), None);
-            } else if keys::INJECTED_NAMES.contains(&name) {
+            } else if entry.is_of(Layer::Workers) {
+                // A line of `.env` that says where the database is sets nothing.
+            } else if keys::INJECTED_NAMES.contains(&name) || libpq::says_where(name) {
                 let help = "it follows from [postgres]; leave it out".to_owned();
                 self.problems.add(&entry.origin, format!("workers get {name} from Tandem"), Some(help));
+            } else if references::NAMES.contains(&name) {
+                self.notices.push(format!(
+                    "workers.env.{name} ({}) has no effect: Tandem says there where its own database is",
+                    entry.origin
+                ));
             }
         }
     }
@@ -350,7 +388,12 @@ impl Checker<'_> {
         }
         let terms = ["pool.size", "pool.overflow", "workers.count", "workers.surge", "postgres.max_connections"];
         let key = terms.into_iter().find(|key| self.values.chosen(key)).unwrap_or("pool.size");
-        self.problems.add(self.values.origin(key), over.to_string(), Some(over.help()));
+        let mut help = over.help();
+        if self.settings.postgres.max_connections_auto {
+            let memory = self.settings.memory >> 20;
+            help = format!("more connections would not fit into {memory} MB of memory, if all are used: {help}");
+        }
+        self.problems.add(self.values.origin(key), over.to_string(), Some(help));
     }
 }
 

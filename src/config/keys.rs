@@ -18,6 +18,8 @@ pub enum Kind {
     ChoiceOrCommand(&'static [&'static str]),
     /// A whole number of at least this.
     Count(u32),
+    /// A whole number of at least this, or one of the words.
+    CountOr(u32, &'static [&'static str]),
     Port,
     Boolean,
     /// True, false, or one of the words.

@@ -8,7 +8,7 @@ use super::keys;
 use super::problem::{Origin, Problems};
 use super::processes::Written as Process;
 use super::value::Raw;
-use super::{Source, dotenv, foreign};
+use super::{Source, dotenv, foreign, references};
 
 /// One value, as somebody wrote it somewhere.
 #[derive(Clone, Debug)]
@@ -21,6 +21,13 @@ pub struct Entry {
     pub rank: u8,
     /// Where a relative path in it starts.
     pub base: PathBuf,
+}
+
+impl Entry {
+    /// Whether `layer` says it.
+    pub fn is_of(&self, layer: Layer) -> bool {
+        self.rank / 4 == layer as u8
+    }
 }
 
 /// Who speaks; later ones win.
@@ -108,16 +115,20 @@ impl Written {
             Err(_) if !path.is_file() => return,
             Err(error) => return problems.add_file(&file, format!("cannot be read: {error}"), None),
         };
-        let (variables, bad) = dotenv::parse(&text, &|name| source.environment.get(name).cloned());
+        let outer = |name: &str| source.environment.get(name).cloned();
+        let (variables, bad) = dotenv::parse(&text, &outer);
+        // The same lines as children get them, whose server is known only when they are started.
+        let (marked, _) = dotenv::parse(&text, &|name| references::mark_of(name).or_else(|| outer(name)));
         for bad in bad {
             problems.add(&Origin::Line { file: file.clone(), line: bad.line, name: None }, bad.message, None);
         }
-        for dotenv::Variable { name, value, line } in variables {
+        for (dotenv::Variable { name, value, line }, marked) in variables.into_iter().zip(marked) {
             let origin = Origin::Line { file: file.clone(), line, name: Some(name.clone()) };
             let taken = self.variable(layer, &name, &value, origin.clone(), directory, problems);
             // The process environment wins over `.env`, for the application as for Tandem.
             let inherited = source.environment.contains_key(&name);
-            if !taken && !inherited && !keys::INJECTED_NAMES.contains(&name.as_str()) {
+            if !taken && !inherited {
+                let value = references::literal(&marked.value);
                 self.entry(Layer::Workers, &format!("workers.env.{name}"), &value, origin, directory, false);
             }
         }

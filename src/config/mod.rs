@@ -22,8 +22,10 @@ mod file;
 mod foreign;
 mod keys;
 mod layers;
+pub mod memory;
 mod problem;
 mod processes;
+pub mod references;
 mod rows;
 mod settings;
 #[cfg(test)]
@@ -36,12 +38,13 @@ use std::path::PathBuf;
 
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, Compression, Disk, Pitr, Retention, Surroundings, Verify};
 pub use diff::{Change, Effect, changes};
-pub use environment::{no_color, notify_socket, temp_dir};
+pub use environment::{libpq_names, no_color, notify_socket, set_libpq_aside, temp_dir};
 pub use problem::Origin;
 pub use rows::Row;
 pub use settings::*;
 pub use value::Room;
 
+use crate::plan::libpq::TEST_SOCKET;
 use layers::Merged;
 use problem::Problems;
 use values::Values;
@@ -85,7 +88,7 @@ pub struct Loaded {
 /// # Errors
 /// A [`crate::exit::Failure`] with code 78 that tells everything that is wrong, with file, line and what to do.
 pub fn load(source: &Source) -> anyhow::Result<Loaded> {
-    load_with(source, &database::resolve)
+    load_with(source, &database::resolve, memory::available())
 }
 
 /// The directory that a configuration belongs to, whatever is wrong with it.
@@ -96,19 +99,26 @@ pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
     Ok(file::find(source)?.directory)
 }
 
-fn load_with(source: &Source, resolve: database::Resolve<'_>) -> anyhow::Result<Loaded> {
+fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
     let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
-    let database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
+    let mut database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
+    // In a test the server is the tests' own, whatever makes the connection to another one safe.
+    if let Some(url) = database.url.as_mut().filter(|_| !source.environment.contains_key(TEST_SOCKET)) {
+        database::secure(url, &merged, &source.environment);
+    }
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
-    let settings = build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
+    let mut settings =
+        build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
+    settings.choose_max_connections(memory);
     notices.extend(foreign::notices(&source.environment, &settings, &values));
     check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
+    rows.extend(rows::libpq(&source.environment, &values, &settings));
     rows.extend(
         std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
     );
@@ -139,7 +149,8 @@ impl Loaded {
     pub fn plan(&self) -> String {
         let (budget, ladder) = (self.settings.budget(), self.settings.stop_ladder());
         let platform = humantime::format_duration(ladder.platform_grace);
-        format!("connections: {}\nstop: {ladder}, the platform grants {platform}\n", budget.arithmetic())
+        let (sum, chosen) = (budget.arithmetic(), self.settings.why_so_many_connections());
+        format!("connections: {sum}{chosen}\nstop: {ladder}, the platform grants {platform}\n")
     }
 
     /// The rows as aligned text.

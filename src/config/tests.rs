@@ -19,6 +19,7 @@ struct Project {
     directory: TempDir,
     environment: Vec<(&'static str, &'static str)>,
     flags: Vec<(&'static str, &'static str, &'static str)>,
+    memory: u64,
 }
 
 const APP: &str = "[workers]\napp = \"main:app\"\n";
@@ -30,7 +31,7 @@ fn project(files: &[(&str, &str)]) -> Project {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    Project { directory, environment: Vec::new(), flags: Vec::new() }
+    Project { directory, environment: Vec::new(), flags: Vec::new(), memory: 8 << 30 }
 }
 
 impl Project {
@@ -65,7 +66,7 @@ impl Project {
             "db.example.org" => Ok(()),
             _ => Err(io::Error::other("Name or service not known")),
         };
-        load_with(&source, &resolve)
+        load_with(&source, &resolve, self.memory)
     }
 
     fn loaded(&self) -> Loaded {
@@ -285,8 +286,28 @@ fn layers_win_in_order_and_say_so() {
 }
 
 #[test]
-fn the_guides_pools_get_the_arithmetic() {
-    project(&[("tandem.toml", APP), (".env", "DB_POOL_SIZE=20\nDB_POOL_OVERFLOW=10\n")]).refused(expect![[r#"
+fn the_guides_pools_fit_unless_a_number_is_written_for_the_server() {
+    const DOTENV: &str = "DB_POOL_SIZE=20\nDB_POOL_OVERFLOW=10\n";
+    let mut auto = project(&[("tandem.toml", APP), (".env", DOTENV)]);
+    let loaded = auto.loaded();
+    assert_eq!(loaded.settings.postgres.max_connections, 163);
+    assert!(summary(&loaded).contains("pool.size = 20 (.env:1)"), "{}", summary(&loaded));
+    let row = loaded.rows().iter().find(|row| row.key == "postgres.max_connections").unwrap();
+    assert_eq!((row.value.as_str(), row.origin.as_str()), ("auto: 163", "default"));
+
+    auto.memory = 128 << 20;
+    auto.refused(expect![[r#"
+        the configuration has 1 problem:
+          .env:1: the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (20 + 10) + 1 more during a roll × 30 + 10 reserved + 3 for superusers = 163, max_connections is 100
+            help: more connections would not fit into 128 MB of memory, if all are used: raise postgres.max_connections to 163, let pool.size + pool.overflow be at most 17, or let workers.count be at most 1"#]]);
+    auto.memory = 192 << 20;
+    let auto = auto.flag("workers.count", "2", "--workers");
+    assert!(
+        auto.loaded().plan().contains("is 128 (auto: room for 2 workers, more would not fit into 192 MB of memory)")
+    );
+
+    let text = format!("postgres.max_connections = 100\n{APP}");
+    project(&[("tandem.toml", &text), (".env", DOTENV)]).refused(expect![[r#"
         the configuration has 1 problem:
           .env:1: the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (20 + 10) + 1 more during a roll × 30 + 10 reserved + 3 for superusers = 163, max_connections is 100
             help: raise postgres.max_connections to 163, let pool.size + pool.overflow be at most 17, or let workers.count be at most 1"#]]);
@@ -306,7 +327,7 @@ fn the_project_is_the_parent_of_config() {
 fn the_table_is_aligned() {
     let loaded = project(&[("tandem.toml", "name = \"x\"\n[workers]\napp = \"main:app\"\n")]).loaded();
     expect![[r#"
-        connections: 4 workers × (5 + 10) + 1 more during a roll × 15 + 10 reserved + 3 for superusers = 88, max_connections is 100
+        connections: 4 workers × (20 + 10) + 1 more during a roll × 30 + 10 reserved + 3 for superusers = 163, max_connections is 163 (auto: room for 4 workers)
         stop: 10s + 10s = 20s, the platform grants 30s
     "#]]
     .assert_eq(&loaded.plan());
@@ -320,7 +341,7 @@ fn the_table_is_aligned() {
         workers.count                  4                                                 default
         workers.listen                 127.0.0.1:8000                                    default
         workers.backlog                2048                                              default
-        workers.url_scheme             postgresql+psycopg2                               default
+        workers.url_scheme             auto                                              default
         workers.env                    (what .env holds)                                 default
         workers.preimport              ["uvicorn", "fastapi", "sqlalchemy", "psycopg2"]  default
         workers.access_log             false                                             default
@@ -344,7 +365,7 @@ fn the_table_is_aligned() {
         workers.ready                  notify                                            default
         workers.socket                 inherited                                         default
         workers.reload_include         ["*.py"]                                          default
-        test.url_scheme                (workers.url_scheme, if written, else postgresql)  default"#]]
+        test.url_scheme                (workers.url_scheme)                              default"#]]
     .assert_eq(&lines.join("\n"));
 }
 

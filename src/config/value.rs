@@ -117,7 +117,14 @@ pub fn read(kind: Kind, raw: &Raw) -> Result<Typed, Unreadable> {
         Kind::ChoiceOrPath(_) if raw.as_text().is_some_and(|text| text.contains('/')) => text(raw).map(Typed::Text),
         Kind::ChoiceOrCommand(_) if command(raw).is_some() => command(raw).map(Typed::List),
         Kind::BooleanOr(_) if boolean(raw).is_some() => boolean(raw).map(Typed::Boolean),
-        Kind::Choice(words) | Kind::ChoiceOrPath(words) | Kind::ChoiceOrCommand(words) | Kind::BooleanOr(words) => {
+        Kind::CountOr(least, _) if number(raw).is_some() => {
+            number(raw).filter(|number| *number >= least).map(Typed::Number)
+        }
+        Kind::Choice(words)
+        | Kind::ChoiceOrPath(words)
+        | Kind::ChoiceOrCommand(words)
+        | Kind::BooleanOr(words)
+        | Kind::CountOr(_, words) => {
             return choice(kind, words, raw);
         }
         Kind::Count(least) => number(raw).filter(|number| *number >= least).map(Typed::Number),
@@ -151,6 +158,7 @@ pub fn expected(kind: Kind) -> String {
             format!("one of {}, or a command as a list: [\"alembic\", \"upgrade\", \"head\"]", words(accepted))
         }
         Kind::Count(least) => format!("a whole number of at least {least}"),
+        Kind::CountOr(least, accepted) => format!("a whole number of at least {least}, or {}", words(accepted)),
         Kind::Port => "a port: a whole number up to 65535".into(),
         Kind::Boolean => "true or false".into(),
         Kind::BooleanOr(accepted) => format!("true, false or {}", words(accepted)),
@@ -356,6 +364,10 @@ mod tests {
             (Kind::ChoiceOrCommand(&["none"]), r#"["alembic", "upgrade"]"#, Some(r#"["alembic", "upgrade"]"#)),
             (Kind::ChoiceOrCommand(&["none"]), "alembic upgrade head", None),
             (Kind::Count(1), "0", None),
+            (Kind::CountOr(4, &["auto"]), "auto", Some("auto")),
+            (Kind::CountOr(4, &["auto"]), "120", Some("120")),
+            (Kind::CountOr(4, &["auto"]), "3", None),
+            (Kind::CountOr(4, &["auto"]), "many", None),
             (Kind::BooleanOr(&["strict"]), "on", Some("true")),
             (Kind::BooleanOr(&["strict"]), "strict", Some("strict")),
             (Kind::BooleanOr(&["strict"]), "stric", None),

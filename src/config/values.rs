@@ -80,6 +80,14 @@ impl Values {
         }
     }
 
+    /// The number, or `other` where a word was written in its place.
+    pub fn number_or(&self, key: &str, other: u32) -> u32 {
+        match self.typed(key) {
+            Typed::Number(number) => *number,
+            _ => other,
+        }
+    }
+
     pub fn boolean(&self, key: &str) -> bool {
         *self.typed(key) == Typed::Boolean(true)
     }

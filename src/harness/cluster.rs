@@ -10,7 +10,7 @@ use super::janitor::Janitor;
 use super::place::{Place, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::template::{self, Facts, Recipe, Template};
-use crate::exit::is_disk_full;
+use crate::exit::{in_words, is_disk_full};
 use crate::plan::{DatabaseUrl, Secret};
 use crate::postgres::home::Home;
 
@@ -44,7 +44,7 @@ impl Cluster {
             Err(error) if wish.rebuild || is_disk_full(&error) => Err(error),
             // Whatever is wrong with the image or a spare of it, a new one mends.
             Err(error) => {
-                tracing::warn!("{error:#}; the template is made anew");
+                tracing::warn!("{}; the template is made anew", in_words(&error));
                 let template = template::ensure(recipe, true).await?;
                 Self::on(recipe, &template, Wish { rebuild: true, ..wish }).await
             }
@@ -100,7 +100,7 @@ impl Cluster {
             host: "127.0.0.1".into(),
             port: postmaster.port,
             database: settings.postgres.database.clone(),
-            query: None,
+            parameters: Vec::new(),
         };
         let databases = Databases::open(&home, url, facts.sequences, settings);
         Ok(Self { postmaster, databases, home, janitor, place })

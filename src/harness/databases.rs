@@ -15,7 +15,7 @@ use super::catalog::{Catalog, LEAVE_LIMIT};
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
 use super::template::DATABASE;
 use crate::config::Settings;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 use crate::plan::{DatabaseUrl, Secret};
 use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
@@ -142,7 +142,7 @@ impl Databases {
         let this = self.clone();
         self.0.runtime.spawn(async move {
             if let Err(error) = this.0.catalog.warm(DATABASE).await {
-                tracing::debug!("connect to the template: {error:#}");
+                tracing::debug!("connect to the template: {}", in_words(&error));
             }
             this.step(DATABASE, Event::Resumed);
         });
@@ -313,7 +313,7 @@ impl Databases {
                 Action::Drop(name) => {
                     self.0.runtime.spawn(async move {
                         if let Err(error) = this.0.catalog.destroy(&name).await {
-                            tracing::debug!("drop {name}: {error:#}");
+                            tracing::debug!("drop {name}: {}", in_words(&error));
                         }
                         say(Event::Dropped);
                     });
@@ -335,7 +335,7 @@ impl Databases {
         let text = if free < 2 * DATABASE_SIZE {
             format!("{} is full ({} MB are free)", self.0.dir.display(), free >> 20)
         } else {
-            format!("{:#}", error.root_cause())
+            in_words(error)
         };
         let mut desk = self.desk();
         if desk.trouble != text {
@@ -362,7 +362,7 @@ async fn clean(databases: Weak<Inner>, mut back: mpsc::UnboundedReceiver<(String
         let outcome = clean_once(&databases, &mut here).await;
         if let Err(error) = outcome {
             // Whatever they are, nobody gets them again.
-            tracing::debug!("look at what came back: {error:#}");
+            tracing::debug!("look at what came back: {}", in_words(&error));
             databases.cleaned(here.drain(..).map(|(template, name, _)| (template, name, false)));
         }
     }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::databases::Databases;
 use crate::control::{Answer, ControlSocket};
-use crate::exit::{Code, code_of};
+use crate::exit::{Code, code_of, in_words};
 use crate::health::port;
 
 /// Largest body of a request, in bytes, and how long it may take to arrive.
@@ -92,7 +92,7 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
 }
 
 fn refuse(status: u16, error: &anyhow::Error) -> Refusal {
-    (status, Answer::failed(code_of(error), format!("{error:#}")))
+    (status, Answer::failed(code_of(error), in_words(&error)))
 }
 
 async fn body(request: Request<Incoming>) -> Result<Bytes, Refusal> {

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::databases::{Databases, password};
+use crate::exit::in_words;
 use crate::health::port;
 
 /// How long a client may wait for another one to fill a template.
@@ -140,7 +141,7 @@ impl Office {
         };
         if let Err(error) = self.0.databases.catalog().create_empty(&template.database()).await {
             self.set(&hash, State::GivenUp);
-            return refused(503, format!("{error:#}"));
+            return refused(503, in_words(&error));
         }
         (200, json!({ "database": self.config(&hash, &template.database()) }))
     }
@@ -153,7 +154,7 @@ impl Office {
             State::Filling => {}
         }
         if let Err(error) = self.0.databases.catalog().freeze(&template.database()).await {
-            return refused(503, format!("{error:#}"));
+            return refused(503, in_words(&error));
         }
         self.0.databases.add_pool(&template.database(), &template.prefix());
         self.set(hash, State::Filled);
@@ -172,7 +173,7 @@ impl Office {
     async fn destroy(&self, template: &Template) {
         self.0.databases.remove_pool(&template.database());
         if let Err(error) = self.0.databases.catalog().destroy(&template.database()).await {
-            tracing::debug!("drop {}: {error:#}", template.database());
+            tracing::debug!("drop {}: {}", template.database(), in_words(&error));
         }
     }
 
@@ -197,7 +198,7 @@ impl Office {
         };
         let lease = match self.0.databases.fresh_of(&template.database()).await {
             Ok(lease) => lease,
-            Err(error) => return refused(503, format!("{error:#}")),
+            Err(error) => return refused(503, in_words(&error)),
         };
         let oldest = self.templates().by_hash.get_mut(hash).and_then(|template| {
             template.out.push_back(lease.name.clone());

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::config::Settings;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::settings::{self, Inputs, Purpose};
@@ -67,7 +67,7 @@ impl Postmaster {
             match launch(&spec).await {
                 Ok(child) => break (port, child),
                 Err(error) if tried < PORT_TRIES && port_is_taken(&spec.home) => {
-                    tracing::debug!("port {port} was taken meanwhile: {error:#}");
+                    tracing::debug!("port {port} was taken meanwhile: {}", in_words(&error));
                     // What the next attempt logs is to be its own.
                     let _ = fs::remove_file(log(&spec.home));
                 }
@@ -199,7 +199,7 @@ async fn keep(spec: Rc<Spec>, pid: Rc<Cell<i32>>, mut child: Child) {
                 pid.set(new.pid());
                 child = new;
             }
-            Err(error) => return tracing::error!("{error:#}"),
+            Err(error) => return tracing::error!("{}", in_words(&error)),
         }
     }
     child.wait().await;

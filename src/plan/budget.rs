@@ -3,6 +3,15 @@
 /// What PostgreSQL keeps for superusers (`superuser_reserved_connections`, its default).
 const SUPERUSER_RESERVED: u32 = 3;
 
+/// The fewest connections that `"auto"` comes to: PostgreSQL's own default.
+const AUTO_MIN: u64 = 100;
+/// So many workers have room, however few there are to begin with, because only a restart of PostgreSQL makes more.
+const AUTO_WORKERS: u32 = 4;
+/// What one used connection takes of the memory: its backend and what that caches.
+const CONNECTION_BYTES: u64 = 3 << 19;
+/// PostgreSQL's limit (`MAX_BACKENDS`), less what its own processes take of it.
+const MOST: u64 = 200_000;
+
 /// The terms of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -25,9 +34,15 @@ impl Budget {
 
     /// Connections that everything together may open.
     pub fn total(&self) -> u64 {
-        (u64::from(self.workers) + u64::from(self.rolling)) * self.per_worker()
-            + u64::from(self.reserved)
-            + u64::from(SUPERUSER_RESERVED)
+        let pools = (u64::from(self.workers) + u64::from(self.rolling)).saturating_mul(self.per_worker());
+        pools.saturating_add(u64::from(self.reserved) + u64::from(SUPERUSER_RESERVED))
+    }
+
+    /// What `max_connections = "auto"` comes to: all that may be opened, and no more than `memory` bytes bear.
+    pub fn connections_for(&self, memory: u64) -> u32 {
+        let wanted = Self { workers: self.workers.max(AUTO_WORKERS), ..*self }.total();
+        let most = (memory / CONNECTION_BYTES).clamp(AUTO_MIN, MOST);
+        wanted.clamp(AUTO_MIN, most) as u32
     }
 
     /// How many workers beyond `workers` the server has room for.
@@ -111,6 +126,20 @@ mod tests {
             the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (20 + 10) + 1 more during a roll × 30 + 10 reserved + 3 for superusers = 163, max_connections is 100
             raise postgres.max_connections to 163, let pool.size + pool.overflow be at most 17, or let workers.count be at most 1"#]]
         .assert_eq(&format!("{over}\n{}", over.help()));
+    }
+
+    #[test]
+    fn auto_is_what_is_needed_and_the_memory_bears() {
+        let auto = |workers, pool_size, overflow, megabytes: u64| {
+            budget(workers, pool_size, overflow).connections_for(megabytes << 20)
+        };
+        assert_eq!(auto(4, 20, 10, 8192), 163, "the guide's pools");
+        assert_eq!(auto(1, 20, 10, 8192), 163, "room to scale to four");
+        assert_eq!(auto(8, 20, 10, 8192), 283);
+        assert_eq!(auto(4, 1, 1, 8192), 100, "no fewer than PostgreSQL's own default");
+        assert_eq!(auto(16, 20, 10, 512), 341, "what 512 MB bear");
+        assert_eq!(auto(4, 20, 10, 16), 100);
+        assert_eq!(auto(u32::MAX, u32::MAX, u32::MAX, u64::MAX >> 20), 200_000);
     }
 
     #[test]

@@ -1,11 +1,59 @@
 //! Secrets and database URLs. Pure.
+//!
+//! A URL is read once, in `parse`; whatever else needs a part of it takes the field. Nothing reads the text again.
 
-use std::fmt;
+mod parse;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use std::fmt::{self, Write as _};
+
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
+
+pub use parse::InvalidUrl;
 
 /// What may stand unencoded in a URL's user, password and database (RFC 3986, section 2.3, unreserved).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// What may not stand unencoded in a query. `+` is a plus to libpq and a space to Python, so it never stands for itself;
+/// the rest stays readable, and free of `%`, which Alembic's configuration chokes on.
+const QUERY_ENCODED: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'&').add(b'+').add(b'<').add(b'>').add(b'?').add(b'\'');
+
+/// What libpq 16 takes in a URL's query (PostgreSQL documentation, "Parameter Key Words") beside the parts that
+/// [`DatabaseUrl`] has fields for, and the variable that says the same, where there is one.
+const LIBPQ: [(&str, Option<&str>); 33] = [
+    ("application_name", None),
+    ("channel_binding", Some("PGCHANNELBINDING")),
+    ("client_encoding", Some("PGCLIENTENCODING")),
+    ("connect_timeout", Some("PGCONNECT_TIMEOUT")),
+    ("fallback_application_name", None),
+    ("gssdelegation", None),
+    ("gssencmode", Some("PGGSSENCMODE")),
+    ("gsslib", Some("PGGSSLIB")),
+    ("keepalives", None),
+    ("keepalives_count", None),
+    ("keepalives_idle", None),
+    ("keepalives_interval", None),
+    ("krbsrvname", Some("PGKRBSRVNAME")),
+    ("load_balance_hosts", Some("PGLOADBALANCEHOSTS")),
+    ("options", Some("PGOPTIONS")),
+    ("replication", None),
+    ("require_auth", Some("PGREQUIREAUTH")),
+    ("requirepeer", Some("PGREQUIREPEER")),
+    ("ssl_max_protocol_version", Some("PGSSLMAXPROTOCOLVERSION")),
+    ("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION")),
+    ("sslcert", Some("PGSSLCERT")),
+    ("sslcertmode", Some("PGSSLCERTMODE")),
+    ("sslcompression", Some("PGSSLCOMPRESSION")),
+    ("sslcrl", Some("PGSSLCRL")),
+    ("sslcrldir", Some("PGSSLCRLDIR")),
+    ("sslkey", Some("PGSSLKEY")),
+    ("sslmode", Some("PGSSLMODE")),
+    ("sslnegotiation", None),
+    ("sslpassword", None),
+    ("sslrootcert", Some("PGSSLROOTCERT")),
+    ("sslsni", Some("PGSSLSNI")),
+    ("target_session_attrs", Some("PGTARGETSESSIONATTRS")),
+    ("tcp_user_timeout", None),
+];
 
 /// A value that no log, error or `Debug` shows.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,109 +82,122 @@ pub struct DatabaseUrl {
     pub scheme: String,
     pub user: String,
     pub password: Option<Secret>,
+    /// A name, an address without brackets, or the directory of a unix socket.
     pub host: String,
     pub port: u16,
     pub database: String,
-    /// What followed `?`, as it was written; for a socket without its `host` and `port`.
-    pub query: Option<String>,
+    /// What else the query says, decoded, under libpq's names where libpq has one.
+    pub parameters: Vec<(String, String)>,
 }
 
-/// Why a text is not a database URL.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct InvalidUrl(String);
-
 impl DatabaseUrl {
-    /// Read `scheme://user:password@host:port/database?query`, as SQLAlchemy and libpq write it
-    /// (PostgreSQL documentation, "Connection URIs").
-    ///
-    /// # Errors
-    /// [`InvalidUrl`], without the password in it.
-    pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
-        let (url, hostless) = parse_url(text).map_err(|error| InvalidUrl(format!("not a URL: {error}")))?;
-        if !url.scheme().starts_with("postgres") {
-            return Err(InvalidUrl(format!("scheme `{}` is not PostgreSQL's (postgresql://…)", url.scheme())));
+    /// The same place under another scheme, such as `postgresql+psycopg2`. What only the old driver knows stays behind.
+    pub fn with_scheme(&self, scheme: &str) -> Self {
+        let mut url = Self { scheme: scheme.to_owned(), ..self.clone() };
+        if is_asyncpg(&self.scheme) && !is_asyncpg(scheme) {
+            url.parameters.retain(|(name, _)| is_libpq(name));
         }
-        let decode = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
-        let host = url.host_str().map(decode).filter(|host| !host.is_empty() && !hostless);
-        let in_query =
-            |wanted: &str| url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned());
-        let (host, port, query) = match (host, in_query("host")) {
-            (Some(host), _) => (host, url.port(), url.query().map(str::to_owned)),
-            (None, Some(host)) => {
-                let port = url.port().or_else(|| in_query("port")?.parse().ok());
-                (host, port, url.query().and_then(|query| without(query, &["host", "port"])))
-            }
-            (None, None) => return Err(InvalidUrl("has no host".into())),
-        };
-        Ok(Self {
-            scheme: url.scheme().to_owned(),
-            user: decode(url.username()),
-            password: url.password().map(|password| Secret::new(decode(password))),
-            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: port.unwrap_or(5432),
-            database: decode(url.path().trim_start_matches('/')),
-            query,
-        })
+        url
     }
 
-    /// The same place under another scheme, such as `postgresql+psycopg2`.
-    pub fn with_scheme(&self, scheme: &str) -> Self {
-        Self { scheme: scheme.to_owned(), ..self.clone() }
+    /// Whether the scheme names the driver, as SQLAlchemy's `postgresql+psycopg2` does.
+    pub fn names_driver(&self) -> bool {
+        self.scheme.contains('+')
+    }
+
+    /// The value of one parameter of the query.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// libpq's variables that say what the parameters say, for programs that are not handed the URL
+    /// (PostgreSQL documentation, "Environment Variables").
+    pub fn variables(&self) -> Vec<(&'static str, &str)> {
+        let variables = LIBPQ.iter().filter_map(|&(name, variable)| Some((variable?, self.parameter(name)?)));
+        variables.collect()
+    }
+
+    /// The settings of the session that the parameter `options` asks for, as in `-c search_path=app`.
+    pub fn session_settings(&self) -> Vec<(String, String)> {
+        self.parameter("options").map(session_settings).unwrap_or_default()
     }
 
     /// The URL with its password, percent-encoded where it must be.
     pub fn expose(&self) -> Secret {
-        Secret::new(
-            self.render(self.password.as_ref().map(|password| encode(password.expose())), self.query.as_deref()),
-        )
+        Secret::new(self.render(self.password.as_ref().map(|password| encode(password.expose())), &[]))
     }
 
-    fn render(&self, password: Option<String>, query: Option<&str>) -> String {
+    fn render(&self, password: Option<String>, hidden: &[&str]) -> String {
         let (host, port) = (&self.host, self.port);
-        // A socket's directory goes into the query, unencoded: Alembic's configuration chokes on `%`.
-        let (server, socket) = match host {
-            host if host.starts_with('/') => (String::new(), Some(format!("host={host}&port={port}"))),
-            host if host.contains(':') => (format!("[{host}]:{port}"), None),
-            host => (format!("{host}:{port}"), None),
+        // A socket's directory goes into the query: Alembic's configuration chokes on the `%` that a path has elsewhere.
+        let (server, mut query) = match host {
+            host if host.starts_with('/') => (String::new(), vec![("host", host.clone()), ("port", port.to_string())]),
+            host if host.contains(':') => (format!("[{host}]:{port}"), Vec::new()),
+            host => (format!("{host}:{port}"), Vec::new()),
         };
-        let query: Vec<_> = socket.iter().map(String::as_str).chain(query).collect();
-        let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-        let password = password.map(|password| format!(":{password}")).unwrap_or_default();
-        format!("{}://{}{password}@{server}/{}{query}", self.scheme, encode(&self.user), encode(&self.database))
-    }
-}
-
-/// Parse a URL. libpq and SQLAlchemy allow `user:password@/database` when the query names the host, the `url` crate
-/// does not: it gets a host to look at, and the caller is told that there is none.
-fn parse_url(text: &str) -> Result<(url::Url, bool), url::ParseError> {
-    match url::Url::parse(text) {
-        Err(url::ParseError::EmptyHost) => {
-            let start = text.find("://").map_or(0, |colon| colon + 3);
-            let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |end| start + end);
-            let host = text[start..end].rfind('@').map_or(start, |at| start + at + 1);
-            Ok((url::Url::parse(&format!("{}none{}", &text[..host], &text[host..]))?, true))
+        let asyncpg = is_asyncpg(&self.scheme);
+        for (name, value) in &self.parameters {
+            match name.as_str() {
+                name if hidden.contains(&name) => {}
+                "sslmode" if asyncpg => query.push(("ssl", value.clone())),
+                // asyncpg refuses what it does not know, and reads the rest of libpq's from the environment.
+                name if asyncpg && is_libpq(name) && name != "target_session_attrs" => {}
+                name => query.push((name, value.clone())),
+            }
         }
-        parsed => Ok((parsed?, false)),
+        let mut text = format!("{}://{}", self.scheme, encode(&self.user));
+        text.extend(password.map(|password| format!(":{password}")));
+        let _ = write!(text, "@{server}/{}", encode(&self.database));
+        for (index, (name, value)) in query.into_iter().enumerate() {
+            let between = if index == 0 { '?' } else { '&' };
+            let [name, value] = [name, &value].map(|part| utf8_percent_encode(part, QUERY_ENCODED));
+            let _ = write!(text, "{between}{name}={value}");
+        }
+        text
     }
 }
 
-/// The query without these names; `None` when nothing is left.
-fn without(query: &str, names: &[&str]) -> Option<String> {
-    let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
-    let rest: Vec<_> = query.split('&').filter(|pair| !names.contains(&name(pair).as_str())).collect();
-    (!rest.is_empty()).then(|| rest.join("&"))
+fn is_asyncpg(scheme: &str) -> bool {
+    scheme.ends_with("+asyncpg")
+}
+
+fn is_libpq(name: &str) -> bool {
+    LIBPQ.iter().any(|(known, _)| *known == name)
 }
 
 fn encode(part: &str) -> String {
     utf8_percent_encode(part, ENCODED).to_string()
 }
 
+/// Read `-c name=value`, `-cname=value` and `--name=value`; a backslash keeps the character that follows it
+/// (PostgreSQL's pg_split_opts).
+fn session_settings(options: &str) -> Vec<(String, String)> {
+    let (mut words, mut word, mut letters) = (Vec::new(), String::new(), options.chars());
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => word.extend(letters.next()),
+            letter if letter.is_ascii_whitespace() => words.push(std::mem::take(&mut word)),
+            letter => word.push(letter),
+        }
+    }
+    words.push(word);
+    let mut words = words.into_iter().filter(|word| !word.is_empty());
+    let mut settings = Vec::new();
+    while let Some(word) = words.next() {
+        let pair = match word.strip_prefix("-c").or_else(|| word.strip_prefix("--")) {
+            Some("") => words.next(),
+            Some(pair) => Some(pair.to_owned()),
+            None => None,
+        };
+        let pair = pair.as_deref().and_then(|pair| pair.split_once('='));
+        settings.extend(pair.map(|(name, value)| (name.replace('-', "_"), value.to_owned())));
+    }
+    settings
+}
+
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // libpq takes passwords in the query too.
-        let query = self.query.as_ref().and_then(|query| without(query, &["password", "sslpassword"]));
-        formatter.write_str(&self.render(self.password.as_ref().map(|_| "********".into()), query.as_deref()))
+        formatter.write_str(&self.render(self.password.as_ref().map(|_| "********".into()), &["sslpassword"]))
     }
 }
 
@@ -147,37 +208,4 @@ impl fmt::Debug for DatabaseUrl {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_special_character_survives_and_none_is_shown() {
-        let password = "p@ss:w/o?r#d%[]&=+ \"'\\é`{}|^<>~-_.!$*(),;";
-        let url = DatabaseUrl {
-            scheme: "postgresql".into(),
-            user: "ffe user".into(),
-            password: Some(Secret::new(password)),
-            host: "127.0.0.1".into(),
-            port: 5433,
-            database: "ffe".into(),
-            query: None,
-        };
-        let back = DatabaseUrl::parse(url.expose().expose()).unwrap();
-        assert_eq!(back, url);
-        assert_eq!(url.to_string(), "postgresql://ffe%20user:********@127.0.0.1:5433/ffe");
-        assert!(!format!("{url:?} {:?}", url.password).contains("p@ss"));
-    }
-
-    #[test]
-    fn sockets_and_defaults_are_read() {
-        let url = DatabaseUrl::parse("postgresql+psycopg2://u:p@/db?host=/run/pg").unwrap();
-        assert_eq!((url.host.as_str(), url.port, url.query.as_deref()), ("/run/pg", 5432, None));
-        let text = "postgresql://u:p@/db?host=/run/pg&port=6000&sslmode=disable";
-        let url = DatabaseUrl::parse(text).unwrap();
-        assert_eq!((url.port, url.query.as_deref(), url.expose().expose()), (6000, Some("sslmode=disable"), text));
-        assert_eq!(DatabaseUrl::parse("postgresql:///db?host=/run/pg").unwrap().host, "/run/pg");
-        let shown = DatabaseUrl::parse("postgresql://u@h/db?password=secret&a=b").unwrap().to_string();
-        assert_eq!(shown, "postgresql://u@h:5432/db?a=b");
-        assert!(DatabaseUrl::parse("mysql://h/db").is_err());
-    }
-}
+mod tests;

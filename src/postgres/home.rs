@@ -249,9 +249,11 @@ fn real_path(path: &Path) -> PathBuf {
     }
 }
 
-/// `wanted`, or a short directory with a name of its own when the path of a socket called `name` would not fit.
+/// `wanted`, or a short directory with a name of its own when the path of a socket called `name` would not fit, or when
+/// libpq would take PostgreSQL's for several: it parts hosts at commas, and nothing keeps it from that.
 fn short_enough(wanted: PathBuf, name: &str, uid: u32) -> PathBuf {
-    if wanted.as_os_str().len() + 1 + name.len() <= SOCKET_PATH_MAX {
+    let comma = name == SOCKET_NAME_LONGEST && wanted.as_os_str().as_encoded_bytes().contains(&b',');
+    if !comma && wanted.as_os_str().len() + 1 + name.len() <= SOCKET_PATH_MAX {
         return wanted;
     }
     let digest = Sha256::digest(wanted.as_os_str().as_encoded_bytes());

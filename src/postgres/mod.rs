@@ -8,7 +8,6 @@ pub mod data;
 mod files;
 pub mod home;
 pub mod lock;
-pub mod memory;
 mod names;
 pub mod policy;
 pub mod port;
@@ -19,6 +18,7 @@ pub mod secret;
 pub mod server;
 pub mod service;
 pub mod settings;
+pub mod shared_memory;
 pub mod stale;
 #[cfg(test)]
 pub mod test_support;

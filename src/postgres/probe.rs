@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
-use sea_orm::sqlx::{self, ConnectOptions, query_as, query_scalar};
+use sea_orm::sqlx::{self, ConnectOptions, Row, raw_sql};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::home::Home;
 use super::provision::superuser_options;
+use crate::exit::what_the_server_said;
 use crate::plan::DatabaseUrl;
+use crate::schema;
 
 /// The first packet of a client that asks for TLS: length 8, code 80877103 (PostgreSQL documentation, "SSLRequest").
 const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
@@ -64,17 +66,8 @@ impl Probe {
     }
 
     /// A probe of the server at `url`. It makes no fresh connections: across a network they cost, and fill its log.
-    ///
-    /// # Errors
-    /// When the URL's query holds what the driver does not know.
-    pub fn attached(url: &DatabaseUrl) -> Result<Self, sqlx::Error> {
-        let text = url.with_scheme("postgresql").expose();
-        // The driver quotes what it cannot read, which might be the password.
-        let options: PgConnectOptions = text
-            .expose()
-            .parse()
-            .map_err(|_| sqlx::Error::Configuration(format!("cannot use the database URL {url}").into()))?;
-        Ok(Self::new(options.application_name("tandem").disable_statement_logging(), None))
+    pub fn attached(url: &DatabaseUrl) -> Self {
+        Self::new(schema::options(url, "tandem"), None)
     }
 
     fn new(options: PgConnectOptions, socket: Option<PathBuf>) -> Self {
@@ -120,8 +113,8 @@ impl Probe {
         // Somebody may have ended this one session, as a restore does when it swaps databases: a new one tells.
         self.connection = None;
         self.refresh();
-        let connection = self.options.connect().await.map_err(|error| plain(&error))?;
-        clients(self.connection.insert(connection)).await.map_err(|error| plain(&error))
+        let connection = self.options.connect().await.map_err(|error| what_the_server_said(&error))?;
+        clients(self.connection.insert(connection)).await.map_err(|error| what_the_server_said(&error))
     }
 
     async fn ask_facts(&mut self, limit: Duration) {
@@ -132,7 +125,7 @@ impl Probe {
         match timeout(limit, facts(connection)).await {
             Ok(Ok(facts)) => self.facts = facts,
             // Not worth a word each second: the old facts stand.
-            Ok(Err(error)) => tracing::debug!(%error, "ask for the schema version"),
+            Ok(Err(error)) => tracing::debug!("ask for the schema version: {}", what_the_server_said(&error)),
             Err(_) => self.connection = None,
         }
         self.facts.asked = Some(Instant::now());
@@ -148,16 +141,17 @@ async fn knock(socket: &Path) -> std::io::Result<()> {
 }
 
 async fn clients(connection: &mut PgConnection) -> Result<u32, sqlx::Error> {
-    let count: i64 =
-        query_scalar("SELECT count(*) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'")
-            .fetch_one(connection)
-            .await?;
+    // In one exchange, as all that a probe asks: behind a pooler a prepared statement may be unknown where it is executed.
+    let row = raw_sql("SELECT count(*) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'")
+        .fetch_one(connection)
+        .await?;
+    let count: i64 = row.try_get(0)?;
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
     // A role without the right to read it would fill the server's log with its tries.
-    let (tables, max_connections, readable): (Vec<String>, i32, bool) = query_as(
+    let row = raw_sql(
         "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
                 coalesce(has_table_privilege(to_regclass('public.alembic_version'), 'SELECT'), false)
          FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -165,20 +159,17 @@ async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
     )
     .fetch_one(&mut *connection)
     .await?;
+    let (tables, max_connections, readable) = (row.try_get(0)?, row.try_get::<i32, _>(1)?, row.try_get(2)?);
     let schema_version = if readable {
-        query_scalar("SELECT string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version")
+        raw_sql("SELECT string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version")
             .fetch_one(connection)
             .await?
+            .try_get(0)?
     } else {
         None
     };
     let max_connections = u32::try_from(max_connections).unwrap_or_default();
     Ok(Facts { asked: Some(Instant::now()), schema_version, tables, max_connections })
-}
-
-/// What the server said, without the driver's words around it.
-fn plain(error: &sqlx::Error) -> String {
-    error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
 }
 
 #[cfg(test)]

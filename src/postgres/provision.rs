@@ -11,6 +11,7 @@ use super::scram;
 use super::secret::Password;
 use super::settings::SUPERUSER;
 use crate::exit::{Code, Failure};
+use crate::schema::blank;
 
 /// What is to be there.
 #[derive(Clone, Copy, Debug)]
@@ -36,16 +37,19 @@ struct Role {
     verifier: Option<String>,
 }
 
+/// What the server, a role or a database may set for everybody, and what would cut our own work short.
+const UNLIMITED: [(&str, &str); 5] = [
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("default_transaction_read_only", "off"),
+];
+
 /// How the superuser gets into `database` of the server in `home`: over the unix socket, without a password.
 pub fn superuser_options(home: &Home, port: u16, database: &str) -> PgConnectOptions {
-    PgConnectOptions::new_without_pgpass()
-        .socket(&home.socket_dir)
-        .port(port)
-        .username(SUPERUSER)
-        .database(database)
-        .application_name("tandem")
-        .ssl_mode(PgSslMode::Disable)
-        .disable_statement_logging()
+    let options = blank(database, "tandem").socket(&home.socket_dir).port(port);
+    options.username(SUPERUSER).options(UNLIMITED).ssl_mode(PgSslMode::Disable)
 }
 
 /// Bring the running server of `home` to what is `wanted`; `fresh` says that the cluster was made just now.
@@ -61,8 +65,11 @@ pub async fn provision(home: &Home, port: u16, wanted: &Wanted<'_>, fresh: bool)
     let mut connection = enter(home, port, SUPERUSER).await?.context("the database `postgres` is missing")?;
     let present = look(&mut connection, wanted).await?;
     role(&mut connection, wanted, present.role.as_ref()).await?;
-    if wanted.database != SUPERUSER {
-        let (database, owner) = (identifier(wanted.database), identifier(wanted.user));
+    let (database, owner) = (identifier(wanted.database), identifier(wanted.user));
+    if wanted.database == SUPERUSER {
+        // initdb has made it. Its owner may create schemas and tables in it; nobody else may.
+        run(&mut connection, format!("ALTER DATABASE {database} OWNER TO {owner}")).await?;
+    } else {
         run(&mut connection, format!("CREATE DATABASE {database} OWNER {owner}")).await?;
         close(connection).await?;
         connection = enter(home, port, wanted.database).await?.context("the database that was just made is missing")?;
@@ -118,12 +125,19 @@ async fn complete(connection: &mut PgConnection, wanted: &Wanted<'_>, present: &
     role(connection, wanted, present.role.as_ref()).await?;
     if let Some(owner) = present.owner.as_deref().filter(|&owner| owner != wanted.user) {
         let (database, user) = (wanted.database, wanted.user);
+        if database == SUPERUSER && owner == SUPERUSER {
+            // Every cluster has it from the start, for nobody in particular.
+            let (database, user) = (identifier(database), identifier(user));
+            run(connection, format!("ALTER DATABASE {database} OWNER TO {user}")).await?;
+            return finish(connection, present).await;
+        }
         tracing::warn!("database {database} belongs to {owner}, not to {user}, who may lack rights on what is in it");
     }
-    if !present.statements {
-        statements(connection).await?;
-    }
-    Ok(())
+    finish(connection, present).await
+}
+
+async fn finish(connection: &mut PgConnection, present: &Present) -> anyhow::Result<()> {
+    if present.statements { Ok(()) } else { statements(connection).await }
 }
 
 /// Make or mend the application's role.

@@ -14,6 +14,7 @@ use super::home::Home;
 use super::probe::{Probe, Sample};
 use super::settings::SUPERUSER;
 use super::{provision, server, stale};
+use crate::exit::{in_words, what_the_server_said};
 use crate::process::{self, Exit};
 use crate::supervise::service::{self, Reporter, Service, Tail};
 use crate::supervise::state::{Action, Ending, Event};
@@ -109,7 +110,7 @@ impl Service for Postmaster {
                             reporter.say(Event::Exited(Ending::Ended));
                         }
                         Err(error) => {
-                            tracing::error!({ service.name = NAME }, "start PostgreSQL: {error:#}");
+                            tracing::error!({ service.name = NAME }, "start PostgreSQL: {}", in_words(&error));
                             reporter.say(Event::SpawnFailed);
                         }
                     }
@@ -168,7 +169,7 @@ async fn run(
         tracing::warn!({ service.name = NAME }, "PostgreSQL ended: {exit}");
         // A busy backend would block every restart ("pre-existing shared memory block is still in use").
         if let Err(error) = stale::end_orphaned_backends(&launch.home.data).await {
-            tracing::error!({ service.name = NAME }, "{error:#}");
+            tracing::error!({ service.name = NAME }, "{}", in_words(&error));
         }
     }
     Ok(exit)
@@ -217,6 +218,6 @@ pub async fn checkpoint(home: Home, port: u16) {
     let options = provision::superuser_options(&home, port, SUPERUSER);
     let done = async { sea_orm::sqlx::query("CHECKPOINT").execute(&mut options.connect().await?).await };
     if let Err(error) = done.await {
-        tracing::debug!({ service.name = NAME }, "checkpoint before the shutdown: {error}");
+        tracing::debug!({ service.name = NAME }, "checkpoint before the shutdown: {}", what_the_server_said(&error));
     }
 }

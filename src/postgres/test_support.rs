@@ -32,6 +32,7 @@ pub fn settings() -> Postgres {
     Postgres {
         mode: PostgresMode::Managed,
         url: None,
+        scheme: None,
         source: BinarySource::Auto,
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: Port { number: 0, chosen: false },
@@ -40,6 +41,7 @@ pub fn settings() -> Postgres {
         database: "ffe".into(),
         run_as: None,
         max_connections: 20,
+        max_connections_auto: false,
         reserved_connections: 5,
         shared_buffers: None,
         settings: BTreeMap::new(),

@@ -12,6 +12,7 @@ pub mod oom;
 pub mod orphans;
 pub mod ports;
 mod run;
+pub mod sockets;
 mod spawn;
 mod stream;
 pub mod umask;

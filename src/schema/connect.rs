@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sea_orm::sqlx::{ConnectOptions, PgConnection};
+use sea_orm::sqlx::{self, ConnectOptions, Connection, PgConnection, Row, raw_sql};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 
+use crate::exit::{Code, Failure};
 use crate::plan::{DatabaseUrl, Secret};
 
 /// How long a server may take to accept one connection.
@@ -15,12 +16,29 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// SeaORM creates and reads its table through the search path, so this comes first for the migrator alone.
 pub(super) const OWN_SCHEMA: &str = "tandem";
 
+/// What a server, a role or a database may set for everybody, and what would cut our own work short. With plain SET
+/// first: the limit may be too short for more. What not every version knows is asked for by name.
+const UNLIMITED: &str = "
+    SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+    SET default_transaction_read_only = off;
+    SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
+    WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
+
+/// Not as options of the connection, which a pooler drops or refuses. A statement whose client has gone would run on, out
+/// of sight and no longer under the lock.
+const MIGRATING: &str = "
+    SET search_path = tandem, public;
+    SELECT set_config(name, '1000', false) FROM pg_catalog.pg_settings WHERE name = 'client_connection_check_interval'";
+
+/// How often two sessions are asked which server process they have.
+const POOLER_LOOKS: usize = 3;
+
 /// A pool of at most two connections, shown to the server as `application_name`.
 ///
 /// # Errors
-/// When the URL's options are not understood, or nobody answers there within ten seconds.
+/// Nobody answers there within ten seconds, or lets us in.
 pub async fn connect(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<DatabaseConnection> {
-    pool(url, options(url, application_name)?, 2).await
+    pool(url, options(url, application_name), 2, None).await
 }
 
 /// The one connection that migrations run on. Dropped in the middle of a statement, it goes at once.
@@ -36,12 +54,7 @@ impl Drop for Migrating {
 
 /// Open the connection that migrations run on.
 pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<Migrating> {
-    let options = options(url, application_name)?.options([
-        ("search_path", "tandem,public"),
-        // A statement whose client has gone would run on, out of sight and no longer under the lock.
-        ("client_connection_check_interval", "1000"),
-    ]);
-    Ok(Migrating(pool(url, options, 1).await?))
+    Ok(Migrating(pool(url, options(url, application_name), 1, Some(MIGRATING)).await?))
 }
 
 /// One plain connection, for what belongs to a session.
@@ -49,17 +62,62 @@ pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyho
 /// # Errors
 /// As [`connect`].
 pub async fn session(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<PgConnection> {
-    let options = options(url, application_name)?;
-    tokio::time::timeout(CONNECT_LIMIT, options.connect())
+    tokio::time::timeout(CONNECT_LIMIT, options(url, application_name).connect())
         .await
         .with_context(|| format!("connect to {url}: no answer within {CONNECT_LIMIT:?}"))?
         .with_context(|| format!("connect to {url}"))
+}
+
+/// Free `session` from the limits that server, role or database set: for work that takes as long as it takes.
+///
+/// # Errors
+/// The connection is lost.
+pub async fn unlimited(session: &mut PgConnection) -> Result<(), sqlx::Error> {
+    raw_sql(UNLIMITED).execute(session).await.map(drop)
+}
+
+/// Refuse a connection pooler that hands one server process to several clients: what belongs to a session, as the lock of
+/// migrations does, would belong to all of them. `first` is a session at `url`.
+///
+/// # Errors
+/// [`Code::Config`] for such a pooler; otherwise as [`connect`].
+pub(super) async fn refuse_shared_sessions(
+    url: &DatabaseUrl,
+    application_name: &str,
+    first: &mut PgConnection,
+) -> anyhow::Result<()> {
+    let mut second = session(url, application_name).await?;
+    let mut seen = None;
+    for _ in 0..POOLER_LOOKS {
+        let (one, other) = (server_process(first).await?, server_process(&mut second).await?);
+        // A direct connection has one process for life, and keeps it to itself.
+        if one == other || *seen.get_or_insert(one) != one {
+            bail!(Failure::new(
+                Code::Config,
+                format!(
+                    "{url} leads to a connection pooler in transaction mode (two sessions there shared server process \
+                     {one}), through which no lock can keep two migrations apart: let postgres.url or DATABASE_URL lead to \
+                     the server itself, or to a pool in session mode; or set migrations.run = \"none\" and migrate from \
+                     elsewhere"
+                )
+            ));
+        }
+    }
+    let _closed = second.close().await;
+    Ok(())
+}
+
+async fn server_process(session: &mut PgConnection) -> anyhow::Result<i32> {
+    // In one exchange: a prepared statement may be unknown to the process that its execution goes to.
+    let row = raw_sql("SELECT pg_catalog.pg_backend_pid()").fetch_one(session).await.context("ask for the process")?;
+    Ok(row.try_get(0)?)
 }
 
 async fn pool(
     url: &DatabaseUrl,
     options: PgConnectOptions,
     connections_max: u32,
+    more: Option<&'static str>,
 ) -> anyhow::Result<DatabaseConnection> {
     let pool = PgPoolOptions::new()
         .max_connections(connections_max)
@@ -67,38 +125,56 @@ async fn pool(
         // A migration may hold its connection for longer than any pool would let it live.
         .idle_timeout(None)
         .max_lifetime(None)
+        .after_connect(move |session, _| {
+            Box::pin(async move {
+                unlimited(session).await?;
+                match more {
+                    Some(more) => raw_sql(more).execute(session).await.map(drop),
+                    None => Ok(()),
+                }
+            })
+        })
         .connect_with(options)
         .await
         .with_context(|| format!("connect to {url}"))?;
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
-fn options(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<PgConnectOptions> {
+/// Options that nothing of this process's environment is in: the driver takes PGHOST, PGSSLMODE and others from there.
+/// Its PGOPTIONS cannot be unsaid, so `main` takes that out of the environment.
+pub fn blank(database: &str, application_name: &str) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass().host("localhost").port(5432).password("");
+    options
+        .ssl_mode(PgSslMode::Prefer)
+        .database(database)
+        .application_name(application_name)
+        .disable_statement_logging()
+}
+
+/// How our own sessions get in, part by part: the driver's reader of URLs differs from ours.
+pub fn options(url: &DatabaseUrl, application_name: &str) -> PgConnectOptions {
     // A host that starts with `/` is a socket directory, to sqlx as to libpq.
-    let mut options = PgConnectOptions::new_without_pgpass()
+    let mut options = blank(&url.database, application_name)
         .host(&url.host)
         .port(url.port)
         .username(&url.user)
-        .database(&url.database)
-        .application_name(application_name)
-        .disable_statement_logging();
+        // Nothing here prints a float, and poolers refuse to be asked.
+        .extra_float_digits(None);
     if let Some(password) = url.password.as_ref().map(Secret::expose) {
         options = options.password(password);
     }
-    for (name, value) in ::url::form_urlencoded::parse(url.query.as_deref().unwrap_or_default().as_bytes()) {
-        options = match name.as_ref() {
-            "sslmode" => match value.parse::<PgSslMode>() {
-                Ok(mode) => options.ssl_mode(mode),
-                Err(_) => {
-                    bail!("sslmode={value} in {url} is none of disable, allow, prefer, require, verify-ca, verify-full")
-                }
-            },
-            "sslrootcert" => options.ssl_root_cert(value.as_ref()),
-            "sslcert" => options.ssl_client_cert(value.as_ref()),
-            "sslkey" => options.ssl_client_key(value.as_ref()),
-            // `host` is in `url.host` already; the rest is for other clients.
-            _ => options,
-        };
+    if let Some(mode) = url.parameter("sslmode").and_then(|mode| mode.parse::<PgSslMode>().ok()) {
+        options = options.ssl_mode(mode);
     }
-    Ok(options)
+    if let Some(path) = url.parameter("sslrootcert") {
+        options = options.ssl_root_cert(path);
+    }
+    if let Some(path) = url.parameter("sslcert") {
+        options = options.ssl_client_cert(path);
+    }
+    if let Some(path) = url.parameter("sslkey") {
+        options = options.ssl_client_key(path);
+    }
+    let settings = url.session_settings();
+    if settings.is_empty() { options } else { options.options(settings) }
 }

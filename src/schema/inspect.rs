@@ -17,6 +17,8 @@ pub(super) struct Found {
 }
 
 /// Names are asked for first, so that a first start leaves no "does not exist" in the server's log.
+/// A limit that is meant for the application does not cut these questions short; each is a transaction of its own.
+const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; ";
 const TABLES: &str = "
     SELECT to_regclass('tandem.seaql_migrations') IS NOT NULL,
            ARRAY(SELECT relname::text FROM pg_catalog.pg_class
@@ -28,7 +30,10 @@ const RECORDED: &str = "SELECT 'recorded', version::text FROM tandem.seaql_migra
 ///
 /// Every boot waits for this, so it uses the simple protocol: one round trip each, where a prepared statement has three.
 pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<Found> {
-    let row = raw_sql(TABLES).fetch_one(&mut *session).await.context("list the database's tables")?;
+    let row = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{TABLES}")))
+        .fetch_one(&mut *session)
+        .await
+        .context("list the database's tables")?;
     let (recorded, tables) = (row.try_get::<bool, _>(0)?, row.try_get::<Vec<String>, _>(1)?);
     let mut found = Found { tables: tables.into_iter().collect(), ..Found::default() };
     found.alembic = found.tables.contains("alembic_version").then(Vec::new);
@@ -39,7 +44,7 @@ pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<Found>
     if sources.is_empty() {
         return Ok(found);
     }
-    let sql = AssertSqlSafe(sources.join(" UNION ALL "));
+    let sql = AssertSqlSafe(format!("{UNLIMITED}{}", sources.join(" UNION ALL ")));
     for row in raw_sql(sql).fetch_all(&mut *session).await.context("read the recorded revisions")? {
         let (source, revision) = (row.try_get::<&str, _>(0)?, row.try_get(1)?);
         let rows = if source == "alembic" { &mut found.alembic } else { &mut found.recorded };

@@ -4,16 +4,25 @@
 //! holder waits for in turn, and PostgreSQL does not see that as a deadlock. It lives on a connection of its own, since
 //! it belongs to a session and a pool gives no promise about those.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
 use sea_orm::sqlx::{Connection, PgConnection, query_as, query_scalar};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::exit::{Code, Failure};
+use super::connect;
+use crate::exit::{Code, Failure, in_words, what_the_server_said};
+use crate::plan::DatabaseUrl;
 
 /// The key of the lock: "tandem" in ASCII.
 pub const LOCK_KEY: i64 = 0x7461_6e64_656d;
+
+/// What our sessions are called in `pg_stat_activity`.
+pub(super) const APPLICATION_NAME: &str = "tandem-migrate";
+
+/// How often a session that only holds the lock says something.
+const KEPT_ALIVE: Duration = Duration::from_secs(20);
 
 /// How often a lock held by somebody else is tried again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -26,6 +35,35 @@ const HOLDER: &str = "
       AND lock.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
       AND lock.classid::bigint = $1 >> 32 AND lock.objid::bigint = $1 & 4294967295";
 
+/// Do `work`, which migrates with a tool of its own, while no other migration runs on the database.
+///
+/// # Errors
+/// [`Code::Temporary`] when the lock was not free within `limit`; [`Code::Config`] for a pooler that makes it void; and
+/// what `work` says.
+pub async fn locked<T>(
+    url: &DatabaseUrl,
+    limit: Duration,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let session = connect::session(url, APPLICATION_NAME).await?;
+    let mut lock = Lock::take(url, session, limit).await?;
+    let mut work = pin!(work);
+    let result = loop {
+        // Routers between two machines forget a connection that is silent for long.
+        match timeout(KEPT_ALIVE, &mut work).await {
+            Ok(result) => break result,
+            Err(_) => {
+                if let Err(error) = lock.check().await {
+                    tracing::warn!("{}; the migration goes on without it", in_words(&error));
+                    break work.await;
+                }
+            }
+        }
+    };
+    lock.release().await;
+    result
+}
+
 /// The lock, held. Dropping it closes its connection, and PostgreSQL lets go of the lock.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -33,11 +71,14 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Take the lock on `session`, waiting at most `limit` for whoever holds it.
+    /// Take the lock on `session`, which is at `url`, waiting at most `limit` for whoever holds it.
     ///
     /// # Errors
-    /// A [`Code::Temporary`] failure that names the holder when the limit has passed.
-    pub async fn take(mut session: PgConnection, limit: Duration) -> anyhow::Result<Self> {
+    /// A [`Code::Temporary`] failure that names the holder when the limit has passed; [`Code::Config`] for a pooler that
+    /// makes the lock void.
+    pub async fn take(url: &DatabaseUrl, mut session: PgConnection, limit: Duration) -> anyhow::Result<Self> {
+        connect::refuse_shared_sessions(url, APPLICATION_NAME, &mut session).await?;
+        connect::unlimited(&mut session).await.context("prepare to take the migration lock")?;
         let deadline = Instant::now() + limit;
         let mut announced = false;
         loop {
@@ -75,7 +116,7 @@ impl Lock {
         let released = query_scalar::<_, bool>("SELECT pg_advisory_unlock($1)").bind(LOCK_KEY);
         if let Err(error) = released.fetch_one(&mut self.session).await {
             // Closing the connection has the same effect, a little later.
-            tracing::debug!(%error, "release the migration lock");
+            tracing::debug!("release the migration lock: {}", what_the_server_said(&error));
         }
         let _closed = self.session.close().await;
     }
@@ -86,6 +127,6 @@ async fn holder(session: &mut PgConnection) -> String {
         Ok(Some((pid, name, place))) if name.is_empty() => format!("server process {pid}, from {place}"),
         Ok(Some((pid, name, place))) => format!("{name} (server process {pid}, from {place})"),
         Ok(None) => "it ended just now".to_owned(),
-        Err(error) => format!("who holds the lock is unknown ({error})"),
+        Err(error) => format!("who holds the lock is unknown ({})", what_the_server_said(&error)),
     }
 }

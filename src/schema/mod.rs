@@ -13,9 +13,10 @@ mod lock;
 mod new;
 mod position;
 mod run;
+pub mod tool;
 
-pub use connect::{connect, session};
-pub use lock::LOCK_KEY;
+pub use connect::{blank, connect, options, session, unlimited};
+pub use lock::{LOCK_KEY, locked};
 pub use new::new;
 pub use run::{Outcome, Status, down, status, up};
 

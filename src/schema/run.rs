@@ -8,13 +8,10 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 
 use super::connect;
 use super::inspect::{Found, inspect};
-use super::lock::Lock;
+use super::lock::{APPLICATION_NAME, Lock};
 use super::position::{Position, locate, revision_at};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, sql_state};
 use crate::plan::DatabaseUrl;
-
-/// What our sessions are called in `pg_stat_activity`.
-const APPLICATION_NAME: &str = "tandem-migrate";
 
 /// What a run of migrations did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,7 +96,7 @@ async fn go(url: &DatabaseUrl, goal: Goal, lock_limit: Duration) -> anyhow::Resu
     if position.recorded && target(position, goal)? == position.applied {
         return Ok(Outcome { revision: revision(position.applied), ..Outcome::default() });
     }
-    let mut lock = Lock::take(session, lock_limit).await?;
+    let mut lock = Lock::take(url, session, lock_limit).await?;
     let result = go_locked(url, goal, &mut lock).await;
     lock.release().await;
     result
@@ -113,9 +110,12 @@ async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Re
     let migrating = connect::migrator(url, APPLICATION_NAME).await?;
     let database = &migrating.0;
     let result = async {
-        let adopted = record(database, &found, position).await.context("record the revision that Alembic names")?;
+        let adopted = record(database, &found, position)
+            .await
+            .map_err(|error| rights(url, error.context("write down which migrations are in"), Right::Schema))?;
         let mut outcome = Outcome { adopted, ..Outcome::default() };
-        step(database, lock, position.applied, target, &mut outcome).await?;
+        let stepped = step(database, lock, position.applied, target, &mut outcome).await;
+        stepped.map_err(|error| rights(url, error, Right::Tables))?;
         outcome.revision = revision(target);
         Ok(outcome)
     }
@@ -123,6 +123,35 @@ async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Re
     // A failed revision is rolled back before the lock is free.
     let _closed = database.close_by_ref().await;
     result
+}
+
+/// What a role needs that migrates.
+#[derive(Clone, Copy, Debug)]
+enum Right {
+    /// To make Tandem's own schema.
+    Schema,
+    /// To make and change tables.
+    Tables,
+}
+
+/// `error`, or what the role lacks where that is the reason, with the statement that gives it.
+fn rights(url: &DatabaseUrl, error: anyhow::Error, right: Right) -> anyhow::Error {
+    // insufficient_privilege
+    if sql_state(&error).as_deref() != Some("42501") {
+        return error;
+    }
+    let (user, database) = (&url.user, &url.database);
+    let [role, name] = [user, database].map(|name| format!("\"{}\"", name.replace('"', "\"\"")));
+    let message = match right {
+        Right::Schema => format!(
+            "role {user} may not create a schema in database {database}: GRANT CREATE ON DATABASE {name} TO {role}"
+        ),
+        Right::Tables => format!(
+            "role {user} may not migrate database {database}: let it own the database and its tables (ALTER DATABASE \
+             {name} OWNER TO {role}; ALTER TABLE … OWNER TO {role}), or GRANT CREATE ON SCHEMA public TO {role}"
+        ),
+    };
+    error.context(Failure::new(Code::Config, message))
 }
 
 /// How many revisions shall be in.

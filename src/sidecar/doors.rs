@@ -69,7 +69,7 @@ impl Sidecar {
         let never = std::future::pending();
         self.tasks.push(tokio::task::spawn_local(health::serve(port, pictures, never)));
         if settings.postgres.mode == PostgresMode::Attach {
-            let probe = Probe::attached(&self.context.url)?;
+            let probe = Probe::attached(&self.context.url);
             let (context, samples) = (self.context.clone(), self.samples.clone());
             self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples)));
         }

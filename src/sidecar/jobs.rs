@@ -11,19 +11,20 @@ use crate::backup::load;
 use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
-use crate::config::{MigrationRun, Migrations, PostgresMode, Settings};
-use crate::exit::{Code, Failure};
+use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
+use crate::exit::{Code, Failure, in_words};
 use crate::health::picture;
-use crate::plan::{CommandLine, DatabaseUrl};
+use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
-use crate::postgres::{binaries, cluster, memory, port, probe::Probe, provision};
-use crate::process;
+use crate::postgres::{binaries, cluster, port, probe::Probe, provision, shared_memory};
+use crate::process::{self, RunError};
 use crate::schema;
-use crate::workers::{environment, launch, variables};
+use crate::workers::surroundings::Surroundings;
+use crate::workers::{environment, launch};
 
 /// How often a server that is not there yet is asked again.
 const ATTACH_POLL: Duration = Duration::from_millis(200);
@@ -44,7 +45,7 @@ pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(Databas
         host: client_address(postgres.listen).to_string(),
         port: port::choose(postgres.listen, postgres.port)?,
         database: postgres.database.clone(),
-        query: None,
+        parameters: Vec::new(),
     };
     Ok((url, Some(password)))
 }
@@ -69,7 +70,7 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
     let identity = launch::identity_for(settings, &context.home.run, &environment.python)?;
     *context.worker_identity.borrow_mut() = identity;
     *context.python.borrow_mut() = environment.python;
-    Ok(())
+    check_migrations(&context)
 }
 
 /// [`super::Step::Cluster`].
@@ -84,7 +85,7 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
         socket_dir: &context.home.socket_dir,
         port: context.url.port,
         memory: memory::available(),
-        shared: memory::shared(context.home.server.as_ref()),
+        shared: shared_memory::available(context.home.server.as_ref()),
         trusted_users: &context.home.trusted_users()?,
         archiving: archiving.as_ref(),
         purpose: Purpose::Durable,
@@ -105,13 +106,13 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
 /// [`super::Step::Attach`]: wait until the server that somebody else runs answers.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let postgres = &context.settings().postgres;
-    let mut probe = Probe::attached(&context.url)?;
+    let mut probe = Probe::attached(&context.url);
     let mut last = String::new();
     let answered = async {
         loop {
             let sample = probe.sample(postgres.probe_deadline).await;
             match sample.error {
-                None => return,
+                None => return sample.max_connections,
                 Some(error) if error == last => {}
                 Some(error) => {
                     tracing::warn!("waiting for the database {}: {error}", context.url);
@@ -123,12 +124,24 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     };
     let limit = postgres.ready_limit.min(ATTACH_LIMIT);
     match tokio::time::timeout(limit, answered).await {
-        Ok(()) => Ok(()),
+        Ok(accepted) => {
+            hold_against_budget(&context.settings(), accepted);
+            Ok(())
+        }
         Err(_) => {
             let url = &context.url;
             let text = format!("the database {url} did not answer within {limit:?}: {last}");
             bail!(Failure::new(Code::Temporary, text))
         }
+    }
+}
+
+/// Warn if the pools may open more connections than the server that was found accepts. It may stand behind a pooler, which
+/// shares few among many, so this is no reason to stop.
+fn hold_against_budget(settings: &Settings, accepted: u32) {
+    let budget = crate::plan::Budget { max_connections: accepted, ..settings.budget() };
+    if let Err(over) = budget.check() {
+        tracing::warn!("{over}; behind a pooler that may do, else {}", over.help());
     }
 }
 
@@ -174,7 +187,7 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         Ok(found) => found,
         // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.
         Err(error) if source == "latest" && error.is::<restore::NoBackup>() => {
-            tracing::warn!("restore.if_empty: {error:#}; database {database} starts empty");
+            tracing::warn!("restore.if_empty: {}; database {database} starts empty", in_words(&error));
             return Ok(());
         }
         Err(error) => return Err(error.context("restore.if_empty")),
@@ -204,50 +217,72 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
             Ok(u32::try_from(outcome.applied.len()).ok())
         }
-        MigrationRun::Command(words) => command(context, words).await.map(|()| None),
+        MigrationRun::Command(words) => {
+            schema::locked(&context.url, migrations.lock_limit, command(context, words)).await.map(|()| None)
+        }
     }
-}
-
-/// The command that `words` say; a tool such as alembic lives in the environment that was made, and is found there first.
-pub fn beside_python(context: &Context, words: &[String]) -> Option<CommandLine> {
-    let (program, args) = words.split_first()?;
-    let beside = context.python.borrow().parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());
-    Some(CommandLine::new(beside.unwrap_or_else(|| program.into())).args(args))
 }
 
 /// The command of the companion in `place`: with the workers' environment, as their user.
 pub fn companion(context: &Context, place: usize) -> CommandLine {
     let settings = context.settings();
     let companion = &settings.processes[place];
-    let identity = context.worker_identity.borrow().clone();
-    let command = beside_python(context, &companion.command).unwrap_or_else(|| CommandLine::new(""));
-    let mut command = command.dir(&companion.dir).identity(identity.clone());
-    if let Some(identity) = &identity {
-        command = command.env("HOME", &identity.home).env("USER", &identity.name);
-    }
     let application = format!("{}-{}", settings.name, companion.name);
-    let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    let database = variables::database(&settings, &context.url, &application);
-    let more = companion.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    for (name, value) in own.chain(database).chain(more) {
-        command = command.env(name, value);
+    context.around(|around| {
+        let command = around.command(&companion.command, &application).unwrap_or_else(|| CommandLine::new(""));
+        around.resolve(&companion.env, &application).apply(command).dir(&companion.dir)
+    })
+}
+
+/// A program of the migrations that is not there is told before the server is started for it.
+fn check_migrations(context: &Context) -> anyhow::Result<()> {
+    let settings = context.settings();
+    let MigrationRun::Command(words) = &settings.migrations.run else { return Ok(()) };
+    match words.first() {
+        Some(program) if !context.around(|around| around.finds(program)) => {
+            let text = format!("migrations.run: {program} is neither in the Python environment nor in PATH");
+            bail!(Failure::new(Code::Config, text))
+        }
+        _ => Ok(()),
     }
-    command
+}
+
+/// The command that `words` say, as a migration is run: in the environment that is there or made.
+///
+/// # Errors
+/// The Python environment cannot be made.
+pub async fn migration_command(
+    settings: &Settings,
+    home: &Home,
+    url: &DatabaseUrl,
+    words: &[String],
+) -> anyhow::Result<CommandLine> {
+    let python = environment::ensure(&settings.python, &home.state, &settings.directory).await?.python;
+    let identity = launch::identity_for(settings, &home.run, &python)?;
+    let identity = identity.as_ref();
+    migration(&Surroundings { settings, url, python: &python, identity, of_tests: settings.in_test() }, words)
+}
+
+/// The migration command that `words` say. It runs as the workers' user: such a command imports the whole application, and
+/// what that writes the workers must own.
+fn migration(around: &Surroundings<'_>, words: &[String]) -> anyhow::Result<CommandLine> {
+    let command = around.command(words, &format!("{}-migrate", around.settings.name));
+    Ok(command.context("migrations.run is empty")?.dir(around.settings.migrations_dir()))
 }
 
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
-    let Some(command) = beside_python(context, words) else { bail!("migrations.command is empty") };
-    let mut command = command.dir(&settings.directory);
-    for (name, value) in variables::database(settings, &context.url, &format!("{}-migrate", settings.name)) {
-        command = command.env(name, value);
-    }
+    let command = context.around(|around| migration(&around, words))?;
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
-    let finished = process::run_with(&command, settings.migrations.limit, on_line).await?;
+    let what = format!("migrations: `{}`", in_one_line(words));
+    let finished = match process::run_with(&command, settings.migrations.limit, on_line).await {
+        Err(RunError::Limit(_, limit)) => {
+            bail!("{what} did not end within {limit:?} (migrations.limit) and was killed")
+        }
+        ended => ended.with_context(|| what.clone())?,
+    };
     if !finished.exit.success() {
-        let last: Vec<&str> = finished.stderr.lines().rev().take(5).collect();
-        let last: Vec<&str> = last.into_iter().rev().collect();
-        bail!("migrations: `{}` ended with {}\n{}", words.join(" "), finished.exit, last.join("\n"));
+        bail!("{what} ended with {}\n{}", finished.exit, finished.last_lines());
     }
     Ok(())
 }

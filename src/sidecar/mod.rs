@@ -31,6 +31,7 @@ use crate::supervise::tree::{Cause, Event, JobId, Need, Plan, RollPlan, ServiceI
 use crate::workers;
 
 pub use context::{Configuration, Context};
+pub use jobs::migration_command;
 pub use view::Endpoints;
 
 /// One step of the boot.

@@ -17,7 +17,7 @@ use super::known::{Known, KnownService};
 use super::{Step, plan};
 use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
-use crate::exit::Code;
+use crate::exit::{Code, in_words};
 use crate::supervise::state;
 use crate::supervise::tree::{Event, RollId, Scope, ServiceId};
 use crate::systemd::Upstream;
@@ -129,7 +129,7 @@ impl Operator {
         let reading = match self.context.read_again() {
             Ok(reading) => reading,
             Err(error) => {
-                let text = format!("{error:#}\nnothing was changed: Tandem goes on as before");
+                let text = format!("{}\nnothing was changed: Tandem goes on as before", in_words(&error));
                 tracing::error!("reload: {text}");
                 return Answer::failed(Code::Config, text);
             }
@@ -350,6 +350,14 @@ fn may_scale(settings: &Settings, wanted: u32) -> Result<(), String> {
     let budget = crate::plan::Budget { workers: wanted, ..settings.budget() };
     match budget.check() {
         Err(over) if settings.postgres.mode == crate::config::PostgresMode::Managed => {
+            let later = budget.connections_for(settings.memory);
+            if settings.postgres.max_connections_auto && u64::from(later) >= budget.total() {
+                return Err(format!(
+                    "{over} since the start: with workers.count = {wanted} in the configuration a restart of Tandem makes \
+                     it {later}; or {}",
+                    over.help()
+                ));
+            }
             Err(format!("{over}: {}", over.help()))
         }
         Ok(()) | Err(_) => Ok(()),

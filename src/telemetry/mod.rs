@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::LogFormat;
-use crate::exit::{self, Code, Failure};
+use crate::exit::{self, Code, Failure, in_words};
 
 pub use banner::banner;
 pub use child::{Stream, child_line};
@@ -104,10 +104,10 @@ pub fn failure(error: &anyhow::Error) {
     match LOOK.get() {
         // A line is an event: what was found wrong at once is told as so many.
         Some(Look::Json) => match exit::parts_of(error) {
-            [] => tracing::error!("{error:#}"),
+            [] => tracing::error!("{}", in_words(error)),
             parts => parts.iter().for_each(|part| tracing::error!("{part}")),
         },
-        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {error:#}\n").as_bytes()),
+        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {}\n", in_words(error)).as_bytes()),
     }
 }
 

@@ -21,7 +21,7 @@ fn a_command_gets_a_migrated_database_of_its_own_and_its_exit_code_is_passed_on(
     let env = suite.read("env");
     let value = |name: &str| env.lines().find_map(|line| line.strip_prefix(&format!("{name}="))).map(str::to_owned);
     for (name, expected) in
-        [("PGDATABASE", "shop"), ("PGUSER", "clerk"), ("PGHOST", "127.0.0.1"), ("DB_POOL_SIZE", "5")]
+        [("PGDATABASE", "shop"), ("PGUSER", "clerk"), ("PGHOST", "127.0.0.1"), ("DB_POOL_SIZE", "20")]
     {
         assert_eq!(value(name).as_deref(), Some(expected), "{name}");
     }

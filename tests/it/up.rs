@@ -78,7 +78,7 @@ fn a_worker_gets_the_database_in_its_environment_and_sees_its_clients_address() 
     assert!(env("DATABASE_URL").starts_with("postgresql+psycopg2://app:"));
     assert_eq!(env("PGPORT"), project.postgres.to_string());
     assert_eq!(env("PGAPPNAME"), "shop-worker-0");
-    assert_eq!((env("COLOUR"), env("FROM_DOTENV"), env("DB_POOL_SIZE")), ("blue".into(), "yes".into(), "5".into()));
+    assert_eq!((env("COLOUR"), env("FROM_DOTENV"), env("DB_POOL_SIZE")), ("blue".into(), "yes".into(), "20".into()));
     assert!(tandem.get("/client").unwrap().1.starts_with("[\"127.0.0.1\""));
     assert_eq!(tandem.stop(), 0);
 }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use super::archive::Archive;
 use super::command;
 use crate::config::Settings;
+use crate::exit::in_words;
 use crate::postgres::home::Home;
 use crate::postgres::settings::Archiving;
 
@@ -31,7 +32,7 @@ pub fn archiving(settings: &Settings, home: &Home) -> anyhow::Result<Option<Arch
     let archive = archive(settings, home);
     let owner = home.server.as_ref().map(|server| (server.uid, server.gid));
     if let Err(error) = archive.prepare(system_identifier(&home.data)?, owner) {
-        tracing::error!("WAL cannot be archived: {error:#}");
+        tracing::error!("WAL cannot be archived: {}", in_words(&error));
     }
     let program = command::program(&home.run, home.server.as_ref())?;
     let command = command::archive_command(&program, &archive)?;

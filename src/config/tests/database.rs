@@ -56,7 +56,7 @@ fn a_reachable_database_is_attached_to() {
     let loaded = project(&[("tandem.toml", APP)])
         .environment(&[(
             "DATABASE_URL",
-            "postgresql+psycopg2://u%40x:p%25%2F@db.example.org:6432/d?sslmode=require&password=pp",
+            "postgresql+psycopg2://u%40x:pp@db.example.org:6432/d?sslmode=require&password=p%25%2F",
         )])
         .loaded();
     expect![[r#"

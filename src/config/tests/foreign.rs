@@ -47,6 +47,7 @@ fn what_has_no_effect_is_told_with_the_key_to_write() {
     expect![[r#"
         workers.app = main:app (tandem.toml:2)
         workers.count = 2 (tandem.toml:3)
+        PGDATA = ignored (environment PGDATA)
         notice: PGDATA has no effect on Tandem: the cluster lies in the state directory, which TANDEM_STATE_DIR (state_dir) names; mount the volume there
         notice: POSTGRES_INITDB_ARGS has no effect on Tandem: a new cluster has UTF-8, the locale C.UTF-8 and data checksums; the server's settings stand under [postgres.settings]
         notice: POSTGRES_INITDB_WALDIR has no effect on Tandem: the WAL lies in the data directory

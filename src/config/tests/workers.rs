@@ -60,19 +60,19 @@ fn another_server_needs_no_app_and_cannot_be_preloaded() {
     assert_eq!(loaded.settings.workers.socket, WorkerSocket::Own);
 
     let file = "[workers]\ncommand = ['granian']\npreload = 'strict'\nready = 'http://localhost/health'\nsurge = 9\n\
-                max_memory = '8MB'\n[hooks]\nlimit = 0\nafter_ready = []\n";
+                max_memory = '8MB'\n[postgres]\nmax_connections = 100\n[hooks]\nlimit = 0\nafter_ready = []\n";
     project(&[("tandem.toml", file)]).refused(expect![[r#"
         the configuration has 6 problems:
           tandem.toml:3: workers.preload: workers.command starts each worker anew
             help: leave one of them out: only Tandem's launcher can fork workers
           tandem.toml:4: workers.ready: "http://localhost/health" is not a path
             help: write the path alone, such as "/health"; it is asked for at the worker's own address
-          tandem.toml:5: the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (5 + 10) + 9 more during a roll × 15 + 10 reserved + 3 for superusers = 208, max_connections is 100
-            help: raise postgres.max_connections to 208, let pool.size + pool.overflow be at most 6, or let workers.surge be at most 1
+          tandem.toml:5: the workers' pools may open more connections than PostgreSQL accepts: 4 workers × (20 + 10) + 9 more during a roll × 30 + 10 reserved + 3 for superusers = 403, max_connections is 100
+            help: raise postgres.max_connections to 403, or let pool.size + pool.overflow be at most 6
           tandem.toml:6: workers.max_memory: less than a worker takes to begin with: each would be replaced for ever
             help: a worker takes 16MB at the very least, most take 100MB
-          tandem.toml:8: hooks.limit: must be longer than nothing
-          tandem.toml:9: hooks.after_ready = []: expected a program and its arguments as a list, such as ["npm", "run", "dev"]"#]]);
+          tandem.toml:10: hooks.limit: must be longer than nothing
+          tandem.toml:11: hooks.after_ready = []: expected a program and its arguments as a list, such as ["npm", "run", "dev"]"#]]);
     project(&[("tandem.toml", "[workers]\napp = 'main:app'\nsocket = 'own'\npreload = 'lax'\ncommand = 'granian'\n")])
         .refused(expect![[r#"
             the configuration has 2 problems:

@@ -1,12 +1,7 @@
-//! How much memory this process may use: the machine's, or less where a container's limit says so; and how much of it may
-//! be shared under a name.
+//! How much memory this process may use: the machine's, or less where a container's limit says so.
 
 use std::fs;
 use std::path::Path;
-
-use super::files::free_bytes;
-use crate::plan::Identity;
-use crate::process::identity;
 
 /// Taken where the system does not say (no `/proc`).
 const UNKNOWN: u64 = 2 * 1024 * 1024 * 1024;
@@ -14,17 +9,6 @@ const UNKNOWN: u64 = 2 * 1024 * 1024 * 1024;
 /// Bytes that this process and its children may use in all.
 pub fn available() -> u64 {
     under(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
-}
-
-/// Where shm_open(3) makes its files.
-const SHARED: &str = "/dev/shm";
-
-/// Bytes that the server, run by `server` or by this process's user, may share by shm_open(3): none where its place is
-/// missing, read-only or closed. `None` where the system has no such place.
-pub fn shared(server: Option<&Identity>) -> Option<u64> {
-    let place = Path::new(SHARED);
-    let there = cfg!(target_os = "linux").then(|| free_bytes(place).filter(|_| identity::may_write(place, server)))?;
-    Some(there.unwrap_or(0))
 }
 
 fn under(proc: &Path, cgroups: &Path) -> u64 {

@@ -1,0 +1,69 @@
+//! Errors in words for people: each cause once, and what the database said without its drivers' words around it.
+
+use std::error::Error;
+
+use sea_orm::sqlx::postgres::PgDatabaseError;
+use sea_orm::{DbErr, RuntimeErr, sqlx};
+
+/// `error` and its causes in one line, as `{error:#}` shows them, but no cause a second time.
+pub fn in_words(error: &anyhow::Error) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let said = database_error(cause).map(what_the_server_said);
+        let last = said.is_some();
+        let text = said.unwrap_or_else(|| cause.to_string());
+        // Many errors show their source in their own words and hand it on as well.
+        if !words.last().is_some_and(|above| above.ends_with(&text)) {
+            words.push(text);
+        }
+        if last {
+            break;
+        }
+    }
+    words.join(": ")
+}
+
+/// What the server answered; or what the driver says, where it was not the server's.
+pub fn what_the_server_said(error: &sqlx::Error) -> String {
+    let Some(said) = error.as_database_error() else { return error.to_string() };
+    let Some(said) = said.try_downcast_ref::<PgDatabaseError>() else { return said.message().to_owned() };
+    let mut text = format!("{} (SQLSTATE {})", said.message(), said.code());
+    for (label, more) in [("", said.detail()), ("hint: ", said.hint())] {
+        text.extend(more.map(|more| format!("; {label}{}", more.trim_end_matches('.'))));
+    }
+    text
+}
+
+/// The SQLSTATE of what the server answered, wherever it stands among the causes.
+pub fn sql_state(error: &anyhow::Error) -> Option<String> {
+    let code = |error: &sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
+    error.chain().find_map(|cause| database_error(cause).and_then(code))
+}
+
+fn database_error<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a sqlx::Error> {
+    let runtime = match cause.downcast_ref::<DbErr>() {
+        Some(DbErr::Conn(runtime) | DbErr::Exec(runtime) | DbErr::Query(runtime)) => runtime,
+        _ => return cause.downcast_ref::<sqlx::Error>(),
+    };
+    match runtime {
+        RuntimeErr::SqlxError(error) => Some(error),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let refused = || sqlx::Error::Io(std::io::Error::other("connection refused"));
+        let io = anyhow::Error::new(refused()).context("connect");
+        assert_eq!(in_words(&io), "connect: error communicating with database: connection refused");
+        let wrapped = anyhow::Error::new(DbErr::Exec(RuntimeErr::SqlxError(Arc::new(refused())))).context("migrate");
+        assert_eq!(in_words(&wrapped), "migrate: error communicating with database: connection refused");
+        assert_eq!(in_words(&anyhow::anyhow!("a").context("b: a").context("c")), "c: b: a");
+    }
+}
