@@ -92,12 +92,12 @@ pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut
 /// What the operator should know of foreign names in `environment` and in `.env`.
 pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, values: &Values) -> Vec<String> {
     let given = |name: &str| environment.get(name).filter(|value| !value.is_empty());
-    let written: BTreeMap<&str, &str> =
-        values.entries("workers.env").filter_map(|(name, entry)| Some((name, entry.raw.as_text()?))).collect();
-    let anywhere = |name: &str| given(name).map(String::as_str).or_else(|| written.get(name).copied());
+    let anywhere = |name: &str| given(name).or_else(|| settings.workers.env.get(name));
+    // What no child gets is not among the settings.
+    let written = |name: &str| values.entries("workers.env").any(|(written, _)| written == name);
     let mut notices = Vec::new();
     if settings.postgres.mode == PostgresMode::Managed {
-        for (name, instead) in OF_POSTGRES.iter().filter(|(name, _)| anywhere(name).is_some()) {
+        for (name, instead) in OF_POSTGRES.iter().filter(|(name, _)| given(name).is_some() || written(name)) {
             notices.push(format!("{name} has no effect on Tandem: {instead}"));
         }
         notices.extend(scripts(Path::new(INIT_SCRIPTS)));
@@ -105,7 +105,7 @@ pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, valu
     // Another server reads its own names.
     if settings.workers.command.is_none() {
         for (name, key) in OF_UVICORN {
-            if anywhere(name).is_some_and(|value| value != settings.workers.app) {
+            if anywhere(name).is_some_and(|value| *value != settings.workers.app) {
                 notices.push(format!("{name} has no effect on Tandem: set {} ({key})", keys::variable(key)));
             }
         }

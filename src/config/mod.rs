@@ -13,6 +13,7 @@
 mod backup;
 mod build;
 mod check;
+mod connections;
 mod database;
 mod diff;
 mod dotenv;
