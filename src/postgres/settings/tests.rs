@@ -186,8 +186,8 @@ fn parallel_queries_share_files_where_shared_memory_is_too_small_for_them() {
             purpose: Purpose::Durable,
         });
         let files = files.unwrap();
-        let kinds = files.conf.lines().filter_map(|line| line.strip_prefix("dynamic_shared_memory_type = "));
-        (kinds.last().map(str::to_owned), files.notice.is_some())
+        let mut kinds = files.conf.lines().filter_map(|line| line.strip_prefix("dynamic_shared_memory_type = "));
+        (kinds.next_back().map(str::to_owned), files.notice.is_some())
     };
     let mmap = || (Some("'mmap'".to_owned()), true);
     // 20 connections: work_mem is 6.4 MB, of which 32 times may be shared.
