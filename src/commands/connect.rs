@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use crate::cli::Common;
 use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
-use crate::exit::Code;
+use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::binaries;
 use crate::postgres::home::Home;
+use crate::postgres::settings::SUPERUSER;
 use crate::process;
 use crate::workers::variables;
 
@@ -22,8 +23,8 @@ fn locate(common: &Common) -> anyhow::Result<(Settings, DatabaseUrl)> {
 /// Become psql. The password travels in the environment, which other users cannot read, and not in the arguments.
 ///
 /// # Errors
-/// No psql can be found or fetched.
-pub async fn psql(common: &Common, args: &[String]) -> anyhow::Result<Code> {
+/// No psql can be found or fetched; the superuser is asked for of a server that is not Tandem's.
+pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::Result<Code> {
     let (settings, url) = locate(common)?;
     let program = match settings.postgres.mode {
         PostgresMode::Managed => {
@@ -38,8 +39,21 @@ pub async fn psql(common: &Common, args: &[String]) -> anyhow::Result<Code> {
     for (name, value) in variables::database(&settings, &url, "tandem-psql") {
         command = command.env(name, value);
     }
+    if superuser {
+        command = as_superuser(command, &settings)?;
+    }
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
+}
+
+/// Over the unix socket, where the server knows its own user and root by their names (peer) and asks for no password.
+fn as_superuser(command: CommandLine, settings: &Settings) -> anyhow::Result<CommandLine> {
+    if settings.postgres.mode == PostgresMode::Attach {
+        let text = "the server is run by somebody else: its superuser's name and password are theirs";
+        return Err(Failure::new(Code::Usage, text).into());
+    }
+    let socket = Home::resolve(settings)?.socket_dir;
+    Ok(command.env("PGHOST", socket).env("PGUSER", SUPERUSER).env_remove("PGPASSWORD"))
 }
 
 /// Print the URL.

@@ -1,6 +1,6 @@
 //! The layers: file < `.env` < environment < flags, each as entries that say where they come from, and which entry wins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Found};
@@ -8,7 +8,7 @@ use super::keys;
 use super::problem::{Origin, Problems};
 use super::processes::Written as Process;
 use super::value::Raw;
-use super::{Source, dotenv};
+use super::{Source, dotenv, text};
 
 /// One value, as somebody wrote it somewhere.
 #[derive(Clone, Debug)]
@@ -27,9 +27,9 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Layer {
+    File,
     /// `.env` lines that are not Tandem's: the workers' own variables.
     Workers,
-    File,
     ProjectDotenv,
     Dotenv,
     Environment,
@@ -64,7 +64,7 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Writte
     let mut written = Written { entries: Vec::new(), processes: Vec::new(), notices: Vec::new(), complete: true };
     if let Some(path) = &found.file {
         let shown = shown(path, &source.cwd);
-        let read = match std::fs::read_to_string(path) {
+        let read = match text::read(path) {
             Ok(text) => file::read(&text, &shown, &found.directory, problems),
             Err(error) => {
                 problems.add_file(&shown, format!("cannot be read: {error}"), None);
@@ -85,6 +85,7 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Writte
         let origin = Origin::Environment(name.clone());
         written.variable(Layer::Environment, name, value, origin, &source.cwd, problems);
     }
+    written.inherited(source);
     for flag in &source.flags {
         let origin = Origin::Flag(flag.name.clone());
         written.entry(Layer::Flags, &flag.key, &flag.value, origin, &source.cwd, false);
@@ -101,10 +102,10 @@ impl Written {
     fn dotenv(&mut self, layer: Layer, directory: &Path, source: &Source, problems: &mut Problems) {
         let path = directory.join(".env");
         let file = shown(&path, &source.cwd);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match text::read(&path) {
             Ok(text) => text,
             // A directory called `.env` is a virtual environment.
-            Err(_) if !path.is_file() => return,
+            Err(_) if !path.exists() || path.is_dir() => return,
             Err(error) => return problems.add_file(&file, format!("cannot be read: {error}"), None),
         };
         let (variables, bad) = dotenv::parse(&text, &|name| source.environment.get(name).cloned());
@@ -114,11 +115,22 @@ impl Written {
         for dotenv::Variable { name, value, line } in variables {
             let origin = Origin::Line { file: file.clone(), line, name: Some(name.clone()) };
             let taken = self.variable(layer, &name, &value, origin.clone(), directory, problems);
-            // The process environment wins over `.env`, for the application as for Tandem.
-            let inherited = source.environment.contains_key(&name);
+            // What the environment says of it is put above it later.
+            let inherited = source.environment.contains_key(&name) && keys::is_ambient(&name);
             if !taken && !inherited && !keys::INJECTED_NAMES.contains(&name.as_str()) {
                 self.entry(Layer::Workers, &format!("workers.env.{name}"), &value, origin, directory, false);
             }
+        }
+    }
+
+    /// The environment overrules what `[workers.env]` and `.env` say of a worker's variable, for the application as for
+    /// Tandem. A file's PATH or LANG stays: every process has one, and nobody said it for the workers.
+    fn inherited(&mut self, source: &Source) {
+        let said: BTreeSet<String> = self.entries.iter().filter_map(|entry| worker_variable(&entry.key)).collect();
+        for name in said {
+            let Some(value) = source.environment.get(&name).filter(|_| !keys::is_ambient(&name)) else { continue };
+            let (key, origin) = (format!("workers.env.{name}"), Origin::Environment(name));
+            self.entry(Layer::Environment, &key, value, origin, &source.cwd, true);
         }
     }
 
@@ -172,6 +184,12 @@ impl Written {
     }
 }
 
+/// The variable that an entry gives the workers, if it does, and if it is not one of those that Tandem itself gives them.
+fn worker_variable(key: &str) -> Option<String> {
+    let name = key.strip_prefix("workers.env.")?;
+    (!keys::INJECTED_NAMES.contains(&name) && !name.starts_with("PG")).then(|| name.to_owned())
+}
+
 /// The key that the variable `TANDEM_<rest>` sets.
 fn key_of(rest: &str) -> Option<String> {
     let key = rest.to_lowercase().replace("__", ".");
@@ -215,6 +233,14 @@ impl Merged {
                 let (key, winner, loser) = (&entry.key, &winner.origin, &loser.origin);
                 let (won, lost) = (winner.name_of(key), loser.name_of(key));
                 notices.push(format!("{won} ({}) and {lost} ({}) differ: {won} wins", winner.place(), loser.place()));
+            }
+            if entry.key.starts_with("workers.env.") && winner.rank / 4 != loser.rank / 4 {
+                let differ = winner.raw.to_plain() != loser.raw.to_plain();
+                let (winner, loser) = (&winner.origin, &loser.origin);
+                let (name, lost) = (winner.name_of(&entry.key), loser.name_of(&entry.key));
+                if differ {
+                    notices.push(format!("{name} ({}) wins over {lost} ({})", winner.place(), loser.place()));
+                }
             }
             if other.rank > entry.rank {
                 return;

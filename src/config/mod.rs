@@ -22,12 +22,14 @@ mod file;
 mod keys;
 mod layers;
 pub mod memory;
+mod own;
 mod problem;
 mod processes;
 mod rows;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod text;
 mod value;
 mod values;
 
@@ -101,6 +103,7 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> an
     let found = file::find(source)?;
     let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
+    own::settle(&mut merged, &found.directory, &mut problems, &mut notices);
     let database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
@@ -144,8 +147,8 @@ impl Loaded {
         format!("connections: {sum}{chosen}\nstop: {ladder}, the platform grants {platform}\n")
     }
 
-    /// The rows as aligned text.
-    pub fn table(&self) -> String {
-        rows::table(&self.rows)
+    /// The rows as aligned text; many variables of the workers in one line, unless `all`.
+    pub fn table(&self, all: bool) -> String {
+        if all { rows::table(&self.rows) } else { rows::table(&rows::folded(&self.rows)) }
     }
 }

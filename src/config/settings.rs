@@ -1,7 +1,7 @@
 //! The typed settings: what every other room reads. Built once, by [`super::load`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -85,6 +85,17 @@ impl Settings {
                 format!(" (auto: room for {workers} worker{plural}{limit})")
             }
         }
+    }
+
+    /// Where this machine reaches the application, for hooks and processes beside it.
+    pub fn base_url(&self) -> String {
+        let mut address = self.workers.listen;
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        format!("http://{address}")
     }
 
     /// The rungs of an orderly stop.

@@ -53,6 +53,7 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     for (name, value) in own.chain(variables::database(&settings, &context.url, &application)) {
         command = command.env(name, value);
     }
+    command = command.env("TANDEM_BASE_URL", settings.base_url());
     let service = turn.service();
     let mut last = String::new();
     let on_line = |line: &str| {
@@ -63,6 +64,7 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     let why = match ended {
         Ok(finished) if finished.exit.success() => {
             tracing::info!({ service.name = service }, "done");
+            context.hook_failure.take();
             return Ok(());
         }
         Ok(finished) if last.is_empty() => format!("ended with {}", finished.exit),
@@ -70,6 +72,8 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
         Err(RunError::Limit(_, limit)) => format!("did not end within {limit:?} (hooks.limit) and was killed"),
         Err(error) => error.to_string(),
     };
+    let short = why.split(':').next().unwrap_or_default();
+    context.hook_failure.replace(Some(format!("{} {short}; the log has the rest", turn.key())));
     let text = format!("{} (`{}`) {why}", turn.key(), words.join(" "));
     match hooks.on_failure {
         OnFailure::Warn => {

@@ -242,6 +242,7 @@ pub fn companion(context: &Context, place: usize) -> CommandLine {
     if let Some(identity) = &identity {
         command = command.env("HOME", &identity.home).env("USER", &identity.name);
     }
+    command = command.env("TANDEM_BASE_URL", settings.base_url());
     let application = format!("{}-{}", settings.name, companion.name);
     let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
     let database = variables::database(&settings, &context.url, &application);

@@ -7,6 +7,7 @@
 
 mod make;
 mod marker;
+mod project;
 
 use std::path::{Path, PathBuf};
 
