@@ -11,7 +11,10 @@ use tandem::{commands, signals, telemetry};
 /// How long work on other threads may go on after the end, before it is cut off.
 const THREADS_LIMIT: Duration = Duration::from_millis(100);
 
+#[expect(unsafe_code, reason = "the environment is changed before there is a second thread")]
 fn main() -> ExitCode {
+    // SAFETY: this is the first thread's first line.
+    unsafe { tandem::config::set_libpq_aside() };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

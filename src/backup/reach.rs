@@ -87,20 +87,15 @@ impl Reach {
 
     /// A program of PostgreSQL's that gets in where its arguments do not say otherwise.
     pub fn program(&self, tool: &str) -> CommandLine {
-        let mut command = self.installation.command(tool).dir("/").env("PGAPPNAME", APPLICATION_NAME);
-        // What a person's shell says of connections is not meant for this one.
-        for name in ["PGHOSTADDR", "PGSERVICE", "PGOPTIONS", "PGPASSFILE", "PGDATABASE", "PGSSLMODE", "PSQLRC"] {
-            command = command.env_remove(name);
-        }
+        // What a person's shell says of connections, `process` has taken out.
+        let command = self.installation.command(tool).dir("/").env("PGAPPNAME", APPLICATION_NAME).env_remove("PSQLRC");
         match &self.way {
-            Way::Socket { home, port } => command
-                .env_remove("PGPASSWORD")
-                .env("PGHOST", &home.socket_dir)
-                .env("PGPORT", port.to_string())
-                .env("PGUSER", SUPERUSER),
+            Way::Socket { home, port } => {
+                command.env("PGHOST", &home.socket_dir).env("PGPORT", port.to_string()).env("PGUSER", SUPERUSER)
+            }
             Way::Url(url) => match &url.password {
                 Some(password) => command.env("PGPASSWORD", password.expose()),
-                None => command.env_remove("PGPASSWORD"),
+                None => command,
             },
         }
     }

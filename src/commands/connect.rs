@@ -1,6 +1,7 @@
 //! `tandem psql`, `tandem url`, `tandem env`: connect with the right tool, user and password.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use crate::cli::Common;
 use crate::commands::open;
@@ -11,13 +12,19 @@ use crate::postgres::binaries;
 use crate::postgres::home::Home;
 use crate::postgres::settings::SUPERUSER;
 use crate::process;
-use crate::workers::variables;
+use crate::workers::environment;
+use crate::workers::surroundings::Surroundings;
 
-fn locate(common: &Common) -> anyhow::Result<(Settings, DatabaseUrl)> {
+fn locate(common: &Common) -> anyhow::Result<(Settings, DatabaseUrl, PathBuf)> {
     let settings = open::settings(common, Vec::new())?;
     let home = Home::resolve(&settings)?;
     let url = open::url(&settings, &home)?;
-    Ok((settings, url))
+    let python = environment::existing(&settings.python, &home.state, &settings.directory);
+    Ok((settings, url, python))
+}
+
+fn around<'a>(settings: &'a Settings, url: &'a DatabaseUrl, python: &'a Path) -> Surroundings<'a> {
+    Surroundings { settings, url, python, identity: None, of_tests: false }
 }
 
 /// Become psql. The password travels in the environment, which other users cannot read, and not in the arguments.
@@ -25,7 +32,7 @@ fn locate(common: &Common) -> anyhow::Result<(Settings, DatabaseUrl)> {
 /// # Errors
 /// No psql can be found or fetched; the superuser is asked for of a server that is not Tandem's.
 pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::Result<Code> {
-    let (settings, url) = locate(common)?;
+    let (settings, url, python) = locate(common)?;
     let program = match settings.postgres.mode {
         PostgresMode::Managed => {
             let python = &settings.python.interpreter;
@@ -35,10 +42,7 @@ pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::
         }
         PostgresMode::Attach => "psql".into(),
     };
-    let mut command = CommandLine::new(program).args(args);
-    for (name, value) in variables::database(&settings, &url, "tandem-psql") {
-        command = command.env(name, value);
-    }
+    let mut command = around(&settings, &url, &python).tool(CommandLine::new(program).args(args), "tandem-psql");
     if superuser {
         command = as_superuser(command, &settings)?;
     }
@@ -56,13 +60,13 @@ fn as_superuser(command: CommandLine, settings: &Settings) -> anyhow::Result<Com
     Ok(command.env("PGHOST", socket).env("PGUSER", SUPERUSER).env_remove("PGPASSWORD"))
 }
 
-/// Print the URL.
+/// Print the URL: in the plain scheme, which `psql` and every driver take, unless another is asked for.
 ///
 /// # Errors
 /// There is no database yet.
 pub fn url(common: &Common, scheme: Option<&str>, json: bool) -> anyhow::Result<Code> {
-    let (_, url) = locate(common)?;
-    let url = scheme.map_or(url.clone(), |scheme| url.with_scheme(scheme)).expose();
+    let (_, url, _) = locate(common)?;
+    let url = url.with_scheme(scheme.unwrap_or("postgresql")).expose();
     if json {
         println!("{}", serde_json::json!({ "url": url.expose() }));
     } else {
@@ -71,21 +75,25 @@ pub fn url(common: &Common, scheme: Option<&str>, json: bool) -> anyhow::Result<
     Ok(Code::Stopped)
 }
 
-/// Print the environment of a worker, as lines that a shell can read.
+/// Print what says where the database is in the environment of a worker, as lines that a shell can read.
 ///
 /// # Errors
 /// There is no database yet.
 pub fn env(common: &Common, json: bool) -> anyhow::Result<Code> {
-    let (settings, url) = locate(common)?;
-    let pairs = variables::database(&settings, &url, &settings.name);
+    let (settings, url, python) = locate(common)?;
+    let pairs = around(&settings, &url, &python).database(&settings.name).0;
     if json {
-        let map: serde_json::Map<_, _> = pairs.into_iter().map(|(name, value)| (name, value.into())).collect();
+        let map: serde_json::Map<_, _> =
+            pairs.into_iter().filter_map(|(name, value)| Some((name, value?.into()))).collect();
         println!("{}", serde_json::to_string_pretty(&map)?);
         return Ok(Code::Stopped);
     }
     let mut text = String::new();
     for (name, value) in pairs {
-        let _ = writeln!(text, "export {name}='{}'", value.replace('\'', r"'\''"));
+        let _ = match value {
+            Some(value) => writeln!(text, "export {name}='{}'", value.replace('\'', r"'\''")),
+            None => writeln!(text, "unset {name}"),
+        };
     }
     print!("{text}");
     Ok(Code::Stopped)

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use super::backup::{Backup, Disk, Surroundings};
 use super::database::Database;
 use super::environment::is_root;
+use super::layers::Layer;
+use super::references;
 use super::settings::*;
 use super::value::Typed;
 use super::values::Values;
+use crate::plan::libpq::{TEST_SOCKET, is_libpq, stays_attached};
 
 /// Build the settings. What cannot be built right has been told as a problem already.
 pub fn settings(
@@ -19,6 +22,9 @@ pub fn settings(
     processes: Vec<ProcessSettings>,
     environment: &BTreeMap<String, String>,
 ) -> Settings {
+    let in_test = environment.contains_key(TEST_SOCKET);
+    let attached = database.mode == PostgresMode::Attach && !in_test;
+    let workers_env = worker_environment(values, attached);
     Settings {
         name: values.text("name").unwrap_or_else(|| name_of(directory)),
         directory: directory.to_path_buf(),
@@ -29,7 +35,7 @@ pub fn settings(
         postgres: postgres(values, database),
         migrations: migrations(values),
         python: python(values),
-        workers: workers(values, directory),
+        workers: workers(values, directory, workers_env.clone()),
         pool: Pool {
             size: values.number("pool.size"),
             overflow: values.number("pool.overflow"),
@@ -48,7 +54,8 @@ pub fn settings(
         processes,
         backup: Backup::of(values),
         restore_if_empty: values.text("restore.if_empty"),
-        surroundings: Surroundings::of(values.table("workers.env").into_iter().chain(environment.clone())),
+        surroundings: Surroundings::of(workers_env.into_iter().chain(environment.clone())),
+        inherited: Inherited(environment.clone()),
         disk: Disk::of(values),
         memory: 0,
         test: test(values),
@@ -93,6 +100,7 @@ fn postgres(values: &Values, database: Database) -> Postgres {
     Postgres {
         mode: database.mode,
         url: database.url,
+        scheme: database.scheme,
         source: source(values),
         listen: values.ip("postgres.listen"),
         port: Port { number, chosen: values.chosen("postgres.port") },
@@ -129,7 +137,12 @@ fn migrations(values: &Values) -> Migrations {
         (None, "none") => MigrationRun::None,
         (None, _) => MigrationRun::SeaOrm,
     };
-    Migrations { run, lock_limit: values.duration("migrations.lock_limit"), limit: values.duration("migrations.limit") }
+    Migrations {
+        run,
+        dir: values.path("migrations.dir"),
+        lock_limit: values.duration("migrations.lock_limit"),
+        limit: values.duration("migrations.limit"),
+    }
 }
 
 fn python(values: &Values) -> Python {
@@ -149,7 +162,17 @@ fn python(values: &Values) -> Python {
     }
 }
 
-fn workers(values: &Values, directory: &Path) -> Workers {
+/// `.env` and `[workers.env]`. Of libpq's variables a line of `.env` sets none, as one of the environment does not: only
+/// what keeps a connection to an attached server safe.
+fn worker_environment(values: &Values, attached: bool) -> BTreeMap<String, String> {
+    let entries = values
+        .entries("workers.env")
+        .filter(|(name, entry)| !entry.is_of(Layer::Workers) || !is_libpq(name) || (attached && stays_attached(name)));
+    let read = entries.filter_map(|(name, entry)| Some((name.to_owned(), references::marked(&entry.raw.to_plain()?))));
+    read.collect()
+}
+
+fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> Workers {
     Workers {
         app: values.word("workers.app"),
         app_dir: values.path("workers.app_dir").unwrap_or_else(|| directory.to_path_buf()),
@@ -157,7 +180,7 @@ fn workers(values: &Values, directory: &Path) -> Workers {
         listen: values.address("workers.listen"),
         backlog: values.number("workers.backlog"),
         url_scheme: values.word("workers.url_scheme"),
-        env: values.table("workers.env"),
+        env,
         preimport: values.list("workers.preimport").unwrap_or_default(),
         access_log: values.boolean("workers.access_log"),
         event_loop: values.word("workers.event_loop"),
@@ -197,12 +220,10 @@ fn workers(values: &Values, directory: &Path) -> Workers {
 }
 
 fn test(values: &Values) -> Test {
-    // SQLAlchemy takes the plain scheme for its default driver, and other languages know no other.
-    let configured = values.chosen("workers.url_scheme").then(|| values.word("workers.url_scheme"));
     Test {
         seed: values.list("test.seed").unwrap_or_default(),
         inputs: values.list("test.inputs"),
-        url_scheme: values.text("test.url_scheme").or(configured).unwrap_or_else(|| "postgresql".to_owned()),
+        url_scheme: values.text("test.url_scheme").unwrap_or_else(|| values.word("workers.url_scheme")),
         max_connections: values.number("test.max_connections"),
         settings: values.table("test.settings"),
         pool: values.number("test.pool"),

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use super::backup::BackupFormat;
 use super::build::is_name_letter;
 use super::keys;
+use super::layers::Layer;
 use super::problem::Problems;
+use super::references;
 use super::settings::*;
 use super::values::Values;
-use crate::plan::schedule;
+use crate::plan::{libpq, schedule};
 
 /// PostgreSQL truncates longer names (NAMEDATALEN - 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;
@@ -95,8 +97,8 @@ impl Checker<'_> {
             self.wrong("postgres.user", "PostgreSQL keeps names that begin with pg_ to itself", None);
         }
         let scheme = &self.settings.workers.url_scheme;
-        if scheme != "postgresql" && !scheme.starts_with("postgresql+") {
-            let help = "SQLAlchemy's are postgresql+psycopg2, postgresql+psycopg and postgresql+asyncpg";
+        if scheme != "auto" && scheme != "postgresql" && !scheme.starts_with("postgresql+") {
+            let help = "\"auto\", or SQLAlchemy's postgresql+psycopg2, postgresql+psycopg and postgresql+asyncpg";
             self.wrong("workers.url_scheme", "not a scheme for PostgreSQL", Some(help));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.settings.log.filter) {
@@ -149,6 +151,10 @@ impl Checker<'_> {
             };
             self.wrong("python.requirements", &format!("{} is not a file", file.display()), Some(&help));
         }
+        if let Some(dir) = self.settings.migrations.dir.as_ref().filter(|dir| !dir.is_dir()) {
+            self.wrong("migrations.dir", &format!("{} is not a directory", dir.display()), None);
+        }
+        self.migration_program();
         if python.interpreter.contains('/') && !std::path::Path::new(&python.interpreter).is_file() {
             self.wrong("python.interpreter", &format!("{} is not a file", python.interpreter), None);
         }
@@ -168,6 +174,19 @@ impl Checker<'_> {
             }
         } else if self.values.chosen("postgres.source_sha256") {
             self.wrong("postgres.source_sha256", "belongs to an archive, and postgres.source names none", None);
+        }
+    }
+
+    /// A program of the migrations that is written with its path must be there. A bare name may be in the Python
+    /// environment, which is made later.
+    fn migration_program(&mut self) {
+        let migrations = &self.settings.migrations;
+        let MigrationRun::Command(words) = &migrations.run else { return };
+        let Some(program) = words.first().filter(|program| program.contains('/')) else { return };
+        let path = self.settings.migrations_dir().join(program);
+        if !path.is_file() {
+            let message = format!("{} is not a file", path.display());
+            self.wrong("migrations.run", &message, Some("write the program's name, or its path from migrations.dir"));
         }
     }
 
@@ -341,9 +360,16 @@ impl Checker<'_> {
         for (name, entry) in self.values.entries("workers.env") {
             if name.contains(['=', '\0']) || name.is_empty() {
                 self.problems.add(&entry.origin, format!("{name:?} is not a variable's name"), None);
-            } else if keys::INJECTED_NAMES.contains(&name) {
+            } else if entry.is_of(Layer::Workers) {
+                // A line of `.env` that says where the database is sets nothing.
+            } else if keys::INJECTED_NAMES.contains(&name) || libpq::says_where(name) {
                 let help = "it follows from [postgres]; leave it out".to_owned();
                 self.problems.add(&entry.origin, format!("workers get {name} from Tandem"), Some(help));
+            } else if references::NAMES.contains(&name) {
+                self.notices.push(format!(
+                    "workers.env.{name} ({}) has no effect: Tandem says there where its own database is",
+                    entry.origin
+                ));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Whose PostgreSQL it is, and who gets in: `postgres.mode`, `DATABASE_URL` and the password, settled among the layers.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 
@@ -8,7 +9,7 @@ use super::layers::{Entry, Merged};
 use super::problem::{Origin, Problems};
 use super::value::Raw;
 use super::{keys, text};
-use crate::plan::{DatabaseUrl, Secret};
+use crate::plan::{DatabaseUrl, Secret, libpq};
 
 /// Whether a host's name can be resolved.
 pub type Resolve<'a> = &'a dyn Fn(&str, u16) -> io::Result<()>;
@@ -23,9 +24,11 @@ pub struct Database {
     pub mode: PostgresMode,
     /// The server to attach to.
     pub url: Option<DatabaseUrl>,
+    /// The scheme that the URL was written with, its server used or not.
+    pub scheme: Option<String>,
 }
 
-const MANAGED: Database = Database { mode: PostgresMode::Managed, url: None };
+const MANAGED: Database = Database { mode: PostgresMode::Managed, url: None, scheme: None };
 
 /// The rank of the parts of a URL that is attached to: nothing else may say who gets in there.
 const RANK_ATTACHED: u8 = u8::MAX;
@@ -84,7 +87,7 @@ fn with_url(
                  is ignored",
                 entry.origin.place()
             ));
-            MANAGED
+            Database { scheme: Some(url.scheme), ..MANAGED }
         }
         "auto" | "attach" => {
             if let Err(error) = reach(&url, resolve) {
@@ -99,7 +102,7 @@ fn with_url(
                 ));
             }
             spread(&url, entry, RANK_ATTACHED, merged, notices);
-            Database { mode: PostgresMode::Attach, url: Some(url) }
+            Database { mode: PostgresMode::Attach, scheme: Some(url.scheme.clone()), url: Some(url) }
         }
         // A mistyped mode is told where keys are read; guessing on would only add noise.
         _ => MANAGED,
@@ -173,6 +176,25 @@ fn complete(url: &mut DatabaseUrl, entry: &Entry, merged: &mut Merged) {
     for (key, value) in [("postgres.user", &url.user), ("postgres.database", &url.database)] {
         let raw = Raw::Word(value.clone());
         merged.0.entry(key.to_owned()).or_insert_with(|| Entry { key: key.to_owned(), raw, ..entry.clone() });
+    }
+}
+
+/// Write into the URL of a server that is attached to what the environment or `[workers.env]` says of a safe connection
+/// (PGSSLMODE and so on), so that Tandem's own sessions and its tools connect as the workers do.
+pub fn secure(url: &mut DatabaseUrl, merged: &Merged, environment: &BTreeMap<String, String>) {
+    for (name, key) in libpq::IN_QUERY {
+        let said = || merged.get(&format!("workers.env.{name}"))?.raw.to_plain();
+        let Some(value) = environment.get(name).cloned().or_else(said).filter(|value| !value.is_empty()) else {
+            continue;
+        };
+        let query = url.query.clone().unwrap_or_default();
+        let mut said = ::url::form_urlencoded::parse(query.as_bytes());
+        // asyncpg's `ssl` is libpq's `sslmode`.
+        if said.any(|(name, _)| name == key || (name == "ssl" && key == "sslmode")) {
+            continue;
+        }
+        let pair = ::url::form_urlencoded::Serializer::new(query).append_pair(key, &value).finish();
+        url.query = Some(pair);
     }
 }
 

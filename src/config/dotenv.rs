@@ -15,7 +15,8 @@
 //! | `NAME: value` | a variable | Compose |
 //! | a lone carriage return | the end of a line | python-dotenv |
 //!
-//! What both skip or stop at is refused, with its line.
+//! `unset NAME`, which `tandem env` prints for shells, sets nothing. What both dialects skip or stop at is refused, with its
+//! line.
 
 /// One variable and the line on which it begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,10 @@ type Lines<'a, 'b> = &'a mut dyn Iterator<Item = &'b str>;
 
 /// The variable that begins with the line `content`; `None` for a name alone.
 fn variable(content: &str, more: Lines<'_, '_>, known: Lookup<'_>) -> Result<Option<(String, String)>, &'static str> {
+    let unset = content.strip_prefix("unset ").is_some_and(|names| names.split_whitespace().all(is_name));
+    if unset {
+        return Ok(None);
+    }
     let exported = content.strip_prefix("export").filter(|rest| rest.starts_with(char::is_whitespace));
     let content = exported.map_or(content, str::trim_start);
     let quoted = content.strip_prefix('\'').and_then(|rest| rest.split_once('\''));

@@ -1,11 +1,14 @@
-//! The one place that reads the process environment. Nobody writes it.
+//! The one place that reads the process environment, and the one that takes libpq's variables out of it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 
 use super::Source;
+use crate::plan::libpq::is_libpq;
 
 impl Source {
     /// What this process was given: its working directory and environment, beside `--config` and the flags.
@@ -21,9 +24,37 @@ impl Source {
 #[expect(clippy::disallowed_methods, reason = "this is the file that may")]
 fn variables() -> BTreeMap<String, String> {
     // Names and values that are not UTF-8 are of no use to Tandem; children inherit them unchanged.
+    let aside = ASIDE.get().into_iter().flatten().cloned();
     std::env::vars_os()
+        .chain(aside)
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
+}
+
+/// libpq's variables, as they were before [`set_libpq_aside`].
+static ASIDE: OnceLock<Vec<(OsString, OsString)>> = OnceLock::new();
+
+/// Take libpq's variables out of this process's environment. Tandem's database driver reads them too, and cannot be told
+/// not to: a PGOPTIONS of somebody's shell would hold for every session of Tandem's own. [`Source::of_process`] still
+/// knows them.
+///
+/// # Safety
+/// No other thread may be there yet: the environment belongs to all of them.
+#[expect(clippy::disallowed_methods, unsafe_code, reason = "once, before there is a second thread or a child")]
+pub unsafe fn set_libpq_aside() {
+    let found: Vec<_> = std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_libpq)).collect();
+    for (name, _) in &found {
+        // SAFETY: the caller's promise.
+        unsafe { std::env::remove_var(name) };
+    }
+    let _ = ASIDE.set(found);
+}
+
+/// The names of libpq's variables in this process's environment, which no child inherits: a program that uses Tandem as a
+/// library has them still.
+#[expect(clippy::disallowed_methods, reason = "this is the file that may")]
+pub fn libpq_names() -> Vec<OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(is_libpq)).collect()
 }
 
 /// Whether the user wants no colours (no-color.org).

@@ -1,6 +1,6 @@
 //! The layers: file < `.env` < environment < flags, each as entries that say where they come from, and which entry wins.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Found};
@@ -8,7 +8,8 @@ use super::keys;
 use super::problem::{Origin, Problems};
 use super::processes::Written as Process;
 use super::value::Raw;
-use super::{Source, dotenv, text};
+use super::{Source, dotenv, references, text};
+use crate::plan::libpq;
 
 /// One value, as somebody wrote it somewhere.
 #[derive(Clone, Debug)]
@@ -21,6 +22,13 @@ pub struct Entry {
     pub rank: u8,
     /// Where a relative path in it starts.
     pub base: PathBuf,
+}
+
+impl Entry {
+    /// Whether `layer` says it.
+    pub fn is_of(&self, layer: Layer) -> bool {
+        self.rank / 4 == layer as u8
+    }
 }
 
 /// Who speaks; later ones win.
@@ -108,29 +116,41 @@ impl Written {
             Err(_) if !path.exists() || path.is_dir() => return,
             Err(error) => return problems.add_file(&file, format!("cannot be read: {error}"), None),
         };
-        let (variables, bad) = dotenv::parse(&text, &|name| source.environment.get(name).cloned());
+        let outer = |name: &str| source.environment.get(name).cloned();
+        let (variables, bad) = dotenv::parse(&text, &outer);
+        // The same lines as children get them, whose server is known only when they are started.
+        let (marked, _) = dotenv::parse(&text, &|name| references::mark_of(name).or_else(|| outer(name)));
         for bad in bad {
             problems.add(&Origin::Line { file: file.clone(), line: bad.line, name: None }, bad.message, None);
         }
-        for dotenv::Variable { name, value, line } in variables {
+        for (dotenv::Variable { name, value, line }, marked) in variables.into_iter().zip(marked) {
             let origin = Origin::Line { file: file.clone(), line, name: Some(name.clone()) };
             let taken = self.variable(layer, &name, &value, origin.clone(), directory, problems);
             // What the environment says of it is put above it later.
-            let inherited = source.environment.contains_key(&name) && keys::is_ambient(&name);
-            if !taken && !inherited && !keys::INJECTED_NAMES.contains(&name.as_str()) {
+            let inherited = source.environment.contains_key(&name) && !is_overruled(&name);
+            if !taken && !inherited {
+                let value = references::literal(&marked.value);
                 self.entry(Layer::Workers, &format!("workers.env.{name}"), &value, origin, directory, false);
             }
         }
     }
 
     /// The environment overrules what `[workers.env]` and `.env` say of a worker's variable, for the application as for
-    /// Tandem. A file's PATH or LANG stays: every process has one, and nobody said it for the workers.
+    /// Tandem. Only what refers to the server stays: an address in somebody's shell must not lead elsewhere.
     fn inherited(&mut self, source: &Source) {
-        let said: BTreeSet<String> = self.entries.iter().filter_map(|entry| worker_variable(&entry.key)).collect();
-        for name in said {
-            let Some(value) = source.environment.get(&name).filter(|_| !keys::is_ambient(&name)) else { continue };
-            let (key, origin) = (format!("workers.env.{name}"), Origin::Environment(name));
-            self.entry(Layer::Environment, &key, value, origin, &source.cwd, true);
+        let mut said = BTreeMap::new();
+        for entry in &mut self.entries {
+            let Some(name) = entry.key.strip_prefix("workers.env.").filter(|name| is_overruled(name)) else { continue };
+            let refers = entry.raw.as_text().is_some_and(|text| references::refers(&references::marked(text)));
+            *said.entry(name.to_owned()).or_insert(false) |= refers;
+            if refers && entry.is_of(Layer::File) {
+                entry.rank = Layer::Environment.rank(&entry.key, true) + 1;
+            }
+        }
+        for (name, _) in said.into_iter().filter(|(_, refers)| !refers) {
+            let Some(value) = source.environment.get(&name) else { continue };
+            let (key, value) = (format!("workers.env.{name}"), references::literal(value));
+            self.entry(Layer::Environment, &key, &value, Origin::Environment(name), &source.cwd, true);
         }
     }
 
@@ -184,10 +204,13 @@ impl Written {
     }
 }
 
-/// The variable that an entry gives the workers, if it does, and if it is not one of those that Tandem itself gives them.
-fn worker_variable(key: &str) -> Option<String> {
-    let name = key.strip_prefix("workers.env.")?;
-    (!keys::INJECTED_NAMES.contains(&name) && !name.starts_with("PG")).then(|| name.to_owned())
+/// Whether the environment may overrule what is said of a worker's variable `name`: not a PATH or LANG, which every process
+/// has and nobody said for the workers, and not what says where the database is.
+fn is_overruled(name: &str) -> bool {
+    !keys::is_ambient(name)
+        && !keys::INJECTED_NAMES.contains(&name)
+        && !references::NAMES.contains(&name)
+        && !libpq::is_libpq(name)
 }
 
 /// The key that the variable `TANDEM_<rest>` sets.

@@ -13,7 +13,9 @@
 mod backup;
 mod build;
 mod check;
+
 mod database;
+mod derived;
 mod diff;
 mod dotenv;
 mod environment;
@@ -21,10 +23,12 @@ mod every_key;
 mod file;
 mod keys;
 mod layers;
+pub mod libraries;
 pub mod memory;
 mod own;
 mod problem;
 mod processes;
+pub mod references;
 mod rows;
 mod settings;
 #[cfg(test)]
@@ -38,12 +42,13 @@ use std::path::PathBuf;
 
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, Compression, Disk, Pitr, Retention, Surroundings, Verify};
 pub use diff::{Change, Effect, changes};
-pub use environment::{no_color, notify_socket, temp_dir};
+pub use environment::{libpq_names, no_color, notify_socket, set_libpq_aside, temp_dir};
 pub use problem::Origin;
 pub use rows::Row;
 pub use settings::*;
 pub use value::Room;
 
+use crate::plan::libpq::TEST_SOCKET;
 use layers::Merged;
 use problem::Problems;
 use values::Values;
@@ -104,7 +109,11 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> an
     let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     own::settle(&mut merged, &found.directory, &mut problems, &mut notices);
-    let database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
+    let mut database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
+    // In a test the server is the tests' own, whatever makes the connection to another one safe.
+    if let Some(url) = database.url.as_mut().filter(|_| !source.environment.contains_key(TEST_SOCKET)) {
+        database::secure(url, &merged, &source.environment);
+    }
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
     let mut settings =
@@ -113,6 +122,7 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> an
     check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
+    rows.extend(rows::libpq(&source.environment, &values, &settings));
     rows.extend(
         std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
     );

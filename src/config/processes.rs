@@ -10,7 +10,8 @@ use super::problem::{Origin, Problems};
 use super::rows::{HIDDEN, Row};
 use super::settings::ProcessSettings;
 use super::value::Typed;
-use super::values;
+use super::{references, values};
+use crate::plan::libpq::says_where;
 
 /// What the list of tables is called.
 pub const SECTION: &str = "process";
@@ -129,9 +130,12 @@ fn variable_name(entry: &Entry) -> Option<&str> {
 fn variable(name: &str, entry: &Entry, env: &mut BTreeMap<String, String>, problems: &mut Problems) {
     if name.contains(['=', '\0']) || name.is_empty() {
         problems.add(&entry.origin, format!("{name:?} is not a variable's name"), None);
+    } else if says_where(name) {
+        let help = "it follows from [postgres]; leave it out".to_owned();
+        problems.add(&entry.origin, format!("a [[process]] gets {name} from Tandem"), Some(help));
     } else if let (Some(key), Some(value)) = (find(ENV), entry.raw.to_plain()) {
         if values::read(key, entry, problems).is_some() {
-            env.insert(name.to_owned(), value);
+            env.insert(name.to_owned(), references::marked(&value));
         }
     } else if let Some(key) = find(ENV) {
         values::read(key, entry, problems);

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::keys::{Default, KEYS, Key, Kind};
+use super::layers::{Entry, Layer};
 use super::problem::Origin;
-use super::settings::Settings;
+use super::settings::{PostgresMode, Settings};
 use super::value::Typed;
 use super::values::Values;
 use crate::plan::DatabaseUrl;
+use crate::plan::libpq::{is_libpq, stays_attached};
 
 /// What stands in the place of a secret.
 pub const HIDDEN: &str = "********";
@@ -28,7 +30,8 @@ pub struct Row {
 pub fn rows(values: &Values, settings: &Settings) -> Vec<Row> {
     let mut rows = Vec::new();
     for key in KEYS {
-        let entries: Vec<_> = values.entries(key.name).collect();
+        let is_shown = |(name, entry): &(&str, &Entry)| !(entry.is_of(Layer::Workers) && is_libpq(name));
+        let entries: Vec<_> = values.entries(key.name).filter(is_shown).collect();
         for (name, entry) in &entries {
             let plain = entry.raw.to_plain().unwrap_or_default();
             let value = if key.kind == Kind::SecretTable { HIDDEN.to_owned() } else { plain };
@@ -50,6 +53,21 @@ pub fn rows(values: &Values, settings: &Settings) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// libpq's variables that the environment or a `.env` says, and what Tandem does with them.
+pub fn libpq(environment: &BTreeMap<String, String>, values: &Values, settings: &Settings) -> Vec<Row> {
+    let row = |name: &str, origin: String| {
+        let stays = settings.postgres.mode == PostgresMode::Attach && stays_attached(name);
+        let value = if stays { "kept" } else { "ignored" }.to_owned();
+        let doc =
+            "libpq's variables say nothing to Tandem and its children; attached, what makes a connection safe stays";
+        Row { key: name.to_owned(), value, origin, doc }
+    };
+    let inherited = environment.keys().filter(|name| is_libpq(name));
+    let written = values.entries("workers.env").filter(|(name, entry)| entry.is_of(Layer::Workers) && is_libpq(name));
+    let inherited = inherited.map(|name| row(name, Origin::Environment(name.clone()).to_string()));
+    inherited.chain(written.map(|(name, entry)| row(name, entry.origin.to_string()))).collect()
 }
 
 fn shown(key: &Key, values: &Values, settings: &Settings) -> String {

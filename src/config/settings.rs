@@ -1,12 +1,13 @@
 //! The typed settings: what every other room reads. Built once, by [`super::load`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::backup::{Backup, Disk, Surroundings};
-use crate::plan::{Budget, DatabaseUrl, Secret, StopLadder};
+use crate::plan::libpq::TEST_SOCKET;
+use crate::plan::{DatabaseUrl, Secret, StopLadder};
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -38,6 +39,7 @@ pub struct Settings {
     /// Restored at the start when the database is empty: `latest`, a name, a path or an address.
     pub restore_if_empty: Option<String>,
     pub surroundings: Surroundings,
+    pub inherited: Inherited,
     pub disk: Disk,
     /// Bytes of memory that all of it may use: the machine's, or the container's limit.
     pub memory: u64,
@@ -46,62 +48,35 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The connection budget that these settings ask for.
-    pub fn budget(&self) -> Budget {
-        Budget {
-            workers: self.workers.count,
-            pool_size: self.pool.size,
-            pool_overflow: self.pool.overflow,
-            rolling: self.workers.surge,
-            reserved: self.postgres.reserved_connections,
-            max_connections: self.postgres.max_connections,
-        }
+    /// Whether this Tandem runs inside a `tandem test`.
+    pub fn in_test(&self) -> bool {
+        self.inherited.0.contains_key(TEST_SOCKET)
     }
 
-    /// Let `postgres.max_connections = "auto"` be what the pools need and `memory` bytes bear.
-    pub(super) fn choose_max_connections(&mut self, memory: u64) {
-        self.memory = memory;
-        if self.postgres.max_connections_auto {
-            // Another machine's memory is not known, nor is this server's number: the budget says what it must be.
-            let memory = if self.postgres.mode == PostgresMode::Managed { memory } else { u64::MAX };
-            self.postgres.max_connections = self.budget().connections_for(memory);
+    /// Where a migration command runs: `alembic` and `manage.py` want the directory that holds what they read.
+    pub fn migrations_dir(&self) -> &Path {
+        let holds = |dir: &Path| ["alembic.ini", "manage.py"].iter().any(|name| dir.join(name).is_file());
+        match &self.migrations.dir {
+            Some(dir) => dir,
+            None if !holds(&self.directory) && holds(&self.workers.app_dir) => &self.workers.app_dir,
+            None => &self.directory,
         }
-    }
-
-    /// Where the number of connections comes from, as the end of the budget's sum; empty where it was written.
-    pub fn why_so_many_connections(&self) -> String {
-        let (budget, postgres) = (self.budget(), &self.postgres);
-        match postgres.mode {
-            _ if !postgres.max_connections_auto => String::new(),
-            PostgresMode::Attach => " (auto: the attached server must accept as many)".to_owned(),
-            PostgresMode::Managed => {
-                let workers = u64::from(budget.workers) + budget.room().saturating_sub(u64::from(budget.rolling));
-                let plural = if workers == 1 { "" } else { "s" };
-                let limit = if budget.connections_for(u64::MAX) > postgres.max_connections {
-                    format!(", more would not fit into {} MB of memory", self.memory >> 20)
-                } else {
-                    String::new()
-                };
-                format!(" (auto: room for {workers} worker{plural}{limit})")
-            }
-        }
-    }
-
-    /// Where this machine reaches the application, for hooks and processes beside it.
-    pub fn base_url(&self) -> String {
-        let mut address = self.workers.listen;
-        match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-            _ => {}
-        }
-        format!("http://{address}")
     }
 
     /// The rungs of an orderly stop.
     pub fn stop_ladder(&self) -> StopLadder {
         let server = (self.postgres.mode == PostgresMode::Managed).then_some(self.stop.postgres_grace);
         StopLadder::new(self.stop.drain_delay, self.stop.grace, server, self.stop.platform_grace)
+    }
+}
+
+/// Tandem's own environment, which its children inherit, libpq's variables excepted. `Debug` shows no value.
+#[derive(Clone, Default)]
+pub struct Inherited(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for Inherited {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_set().entries(self.0.keys()).finish()
     }
 }
 
@@ -142,6 +117,8 @@ pub struct Postgres {
     pub mode: PostgresMode,
     /// The server to attach to (`mode = "attach"`).
     pub url: Option<DatabaseUrl>,
+    /// The scheme of the database URL that was written, whatever became of its server; it may name a driver.
+    pub scheme: Option<String>,
     pub source: BinarySource,
     pub listen: IpAddr,
     pub port: Port,
@@ -185,6 +162,8 @@ pub enum MigrationRun {
 #[derive(Clone, Debug)]
 pub struct Migrations {
     pub run: MigrationRun,
+    /// Where a command runs; `None`: the project directory, or `workers.app_dir` where only that has what the tool reads.
+    pub dir: Option<PathBuf>,
     /// How long to wait for another migrator to finish.
     pub lock_limit: Duration,
     /// How long the migrations may take in all.
@@ -265,9 +244,10 @@ pub struct Workers {
     pub listen: SocketAddr,
     /// Length of the listening queue.
     pub backlog: u32,
-    /// The scheme of the workers' `DATABASE_URL`.
+    /// The scheme of the workers' `DATABASE_URL`; `auto`: what the Python environment has a driver for.
     pub url_scheme: String,
-    /// More environment for the workers: `.env`, then this.
+    /// More environment for the workers: `.env`, then `[workers.env]`. What refers to the server is marked in it
+    /// ([`super::references`]).
     pub env: BTreeMap<String, String>,
     /// Modules imported while PostgreSQL starts; a missing one is passed over.
     pub preimport: Vec<String>,
@@ -421,7 +401,7 @@ pub struct Test {
     pub seed: Vec<String>,
     /// Globs of the files that the migrations consist of; `None`: what looks like migrations.
     pub inputs: Option<Vec<String>>,
-    /// Of the `DATABASE_URL` that tests get.
+    /// Of the `DATABASE_URL` that tests get; `auto` as for workers.
     pub url_scheme: String,
     pub max_connections: u32,
     /// PostgreSQL's own settings, which win over those of `[postgres.settings]`.

@@ -343,7 +343,7 @@ fn the_table_is_aligned() {
         workers.count                  4                                                 default
         workers.listen                 127.0.0.1:8000                                    default
         workers.backlog                2048                                              default
-        workers.url_scheme             postgresql+psycopg2                               default
+        workers.url_scheme             auto                                              default
         workers.env                    (what .env holds)                                 default
         workers.preimport              ["uvicorn", "fastapi", "sqlalchemy", "psycopg2"]  default
         workers.access_log             false                                             default
@@ -367,7 +367,7 @@ fn the_table_is_aligned() {
         workers.ready                  notify                                            default
         workers.socket                 inherited                                         default
         workers.reload_include         ["*.py"]                                          default
-        test.url_scheme                (workers.url_scheme, if written, else postgresql)  default"#]]
+        test.url_scheme                (workers.url_scheme)                              default"#]]
     .assert_eq(&lines.join("\n"));
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, query, query_scalar, raw_sql};
 use tokio::time::{Instant, sleep};
 
 use crate::postgres::home::Home;
@@ -32,6 +32,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 pub fn clone_statement(name: &str, template: &str, owner: &str) -> String {
     let [name, template, owner] = [name, template, owner].map(identifier);
     format!("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner} STRATEGY file_copy")
+}
+
+/// Whether anything was made in the database that `inside` is in, beside what every new one has.
+///
+/// # Errors
+/// It cannot be asked.
+pub async fn holds_anything(inside: &mut PgConnection) -> anyhow::Result<bool> {
+    // What initdb makes has lower numbers (PostgreSQL's source, `FirstNormalObjectId`).
+    let statement = "SELECT EXISTS (SELECT FROM pg_class WHERE oid >= 16384) OR EXISTS (SELECT FROM pg_type WHERE oid >= 16384)
+                         OR EXISTS (SELECT FROM pg_proc WHERE oid >= 16384) OR EXISTS (SELECT FROM pg_namespace WHERE oid >= 16384)
+                         OR EXISTS (SELECT FROM pg_extension WHERE oid >= 16384)
+                         OR EXISTS (SELECT FROM pg_largeobject_metadata)";
+    query_scalar(statement).fetch_one(inside).await.context("look for what the migrations made")
 }
 
 /// A way in for the superuser.

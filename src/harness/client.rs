@@ -17,7 +17,7 @@ use crate::exit::{Code, Failure};
 use crate::health::client::exchange;
 
 /// The variable that says where the harness's socket is.
-pub const VARIABLE: &str = "TANDEM_TEST_SOCKET";
+pub const VARIABLE: &str = crate::plan::libpq::TEST_SOCKET;
 
 /// A harness that runs in another process.
 #[derive(Clone, Debug)]

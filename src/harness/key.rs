@@ -14,7 +14,7 @@ use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure};
 
 /// Counts up when a template is made in another way.
-const FORMAT: &str = "tandem template 3";
+const FORMAT: &str = "tandem template 4";
 /// What looks like migrations: Alembic's, Django's and others' directories, and plain SQL.
 const USUAL: [&str; 7] =
     ["alembic.ini", "**/alembic/**", "**/migrations/**", "**/migration/**", "**/versions/**", "*.sql", "**/db/**"];
@@ -97,7 +97,7 @@ fn inputs(settings: &Settings, words: &[String]) -> anyhow::Result<BTreeSet<Path
     };
     let mut found = matching(directory, &globs)?;
     // A script that the command names is part of it.
-    found.extend(words.iter().map(|word| directory.join(word)).filter(|path| path.is_file()));
+    found.extend(words.iter().map(|word| settings.migrations_dir().join(word)).filter(|path| path.is_file()));
     if found.is_empty() && settings.test.inputs.is_none() {
         found = matching(directory, &["*.py", "!**/test_*.py", "!**/tests/**"])?;
     }

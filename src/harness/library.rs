@@ -189,7 +189,11 @@ async fn start(options: Options) -> anyhow::Result<(Cluster, Shared)> {
     if let Some(directory) = options.directory {
         source.cwd = directory;
     }
-    let settings = config::load(&source)?.settings;
+    let mut settings = config::load(&source)?.settings;
+    if settings.test.url_scheme == "auto" {
+        // SQLAlchemy's schemes mean nothing to drivers in Rust.
+        settings.test.url_scheme = "postgresql".to_owned();
+    }
     let migrations = match (options.migrations, &settings.file) {
         (Some(migrations), _) => migrations,
         (None, Some(_)) => settings.migrations.run.clone(),

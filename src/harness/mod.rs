@@ -39,6 +39,7 @@ mod client;
 mod cluster;
 pub mod databases;
 mod desk;
+mod guard;
 mod image;
 mod integresql;
 mod janitor;

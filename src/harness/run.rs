@@ -1,13 +1,14 @@
 //! `tandem test`: a throwaway server around one command.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
 use super::cluster::{Cluster, Wish};
+use super::guard::Guard;
 use super::stack::Stack;
 use super::template::Recipe;
 use super::{client, desk, integresql, plugin};
@@ -17,7 +18,6 @@ use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
 use crate::process::{self, Exit, Foreground, orphans};
 use crate::signals::{Passed, Passing};
-use crate::workers::variables;
 
 /// What shells answer for a command that is not there, and for one that cannot be run (POSIX, 2.8.2).
 const NOT_FOUND: u8 = 127;
@@ -65,25 +65,40 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     orphans::adopt();
     // Before the server, so that nothing comes unheard: from now on signals are the command's.
     let mut passing = Passing::open().context("install signal handlers")?;
+    let guard = Guard::start(&job.settings).context("watch the live server")?;
     let prepared = async {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
         let lasting = job.keep != Keep::Never;
         let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting }).await?;
-        let surroundings = surroundings(&job, &recipe, &cluster).await?;
-        anyhow::Ok((recipe, cluster, surroundings))
+        let stage = stage(&job, &recipe, &cluster).await?;
+        anyhow::Ok((recipe, cluster, stage))
     };
-    let (recipe, mut cluster, surroundings) = tokio::select! {
-        prepared = prepared => prepared?,
+    let (recipe, mut cluster, stage) = tokio::select! {
+        biased;
+        // A migration or a seed.
+        text = guard.tripped() => bail!(Failure::new(Code::Config, text)),
+        prepared = prepared => match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => match guard.finish().await {
+                // It failed because its process was ended.
+                Some(text) => bail!(Failure::new(Code::Config, text)),
+                None => return Err(error),
+            },
+        },
         signal = told_to_end(&mut passing) => return Ok(128 + signal as u8),
     };
-    let code = match attend(&job, &surroundings, &mut passing).await {
+    let mut code = match attend(&stage, &mut passing, &guard).await {
         Ok(exit) => code(exit),
         Err(error) => not_started(&job, &error)?,
     };
-    if let Some(stack) = surroundings.stack {
+    if let Some(stack) = stage.stack {
         stack.end().await;
     }
     orphans::end_strays(STRAY_ROUNDS);
+    if let Some(text) = guard.finish().await {
+        eprintln!("tandem: {text}");
+        code = Code::Config as u8;
+    }
     let failed = code != 0;
     if failed {
         explain(&cluster, job.keep);
@@ -110,20 +125,22 @@ async fn told_to_end(passing: &mut Passing) -> Signal {
 }
 
 /// What stands around the command.
-struct Surroundings {
-    environment: Vec<(String, String)>,
-    /// The Python environment's programs.
-    bin: Option<PathBuf>,
+struct Stage {
+    command: CommandLine,
     stack: Option<Stack>,
 }
 
-async fn surroundings(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Surroundings> {
+async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Stage> {
     let (settings, databases) = (&recipe.settings, &cluster.databases);
-    let url = databases.session_url();
-    let mut environment = variables::database(settings, url, &format!("{}-test", settings.name));
+    let around = recipe.around(databases.session_url());
+    let mut environment = around.variables(&format!("{}-test", settings.name));
+    let others = around.other_databases();
+    if !others.is_empty() {
+        eprintln!("tandem: {} named another database: the tests get their own there too", others.join(", "));
+    }
     let socket = control::open(&cluster.home.control)?;
     tokio::task::spawn_local(desk::serve(socket, databases.clone()));
-    let mut say = |name: &str, value: String| environment.push((name.to_owned(), value));
+    let mut say = |name: &str, value: String| environment.0.push((name.to_owned(), Some(value)));
     say(client::VARIABLE, cluster.home.control.display().to_string());
     let inherited = &job.inherited;
     let plugin = plugin::write(&cluster.home.run)?;
@@ -135,13 +152,10 @@ async fn surroundings(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::
         say("INTEGRESQL_CLIENT_BASE_URL", format!("http://{address}/api"));
         say("INTEGRESQL_CLIENT_API_VERSION", "v1".to_owned());
     }
-    let bin = recipe.python.parent().filter(|bin| bin.parent().is_some_and(|venv| venv.join("pyvenv.cfg").is_file()));
-    if let Some(venv) = bin.and_then(Path::parent) {
-        say("VIRTUAL_ENV", venv.display().to_string());
-    }
+    let bin = around.venv().map(|venv| venv.join("bin"));
     // Last, and only for who has none: psql, pg_dump and the like.
     let path = inherited.get("PATH").map(PathBuf::from);
-    let places = bin.into_iter().chain(path.as_deref()).chain([recipe.installation.bin.as_path()]);
+    let places = bin.as_deref().into_iter().chain(path.as_deref()).chain([recipe.installation.bin.as_path()]);
     say("PATH", places.map(|place| place.display().to_string()).collect::<Vec<_>>().join(":"));
     let stack = match &job.workers {
         None => None,
@@ -151,17 +165,16 @@ async fn surroundings(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::
             Some(stack)
         }
     };
-    Ok(Surroundings { environment, bin: bin.map(Path::to_path_buf), stack })
+    let (program, args) = job.command.split_first().context("no command was given")?;
+    let command = environment.apply(CommandLine::new(around.program(program)).args(args));
+    Ok(Stage { command, stack })
 }
 
 /// Run the command to its end, passing signals on.
-async fn attend(job: &Job, surroundings: &Surroundings, passing: &mut Passing) -> std::io::Result<Exit> {
-    let (program, args) = job.command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
-    let beside = surroundings.bin.as_ref().map(|bin| bin.join(program)).filter(|tool| tool.is_file());
-    let command = CommandLine::new(beside.unwrap_or_else(|| program.into())).args(args);
-    let command = surroundings.environment.iter().fold(command, |command, (name, value)| command.env(name, value));
-    let mut foreground = process::spawn_foreground(&command)?;
+async fn attend(stage: &Stage, passing: &mut Passing, guard: &Guard) -> std::io::Result<Exit> {
+    let mut foreground = process::spawn_foreground(&stage.command)?;
     let group = foreground.child.pid();
+    let mut guarded = true;
     let mut requests = 0;
     let mut last_chance = None;
     loop {
@@ -174,6 +187,10 @@ async fn attend(job: &Job, surroundings: &Surroundings, passing: &mut Passing) -
         };
         tokio::select! {
             exit = child.wait() => return Ok(exit),
+            _ = guard.tripped(), if guarded => {
+                guarded = false;
+                process::signal_group(group, Signal::SIGKILL);
+            }
             () = too_late => {
                 last_chance = None;
                 process::signal_group(group, Signal::SIGKILL);

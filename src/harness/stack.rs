@@ -12,6 +12,7 @@ use super::template::Recipe;
 use crate::exit::{Code, Failure};
 use crate::health::client::probe;
 use crate::plan::CommandLine;
+use crate::plan::libpq::TEST_SOCKET;
 use crate::postgres::home::Home;
 use crate::process::{self, Child, Streams, ports};
 
@@ -78,6 +79,8 @@ impl Stack {
             .args(set)
             // Not an argument, which all users of the machine can read.
             .env("TANDEM_POSTGRES__URL", url.expose())
+            // Its workers are part of the test.
+            .env(TEST_SOCKET, &cluster.home.control)
             .env_remove("DATABASE_URL");
         let mut child = process::spawn_with(&command, Some(Signal::SIGTERM), streams).context("start `tandem up`")?;
         let ready = async {

@@ -29,7 +29,7 @@ use super::{catalog, image};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, is_disk_full};
 use crate::install;
-use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::cluster;
 use crate::postgres::data::THROWAWAY_MARKER;
@@ -37,10 +37,11 @@ use crate::postgres::home::{Home, make_dir};
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::scram;
 use crate::postgres::settings::SUPERUSER;
-use crate::process;
+use crate::process::{self, RunError};
 use crate::schema;
 use crate::telemetry;
-use crate::workers::{environment, variables};
+use crate::workers::environment;
+use crate::workers::surroundings::{Surroundings, scheme};
 
 /// The database that all others are cloned from.
 pub const DATABASE: &str = "tandem_template";
@@ -145,8 +146,6 @@ impl Recipe {
         migrations: MigrationRun,
         more_seeds: &[String],
     ) -> anyhow::Result<Self> {
-        // What tests and migrations get as DATABASE_URL.
-        settings.workers.url_scheme = settings.test.url_scheme.clone();
         let home = Home::resolve(&settings)?;
         let interpreter = &settings.python.interpreter;
         let (installation, environment) = tokio::try_join!(
@@ -161,6 +160,11 @@ impl Recipe {
         let seeds = settings.test.seed.iter().chain(more_seeds).map(|text| Seed::parse(text, &settings.directory));
         let seeds = seeds.collect::<Result<_, _>>()?;
         let (server, python) = (home.server, environment.python);
+        // What tests and migrations get as DATABASE_URL.
+        if settings.test.url_scheme != "auto" {
+            settings.workers.url_scheme = settings.test.url_scheme.clone();
+        }
+        settings.test.url_scheme = scheme(&settings, &python);
         Ok(Self { settings: Rc::new(settings), migrations, seeds, installation, server, python })
     }
 
@@ -267,6 +271,9 @@ impl Recipe {
             query: None,
         };
         self.migrate(&url).await?;
+        let mut made = superuser_options(home, port, &postgres.database).connect().await?;
+        self.check_made(&mut made).await?;
+        made.close().await?;
         for seed in &self.seeds {
             self.seed(seed, &url).await?;
         }
@@ -299,48 +306,76 @@ impl Recipe {
             MigrationRun::None => Ok(()),
             MigrationRun::SeaOrm => schema::up(url, migrations.lock_limit, migrations.limit).await.map(drop),
             MigrationRun::Command(words) => {
-                let (program, args) = words.split_first().context("the migration command is empty")?;
-                let command = self.command(self.program(program), url).args(args);
-                self.succeed(command, migrations.limit, &format!("migrations: `{}`", words.join(" "))).await
+                let command = self.around(url).command(words, &self.application());
+                let command = command.context("the migration command is empty")?.dir(self.settings.migrations_dir());
+                let what = format!("migrations: `{}`", in_one_line(words));
+                self.succeed(command, (migrations.limit, "migrations.limit"), &what).await
             }
         }
     }
 
+    /// A migration command that has made nothing at all has most likely read another address.
+    async fn check_made(&self, inside: &mut PgConnection) -> anyhow::Result<()> {
+        let MigrationRun::Command(words) = &self.migrations else { return Ok(()) };
+        if catalog::holds_anything(inside).await? {
+            return Ok(());
+        }
+        let what = in_one_line(words);
+        bail!(Failure::new(
+            Code::Config,
+            format!(
+                "migrations: `{what}` changed nothing in the tests' database: did it work on another one? It gets DATABASE_URL, \
+                 PGHOST, PGPORT, PGUSER, PGPASSWORD, PGDATABASE and POSTGRES_*; give it other names in [workers.env], such as \
+                 DB_PORT = \"${{PGPORT}}\". If it has nothing to make, write migrations.run = \"none\""
+            )
+        ))
+    }
+
     async fn seed(&self, seed: &Seed, url: &DatabaseUrl) -> anyhow::Result<()> {
+        let around = self.around(url);
         let command = match seed {
-            Seed::Sql { path, .. } => self
-                .command(self.installation.tool("psql"), url)
+            Seed::Sql { path, .. } => CommandLine::new(self.installation.tool("psql"))
                 .args(["-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f"])
                 .arg(path),
             Seed::Python { module, function, .. } => {
-                let url = url.with_scheme(&self.settings.test.url_scheme).expose();
-                let (dir, python) = (&self.settings.directory, &self.python);
-                let command = self.command(python.clone(), &DatabaseUrl::parse(url.expose())?);
-                // What a program's own directory is to its imports, the project is to a seed's.
-                command.args(["-c", CALL, module, function, url.expose()]).env("PYTHONPATH", dir)
+                let url = url.with_scheme(&around.scheme()).expose();
+                CommandLine::new(self.python.clone()).args(["-c", CALL, module, function, url.expose()])
             }
         };
-        self.succeed(command, SEED_LIMIT, &format!("test.seed: {seed}")).await
+        let mut command = around.with_all(command, &self.application()).dir(&self.settings.directory);
+        if let Seed::Python { .. } = seed {
+            // What a program's own directory is to its imports, the project is to a seed's.
+            let (dir, app_dir) = (&self.settings.directory, &self.settings.workers.app_dir);
+            let places = if dir == app_dir {
+                dir.display().to_string()
+            } else {
+                format!("{}:{}", dir.display(), app_dir.display())
+            };
+            command = command.env("PYTHONPATH", places);
+        }
+        self.succeed(command, (SEED_LIMIT, "the limit for seeds"), &format!("test.seed: {seed}")).await
     }
 
-    /// A tool such as alembic lives in the Python environment, and is found there first.
-    fn program(&self, name: &str) -> PathBuf {
-        let beside = self.python.parent().map(|bin| bin.join(name)).filter(|tool| tool.is_file());
-        beside.unwrap_or_else(|| name.into())
+    /// What migrations and seeds get: as the user who runs the tests.
+    pub fn around<'a>(&'a self, url: &'a DatabaseUrl) -> Surroundings<'a> {
+        Surroundings { settings: &self.settings, url, python: &self.python, identity: None, of_tests: true }
     }
 
-    fn command(&self, program: PathBuf, url: &DatabaseUrl) -> CommandLine {
-        let application = format!("{}-template", self.settings.name);
-        let environment = variables::database(&self.settings, url, &application);
-        let command = CommandLine::new(program).dir(&self.settings.directory);
-        environment.into_iter().fold(command, |command, (name, value)| command.env(name, value))
+    fn application(&self) -> String {
+        format!("{}-template", self.settings.name)
     }
 
-    async fn succeed(&self, command: CommandLine, limit: Duration, what: &str) -> anyhow::Result<()> {
-        let finished = process::run(&command, limit).await.with_context(|| what.to_owned())?;
+    async fn succeed(&self, command: CommandLine, limit: (Duration, &str), what: &str) -> anyhow::Result<()> {
+        let finished = match process::run(&command, limit.0).await {
+            Err(RunError::Limit(..)) => {
+                let text = format!("{what} did not end within {:?} ({}) and was killed", limit.0, limit.1);
+                bail!(Failure::new(Code::Failed, text))
+            }
+            ended => ended.with_context(|| what.to_owned())?,
+        };
         if !finished.exit.success() {
-            let last = install::last_lines(&finished.stdout, &finished.stderr);
-            bail!(Failure::new(Code::Failed, format!("{what} ended with {}\n{last}", finished.exit)));
+            let text = format!("{what} ended with {}\n{}", finished.exit, finished.last_lines());
+            bail!(Failure::new(Code::Failed, text));
         }
         Ok(())
     }

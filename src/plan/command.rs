@@ -12,6 +12,15 @@ pub struct Identity {
     pub home: PathBuf,
 }
 
+/// `words` as a message shows them: the first line, where a script follows.
+pub fn in_one_line(words: &[String]) -> String {
+    let text = words.join(" ");
+    match text.trim().split_once('\n') {
+        Some((first, _)) => format!("{} …", first.trim_end()),
+        None => text.trim().to_owned(),
+    }
+}
+
 /// A program, its arguments, its environment and its identity.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CommandLine {

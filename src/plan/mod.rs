@@ -4,12 +4,13 @@
 mod budget;
 mod command;
 pub mod ladder;
+pub mod libpq;
 mod policy;
 pub mod schedule;
 mod url;
 
 pub use budget::{Budget, OverBudget};
-pub use command::{CommandLine, Identity};
+pub use command::{CommandLine, Identity, in_one_line};
 pub use ladder::StopLadder;
 pub use policy::{KILL_GRACE, Ladder, Policy, Rung, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

@@ -11,6 +11,7 @@ use super::scram;
 use super::secret::Password;
 use super::settings::SUPERUSER;
 use crate::exit::{Code, Failure};
+use crate::schema::blank;
 
 /// What is to be there.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +39,8 @@ struct Role {
 
 /// How the superuser gets into `database` of the server in `home`: over the unix socket, without a password.
 pub fn superuser_options(home: &Home, port: u16, database: &str) -> PgConnectOptions {
-    PgConnectOptions::new_without_pgpass()
-        .socket(&home.socket_dir)
-        .port(port)
-        .username(SUPERUSER)
-        .database(database)
-        .application_name("tandem")
-        .ssl_mode(PgSslMode::Disable)
-        .disable_statement_logging()
+    let options = blank(database, "tandem").socket(&home.socket_dir).port(port);
+    options.username(SUPERUSER).ssl_mode(PgSslMode::Disable)
 }
 
 /// Bring the running server of `home` to what is `wanted`; `fresh` says that the cluster was made just now.

@@ -32,6 +32,7 @@ pub fn settings() -> Postgres {
     Postgres {
         mode: PostgresMode::Managed,
         url: None,
+        scheme: None,
         source: BinarySource::Auto,
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: Port { number: 0, chosen: false },

@@ -77,6 +77,8 @@ const UNKNOWN: Exit = Exit::Code(-1);
 pub struct Child {
     pid: i32,
     inner: Inner,
+    /// Keeps what its group was tied to alive (see `spawn`), should the child itself be the first to end.
+    _tie: Option<OwnedFd>,
 }
 
 /// Where the end of a child is learnt from.
@@ -96,10 +98,10 @@ pub struct Output {
 }
 
 impl Child {
-    pub(super) fn spawned(inner: tokio::process::Child) -> Self {
+    pub(super) fn spawned(inner: tokio::process::Child, tie: Option<OwnedFd>) -> Self {
         let pid = inner.id().map_or(-1, u32::cast_signed);
         remember(pid);
-        Self { pid, inner: Inner::Spawned(Box::new(inner)) }
+        Self { pid, inner: Inner::Spawned(Box::new(inner)), _tie: tie }
     }
 
     /// The process id, which is also the id of the child's process group.
@@ -154,7 +156,7 @@ pub fn adopt(pid: i32, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<(Child, O
         Err(error) => return Err(error.into()),
     };
     remember(pid);
-    Ok((Child { pid, inner }, output))
+    Ok((Child { pid, inner, _tie: None }, output))
 }
 
 #[expect(unsafe_code, reason = "tokio has no safe door for a descriptor of a kind it does not know")]

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod orphans;
 pub mod ports;
 mod run;
+pub mod sockets;
 mod spawn;
 mod stream;
 mod wait;

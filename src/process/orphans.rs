@@ -81,6 +81,11 @@ pub fn end_strays(rounds: usize) {
     }
 }
 
+/// Every process below this one that is no zombie.
+pub fn descendants() -> Vec<i32> {
+    families(&[std::process::id().cast_signed()]).split_off(1)
+}
+
 /// `roots` and all their descendants.
 fn families(roots: &[i32]) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();

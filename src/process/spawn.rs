@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -49,11 +49,11 @@ impl InheritedFd {
 /// What fork(2), setuid(2) or execve(2) answered: a missing program is `NotFound`.
 pub fn spawn(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<(Child, Output)> {
     let streams = Streams { stdin: Stdio::null(), stdout: Stdio::piped(), stderr: Stdio::piped() };
-    let mut child = start(command, fds, Some(death), streams)?;
+    let (mut child, tie) = start(command, fds, Some(death), streams)?;
     let output = outputs(&mut child).inspect_err(|_| {
         let _ = child.start_kill();
     })?;
-    Ok((Child::spawned(child), output))
+    Ok((Child::spawned(child, tie), output))
 }
 
 /// The standard streams of a child.
@@ -91,7 +91,7 @@ impl Streams {
 /// # Errors
 /// As [`spawn`].
 pub fn spawn_with(command: &CommandLine, death: Option<Signal>, streams: Streams) -> io::Result<Child> {
-    start(command, &[], death, streams).map(Child::spawned)
+    start(command, &[], death, streams).map(|(child, tie)| Child::spawned(child, tie))
 }
 
 fn outputs(child: &mut tokio::process::Child) -> io::Result<Output> {
@@ -104,6 +104,10 @@ fn outputs(child: &mut tokio::process::Child) -> io::Result<Output> {
 /// `asm-generic/fcntl.h`, which x86 and ARM share.
 const F_SETSIG: c_int = 10;
 
+/// The least number of the lifeline's writing end. Above those of its reading ends, because the kernel closes a dead
+/// process's files from the highest number down: the writing end must go while they are still there to tell of it.
+const WRITER_MIN: RawFd = 1000;
+
 /// The pipe whose writing end lives as long as Tandem does.
 static LIFELINE: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();
 
@@ -112,8 +116,15 @@ fn lifeline() -> io::Result<OwnedFd> {
     let pipe = match LIFELINE.get() {
         Some(pipe) => pipe,
         None => {
-            let pipe = io::pipe()?;
-            LIFELINE.get_or_init(|| pipe)
+            let (reader, writer) = io::pipe()?;
+            let writer = match fcntl(&writer, FcntlArg::F_DUPFD_CLOEXEC(WRITER_MIN)) {
+                // SAFETY: the number is new, and nobody else's.
+                #[expect(unsafe_code, reason = "fcntl(2) gives a bare number")]
+                Ok(number) => unsafe { PipeWriter::from_raw_fd(number) },
+                // Fewer descriptors are allowed (RLIMIT_NOFILE): then it stays where it is.
+                Err(_) => writer,
+            };
+            LIFELINE.get_or_init(|| (reader, writer))
         }
     };
     Ok(File::open(format!("/proc/self/fd/{}", pipe.0.as_raw_fd()))?.into())
@@ -140,7 +151,7 @@ fn start(
     fds: &[InheritedFd],
     death: Option<Signal>,
     streams: Streams,
-) -> io::Result<tokio::process::Child> {
+) -> io::Result<(tokio::process::Child, Option<OwnedFd>)> {
     let mut process = tokio::process::Command::from(prepare(command));
     process.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
     if death.is_some() {
@@ -150,6 +161,9 @@ fn start(
     let kept = fds.to_vec();
     // Who is to end in an orderly way, as a postmaster is, ends its own children.
     let lifeline = if death == Some(Signal::SIGKILL) { Some(lifeline()?) } else { None };
+    // Kept here too: the child may end before Tandem's files are closed, by its own death signal, and the group with it
+    // would lose the only opening of the pipe that names it.
+    let tie = lifeline.as_ref().map(OwnedFd::try_clone).transpose()?;
     let parent = getpid();
     // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, setsid, sigprocmask
     // and fcntl, all async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` and `lifeline` move in.
@@ -181,7 +195,7 @@ fn start(
             Ok(())
         });
     }
-    process.spawn()
+    Ok((process.spawn()?, tie))
 }
 
 /// Replace this process with `command` (execve(2)); returns only if that failed.
@@ -201,6 +215,10 @@ fn prepare(command: &CommandLine) -> std::process::Command {
         process.env_clear();
     }
     for name in NOT_FOR_CHILDREN {
+        process.env_remove(name);
+    }
+    // Where a child's database is, the command itself says.
+    for name in crate::config::libpq_names() {
         process.env_remove(name);
     }
     for (name, value) in &command.env {

@@ -73,15 +73,20 @@ async fn pool(
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
+/// Options that nothing of this process's environment is in: the driver takes PGHOST, PGSSLMODE and others from there.
+/// Its PGOPTIONS cannot be unsaid, so `main` takes that out of the environment.
+pub fn blank(database: &str, application_name: &str) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass().host("localhost").port(5432).password("");
+    options
+        .ssl_mode(PgSslMode::Prefer)
+        .database(database)
+        .application_name(application_name)
+        .disable_statement_logging()
+}
+
 fn options(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<PgConnectOptions> {
     // A host that starts with `/` is a socket directory, to sqlx as to libpq.
-    let mut options = PgConnectOptions::new_without_pgpass()
-        .host(&url.host)
-        .port(url.port)
-        .username(&url.user)
-        .database(&url.database)
-        .application_name(application_name)
-        .disable_statement_logging();
+    let mut options = blank(&url.database, application_name).host(&url.host).port(url.port).username(&url.user);
     if let Some(password) = url.password.as_ref().map(Secret::expose) {
         options = options.password(password);
     }

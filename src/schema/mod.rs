@@ -14,7 +14,7 @@ mod new;
 mod position;
 mod run;
 
-pub use connect::{connect, session};
+pub use connect::{blank, connect, session};
 pub use lock::LOCK_KEY;
 pub use new::new;
 pub use run::{Outcome, Status, down, status, up};

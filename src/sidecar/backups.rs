@@ -12,16 +12,17 @@ use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
 use super::Context;
-use super::jobs::beside_python;
 use crate::backup::catalog::Catalog;
 use crate::backup::pitr;
 use crate::backup::retention::State;
 use crate::backup::scheduled::{self, Run};
 use crate::config::{Alarm, PostgresMode, Settings};
 use crate::health::picture::{self, Picture};
-use crate::plan::{CommandLine, schedule::Schedule};
+use crate::plan::libpq::stays_attached;
+use crate::plan::{CommandLine, in_one_line, schedule::Schedule};
 use crate::process;
 use crate::telemetry::{self, Stream};
+use crate::workers::surroundings::Surroundings;
 
 /// How long after a base backup that failed the next is tried.
 const BASE_AGAIN: Duration = Duration::from_secs(3600);
@@ -186,7 +187,10 @@ fn command(context: &Context, words: &[&str]) -> anyhow::Result<CommandLine> {
     let set = source.flags.iter().flat_map(|flag| ["--set".to_owned(), format!("{}={}", flag.key, flag.value)]);
     let format = ["--log-format".to_owned(), "text".to_owned()];
     let args = words.iter().map(|&word| word.to_owned()).chain(config).chain(set).chain(format);
-    Ok(CommandLine::new(program).args(args).dir(&source.cwd))
+    // What keeps the connection to an attached server safe is for that process's sessions too.
+    let kept = source.environment.iter().filter(|(name, _)| stays_attached(name));
+    let command = kept.fold(CommandLine::new(program), |command, (name, value)| command.env(name, value));
+    Ok(command.args(args).dir(&source.cwd))
 }
 
 /// Tell whoever is to know that a backup failed.
@@ -208,15 +212,18 @@ async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
 }
 
 async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String], error: &str) -> anyhow::Result<()> {
-    let command = beside_python(context, words).context("it names no program")?;
+    // As Tandem's own user, as the backups are made.
+    let command = context
+        .around(|around| Surroundings { identity: None, ..around }.command(words, &format!("{}-alarm", settings.name)));
     let command = command
+        .context("it names no program")?
         .dir(&settings.directory)
         .env("TANDEM_BACKUP_ERROR", error)
         .env("TANDEM_BACKUP_DATABASE", &context.url.database)
         .env("TANDEM_DEPLOYMENT", &settings.name);
     let on_line = |line: &str| telemetry::child_line("hook:backup.on_failure", Stream::Stderr, line);
     let finished = process::run_with(&command, ALARM_LIMIT, on_line).await?;
-    anyhow::ensure!(finished.exit.success(), "`{}` ended with {}", words.join(" "), finished.exit);
+    anyhow::ensure!(finished.exit.success(), "`{}` ended with {}", in_one_line(words), finished.exit);
     Ok(())
 }
 

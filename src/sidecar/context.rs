@@ -14,6 +14,7 @@ use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
 use crate::postgres::service::Stocked;
 use crate::postgres::stale;
+use crate::workers::surroundings::Surroundings;
 
 /// The configuration, and all that it can be read from again.
 pub struct Configuration {
@@ -104,6 +105,13 @@ impl Context {
             fresh: Cell::new(false),
             database: Rc::default(),
         })
+    }
+
+    /// What all children get, as it is now.
+    pub fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {
+        let (python, identity) = (self.python.borrow(), self.worker_identity.borrow());
+        let (settings, url) = (&*self.settings(), &self.url);
+        work(Surroundings { settings, url, python: &python, identity: identity.as_ref(), of_tests: settings.in_test() })
     }
 
     /// What the configuration was read from.

@@ -3,11 +3,10 @@
 use std::rc::Rc;
 
 use super::Context;
-use super::jobs::beside_python;
 use crate::config::OnFailure;
+use crate::plan::in_one_line;
 use crate::process::{self, RunError};
 use crate::telemetry::{self, Stream};
-use crate::workers::variables;
 
 /// Which turn it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +45,10 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
         Turn::BeforeStop => hooks.before_stop.as_ref(),
     };
     let Some(words) = words else { return Ok(()) };
-    let Some(command) = beside_python(&context, words) else { return Ok(()) };
-    let mut command = command.dir(&settings.directory).identity(context.worker_identity.borrow().clone());
     let application = format!("{}-hook", settings.name);
-    let own = settings.workers.env.clone().into_iter();
-    for (name, value) in own.chain(variables::database(&settings, &context.url, &application)) {
-        command = command.env(name, value);
-    }
-    command = command.env("TANDEM_BASE_URL", settings.base_url());
+    let command = context.around(|around| around.command(words, &application));
+    let Some(command) = command.map(|command| command.dir(&settings.directory)) else { return Ok(()) };
+    let command = command.env("TANDEM_BASE_URL", settings.base_url());
     let service = turn.service();
     let mut last = String::new();
     let on_line = |line: &str| {
@@ -74,7 +69,7 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     };
     let short = why.split(':').next().unwrap_or_default();
     context.hook_failure.replace(Some(format!("{} {short}; the log has the rest", turn.key())));
-    let text = format!("{} (`{}`) {why}", turn.key(), words.join(" "));
+    let text = format!("{} (`{}`) {why}", turn.key(), in_one_line(words));
     match hooks.on_failure {
         OnFailure::Warn => {
             tracing::warn!("{text}");

@@ -14,16 +14,16 @@ use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
 use crate::exit::{Code, Failure};
 use crate::health::picture;
-use crate::plan::{CommandLine, DatabaseUrl};
+use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::{binaries, cluster, port, probe::Probe, provision};
-use crate::process;
+use crate::process::{self, RunError};
 use crate::schema;
-use crate::workers::{environment, launch, variables};
+use crate::workers::{environment, launch};
 
 /// How often a server that is not there yet is asked again.
 const ATTACH_POLL: Duration = Duration::from_millis(200);
@@ -69,7 +69,7 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
     let identity = launch::identity_for(settings, &context.home.run, &environment.python)?;
     *context.worker_identity.borrow_mut() = identity;
     *context.python.borrow_mut() = environment.python;
-    Ok(())
+    check_migrations(&context)
 }
 
 /// [`super::Step::Cluster`].
@@ -225,47 +225,46 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
     }
 }
 
-/// The command that `words` say; a tool such as alembic lives in the environment that was made, and is found there first.
-pub fn beside_python(context: &Context, words: &[String]) -> Option<CommandLine> {
-    let (program, args) = words.split_first()?;
-    let beside = context.python.borrow().parent().map(|bin| bin.join(program)).filter(|tool| tool.exists());
-    Some(CommandLine::new(beside.unwrap_or_else(|| program.into())).args(args))
-}
-
 /// The command of the companion in `place`: with the workers' environment, as their user.
 pub fn companion(context: &Context, place: usize) -> CommandLine {
     let settings = context.settings();
     let companion = &settings.processes[place];
-    let identity = context.worker_identity.borrow().clone();
-    let command = beside_python(context, &companion.command).unwrap_or_else(|| CommandLine::new(""));
-    let mut command = command.dir(&companion.dir).identity(identity.clone());
-    if let Some(identity) = &identity {
-        command = command.env("HOME", &identity.home).env("USER", &identity.name);
-    }
-    command = command.env("TANDEM_BASE_URL", settings.base_url());
     let application = format!("{}-{}", settings.name, companion.name);
-    let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    let database = variables::database(&settings, &context.url, &application);
-    let more = companion.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    for (name, value) in own.chain(database).chain(more) {
-        command = command.env(name, value);
+    context.around(|around| {
+        let command = around.command(&companion.command, &application).unwrap_or_else(|| CommandLine::new(""));
+        let command = command.env("TANDEM_BASE_URL", settings.base_url());
+        around.resolve(&companion.env, &application).apply(command).dir(&companion.dir)
+    })
+}
+
+/// A program of the migrations that is not there is told before the server is started for it.
+fn check_migrations(context: &Context) -> anyhow::Result<()> {
+    let settings = context.settings();
+    let MigrationRun::Command(words) = &settings.migrations.run else { return Ok(()) };
+    match words.first() {
+        Some(program) if !context.around(|around| around.finds(program)) => {
+            let text = format!("migrations.run: {program} is neither in the Python environment nor in PATH");
+            bail!(Failure::new(Code::Config, text))
+        }
+        _ => Ok(()),
     }
-    command
 }
 
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
-    let Some(command) = beside_python(context, words) else { bail!("migrations.command is empty") };
-    let mut command = command.dir(&settings.directory);
-    for (name, value) in variables::database(settings, &context.url, &format!("{}-migrate", settings.name)) {
-        command = command.env(name, value);
-    }
+    // As the workers' user: such a command imports the whole application, and what that writes the workers must own.
+    let command = context.around(|around| around.command(words, &format!("{}-migrate", settings.name)));
+    let command = command.context("migrations.run is empty")?.dir(settings.migrations_dir());
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
-    let finished = process::run_with(&command, settings.migrations.limit, on_line).await?;
+    let what = format!("migrations: `{}`", in_one_line(words));
+    let finished = match process::run_with(&command, settings.migrations.limit, on_line).await {
+        Err(RunError::Limit(_, limit)) => {
+            bail!("{what} did not end within {limit:?} (migrations.limit) and was killed")
+        }
+        ended => ended.with_context(|| what.clone())?,
+    };
     if !finished.exit.success() {
-        let last: Vec<&str> = finished.stderr.lines().rev().take(5).collect();
-        let last: Vec<&str> = last.into_iter().rev().collect();
-        bail!("migrations: `{}` ended with {}\n{}", words.join(" "), finished.exit, last.join("\n"));
+        bail!("{what} ended with {}\n{}", finished.exit, finished.last_lines());
     }
     Ok(())
 }

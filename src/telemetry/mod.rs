@@ -18,7 +18,7 @@ use tracing_subscriber::layer::{Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::config::LogFormat;
+use crate::config::{LogFormat, libraries};
 use crate::exit::{Code, Failure};
 
 pub use banner::banner;
@@ -88,9 +88,11 @@ fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
 
 /// Say why Tandem ends: the error and its causes, on standard error, whether logging has begun or not.
 pub fn failure(error: &anyhow::Error) {
+    let text = format!("{error:#}");
+    let hint = libraries::hint(&text).map(|hint| format!("\n  help: {hint}")).unwrap_or_default();
     match LOOK.get() {
-        Some(Look::Json) => tracing::error!("{error:#}"),
-        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {error:#}\n").as_bytes()),
+        Some(Look::Json) => tracing::error!("{text}{hint}"),
+        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {text}{hint}\n").as_bytes()),
     }
 }
 

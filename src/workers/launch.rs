@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::variables;
+use super::surroundings::{Surroundings, Variables};
 use crate::config::{Preload, Readiness, Settings, WorkerSocket};
 use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
@@ -62,30 +62,35 @@ impl Launch {
     }
 
     /// The environment of the worker in `slot`, the launcher's protocol included.
-    pub fn environment(&self, slot: usize) -> Vec<(String, String)> {
-        let own = variables::worker(&self.settings, &self.url, slot);
-        own.into_iter().chain(protocol(&self.settings, &self.notify)).collect()
+    pub fn environment(&self, slot: usize) -> Variables {
+        let mut variables = self.around(|around| around.variables(&self.application(slot)));
+        variables.0.extend(protocol(&self.settings, &self.notify));
+        variables
+    }
+
+    fn application(&self, slot: usize) -> String {
+        format!("{}-worker-{slot}", self.settings.name)
     }
 
     /// The environment of another server in `slot`. It is told where to say READY=1 only if that is what is waited for:
     /// gunicorn says it before its worker has begun.
-    fn other_environment(&self, slot: usize) -> Vec<(String, String)> {
-        let mut environment = variables::worker(&self.settings, &self.url, slot);
-        environment.push(("PYTHONUNBUFFERED".to_owned(), "1".to_owned()));
+    fn other_environment(&self, slot: usize) -> Variables {
+        let mut variables = self.around(|around| around.variables(&self.application(slot)));
+        variables.0.push(("PYTHONUNBUFFERED".to_owned(), Some("1".to_owned())));
         if self.settings.workers.ready == Readiness::Notify {
-            environment.push(("NOTIFY_SOCKET".to_owned(), self.notify.clone()));
+            variables.0.push(("NOTIFY_SOCKET".to_owned(), Some(self.notify.clone())));
         }
-        environment
+        variables
     }
 
     /// The environment of the template: a worker's, without what only one slot has.
-    pub fn template_environment(&self) -> Vec<(String, String)> {
+    pub fn template_environment(&self) -> Variables {
         let settings = &self.settings;
-        let own = settings.workers.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-        let database = variables::database(settings, &self.url, &format!("{}-template", settings.name));
+        let mut variables = self.around(|around| around.variables(&format!("{}-template", settings.name)));
         let strict = if settings.workers.preload == Preload::Strict { "strict" } else { "warn" };
-        let preload = ("TANDEM_PRELOAD".to_owned(), strict.to_owned());
-        own.chain(database).chain(protocol(settings, &self.notify)).chain([preload]).collect()
+        variables.0.extend(protocol(settings, &self.notify));
+        variables.0.push(("TANDEM_PRELOAD".to_owned(), Some(strict.to_owned())));
+        variables
     }
 
     /// The command that runs the launcher.
@@ -113,21 +118,18 @@ impl Launch {
         });
         let mut filled = filled.collect::<Vec<_>>().into_iter();
         let program = filled.next().unwrap_or_default();
-        let beside = self.python.borrow().parent().map(|bin| bin.join(&program)).filter(|tool| tool.is_file());
-        let mut command = CommandLine::new(beside.unwrap_or_else(|| program.into())).args(filled);
-        for (name, value) in self.other_environment(slot) {
-            command = command.env(name, value);
-        }
-        self.as_worker(command)
+        let command = CommandLine::new(self.around(|around| around.program(&program))).args(filled);
+        self.as_worker(self.other_environment(slot).apply(command))
     }
 
     fn as_worker(&self, command: CommandLine) -> CommandLine {
-        let identity = self.identity.borrow().clone();
-        let command = command.dir(&self.settings.workers.app_dir).identity(identity.clone());
-        match identity {
-            Some(identity) => command.env("HOME", &identity.home).env("USER", &identity.name),
-            None => command,
-        }
+        self.around(|around| around.as_user(command)).dir(&self.settings.workers.app_dir)
+    }
+
+    fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {
+        let (python, identity) = (self.python.borrow(), self.identity.borrow());
+        let (settings, url) = (&*self.settings, &self.url);
+        work(Surroundings { settings, url, python: &python, identity: identity.as_ref(), of_tests: settings.in_test() })
     }
 
     /// Whether a worker is handed the application's socket.
@@ -164,7 +166,7 @@ fn drain_limit(grace: Duration) -> Duration {
 }
 
 /// The launcher's own variables, the same for every slot.
-fn protocol(settings: &Settings, notify: &str) -> Vec<(String, String)> {
+fn protocol(settings: &Settings, notify: &str) -> Vec<(String, Option<String>)> {
     let (workers, stop) = (&settings.workers, &settings.stop);
     let mut pairs = vec![
         ("NOTIFY_SOCKET", notify.to_owned()),
@@ -181,7 +183,7 @@ fn protocol(settings: &Settings, notify: &str) -> Vec<(String, String)> {
     if let Some(watchdog) = workers.watchdog {
         pairs.push(("WATCHDOG_USEC", watchdog.as_micros().to_string()));
     }
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), Some(value))).collect()
 }
 
 /// The user that workers run as: only root has a choice. `python` is the environment's interpreter, whose real place

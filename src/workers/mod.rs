@@ -10,5 +10,5 @@ pub mod notify;
 pub mod policy;
 pub mod readiness;
 pub mod slot;
+pub mod surroundings;
 pub mod template;
-pub mod variables;

@@ -74,14 +74,10 @@ impl Slot {
     fn spawn_launcher(&self, intent: Intent) -> io::Result<()> {
         let (gate, gate_end) = Gate::new()?;
         let (listener, gate_end) = (self.launch.listener()?, InheritedFd(Arc::new(gate_end)));
-        let mut command = self
-            .launch
-            .launcher()
+        let command = self.launch.environment(self.number).apply(self.launch.launcher());
+        let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
             .env("TANDEM_GATE_FD", gate_end.number().to_string());
-        for (name, value) in self.launch.environment(self.number) {
-            command = command.env(name, value);
-        }
         // SIGKILL, because a worker that hangs or is stopped would act on nothing less.
         let (child, output) = process::spawn(&command, &[listener, gate_end], OsSignal::SIGKILL)?;
         self.life.begin(child, output, Some(gate), intent);
@@ -112,7 +108,7 @@ impl Slot {
 
 /// Fork the worker of `slot` off `template`; if that fails, spawn it.
 async fn fork(template: Template, slot: Slot, intent: Intent) {
-    match template.fork(slot.number, &slot.launch.environment(slot.number)).await {
+    match template.fork(slot.number, slot.launch.environment(slot.number)).await {
         Ok(Forked { child, output, gate }) => slot.life.begin(child, output, Some(gate), intent),
         Err(error) => {
             tracing::warn!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");

@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use super::gate::Gate;
 use super::launch::Launch;
 use super::life::{Life, Roster};
+use super::surroundings::Variables;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, Child, InheritedFd, Output, orphans};
 use crate::supervise::service::{Reporter, Service};
@@ -87,13 +88,13 @@ impl Template {
     ///
     /// # Errors
     /// The template is not ready, could not fork, or did not answer: then it is let go of, and ends.
-    pub async fn fork(&self, slot: usize, environment: &[(String, String)]) -> io::Result<Forked> {
+    pub async fn fork(&self, slot: usize, environment: Variables) -> io::Result<Forked> {
         let place = self.channel.borrow().clone().filter(|_| self.is_ready());
         let place = place.ok_or_else(|| io::Error::other("the template is not ready"))?;
         let (gate, gate_end) = Gate::new()?;
         let (stdout, stdout_end) = pipe2(OFlag::O_CLOEXEC)?;
         let (stderr, stderr_end) = pipe2(OFlag::O_CLOEXEC)?;
-        let environment = environment.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        let environment = environment.values().into_iter().map(|(name, value)| (name, value.into())).collect();
         let request = Request { slot, environment, fds: [&gate_end, &stdout_end, &stderr_end] };
         let asked = async {
             let mut place = place.lock().await;
@@ -117,10 +118,7 @@ impl Template {
         let gate_end = InheritedFd(Arc::new(gate_end));
         let (channel, theirs) = fd_channel::pair()?;
         let theirs = InheritedFd(Arc::new(theirs));
-        let mut command = self.launch.template();
-        for (name, value) in self.launch.template_environment() {
-            command = command.env(name, value);
-        }
+        let command = self.launch.template_environment().apply(self.launch.template());
         let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
             .env("TANDEM_GATE_FD", gate_end.number().to_string())

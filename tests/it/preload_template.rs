@@ -24,6 +24,7 @@ use tandem::workers::life::{self, Life, Roster};
 use tandem::workers::listener::{self, Listener};
 use tandem::workers::notify::NotifySocket;
 use tandem::workers::slot::Slot;
+use tandem::workers::surroundings::Variables;
 use tandem::workers::template::Template;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -237,7 +238,7 @@ fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
         stage.until_exited().await;
         assert_eq!(stage.template.life().last_exit(), Some(Exit::Signal(9)));
         assert!(!stage.template.is_ready());
-        let error = stage.template.fork(5, &[]).await.unwrap_err().to_string();
+        let error = stage.template.fork(5, Variables::default()).await.unwrap_err().to_string();
         assert_eq!(error, "the template is not ready");
         again.act(term());
         stage.until_exited().await;
@@ -267,14 +268,14 @@ fn the_template_waits_at_its_gate_and_ends_at_once_when_told() {
         let mut stage = Stage::new(&apps(), "plain:app", NOWHERE, &[]).await;
         stage.template.act(Action::Spawn(Intent::Hold));
         stage.spawned(TEMPLATE).await;
-        assert!(stage.template.fork(0, &[]).await.is_err(), "it is not ready");
+        assert!(stage.template.fork(0, Variables::default()).await.is_err(), "it is not ready");
         stage.template.act(Action::Release);
         stage.until(TEMPLATE, Event::Ready).await;
         // A worker whose gate closes unopened goes by itself, and so does one that is through it, with its children.
-        let mut unopened = stage.template.fork(0, &[]).await.unwrap();
+        let mut unopened = stage.template.fork(0, Variables::default()).await.unwrap();
         drop(unopened.gate);
         assert_eq!(timeout(LIMIT, unopened.child.wait()).await.unwrap(), Exit::Code(0));
-        let mut opened = stage.template.fork(0, &[]).await.unwrap();
+        let mut opened = stage.template.fork(0, Variables::default()).await.unwrap();
         opened.gate.open().unwrap();
         stage.get("/").await;
         drop(opened.gate);
@@ -293,8 +294,11 @@ fn a_request_that_was_given_up_leaves_nothing_to_mistake() {
         let pid = stage.spawned(TEMPLATE).await;
         stage.until(TEMPLATE, Event::Ready).await;
         process::signal(pid, OsSignal::SIGSTOP);
-        assert!(timeout(Duration::from_millis(100), stage.template.fork(0, &[])).await.is_err(), "it cannot answer");
-        assert!(stage.template.fork(0, &[]).await.is_err(), "and is not asked again");
+        assert!(
+            timeout(Duration::from_millis(100), stage.template.fork(0, Variables::default())).await.is_err(),
+            "it cannot answer"
+        );
+        assert!(stage.template.fork(0, Variables::default()).await.is_err(), "and is not asked again");
         process::signal(pid, OsSignal::SIGCONT);
         stage.until_exited().await;
     });

@@ -5,6 +5,7 @@
 //! one stands aside meanwhile and comes back if the new one fails. An environment without a marker is somebody
 //! else's: it is used as it is. Running workers' environment must not be remade under them: a caller's duty.
 
+pub mod drivers;
 mod make;
 mod marker;
 mod project;
@@ -62,6 +63,13 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
         _ => make::make(python, &venv, &requirements, wanted, directory).await?,
     }
     Ok(Environment { python: interpreter(&venv), made: true })
+}
+
+/// The interpreter that [`ensure`] would give, as far as it is there already; nothing is made.
+pub fn existing(python: &Python, state_dir: &Path, directory: &Path) -> PathBuf {
+    let venv = python.venv.as_ref().map_or_else(|| state_dir.join("venv"), |venv| directory.join(venv));
+    let inside = interpreter(&venv);
+    if inside.is_file() { inside } else { make::resolve(&python.interpreter, directory) }
 }
 
 /// Nothing is to be installed: the environment if there is one, else the interpreter itself.

@@ -54,9 +54,16 @@ impl Suite {
         fs::read_to_string(self.path(name)).unwrap_or_default().trim().to_owned()
     }
 
+    /// The binary. The suites' scripts hand their URLs to psql and psycopg2, which know the plain scheme alone.
+    fn binary(&self) -> Command {
+        let mut command = tandem::command_in(self.dir());
+        command.env("TANDEM_TEST__URL_SCHEME", "postgresql");
+        command
+    }
+
     /// `tandem test` with `args`, ready to start.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = tandem::command_in(self.dir());
+        let mut command = self.binary();
         command.arg("test").args(args);
         command
     }
@@ -71,7 +78,7 @@ impl Suite {
     pub fn start(&self, options: &[&str], script: &str) -> Tandem {
         let script = format!("echo $TANDEM_TEST_SOCKET >socket.new; mv socket.new socket; {script}");
         let args = [&["test"], options, &["--", "sh", "-c", &script]].concat();
-        Tandem::start_in(self.dir(), tandem::command_in(self.dir()), &args)
+        Tandem::start_in(self.dir(), self.binary(), &args)
     }
 
     /// Wait until the command of [`Suite::start`] runs; the directory of its server.

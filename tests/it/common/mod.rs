@@ -8,6 +8,7 @@ pub mod alone;
 pub mod backups;
 pub mod control;
 pub mod harness;
+pub mod leftovers;
 pub mod namespace;
 pub mod pitr;
 pub mod ports;

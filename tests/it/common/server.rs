@@ -21,6 +21,7 @@ pub struct TestServer {
 impl TestServer {
     /// Start a server with no tables in it.
     pub async fn start() -> Self {
+        super::leftovers::go_at_the_end();
         let options = Options {
             directory: Some(std::env::temp_dir()),
             migrations: Some(MigrationRun::None),

@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::leftovers;
 use super::project::Project;
 
 /// Longest wait for anything that a test expects. The first test of all makes the Python environment meanwhile.
 pub const LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(10);
+/// How long what a test did not stop itself may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running `tandem`, ended with all its descendants on drop.
 pub struct Tandem {
@@ -45,6 +48,7 @@ pub fn command_in(dir: &Path) -> Command {
 
 /// As [`command_in`], of another program, which runs the binary in turn.
 pub fn command_as(program: &str, dir: &Path) -> Command {
+    leftovers::go_at_the_end();
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
     let mut command = Command::new(program);
     command.current_dir(dir).stdin(Stdio::null()).env("PYTHONDONTWRITEBYTECODE", "1");
@@ -202,10 +206,23 @@ impl Tandem {
 
 impl Drop for Tandem {
     fn drop(&mut self) {
+        // In an orderly way if it goes that way: a server that is killed leaves shared memory behind.
         let left = self.descendants();
+        let begun = Instant::now();
+        let mut told = 0;
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) && begun.elapsed() < PATIENCE {
+            if begun.elapsed() >= PATIENCE * told / 2 {
+                let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
+                told += 1;
+            }
+            pause();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for process in left {
+        while left.iter().any(still_lives) && begun.elapsed() < 2 * PATIENCE {
+            pause();
+        }
+        for process in left.iter().filter(|process| still_lives(process)) {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
     }

@@ -1,0 +1,316 @@
+//! What a child of Tandem's starts with: its environment, its user, where its programs are. The one place that says it, for
+//! workers, migrations, seeds, hooks, companions, tests and people's tools.
+//!
+//! ```text
+//! Tandem's own environment, without libpq's variables     `process` takes those out of every child
+//!   < .env, [workers.env]                                 what refers to the server (${PGPORT}) filled in
+//!   < the Python environment                              VIRTUAL_ENV, its bin first in PATH
+//!   < where the database is                               DATABASE_URL, PG*, POSTGRES_*, DB_POOL_*
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::environment::drivers;
+use crate::config::{PostgresMode, Settings, references};
+use crate::plan::libpq::stays_attached;
+use crate::plan::{CommandLine, DatabaseUrl, Identity};
+
+/// What the children of one server have in common.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    pub settings: &'a Settings,
+    /// The server of this run.
+    pub url: &'a DatabaseUrl,
+    /// The interpreter of the Python environment.
+    pub python: &'a Path,
+    /// `None`: the user Tandem runs as.
+    pub identity: Option<&'a Identity>,
+    /// Whether the server is the tests' own, and no other database may be reached by mistake.
+    pub of_tests: bool,
+}
+
+/// Variables to set, and to take away where there is no value; later ones win.
+#[derive(Clone, Default)]
+pub struct Variables(pub Vec<(String, Option<String>)>);
+
+impl Variables {
+    fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.0.push((name.to_owned(), Some(value.into())));
+    }
+
+    /// The command with these variables.
+    pub fn apply(self, command: CommandLine) -> CommandLine {
+        self.0.into_iter().fold(command, |command, (name, value)| match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        })
+    }
+
+    /// Those that are set, each once.
+    pub fn values(self) -> BTreeMap<String, String> {
+        let mut values = BTreeMap::new();
+        for (name, value) in self.0 {
+            match value {
+                Some(value) => drop(values.insert(name, value)),
+                None => drop(values.remove(&name)),
+            }
+        }
+        values
+    }
+}
+
+impl Surroundings<'_> {
+    /// The command that `words` say, if they say any; a program of the Python environment is found there first. The server
+    /// knows it as `application`.
+    pub fn command(&self, words: &[String], application: &str) -> Option<CommandLine> {
+        let (program, args) = words.split_first()?;
+        Some(self.with_all(CommandLine::new(self.program(program)).args(args), application))
+    }
+
+    /// `command` with all that a child gets, the application's modules to import included.
+    pub fn with_all(&self, command: CommandLine, application: &str) -> CommandLine {
+        let mut variables = self.variables(application);
+        self.imports(&mut variables);
+        self.as_user(variables.apply(command))
+    }
+
+    /// A person's tool, which gets in where its arguments do not say otherwise, and nothing else.
+    pub fn tool(&self, command: CommandLine, application: &str) -> CommandLine {
+        self.database(application).apply(Variables(self.kept()).apply(command))
+    }
+
+    /// What of libpq's variables stays for a server that is attached to.
+    fn kept(&self) -> Vec<(String, Option<String>)> {
+        let attached = self.settings.postgres.mode == PostgresMode::Attach && !self.of_tests;
+        let all = self.settings.inherited.0.iter().filter(|(name, _)| attached && stays_attached(name));
+        all.map(|(name, value)| (name.clone(), Some(value.clone()))).collect()
+    }
+
+    /// `command` as the user that children run as.
+    pub fn as_user(&self, command: CommandLine) -> CommandLine {
+        let command = command.identity(self.identity.cloned());
+        match self.identity {
+            Some(identity) => command.env("HOME", &identity.home).env("USER", &identity.name),
+            None => command,
+        }
+    }
+
+    /// Where the program `name` is: a tool such as alembic lives in the Python environment, and is found there first.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let beside = self.python.parent().filter(|_| !name.contains('/')).map(|bin| bin.join(name));
+        beside.filter(|tool| tool.is_file()).unwrap_or_else(|| name.into())
+    }
+
+    /// Whether the program `name` is there: a path is another's affair, since it starts in the child's directory.
+    pub fn finds(&self, name: &str) -> bool {
+        let path = self.settings.workers.env.get("PATH").unwrap_or(&self.settings.search_path);
+        let in_path = || path.split(':').any(|dir| Path::new(dir).join(name).is_file());
+        name.contains('/') || self.program(name).is_absolute() || in_path()
+    }
+
+    /// The virtual environment, if `python` is one's.
+    pub fn venv(&self) -> Option<&Path> {
+        let venv = self.python.parent()?.parent()?;
+        venv.join("pyvenv.cfg").is_file().then_some(venv)
+    }
+
+    /// The environment of a child that the server knows as `application`.
+    pub fn variables(&self, application: &str) -> Variables {
+        let database = self.database(application);
+        let mut all = Variables(self.kept());
+        all.0.extend(self.own(&database).0);
+        self.python_environment(&mut all);
+        all.0.extend(database.0);
+        all
+    }
+
+    /// The scheme of `DATABASE_URL`: the one that was chosen, else that of the operator's own URL where it names a driver,
+    /// else one for the driver that the Python environment has.
+    pub fn scheme(&self) -> String {
+        scheme(self.settings, self.python)
+    }
+
+    /// The variables that say where the database is: `DATABASE_URL` in the application's dialect, libpq's own (PostgreSQL
+    /// documentation, "Environment Variables"), those that Tandem itself reads and their usual neighbours, and the pool's
+    /// size. What Tandem reads it also writes: an application that reads `POSTGRES_PORT` must not find another server there.
+    pub fn database(&self, application: &str) -> Variables {
+        let (url, pool) = (self.url, &self.settings.pool);
+        let password = url.password.as_ref().map(|password| password.expose()).unwrap_or_default();
+        let port = url.port.to_string();
+        let mut all = Variables::default();
+        all.set("DATABASE_URL", url.with_scheme(&self.scheme()).expose().expose());
+        all.set("PGAPPNAME", application);
+        for (names, value) in [
+            (&["PGHOST", "POSTGRES_HOST", "POSTGRES_SERVER", "POSTGRES_HOSTNAME"][..], url.host.as_str()),
+            (&["PGPORT", "POSTGRES_PORT"], &port),
+            (&["PGUSER", "POSTGRES_USER"], &url.user),
+            (&["PGPASSWORD", "POSTGRES_PASSWORD"], password),
+            (&["PGDATABASE", "POSTGRES_DB"], &url.database),
+        ] {
+            for name in names {
+                all.set(name, value);
+            }
+        }
+        all.0.push(("POSTGRES_PASSWORD_FILE".to_owned(), None));
+        all.set("DB_POOL_SIZE", pool.size.to_string());
+        all.set("DB_POOL_OVERFLOW", pool.overflow.to_string());
+        all.set("DB_POOL_RECYCLE", pool.recycle.as_secs().to_string());
+        all.set("DB_POOL_TIMEOUT", pool.timeout.as_secs().to_string());
+        all
+    }
+
+    /// What `.env` and `[workers.env]` say. For tests the environment wins over what does not speak of the server, as one
+    /// gives a suite a setting of its own; and the address of another database is replaced wherever it stands.
+    fn own(&self, database: &Variables) -> Variables {
+        let known: BTreeMap<_, _> = database.clone().values();
+        let (settings, inherited) = (self.settings, &self.settings.inherited.0);
+        let mut all = Variables::default();
+        for (name, value) in &settings.workers.env {
+            if self.of_tests && inherited.contains_key(name) && !references::refers(value) {
+                continue;
+            }
+            all.set(name, references::resolve(value, |name| known.get(name).cloned().unwrap_or_default()));
+        }
+        if self.of_tests {
+            let others = inherited.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
+            let others: Vec<_> = others.chain(std::mem::take(&mut all.0)).collect();
+            for (name, value) in others {
+                let value = value.unwrap_or_default();
+                match database_scheme(&value) {
+                    Some(scheme) => all.set(&name, self.url.with_scheme(scheme).expose().expose()),
+                    None if inherited.get(&name) == Some(&value) => {}
+                    None => all.set(&name, value),
+                }
+            }
+        }
+        all
+    }
+
+    /// Fill in what `variables` refers to, for a child's variables beside these ([`crate::config::ProcessSettings::env`]).
+    pub fn resolve(&self, variables: &BTreeMap<String, String>, application: &str) -> Variables {
+        let known = self.database(application).values();
+        let resolve = |value: &String| references::resolve(value, |name| known.get(name).cloned().unwrap_or_default());
+        Variables(variables.iter().map(|(name, value)| (name.clone(), Some(resolve(value)))).collect())
+    }
+
+    /// Variables of the environment, `.env` and `[workers.env]` that hold the address of another database.
+    pub fn other_databases(&self) -> Vec<&str> {
+        let all = self.settings.inherited.0.iter().chain(&self.settings.workers.env);
+        let others = all.filter(|(name, value)| *name != "DATABASE_URL" && database_scheme(value).is_some());
+        others.map(|(name, _)| name.as_str()).collect()
+    }
+
+    fn python_environment(&self, all: &mut Variables) {
+        let Some(venv) = self.venv() else { return };
+        let path = self.settings.workers.env.get("PATH").filter(|_| !self.of_tests);
+        let path = path.unwrap_or(&self.settings.search_path);
+        all.set("VIRTUAL_ENV", venv.display().to_string());
+        // As `activate` does: it would lead the environment's interpreter to another standard library.
+        all.0.push(("PYTHONHOME".to_owned(), None));
+        let bin = venv.join("bin").display().to_string();
+        all.set("PATH", if path.is_empty() { bin } else { format!("{bin}:{path}") });
+    }
+
+    /// The application's modules can be imported, as a worker can.
+    fn imports(&self, all: &mut Variables) {
+        let app_dir = &self.settings.workers.app_dir;
+        // Alembic's own directory, if it is a package, would stand before the Alembic that is installed.
+        if app_dir.join("alembic/__init__.py").is_file() {
+            return;
+        }
+        let said =
+            || self.settings.workers.env.get("PYTHONPATH").or_else(|| self.settings.inherited.0.get("PYTHONPATH"));
+        let rest = said().filter(|path| !path.is_empty()).map(|path| format!(":{path}")).unwrap_or_default();
+        all.set("PYTHONPATH", format!("{}{rest}", app_dir.display()));
+    }
+}
+
+/// As [`Surroundings::scheme`], for the interpreter `python`.
+pub fn scheme(settings: &Settings, python: &Path) -> String {
+    let written = settings.postgres.scheme.as_deref().filter(|scheme| scheme.contains('+'));
+    match (settings.workers.url_scheme.as_str(), written) {
+        ("auto", Some(written)) => written.to_owned(),
+        ("auto", None) => drivers::scheme(python, settings).to_owned(),
+        (chosen, _) => chosen.to_owned(),
+    }
+}
+
+/// The scheme of `value`, if it is the whole address of a PostgreSQL database.
+fn database_scheme(value: &str) -> Option<&str> {
+    let (scheme, _) = value.split_once("://")?;
+    let base = scheme.split_once('+').map_or(scheme, |(base, _)| base);
+    // As libpq, SQLAlchemy, Django and others call it.
+    ["postgres", "postgresql", "postgis", "pgsql", "psql"].contains(&base).then_some(scheme)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Flag, Source};
+    use crate::plan::Secret;
+
+    fn variables(of_tests: bool, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let temp = tempfile::tempdir().unwrap();
+        let dotenv = "OWN=a${PGPORT}\nSQLALCHEMY_URI=postgresql+asyncpg://u:p@live/db\nPGSERVICE=prod\nPOSTGRES_HOST=live\n\
+                      BUILT=${POSTGRES_USER}@${POSTGRES_SERVER}\nQUOTED='${PGHOST}'\nPLAIN=dotenv\n";
+        std::fs::write(temp.path().join(".env"), dotenv).unwrap();
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let flag =
+            |(key, value): &(&str, &str)| Flag { key: (*key).into(), value: (*value).into(), name: "--set".into() };
+        let source = Source {
+            cwd: temp.path().to_owned(),
+            appless: true,
+            environment: environment.iter().map(own).collect(),
+            flags: flags.iter().map(flag).collect(),
+            ..Source::default()
+        };
+        let settings = config::load(&source).unwrap().settings;
+        let url = DatabaseUrl {
+            scheme: "postgresql".into(),
+            user: "clerk".into(),
+            password: Some(Secret::new("pw")),
+            host: "127.0.0.1".into(),
+            port: 4711,
+            database: "shop".into(),
+            query: None,
+        };
+        let python = Path::new("/nowhere/bin/python");
+        let around = Surroundings { settings: &settings, url: &url, python, identity: None, of_tests };
+        around.variables("a").values()
+    }
+
+    #[test]
+    fn whatever_tandem_reads_it_writes_and_references_are_filled_in() {
+        for of_tests in [false, true] {
+            let all = variables(of_tests, &[("POSTGRES_PORT", "1")], &[("workers.env.DB_PORT", "${PGPORT}")]);
+            for (name, value) in [
+                ("POSTGRES_PORT", "4711"),
+                ("POSTGRES_HOST", "127.0.0.1"),
+                ("POSTGRES_SERVER", "127.0.0.1"),
+                ("POSTGRES_USER", "clerk"),
+                ("POSTGRES_DB", "shop"),
+                ("PGPASSWORD", "pw"),
+                ("OWN", "a4711"),
+                ("DB_PORT", "4711"),
+                ("BUILT", "clerk@127.0.0.1"),
+                ("QUOTED", "${PGHOST}"),
+            ] {
+                assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}, tests: {of_tests}");
+            }
+            assert!(!all.contains_key("PGSERVICE") && !all.contains_key("POSTGRES_PASSWORD_FILE"));
+        }
+    }
+
+    #[test]
+    fn tests_get_no_other_databases_address_and_the_environment_wins_in_the_rest() {
+        let environment = [("PLAIN", "environment"), ("REPORTS", "postgres://prod/reports"), ("OWN", "1")];
+        let tests = variables(true, &environment, &[]);
+        assert_eq!(tests["SQLALCHEMY_URI"], "postgresql+asyncpg://clerk:pw@127.0.0.1:4711/shop");
+        assert_eq!(tests["REPORTS"], "postgres://clerk:pw@127.0.0.1:4711/shop");
+        assert!(!tests.contains_key("PLAIN"), "it is inherited");
+        let up = variables(false, &environment, &[]);
+        assert_eq!(up["SQLALCHEMY_URI"], "postgresql+asyncpg://u:p@live/db");
+        assert!(!up.contains_key("REPORTS"));
+    }
+}

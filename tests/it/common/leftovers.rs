@@ -1,0 +1,80 @@
+//! What the tests would leave in the machine's memory, which goes when the test program ends: spare data directories of
+//! `tandem test`, which serve a user's next run, and the shared memory of servers that a test killed with SIGKILL.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use nix::unistd::Uid;
+
+use super::refusal::names;
+use super::tandem::{LIMIT, pause};
+
+const MEMORY: &str = "/dev/shm";
+/// System V's segments (proc_sysvipc_shm(5)).
+const SEGMENTS: &str = "/proc/sysvipc/shm";
+
+/// What was there before the tests.
+struct Before {
+    shared: BTreeSet<String>,
+    segments: BTreeSet<String>,
+}
+
+static BEFORE: LazyLock<Before> = LazyLock::new(|| {
+    at_the_end();
+    Before { shared: names(Path::new(MEMORY)).into_iter().collect(), segments: unused_segments().collect() }
+});
+
+/// To be called before the first server.
+pub fn go_at_the_end() {
+    LazyLock::force(&BEFORE);
+}
+
+#[expect(unsafe_code, reason = "libtest has no hook after the last test, and atexit(3) has no safe door")]
+fn at_the_end() {
+    // SAFETY: the function is a plain one that lives as long as the program.
+    unsafe { nix::libc::atexit(remove) };
+}
+
+extern "C" fn remove() {
+    let place = format!("tandem-test-{}", Uid::effective());
+    let places = Path::new(MEMORY).join(&place);
+    let begun = Instant::now();
+    // A janitor outlives its run for a moment.
+    let busy = |name: &String| ["run-", "making-", "gone-"].iter().any(|prefix| name.starts_with(prefix));
+    while names(&places).iter().any(busy) && begun.elapsed() < LIMIT / 8 {
+        pause();
+    }
+    let new = names(Path::new(MEMORY)).into_iter().filter(|name| !BEFORE.shared.contains(name));
+    for name in new {
+        let path = Path::new(MEMORY).join(&name);
+        if name == place {
+            let _ = fs::remove_dir_all(path);
+        } else if (name.starts_with("PostgreSQL.") || name.starts_with("sem.mp-")) && !is_mapped(&path) {
+            let _ = fs::remove_file(path);
+        }
+    }
+    for segment in unused_segments().filter(|segment| !BEFORE.segments.contains(segment)) {
+        #[expect(clippy::disallowed_methods, reason = "a test cleans up")]
+        let _ = Command::new("ipcrm").args(["-m", &segment]).output();
+    }
+}
+
+/// Whether a process has the file at `path` in its memory.
+fn is_mapped(path: &Path) -> bool {
+    let text = path.display().to_string();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path().join("maps"));
+    processes.filter_map(|maps: PathBuf| fs::read_to_string(maps).ok()).any(|maps| maps.contains(&text))
+}
+
+/// The identifiers of the segments that no process is attached to.
+fn unused_segments() -> impl Iterator<Item = String> {
+    let text = fs::read_to_string(SEGMENTS).unwrap_or_default();
+    let rows: Vec<Vec<String>> =
+        text.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+    // key, shmid, perms, size, cpid, lpid, nattch
+    rows.into_iter().filter(|row| row.get(6).is_some_and(|attached| attached == "0")).map(|mut row| row.swap_remove(1))
+}

@@ -1,0 +1,160 @@
+//! Tests never touch a database that is not theirs: neither the project's own, live one, nor any that its environment names.
+
+use std::process::Output;
+
+use crate::common::project::Project;
+use crate::common::refusal::{Refusal, said};
+use crate::common::tandem::{self, Tandem, command};
+
+/// A project whose live server runs, with two rows in it.
+struct Live {
+    project: Project,
+    tandem: Tandem,
+}
+
+impl Live {
+    fn new(lines: &str) -> Self {
+        let project = Project::app_with(
+            "plain:app",
+            &format!("workers.count = 1\ntest.pool = 1\npostgres.password = 'p'\n{lines}"),
+        );
+        project.write("suite.py", SUITE);
+        let tandem = Tandem::up(&project);
+        let live = Self { project, tandem };
+        live.sql("CREATE TABLE IF NOT EXISTS users (name text); INSERT INTO users VALUES ('ann'), ('bob')");
+        live
+    }
+
+    fn sql(&self, statement: &str) -> String {
+        let run = said(tandem::run(&self.project, &["psql", "-XAtc", statement]));
+        run.expect(0, &[]);
+        run.said
+    }
+
+    fn test(&self, environment: &[(&str, &str)], args: &[&str]) -> Refusal {
+        let mut command = command(&self.project);
+        said(command.arg("test").args(args).envs(environment.iter().copied()).output().unwrap())
+    }
+
+    /// Both rows are there, and Tandem stops well.
+    fn end(mut self) {
+        assert_eq!(self.sql("SELECT count(*) FROM users"), "2\n");
+        assert_eq!(self.tandem.stop(), 0);
+    }
+}
+
+/// Deletes all users of the database that some variables say, as a suite's cleaning up does.
+const SUITE: &str = r#"
+import os, sys, psycopg2
+def dotenv():
+    lines = [line.strip().split("=", 1) for line in open(".env")] if os.path.exists(".env") else []
+    return {**dict(lines), **os.environ}  # pydantic-settings: the environment beats env_file
+value = dotenv().__getitem__
+if sys.argv[1] == "url":
+    url = value(sys.argv[2])
+    database = psycopg2.connect("postgresql" + url[url.index("://"):])
+else:
+    host, port, user, password, name = (value(name) for name in sys.argv[1:])
+    database = psycopg2.connect(host=host, port=port, user=user, password=password, dbname=name)
+with database, database.cursor() as cursor:
+    cursor.execute("CREATE TABLE IF NOT EXISTS users (name text)")
+    cursor.execute("DELETE FROM users")
+    print("deleted", cursor.rowcount)
+    if "LINGER" in os.environ:
+        cursor.execute("COMMIT; SELECT pg_sleep(1000)")
+"#;
+const NAMES: [&str; 5] = ["POSTGRES_SERVER", "POSTGRES_PORT", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
+
+#[test]
+fn an_application_that_reads_other_names_than_database_url_gets_the_tests_server() {
+    let live = Live::new(
+        "migrations.run = ['python', 'suite.py', 'POSTGRES_HOST', 'POSTGRES_PORT', 'PGUSER', 'POSTGRES_PASSWORD', 'POSTGRES_DB']",
+    );
+    let port = live.project.postgres.to_string();
+    let dotenv = format!(
+        "POSTGRES_SERVER=localhost\nPOSTGRES_PORT={port}\nPOSTGRES_USER=app\nPOSTGRES_PASSWORD=p\nPOSTGRES_DB=app\n\
+         SQLALCHEMY_DATABASE_URI=postgresql+psycopg2://app:p@localhost:{port}/app\n\
+         DB_PORT=${{POSTGRES_PORT}}\nBUILT_URL=postgresql://${{POSTGRES_USER}}:p@${{POSTGRES_SERVER}}:${{POSTGRES_PORT}}/app\n"
+    );
+    live.project.write(".env", &dotenv);
+    let [server, port_name, user, password, database] = NAMES;
+    let by_names = ["--", "python", "suite.py", server, port_name, user, password, database];
+    // From `.env`, and exported; the migrations read them too.
+    live.test(&[], &by_names).expect(0, &["deleted 0\n"]);
+    live.test(&[("POSTGRES_PORT", &port), ("POSTGRES_SERVER", "127.0.0.1")], &by_names).expect(0, &["deleted 0\n"]);
+    // Other names: whole addresses, and what `.env` puts together.
+    for name in ["SQLALCHEMY_DATABASE_URI", "BUILT_URL", "REPORTS_DSN"] {
+        let exported = format!("postgres://app:p@localhost:{port}/app");
+        let run = live.test(&[("REPORTS_DSN", &exported)], &["--", "python", "suite.py", "url", name]);
+        run.expect(0, &["deleted 0\n", "REPORTS_DSN", "named another database"]);
+    }
+    live.test(&[], &["--", "python", "suite.py", "PGHOST", "DB_PORT", "PGUSER", "PGPASSWORD", "PGDATABASE"])
+        .expect(0, &["deleted 0\n"]);
+    live.end();
+}
+
+#[test]
+fn a_session_of_the_tests_on_the_live_server_is_ended_and_fails_the_run() {
+    let live = Live::new("migrations.run = 'none'");
+    let port = live.project.postgres.to_string();
+    live.project.write("suite.py", SUITE.replace("cursor.execute(\"DELETE FROM users\")", "pass").as_str());
+    let names = ["python", "suite.py", "OTHER_HOST", "OTHER_PORT", "OTHER_USER", "OTHER_PASSWORD", "OTHER_DB"];
+    let socket = live.project.state().join("run/postgres").display().to_string();
+    for host in ["127.0.0.1", &socket] {
+        let environment = [
+            ("OTHER_HOST", host),
+            ("OTHER_PORT", &port),
+            ("OTHER_USER", "app"),
+            ("OTHER_PASSWORD", "p"),
+            ("OTHER_DB", "app"),
+            ("LINGER", "1"),
+        ];
+        // In the command, in a process of its own session below it, in the migrations.
+        let words = names.join(" ");
+        let detached = format!("setsid {words} & sleep 1000");
+        for args in [
+            [&["--"][..], &names].concat(),
+            vec!["--", "sh", "-c", &detached],
+            vec!["--rebuild", "--migrations", &words, "--", "true"],
+        ] {
+            let run = live.test(&environment, &args);
+            run.expect(78, &["this project's own live database", &format!("(port {port})"), "suite.py", "OTHER_PORT"]);
+        }
+        assert_eq!(
+            live.sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1000)' AND pid <> pg_backend_pid()"
+            ),
+            "0\n"
+        );
+    }
+    // Sessions of others, the live application's for one, are none of the tests' business.
+    live.test(&[], &["--", "psql", "-XAtc", "SELECT 6 * 7"]).expect(0, &["42\n"]);
+    live.end();
+}
+
+#[test]
+fn migrations_that_leave_the_template_empty_are_an_error_that_says_what_was_read() {
+    let project = Project::app_with("plain:app", "test.pool = 1\nmigrations.run = ['python', 'manage.py', 'migrate']");
+    // As a settings file without these variables does: into SQLite.
+    let manage = "import os, sqlite3, psycopg2\n\
+                  names = ('DB_HOST', 'DB_PORT', 'DB_USER', 'DB_PASSWORD', 'DB_NAME')\n\
+                  host, port, user, password, name = (os.environ.get(name) for name in names)\n\
+                  other = os.environ.get('DB') != 'postgres'\n\
+                  database = sqlite3.connect('x.sqlite') if other else psycopg2.connect(host=host, port=port, user=user, password=password, dbname=name)\n\
+                  database.cursor().execute('CREATE TABLE IF NOT EXISTS made (x int)')\n\
+                  database.commit()\n";
+    project.write("manage.py", manage);
+    let count = ["test", "--", "psql", "-XAtc", "SELECT count(*) FROM made"];
+    let run = || -> Output { tandem::run(&project, &count) };
+    said(run())
+        .expect(78, &["`python manage.py migrate` changed nothing", "DATABASE_URL", "[workers.env]", "\"none\""]);
+    // The same table for `up` and for tests.
+    project.write(".env", "DB=postgres\n");
+    project.reconfigure(|text| {
+        format!("{text}\n[workers.env]\nDB_HOST = '${{PGHOST}}'\nDB_PORT = '${{PGPORT}}'\nDB_USER = '${{PGUSER}}'\nDB_PASSWORD = '${{PGPASSWORD}}'\nDB_NAME = '${{PGDATABASE}}'\n")
+    });
+    said(run()).expect(0, &["0\n"]);
+    let mut tandem = Tandem::up(&project);
+    said(tandem::run(&project, &["psql", "-XAtc", "SELECT count(*) FROM made"])).expect(0, &["0\n"]);
+    assert_eq!(tandem.stop(), 0);
+}
