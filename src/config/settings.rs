@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::backup::{Backup, Disk, Surroundings};
 use crate::plan::libpq::TEST_SOCKET;
-use crate::plan::{Budget, DatabaseUrl, Secret, StopLadder};
+use crate::plan::{DatabaseUrl, Secret, StopLadder};
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -48,18 +48,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The connection budget that these settings ask for.
-    pub fn budget(&self) -> Budget {
-        Budget {
-            workers: self.workers.count,
-            pool_size: self.pool.size,
-            pool_overflow: self.pool.overflow,
-            rolling: self.workers.surge,
-            reserved: self.postgres.reserved_connections,
-            max_connections: self.postgres.max_connections,
-        }
-    }
-
     /// Whether this Tandem runs inside a `tandem test`.
     pub fn in_test(&self) -> bool {
         self.inherited.0.contains_key(TEST_SOCKET)
@@ -72,35 +60,6 @@ impl Settings {
             Some(dir) => dir,
             None if !holds(&self.directory) && holds(&self.workers.app_dir) => &self.workers.app_dir,
             None => &self.directory,
-        }
-    }
-
-    /// Let `postgres.max_connections = "auto"` be what the pools need and `memory` bytes bear.
-    pub(super) fn choose_max_connections(&mut self, memory: u64) {
-        self.memory = memory;
-        if self.postgres.max_connections_auto {
-            // Another machine's memory is not known, nor is this server's number: the budget says what it must be.
-            let memory = if self.postgres.mode == PostgresMode::Managed { memory } else { u64::MAX };
-            self.postgres.max_connections = self.budget().connections_for(memory);
-        }
-    }
-
-    /// Where the number of connections comes from, as the end of the budget's sum; empty where it was written.
-    pub fn why_so_many_connections(&self) -> String {
-        let (budget, postgres) = (self.budget(), &self.postgres);
-        match postgres.mode {
-            _ if !postgres.max_connections_auto => String::new(),
-            PostgresMode::Attach => " (auto: the attached server must accept as many)".to_owned(),
-            PostgresMode::Managed => {
-                let workers = u64::from(budget.workers) + budget.room().saturating_sub(u64::from(budget.rolling));
-                let plural = if workers == 1 { "" } else { "s" };
-                let limit = if budget.connections_for(u64::MAX) > postgres.max_connections {
-                    format!(", more would not fit into {} MB of memory", self.memory >> 20)
-                } else {
-                    String::new()
-                };
-                format!(" (auto: room for {workers} worker{plural}{limit})")
-            }
         }
     }
 

@@ -96,7 +96,7 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
-    #[error("the server did not answer within {0:?}")]
+    #[error("the server did not answer within {}", tenths(*.0))]
     Hung(Duration),
     /// The server answered with an error; its SQLSTATE (five ASCII characters) names which.
     #[error("the server answered with SQLSTATE {}", sqlstate(*.0))]
@@ -122,6 +122,12 @@ fn in_brackets(code: Option<[u8; 5]>) -> String {
 
 fn free(bytes: Option<u64>) -> String {
     bytes.map(|bytes| format!(" ({:.1} MB free)", bytes as f64 / f64::from(1 << 20))).unwrap_or_default()
+}
+
+/// Rounded to a tenth of a second: a limit of two seconds is over after 2.001 of them.
+fn tenths(time: Duration) -> String {
+    let tenths = u64::try_from((time.as_millis() + 50) / 100).unwrap_or(u64::MAX);
+    format!("{:?}", Duration::from_millis(tenths.saturating_mul(100)))
 }
 
 /// SQLSTATE as text; a byte that cannot be in one shows as `?`.

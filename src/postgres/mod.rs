@@ -12,6 +12,7 @@ mod files;
 mod full;
 pub mod home;
 pub mod lock;
+mod names;
 pub mod policy;
 pub mod port;
 pub mod probe;
@@ -21,6 +22,7 @@ pub mod secret;
 pub mod server;
 pub mod service;
 pub mod settings;
+pub mod shared_memory;
 pub mod stale;
 #[cfg(test)]
 pub mod test_support;

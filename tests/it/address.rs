@@ -167,7 +167,9 @@ async fn tls_is_asked_for_by_whoever_connects() {
     );
     let plain = format!("{url}?ssl=disable&prepared_statement_cache_size=0");
     run_at(&project, &plain, &["env"]).expect(0, &["/secured?sslmode=disable'", "export PGSSLMODE='disable'"]);
-    run_at(&project, &plain, &["url"]).expect(0, &["/secured?ssl=disable&prepared_statement_cache_size=0"]);
+    run_at(&project, &plain, &["url", "--scheme", "postgresql+asyncpg"])
+        .expect(0, &["/secured?ssl=disable&prepared_statement_cache_size=0"]);
+    run_at(&project, &plain, &["url"]).expect(0, &["/secured?sslmode=disable"]);
     run_at(&project, &plain, &["backup"]).expect(0, &[]);
     // The server has no TLS: what insists on it must not get in.
     for args in [&["psql", "-c", "SELECT 1"][..], &["backup"], &["migrate", "status"]] {
