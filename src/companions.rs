@@ -8,7 +8,7 @@ use nix::sys::signal::Signal as OsSignal;
 
 use crate::config::{ProcessSettings, Workers};
 use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, Signal};
-use crate::process::{self, Exit};
+use crate::process::{self, Exit, oom};
 use crate::supervise::service::{self, Reporter, Service, Tail};
 use crate::supervise::state::{Action, Ending, Event};
 
@@ -73,6 +73,7 @@ impl Companion {
             }
         };
         let group = child.pid();
+        oom::take_first(group);
         self.pid.set(Some(group));
         self.reporter.say(Event::Spawned(group));
         // Nobody waits for it, so that it is there is all there is to say.

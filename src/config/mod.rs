@@ -20,6 +20,7 @@ mod dotenv;
 mod environment;
 mod every_key;
 mod file;
+mod foreign;
 mod keys;
 mod layers;
 pub mod memory;
@@ -114,6 +115,7 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> an
     let mut settings =
         build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
     settings.choose_max_connections(memory);
+    notices.extend(foreign::notices(&source.environment, &settings, &values));
     check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);

@@ -95,11 +95,17 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
-    #[error("the server did not answer within {0:?}")]
+    #[error("the server did not answer within {}", tenths(*.0))]
     Hung(Duration),
     /// The server answered with an error; its SQLSTATE (five ASCII characters) names which.
     #[error("the server answered with SQLSTATE {}", sqlstate(*.0))]
     Rejected([u8; 5]),
+}
+
+/// Rounded to a tenth of a second: a limit of two seconds is over after 2.001 of them.
+fn tenths(time: Duration) -> String {
+    let tenths = u64::try_from((time.as_millis() + 50) / 100).unwrap_or(u64::MAX);
+    format!("{:?}", Duration::from_millis(tenths.saturating_mul(100)))
 }
 
 /// SQLSTATE as text; a byte that cannot be in one shows as `?`.

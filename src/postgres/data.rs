@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use super::home::Home;
 use crate::exit::{Code, Failure};
+use crate::process::identity;
 
 /// The major version that Tandem runs.
 pub const MAJOR: &str = "16";
@@ -41,8 +42,9 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
         }
         Err(error) => {
             let ways = "run Tandem as the directory's owner, or set state_dir to another place";
-            return Err(anyhow::Error::new(error)
-                .context(Failure::new(Code::CannotCreate, format!("cannot read the data directory {data}: {ways}"))));
+            let refused = identity::refused(&home.data, &error);
+            let message = format!("cannot read the data directory {data}{refused}: {ways}");
+            return Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message)));
         }
     };
     if entries.is_empty() {
@@ -85,7 +87,6 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
 mod tests {
     use super::*;
     use crate::exit::code_of;
-    use crate::process::identity;
 
     fn refused(home: &Home) -> String {
         let error = inspect(home).unwrap_err();

@@ -8,6 +8,7 @@ pub mod data;
 mod files;
 pub mod home;
 pub mod lock;
+mod names;
 pub mod policy;
 pub mod port;
 pub mod probe;
@@ -17,6 +18,7 @@ pub mod secret;
 pub mod server;
 pub mod service;
 pub mod settings;
+pub mod shared_memory;
 pub mod stale;
 #[cfg(test)]
 pub mod test_support;

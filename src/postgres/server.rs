@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::binaries::Installation;
 use super::home::Home;
+use super::names;
 use crate::plan::CommandLine;
 use crate::process::identity;
 
@@ -36,6 +37,8 @@ pub fn command(home: &Home, installation: &Installation, extra_env: &[(String, S
         command =
             command.env("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj").env("PG_OOM_ADJUST_VALUE", OOM_SCORE_CHILD);
     }
+    let command =
+        names::environment(&home.run).into_iter().fold(command, |command, (name, value)| command.env(name, value));
     extra_env.iter().fold(command, |command, (name, value)| command.env(name, value))
 }
 

@@ -41,6 +41,8 @@ pub struct Inputs<'a> {
     pub port: u16,
     /// Bytes that the machine or container offers.
     pub memory: u64,
+    /// Bytes that the server may share by shm_open(3); `None`: as much as it needs.
+    pub shared: Option<u64>,
     /// Operating-system users that may be the superuser.
     pub trusted_users: &'a [String],
     /// What becomes of the WAL, where it is to be archived.
@@ -77,6 +79,8 @@ pub struct Rendered {
     pub hba: String,
     /// pg_ident.conf
     pub ident: String,
+    /// What the operator should know of a choice that was made.
+    pub notice: Option<String>,
 }
 
 /// Render the files.
@@ -84,7 +88,8 @@ pub struct Rendered {
 /// # Errors
 /// [`Failure`] with [`Code::Config`] for a name in `[postgres.settings]` that is none, or that Tandem sets itself.
 pub fn render(inputs: &Inputs<'_>) -> Result<Rendered, Failure> {
-    Ok(Rendered { conf: conf(inputs)?, hba: hba(inputs.postgres.listen), ident: ident(inputs.trusted_users) })
+    let notice = (!fits_in_shared(inputs)).then(|| shared_notice(inputs));
+    Ok(Rendered { conf: conf(inputs)?, hba: hba(inputs.postgres.listen), ident: ident(inputs.trusted_users), notice })
 }
 
 /// The address under which this machine reaches a server that listens on `listen`.
@@ -101,6 +106,9 @@ fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let archiving = inputs.archiving.map(archiving).unwrap_or_default();
     for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving) {
         line(&mut text, name, &value);
+    }
+    if !fits_in_shared(inputs) {
+        line(&mut text, SHARED_KIND, "mmap");
     }
     text.push_str("\n# [postgres.settings]\n");
     for (name, value) in &inputs.postgres.settings {
@@ -189,12 +197,10 @@ fn fixed(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
 fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     let memory = inputs.memory;
     let shared_buffers = inputs.postgres.shared_buffers.unwrap_or((memory / 4).clamp(16 * MB, SHARED_BUFFERS_MAX));
-    // A query may use it several times, and every connection runs one.
-    let work_mem = memory / 8 / u64::from(inputs.postgres.max_connections.max(1));
     vec![
         ("shared_buffers", kilobytes(shared_buffers)),
         ("effective_cache_size", kilobytes((memory / 2).max(32 * MB))),
-        ("work_mem", kilobytes(work_mem.clamp(4 * MB, 64 * MB))),
+        ("work_mem", kilobytes(work_mem(inputs))),
         ("maintenance_work_mem", kilobytes((memory / 16).clamp(16 * MB, 1024 * MB))),
         // Bounds both the disk that WAL takes and the work of crash recovery.
         ("max_wal_size", "1GB".into()),
@@ -211,6 +217,62 @@ fn archiving(archiving: &Archiving) -> Vec<(&'static str, String)> {
         ("archive_command", archiving.command.clone()),
         ("archive_timeout", archiving.timeout.as_secs().to_string()),
     ]
+}
+
+/// Where parallel queries share what they sort and hash. PostgreSQL's own choice is /dev/shm, which has 64 MB in a
+/// container (`docker run --shm-size`); the other kinds need no place of their own.
+const SHARED_KIND: &str = "dynamic_shared_memory_type";
+/// How many processes of parallel queries may share memory at a time: `max_parallel_workers`, and as many that lead them.
+const SHARERS: u64 = 16;
+/// A hash may take this many times `work_mem` (`hash_mem_multiplier`).
+const HASH_FACTOR: u64 = 2;
+
+/// Whether /dev/shm has room for parallel queries, or is not what they will use.
+fn fits_in_shared(inputs: &Inputs<'_>) -> bool {
+    let settings = &inputs.postgres.settings;
+    let chosen = settings.keys().any(|name| name.eq_ignore_ascii_case(SHARED_KIND));
+    // A server for tests never uses it.
+    let unasked = matches!(inputs.purpose, Purpose::Throwaway(_)) || chosen;
+    unasked || inputs.shared.is_none_or(|shared| shared >= shared_need(inputs))
+}
+
+/// Bytes that parallel queries may share at a time.
+fn shared_need(inputs: &Inputs<'_>) -> u64 {
+    work_mem(inputs).saturating_mul(HASH_FACTOR * SHARERS)
+}
+
+fn shared_notice(inputs: &Inputs<'_>) -> String {
+    let (free, need) = (inputs.shared.unwrap_or_default() / MB, shared_need(inputs) / MB);
+    format!(
+        "/dev/shm offers {free} MB and parallel queries may need {need} MB: they share files in the data directory instead \
+         ({SHARED_KIND} = \"mmap\"); memory is faster: docker run --shm-size={need}m, or set {SHARED_KIND} under \
+         [postgres.settings]"
+    )
+}
+
+/// Bytes that a query may sort or hash in: the operator's word where it is understood.
+fn work_mem(inputs: &Inputs<'_>) -> u64 {
+    let given = inputs.postgres.settings.iter().find(|(name, _)| name.eq_ignore_ascii_case("work_mem"));
+    given.and_then(|(_, value)| memory_of(value)).unwrap_or_else(|| {
+        // A query may use it several times, and every connection runs one.
+        let part = inputs.memory / 8 / u64::from(inputs.postgres.max_connections.max(1));
+        part.clamp(4 * MB, 64 * MB)
+    })
+}
+
+/// A size as postgresql.conf takes it: a number of kilobytes, or one with a unit.
+fn memory_of(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let unit: u64 = match text[end..].trim() {
+        "B" => 1,
+        "" | "kB" => 1024,
+        "MB" => MB,
+        "GB" => 1024 * MB,
+        "TB" => 1024 * 1024 * MB,
+        _ => return None,
+    };
+    text[..end].parse::<u64>().ok()?.checked_mul(unit)
 }
 
 fn kilobytes(bytes: u64) -> String {

@@ -8,12 +8,14 @@ mod foreground;
 pub mod handed;
 pub mod identity;
 pub mod memory;
+pub mod oom;
 pub mod orphans;
 pub mod ports;
 mod run;
 pub mod sockets;
 mod spawn;
 mod stream;
+pub mod umask;
 mod wait;
 
 pub use child::{Child, Exit, Output, adopt};

@@ -20,7 +20,7 @@ use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
-use crate::postgres::{binaries, cluster, port, probe::Probe, provision};
+use crate::postgres::{binaries, cluster, port, probe::Probe, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
 use crate::workers::surroundings::Surroundings;
@@ -85,6 +85,7 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
         socket_dir: &context.home.socket_dir,
         port: context.url.port,
         memory: memory::available(),
+        shared: shared_memory::available(context.home.server.as_ref()),
         trusted_users: &context.home.trusted_users()?,
         archiving: archiving.as_ref(),
         purpose: Purpose::Durable,
@@ -235,12 +236,6 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
         MigrationRun::None => Ok(None),
         MigrationRun::SeaOrm => {
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
-            if let Some(revision) = &outcome.adopted {
-                tracing::info!("adopted a database that Alembic brought to {revision}");
-            }
-            for name in &outcome.applied {
-                tracing::info!("applied migration {name}");
-            }
             Ok(u32::try_from(outcome.applied.len()).ok())
         }
         MigrationRun::Command(words) => {

@@ -27,6 +27,7 @@ mod bad_disk;
 mod bad_input;
 mod commands;
 mod companions;
+mod container;
 mod control;
 mod dockerfile;
 mod harness_integresql;

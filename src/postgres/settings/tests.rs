@@ -11,6 +11,7 @@ fn rendered(postgres: &Postgres, memory: u64) -> Result<Rendered, Failure> {
         socket_dir,
         port: 5432,
         memory,
+        shared: None,
         trusted_users: &trusted_users,
         archiving: None,
         purpose: Purpose::Durable,
@@ -147,6 +148,7 @@ fn wal_is_archived_where_that_is_asked_for() {
         socket_dir: Path::new("/run"),
         port: 5432,
         memory: 8192 * MB,
+        shared: None,
         trusted_users: &[],
         archiving: Some(&archiving),
         purpose: Purpose::Durable,
@@ -163,4 +165,37 @@ fn wal_is_archived_where_that_is_asked_for() {
         archive_command = 'tandem wal push --archive ''/a b'' "%p"'
         archive_timeout = '60'"#]]
     .assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn parallel_queries_share_files_where_shared_memory_is_too_small_for_them() {
+    let kind = |settings: &[(&str, &str)], shared: Option<u64>| {
+        let mut postgres = test_support::settings();
+        postgres.settings = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let files = render(&Inputs {
+            postgres: &postgres,
+            socket_dir: Path::new("/run"),
+            port: 5432,
+            memory: 1024 * MB,
+            shared,
+            trusted_users: &[],
+            archiving: None,
+            purpose: Purpose::Durable,
+        });
+        let files = files.unwrap();
+        let kinds = files.conf.lines().filter_map(|line| line.strip_prefix("dynamic_shared_memory_type = "));
+        (kinds.last().map(str::to_owned), files.notice.is_some())
+    };
+    let mmap = || (Some("'mmap'".to_owned()), true);
+    // 20 connections: work_mem is 6.4 MB, of which 32 times may be shared.
+    assert_eq!(kind(&[], Some(64 * MB)), mmap());
+    assert_eq!(kind(&[], Some(0)), mmap());
+    assert_eq!(kind(&[], Some(205 * MB)), (None, false));
+    assert_eq!(kind(&[], None), (None, false));
+    assert_eq!(kind(&[("work_mem", "2MB")], Some(64 * MB)), (None, false));
+    assert_eq!(kind(&[("work_mem", "1GB")], Some(1024 * MB)), mmap());
+    assert_eq!(kind(&[("work_mem", "4096")], Some(64 * MB)), mmap());
+    assert_eq!(kind(&[("work_mem", "a lot")], Some(64 * MB)), mmap());
+    let chosen = [("Dynamic_Shared_Memory_Type", "posix")];
+    assert_eq!(kind(&chosen, Some(0)), (None, false), "written as it was given");
 }
