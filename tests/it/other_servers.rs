@@ -46,7 +46,8 @@ fn keeps(project: &Project) {
     wait_for("two workers", || tandem.workers().len() == 2);
     assert_eq!(tandem.get("/"), Some((200, "ok".into())));
     assert_eq!(tandem.get("/env?name=TANDEM_APP").unwrap().0, 404, "the launcher's protocol is its own");
-    assert!(tandem.get("/env?name=DATABASE_URL").unwrap().1.starts_with("postgresql://"), "no driver is installed");
+    // Its environment has no SQLAlchemy.
+    assert!(tandem.get("/env?name=DATABASE_URL").unwrap().1.starts_with("postgresql://"));
 
     let before = tandem.workers();
     kill(Pid::from_raw(before[0]), Signal::SIGKILL).unwrap();
