@@ -33,7 +33,7 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
         match &status {
             Ok(status) => running::say(&format!("{clear}{}", shown(status, json)?))?,
             // It may be on its way up again.
-            Err(error) => eprintln!("{clear}tandem: {}", in_words(&error)),
+            Err(error) => eprintln!("{clear}tandem: {}", in_words(error)),
         }
         tokio::time::sleep(INTERVAL).await;
         status = client::status(&socket).await;

@@ -92,7 +92,7 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
 }
 
 fn refuse(status: u16, error: &anyhow::Error) -> Refusal {
-    (status, Answer::failed(code_of(error), in_words(&error)))
+    (status, Answer::failed(code_of(error), in_words(error)))
 }
 
 async fn body(request: Request<Incoming>) -> Result<Bytes, Refusal> {
