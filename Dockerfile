@@ -1,8 +1,11 @@
 # Tandem with the reference backend: PostgreSQL 16, the migrations, the workers and the health port in one container.
 #
-#   docker build -t backend .
-#   docker run --stop-timeout 30 -p 8000:8000 -p 8001:8001 -v backend-state:/var/lib/tandem backend
+#   docker build -t backend .            (BuildKit; before Docker 23: DOCKER_BUILDKIT=1)
+#   docker run -p 8000:8000 -p 8001:8001 -v backend-state:/var/lib/tandem backend
+#   docker run --rm -v backend-state:/var/lib/tandem backend check       any other command; options of `up` follow the word
 #
+# Any user will do (--user 12345:0, OpenShift, Kubernetes' runAsUser with fsGroup), and so will --read-only with a volume.
+# Parallel queries are faster with --shm-size=256m: Docker's /dev/shm of 64 MB is too small for them.
 # For another application: change what is copied to /srv/app, and config/tandem.toml in it.
 # Behind a proxy with a certificate of its own: --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt
 
@@ -25,21 +28,29 @@ COPY migration migration
 RUN find src migration -name '*.rs' -exec touch {} + && cargo build --release --locked --offline
 
 FROM ${PYTHON_IMAGE}
-# What PostgreSQL's binaries load, and the time zones: without those the server refuses every `SET timezone`.
+# What PostgreSQL's binaries load, and the time zones: without those the server refuses every `SET timezone`. nss-wrapper
+# gives a user without an entry in /etc/passwd the name that initdb asks for.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        libgssapi-krb5-2 liblz4-1 libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g \
+        libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g \
     && rm -rf /var/lib/apt/lists/*
-# initdb wants its user to have a name; a number of its own keeps a volume readable over rebuilds.
+# A number of its own keeps a volume readable over rebuilds. Any other user gets into the volume by the group 0, which is
+# what a container's arbitrary user has (OpenShift's convention).
 RUN groupadd --gid 10001 tandem \
     && useradd --uid 10001 --gid tandem --home-dir /var/lib/tandem --no-create-home --shell /usr/sbin/nologin tandem \
-    && install -d -o tandem -g tandem -m 0755 /var/lib/tandem
+    && install -d -o tandem -g 0 -m 0775 /var/lib/tandem
 COPY --from=builder /build/target/release/tandem /usr/local/bin/tandem
 
 # Programs lie in the image, owned by root and closed to the application's writes; what changes lies in the volume.
+# Docker and Compose grant 10 s to stop (--stop-timeout, stop_grace_period): the workers' share leaves PostgreSQL its own.
+# With more, raise all three.
 ENV TANDEM_CACHE_DIR=/opt/tandem/cache \
     TANDEM_PYTHON__VENV=/opt/tandem/venv \
     TANDEM_STATE_DIR=/var/lib/tandem \
+    TANDEM_STOP__GRACE=5s \
+    TANDEM_STOP__POSTGRES_GRACE=4s \
+    TANDEM_STOP__PLATFORM_GRACE=10s \
+    TANDEM_POSTGRES__RUN_AS=tandem \
     TANDEM_WORKERS__LISTEN=0.0.0.0:8000 \
     TANDEM_HEALTH__LISTEN=0.0.0.0:8001
 WORKDIR /srv/app
@@ -56,6 +67,8 @@ VOLUME /var/lib/tandem
 EXPOSE 8000 8001
 # Docker's default, written down because the order of the stop hangs on it.
 STOPSIGNAL SIGTERM
-# The first start makes a cluster and runs the migrations.
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s CMD ["tandem", "health"]
-ENTRYPOINT ["tandem", "up"]
+# A failure within the start period does not count, and the first success ends it: it covers the recovery of a large
+# database, which a platform must not cut short. Docker 25 and newer ask sooner with --start-interval=1s.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=30m CMD ["tandem", "health"]
+ENTRYPOINT ["tandem"]
+CMD ["up"]

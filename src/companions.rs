@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal as OsSignal;
 
 use crate::config::{ProcessSettings, Workers};
-use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, Signal};
-use crate::process::{self, Exit};
+use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
+use crate::process::{self, Exit, oom};
 use crate::supervise::service::{self, Reporter, Service, Tail};
 use crate::supervise::state::{Action, Ending, Event};
 
@@ -33,6 +33,7 @@ pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
         rest: workers.restart_period,
+        starved_pause: STARVED_PAUSE,
     }
 }
 
@@ -68,11 +69,12 @@ impl Companion {
             Err(error) => {
                 let program = command.program().display();
                 tracing::error!({ service.name = %self.name }, "start {program} ([[process]] {}): {error}", self.name);
-                self.reporter.say(Event::SpawnFailed);
+                self.reporter.say(Event::SpawnFailed(Ending::Ended));
                 return;
             }
         };
         let group = child.pid();
+        oom::take_first(group);
         self.pid.set(Some(group));
         self.reporter.say(Event::Spawned(group));
         // Nobody waits for it, so that it is there is all there is to say.

@@ -56,12 +56,18 @@ impl Code {
 pub struct Failure {
     pub code: Code,
     message: String,
+    parts: Vec<String>,
 }
 
 impl Failure {
     /// A failure that ends the process with `code`; `message` is for a person.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), parts: Vec::new() }
+    }
+
+    /// A failure for several reasons at once, whose `message` tells them all: `parts` are the reasons one by one.
+    pub fn of_parts(code: Code, message: impl Into<String>, parts: Vec<String>) -> Self {
+        Self { parts, ..Self::new(code, message) }
     }
 }
 
@@ -82,6 +88,11 @@ pub fn code_of(error: &anyhow::Error) -> Code {
     }
     let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
     failure.map_or(if is_disk_full(error) { Code::CannotCreate } else { Code::Failed }, |failure| failure.code)
+}
+
+/// The reasons of an error that has several; none of one that is a sentence by itself.
+pub fn parts_of(error: &anyhow::Error) -> &[String] {
+    error.downcast_ref::<Failure>().map_or(&[], |failure| &failure.parts)
 }
 
 /// Whether a full disk or a used-up quota is the cause.

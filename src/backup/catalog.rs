@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -64,7 +65,7 @@ impl Catalog {
         make_dir(&self.dir, 0o700, None)?;
         let path = self.dir.join(".lock");
         let cannot = || Failure::new(Code::CannotCreate, format!("cannot write to {}", self.dir.display()));
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         match Flock::lock(file.with_context(cannot)?, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 file.set_len(0).with_context(cannot)?;

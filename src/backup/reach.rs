@@ -89,6 +89,17 @@ impl Reach {
         Ok(session)
     }
 
+    /// Refuse to hold a lock with `session` where that would be void: behind a pooler in transaction mode.
+    ///
+    /// # Errors
+    /// There is one, or the connection is lost.
+    pub async fn refuse_pooler(&self, session: &mut PgConnection) -> anyhow::Result<()> {
+        match &self.way {
+            Way::Socket { .. } => Ok(()),
+            Way::Url(url) => schema::refuse_shared_sessions(url, APPLICATION_NAME, session).await,
+        }
+    }
+
     /// A program of PostgreSQL's that takes `--dbname`, connected to `database`. The password travels in the environment,
     /// which other users cannot read.
     pub fn client(&self, tool: &str, database: &str) -> CommandLine {

@@ -151,6 +151,7 @@ impl Restoring {
     /// [`Failure`]: another restore runs.
     pub async fn begin(reach: &Reach, database: &str) -> anyhow::Result<Self> {
         let mut session = reach.aside(database).await?;
+        reach.refuse_pooler(&mut session).await?;
         let taken = query_scalar("SELECT pg_catalog.pg_try_advisory_lock($1)").bind(LOCK_KEY);
         if !taken.fetch_one(&mut session).await.context("take the lock of restores")? {
             bail!(Failure::new(Code::Temporary, "another restore runs on this server: wait for its end"));

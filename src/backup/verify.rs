@@ -18,7 +18,7 @@ use crate::harness::Throwaway;
 use crate::postgres::binaries::Installation;
 use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
-use crate::process;
+use crate::process::{self, identity};
 use crate::telemetry::{self, Progress};
 
 /// The database that is restored into.
@@ -163,8 +163,7 @@ pub async fn try_out(
     progress: &Progress,
 ) -> anyhow::Result<Result<(Census, Vec<String>), String>> {
     let dir = place(means, trial)?;
-    let server = means.home.server.clone();
-    let throwaway = Throwaway::start(means.settings, means.installation, server, &dir, SETTINGS)
+    let throwaway = Throwaway::start(means.settings, means.installation, means.home, &dir, SETTINGS)
         .await
         .context("start a throwaway server to restore into")?;
     let reach = Reach::superuser(throwaway.home(), throwaway.port(), means.installation.clone());
@@ -225,7 +224,8 @@ fn place(means: &Means<'_>, trial: &Trial<'_>) -> anyhow::Result<PathBuf> {
     let sql = trial.load.sql_bytes.unwrap_or(trial.size_bytes * COMPRESSION_MAX);
     let needed = sql * SWELLING + CLUSTER_SIZE;
     let memory = Path::new(MEMORY);
-    if free_bytes(memory).is_some_and(|free| needed < free / MEMORY_SHARE) {
+    let has_room = free_bytes(memory).is_some_and(|free| needed < free / MEMORY_SHARE);
+    if has_room && identity::may_write(memory, None) {
         return Ok(memory.to_owned());
     }
     let disk = &means.home.state;

@@ -2,14 +2,29 @@
 
 use crate::cli::Common;
 use crate::commands::open;
+use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
+use crate::postgres::{binaries, tried};
+
+/// Let PostgreSQL, where it is there already, look at what is in `[postgres.settings]`.
+async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
+    let postgres = &settings.postgres;
+    if postgres.mode == PostgresMode::Attach || postgres.settings.is_empty() {
+        return Ok(());
+    }
+    match binaries::present(&postgres.source, &settings.cache_dir, settings.search_path.as_ref()).await {
+        Some(installation) => tried::try_settings(&installation, postgres).await,
+        None => Ok(()),
+    }
+}
 
 /// Print the plan, each value with its origin, secrets hidden.
 ///
 /// # Errors
 /// Every error of the configuration at once.
-pub fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
+pub async fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
     let loaded = open::load(common, Vec::new())?;
+    try_settings(&loaded.settings).await?;
     if json {
         println!("{}", serde_json::to_string_pretty(&loaded.to_json())?);
         return Ok(Code::Stopped);

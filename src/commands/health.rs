@@ -18,8 +18,17 @@ pub async fn run(common: &Common, ready: bool, json: bool, limit: u64) -> anyhow
     if json {
         println!("{body}");
     } else {
-        let report: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
-        println!("{} ({status})", report["status"].as_str().unwrap_or("unknown"));
+        println!("{} ({status})", word(&serde_json::from_str(&body).unwrap_or_default()));
     }
     Ok(if (200..300).contains(&status) { Code::Stopped } else { Code::Failed })
+}
+
+/// What a report says, in a word or two: /health has a status, /ready says yes or no.
+fn word(report: &serde_json::Value) -> &str {
+    match (report["status"].as_str(), report["ready"].as_bool()) {
+        (Some(status), _) => status,
+        (None, Some(true)) => "ready",
+        (None, Some(false)) => "not ready",
+        (None, None) => "unknown",
+    }
 }

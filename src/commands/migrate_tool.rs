@@ -10,6 +10,8 @@ use crate::process::{self, Finished};
 use crate::schema;
 use crate::schema::tool::{Known, Tool, listed, unknown};
 use crate::sidecar;
+use crate::workers::surroundings::Surroundings;
+use crate::workers::{environment, launch};
 
 /// Where the tool works.
 pub struct Place<'a> {
@@ -83,7 +85,12 @@ impl Place<'_> {
     }
 
     async fn run(&self, words: &[String]) -> anyhow::Result<Finished> {
-        let command = sidecar::migration_command(self.settings, self.home, self.url, words).await?;
+        let (settings, url) = (self.settings, self.url);
+        let python = environment::existing(&settings.python, &self.home.state, &settings.directory);
+        let identity = launch::identity_for(settings, &self.home.run, &python)?;
+        let around =
+            Surroundings { settings, url, python: &python, identity: identity.as_ref(), of_tests: settings.in_test() };
+        let command = sidecar::migration_command(&around, words)?;
         let finished = process::run(&command, self.settings.migrations.limit).await?;
         if !finished.exit.success() {
             let (shown, said) = (words.join(" "), finished.trimmed());

@@ -39,7 +39,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let common = cli.common;
     let code = match cli.command {
         Command::Up { workers, listen, reload } => up::run(&common, workers, listen, reload).await,
-        Command::Check { json } => check::run(&common, json),
+        Command::Check { json } => check::run(&common, json).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,

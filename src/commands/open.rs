@@ -2,7 +2,7 @@
 
 use crate::backup::reach::Reach;
 use crate::cli::Common;
-use crate::config::{self, Flag, Loaded, PostgresMode, Settings, Source};
+use crate::config::{self, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::binaries::{self, Installation};
@@ -12,6 +12,9 @@ use crate::postgres::settings::client_address;
 use crate::postgres::{secret, server};
 use crate::sidecar::{self, Configuration, Context, Goal};
 use crate::telemetry;
+
+/// The variable that sets `log.format`.
+const LOG_FORMAT: &str = "TANDEM_LOG__FORMAT";
 
 /// A flag that sets a key.
 pub fn flag(key: &str, value: impl Into<String>, name: &str) -> Flag {
@@ -31,7 +34,14 @@ pub fn settings(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Settings> {
 /// # Errors
 /// As [`settings`].
 pub fn configuration(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Configuration> {
-    let source = source(common, flags)?;
+    configure(source(common, flags)?)
+}
+
+/// As [`configuration`], read from `source`.
+///
+/// # Errors
+/// As [`settings`].
+pub fn configure(source: Source) -> anyhow::Result<Configuration> {
     let loaded = config::load(&source)?;
     let log = &loaded.settings.log;
     telemetry::init(log.format, &log.filter, log.colour)?;
@@ -64,7 +74,15 @@ pub fn source(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Source> {
     if let Some(format) = &common.log_format {
         flags.push(flag("log.format", format.clone(), "--log-format"));
     }
-    Source::of_process(common.config.clone(), flags)
+    let source = Source::of_process(common.config.clone(), flags)?;
+    // The configuration may turn out to be wrong, and is told in the form that was asked for outside of it.
+    let format = common.log_format.as_ref().or_else(|| source.environment.get(LOG_FORMAT));
+    match format.map(String::as_str) {
+        Some("json") => telemetry::expect(LogFormat::Json),
+        Some("text") => telemetry::expect(LogFormat::Text),
+        _ => {}
+    }
+    Ok(source)
 }
 
 /// Where the application's database is, as far as can be told without starting anything: a running server's own port,

@@ -2,6 +2,7 @@
 
 use crate::cli::Common;
 use crate::commands::open;
+use crate::config::LogFormat;
 use crate::exit::Code;
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
@@ -15,7 +16,10 @@ use crate::telemetry;
 pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>, reload: bool) -> anyhow::Result<Code> {
     let workers = workers.map(|count| open::flag("workers.count", count.to_string(), "--workers"));
     let listen = listen.map(|address| open::flag("workers.listen", address, "--listen"));
-    let configuration = open::configuration(common, [workers, listen].into_iter().flatten().collect())?;
+    let source = open::source(common, [workers, listen].into_iter().flatten().collect())?;
+    // Whoever collects its lines collects the last one too.
+    telemetry::expect(LogFormat::Auto);
+    let configuration = open::configure(source)?;
     let configuration = Configuration { reload, ..configuration };
     telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));
     let home = Home::resolve(&configuration.loaded.settings)?;

@@ -174,14 +174,18 @@ fn complete(url: &mut DatabaseUrl, entry: &Entry, merged: &mut Merged) {
 
 /// Write into the URL of a server that is attached to what the environment or `[workers.env]` says of a safe connection
 /// (PGSSLMODE and so on), so that Tandem's own sessions and its tools connect as the workers do.
-pub fn secure(url: &mut DatabaseUrl, merged: &Merged, environment: &BTreeMap<String, String>) {
+pub fn secure(url: &mut DatabaseUrl, merged: &Merged, environment: &BTreeMap<String, String>, problems: &mut Problems) {
     for (name, key) in libpq::IN_QUERY {
         let said = || merged.get(&format!("workers.env.{name}"))?.raw.to_plain();
         let Some(value) = environment.get(name).cloned().or_else(said).filter(|value| !value.is_empty()) else {
             continue;
         };
-        if url.parameter(key).is_none() {
-            url.parameters.push((key.to_owned(), value));
+        if url.parameter(key).is_some() {
+            continue;
+        }
+        if let Err(error) = url.add(key, value) {
+            let origin = Origin::Environment(name.to_owned());
+            problems.add(&origin, format!("{name}: {error}"), Some(error.help().to_owned()));
         }
     }
 }

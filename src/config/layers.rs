@@ -8,7 +8,7 @@ use super::keys;
 use super::problem::{Origin, Problems};
 use super::processes::Written as Process;
 use super::value::Raw;
-use super::{Source, dotenv, references};
+use super::{Source, dotenv, foreign, references};
 
 /// One value, as somebody wrote it somewhere.
 #[derive(Clone, Debug)]
@@ -92,6 +92,7 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Writte
         let origin = Origin::Environment(name.clone());
         written.variable(Layer::Environment, name, value, origin, &source.cwd, problems);
     }
+    written.entries.extend(foreign::entries(&source.environment, &source.cwd, problems));
     for flag in &source.flags {
         let origin = Origin::Flag(flag.name.clone());
         written.entry(Layer::Flags, &flag.key, &flag.value, origin, &source.cwd, false);

@@ -20,6 +20,7 @@ mod dotenv;
 mod environment;
 mod every_key;
 mod file;
+mod foreign;
 mod keys;
 mod layers;
 pub mod memory;
@@ -107,13 +108,14 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> an
     let mut database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
     // In a test the server is the tests' own, whatever makes the connection to another one safe.
     if let Some(url) = database.url.as_mut().filter(|_| !source.environment.contains_key(TEST_SOCKET)) {
-        database::secure(url, &merged, &source.environment);
+        database::secure(url, &merged, &source.environment, &mut problems);
     }
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
     let mut settings =
         build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
     settings.choose_max_connections(memory);
+    notices.extend(foreign::notices(&source.environment, &settings, &values));
     check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);

@@ -103,18 +103,21 @@ impl Problems {
         let count = self.0.len();
         let title = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
         let mut text = format!("the configuration has {title}:");
+        let mut parts = Vec::new();
         for problem in &self.0 {
+            let place = problem.place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default();
+            let sentence = format!("{place}{}", problem.message);
             text.push_str("\n  ");
-            if let Some(place) = &problem.place {
-                text.push_str(place);
-                text.push_str(": ");
-            }
-            text.push_str(&problem.message);
-            if let Some(help) = &problem.help {
-                text.push_str("\n    help: ");
-                text.push_str(help);
+            text.push_str(&sentence);
+            match &problem.help {
+                Some(help) => {
+                    text.push_str("\n    help: ");
+                    text.push_str(help);
+                    parts.push(format!("configuration: {sentence} (help: {help})"));
+                }
+                None => parts.push(format!("configuration: {sentence}")),
             }
         }
-        Err(Failure::new(Code::Config, text).into())
+        Err(Failure::of_parts(Code::Config, text, parts).into())
     }
 }

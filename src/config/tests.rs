@@ -2,6 +2,7 @@
 
 mod database;
 mod diff;
+mod foreign;
 mod workers;
 
 use std::io;

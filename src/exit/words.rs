@@ -5,6 +5,9 @@ use std::error::Error;
 use sea_orm::sqlx::postgres::PgDatabaseError;
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
+const POOLER: &str = "; this is a connection pooler, in transaction mode or one that passes less on than PostgreSQL takes: let \
+                      postgres.url or DATABASE_URL lead to the server itself";
+
 /// `error` and its causes in one line, as `{error:#}` shows them, but no cause a second time.
 pub fn in_words(error: &anyhow::Error) -> String {
     let mut words: Vec<String> = Vec::new();
@@ -31,7 +34,17 @@ pub fn what_the_server_said(error: &sqlx::Error) -> String {
     for (label, more) in [("", said.detail()), ("hint: ", said.hint())] {
         text.extend(more.map(|more| format!("; {label}{}", more.trim_end_matches('.'))));
     }
+    if of_a_pooler(said.code(), said.message()) {
+        text.push_str(POOLER);
+    }
     text
+}
+
+/// Whether this is what a pooler makes of a session that expects a server process of its own: a statement that another
+/// client has prepared there, one that was prepared elsewhere, a parameter that it does not pass on.
+fn of_a_pooler(code: &str, message: &str) -> bool {
+    let ours = message.contains("\"sqlx_s_");
+    (matches!(code, "42P05" | "26000") && ours) || message.starts_with("unsupported startup parameter")
 }
 
 /// The SQLSTATE of what the server answered, wherever it stands among the causes.
@@ -56,6 +69,19 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn a_pooler_is_known_by_what_it_says() {
+        for (code, message, known) in [
+            ("42P05", "prepared statement \"sqlx_s_1\" already exists", true),
+            ("26000", "prepared statement \"sqlx_s_3\" does not exist", true),
+            ("08P01", "unsupported startup parameter: options", true),
+            ("42P05", "prepared statement \"mine\" already exists", false),
+            ("42P07", "relation \"sqlx_s_1\" already exists", false),
+        ] {
+            assert_eq!(of_a_pooler(code, message), known, "{message}");
+        }
+    }
 
     #[test]
     fn a_cause_is_said_once() {

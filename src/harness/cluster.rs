@@ -52,7 +52,7 @@ impl Cluster {
     }
 
     async fn on(recipe: &Recipe, template: &Template, wish: Wish) -> anyhow::Result<Self> {
-        let (roots, notice) = candidates(recipe.settings.test.dir.as_deref());
+        let (roots, notice) = candidates(recipe.settings.test.dir.as_deref(), &recipe.state);
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
         }

@@ -14,7 +14,7 @@ use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure};
 
 /// Counts up when a template is made in another way.
-const FORMAT: &str = "tandem template 4";
+const FORMAT: &str = "tandem template 5";
 /// What looks like migrations: Alembic's, Django's and others' directories, and plain SQL.
 const USUAL: [&str; 7] =
     ["alembic.ini", "**/alembic/**", "**/migrations/**", "**/migration/**", "**/versions/**", "*.sql", "**/db/**"];
@@ -49,7 +49,11 @@ impl Key {
                 self.add("seaorm").add(migration::DIGEST);
             }
             MigrationRun::Command(words) => {
-                self.add("command");
+                self.add("command").add(&settings.workers.url_scheme);
+                // Where it goes and what it makes may hang on these; what refers to the server is not filled in yet.
+                for (name, value) in &settings.workers.env {
+                    self.add(name).add(value);
+                }
                 for word in words {
                     self.add(word);
                 }

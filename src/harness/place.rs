@@ -24,7 +24,9 @@ use tokio::time::{Instant, sleep};
 use super::remains;
 use crate::config::temp_dir;
 use crate::exit::{Code, Failure};
+use crate::install;
 use crate::postgres::free_bytes;
+use crate::process::identity;
 
 /// A file system in the machine's memory.
 const MEMORY: &str = "/dev/shm";
@@ -58,21 +60,28 @@ pub struct Place {
     _lock: Flock<File>,
 }
 
-/// The places to try, the best first, and why the best of all is none of them.
-pub fn candidates(wanted: Option<&Path>) -> (Vec<PathBuf>, Option<String>) {
+/// The places to try, the best first, and why the best of all is none of them. `state` is the state directory: in a
+/// container with a read-only root it may be the only disk there is.
+pub fn candidates(wanted: Option<&Path>, state: &Path) -> (Vec<PathBuf>, Option<String>) {
     let disk = temp_dir();
+    let disk = if identity::may_write(&disk, None) { disk } else { state.to_path_buf() };
     let memory = wanted.unwrap_or(Path::new(MEMORY));
+    let shown = disk.display();
     match free_bytes(memory) {
+        Some(_) if !identity::may_write(memory, None) => {
+            let why = format!("{} cannot be written: the tests' server goes to {shown}", memory.display());
+            (vec![disk.clone()], Some(why))
+        }
         Some(free) if free >= ROOM => (vec![memory.to_path_buf(), disk], None),
         Some(free) => {
             let (free, room) = (free >> 20, ROOM >> 20);
             let why = format!("{} has only {free} MB free, and a test server may need {room} MB", memory.display());
-            (vec![disk.clone()], Some(format!("{why}: it goes to {}", disk.display())))
+            (vec![disk.clone()], Some(format!("{why}: it goes to {shown}")))
         }
-        None => (
-            vec![disk.clone()],
-            wanted.map(|_| format!("{} is no directory: tests run in {}", memory.display(), disk.display())),
-        ),
+        None => {
+            let notice = wanted.map(|_| format!("{} is no directory: tests run in {shown}", memory.display()));
+            (vec![disk.clone()], notice)
+        }
     }
 }
 
@@ -156,17 +165,25 @@ impl Place {
 fn base(root: &Path) -> anyhow::Result<PathBuf> {
     let uid = Uid::effective();
     let base = root.join(format!("tandem-test-{uid}"));
+    if !root.exists() && install::make_shared_dir(root).is_ok() {
+        install::keep_out_of_git(root);
+    }
     match fs::create_dir(&base) {
         // As root, the server's user passes through.
         Ok(()) => fs::set_permissions(&base, Permissions::from_mode(if uid.is_root() { 0o711 } else { 0o700 }))?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => {
-            let message = format!("cannot make a directory for tests in {}", root.display());
+            let refused = identity::refused(&base, &error);
+            let message = format!("cannot make a directory for tests in {}{refused}", root.display());
             bail!(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message)));
         }
     }
     let meta = base.symlink_metadata().with_context(|| format!("look at {}", base.display()))?;
-    if !meta.is_dir() || meta.uid() != uid.as_raw() || meta.permissions().mode() & 0o022 != 0 {
+    let (ours, mode) = (meta.is_dir() && meta.uid() == uid.as_raw(), meta.permissions().mode());
+    // Kubernetes opens a volume to its `fsGroup` each time it mounts it.
+    if ours && mode & 0o022 == 0o020 {
+        fs::set_permissions(&base, Permissions::from_mode(mode & 0o711))?;
+    } else if !ours || mode & 0o022 != 0 {
         let message = format!("{} is not ours alone: remove it, or set test.dir to another place", base.display());
         bail!(Failure::new(Code::CannotCreate, message));
     }
@@ -302,10 +319,10 @@ mod tests {
 
     #[test]
     fn a_file_system_that_is_too_small_is_left_for_the_disk() {
-        let (places, notice) = candidates(Some(Path::new("/proc")));
+        let (places, notice) = candidates(Some(Path::new("/proc")), Path::new("/state"));
         assert_eq!(places, [temp_dir()]);
         assert!(notice.unwrap().contains("MB"));
-        let (places, notice) = candidates(Some(Path::new("/nowhere")));
+        let (places, notice) = candidates(Some(Path::new("/nowhere")), Path::new("/state"));
         assert_eq!(places, [temp_dir()]);
         assert!(notice.unwrap().contains("/nowhere"));
     }

@@ -139,8 +139,10 @@ fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
         socket_dir: &spec.home.socket_dir,
         port,
         memory: MEMORY,
+        shared: None,
         trusted_users: &spec.home.trusted_users()?,
         archiving: None,
+        statements: false,
         purpose: Purpose::Throwaway(&spec.settings.test.settings),
     })?;
     cluster::configure(&spec.home, &files)

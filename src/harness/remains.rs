@@ -23,7 +23,7 @@ pub fn data(dir: &Path) -> PathBuf {
 
 /// Whether a server works in the run's directory `dir`.
 pub fn is_served(dir: &Path) -> bool {
-    !stale::orphaned_backends(&data(dir)).is_empty()
+    stale::is_worked_in(&data(dir))
 }
 
 /// End what works in the run's directory `dir`, and remove it.
@@ -34,7 +34,7 @@ pub async fn remove(dir: &Path) {
         let working = stale::orphaned_backends(&data);
         working.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
         // Not before the last process has gone, which could still write.
-        if working.is_empty() && fs::remove_dir_all(dir).is_ok() || !dir.exists() {
+        if !stale::is_worked_in(&data) && fs::remove_dir_all(dir).is_ok() || !dir.exists() {
             break;
         }
         tokio::time::sleep(TRY_AGAIN).await;

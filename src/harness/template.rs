@@ -4,10 +4,13 @@
 //! <cache>/test/<key>.tar    appears by a rename when it is whole; one maker at a time, under <key>.lock
 //! ```
 //!
+//! An installed cache may be closed to whoever runs here, as in an image: then `cache` in the state directory takes its
+//! place, or a directory for temporary files.
+//!
 //! It is made from an empty cluster, which is packed and kept in the same way, so that a changed migration costs no initdb.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -26,7 +29,7 @@ use super::place::{Place, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::seed::Seed;
 use super::{catalog, image};
-use crate::config::{MigrationRun, Settings};
+use crate::config::{MigrationRun, Settings, temp_dir};
 use crate::exit::{Code, Failure, is_disk_full};
 use crate::install;
 use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
@@ -37,7 +40,7 @@ use crate::postgres::home::{Home, make_dir};
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::scram;
 use crate::postgres::settings::SUPERUSER;
-use crate::process::{self, RunError};
+use crate::process::{self, RunError, identity};
 use crate::schema;
 use crate::telemetry;
 use crate::workers::environment;
@@ -64,6 +67,8 @@ pub struct Recipe {
     pub server: Option<Identity>,
     /// The Python environment's interpreter.
     pub python: PathBuf,
+    /// The state directory, which takes what no other place takes.
+    pub state: PathBuf,
 }
 
 /// A template that is there.
@@ -98,14 +103,14 @@ impl Facts {
 /// # Errors
 /// What initdb, the migrations or the seeds said.
 pub async fn ensure(recipe: &Recipe, rebuild: bool) -> anyhow::Result<Template> {
-    let dir = recipe.settings.cache_dir.join("test");
     let key = recipe.key()?;
-    let image = dir.join(format!("{key}.tar"));
-    if !rebuild && touch(&image) {
+    let dirs = shelves(&recipe.settings.cache_dir, &recipe.state);
+    let found = dirs.iter().map(|dir| dir.join(format!("{key}.tar"))).find(|image| touch(image));
+    if let Some(image) = found.filter(|_| !rebuild) {
         return Ok(Template { key, image });
     }
-    install::make_shared_dir(&dir)
-        .with_context(|| Failure::new(Code::CannotCreate, format!("cannot write into {}", dir.display())))?;
+    let dir = open_shelf(&dirs)?;
+    let image = dir.join(format!("{key}.tar"));
     let _lock = install::lock(&dir.join(format!("{key}.lock")), "make the tests' template", LOCK_LIMIT).await?;
     // Whoever held the lock before may have made it.
     if rebuild || !touch(&image) {
@@ -115,6 +120,37 @@ pub async fn ensure(recipe: &Recipe, rebuild: bool) -> anyhow::Result<Template> 
         sweep(&dir);
     }
     Ok(Template { key, image })
+}
+
+/// Where images may lie, the best place first.
+fn shelves(cache: &Path, state: &Path) -> [PathBuf; 3] {
+    let temporary = temp_dir().join(format!("tandem-templates-{}", nix::unistd::Uid::effective()));
+    [cache.join("test"), state.join("cache/test"), temporary]
+}
+
+/// The first of them that can be written, made if it is not there.
+fn open_shelf(shelves: &[PathBuf; 3]) -> anyhow::Result<PathBuf> {
+    for dir in &shelves[..2] {
+        if let Some(state) = shelves[1].ancestors().nth(2).filter(|_| *dir == shelves[1]) {
+            let _told_below = install::make_shared_dir(state);
+            install::keep_out_of_git(state);
+        }
+        match install::make_shared_dir(dir) {
+            Ok(()) if identity::may_write(dir, None) => return Ok(dir.clone()),
+            made => tracing::debug!("templates are not kept in {}, which cannot be written: {made:?}", dir.display()),
+        }
+    }
+    let dir = &shelves[2];
+    let why = || {
+        let [cache, state, temporary] = shelves.each_ref().map(|dir| dir.display());
+        let text = format!("cannot keep the tests' template in {cache}, in {state} or in {temporary}");
+        Failure::new(Code::CannotCreate, format!("{text}: name another place with `cache_dir`, or open one of these"))
+    };
+    make_dir(dir, 0o700, None).with_context(why)?;
+    // In a directory of everybody's, somebody else may have been first.
+    let meta = dir.symlink_metadata().with_context(why)?;
+    let ours = meta.is_dir() && meta.uid() == nix::unistd::Uid::effective().as_raw() && meta.mode() & 0o022 == 0;
+    if ours { Ok(dir.clone()) } else { Err(why().into()) }
 }
 
 /// Whether the image is there; if so, it counts as used now.
@@ -159,13 +195,13 @@ impl Recipe {
         )?;
         let seeds = settings.test.seed.iter().chain(more_seeds).map(|text| Seed::parse(text, &settings.directory));
         let seeds = seeds.collect::<Result<_, _>>()?;
-        let (server, python) = (home.server, environment.python);
+        let (server, python, state) = (home.server, environment.python, home.state);
         // What tests and migrations get as DATABASE_URL.
         if settings.test.url_scheme != "auto" {
             settings.workers.url_scheme = settings.test.url_scheme.clone();
         }
         settings.test.url_scheme = scheme(&settings, &python);
-        Ok(Self { settings: Rc::new(settings), migrations, seeds, installation, server, python })
+        Ok(Self { settings: Rc::new(settings), migrations, seeds, installation, server, python, state })
     }
 
     fn key(&self) -> anyhow::Result<String> {
@@ -229,7 +265,7 @@ impl Recipe {
 
     /// Do `work` in the first place that has room for it.
     async fn in_a_place(&self, work: impl AsyncFn(&Place, &Home) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let (roots, _) = candidates(self.settings.test.dir.as_deref());
+        let (roots, _) = candidates(self.settings.test.dir.as_deref(), &self.state);
         let mut outcome = Ok(());
         for root in roots {
             let place = Place::take(&root).await?;

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use super::cluster::{Cluster, Wish};
 use super::template::Recipe;
 use crate::config::{MigrationRun, Settings};
-use crate::plan::Identity;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 
@@ -19,14 +18,14 @@ pub struct Throwaway {
 }
 
 impl Throwaway {
-    /// Start one in `dir` as the user `server`, with PostgreSQL's settings `more` beside those of throwaway servers.
+    /// Start one in `dir` as the user that `home`'s server runs as, with PostgreSQL's settings `more` beside those of throwaway servers.
     ///
     /// # Errors
     /// What kept it from starting.
     pub async fn start(
         settings: &Settings,
         installation: &Installation,
-        server: Option<Identity>,
+        home: &Home,
         dir: &Path,
         more: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
@@ -41,8 +40,9 @@ impl Throwaway {
             migrations: MigrationRun::None,
             seeds: Vec::new(),
             installation: installation.clone(),
-            server,
+            server: home.server.clone(),
             python: "python3".into(),
+            state: home.state.clone(),
         };
         Ok(Self { cluster: Cluster::start(&recipe, Wish::default()).await? })
     }

@@ -83,10 +83,11 @@ pub struct Facts {
     /// The tables of `public`, sorted.
     pub tables: Vec<String>,
     pub connections: u32,
-    pub max_connections: u32,
+    /// `None` until the server was asked.
+    pub max_connections: Option<u32>,
 }
 
-/// Why the database did not answer. An enum and no free text: an error's text may quote a connection string.
+/// Why the database did not answer, or cannot be used. An enum and no free text: an error's text may quote a connection string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     #[error("the server is not running")]
@@ -95,11 +96,38 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
-    #[error("the server did not answer within {0:?}")]
+    #[error("the server did not answer within {}", tenths(*.0))]
     Hung(Duration),
     /// The server answered with an error; its SQLSTATE (five ASCII characters) names which.
     #[error("the server answered with SQLSTATE {}", sqlstate(*.0))]
     Rejected([u8; 5]),
+    /// It will not be otherwise before a person does something; the log says what.
+    #[error("{}{}", .0, in_brackets(*.1))]
+    Lasting(&'static str, Option<[u8; 5]>),
+    /// With the bytes that are free.
+    #[error("its disk is full{}: PostgreSQL waits for room", free(*.0))]
+    Full(Option<u64>),
+    #[error("the server is a standby, which takes no writes")]
+    Standby,
+    #[error("default_transaction_read_only is on, so that no worker can write")]
+    ReadOnly,
+    /// Tandem gets in, by another way than the workers.
+    #[error("at the workers' address {}{}", .0, in_brackets(*.1))]
+    Door(&'static str, Option<[u8; 5]>),
+}
+
+fn in_brackets(code: Option<[u8; 5]>) -> String {
+    code.map(|code| format!(" (SQLSTATE {})", sqlstate(code))).unwrap_or_default()
+}
+
+fn free(bytes: Option<u64>) -> String {
+    bytes.map(|bytes| format!(" ({:.1} MB free)", bytes as f64 / f64::from(1 << 20))).unwrap_or_default()
+}
+
+/// Rounded to a tenth of a second: a limit of two seconds is over after 2.001 of them.
+fn tenths(time: Duration) -> String {
+    let tenths = u64::try_from((time.as_millis() + 50) / 100).unwrap_or(u64::MAX);
+    format!("{:?}", Duration::from_millis(tenths.saturating_mul(100)))
 }
 
 /// SQLSTATE as text; a byte that cannot be in one shows as `?`.

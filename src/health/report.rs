@@ -250,7 +250,7 @@ fn database(picture: &Picture, now: Now) -> DatabaseReport<'_> {
         connections: facts.map(|facts| facts.connections),
         pool_size: picture.database.pool_size,
         error: fault,
-        max_connections: facts.map(|facts| facts.max_connections),
+        max_connections: facts.and_then(|facts| facts.max_connections),
         sample_age_seconds: sample.map(|sample| seconds(age(sample.taken, now))),
     }
 }

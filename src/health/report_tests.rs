@@ -38,7 +38,7 @@ fn picture(now: Now) -> Picture {
                     schema_version: Some("004_add_indexes".into()),
                     tables: vec!["alembic_version".into(), "api_keys".into()],
                     connections: 12,
-                    max_connections: 100,
+                    max_connections: Some(100),
                 }),
             }),
             sample_age_max: AGE_MAX,

@@ -23,7 +23,7 @@ fn picture(phase: Phase) -> Picture {
         schema_version: None,
         tables: vec![],
         connections: 1,
-        max_connections: 100,
+        max_connections: Some(100),
     };
     Picture {
         phase,

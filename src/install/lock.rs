@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::exit::{Code, Failure};
+use crate::process::identity;
 use crate::telemetry;
 
 /// How often a waiting installation looks again. Polled, because a thread blocked in flock(2) could not be cancelled
@@ -29,13 +30,11 @@ pub struct Lock {
 /// # Errors
 /// [`Code::CannotCreate`] when the file cannot be made, [`Code::Temporary`] when somebody else held it all along.
 pub async fn lock(path: &Path, purpose: &str, limit: Duration) -> anyhow::Result<Lock> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .with_context(|| Failure::new(Code::CannotCreate, format!("open the lock file {}", path.display())))?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(|error| {
+            let what = format!("open the lock file {}{}", path.display(), identity::refused(path, &error));
+            anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, what))
+        })?;
     let begin = tokio::time::Instant::now();
     let mut waiting = None;
     loop {

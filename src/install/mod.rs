@@ -11,7 +11,7 @@ mod shared;
 pub use complaint::{Complaint, last_lines};
 pub use digest::{hexadecimal, sha256, sha256_file};
 pub use lock::{Lock, lock};
-pub use shared::{make_shared_dir, open_to_all, write_whole};
+pub use shared::{keep_out_of_git, make_shared_dir, open_to_all, write_whole};
 
 /// Write an executable script for a test. A child writes it: had this process the file open for writing while
 /// another test forks, executing it could fail with ETXTBSY.

@@ -26,7 +26,8 @@ pub fn make_shared_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Let everybody read what lies under `path`, and search or run what its owner can; nobody gets to write.
+/// Let everybody read what lies under `path`, and search or run what its owner can; nobody else may write, whatever the
+/// umask of who made it.
 ///
 /// # Errors
 /// What readdir(3) or chmod(2) answered.
@@ -37,7 +38,7 @@ pub fn open_to_all(path: &Path) -> io::Result<()> {
     }
     let mode = meta.permissions().mode() & 0o7777;
     let searchable = if mode & 0o100 == 0 { 0 } else { 0o111 };
-    let opened = mode | 0o444 | searchable;
+    let opened = (mode | 0o444 | searchable) & !0o022;
     if opened != mode {
         std::fs::set_permissions(path, Permissions::from_mode(opened))?;
     }
@@ -47,6 +48,18 @@ pub fn open_to_all(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Keep all that lies in `dir` out of Git: `git add -A` would stage a password and a database. A `.gitignore` that is
+/// there already is left as it is.
+pub fn keep_out_of_git(dir: &Path) {
+    let path = dir.join(".gitignore");
+    if path.symlink_metadata().is_ok() {
+        return;
+    }
+    if let Err(error) = write_whole(&path, b"*\n") {
+        tracing::debug!(path = %path.display(), %error, "keep a directory out of Git");
+    }
 }
 
 /// Write a small file so that a reader sees the old content or the new, never a part; readable by everybody.
@@ -71,7 +84,7 @@ mod tests {
         let tree = dir.path().join("a/b");
         make_shared_dir(&tree).unwrap();
         let (script, text) = (tree.join("script"), tree.join("text"));
-        for (path, mode) in [(&script, 0o700), (&text, 0o600)] {
+        for (path, mode) in [(&script, 0o700), (&text, 0o666)] {
             std::fs::write(path, "x").unwrap();
             std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         }

@@ -12,5 +12,5 @@ mod url;
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity, in_one_line};
 pub use ladder::StopLadder;
-pub use policy::{KILL_GRACE, Ladder, Policy, Rung, Signal};
+pub use policy::{KILL_GRACE, Ladder, Policy, Rung, STARVED_PAUSE, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// What follows SIGKILL: the kernel needs a moment, and nothing comes after it.
 pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
+/// Between two tries of a child that lacks something outside itself.
+pub const STARVED_PAUSE: Duration = Duration::from_secs(5);
+
 /// How hard a child is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
@@ -64,6 +67,8 @@ pub struct Policy {
     pub period: Duration,
     /// Delay before a child that gave up is tried again, where its siblings still serve.
     pub rest: Duration,
+    /// Delay before a child is tried again that lacks something outside itself, such as room on the disk.
+    pub starved_pause: Duration,
 }
 
 impl Policy {

@@ -110,6 +110,16 @@ impl DatabaseUrl {
         self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// Say `name` in the query, which does not say it yet.
+    ///
+    /// # Errors
+    /// `value` is none that `name` can have.
+    pub fn add(&mut self, name: &str, value: String) -> Result<(), InvalidUrl> {
+        let value = if name == "sslmode" { parse::ssl_mode(name, value)? } else { value };
+        self.parameters.push((name.to_owned(), value));
+        Ok(())
+    }
+
     /// libpq's variables that say what the parameters say, for programs that are not handed the URL
     /// (PostgreSQL documentation, "Environment Variables").
     pub fn variables(&self) -> Vec<(&'static str, &str)> {

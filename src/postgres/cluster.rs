@@ -13,6 +13,7 @@ use super::binaries::Installation;
 use super::data::{Found, inspect};
 use super::files::{free_bytes, sync_dir, sync_file_system, write_whole};
 use super::home::{Home, make_dir};
+use super::names;
 use super::settings::{Rendered, SUPERUSER};
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
@@ -60,6 +61,9 @@ pub async fn ensure(home: &Home, installation: &Installation) -> anyhow::Result<
 /// # Errors
 /// When a file cannot be written.
 pub fn configure(home: &Home, files: &Rendered) -> anyhow::Result<()> {
+    if let Some(notice) = &files.notice {
+        tracing::info!("{notice}");
+    }
     let texts = [("postgresql.conf", &files.conf), ("pg_hba.conf", &files.hba), ("pg_ident.conf", &files.ident)];
     for (name, text) in texts {
         write_whole(&home.data.join(name), text, 0o600, home.server.as_ref())?;
@@ -127,8 +131,9 @@ pub async fn initdb(home: &Home, installation: &Installation, staging: &Path, mo
     if finished.exit.success() {
         return Ok(());
     }
-    let full =
-        finished.stderr.contains("No space left on device") || free_bytes(staging).is_some_and(|free| free < ROOM);
+    // Of shared memory it says the same, and that is another place.
+    let of_disk = |line: &str| line.contains("No space left on device") && !line.contains("shared memory");
+    let full = finished.stderr.lines().any(of_disk) || free_bytes(staging).is_some_and(|free| free < ROOM);
     if full {
         let (dir, megabytes) = (home.state.display(), ROOM / 1024 / 1024);
         let message = format!("the disk is full: a new cluster needs about {megabytes} MB in {dir}");
@@ -139,11 +144,13 @@ pub async fn initdb(home: &Home, installation: &Installation, staging: &Path, mo
 }
 
 fn initdb_command(home: &Home, installation: &Installation, staging: &Path, more: &[&str]) -> CommandLine {
-    CommandLine::new(installation.tool("initdb"))
+    let command = CommandLine::new(installation.tool("initdb"))
         .arg("--pgdata")
         .arg(staging)
         .args(["--username", SUPERUSER, "--auth-local=peer", "--auth-host=scram-sha-256"])
         .args(["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=libc"])
+        // initdb's own servers need 1 MB of it, which a small or closed /dev/shm does not have.
+        .args(["--set", "dynamic_shared_memory_type=mmap"])
         .args(more)
         // One syncfs follows, which is as durable as syncing every file.
         .args(["--no-sync", "--no-instructions"])
@@ -154,7 +161,8 @@ fn initdb_command(home: &Home, installation: &Installation, staging: &Path, more
         // Without it, initdb compares every file of the time zone database with the machine's.
         .env("TZ", "UTC")
         .dir(staging)
-        .identity(home.server.clone())
+        .identity(home.server.clone());
+    names::environment(&home.run).into_iter().fold(command, |command, (name, value)| command.env(name, value))
 }
 
 fn put_in_place(staging: &Path, data: &Path) -> io::Result<()> {

@@ -8,11 +8,15 @@ use anyhow::Context;
 
 use super::home::Home;
 use crate::exit::{Code, Failure};
+use crate::process::identity;
 
 /// The major version that Tandem runs.
 pub const MAJOR: &str = "16";
 /// A file in the data directory of a throwaway cluster: its data was never meant to survive.
 pub const THROWAWAY_MARKER: &str = "tandem.throwaway";
+
+/// A file that makes a server follow another one (PostgreSQL documentation, "Standby Server Operation").
+const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// What is at the data directory's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +45,9 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
         }
         Err(error) => {
             let ways = "run Tandem as the directory's owner, or set state_dir to another place";
-            return Err(anyhow::Error::new(error)
-                .context(Failure::new(Code::CannotCreate, format!("cannot read the data directory {data}: {ways}"))));
+            let refused = identity::refused(&home.data, &error);
+            let message = format!("cannot read the data directory {data}{refused}: {ways}");
+            return Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message)));
         }
     };
     if entries.is_empty() {
@@ -57,6 +62,12 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
         Err(error) => return Err(error).with_context(|| format!("read {data}/PG_VERSION")),
     };
     let version = version.trim();
+    if version.is_empty() {
+        let what = "has an empty PG_VERSION, as after a full disk: what else it lost is not known";
+        return Err(refuse(format!(
+            "{data} {what}. Restore a backup into an empty place, or look at a copy of it with {MAJOR} in that file"
+        )));
+    }
     if version != MAJOR {
         let ways = format!(
             "dump it with PostgreSQL {version}'s own pg_dumpall and load that into a new cluster, with state_dir set to another place"
@@ -66,6 +77,12 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
     if home.data.join(THROWAWAY_MARKER).exists() {
         return Err(refuse(format!(
             "{data} was made for tests, without durability; it cannot be opened as a real cluster"
+        )));
+    }
+    if home.data.join(STANDBY_SIGNAL).exists() {
+        return Err(refuse(format!(
+            "{data} was a replica: with {data}/{STANDBY_SIGNAL} the server follows another one and takes no writes. To go on \
+             as a server of its own, make sure that the other one is gone for good, and remove that file"
         )));
     }
     let meta = home.data.metadata().with_context(|| format!("look at {data}"))?;
@@ -85,7 +102,6 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
 mod tests {
     use super::*;
     use crate::exit::code_of;
-    use crate::process::identity;
 
     fn refused(home: &Home) -> String {
         let error = inspect(home).unwrap_err();
@@ -106,8 +122,14 @@ mod tests {
         assert!(refused(&home).contains("holds no PostgreSQL cluster"));
         fs::write(home.data.join("PG_VERSION"), "15\n").unwrap();
         assert!(refused(&home).contains("pg_dumpall"));
+        fs::write(home.data.join("PG_VERSION"), "").unwrap();
+        assert!(refused(&home).contains("empty PG_VERSION"));
         fs::write(home.data.join("PG_VERSION"), "16\n").unwrap();
         assert_eq!(inspect(&home).unwrap(), Found::Cluster);
+
+        fs::write(home.data.join(STANDBY_SIGNAL), "").unwrap();
+        assert!(refused(&home).contains("takes no writes"));
+        fs::remove_file(home.data.join(STANDBY_SIGNAL)).unwrap();
 
         fs::write(home.data.join(THROWAWAY_MARKER), "").unwrap();
         assert!(refused(&home).contains("made for tests"));

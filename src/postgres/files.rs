@@ -74,8 +74,14 @@ pub(super) fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Bytes that an ordinary user may still write on the file system of `path`.
-#[allow(clippy::useless_conversion, reason = "the fields are narrower on macOS")]
 pub fn free_bytes(path: &Path) -> Option<u64> {
+    file_system(path).map(|(free, _)| free)
+}
+
+/// Bytes that an ordinary user may still write on the file system of `path`, and all that it has.
+#[allow(clippy::useless_conversion, reason = "the fields are narrower on macOS")]
+pub(super) fn file_system(path: &Path) -> Option<(u64, u64)> {
     let found = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(u64::from(found.blocks_available()).saturating_mul(u64::from(found.fragment_size())))
+    let bytes = |blocks: u64| blocks.saturating_mul(u64::from(found.fragment_size()));
+    Some((bytes(u64::from(found.blocks_available())), bytes(u64::from(found.blocks()))))
 }

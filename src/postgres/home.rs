@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
+use super::{names, secret};
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
-use crate::install::hexadecimal;
+use crate::install::{self, hexadecimal};
 use crate::plan::Identity;
 use crate::process::identity;
 
@@ -79,21 +80,77 @@ impl Home {
             // Searchable by all: the server's user and the workers' user pass through; what is secret is 0600 or 0700.
             make_dir(dir, 0o755, None)?;
         }
+        install::keep_out_of_git(&self.state);
         if let Some(parent) = self.data.parent() {
             make_dir(parent, 0o700, self.server.as_ref())?;
         }
         make_dir(&self.socket_dir, 0o700, self.server.as_ref())?;
-        check_private(&self.socket_dir, self.server_uid())?;
+        self.close_again()?;
+        if self.socket_dir.starts_with(&self.run) {
+            self.check_owner(&self.socket_dir)?;
+        } else {
+            check_private(&self.socket_dir, self.server_uid())?;
+        }
         if let Some(dir) = self.control.parent().filter(|dir| *dir != self.run) {
             make_dir(dir, 0o700, None)?;
             check_private(dir, own_uid())?;
         }
+        names::write(&self.run)?;
         // Up to the data directory, and not into it: whose that is, `data` says in words of its own.
         let (Some(server), Some(way)) = (&self.server, self.data.parent()) else { return Ok(()) };
         match identity::barrier(way, server) {
             Some(barrier) => Err(unreachable_state(&self.state, &barrier, server).into()),
             None => Ok(()),
         }
+    }
+
+    /// Take from what is private the rights that somebody gave to others: Kubernetes opens a volume to its `fsGroup` each
+    /// time it mounts it. Not in /tmp, where a directory that was open may hold what others put there.
+    fn close_again(&self) -> anyhow::Result<()> {
+        let (own, server) = (own_uid(), self.server_uid());
+        let mut closed = Vec::new();
+        let mut close = |path: &Path, owner: u32, allowed: u32, mode: u32| -> anyhow::Result<()> {
+            if let Some(was) = close(path, owner, allowed, mode).with_context(|| cannot_close(path))? {
+                closed.push(format!("{} (mode {was:04o}, now {mode:04o})", path.display()));
+            }
+            Ok(())
+        };
+        close(&self.run, own, 0o755, 0o755)?;
+        close(&secret::path(self), own, 0o600, 0o600)?;
+        close(&self.state.join("backups"), own, 0o750, 0o700)?;
+        if let Some(parent) = self.data.parent() {
+            close(parent, server, 0o700, 0o700)?;
+        }
+        // PostgreSQL lets its owner open it to a group for reading.
+        close(&self.data, server, 0o750, 0o700)?;
+        if self.socket_dir.starts_with(&self.run) {
+            close(&self.socket_dir, server, 0o700, 0o700)?;
+        }
+        if !closed.is_empty() {
+            tracing::info!("open to other users, and closed again: {}", closed.join(", "));
+        }
+        Ok(())
+    }
+
+    /// Refuse a part of the state directory that the server could not use, because it is somebody else's.
+    fn check_owner(&self, dir: &Path) -> anyhow::Result<()> {
+        let meta = dir.symlink_metadata().with_context(|| format!("look at {}", dir.display()))?;
+        if !meta.is_dir() {
+            let text = format!("{} must be a directory, and is not: remove it", dir.display());
+            bail!(Failure::new(Code::CannotCreate, text));
+        }
+        let (owner, wanted) = (meta.uid(), self.server_uid());
+        if owner == wanted {
+            return Ok(());
+        }
+        let (dir, state) = (dir.display(), self.state.display());
+        let ways = match &self.server {
+            Some(_) => "set postgres.run_as to its owner".to_owned(),
+            None => format!("run Tandem as user id {owner}"),
+        };
+        let message = format!("{dir} belongs to user id {owner}, but PostgreSQL would run as {wanted}");
+        let give = format!("give the state directory to that user (chown -R {wanted} {state})");
+        bail!(Failure::new(Code::CannotCreate, format!("{message}: {give}, or {ways}")))
     }
 
     /// The uid the server runs with.
@@ -109,14 +166,9 @@ impl Home {
     /// Names of the operating-system users that may be the database superuser: Tandem's own and the server's.
     ///
     /// # Errors
-    /// When Tandem's uid has no passwd entry, without which neither initdb nor peer authentication works.
+    /// When Tandem's uid has no name, without which neither initdb nor peer authentication works.
     pub fn trusted_users(&self) -> anyhow::Result<Vec<String>> {
-        let own = identity::current().with_context(|| {
-            let (uid, message) =
-                (own_uid(), "has no entry in /etc/passwd, and PostgreSQL needs one to know who connects");
-            Failure::new(Code::Config, format!("user id {uid} {message}; add one, or run Tandem as a named user"))
-        })?;
-        let mut names = vec![own.name];
+        let mut names = vec![names::own()?];
         names.extend(self.server.as_ref().map(|server| server.name.clone()));
         names.dedup();
         Ok(names)
@@ -210,23 +262,48 @@ fn short_enough(wanted: PathBuf, name: &str, uid: u32) -> PathBuf {
 
 /// Make `dir` with `mode` and `owner` unless it is there; what is there is left as it is.
 pub fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Result<()> {
-    let cannot = || Failure::new(Code::CannotCreate, format!("cannot create directory {}", dir.display()));
+    let cannot = |error: io::Error| {
+        let why = format!("cannot create directory {}{}", dir.display(), identity::refused(dir, &error));
+        anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why))
+    };
     if let Some(parent) = dir.parent().filter(|parent| !parent.exists()) {
         make_dir(parent, 0o755, None)?;
     }
     match DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => return Ok(()),
-        Err(error) => return Err(anyhow::Error::new(error).context(cannot())),
+        Err(error) => return Err(cannot(error)),
     }
     // Only what was made here changes hands: an existing name could be somebody's link to elsewhere.
     if let Some(owner) = owner {
-        chown(dir, Some(owner.uid), Some(owner.gid)).with_context(cannot)?;
+        chown(dir, Some(owner.uid), Some(owner.gid)).with_context(|| {
+            let what = format!("cannot give directory {} to user {}", dir.display(), owner.name);
+            let ways =
+                "root needs CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_SETUID and CAP_SETGID; or run Tandem as an ordinary user";
+            Failure::new(Code::CannotCreate, format!("{what}: {ways}"))
+        })?;
     }
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(cannot)
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(cannot)
 }
 
-/// Refuse a socket directory that somebody else could have put there.
+/// Set `path` to `mode` if it is `owner`'s and gives others more than `allowed`; the mode that it had then. What is
+/// missing, a link or somebody else's is left to whoever checks it.
+fn close(path: &Path, owner: u32, allowed: u32, mode: u32) -> io::Result<Option<u32>> {
+    let Ok(meta) = path.symlink_metadata() else { return Ok(None) };
+    let was = meta.mode() & 0o7777;
+    if meta.is_symlink() || meta.uid() != owner || was & !allowed == 0 {
+        return Ok(None);
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(Some(was))
+}
+
+fn cannot_close(path: &Path) -> Failure {
+    let text = format!("{} is open to other users, and its mode cannot be changed", path.display());
+    Failure::new(Code::CannotCreate, text)
+}
+
+/// Refuse a directory in /tmp that somebody else could have put there, or put something in.
 fn check_private(dir: &Path, uid: u32) -> anyhow::Result<()> {
     let meta = dir.symlink_metadata().with_context(|| format!("look at {}", dir.display()))?;
     if meta.is_dir() && meta.uid() == uid && meta.mode() & 0o077 == 0 {
@@ -263,6 +340,48 @@ mod tests {
         std::os::unix::fs::symlink(temp.path(), &far.socket_dir).unwrap();
         assert!(far.prepare().unwrap_err().to_string().contains("must be a directory"));
         fs::remove_file(&far.socket_dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_ours_and_was_opened_is_closed_again_and_what_is_not_is_named_with_its_owner() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let home = Home::at(&temp.path().join("state"), None);
+        home.prepare().unwrap();
+        make_dir(&home.data, 0o700, None).unwrap();
+        fs::write(secret::path(&home), "x").unwrap();
+        let parts = [
+            (home.run.clone(), 0o755),
+            (secret::path(&home), 0o600),
+            (home.data.parent().unwrap().to_owned(), 0o700),
+            (home.data.clone(), 0o700),
+            (home.socket_dir.clone(), 0o700),
+        ];
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
+        for (path, wanted) in &parts {
+            // As kubelet does for `fsGroup`.
+            fs::set_permissions(path, fs::Permissions::from_mode(wanted | if path.is_dir() { 0o2070 } else { 0o060 }))
+                .unwrap();
+        }
+        home.prepare().unwrap();
+        for (path, wanted) in &parts {
+            assert_eq!(mode(path), *wanted, "{}", path.display());
+        }
+        fs::set_permissions(&home.data, fs::Permissions::from_mode(0o750)).unwrap();
+        home.prepare().unwrap();
+        assert_eq!(mode(&home.data), 0o750, "which PostgreSQL allows");
+        assert_eq!(fs::read_to_string(home.state.join(".gitignore")).unwrap(), "*\n");
+
+        fs::remove_dir(&home.socket_dir).unwrap();
+        std::os::unix::fs::symlink(temp.path(), &home.socket_dir).unwrap();
+        assert!(home.prepare().unwrap_err().to_string().contains("must be a directory"));
+        if identity::is_root() {
+            fs::remove_file(&home.socket_dir).unwrap();
+            fs::create_dir(&home.socket_dir).unwrap();
+            chown(&home.socket_dir, Some(12_345), None).unwrap();
+            let message = home.prepare().unwrap_err().to_string();
+            assert!(message.contains("belongs to user id 12345") && message.contains("chown -R 0"), "{message}");
+        }
     }
 
     #[test]

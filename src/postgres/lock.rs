@@ -1,7 +1,13 @@
-//! One Tandem per state directory: an advisory lock that the kernel releases with the process that holds it.
+//! One Tandem per state directory, and one per data directory: advisory locks that the kernel releases with the process that
+//! holds them.
+//!
+//! The second is for two state directories with one data directory, as when a volume is mounted into both: a lock follows the
+//! directory itself, through bind mounts and namespaces of this machine.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -10,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::home::Home;
 use crate::exit::{Code, Failure};
+use crate::process::identity;
 
 /// Holds the state directory until dropped.
 #[derive(Debug)]
@@ -24,15 +31,18 @@ impl StateLock {
     /// [`Failure`] with [`Code::CannotCreate`] that says who holds it.
     pub fn take(home: &Home, command: &str) -> anyhow::Result<Self> {
         let path = home.state.join("lock");
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(|| {
-                Failure::new(Code::CannotCreate, format!("cannot open the lock {}", path.display()))
-            })?;
+        let file = open(&path).map_err(|error| {
+            let why = format!("cannot open the lock {}{}", path.display(), identity::refused(&path, &error));
+            anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why))
+        })?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 file.set_len(0).context("write the lock")?;
                 let now = humantime::format_rfc3339_seconds(SystemTime::now());
-                write!(file, "pid {}, `{command}`, since {now}", std::process::id()).context("write the lock")?;
+                // In containers every holder has the same pid; what differs is the host's name.
+                let host = nix::unistd::gethostname().unwrap_or_default();
+                let (pid, host) = (std::process::id(), host.display());
+                write!(file, "pid {pid} on host {host}, `{command}`, since {now}").context("write the lock")?;
                 Ok(Self { _file: file })
             }
             Err((mut file, Errno::EWOULDBLOCK)) => {
@@ -51,6 +61,46 @@ impl StateLock {
     }
 }
 
+/// Open the lock, which is its owner's alone: whoever can open it can hold it (flock(2)), and write another's name into it.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let meta = file.metadata()?;
+    if meta.mode() & 0o077 != 0 && meta.uid() == nix::unistd::Uid::effective().as_raw() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
+/// Holds a data directory until dropped.
+#[derive(Debug)]
+pub struct DataLock {
+    _directory: Option<Flock<File>>,
+}
+
+impl DataLock {
+    /// Take the lock of the data directory `data`.
+    ///
+    /// # Errors
+    /// [`Failure`] with [`Code::CannotCreate`] when another Tandem holds it.
+    pub fn take(data: &Path) -> anyhow::Result<Self> {
+        let directory = File::open(data).with_context(|| format!("open {}", data.display()))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => Ok(Self { _directory: Some(directory) }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let what =
+                    "another tandem runs a server in this directory, with another state directory or in a container";
+                let text = format!("{}: {what}; stop it first, two servers would destroy the data", data.display());
+                Err(Failure::new(Code::CannotCreate, text).into())
+            }
+            // Network file systems lock no directories. What else there is against a second server holds there too.
+            Err((_, error)) => {
+                tracing::debug!(%error, "lock {}", data.display());
+                Ok(Self { _directory: None })
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,8 +114,25 @@ mod tests {
         let error = StateLock::take(&home, "tandem migrate").unwrap_err();
         assert_eq!(code_of(&error), Code::CannotCreate);
         let message = error.to_string();
-        assert!(message.contains(&format!("pid {}, `tandem up`, since 20", std::process::id())), "{message}");
+        let host = nix::unistd::gethostname().unwrap();
+        let holder = format!("pid {} on host {}, `tandem up`, since 20", std::process::id(), host.display());
+        assert!(message.contains(&holder), "{message}");
+        let mode = || temp.path().join("lock").metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        std::fs::set_permissions(temp.path().join("lock"), Permissions::from_mode(0o666)).unwrap();
         drop(first);
         StateLock::take(&home, "tandem migrate").unwrap();
+        assert_eq!(mode(), 0o600);
+    }
+    #[test]
+    fn a_data_directory_has_one_holder_by_whatever_path() {
+        let temp = tempfile::tempdir().unwrap();
+        let (data, link) = (temp.path().join("data"), temp.path().join("link"));
+        std::fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink(&data, &link).unwrap();
+        let first = DataLock::take(&data).unwrap();
+        assert_eq!(code_of(&DataLock::take(&link).unwrap_err()), Code::CannotCreate);
+        drop(first);
+        DataLock::take(&link).unwrap();
     }
 }

@@ -2,12 +2,17 @@
 //!
 //! Must not know about workers: the database URL travels through `plan/`.
 
+pub mod adopt;
 pub mod binaries;
 pub mod cluster;
+pub mod conf;
 pub mod data;
+mod door;
 mod files;
+mod full;
 pub mod home;
 pub mod lock;
+mod names;
 pub mod policy;
 pub mod port;
 pub mod probe;
@@ -17,8 +22,11 @@ pub mod secret;
 pub mod server;
 pub mod service;
 pub mod settings;
+pub mod shared_memory;
 pub mod stale;
 #[cfg(test)]
 pub mod test_support;
+pub mod tried;
+pub mod trouble;
 
 pub use files::{free_bytes, sync_dir, sync_file_system, write_whole};

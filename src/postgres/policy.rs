@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{Postgres, Stop};
-use crate::plan::{KILL_GRACE, Policy, Rung, Signal};
+use crate::plan::{KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 
 /// How long an immediate shutdown may take; PostgreSQL itself kills its children after five seconds.
 const IMMEDIATE_GRACE: Duration = Duration::from_secs(6);
@@ -33,5 +33,6 @@ pub fn policy(postgres: &Postgres, stop: &Stop) -> Policy {
         intensity: 5,
         period: Duration::from_secs(60),
         rest: Duration::from_secs(60),
+        starved_pause: STARVED_PAUSE,
     }
 }

@@ -1,19 +1,23 @@
-//! One sample of the server's health: does it answer a query, and does its postmaster still take connections?
+//! One sample of the server's health: does it answer a query, does its postmaster still take connections, and could a
+//! worker write?
 //!
 //! Must not decide what a bad sample means: that is `supervise/` and `health/`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
 use sea_orm::sqlx::{self, ConnectOptions, Row, raw_sql};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::door::Door;
 use super::home::Home;
 use super::provision::superuser_options;
+use super::trouble::Answer;
 use crate::exit::what_the_server_said;
+use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::schema;
 
@@ -38,8 +42,37 @@ pub struct Sample {
     pub tables: Vec<String>,
     /// Client connections, over all databases.
     pub connections: u32,
-    pub max_connections: u32,
+    /// `None` until the server was asked.
+    pub max_connections: Option<u32>,
+    /// Why it is not available.
     pub error: Option<String>,
+    /// The same, as it was said.
+    pub answer: Option<Answer>,
+    /// Why workers cannot use it, though it may be available.
+    pub fault: Option<Fault>,
+}
+
+impl Sample {
+    /// There is no server to ask, because of `fault`.
+    pub fn failed(fault: Fault) -> Self {
+        Self {
+            available: false,
+            hung: false,
+            latency: Duration::ZERO,
+            schema_version: None,
+            tables: Vec::new(),
+            connections: 0,
+            max_connections: None,
+            error: Some(fault.to_string()),
+            answer: None,
+            fault: Some(fault),
+        }
+    }
+
+    /// Whether workers can use it.
+    pub fn serves(&self) -> bool {
+        self.available && self.fault.is_none()
+    }
 }
 
 /// Takes samples over one connection that it keeps.
@@ -49,6 +82,10 @@ pub struct Probe {
     socket: Option<PathBuf>,
     connection: Option<PgConnection>,
     facts: Facts,
+    /// Where the workers get in, where that is another way than ours.
+    door: Option<Door>,
+    /// The last fault of a server that answers, so that each is logged once.
+    noted: Option<Fault>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -56,7 +93,20 @@ struct Facts {
     asked: Option<Instant>,
     schema_version: Option<String>,
     tables: Vec<String>,
-    max_connections: u32,
+    max_connections: Option<u32>,
+}
+
+/// What each sample asks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Vitals {
+    connections: u32,
+    fault: Option<Fault>,
+}
+
+/// Why [`Probe::ask`] got no answer.
+struct Refused {
+    text: String,
+    answer: Option<Answer>,
 }
 
 impl Probe {
@@ -71,7 +121,13 @@ impl Probe {
     }
 
     fn new(options: PgConnectOptions, socket: Option<PathBuf>) -> Self {
-        Self { options, socket, connection: None, facts: Facts::default() }
+        Self { options, socket, connection: None, facts: Facts::default(), door: None, noted: None }
+    }
+
+    /// Ask at the workers' door too, which is at `url`.
+    pub fn at_the_door(mut self, url: &DatabaseUrl) -> Self {
+        self.door = Some(Door::new(url));
+        self
     }
 
     /// Ask for the slow facts with the next sample, because they have changed: after migrations, say.
@@ -84,44 +140,75 @@ impl Probe {
         let begun = Instant::now();
         let answer = timeout(deadline, self.ask()).await;
         let latency = begun.elapsed();
-        let (connections, hung, error) = match answer {
-            Ok(Ok(connections)) => (connections, false, None),
-            Ok(Err(error)) => (0, false, Some(error)),
-            Err(_) => (0, true, Some(format!("no answer within {deadline:?}: the server hangs"))),
+        let (vitals, hung, refused) = match answer {
+            Ok(Ok(vitals)) => (vitals, false, None),
+            Ok(Err(refused)) => (Vitals::default(), false, Some(refused)),
+            Err(_) => {
+                let text = format!("no answer within {deadline:?}: the server hangs");
+                (Vitals::default(), true, Some(Refused { text, answer: None }))
+            }
         };
-        if error.is_some() {
+        let mut fault = vitals.fault;
+        if let Some(refused) = &refused {
             // In the middle of an exchange, or broken: the next sample starts anew.
             self.connection = None;
+            let said = || refused.answer.as_ref().map_or(Fault::Unreachable, Answer::fault);
+            fault = Some(if hung { Fault::Hung(latency) } else { said() });
         } else {
-            self.ask_facts(deadline.saturating_sub(latency).min(FACTS_LIMIT)).await;
+            let left = deadline.saturating_sub(latency);
+            let facts_are_old = self.ask_facts(left.min(FACTS_LIMIT)).await;
+            if let Some(door) = &mut self.door {
+                fault = fault.or(door.ask(facts_are_old, left).await);
+            }
+            self.note(fault);
         }
         let Facts { schema_version, tables, max_connections, .. } = self.facts.clone();
-        let available = error.is_none();
-        Sample { available, hung, latency, schema_version, tables, connections, max_connections, error }
+        let available = refused.is_none();
+        let (error, answer) = refused.map_or((None, None), |refused| (Some(refused.text), refused.answer));
+        let connections = vitals.connections;
+        Sample { available, hung, latency, schema_version, tables, connections, max_connections, error, answer, fault }
     }
 
-    /// The number of client connections, once both the postmaster and a backend have answered.
-    async fn ask(&mut self) -> Result<u32, String> {
+    /// Log a new fault of a server that answers, and the end of one.
+    fn note(&mut self, fault: Option<Fault>) {
+        if fault == self.noted {
+            return;
+        }
+        match fault {
+            Some(fault) => tracing::warn!("the database answers, but is not ready: {fault}"),
+            None => tracing::info!("the database is ready for workers again"),
+        }
+        self.noted = fault;
+    }
+
+    /// The number of client connections and whether one can write, once both the postmaster and a backend have answered.
+    async fn ask(&mut self) -> Result<Vitals, Refused> {
         if let Some(socket) = &self.socket {
-            knock(socket).await.map_err(|error| format!("the server takes no connections: {error}"))?;
+            knock(UnixStream::connect(socket)).await.map_err(|error| {
+                let text = format!("the server takes no connections: {error}");
+                Refused { text, answer: None }
+            })?;
         }
         if let Some(connection) = &mut self.connection
-            && let Ok(count) = clients(connection).await
+            && let Ok(vitals) = vitals(connection).await
         {
-            return Ok(count);
+            return Ok(vitals);
         }
         // Somebody may have ended this one session, as a restore does when it swaps databases: a new one tells.
         self.connection = None;
         self.refresh();
-        let connection = self.options.connect().await.map_err(|error| what_the_server_said(&error))?;
-        clients(self.connection.insert(connection)).await.map_err(|error| what_the_server_said(&error))
+        let refused =
+            |error: sqlx::Error| Refused { text: what_the_server_said(&error), answer: Some(Answer::of(&error)) };
+        let connection = self.options.connect().await.map_err(refused)?;
+        vitals(self.connection.insert(connection)).await.map_err(refused)
     }
 
-    async fn ask_facts(&mut self, limit: Duration) {
+    /// Whether the facts were old enough to be asked for.
+    async fn ask_facts(&mut self, limit: Duration) -> bool {
         if self.facts.asked.is_some_and(|asked| asked.elapsed() < FACTS_AGE_MAX) {
-            return;
+            return false;
         }
-        let Some(connection) = &mut self.connection else { return };
+        let Some(connection) = &mut self.connection else { return false };
         match timeout(limit, facts(connection)).await {
             Ok(Ok(facts)) => self.facts = facts,
             // Not worth a word each second: the old facts stand.
@@ -129,24 +216,32 @@ impl Probe {
             Err(_) => self.connection = None,
         }
         self.facts.asked = Some(Instant::now());
+        true
     }
 }
 
 /// Connect anew and have the answer to one packet. A backend that is there already goes on answering when the postmaster
 /// hangs; only a new connection proves that it lives. PostgreSQL logs nothing about a client that leaves after this.
-async fn knock(socket: &Path) -> std::io::Result<()> {
-    let mut stream = UnixStream::connect(socket).await?;
+pub(super) async fn knock<S>(connecting: impl Future<Output = std::io::Result<S>>) -> std::io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut stream = connecting.await?;
     stream.write_all(&SSL_REQUEST).await?;
     stream.read_u8().await.map(|_| ())
 }
 
-async fn clients(connection: &mut PgConnection) -> Result<u32, sqlx::Error> {
+async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {
     // In one exchange, as all that a probe asks: behind a pooler a prepared statement may be unknown where it is executed.
-    let row = raw_sql("SELECT count(*) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'")
-        .fetch_one(connection)
-        .await?;
-    let count: i64 = row.try_get(0)?;
-    Ok(u32::try_from(count).unwrap_or(u32::MAX))
+    let row = raw_sql(
+        "SELECT count(*), pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool
+         FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'",
+    )
+    .fetch_one(connection)
+    .await?;
+    let (count, in_recovery, read_only): (i64, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let fault = if in_recovery { Some(Fault::Standby) } else { read_only.then_some(Fault::ReadOnly) };
+    Ok(Vitals { connections: u32::try_from(count).unwrap_or(u32::MAX), fault })
 }
 
 async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
@@ -168,7 +263,7 @@ async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
     } else {
         None
     };
-    let max_connections = u32::try_from(max_connections).unwrap_or_default();
+    let max_connections = u32::try_from(max_connections).ok();
     Ok(Facts { asked: Some(Instant::now()), schema_version, tables, max_connections })
 }
 

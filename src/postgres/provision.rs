@@ -4,7 +4,7 @@
 
 use anyhow::{Context, bail};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query_as, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query_as, query_scalar, raw_sql};
 
 use super::home::Home;
 use super::scram;
@@ -48,8 +48,8 @@ const UNLIMITED: [(&str, &str); 5] = [
 
 /// How the superuser gets into `database` of the server in `home`: over the unix socket, without a password.
 pub fn superuser_options(home: &Home, port: u16, database: &str) -> PgConnectOptions {
-    let options = blank(database, "tandem").socket(&home.socket_dir).port(port);
-    options.username(SUPERUSER).options(UNLIMITED).ssl_mode(PgSslMode::Disable)
+    let options = blank(database, "tandem").socket(&home.socket_dir).port(port).options(UNLIMITED);
+    options.username(SUPERUSER).ssl_mode(PgSslMode::Disable)
 }
 
 /// Bring the running server of `home` to what is `wanted`; `fresh` says that the cluster was made just now.
@@ -158,7 +158,12 @@ async fn role(connection: &mut PgConnection, wanted: &Wanted<'_>, present: Optio
 }
 
 async fn statements(connection: &mut PgConnection) -> anyhow::Result<()> {
-    run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements".to_owned()).await
+    let available = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_stat_statements')";
+    // A PostgreSQL without contrib has none, and is used without.
+    if query_scalar(available).fetch_one(&mut *connection).await.context("ask for pg_stat_statements")? {
+        run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements".to_owned()).await?;
+    }
+    Ok(())
 }
 
 /// Run one statement of this file's own making.

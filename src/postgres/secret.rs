@@ -34,7 +34,8 @@ impl Password {
 /// Length of a password made here: 256 bits in base64.
 const LENGTH: usize = 43;
 
-fn path(home: &Home) -> PathBuf {
+/// Where it is kept.
+pub(super) fn path(home: &Home) -> PathBuf {
     home.run.join("password")
 }
 

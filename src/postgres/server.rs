@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use super::binaries::Installation;
 use super::home::Home;
+use super::names;
+use super::settings::owned;
 use crate::plan::CommandLine;
 use crate::process::identity;
 
@@ -19,9 +21,16 @@ const OOM_SCORE_CHILD: &str = "0";
 
 /// The command that runs the postmaster of `home`, with `extra_env` from [`super::stale::clear`].
 pub fn command(home: &Home, installation: &Installation, extra_env: &[(String, String)]) -> CommandLine {
+    let command = program(home, installation, extra_env).arg("-D").arg(&home.data);
+    let conf = fs::read_to_string(home.data.join("postgresql.conf")).unwrap_or_default();
+    // postgresql.auto.conf, where ALTER SYSTEM writes, wins over postgresql.conf; the command line wins over both.
+    let own = owned(&conf, &home.data).into_iter();
+    own.fold(command, |command, (name, value)| command.arg("-c").arg(format!("{name}={value}")))
+}
+
+/// The program `postgres` of `home` as its user runs it, without its arguments.
+pub fn program(home: &Home, installation: &Installation, extra_env: &[(String, String)]) -> CommandLine {
     let mut command = CommandLine::new(installation.tool("postgres"))
-        .arg("-D")
-        .arg(&home.data)
         .clean_env()
         .env("PATH", PATH)
         .env("LANG", "C.UTF-8")
@@ -36,6 +45,8 @@ pub fn command(home: &Home, installation: &Installation, extra_env: &[(String, S
         command =
             command.env("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj").env("PG_OOM_ADJUST_VALUE", OOM_SCORE_CHILD);
     }
+    let command =
+        names::environment(&home.run).into_iter().fold(command, |command, (name, value)| command.env(name, value));
     extra_env.iter().fold(command, |command, (name, value)| command.env(name, value))
 }
 

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
+use super::conf;
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
 
@@ -18,15 +19,17 @@ const MB: u64 = 1024 * 1024;
 /// Most of the page cache that nobody asked for: each GB of it costs the server some 20 ms at its start, at its recovery
 /// and, a little less, at its stop. Beyond it the kernel's own cache serves as well, until the database outgrows it.
 const SHARED_BUFFERS_MAX: u64 = 1024 * MB;
-const HEADER: &str = "# Made by Tandem at every start: changes in this file are lost.\n";
+/// How each of the files begins.
+pub const HEADER: &str = "# Made by Tandem at every start: changes in this file are lost.\n";
 /// Settings that say where things are or what Tandem relies on.
-const OWNED: [&str; 10] = [
+const OWNED: [&str; 11] = [
     "config_file",
     "data_directory",
     "external_pid_file",
     "hba_file",
     "ident_file",
     "listen_addresses",
+    "log_destination",
     "logging_collector",
     "max_connections",
     "port",
@@ -41,10 +44,14 @@ pub struct Inputs<'a> {
     pub port: u16,
     /// Bytes that the machine or container offers.
     pub memory: u64,
+    /// Bytes that the server may share by shm_open(3); `None`: as much as it needs.
+    pub shared: Option<u64>,
     /// Operating-system users that may be the superuser.
     pub trusted_users: &'a [String],
     /// What becomes of the WAL, where it is to be archived.
     pub archiving: Option<&'a Archiving>,
+    /// Whether the installation has `pg_stat_statements`.
+    pub statements: bool,
     pub purpose: Purpose<'a>,
 }
 
@@ -77,6 +84,37 @@ pub struct Rendered {
     pub hba: String,
     /// pg_ident.conf
     pub ident: String,
+    /// What the operator should know of a choice that was made.
+    pub notice: Option<String>,
+}
+
+/// The settings of the rendered postgresql.conf `conf` that nobody else may change: what reaches the server, its log and the
+/// connection budget depend on them. `data` is the data directory.
+pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
+    let set = conf::parse(conf);
+    let rendered = OWNED.iter().filter_map(|&name| Some((name.to_owned(), set.get(name)?.clone())));
+    let beside = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
+    let beside = beside.iter().map(|(name, file)| ((*name).to_owned(), data.join(file).display().to_string()));
+    rendered.chain(beside).collect()
+}
+
+/// What to tell of `altered`, the settings in postgresql.auto.conf, beside Tandem's own and those that are configured.
+pub fn overrides(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
+    let told = altered.iter().filter_map(|(name, value)| {
+        let reset = format!("ALTER SYSTEM RESET {name}");
+        if OWNED.contains(&name.as_str()) {
+            return Some(format!(
+                "ALTER SYSTEM has set {name} = '{value}', which does not hold: Tandem sets it; {reset}"
+            ));
+        }
+        let given = postgres.settings.iter().find(|(given, _)| given.eq_ignore_ascii_case(name))?.1;
+        (given != value).then(|| {
+            format!(
+                "ALTER SYSTEM has set {name} = '{value}', which overrides {given:?} in [postgres.settings]; {reset}"
+            )
+        })
+    });
+    told.collect()
 }
 
 /// Render the files.
@@ -84,7 +122,8 @@ pub struct Rendered {
 /// # Errors
 /// [`Failure`] with [`Code::Config`] for a name in `[postgres.settings]` that is none, or that Tandem sets itself.
 pub fn render(inputs: &Inputs<'_>) -> Result<Rendered, Failure> {
-    Ok(Rendered { conf: conf(inputs)?, hba: hba(inputs.postgres.listen), ident: ident(inputs.trusted_users) })
+    let notice = (!fits_in_shared(inputs)).then(|| shared_notice(inputs));
+    Ok(Rendered { conf: conf(inputs)?, hba: hba(inputs.postgres.listen), ident: ident(inputs.trusted_users), notice })
 }
 
 /// The address under which this machine reaches a server that listens on `listen`.
@@ -101,6 +140,9 @@ fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let archiving = inputs.archiving.map(archiving).unwrap_or_default();
     for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving) {
         line(&mut text, name, &value);
+    }
+    if !fits_in_shared(inputs) {
+        line(&mut text, SHARED_KIND, "mmap");
     }
     text.push_str("\n# [postgres.settings]\n");
     for (name, value) in &inputs.postgres.settings {
@@ -189,12 +231,10 @@ fn fixed(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
 fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     let memory = inputs.memory;
     let shared_buffers = inputs.postgres.shared_buffers.unwrap_or((memory / 4).clamp(16 * MB, SHARED_BUFFERS_MAX));
-    // A query may use it several times, and every connection runs one.
-    let work_mem = memory / 8 / u64::from(inputs.postgres.max_connections.max(1));
     vec![
         ("shared_buffers", kilobytes(shared_buffers)),
         ("effective_cache_size", kilobytes((memory / 2).max(32 * MB))),
-        ("work_mem", kilobytes(work_mem.clamp(4 * MB, 64 * MB))),
+        ("work_mem", kilobytes(work_mem(inputs))),
         ("maintenance_work_mem", kilobytes((memory / 16).clamp(16 * MB, 1024 * MB))),
         // Bounds both the disk that WAL takes and the work of crash recovery.
         ("max_wal_size", "1GB".into()),
@@ -213,6 +253,62 @@ fn archiving(archiving: &Archiving) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Where parallel queries share what they sort and hash. PostgreSQL's own choice is /dev/shm, which has 64 MB in a
+/// container (`docker run --shm-size`); the other kinds need no place of their own.
+const SHARED_KIND: &str = "dynamic_shared_memory_type";
+/// How many processes of parallel queries may share memory at a time: `max_parallel_workers`, and as many that lead them.
+const SHARERS: u64 = 16;
+/// A hash may take this many times `work_mem` (`hash_mem_multiplier`).
+const HASH_FACTOR: u64 = 2;
+
+/// Whether /dev/shm has room for parallel queries, or is not what they will use.
+fn fits_in_shared(inputs: &Inputs<'_>) -> bool {
+    let settings = &inputs.postgres.settings;
+    let chosen = settings.keys().any(|name| name.eq_ignore_ascii_case(SHARED_KIND));
+    // A server for tests never uses it.
+    let unasked = matches!(inputs.purpose, Purpose::Throwaway(_)) || chosen;
+    unasked || inputs.shared.is_none_or(|shared| shared >= shared_need(inputs))
+}
+
+/// Bytes that parallel queries may share at a time.
+fn shared_need(inputs: &Inputs<'_>) -> u64 {
+    work_mem(inputs).saturating_mul(HASH_FACTOR * SHARERS)
+}
+
+fn shared_notice(inputs: &Inputs<'_>) -> String {
+    let (free, need) = (inputs.shared.unwrap_or_default() / MB, shared_need(inputs) / MB);
+    format!(
+        "/dev/shm offers {free} MB and parallel queries may need {need} MB: they share files in the data directory instead \
+         ({SHARED_KIND} = \"mmap\"); memory is faster: docker run --shm-size={need}m, or set {SHARED_KIND} under \
+         [postgres.settings]"
+    )
+}
+
+/// Bytes that a query may sort or hash in: the operator's word where it is understood.
+fn work_mem(inputs: &Inputs<'_>) -> u64 {
+    let given = inputs.postgres.settings.iter().find(|(name, _)| name.eq_ignore_ascii_case("work_mem"));
+    given.and_then(|(_, value)| memory_of(value)).unwrap_or_else(|| {
+        // A query may use it several times, and every connection runs one.
+        let part = inputs.memory / 8 / u64::from(inputs.postgres.max_connections.max(1));
+        part.clamp(4 * MB, 64 * MB)
+    })
+}
+
+/// A size as postgresql.conf takes it: a number of kilobytes, or one with a unit.
+fn memory_of(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let unit: u64 = match text[end..].trim() {
+        "B" => 1,
+        "" | "kB" => 1024,
+        "MB" => MB,
+        "GB" => 1024 * MB,
+        "TB" => 1024 * 1024 * MB,
+        _ => return None,
+    };
+    text[..end].parse::<u64>().ok()?.checked_mul(unit)
+}
+
 fn kilobytes(bytes: u64) -> String {
     if bytes.is_multiple_of(MB) { format!("{}MB", bytes / MB) } else { format!("{}kB", bytes / 1024) }
 }
@@ -226,7 +322,8 @@ fn listen_addresses(listen: IpAddr) -> String {
 fn preload(inputs: &Inputs<'_>) -> String {
     let more = inputs.postgres.settings.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
     // Statistics of tests are nobody's, and cost their server some of its start.
-    let ours = (!matches!(inputs.purpose, Purpose::Throwaway(_))).then_some("pg_stat_statements");
+    let wanted = inputs.statements && !matches!(inputs.purpose, Purpose::Throwaway(_));
+    let ours = wanted.then_some("pg_stat_statements");
     let more = more.split(',').map(str::trim).filter(|name| !name.is_empty() && Some(*name) != ours);
     ours.into_iter().chain(more).collect::<Vec<_>>().join(",")
 }

@@ -89,8 +89,10 @@ pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
         socket_dir: &home.socket_dir,
         port,
         memory: 1 << 30,
+        shared: None,
         trusted_users: &trusted_users,
         archiving: None,
+        statements: true,
         purpose: Purpose::Durable,
     };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();

@@ -1,9 +1,10 @@
 //! Who we are, who a child shall be, and what that user can reach.
 
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Uid, User};
+use nix::unistd::{AccessFlags, Gid, Uid, User, eaccess};
 
 use crate::plan::Identity;
 
@@ -38,6 +39,30 @@ pub fn barrier(path: &Path, identity: &Identity) -> Option<PathBuf> {
         .into_iter()
         .find(|dir| dir.metadata().is_ok_and(|meta| meta.is_dir() && !may(&meta, identity, 0o1)))
         .map(Path::to_path_buf)
+}
+
+/// Whether `identity`, or this process where that is `None`, can make files in the directory `dir`.
+pub fn may_write(dir: &Path, identity: Option<&Identity>) -> bool {
+    // The kernel's own answer knows of read-only mounts and of access control lists.
+    let ours = eaccess(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+    let theirs = |identity| dir.metadata().is_ok_and(|meta| may(&meta, identity, 0o2) && may(&meta, identity, 0o1));
+    ours && identity.is_none_or(theirs)
+}
+
+/// For the message of an `error` at `path`: who this process is, and whose directory refused it. Empty for an error that
+/// is not about rights.
+pub fn refused(path: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let there = path.ancestors().find_map(|dir| Some((dir, dir.metadata().ok()?)));
+    let Some((dir, meta)) = there else { return String::new() };
+    let (uid, gid, dir) = (Uid::effective(), Gid::effective(), dir.display());
+    let (owner, group, mode) = (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777);
+    format!(
+        " as user id {uid}: {dir} belongs to {owner}:{group}, mode {mode:04o} (chown {uid}:{gid} {dir}; where it is a \
+         container's volume, on the host)"
+    )
 }
 
 /// Whether the permission bit `bit` (4 read, 2 write, 1 search) of `meta` is open to `identity`.

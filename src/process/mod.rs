@@ -7,13 +7,16 @@ pub mod fd_channel;
 mod foreground;
 pub mod handed;
 pub mod identity;
+pub mod lease;
 pub mod memory;
+pub mod oom;
 pub mod orphans;
 pub mod ports;
 mod run;
 pub mod sockets;
 mod spawn;
 mod stream;
+pub mod umask;
 mod wait;
 
 pub use child::{Child, Exit, Output, adopt};

@@ -70,7 +70,8 @@ pub fn end_strays(rounds: usize) {
             return;
         }
         let families = families(&strays);
-        tracing::info!("end {} processes that the services left behind", families.len());
+        let processes = if families.len() == 1 { "process" } else { "processes" };
+        tracing::info!("end {} {processes} that the services left behind", families.len());
         // All at once: a chain of them, each in a session of its own, would otherwise go link by link.
         for &pid in &families {
             signal(pid, Signal::SIGKILL);

@@ -20,6 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 
 use super::child::{Child, Output};
+use super::umask;
 use crate::plan::CommandLine;
 
 /// What a supervisor above says to Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that took it for its own would
@@ -165,7 +166,7 @@ fn start(
     // would lose the only opening of the pipe that names it.
     let tie = lifeline.as_ref().map(OwnedFd::try_clone).transpose()?;
     let parent = getpid();
-    // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, setsid, sigprocmask
+    // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, setsid, sigprocmask, umask
     // and fcntl, all async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` and `lifeline` move in.
     unsafe {
         process.pre_exec(move || {
@@ -188,6 +189,7 @@ fn start(
             }
             // What Tandem blocks is its own affair.
             SigSet::empty().thread_set_mask()?;
+            umask::restore();
             for &number in &numbers {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(number);
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -204,6 +206,7 @@ pub fn replace(command: &CommandLine) -> io::Error {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         return error.into();
     }
+    umask::restore();
     prepare(command).exec()
 }
 

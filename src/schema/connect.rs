@@ -30,6 +30,11 @@ const MIGRATING: &str = "
     SET search_path = tandem, public;
     SELECT set_config(name, '1000', false) FROM pg_catalog.pg_settings WHERE name = 'client_connection_check_interval'";
 
+/// The name of the database, and no limit on an idle session any more.
+const LOOKED_AT: &str = "
+    SELECT current_database()::text, (SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
+                                      WHERE name = 'idle_session_timeout' AND setting <> '0')";
+
 /// How often two sessions are asked which server process they have.
 const POOLER_LOOKS: usize = 3;
 
@@ -81,12 +86,14 @@ pub async fn unlimited(session: &mut PgConnection) -> Result<(), sqlx::Error> {
 ///
 /// # Errors
 /// [`Code::Config`] for such a pooler; otherwise as [`connect`].
-pub(super) async fn refuse_shared_sessions(
+pub async fn refuse_shared_sessions(
     url: &DatabaseUrl,
     application_name: &str,
     first: &mut PgConnection,
 ) -> anyhow::Result<()> {
-    let mut second = session(url, application_name).await?;
+    // The look itself must not be cut short. Nothing is set where nothing limits: it would stay in the pooler's sessions.
+    let row = raw_sql(LOOKED_AT).fetch_one(&mut *first).await.context("ask for the database")?;
+    let mut second = session(&DatabaseUrl { database: row.try_get(0)?, ..url.clone() }, application_name).await?;
     let mut seen = None;
     for _ in 0..POOLER_LOOKS {
         let (one, other) = (server_process(first).await?, server_process(&mut second).await?);
@@ -96,9 +103,9 @@ pub(super) async fn refuse_shared_sessions(
                 Code::Config,
                 format!(
                     "{url} leads to a connection pooler in transaction mode (two sessions there shared server process \
-                     {one}), through which no lock can keep two migrations apart: let postgres.url or DATABASE_URL lead to \
-                     the server itself, or to a pool in session mode; or set migrations.run = \"none\" and migrate from \
-                     elsewhere"
+                     {one}), through which no lock can keep two migrations or restores apart: let postgres.url or \
+                     DATABASE_URL lead to the server itself, or to a pool in session mode; or set migrations.run = \
+                     \"none\" and migrate from elsewhere"
                 )
             ));
         }
@@ -148,18 +155,15 @@ pub fn blank(database: &str, application_name: &str) -> PgConnectOptions {
         .ssl_mode(PgSslMode::Prefer)
         .database(database)
         .application_name(application_name)
+        // Nothing here prints a float, and poolers refuse to be asked.
+        .extra_float_digits(None)
         .disable_statement_logging()
 }
 
 /// How our own sessions get in, part by part: the driver's reader of URLs differs from ours.
 pub fn options(url: &DatabaseUrl, application_name: &str) -> PgConnectOptions {
     // A host that starts with `/` is a socket directory, to sqlx as to libpq.
-    let mut options = blank(&url.database, application_name)
-        .host(&url.host)
-        .port(url.port)
-        .username(&url.user)
-        // Nothing here prints a float, and poolers refuse to be asked.
-        .extra_float_digits(None);
+    let mut options = blank(&url.database, application_name).host(&url.host).port(url.port).username(&url.user);
     if let Some(password) = url.password.as_ref().map(Secret::expose) {
         options = options.password(password);
     }

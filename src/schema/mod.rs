@@ -15,7 +15,7 @@ mod position;
 mod run;
 pub mod tool;
 
-pub use connect::{blank, connect, options, session, unlimited};
+pub use connect::{blank, connect, options, refuse_shared_sessions, session, unlimited};
 pub use inspect::has_tables;
 pub use lock::{LOCK_KEY, locked};
 pub use new::new;

@@ -210,18 +210,16 @@ async fn step(
         let (name, started) = (migrated.migration.name(), Instant::now());
         lock.check().await?;
         Migrator::up(database, Some(1)).await.with_context(|| format!("apply migration {name}"))?;
-        tracing::info!(migration.name = name, duration_ms = started.elapsed().as_millis() as u64, "migration applied");
+        let duration_ms = started.elapsed().as_millis() as u64;
+        tracing::info!(migration.name = name, duration_ms, "applied migration {name}");
         outcome.applied.push(name.to_owned());
     }
     for migrated in REVISIONS.iter().take(applied).skip(target).rev() {
         let (name, started) = (migrated.migration.name(), Instant::now());
         lock.check().await?;
         Migrator::down(database, Some(1)).await.with_context(|| format!("roll back migration {name}"))?;
-        tracing::info!(
-            migration.name = name,
-            duration_ms = started.elapsed().as_millis() as u64,
-            "migration rolled back"
-        );
+        let duration_ms = started.elapsed().as_millis() as u64;
+        tracing::info!(migration.name = name, duration_ms, "rolled back migration {name}");
         outcome.rolled_back.push(name.to_owned());
     }
     Ok(())

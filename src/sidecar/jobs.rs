@@ -12,7 +12,7 @@ use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
-use crate::exit::{Code, Failure, in_words};
+use crate::exit::{Code, Failure, code_of, in_words};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::home::Home;
@@ -20,7 +20,8 @@ use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
-use crate::postgres::{binaries, cluster, port, probe::Probe, provision};
+use crate::postgres::trouble::{self, Meaning};
+use crate::postgres::{adopt, binaries, cluster, conf, port, probe::Probe, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
 use crate::workers::surroundings::Surroundings;
@@ -76,7 +77,14 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
 /// [`super::Step::Cluster`].
 pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
-    context.fresh.set(cluster::ensure(&context.home, &installation).await?.fresh);
+    let fresh = cluster::ensure(&context.home, &installation).await?.fresh;
+    context.fresh.set(fresh);
+    if !installation.has_statements() {
+        let bin = installation.bin.display();
+        tracing::warn!(
+            "the PostgreSQL in {bin} has no pg_stat_statements (contrib): it runs without statistics of statements"
+        );
+    }
     // On another thread: the archive may be on a disk that hangs, and a stop must not.
     let (wanted, home) = ((*context.settings()).clone(), context.home.clone());
     let archiving = tokio::task::spawn_blocking(move || pitr::archiving(&wanted, &home)).await??;
@@ -85,11 +93,20 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
         socket_dir: &context.home.socket_dir,
         port: context.url.port,
         memory: memory::available(),
+        shared: shared_memory::available(context.home.server.as_ref()),
         trusted_users: &context.home.trusted_users()?,
         archiving: archiving.as_ref(),
+        statements: installation.has_statements(),
         purpose: Purpose::Durable,
     })?;
-    cluster::configure(&context.home, &files)
+    if !fresh {
+        adopt::adopt(&context.home, &installation, &files).await?;
+    }
+    cluster::configure(&context.home, &files)?;
+    for told in settings::overrides(&conf::altered(&context.home.data), &context.settings().postgres) {
+        tracing::warn!("{told}");
+    }
+    Ok(())
 }
 
 /// [`super::Step::Provision`].
@@ -102,21 +119,28 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// [`super::Step::Attach`]: wait until the server that somebody else runs answers.
+/// [`super::Step::Attach`]: wait until the server that somebody else runs answers, and takes writes.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let postgres = &context.settings().postgres;
-    let mut probe = Probe::attached(&context.url);
-    let mut last = String::new();
+    let url = &context.url;
+    let mut probe = Probe::attached(url);
+    let (mut last, mut answers) = (String::new(), false);
     let answered = async {
         loop {
             let sample = probe.sample(postgres.probe_deadline).await;
-            match sample.error {
-                None => return sample.max_connections,
-                Some(error) if error == last => {}
-                Some(error) => {
-                    tracing::warn!("waiting for the database {}: {error}", context.url);
-                    last = error;
-                }
+            if sample.serves() {
+                return Ok(sample.max_connections);
+            }
+            answers = sample.available;
+            let meaning = sample.answer.as_ref().map(|answer| answer.meaning(trouble::Server::Other(url)));
+            if let Some(Meaning::Lasting(lasting)) = meaning {
+                return Err(Failure::new(lasting.code, format!("the database {url}: {}", lasting.why)));
+            }
+            let fault = sample.fault.map(|fault| fault.to_string());
+            let error = sample.error.or(fault).unwrap_or_default();
+            if error != last {
+                tracing::warn!("waiting for the database {url}: {error}");
+                last = error;
             }
             tokio::time::sleep(ATTACH_POLL).await;
         }
@@ -124,13 +148,14 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let limit = postgres.ready_limit.min(ATTACH_LIMIT);
     match tokio::time::timeout(limit, answered).await {
         Ok(accepted) => {
-            hold_against_budget(&context.settings(), accepted);
+            if let Some(accepted) = accepted? {
+                hold_against_budget(&context.settings(), accepted);
+            }
             Ok(())
         }
         Err(_) => {
-            let url = &context.url;
-            let text = format!("the database {url} did not answer within {limit:?}: {last}");
-            bail!(Failure::new(Code::Temporary, text))
+            let what = if answers { "took no writes" } else { "did not answer" };
+            bail!(Failure::new(Code::Temporary, format!("the database {url} {what} within {limit:?}: {last}")))
         }
     }
 }
@@ -192,7 +217,9 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         Err(error) => return Err(error.context("restore.if_empty")),
     };
     restore::check(&entry, &settings, database, false).await.context("restore.if_empty")?;
-    let mut restoring = Restoring::begin(&reach, database).await?;
+    let Some(mut restoring) = begin_if_empty(&reach, database, settings.migrations.lock_limit).await? else {
+        return Ok(());
+    };
     let restored = restoring.restore(&reach, (&catalog, &entry), &settings, database, Duration::ZERO).await?;
     if let Some(kept) = &restored.kept {
         // It held nothing.
@@ -208,18 +235,31 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The right to restore into `database`, waited for, or nothing where another Tandem has filled it meanwhile.
+async fn begin_if_empty(reach: &Reach, database: &str, limit: Duration) -> anyhow::Result<Option<Restoring>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match Restoring::begin(reach, database).await {
+            // Only what is looked at under the lock stays so.
+            Ok(restoring) if restore::is_empty(reach, database).await? => return Ok(Some(restoring)),
+            Ok(restoring) => {
+                restoring.end().await;
+                return Ok(None);
+            }
+            Err(error) if code_of(&error) == Code::Temporary && Instant::now() < deadline => {
+                tokio::time::sleep(ATTACH_POLL).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// How many migrations this start applied, where that is known.
 async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Option<u32>> {
     match &migrations.run {
         MigrationRun::None => Ok(None),
         MigrationRun::SeaOrm => {
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
-            if let Some(revision) = &outcome.adopted {
-                tracing::info!("adopted a database that Alembic brought to {revision}");
-            }
-            for name in &outcome.applied {
-                tracing::info!("applied migration {name}");
-            }
             Ok(u32::try_from(outcome.applied.len()).ok())
         }
         MigrationRun::Command(words) => {
@@ -252,32 +292,19 @@ fn check_migrations(context: &Context) -> anyhow::Result<()> {
     }
 }
 
-/// The command that `words` say, as a migration is run: in the environment that is there or made.
+/// The command that `words` say, as a migration is run. As the workers' user: such a command imports the whole
+/// application, and what that writes the workers must own.
 ///
 /// # Errors
-/// The Python environment cannot be made.
-pub async fn migration_command(
-    settings: &Settings,
-    home: &Home,
-    url: &DatabaseUrl,
-    words: &[String],
-) -> anyhow::Result<CommandLine> {
-    let python = environment::ensure(&settings.python, &home.state, &settings.directory).await?.python;
-    let identity = launch::identity_for(settings, &home.run, &python)?;
-    let identity = identity.as_ref();
-    migration(&Surroundings { settings, url, python: &python, identity, of_tests: settings.in_test() }, words)
-}
-
-/// The migration command that `words` say. It runs as the workers' user: such a command imports the whole application, and
-/// what that writes the workers must own.
-fn migration(around: &Surroundings<'_>, words: &[String]) -> anyhow::Result<CommandLine> {
+/// There are no words.
+pub fn migration_command(around: &Surroundings<'_>, words: &[String]) -> anyhow::Result<CommandLine> {
     let command = around.command(words, &format!("{}-migrate", around.settings.name));
     Ok(command.context("migrations.run is empty")?.dir(around.settings.migrations_dir()))
 }
 
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
-    let command = context.around(|around| migration(&around, words))?;
+    let command = context.around(|around| migration_command(&around, words))?;
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
     let what = format!("migrations: `{}`", in_one_line(words));
     let finished = match process::run_with(&command, settings.migrations.limit, on_line).await {

@@ -211,6 +211,11 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
 const STRAY_ROUNDS: usize = 20;
 
 fn gave_up(shell: &shell::Sidecar, id: ServiceId) -> anyhow::Error {
+    if id == POSTGRES
+        && let Some(lasting) = shell.services.postmaster.lasting()
+    {
+        return Failure::new(lasting.code, format!("postgres gave up: {}", lasting.why)).into();
+    }
     let (name, why) = (shell.services.name(id), shell.services.last_words(id));
     Failure::new(Code::GaveUp, format!("{name} gave up{why}")).into()
 }

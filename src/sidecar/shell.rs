@@ -72,16 +72,14 @@ impl Sidecar {
         let settings = context.settings();
         let samples = watch::Sender::new(None);
         let postmaster = Postmaster::new(
-            Rc::new(postmaster::Launch {
+            postmaster::Launch {
                 home: context.home.clone(),
                 installation: context.installation.clone(),
-                port: context.url.port,
-                database: context.url.database.clone(),
+                url: context.url.clone(),
                 stocked: context.database.clone(),
-                probe_interval: settings.postgres.probe_interval,
-                probe_deadline: settings.postgres.probe_deadline,
+                settings: settings.postgres.clone(),
                 samples: samples.clone(),
-            }),
+            },
             Reporter::new(POSTGRES, events.clone()),
         );
         let services = Services::new(postmaster, Roster::default(), events.clone());

@@ -212,10 +212,14 @@ impl View {
         let pictures = self.picture.clone();
         let wal = context.home.data.join("pg_wal");
         async move {
+            let mut known = Sample::failed(picture::Fault::Down);
             loop {
                 let settings = context.settings();
                 let backups = Catalog::of(&settings, &context.home);
-                let reading = readings.borrow_and_update().clone();
+                let mut reading = readings.borrow_and_update().clone();
+                if let Some((_, sample)) = &mut reading {
+                    keep_facts(&mut known, sample);
+                }
                 pictures.send_modify(|picture| {
                     let picture = Arc::make_mut(picture);
                     picture.database.sample = Some(sample(reading));
@@ -335,15 +339,30 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
     ids.into_iter().map(one).collect()
 }
 
+/// Facts that could not be asked for stay as they were `known`: a full disk may keep the server from telling.
+fn keep_facts(known: &mut Sample, sample: &mut Sample) {
+    if sample.max_connections.is_some() {
+        known.clone_from(sample);
+    } else if sample.available {
+        sample.tables.clone_from(&known.tables);
+        sample.schema_version.clone_from(&known.schema_version);
+        sample.max_connections = known.max_connections;
+    }
+}
+
 /// A reading as the health port shows it. Its error's text stays in the log: it may quote a connection string.
 fn sample(reading: Reading) -> picture::Sample {
     let Some((taken, sample)) = reading else {
         return picture::Sample { taken: Instant::now(), outcome: Err(picture::Fault::Down) };
     };
-    let Sample { available, hung, latency, schema_version, tables, connections, max_connections, .. } = sample;
+    let Sample { available, latency, schema_version, tables, connections, max_connections, fault, .. } = sample;
     let facts = picture::Facts { latency, schema_version, tables, connections, max_connections };
-    let fault = if hung { picture::Fault::Hung(latency) } else { picture::Fault::Unreachable };
-    picture::Sample { taken, outcome: if available { Ok(facts) } else { Err(fault) } }
+    let outcome = match fault {
+        Some(fault) => Err(fault),
+        None if available => Ok(facts),
+        None => Err(picture::Fault::Unreachable),
+    };
+    picture::Sample { taken, outcome }
 }
 
 /// The file system that `path` really is on: a link is followed.

@@ -23,6 +23,7 @@ fn service() -> ServicePlan {
         intensity: 5,
         period: Duration::from_secs(60),
         rest: Duration::from_secs(60),
+        starved_pause: Duration::from_secs(5),
     };
     ServicePlan { policy, prepare_at: None, need: Need::Always }
 }

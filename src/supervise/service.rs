@@ -51,19 +51,39 @@ impl Reporter {
 
 /// The last lines of a service.
 #[derive(Clone, Debug, Default)]
-pub struct Tail(Arc<Mutex<VecDeque<String>>>);
+pub struct Tail(Arc<Mutex<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    last: VecDeque<String>,
+    /// How many there have been.
+    count: usize,
+}
 
 impl Tail {
     fn push(&self, line: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == TAIL_LENGTH {
-            lines.pop_front();
+        if lines.last.len() == TAIL_LENGTH {
+            lines.last.pop_front();
         }
-        lines.push_back(line.to_owned());
+        lines.last.push_back(line.to_owned());
+        lines.count += 1;
     }
 
     pub fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.since(0)
+    }
+
+    /// How many lines there have been so far.
+    pub fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).count
+    }
+
+    /// The last of the lines that came after the first `count`.
+    pub fn since(&self, count: usize) -> Vec<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = lines.count.saturating_sub(count);
+        lines.last.iter().skip(lines.last.len().saturating_sub(new)).cloned().collect()
     }
 }
 

@@ -46,6 +46,7 @@ fn policy(ladder: Vec<Rung>, hang: Option<u64>) -> Policy {
         intensity: 3,
         period: Duration::from_secs(20),
         rest: Duration::from_secs(10),
+        starved_pause: Duration::from_secs(5),
     }
 }
 
@@ -303,7 +304,8 @@ impl World {
 
     fn spawned(&mut self, id: ServiceId, intent: Intent) {
         if self.random.random_bool(0.02) {
-            self.feed(Event::Service(id, state::Event::SpawnFailed));
+            let ending = self.ending(true);
+            self.feed(Event::Service(id, state::Event::SpawnFailed(ending)));
             return;
         }
         self.pid_last += 1;
@@ -349,7 +351,11 @@ impl World {
         if !process.released {
             return;
         }
-        let event = if self.random.random_bool(0.9) { state::Event::Ready } else { state::Event::Hung };
+        let event = match self.random.random_range(0..100) {
+            0..90 => state::Event::Ready,
+            90..98 => state::Event::Hung,
+            _ => state::Event::Unfit,
+        };
         self.feed(Event::Service(id, event));
     }
 
@@ -359,8 +365,17 @@ impl World {
         if process.told.is_none() && self.random.random_bool(0.6) {
             return;
         }
-        let unstartable = process.released && self.random.random_bool(0.03);
-        self.dies(id, if unstartable { Ending::Unstartable } else { Ending::Ended });
+        let ending = self.ending(process.released);
+        self.dies(id, ending);
+    }
+
+    /// Why a process is gone; only one that ran can tell that it is for good.
+    fn ending(&mut self, ran: bool) -> Ending {
+        match self.random.random_range(0..100) {
+            0..3 if ran => Ending::Unstartable,
+            3..6 => Ending::Starved,
+            _ => Ending::Ended,
+        }
     }
 
     fn dies(&mut self, id: ServiceId, ending: Ending) {

@@ -63,6 +63,9 @@ pub enum Ending {
     Ended,
     /// It said that it can never start, such as an application that cannot be imported.
     Unstartable,
+    /// It lacks something that is not in its hands, such as room on the disk: it is tried again slowly, for as long as that
+    /// is so, and no failure is counted.
+    Starved,
 }
 
 /// What happened to a child, or is wanted of it.
@@ -73,12 +76,14 @@ pub enum Event {
     /// Spawn it, or open its gate.
     Start,
     Spawned(i32),
-    SpawnFailed,
+    SpawnFailed(Ending),
     /// It is ready, or answers again.
     Ready,
     /// It does not answer.
     Hung,
     Exited(Ending),
+    /// It runs, and will never get ready; it says so again, as [`Ending::Unstartable`], when it ends.
+    Unfit,
     /// Time has passed.
     Tick,
     /// End it and start it again, though nothing is wrong with it.

@@ -49,8 +49,9 @@ fn down(event: Event) -> Step {
         Event::Prepare => spawn(Intent::Hold),
         Event::Start => spawn(Intent::Start),
         Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Exited(_)
         | Event::Tick
@@ -67,14 +68,21 @@ fn spawning(intent: Intent, event: Event, now: Moment, policy: &Policy, child: &
         (Event::Spawned(pid), Intent::Hold) => stay(State::Held { pid }),
         (Event::Spawned(pid), Intent::Start) => stay(State::Starting { pid, limit_at: now + policy.ready_limit }),
         (Event::Spawned(pid), Intent::Stop) => begin(pid, Ladder::Stop, now, policy, Purpose::Stop),
-        (Event::SpawnFailed, Intent::Stop) => stay(State::Down),
-        (Event::SpawnFailed, Intent::Hold | Intent::Start) => fail(child, Ending::Ended, intent, now, policy),
+        (Event::SpawnFailed(_), Intent::Stop) => stay(State::Down),
+        (Event::SpawnFailed(ending), Intent::Hold | Intent::Start) => fail(child, ending, intent, now, policy),
         // The process was spawned to wait at the gate, so it must still be let through once it is there.
         (Event::Start, Intent::Hold) => (State::Spawning { intent: Intent::Start }, vec![Action::Release]),
         (Event::Retire | Event::Stop | Event::StopNow, _) => stay(State::Spawning { intent: Intent::Stop }),
         (Event::Start, Intent::Start | Intent::Stop)
         | (
-            Event::Prepare | Event::Ready | Event::Hung | Event::Exited(_) | Event::Tick | Event::Restart | Event::Rest,
+            Event::Prepare
+            | Event::Ready
+            | Event::Hung
+            | Event::Exited(_)
+            | Event::Unfit
+            | Event::Tick
+            | Event::Restart
+            | Event::Rest,
             _,
         ) => stay(State::Spawning { intent }),
     }
@@ -87,8 +95,9 @@ fn held(pid: i32, event: Event, now: Moment, policy: &Policy, child: &mut Child)
         Event::Retire | Event::Stop | Event::StopNow => begin(pid, Ladder::Stop, now, policy, Purpose::Stop),
         Event::Prepare
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Tick
         | Event::Restart
@@ -101,13 +110,15 @@ fn starting(pid: i32, limit_at: Moment, event: Event, now: Moment, policy: &Poli
         Event::Ready => stay(State::Ready { pid, since: now }),
         Event::Exited(ending) => fail(child, ending, Intent::Start, now, policy),
         Event::Tick if now >= limit_at => begin(pid, Ladder::Hang, now, policy, Purpose::Replace),
+        // It hears a polite word: nothing hangs.
+        Event::Unfit => begin(pid, Ladder::Stop, now, policy, Purpose::Replace),
         Event::Restart => begin(pid, Ladder::Stop, now, policy, Purpose::Restart),
         Event::Retire | Event::Stop | Event::StopNow => begin(pid, Ladder::Stop, now, policy, Purpose::Stop),
         Event::Tick
         | Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Hung
         | Event::Rest => stay(State::Starting { pid, limit_at }),
     }
@@ -126,9 +137,10 @@ fn ready(pid: i32, since: Moment, event: Event, now: Moment, policy: &Policy, ch
         Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
         | Event::Tick
+        | Event::Unfit
         | Event::Rest => stay(State::Ready { pid, since }),
     }
 }
@@ -146,7 +158,8 @@ fn hung(pid: i32, limit_at: Option<Moment>, event: Event, now: Moment, policy: &
         | Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
+        | Event::Unfit
         | Event::Hung
         | Event::Rest => stay(State::Hung { pid, limit_at }),
     }
@@ -171,8 +184,9 @@ fn replacing(
         | Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Restart
         | Event::Rest => stay(State::Replacing { pid, at, next_at }),
@@ -190,8 +204,9 @@ fn restarting(pid: i32, at: Place, next_at: Moment, event: Event, now: Moment, p
         | Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Restart
         | Event::Rest => stay(State::Restarting { pid, at, next_at }),
@@ -213,8 +228,9 @@ fn stopping(pid: i32, at: Place, next_at: Moment, event: Event, now: Moment, pol
         | Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Restart
         | Event::Retire
@@ -233,8 +249,9 @@ fn backoff(until: Moment, intent: Intent, event: Event, now: Moment) -> Step {
         Event::Tick
         | Event::Prepare
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Exited(_)
         | Event::Rest => stay(State::Backoff { until, intent }),
@@ -256,8 +273,9 @@ fn gave_up(event: Event, now: Moment, policy: &Policy, child: &mut Child) -> Ste
         Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Exited(_)
         | Event::Tick => stay(State::GaveUp),
@@ -270,8 +288,9 @@ fn abandoned(pid: i32, event: Event) -> Step {
         Event::Prepare
         | Event::Start
         | Event::Spawned(_)
-        | Event::SpawnFailed
+        | Event::SpawnFailed(_)
         | Event::Ready
+        | Event::Unfit
         | Event::Hung
         | Event::Tick
         | Event::Restart
@@ -318,6 +337,10 @@ fn stand(pid: i32, at: Place, now: Moment, policy: &Policy, purpose: Purpose) ->
 
 /// The process is gone though it was wanted: try again later, or give up.
 fn fail(child: &mut Child, ending: Ending, intent: Intent, now: Moment, policy: &Policy) -> Step {
+    if ending == Ending::Starved {
+        let delay = policy.starved_pause;
+        return (State::Backoff { until: now + delay, intent }, vec![Action::Restart(delay)]);
+    }
     child.failures.push_back(now);
     while child.failures.front().is_some_and(|&failed| failed + policy.period < now) {
         child.failures.pop_front();

@@ -25,6 +25,7 @@ fn policy() -> Policy {
         intensity: 3,
         period: Duration::from_secs(60),
         rest: Duration::from_secs(60),
+        starved_pause: Duration::from_secs(5),
     }
 }
 
@@ -54,11 +55,15 @@ fn events() -> Vec<(&'static str, Event)> {
         ("prepare", Event::Prepare),
         ("start", Event::Start),
         ("spawned", Event::Spawned(PID)),
-        ("spawn failed", Event::SpawnFailed),
+        ("spawn failed", Event::SpawnFailed(Ending::Ended)),
+        ("cannot spawn", Event::SpawnFailed(Ending::Unstartable)),
+        ("spawn starved", Event::SpawnFailed(Ending::Starved)),
         ("ready", Event::Ready),
         ("hung", Event::Hung),
         ("exited", Event::Exited(Ending::Ended)),
         ("unstartable", Event::Exited(Ending::Unstartable)),
+        ("starved", Event::Exited(Ending::Starved)),
+        ("unfit", Event::Unfit),
         ("limit passed", Event::Tick),
         ("restart", Event::Restart),
         ("retire", Event::Retire),
@@ -153,6 +158,29 @@ fn the_pause_begins_anew_once_it_was_ready_but_the_failures_still_count() {
         subject = next;
     }
     assert_eq!(subject.state, State::GaveUp);
+}
+
+#[test]
+fn who_lacks_something_is_tried_again_for_ever_and_no_failure_is_counted() {
+    let policy = policy();
+    let mut subject = child(State::Down);
+    for _ in 0..10 * policy.intensity {
+        subject.state = State::Starting { pid: PID, limit_at: LATER };
+        let (next, actions) = step(subject, Event::Exited(Ending::Starved), NOW, &policy);
+        assert_eq!(actions, [Action::Restart(policy.starved_pause)]);
+        subject = next;
+    }
+    assert!(subject.failures.is_empty());
+    assert_eq!(subject.deadline(), Some(NOW + policy.starved_pause));
+}
+
+#[test]
+fn who_will_never_get_ready_is_ended_politely_and_given_up() {
+    let policy = policy();
+    let (ending, actions) = step(child(State::Starting { pid: PID, limit_at: LATER }), Event::Unfit, NOW, &policy);
+    assert_eq!(actions, [Action::Signal(policy.ladder[0])]);
+    let (over, actions) = step(ending, Event::Exited(Ending::Unstartable), NOW, &policy);
+    assert_eq!((over.state, actions), (State::GaveUp, vec![Action::GiveUp]));
 }
 
 #[test]

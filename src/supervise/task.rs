@@ -97,6 +97,7 @@ mod tests {
             intensity: 0,
             period: Duration::ZERO,
             rest: Duration::ZERO,
+            starved_pause: Duration::ZERO,
         };
         let plan = Plan {
             stages: vec![Stage::Job(JobId(0)), Stage::Services(vec![ServiceId(0)])],

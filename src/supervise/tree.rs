@@ -167,6 +167,10 @@ impl Tree {
         if event == state::Event::Restart && !self.may_restart(id) {
             return;
         }
+        // It is ended in its turn: not under those that still finish their requests.
+        if event == state::Event::Unfit && !self.minds(&self.members[&id]) {
+            return;
+        }
         if self.members[&id].role == Role::Replacement {
             self.replacement(id, event, now, actions);
             return;

@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::LogFormat;
-use crate::exit::{Code, Failure, in_words};
+use crate::exit::{self, Code, Failure, in_words};
 
 pub use banner::banner;
 pub use child::{Stream, child_line};
@@ -37,6 +37,8 @@ enum Look {
 }
 
 static LOOK: OnceLock<Look> = OnceLock::new();
+/// The look of an error that comes before [`init`].
+static EARLY: OnceLock<LogFormat> = OnceLock::new();
 
 /// The look that was decided; before that, what stands everywhere.
 fn look() -> Look {
@@ -70,7 +72,7 @@ fn passes<S: tracing::Subscriber>(filter: &str) -> anyhow::Result<impl Filter<S>
     // Of two directives for one target the later one holds, so the user's own word on `output` does.
     let named = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .parse(format!("{}=trace,sea_orm_migration=warn,{filter}", child::TARGET))
+        .parse(format!("{}=trace,sea_orm_migration=warn,sqlx::postgres::notice=warn,{filter}", child::TARGET))
         .map_err(|error| Failure::new(Code::Config, format!("log.filter {filter:?} is no filter: {error}")))?;
     let harmless = filter_fn(|event| {
         *event.level() <= tracing::Level::INFO || !TALKATIVE.iter().any(|name| event.target().starts_with(name))
@@ -86,10 +88,25 @@ fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
     }
 }
 
+/// Let an error of the configuration, which says how the log looks, be told as `format` says. The first word holds.
+pub fn expect(format: LogFormat) {
+    let _ = EARLY.set(format);
+}
+
 /// Say why Tandem ends: the error and its causes, on standard error, whether logging has begun or not.
 pub fn failure(error: &anyhow::Error) {
+    if LOOK.get().is_none()
+        && let Some(&format) = EARLY.get()
+        && decide(format, false, terminal::is_terminal()) == Look::Json
+    {
+        let _begun = init(LogFormat::Json, "error", false);
+    }
     match LOOK.get() {
-        Some(Look::Json) => tracing::error!("{}", in_words(error)),
+        // A line is an event: what was found wrong at once is told as so many.
+        Some(Look::Json) => match exit::parts_of(error) {
+            [] => tracing::error!("{}", in_words(error)),
+            parts => parts.iter().for_each(|part| tracing::error!("{part}")),
+        },
         Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {}\n", in_words(error)).as_bytes()),
     }
 }
@@ -140,6 +157,7 @@ mod tests {
         let own_debug: fn() = || tracing::debug!("detail");
         let password: fn() = || tracing::debug!(target: "postgresql_commands::command", "PGPASSWORD=x");
         let warning: fn() = || tracing::warn!(target: "postgresql_commands::command", "odd");
+        let notice: fn() = || tracing::info!(target: "sqlx::postgres::notice", "it exists, skipping");
         let table = [
             ("info", child, true),
             ("", child, true),
@@ -153,6 +171,9 @@ mod tests {
             ("trace", password, false),
             ("postgresql_commands=trace", password, false),
             ("info", warning, true),
+            ("info", notice, false),
+            ("info,sqlx=info", notice, false),
+            ("info,sqlx::postgres::notice=info", notice, true),
         ];
         for (number, (filter, speak, expected)) in table.into_iter().enumerate() {
             assert_eq!(writes(filter, speak), expected, "row {number}: {filter:?}");

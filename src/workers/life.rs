@@ -17,7 +17,7 @@ use super::gate::Gate;
 use super::notify::{Message, Notice, NotifySocket};
 use crate::health::picture::Counts;
 use crate::plan::Signal;
-use crate::process::{self, Child, Exit, Output};
+use crate::process::{self, Child, Exit, Output, oom};
 use crate::supervise::plan::ServiceId;
 use crate::supervise::service::{self, Reporter, Tail};
 use crate::supervise::state::{Action, Ending, Event, Intent};
@@ -206,6 +206,7 @@ impl Life {
     /// be taken for a stranger's.
     pub fn begin(&self, child: Child, output: Output, gate: Option<Gate>, intent: Intent) {
         let (inner, pid) = (&self.0, child.pid());
+        oom::take_first(pid);
         inner.pid.set(Some(pid));
         inner.import_error.take();
         inner.noted.take();
@@ -240,7 +241,7 @@ impl Life {
         inner.last_exit.set(Some(exit));
         // What it was to be replaced for is not what ended it, unless it was told to.
         let reason = inner.noted.take().filter(|_| !was_well);
-        *inner.last_reason.borrow_mut() = Some(reason.unwrap_or_else(|| exit.to_string()));
+        *inner.last_reason.borrow_mut() = Some(reason.unwrap_or_else(|| why(exit)));
         let ending = if self.is_unstartable() { Ending::Unstartable } else { Ending::Ended };
         inner.reporter.say(Event::Exited(ending));
     }
@@ -249,7 +250,7 @@ impl Life {
     pub fn fail(&self, error: &io::Error) {
         tracing::error!({ service.name = %self.0.name }, "start: {error}");
         self.0.released.set(false);
-        self.0.reporter.say(Event::SpawnFailed);
+        self.0.reporter.say(Event::SpawnFailed(Ending::Ended));
     }
 
     /// Carry out any action but [`Action::Spawn`].
@@ -310,6 +311,14 @@ impl Life {
             Message::Watchdog | Message::Stopping | Message::Other(_) => {}
         }
     }
+}
+
+/// How a process ended, and whose doing it was where that can be told.
+fn why(exit: Exit) -> String {
+    if exit == Exit::Signal(OsSignal::SIGKILL as i32) && oom::has_killed() {
+        return format!("{exit}, by the kernel, for want of memory (raise the limit, or set workers.max_memory)");
+    }
+    exit.to_string()
 }
 
 /// Hand what processes say to their lives, for ever.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{Stop, Workers};
-use crate::plan::{KILL_GRACE, Policy, Rung, Signal};
+use crate::plan::{KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 
 /// What a worker that retires gets beyond its drain limit, at which it ends by itself.
 const RETIRE_ROOM: Duration = Duration::from_secs(5);
@@ -39,5 +39,6 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
         rest: workers.restart_period,
+        starved_pause: STARVED_PAUSE,
     }
 }

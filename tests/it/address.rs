@@ -161,17 +161,38 @@ fn what_an_address_cannot_be_is_refused_with_its_reason() {
 async fn tls_is_asked_for_by_whoever_connects() {
     let server = TestServer::start().await;
     let url = server.database("secured").await.with_scheme("postgresql+asyncpg").expose().expose().to_owned();
-    let project = Project::app_with(
-        "plain:app",
-        "workers.count = 1\nmigrations.run = 'none'\nworkers.url_scheme = 'postgresql+psycopg2'",
-    );
+    let project = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'");
     let plain = format!("{url}?ssl=disable&prepared_statement_cache_size=0");
-    run_at(&project, &plain, &["env"]).expect(0, &["/secured?sslmode=disable'", "export PGSSLMODE='disable'"]);
-    run_at(&project, &plain, &["url"]).expect(0, &["/secured?ssl=disable&prepared_statement_cache_size=0"]);
+    // The driver that was given stays, with all that it knows.
+    let (asyncpg, ours) =
+        ("DATABASE_URL='postgresql+asyncpg://", "/secured?ssl=disable&prepared_statement_cache_size=0'");
+    run_at(&project, &plain, &["env"]).expect(0, &[asyncpg, ours, "export PGSSLMODE='disable'"]);
+    let chosen = ["env", "--set", "workers.url_scheme=postgresql+psycopg2"];
+    run_at(&project, &plain, &chosen).expect(0, &["DATABASE_URL='postgresql+psycopg2://", "/secured?sslmode=disable'"]);
+    run_at(&project, &plain, &["url"]).expect(0, &["/secured?sslmode=disable\n"]);
     run_at(&project, &plain, &["backup"]).expect(0, &[]);
     // The server has no TLS: what insists on it must not get in.
     for args in [&["psql", "-c", "SELECT 1"][..], &["backup"], &["migrate", "status"]] {
         let refused = run_at(&project, &format!("{url}?ssl=require"), args);
         assert!(refused.code != 0 && refused.said.contains("SSL") || refused.said.contains("TLS"), "{refused:?}");
     }
+}
+
+/// psql is the one that the machine has, or the one that Tandem brings; pg_dump is Tandem's in any case.
+#[tokio::test]
+async fn psql_is_found_for_a_server_elsewhere() {
+    let server = TestServer::start().await;
+    let url = server.database("found").await.expose().expose().to_owned();
+    let project = Project::app_with("plain:app", "workers.count = 1");
+    let psql = project.dir().join("bin/psql");
+    let path = format!("{}:/bin/nowhere", psql.parent().unwrap().display());
+    let run = |args: &[&str]| {
+        let mut command = tandem::command(&project);
+        refusal::said(command.env("DATABASE_URL", &url).env("PATH", &path).args(args).output().unwrap())
+    };
+    run(&["psql", "-Atc", "SELECT 'brought along'"]).expect(0, &["brought along"]);
+    project.write("bin/psql", "#!/bin/sh\necho \"the machine's, for $PGDATABASE, $*\"\n");
+    fs::set_permissions(&psql, fs::Permissions::from_mode(0o755)).unwrap();
+    run(&["psql", "-l"]).expect(0, &["the machine's, for found, -l"]);
+    run(&["backup"]).expect(0, &[]);
 }

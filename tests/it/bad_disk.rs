@@ -3,9 +3,8 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
-use std::process::Command;
 
-use crate::common::namespace::mount_namespace;
+use crate::common::namespace::in_namespace;
 use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::tandem::{self, Tandem};
@@ -20,24 +19,6 @@ fn stopped() -> Project {
     let project = project();
     refusal::run(&project, &["migrate", "up"]).expect(0, &["applied"]);
     project
-}
-
-/// `tandem` in a mount namespace of its own, after `script` has run there; `None` where the kernel does not let an
-/// ordinary user have one. The script gets the project's directory as `$0` and runs `"$@"` itself; its mounts go with it.
-fn in_namespace(project: &Project, script: &str) -> Option<Command> {
-    let namespace = mount_namespace()?;
-    let binary = tandem::command(project);
-    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
-    let mut command = Command::new("unshare");
-    command.args(namespace).args(["sh", "-euc", script]).arg(project.dir()).arg(binary.get_program());
-    command.current_dir(project.dir());
-    for (name, value) in binary.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    Some(command)
 }
 
 #[test]

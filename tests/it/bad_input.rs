@@ -106,7 +106,8 @@ fn bad_usage_is_64_and_a_missing_file_78() {
 fn a_second_up_is_told_who_holds_the_state_directory() {
     let project = project();
     let mut tandem = Tandem::up(&project);
-    let holder = format!("pid {}, `tandem up`, since 20", tandem.pid());
+    let host = nix::unistd::gethostname().unwrap();
+    let holder = format!("pid {} on host {}, `tandem up`, since 20", tandem.pid(), host.display());
     let mut second = Tandem::start(&project);
     assert_eq!(second.wait_code(), 73, "{}", second.log());
     assert!(second.log().contains(&holder), "{}", second.log());

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use crate::common::project::Project;
+use crate::common::{refusal, tandem};
+
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
@@ -48,18 +51,51 @@ fn it_runs_as_an_ordinary_user_with_its_state_in_a_volume() {
     assert!(instructions.iter().any(|line| line.starts_with("RUN ") && line.ends_with("tandem install")));
     assert!(place("USER 10001:10001") < place("ENTRYPOINT"));
     assert_eq!(all(&instructions, "USER").len(), 1);
-    assert_eq!(all(&instructions, "ENTRYPOINT"), [r#"["tandem", "up"]"#]);
+    assert_eq!(all(&instructions, "ENTRYPOINT"), [r#"["tandem"]"#]);
+    assert_eq!(all(&instructions, "CMD"), [r#"["up"]"#]);
     assert!(all(&instructions, "HEALTHCHECK")[0].ends_with(r#"CMD ["tandem", "health"]"#));
     assert_eq!(all(&instructions, "STOPSIGNAL"), ["SIGTERM"]);
     assert_eq!(all(&instructions, "EXPOSE"), ["8000 8001"]);
     let environment = all(&instructions, "ENV").join(" ");
     let volume = all(&instructions, "VOLUME")[0];
     assert!(environment.contains(&format!("TANDEM_STATE_DIR={volume}")), "{environment}");
-    for pair in ["TANDEM_WORKERS__LISTEN=0.0.0.0:8000", "TANDEM_HEALTH__LISTEN=0.0.0.0:8001"] {
+    let pairs = [
+        "TANDEM_WORKERS__LISTEN=0.0.0.0:8000",
+        "TANDEM_HEALTH__LISTEN=0.0.0.0:8001",
+        // Who starts it as root gets a server that an ordinary start finds its own data in.
+        "TANDEM_POSTGRES__RUN_AS=tandem",
+    ];
+    for pair in pairs {
         assert!(environment.contains(pair), "{environment}");
     }
     // In the volume they would be hidden by whatever is mounted there.
     assert!(!environment.contains(&format!("_DIR={volume}/")) && !environment.contains(&format!("VENV={volume}")));
+}
+
+#[test]
+fn an_arbitrary_user_of_group_0_may_write_into_the_volume() {
+    let instructions = instructions();
+    let volume = all(&instructions, "VOLUME")[0];
+    let made = format!("-g 0 -m 0775 {volume}");
+    assert!(instructions.iter().any(|line| line.contains(&made)), "{made}");
+}
+
+/// The image as Tandem sees it: its ENV, in a directory like its own.
+#[test]
+fn what_docker_grants_by_default_is_enough_for_an_orderly_stop() {
+    let project = Project::app("plain:app");
+    let mut check = tandem::command(&project);
+    for pair in all(&instructions(), "ENV").iter().flat_map(|line| line.split(' ')) {
+        let (name, value) = pair.split_once('=').unwrap();
+        if name.starts_with("TANDEM_STOP__") {
+            check.env(name, value);
+        }
+    }
+    let checked = refusal::said(check.args(["check", "--json"]).output().unwrap());
+    let plan: serde_json::Value = serde_json::from_str(&checked.said).unwrap();
+    assert_eq!(plan["stop"]["platform_seconds"], 10.0);
+    assert!(plan["stop"]["seconds"].as_f64().unwrap() < 10.0, "{}", plan["stop"]);
+    assert_eq!(plan["notices"], serde_json::json!([]));
 }
 
 #[test]
@@ -83,7 +119,7 @@ fn every_build_is_locked_and_everything_copied_is_there_and_let_in() {
 fn the_libraries_that_postgres_loads_are_installed() {
     let instructions = instructions();
     let install = instructions.iter().find(|line| line.contains("apt-get install")).unwrap();
-    let needed = "libgssapi-krb5-2 liblz4-1 libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g";
+    let needed = "libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g";
     for package in needed.split(' ') {
         assert!(install.split(' ').any(|word| word == package), "{package}");
     }

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::namespace::mount_namespace;
 use crate::common::project::{Project, root};
 use crate::common::refusal;
 use crate::common::skip::skip;
@@ -189,7 +190,9 @@ fn ordinary(project: &Project) -> Command {
     let user = identity::lookup("nobody").unwrap();
     // The checkout's own binary may lie where that user cannot go.
     let binary = project.dir().join("tandem");
-    fs::copy(command.get_program(), &binary).unwrap();
+    if !binary.exists() {
+        fs::copy(command.get_program(), &binary).unwrap();
+    }
     let home = open_dir("for-nobody").join("home");
     let _there = fs::create_dir(&home);
     for path in [project.dir(), &home] {
@@ -240,7 +243,9 @@ fn what_root_installed_into_an_image_an_ordinary_user_runs_and_cannot_change() {
     if server().is_none() {
         return;
     }
-    let project = open_project("").without("python.venv");
+    // With seconds, so that no test waits for a minute.
+    let lines = "backup.schedule = '* * * * * *'\nbackup.verify = 'always'";
+    let project = open_project(lines).without("python.venv");
     let image = open_dir("image");
     let (cache, venv) = (image.join("cache"), image.join("venv"));
     let layout = [("TANDEM_CACHE_DIR", &cache), ("TANDEM_PYTHON__VENV", &venv)];
@@ -253,10 +258,79 @@ fn what_root_installed_into_an_image_an_ordinary_user_runs_and_cannot_change() {
     tandem.wait_ready();
     assert!(!tandem.log().contains("WARN"), "{}", tandem.log());
     assert!(!project.state().join("venv").exists(), "nothing is installed again");
+    // The templates that a verification and a test run keep do not lie in the cache.
+    tandem::wait_for("a verified backup", || tandem.health()["backups"]["last"]["verified"] == true);
+    for args in [&["backup", "verify", "--all"][..], &["test", "--", "true"]] {
+        let mut command = ordinary(&project);
+        command.envs(layout).args(args);
+        refusal::said(command.output().unwrap()).expect(0, &[]);
+    }
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     let slots = cache.join("postgresql");
     let installed = refusal::names(&slots).into_iter().map(|name| slots.join(name)).chain([cache, venv]);
     for path in installed {
         assert_eq!(path.symlink_metadata().unwrap().uid(), 0, "{}", path.display());
     }
+}
+
+/// A user whom no passwd database knows, in the group 0: OpenShift's, and `docker run --user 12345:0`.
+fn nameless(project: &Project, layout: &[(&str, &Path)]) -> Command {
+    let program = project.dir().join("tandem");
+    if !program.exists() {
+        tandem::program_in(project.dir());
+    }
+    let mut command = tandem::command_as("setpriv", project.dir());
+    command.args(["--reuid", "12345", "--regid", "0", "--clear-groups"]).arg(program);
+    command.envs(layout.iter().copied()).env("HOME", "/").env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    command
+}
+
+#[test]
+fn a_user_without_a_name_runs_all_of_it_in_a_volume_of_group_0() {
+    if server().is_none() {
+        return;
+    }
+    let project = open_project("backup.pitr.enabled = true");
+    let cache = open_dir("image").join("cache");
+    let mut install = tandem::command(&project);
+    refusal::said(install.env("TANDEM_CACHE_DIR", &cache).arg("install").output().unwrap())
+        .expect(0, &["PostgreSQL 16"]);
+    let volume = project.dir().join("volume");
+    fs::create_dir(&volume).unwrap();
+    chown(&volume, Some(10_001), Some(0)).unwrap();
+    fs::set_permissions(&volume, Permissions::from_mode(0o775)).unwrap();
+    let layout: [(&str, &Path); 2] = [("TANDEM_CACHE_DIR", &cache), ("TANDEM_STATE_DIR", &volume)];
+
+    for start in ["the first", "the second"] {
+        let mut tandem = Tandem::start_as(&project, nameless(&project, &layout));
+        tandem.wait_ready();
+        let (postgres, workers) = postgres_and_workers(&tandem);
+        assert!(postgres.iter().chain(&workers).all(|process| uid(process) == 12_345), "{start}: {postgres:?}");
+        let preloads = |process: &Process| {
+            let environment = procfs::process::Process::new(process.pid).unwrap().environ().unwrap();
+            environment.keys().any(|name| name == "LD_PRELOAD")
+        };
+        assert!(preloads(&postgres[0]) && !preloads(&workers[0]), "{start}: the library is for PostgreSQL alone");
+        for args in [
+            &["psql", "-Atc", "select 1"][..],
+            &["backup"],
+            &["backup", "verify", "--all"],
+            &["backup", "base"],
+            &["test", "--", "true"],
+        ] {
+            let ran = nameless(&project, &layout).args(args).output().unwrap();
+            refusal::said(ran).expect(0, &[]);
+        }
+        assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    }
+
+    // Without the library nobody can tell initdb who it is.
+    let script = "for file in $(find /usr/lib /lib /usr/local/lib -maxdepth 2 -name libnss_wrapper.so)
+        do mount --bind /dev/null $file; done; exec \"$@\"";
+    let Some(namespace) = mount_namespace() else { return };
+    let mut hidden = tandem::command_as("unshare", project.dir());
+    let inner = nameless(&project, &layout);
+    hidden.args(namespace).args(["sh", "-euc", script, "sh"]).arg(inner.get_program()).args(inner.get_args());
+    hidden.envs(layout).arg("up").args(["--set", "log.format=text"]);
+    refusal::said(hidden.output().unwrap()).expect(78, &["user id 12345", "libnss-wrapper", "/etc/passwd"]);
 }

@@ -66,6 +66,37 @@ async fn commands_that_migrate_run_one_at_a_time() {
     drop(held);
 }
 
+/// Who fills an empty database is one as well: a second restore would take the place of what the first one's workers wrote.
+#[tokio::test]
+async fn an_empty_database_is_filled_from_a_backup_once() {
+    let server = TestServer::start().await;
+    let from = server.database("fleet").await.expose().expose().to_owned();
+    server.sql_as_owner("fleet", "CREATE TABLE note AS SELECT generate_series(1, 3) AS id").await;
+    let place = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'");
+    run_at(&place, &from, &["backup"]).expect(0, &[]);
+    let backups = place.state().join("backups");
+    server.sql("postgres", "DROP DATABASE fleet WITH (FORCE)").await;
+    let url = server.database("fleet").await.expose().expose().to_owned();
+    // Whoever comes second finds the rows that came in meanwhile.
+    let add = r#"['python', '-c', "import psycopg2; c = psycopg2.connect(''); c.autocommit = True; c.cursor().execute('INSERT INTO note VALUES (0)')"]"#;
+    let lines = format!(
+        "workers.count = 1\nmigrations.run = {add}\nrestore.if_empty = 'latest'\nbackup.dir = '{}'",
+        backups.display()
+    );
+    let projects = [(); 3].map(|()| Project::app_with("plain:app", &lines));
+    let mut tandems: Vec<_> = projects.iter().map(|project| start_at(project, &url)).collect();
+    for tandem in &mut tandems {
+        tandem.wait_ready();
+    }
+    assert_eq!(server.sql("fleet", "SELECT count(*), count(*) FILTER (WHERE id = 0) FROM note").await, "6|3");
+    let restored = tandems.iter().filter(|tandem| tandem.log().contains("restored fleet_backup")).count();
+    assert_eq!(restored, 1);
+    for tandem in &mut tandems {
+        assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    }
+    assert_eq!(server.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname LIKE 'fleet%'").await, "1");
+}
+
 /// A process of the test's, ended with it.
 struct Held(Child);
 
@@ -117,6 +148,11 @@ async fn a_pooler_in_transaction_mode_is_told_of_and_one_in_session_mode_is_used
         refused.expect(78, &["a connection pooler in transaction mode", "migrations.run = \"none\""]);
         assert!(!refused.said.contains("prepared statement"), "{}", refused.said);
     }
+    run_at(&ours, &through(port), &["restore", "--undo", "--yes"])
+        .expect(78, &["a connection pooler in transaction mode"]);
+    // A dump is one transaction; what a pooler makes of the rest is called by its name.
+    let backed = run_at(&ours, &through(port), &["backup"]);
+    assert!(backed.code == 0 || backed.said.contains("this is a connection pooler"), "{}", backed.said);
     assert_eq!(server.sql("pooled", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").await, "0");
 
     let (_session, port) = pooler(place.path(), url.port, "pw", "session");

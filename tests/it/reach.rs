@@ -93,7 +93,7 @@ async fn limits_of_a_role_and_a_database_elsewhere_do_not_stop_ours() {
         format!("ALTER ROLE {APP_ROLE} SET statement_timeout = '2ms'"),
         format!("ALTER ROLE {APP_ROLE} SET search_path = nowhere"),
         "ALTER DATABASE limited SET default_transaction_read_only = on".to_owned(),
-        "ALTER DATABASE limited SET idle_session_timeout = '100ms'".to_owned(),
+        "ALTER DATABASE limited SET idle_session_timeout = '300ms'".to_owned(),
     ] {
         server.sql("postgres", &statement).await;
     }

@@ -19,7 +19,7 @@ use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::{self, Archiving, Inputs, Purpose, SUPERUSER};
-use crate::postgres::{cluster, server};
+use crate::postgres::{cluster, server, shared_memory};
 use crate::process::{self, Exit};
 use crate::telemetry::{self, Stream};
 
@@ -153,8 +153,10 @@ fn configure(recovery: &Recovery<'_>) -> anyhow::Result<()> {
         // Part of the socket's name, and nothing else.
         port: if port == 0 { 5432 } else { port },
         memory: memory::available(),
+        shared: shared_memory::available(recovery.home.server.as_ref()),
         trusted_users: &recovery.home.trusted_users()?,
         archiving: Some(&archiving),
+        statements: recovery.installation.has_statements(),
         purpose: Purpose::Recovery(&more),
     })?;
     cluster::configure(recovery.home, &files)

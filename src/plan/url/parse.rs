@@ -182,7 +182,7 @@ fn settle_address(url: &mut DatabaseUrl, address: String) -> Result<(), InvalidU
     Ok(())
 }
 
-fn ssl_mode(name: &str, value: String) -> Result<String, InvalidUrl> {
+pub(super) fn ssl_mode(name: &str, value: String) -> Result<String, InvalidUrl> {
     if SSL_MODES.contains(&value.as_str()) {
         return Ok(value);
     }

@@ -28,10 +28,25 @@ const USUAL_DIRS: &[&str] = &[
     "/Applications/Postgres.app/Contents/Versions/16/bin",
 ];
 
+/// Where the server's modules are, as seen from its programs: in a directory of its own, with Debian, Fedora, Gentoo, Alpine.
+const MODULE_DIRS: &[&str] = &[
+    "../lib",
+    "../lib/postgresql",
+    "../lib64",
+    "../lib64/pgsql",
+    "../lib/pgsql",
+    "../lib64/postgresql-16/lib64",
+    "../lib64/postgresql",
+    "../lib/postgresql16",
+    "../../lib/postgresql16",
+];
+
 /// What a search came to.
 #[derive(Debug, Default)]
 pub(super) struct Search {
     pub found: Option<Installation>,
+    /// The first that is as wanted but for its contrib modules.
+    pub bare: Option<Installation>,
     /// Each PostgreSQL that was looked at and not taken, with the reason.
     pub passed_over: Vec<String>,
 }
@@ -76,6 +91,13 @@ async fn consider(dir: &Path, known: &mut Known, seen: &mut Vec<PathBuf>, search
             search.passed_over.push(format!("{}: version {version}", bin.display()));
         }
         Ok(version) => match absent_tools(&bin) {
+            absent if absent.is_empty() && lacks_contrib(&bin) => {
+                search.passed_over.push(format!(
+                    "{}: version {version} without pg_stat_statements, which comes with its contrib package",
+                    bin.display()
+                ));
+                search.bare.get_or_insert(Installation::at(bin, version, "system".into(), false));
+            }
             absent if absent.is_empty() => {
                 search.found = Some(Installation::at(bin, version, "system".into(), false));
             }
@@ -89,6 +111,15 @@ async fn consider(dir: &Path, known: &mut Known, seen: &mut Vec<PathBuf>, search
 /// The programs that Tandem needs and `bin` lacks.
 pub(super) fn absent_tools(bin: &Path) -> Vec<&'static str> {
     TOOLS.iter().copied().filter(|tool| !bin.join(tool).is_file()).collect()
+}
+
+/// Whether the modules of the server in `bin` are where they are expected, and `pg_stat_statements` is not among them.
+pub(super) fn lacks_contrib(bin: &Path) -> bool {
+    let suffix = std::env::consts::DLL_EXTENSION;
+    let dirs = MODULE_DIRS.iter().map(|dir| bin.join(dir));
+    // PL/pgSQL comes with the server itself, so its place is where modules are.
+    let mut found = dirs.filter(|dir| dir.join(format!("plpgsql.{suffix}")).exists()).peekable();
+    found.peek().is_some() && !found.any(|dir| dir.join(format!("pg_stat_statements.{suffix}")).exists())
 }
 
 /// The version of the server in `bin`, as it says itself; asked once per state of the file.
@@ -169,6 +200,23 @@ mod tests {
 
         let found = system_in(&mut known, &path, &[dirs[2].to_str().unwrap()]).await.found.unwrap();
         assert_eq!((found.version.as_str(), &found.bin, found.lib), ("16.4", &dirs[2], None));
+    }
+
+    #[tokio::test]
+    async fn a_server_without_contrib_is_passed_over_and_kept_in_mind() {
+        let root = tempfile::tempdir().unwrap();
+        let (bin, lib) = (root.path().join("bin"), root.path().join("lib"));
+        pretend(&bin, "16.4", TOOLS).await;
+        std::fs::create_dir(&lib).unwrap();
+        let module = |name: &str| lib.join(format!("{name}.{}", std::env::consts::DLL_EXTENSION));
+        assert!(!lacks_contrib(&bin), "where the modules are is not known");
+        std::fs::write(module("plpgsql"), "").unwrap();
+        let mut known = Known::open(root.path());
+        let search = system_in(&mut known, bin.as_os_str(), &[]).await;
+        assert_eq!((search.found, search.bare.unwrap().bin), (None, bin.clone()));
+        assert!(search.passed_over[0].contains("without pg_stat_statements"), "{:?}", search.passed_over);
+        std::fs::write(module("pg_stat_statements"), "").unwrap();
+        assert!(system_in(&mut known, bin.as_os_str(), &[]).await.found.is_some());
     }
 
     #[tokio::test]

@@ -47,6 +47,11 @@ impl Installation {
         Self { bin, lib, version, origin, fetched }
     }
 
+    /// Whether it has `pg_stat_statements`: distributions ship contrib modules apart.
+    pub fn has_statements(&self) -> bool {
+        !find::lacks_contrib(&self.bin)
+    }
+
     /// The path of one program, such as `pg_dump`.
     pub fn tool(&self, name: &str) -> PathBuf {
         self.bin.join(name)
@@ -86,7 +91,15 @@ pub async fn ensure(
             }
             match search.found {
                 Some(installation) => Ok(installation),
-                None => from_package(&root, python).await,
+                None => {
+                    if let Some(bare) = search.bare {
+                        let bin = bare.bin.display();
+                        tracing::info!(
+                            "the PostgreSQL in {bin} lacks its contrib modules: Tandem's own package is used"
+                        );
+                    }
+                    from_package(&root, python).await
+                }
             }
         }
         BinarySource::System => from_system(&mut known, search_path).await,
@@ -103,9 +116,28 @@ pub async fn ensure(
     }
 }
 
+/// The same if it is there already; nothing is fetched, unpacked or reported.
+pub async fn present(source: &BinarySource, cache_dir: &Path, search_path: &OsStr) -> Option<Installation> {
+    let root = std::path::absolute(cache_dir).ok()?.join("postgresql");
+    let mut known = Known::open(&root);
+    if let BinarySource::Path(path, _) = source {
+        return if path.is_dir() { from_directory(path, &mut known).await.ok() } else { None };
+    }
+    if matches!(source, BinarySource::Auto | BinarySource::System) {
+        let search = find::system(&mut known, search_path).await;
+        if search.found.is_some() {
+            return search.found;
+        }
+    }
+    let pinned = manifest::pinned(std::env::consts::OS, std::env::consts::ARCH)?;
+    let bin = root.join(pinned.dir_name()).join("bin");
+    let is_there = matches!(source, BinarySource::Auto | BinarySource::Package) && bin.join("postgres").is_file();
+    is_there.then(|| Installation::at(bin, VERSION.to_owned(), String::new(), false))
+}
+
 async fn from_system(known: &mut Known, search_path: &OsStr) -> anyhow::Result<Installation> {
     let search = find::system(known, search_path).await;
-    search.found.ok_or_else(|| {
+    search.found.or(search.bare).ok_or_else(|| {
         let seen = match search.passed_over[..] {
             [] => "none of any version was seen".to_owned(),
             _ => format!("passed over:\n    {}\n", search.passed_over.join("\n    ")),

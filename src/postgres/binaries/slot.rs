@@ -11,8 +11,9 @@ use anyhow::Context;
 
 use super::manifest::MAJOR;
 use super::{Installation, find, libraries, unpack};
-use crate::exit::{Code, Failure};
-use crate::install::{Lock, lock, make_shared_dir, sha256, write_whole};
+use crate::exit::{Code, Failure, code_of};
+use crate::install::{Lock, keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
+use crate::process::identity;
 use crate::telemetry::progress;
 
 /// How long to wait for another process that installs; it may have to download.
@@ -105,7 +106,12 @@ impl Slot {
 
     async fn lock(&self) -> anyhow::Result<Lock> {
         make_shared_dir(&self.root).map_err(|error| cannot_create(error, &self.root))?;
-        lock(&self.root.join(LOCK_FILE), "install PostgreSQL", LOCK_LIMIT).await
+        keep_out_of_git(&self.root);
+        let held = lock(&self.root.join(LOCK_FILE), "install PostgreSQL", LOCK_LIMIT).await;
+        held.map_err(|error| match code_of(&error) {
+            Code::CannotCreate => error.context(elsewhere(&self.root, "")),
+            _ => error,
+        })
     }
 
     /// Remove what attempts that died have left. Only under the lock: a living attempt holds it.
@@ -147,7 +153,14 @@ fn sync_file_system(dir: &Path) -> std::io::Result<()> {
 }
 
 fn cannot_create(error: std::io::Error, path: &Path) -> anyhow::Error {
-    let message =
-        format!("cannot write in {}: name another place for downloads with `cache_dir`, or free it", path.display());
-    anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message))
+    let refused = identity::refused(path, &error);
+    anyhow::Error::new(error).context(elsewhere(path, &refused))
+}
+
+fn elsewhere(path: &Path, refused: &str) -> Failure {
+    let message = format!("cannot write in {}{refused}", path.display());
+    Failure::new(
+        Code::CannotCreate,
+        format!("{message}: name another place for downloads with `cache_dir`, or free it"),
+    )
 }

@@ -26,7 +26,7 @@ async fn a_sample_tells_what_the_server_is_and_when_it_hangs_or_dies() {
     let mut probe = Probe::managed(home, server.port, "ffe");
     let first = probe.sample(DEADLINE).await;
     assert_eq!((first.available, first.hung, &first.error), (true, false, &None));
-    assert_eq!((first.connections, first.max_connections, first.schema_version), (1, 20, None));
+    assert_eq!((first.connections, first.max_connections, first.schema_version), (1, Some(20), None));
 
     let mut connection = superuser_options(home, server.port, "ffe").connect().await.unwrap();
     let ddl = "CREATE TABLE alembic_version AS SELECT '004_add_indexes' AS version_num; CREATE TABLE api_keys ()";

@@ -11,8 +11,10 @@ fn rendered(postgres: &Postgres, memory: u64) -> Result<Rendered, Failure> {
         socket_dir,
         port: 5432,
         memory,
+        shared: None,
         trusted_users: &trusted_users,
         archiving: None,
+        statements: true,
         purpose: Purpose::Durable,
     })
 }
@@ -147,8 +149,10 @@ fn wal_is_archived_where_that_is_asked_for() {
         socket_dir: Path::new("/run"),
         port: 5432,
         memory: 8192 * MB,
+        shared: None,
         trusted_users: &[],
         archiving: Some(&archiving),
+        statements: true,
         purpose: Purpose::Durable,
     })
     .unwrap();
@@ -163,4 +167,61 @@ fn wal_is_archived_where_that_is_asked_for() {
         archive_command = 'tandem wal push --archive ''/a b'' "%p"'
         archive_timeout = '60'"#]]
     .assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn parallel_queries_share_files_where_shared_memory_is_too_small_for_them() {
+    let kind = |settings: &[(&str, &str)], shared: Option<u64>| {
+        let mut postgres = test_support::settings();
+        postgres.settings = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let files = render(&Inputs {
+            postgres: &postgres,
+            socket_dir: Path::new("/run"),
+            port: 5432,
+            memory: 1024 * MB,
+            shared,
+            trusted_users: &[],
+            archiving: None,
+            statements: true,
+            purpose: Purpose::Durable,
+        });
+        let files = files.unwrap();
+        let mut kinds = files.conf.lines().filter_map(|line| line.strip_prefix("dynamic_shared_memory_type = "));
+        (kinds.next_back().map(str::to_owned), files.notice.is_some())
+    };
+    let mmap = || (Some("'mmap'".to_owned()), true);
+    // 20 connections: work_mem is 6.4 MB, of which 32 times may be shared.
+    assert_eq!(kind(&[], Some(64 * MB)), mmap());
+    assert_eq!(kind(&[], Some(0)), mmap());
+    assert_eq!(kind(&[], Some(205 * MB)), (None, false));
+    assert_eq!(kind(&[], None), (None, false));
+    assert_eq!(kind(&[("work_mem", "2MB")], Some(64 * MB)), (None, false));
+    assert_eq!(kind(&[("work_mem", "1GB")], Some(1024 * MB)), mmap());
+    assert_eq!(kind(&[("work_mem", "4096")], Some(64 * MB)), mmap());
+    assert_eq!(kind(&[("work_mem", "a lot")], Some(64 * MB)), mmap());
+    let chosen = [("Dynamic_Shared_Memory_Type", "posix")];
+    assert_eq!(kind(&chosen, Some(0)), (None, false), "written as it was given");
+}
+
+#[test]
+fn what_alter_system_set_is_told_and_does_not_move_the_server() {
+    let mut postgres = test_support::settings();
+    postgres.settings = [("work_mem".to_owned(), "8MB".to_owned()), ("jit".to_owned(), "off".to_owned())].into();
+    let conf = rendered(&postgres, 8192 * MB).unwrap().conf;
+    let owned: BTreeMap<_, _> = owned(&conf, Path::new("/d")).into_iter().collect();
+    let get = |name: &str| owned.get(name).map(String::as_str);
+    assert_eq!((get("port"), get("max_connections")), (Some("5432"), Some("20")));
+    assert_eq!(get("unix_socket_directories"), Some("\"/srv/ffe/.tandem/run/postgres\""));
+    assert_eq!((get("hba_file"), get("work_mem")), (Some("/d/pg_hba.conf"), None));
+
+    let altered = conf::parse(
+        "port = '6543'\nwork_mem = '4MB'\njit = 'off'\nlogging_collector = 'on'\ncheckpoint_timeout = '1h'",
+    );
+    let told = overrides(&altered, &postgres);
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(
+        told[0].contains("logging_collector") && told[1].contains("port = '6543', which does not hold"),
+        "{told:?}"
+    );
+    assert!(told[2].contains("overrides \"8MB\" in [postgres.settings]; ALTER SYSTEM RESET work_mem"), "{told:?}");
 }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::config::Python;
-use crate::exit::{Code, Failure};
-use crate::install::{lock, make_shared_dir};
+use crate::exit::{Code, Failure, code_of};
+use crate::install::{keep_out_of_git, lock, make_shared_dir};
 use marker::{Made, State};
 
 /// A Python interpreter that has the application's packages.
@@ -50,8 +50,15 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
     }
     let parent = venv.parent().unwrap_or(directory);
     make_shared_dir(parent).with_context(|| cannot_create(parent))?;
+    if python.venv.is_none() {
+        keep_out_of_git(&state_dir);
+    }
     let lock_file = make::beside(&venv, "lock");
-    let _lock = lock(&lock_file, "make the Python environment", python.limit).await?;
+    let locked = lock(&lock_file, "make the Python environment", python.limit).await;
+    let _lock = locked.map_err(|error| match code_of(&error) {
+        Code::CannotCreate => error.context(cannot_create(parent)),
+        _ => error,
+    })?;
     make::recover(&venv).with_context(|| cannot_create(&venv))?;
     // Whoever held the lock may have made it.
     match State::of(&venv) {
@@ -105,7 +112,9 @@ fn interpreter(venv: &Path) -> PathBuf {
 }
 
 fn cannot_create(path: &Path) -> Failure {
-    Failure::new(Code::CannotCreate, format!("make the Python environment: cannot write {}", path.display()))
+    let message = format!("make the Python environment: cannot write in {}", path.display());
+    let ways = "name another place with `python.venv`, or run `tandem install` as its owner";
+    Failure::new(Code::CannotCreate, format!("{message}: {ways}"))
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl Project {
     /// Names beside the environment, without the lock.
     fn beside(&self) -> Vec<String> {
         let names = self.state().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != ".venv.lock" && name != "venv").collect()
+        names.filter(|name| ![".gitignore", ".venv.lock", "venv"].contains(&&**name)).collect()
     }
 }
 

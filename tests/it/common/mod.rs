@@ -11,6 +11,7 @@ pub mod harness;
 pub mod leftovers;
 pub mod namespace;
 pub mod pitr;
+pub mod plain;
 pub mod ports;
 pub mod project;
 pub mod refusal;

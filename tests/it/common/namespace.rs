@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
-use tandem::process::identity;
+use ::tandem::process::identity;
 
+use super::project::Project;
 use super::skip::skip;
+use super::tandem;
 
 /// The options by which unshare(1) gives a command a mount namespace of its own; `None` where the kernel does not let an
 /// ordinary user have one.
@@ -18,4 +20,22 @@ pub fn mount_namespace() -> Option<&'static [&'static str]> {
     }
     skip("this kernel lets this user have no mount namespace");
     None
+}
+
+/// `tandem` in a mount namespace of its own, after `script` has run there; `None` where the kernel does not let an
+/// ordinary user have one. The script gets the project's directory as `$0` and runs `"$@"` itself; its mounts go with it.
+pub fn in_namespace(project: &Project, script: &str) -> Option<Command> {
+    let namespace = mount_namespace()?;
+    let binary = tandem::command(project);
+    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+    let mut command = Command::new("unshare");
+    command.args(namespace).args(["sh", "-euc", script]).arg(project.dir()).arg(binary.get_program());
+    command.current_dir(project.dir());
+    for (name, value) in binary.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Some(command)
 }

@@ -1,0 +1,161 @@
+//! Names that other images of PostgreSQL and Uvicorn read (docker-library/postgres, uvicorn-gunicorn-fastapi, Uvicorn's own
+//! command): honoured where they mean exactly what a key means, else told with the key to write instead.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::keys;
+use super::layers::{Entry, Layer};
+use super::problem::{Origin, Problems};
+use super::settings::{PostgresMode, Settings};
+use super::value::Raw;
+use super::values::Values;
+
+/// Scripts that docker-library/postgres runs in a new cluster.
+const INIT_SCRIPTS: &str = "/docker-entrypoint-initdb.d";
+
+/// Names of files that hold a value, as Docker's secrets do.
+const FILES: &[(&str, &str, &str)] = &[
+    ("POSTGRES_USER_FILE", "POSTGRES_USER", "postgres.user"),
+    ("POSTGRES_DB_FILE", "POSTGRES_DB", "postgres.database"),
+];
+
+/// How many workers there are, to Uvicorn and Gunicorn; platforms set it by themselves, so whatever is written wins.
+const WORKERS: (&str, &str) = ("WEB_CONCURRENCY", "workers.count");
+
+/// What docker-library/postgres reads, and what there is instead.
+const OF_POSTGRES: &[(&str, &str)] = &[
+    (
+        "PGDATA",
+        "the cluster lies in the state directory, which TANDEM_STATE_DIR (state_dir) names; mount the volume there",
+    ),
+    (
+        "POSTGRES_INITDB_ARGS",
+        "a new cluster has UTF-8, the locale C.UTF-8 and data checksums; the server's settings stand under [postgres.settings]",
+    ),
+    ("POSTGRES_INITDB_WALDIR", "the WAL lies in the data directory"),
+    ("POSTGRES_HOST_AUTH_METHOD", "every connection over TCP needs a password (SCRAM)"),
+];
+
+/// What images around Uvicorn read, and the key to write instead.
+const OF_UVICORN: &[(&str, &str)] = &[
+    ("APP_MODULE", "workers.app"),
+    ("MODULE_NAME", "workers.app"),
+    ("VARIABLE_NAME", "workers.app"),
+    ("PRE_START_PATH", "migrations.run"),
+    ("MAX_WORKERS", "workers.count"),
+    ("WORKERS_PER_CORE", "workers.count"),
+    ("WORKER_CLASS", "workers.command"),
+    ("GUNICORN_CONF", "workers.command"),
+    ("GUNICORN_CMD_ARGS", "workers.command"),
+    ("UVICORN_APP", "workers.app"),
+    ("UVICORN_APP_DIR", "workers.app_dir"),
+    ("UVICORN_HOST", "workers.listen"),
+    ("UVICORN_PORT", "workers.listen"),
+    ("UVICORN_WORKERS", "workers.count"),
+    ("UVICORN_LOOP", "workers.event_loop"),
+    ("UVICORN_BACKLOG", "workers.backlog"),
+    ("UVICORN_ACCESS_LOG", "workers.access_log"),
+    ("UVICORN_LOG_LEVEL", "log.filter"),
+    ("UVICORN_LIMIT_MAX_REQUESTS", "workers.max_requests"),
+    ("UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN", "stop.grace"),
+];
+
+/// The entries that foreign names in `variables` come to.
+pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut Problems) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut entry = |layer: Layer, key: &str, value: String, name: &str| {
+        let (origin, rank) = (Origin::Environment(name.to_owned()), layer.rank(key, true));
+        entries.push(Entry { key: key.to_owned(), raw: Raw::Word(value), origin, rank, base: base.to_path_buf() });
+    };
+    let given = |name: &str| variables.get(name).filter(|value| !value.is_empty());
+    for (name, plain, key) in FILES {
+        let Some(path) = given(name) else { continue };
+        let origin = Origin::Environment((*name).to_owned());
+        if given(plain).is_some() {
+            problems.add(&origin, format!("{name} and {plain} both give {key}"), Some("keep one of them".into()));
+            continue;
+        }
+        let path = base.join(path);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => entry(Layer::Environment, key, text.trim_end_matches(['\n', '\r']).to_owned(), name),
+            Err(error) => problems.add(&origin, format!("{name}: cannot read {}: {error}", path.display()), None),
+        }
+    }
+    let (name, key) = WORKERS;
+    if let Some(count) = given(name) {
+        entry(Layer::Workers, key, count.clone(), name);
+    }
+    entries
+}
+
+/// What the operator should know of foreign names in `environment` and in `.env`.
+pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, values: &Values) -> Vec<String> {
+    let given = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+    let anywhere = |name: &str| given(name).or_else(|| settings.workers.env.get(name));
+    // What no child gets is not among the settings.
+    let written = |name: &str| values.entries("workers.env").any(|(written, _)| written == name);
+    let mut notices = Vec::new();
+    if settings.postgres.mode == PostgresMode::Managed {
+        for (name, instead) in OF_POSTGRES.iter().filter(|(name, _)| given(name).is_some() || written(name)) {
+            notices.push(format!("{name} has no effect on Tandem: {instead}"));
+        }
+        notices.extend(scripts(Path::new(INIT_SCRIPTS)));
+    }
+    // Another server reads its own names.
+    if settings.workers.command.is_none() {
+        for (name, key) in OF_UVICORN {
+            if anywhere(name).is_some_and(|value| *value != settings.workers.app) {
+                notices.push(format!("{name} has no effect on Tandem: set {} ({key})", keys::variable(key)));
+            }
+        }
+    }
+    notices.extend(listening(&given, settings));
+    let (name, key) = WORKERS;
+    match given(name) {
+        Some(count) if *values.origin(key) != Origin::Environment(name.to_owned()) => {
+            notices.push(format!("{name}={count} has no effect: {key} is set ({})", values.origin(key)));
+        }
+        _ => {}
+    }
+    if let Some(level) = given("LOG_LEVEL").filter(|level| !level.eq_ignore_ascii_case("info"))
+        && !values.chosen("log.filter")
+    {
+        let variable = keys::variable("log.filter");
+        notices.push(format!("LOG_LEVEL={level} is left to the application: {variable} (log.filter) is Tandem's own"));
+    }
+    notices
+}
+
+fn scripts(dir: &Path) -> Option<String> {
+    let any = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    let instead = "use migrations.run, restore.if_empty or hooks.after_ready";
+    any.then(|| format!("what lies in {} is not run: {instead}", dir.display()))
+}
+
+/// `HOST` and `PORT`, which platforms tell a container to listen on.
+fn listening<'a>(given: &dyn Fn(&str) -> Option<&'a String>, settings: &Settings) -> Option<String> {
+    let listen = settings.workers.listen;
+    let port = given("PORT").filter(|port| port.parse::<u16>().is_ok_and(|port| port != listen.port()));
+    // The name of the machine, to some shells.
+    let host = given("HOST").filter(|host| host.parse::<std::net::IpAddr>().is_ok_and(|host| host != listen.ip()));
+    let said: Vec<String> =
+        [("HOST", host), ("PORT", port)].iter().filter_map(|(name, it)| Some(format!("{name}={}", (*it)?))).collect();
+    let variable = keys::variable("workers.listen");
+    (!said.is_empty()).then(|| {
+        format!("Tandem does not listen on {}: set {variable} (workers.listen), which is {listen}", said.join(" and "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_of_another_image_are_named_if_there_are_any() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!((scripts(dir.path()), scripts(&dir.path().join("none"))), (None, None));
+        std::fs::write(dir.path().join("1.sql"), "").unwrap();
+        assert!(scripts(dir.path()).unwrap().contains("migrations.run"));
+    }
+}

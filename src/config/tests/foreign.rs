@@ -1,0 +1,77 @@
+//! What other images of PostgreSQL and Uvicorn read: honoured, or told with the key to write instead.
+
+use expect_test::expect;
+
+use super::{APP, project, summary};
+
+#[test]
+fn files_of_user_and_database_and_the_count_of_workers_are_taken() {
+    let files = [("tandem.toml", APP), ("user", "ffe_user\n"), ("db", "ffe")];
+    let loaded = project(&files)
+        .environment(&[("POSTGRES_USER_FILE", "user"), ("POSTGRES_DB_FILE", "db"), ("WEB_CONCURRENCY", "3")])
+        .loaded();
+    expect![[r#"
+        postgres.user = ffe_user (environment POSTGRES_USER_FILE)
+        postgres.database = ffe (environment POSTGRES_DB_FILE)
+        workers.app = main:app (tandem.toml:2)
+        workers.count = 3 (environment WEB_CONCURRENCY)"#]]
+    .assert_eq(&summary(&loaded));
+}
+
+#[test]
+fn a_file_that_is_not_there_and_a_value_given_twice_are_problems() {
+    let twice = [("POSTGRES_USER", "a"), ("POSTGRES_USER_FILE", "user"), ("POSTGRES_DB_FILE", "nowhere")];
+    let message = project(&[("tandem.toml", APP), ("user", "b")]).environment(&twice).load().unwrap_err().to_string();
+    assert!(message.contains("POSTGRES_USER_FILE and POSTGRES_USER both give postgres.user"), "{message}");
+    assert!(message.contains("POSTGRES_DB_FILE: cannot read") && message.contains("nowhere"), "{message}");
+}
+
+#[test]
+fn what_has_no_effect_is_told_with_the_key_to_write() {
+    let text = format!("{APP}count = 2\n");
+    let foreign = [
+        ("PGDATA", "/var/lib/postgresql/data"),
+        ("POSTGRES_HOST_AUTH_METHOD", "trust"),
+        ("POSTGRES_INITDB_ARGS", "--locale=de"),
+        ("POSTGRES_INITDB_WALDIR", "/wal"),
+        ("MODULE_NAME", "app.main"),
+        ("APP_MODULE", "main:app"),
+        ("UVICORN_PORT", "80"),
+        ("GUNICORN_CMD_ARGS", "--secret=x"),
+        ("WEB_CONCURRENCY", "8"),
+        ("PORT", "8080"),
+        ("HOST", "0.0.0.0"),
+        ("LOG_LEVEL", "debug"),
+    ];
+    let loaded = project(&[("tandem.toml", &text)]).environment(&foreign).loaded();
+    expect![[r#"
+        workers.app = main:app (tandem.toml:2)
+        workers.count = 2 (tandem.toml:3)
+        PGDATA = ignored (environment PGDATA)
+        notice: PGDATA has no effect on Tandem: the cluster lies in the state directory, which TANDEM_STATE_DIR (state_dir) names; mount the volume there
+        notice: POSTGRES_INITDB_ARGS has no effect on Tandem: a new cluster has UTF-8, the locale C.UTF-8 and data checksums; the server's settings stand under [postgres.settings]
+        notice: POSTGRES_INITDB_WALDIR has no effect on Tandem: the WAL lies in the data directory
+        notice: POSTGRES_HOST_AUTH_METHOD has no effect on Tandem: every connection over TCP needs a password (SCRAM)
+        notice: MODULE_NAME has no effect on Tandem: set TANDEM_WORKERS__APP (workers.app)
+        notice: GUNICORN_CMD_ARGS has no effect on Tandem: set TANDEM_WORKERS__COMMAND (workers.command)
+        notice: UVICORN_PORT has no effect on Tandem: set TANDEM_WORKERS__LISTEN (workers.listen)
+        notice: Tandem does not listen on HOST=0.0.0.0 and PORT=8080: set TANDEM_WORKERS__LISTEN (workers.listen), which is 127.0.0.1:8000
+        notice: WEB_CONCURRENCY=8 has no effect: workers.count is set (tandem.toml:3)
+        notice: LOG_LEVEL=debug is left to the application: TANDEM_LOG__FILTER (log.filter) is Tandem's own"#]]
+    .assert_eq(&summary(&loaded));
+    // What is as it would be, what names no address, and what another server reads, is not worth a word.
+    let text = format!("{APP}command = [\"gunicorn\", \"main:app\"]\n");
+    let same = [("PORT", "8000"), ("HOST", "myhost"), ("LOG_LEVEL", "INFO"), ("UVICORN_PORT", "80"), ("PGDATA", "")];
+    let loaded = project(&[("tandem.toml", &text)]).environment(&same).loaded();
+    assert_eq!(loaded.notices, [""; 0]);
+}
+
+#[test]
+fn names_in_dotenv_are_told_too_and_an_attached_server_has_its_own_directory() {
+    let loaded = project(&[("tandem.toml", APP), (".env", "PGDATA=/data\nUVICORN_WORKERS=4\n")]).loaded();
+    assert_eq!(loaded.notices.len(), 2, "{:?}", loaded.notices);
+    let loaded = project(&[("tandem.toml", APP)])
+        .environment(&[("PGDATA", "/data"), ("DATABASE_URL", "postgresql://u:p@127.0.0.1:6432/d")])
+        .loaded();
+    assert!(!loaded.notices.iter().any(|notice| notice.contains("PGDATA")), "{:?}", loaded.notices);
+}

@@ -1,0 +1,76 @@
+//! A cluster that somebody else made, such as a volume of PostgreSQL's container image: its superuser may have any name.
+//!
+//! Tandem administers every cluster as the role `postgres`, by peer authentication alone. Where there is no such role, it is
+//! made once, without a password, by PostgreSQL's single-user mode, which asks for none. Callers hold the
+//! [`super::lock::StateLock`].
+
+use std::fs;
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::binaries::Installation;
+use super::files::write_whole;
+use super::home::Home;
+use super::settings::{HEADER, Rendered, SUPERUSER};
+use super::{server, stale};
+use crate::exit::{Code, Failure, with_disk_full};
+use crate::process::Streaming;
+
+/// How long it may take; crash recovery comes first where the cluster was not stopped.
+const LIMIT: Duration = Duration::from_secs(600);
+/// The configuration of that one session.
+const CONF: &str = "tandem.adopting.conf";
+/// By which the line that tells of the role is known.
+const MADE: &str = "Tandem administers this cluster as role";
+
+/// Make sure that the cluster of `home` has the role that Tandem needs; costs a look into one file where `files` have been
+/// in place before.
+///
+/// # Errors
+/// PostgreSQL does not run on the cluster; with what it said.
+pub async fn adopt(home: &Home, installation: &Installation, files: &Rendered) -> anyhow::Result<()> {
+    if fs::read_to_string(home.data.join("postgresql.conf")).is_ok_and(|text| text.starts_with(HEADER)) {
+        return Ok(());
+    }
+    let conf = home.data.join(CONF);
+    // Its own may name libraries and files that are not here.
+    write_whole(&conf, &files.conf, 0o600, home.server.as_ref())?;
+    let outcome = make_role(home, installation).await;
+    fs::remove_file(&conf).with_context(|| format!("remove {}", conf.display()))?;
+    outcome
+}
+
+async fn make_role(home: &Home, installation: &Installation) -> anyhow::Result<()> {
+    let environment = stale::clear(home).await?;
+    let config = format!("config_file={}", home.data.join(CONF).display());
+    let command = server::program(home, installation, &environment)
+        .arg("--single")
+        .arg("-D")
+        .arg(&home.data)
+        .args(["-c", config.as_str(), "-c", "shared_preload_libraries=", "-c", "archive_mode=off"])
+        .arg("template1");
+    let (running, mut input) = Streaming::writing(&command)?;
+    // A line is a statement. What the server raises goes to its log, which is standard error.
+    writeln!(
+        input,
+        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{SUPERUSER}') THEN \
+         CREATE ROLE {SUPERUSER} SUPERUSER CREATEDB CREATEROLE REPLICATION BYPASSRLS LOGIN; \
+         RAISE WARNING '{MADE} {SUPERUSER}, made beside its superuser %', current_user; END IF; END $$"
+    )
+    .context("speak to PostgreSQL")?;
+    drop(input);
+    let ended = running.end(LIMIT).await?;
+    let said = ended.stderr.join("\n");
+    if !ended.exit.success() || said.contains("ERROR:") {
+        let (data, exit) = (home.data.display(), ended.exit);
+        let text = format!("the cluster in {data} cannot be taken over ({exit}): {said}");
+        bail!(with_disk_full(Failure::new(Code::CannotCreate, text).into(), &said));
+    }
+    if let Some((_, who)) = said.split_once(MADE) {
+        let who = who.lines().next().unwrap_or_default();
+        tracing::warn!("{MADE}{who}; it has no password, and only Tandem's own users get in as it");
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! Settings tried before a start: PostgreSQL itself reads the rendered files, and starts nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use super::binaries::Installation;
+use super::settings::{self, Inputs, Purpose};
+use super::trouble::lines;
+use crate::config::{Postgres, memory};
+use crate::exit::Failure;
+use crate::process;
+
+/// How long reading a file may take.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Let the server of `installation` read what `postgres` asks for.
+///
+/// # Errors
+/// A name or a value that it does not take, with where it stands.
+pub async fn try_settings(installation: &Installation, postgres: &Postgres) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let files = settings::render(&Inputs {
+        postgres,
+        socket_dir: Path::new("/tmp"),
+        port: 5432,
+        memory: memory::available(),
+        trusted_users: &[],
+        archiving: None,
+        statements: false,
+        purpose: Purpose::Durable,
+    })?;
+    std::fs::write(dir.path().join("postgresql.conf"), &files.conf)?;
+    // It is the one thing that the program does for root too, if it comes first.
+    let command = installation.command("postgres").args(["-C", "port", "-D"]).arg(dir.path()).env("LC_ALL", "C");
+    let finished = process::run(&command, LIMIT).await?;
+    if finished.exit.success() {
+        return Ok(());
+    }
+    let said: Vec<String> = finished.stderr.lines().map(str::to_owned).collect();
+    let places = lines::Settings { given: &postgres.settings, altered: &BTreeMap::new(), data: dir.path() };
+    match lines::lasting(&said, places) {
+        Some(lasting) => Err(Failure::new(lasting.code, lasting.why).into()),
+        // What else may be wrong is found by the start, which has all the files.
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,203 @@
+//! What an answer of the server means: that it passes, that a disk is full, or that it lasts until a person does something.
+//! Pure.
+//!
+//! A server that starts answers too: with 57P03 while it recovers, but with 28000 where there is no such role. The first is
+//! waited for; waiting for the second would take the whole `ready_limit` and fill the server's log. [`lines`] is the same
+//! for a server that ended before it answered.
+
+pub mod lines;
+
+use std::path::Path;
+
+use sea_orm::sqlx;
+
+use crate::exit::Code;
+use crate::health::picture::Fault;
+use crate::plan::DatabaseUrl;
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub from: From,
+    /// In the words of whoever it is from, without a password.
+    pub text: String,
+}
+
+/// Who said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The server, with its SQLSTATE.
+    Server([u8; 5]),
+    /// One of the two sides, while they agreed on TLS.
+    Tls,
+    /// The driver, about the URL.
+    Url,
+    /// The network, or nobody.
+    Network,
+}
+
+/// What it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// It may be otherwise in a moment.
+    Passing,
+    /// A disk is full.
+    Full,
+    Lasting(Lasting),
+}
+
+/// What stays as it is until a person does something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lasting {
+    pub code: Code,
+    /// What is wrong, and the way out.
+    pub why: String,
+}
+
+/// The server that answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Server<'a> {
+    /// Tandem runs it, with the program `postgres` on the cluster in `data`.
+    Own { postgres: &'a Path, data: &'a Path },
+    /// Somebody else runs it.
+    Other(&'a DatabaseUrl),
+}
+
+impl Answer {
+    /// What `error` says.
+    pub fn of(error: &sqlx::Error) -> Self {
+        let text = error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
+        let sqlstate = error.as_database_error().and_then(|error| error.code());
+        let sqlstate = sqlstate.and_then(|code| <[u8; 5]>::try_from(code.as_bytes()).ok());
+        let from = match (sqlstate, error) {
+            (Some(code), _) => From::Server(code),
+            (None, sqlx::Error::Tls(_)) => From::Tls,
+            // The handshake's own errors come as errors of the stream.
+            (None, sqlx::Error::Io(error)) if error.to_string().contains("peer certificate") => From::Tls,
+            (None, sqlx::Error::Configuration(_)) => From::Url,
+            (None, _) => From::Network,
+        };
+        Self { from, text }
+    }
+
+    /// The same for the health port, which shows no free text.
+    pub fn fault(&self) -> Fault {
+        let sqlstate = match self.from {
+            From::Server(code) if &code == b"57P03" => return Fault::Starting,
+            From::Server(code) => Some(code),
+            From::Tls | From::Url => None,
+            From::Network => return Fault::Unreachable,
+        };
+        match (kind(self), sqlstate) {
+            (Kind::Full, _) => Fault::Full(None),
+            (Kind::Lasting(_, brief), sqlstate) => Fault::Lasting(brief, sqlstate),
+            (Kind::Passing, Some(code)) => Fault::Rejected(code),
+            (Kind::Passing, None) => Fault::Unreachable,
+        }
+    }
+
+    /// What it means when `server` says it.
+    pub fn meaning(&self, server: Server<'_>) -> Meaning {
+        match kind(self) {
+            Kind::Passing => Meaning::Passing,
+            Kind::Full => Meaning::Full,
+            Kind::Lasting(code, _) => {
+                let way = match server {
+                    Server::Own { postgres, data } => way_of_own(self, postgres, data),
+                    Server::Other(url) => way_of_other(self, url),
+                };
+                Meaning::Lasting(Lasting { code, why: format!("{}: {way}", self.text.trim_end_matches('.')) })
+            }
+        }
+    }
+}
+
+enum Kind {
+    Passing,
+    Full,
+    /// With the exit code, and a few words.
+    Lasting(Code, &'static str),
+}
+
+/// The SQLSTATEs are in PostgreSQL's documentation, appendix A. What is not known here may pass.
+fn kind(answer: &Answer) -> Kind {
+    let text = answer.text.as_str();
+    let code = match answer.from {
+        From::Network => return Kind::Passing,
+        From::Tls => return Kind::Lasting(Code::Config, "the two sides do not agree on TLS"),
+        From::Url => return Kind::Lasting(Code::Config, "the database URL cannot be used"),
+        From::Server(code) => code,
+    };
+    let file = text.starts_with("could not open") || text.starts_with("could not read");
+    match &code {
+        b"53100" => Kind::Full,
+        b"28P01" => Kind::Lasting(Code::Config, "the password is refused"),
+        b"28000" => Kind::Lasting(Code::Config, "the role is refused, or there is none"),
+        b"3D000" => Kind::Lasting(Code::Config, "there is no such database"),
+        b"42501" if file => Kind::Lasting(Code::GaveUp, "the server may not read its own files"),
+        b"42501" => Kind::Lasting(Code::Config, "the role lacks a right"),
+        b"58P01" if file => Kind::Lasting(Code::GaveUp, "a file of the cluster is missing"),
+        b"58P01" => Kind::Lasting(Code::Config, "a library that is to be loaded is missing"),
+        b"XX001" | b"XX002" => Kind::Lasting(Code::GaveUp, "data of the cluster is damaged"),
+        // PgBouncer's answer to what it does not pass on. Its others of this SQLSTATE may pass.
+        b"08P01" if text.contains("unsupported startup parameter") => {
+            Kind::Lasting(Code::Config, "a pooler stands before the server")
+        }
+        // Features that are not there, values and names that are wrong.
+        [b'0', b'A', ..] | [b'2', b'2', ..] | [b'4', b'2', ..] | [b'F', b'0', ..] => {
+            Kind::Lasting(Code::Config, "a setting or a name is wrong")
+        }
+        _ => Kind::Passing,
+    }
+}
+
+fn way_of_own(answer: &Answer, postgres: &Path, data: &Path) -> String {
+    let (postgres, shown) = (postgres.display(), data.display());
+    let alone = |statement: &str| {
+        format!("as the server's user: echo '{statement}' | {postgres} --single -D {shown} template1")
+    };
+    match answer.from {
+        From::Server(code) if &code == b"28000" && answer.text.contains("does not exist") => {
+            let make = alone("CREATE ROLE postgres SUPERUSER LOGIN");
+            format!("Tandem administers the cluster as the role `postgres`. Make it, {make}")
+        }
+        From::Server(code) if &code == b"28000" && answer.text.contains("not permitted to log in") => {
+            format!("Tandem administers the cluster as that role. Let it in, {}", alone("ALTER ROLE postgres LOGIN"))
+        }
+        From::Server(code) if &code == b"3D000" => {
+            format!("Tandem administers the cluster from that database. Make it, {}", alone("CREATE DATABASE postgres"))
+        }
+        From::Server(code) if &code == b"42501" && answer.text.starts_with("could not") => {
+            format!("every file in {shown} must belong to the user that PostgreSQL runs as: chown -R it")
+        }
+        From::Server(code) if &code == b"58P01" && !answer.text.starts_with("could not open") => {
+            format!("look at the preload libraries in [postgres.settings] and in {shown}/postgresql.auto.conf")
+        }
+        From::Server([b'X' | b'5', ..]) => "restore a backup (`tandem restore`)".to_owned(),
+        _ => format!("look at [postgres.settings], and at {shown}/postgresql.auto.conf, where ALTER SYSTEM writes"),
+    }
+}
+
+fn way_of_other(answer: &Answer, url: &DatabaseUrl) -> String {
+    let (user, database) = (&url.user, &url.database);
+    match answer.from {
+        From::Server(code) => match &code {
+            b"28P01" if url.password.is_none() => "the URL has no password: give it one".to_owned(),
+            b"28P01" => format!("look at the user and the password in the URL ({user})"),
+            b"28000" => format!("look at the user in the URL ({user}), and at that server's pg_hba.conf"),
+            b"3D000" => format!("look at the URL, or make it there: CREATE DATABASE \"{database}\" OWNER \"{user}\""),
+            b"42501" => format!("let the role in there: GRANT CONNECT ON DATABASE \"{database}\" TO \"{user}\""),
+            b"08P01" => {
+                "this is a connection pooler in transaction mode, and migrations need a session: give the server's own \
+                 address"
+                    .to_owned()
+            }
+            _ => "look at the URL, and at that server's settings".to_owned(),
+        },
+        From::Tls => "look at sslmode and sslrootcert in the URL".to_owned(),
+        From::Url | From::Network => "look at the URL".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

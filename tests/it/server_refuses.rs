@@ -1,0 +1,222 @@
+//! A server that will not let us in, or will not start, for a reason that lasts: said once, at once, with the way out.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::common::backups::as_superuser;
+use crate::common::project::Project;
+use crate::common::refusal::{self, Refusal};
+use crate::common::server::binaries;
+use crate::common::tandem::{self, Tandem};
+use ::tandem::process::identity;
+use nix::unistd::Uid;
+
+/// Six starts with their pauses took eight seconds, and waiting took half an hour.
+const AT_ONCE: Duration = Duration::from_secs(30);
+
+fn project(lines: &str) -> Project {
+    Project::app_with("plain:app", &format!("workers.count = 1\nmigrations.run = 'none'\n{lines}"))
+}
+
+/// A project whose cluster was made, and that is not running.
+fn stopped() -> Project {
+    let project = project("");
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    project
+}
+
+/// `tandem up`, which ends by itself, soon, after one start of the server.
+fn up_once(project: &Project) -> Refusal {
+    let began = Instant::now();
+    let refused = refusal::up(project);
+    assert!(began.elapsed() < AT_ONCE, "{:?}\n{}", began.elapsed(), refused.said);
+    assert!(refused.said.matches("FATAL:").count() <= 4, "{}", refused.said);
+    assert!(!refused.said.contains("restart in"), "{}", refused.said);
+    refused
+}
+
+/// The program `postgres` alone on the data of a project, as its owner, with `input`.
+async fn single(project: &Project, input: &str) {
+    let (prefix, data) = (binaries().await, project.data());
+    let owner = data.metadata().unwrap();
+    let program = prefix.join("bin/postgres").display().to_string();
+    let user = [format!("--reuid={}", owner.uid()), format!("--regid={}", owner.gid()), "--clear-groups".into()];
+    let script = "printf '%s\\n' \"$0\" | \"$@\"";
+    let mut command = shell(script);
+    command.arg(input);
+    if Uid::effective().is_root() {
+        command.arg("setpriv").args(user);
+    }
+    command.arg(program).args(["--single", "-D"]).arg(data).arg("template1").env("LD_LIBRARY_PATH", prefix.join("lib"));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn shell(script: &str) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+    let mut command = Command::new("sh");
+    command.args(["-euc", script]);
+    command
+}
+
+fn alter(project: &Project, line: &str) {
+    let path = project.data().join("postgresql.auto.conf");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{text}{line}\n")).unwrap();
+}
+
+#[test]
+fn a_wrong_setting_is_found_with_the_first_start_and_named_where_it_stands() {
+    let settings = [
+        ("work_memm = '8MB'", "`work_memm` in [postgres.settings]"),
+        ("work_mem = '8 bananas'", "`work_mem` in [postgres.settings]"),
+        ("shared_preload_libraries = 'nosuch'", "`shared_preload_libraries` in [postgres.settings]"),
+        ("session_preload_libraries = 'nosuch'", "preload libraries in [postgres.settings]"),
+        ("wal_level = 'minimal'", "max_wal_senders = \"0\""),
+    ];
+    for (line, words) in settings {
+        up_once(&project(&format!("postgres.settings.{line}"))).expect(78, &["postgres gave up", words]);
+    }
+}
+
+#[test]
+fn check_asks_the_server_for_its_settings() {
+    let wrong = project("postgres.settings.work_memm = '8MB'");
+    refusal::run(&wrong, &["check"]).expect(78, &["work_memm", "[postgres.settings]"]);
+    let right = project("postgres.settings.work_mem = '8MB'");
+    refusal::run(&right, &["check"]).expect(0, &["work_mem"]);
+}
+
+#[test]
+fn what_alter_system_broke_is_named_with_the_way_to_undo_it_by_hand() {
+    let project = stopped();
+    let auto = project.data().join("postgresql.auto.conf");
+    let whole = fs::read(&auto).unwrap();
+    for (line, words) in [
+        ("shared_preload_libraries = 'nosuch'", "`shared_preload_libraries` is set in"),
+        ("ssl = 'on'", "`ssl` is set in"),
+        ("this is garbage", "syntax error"),
+    ] {
+        alter(&project, line);
+        up_once(&project).expect(78, &[words, "postgresql.auto.conf"]);
+        fs::write(&auto, &whole).unwrap();
+    }
+    // These would take the server away from Tandem: its own hold.
+    for line in
+        ["port = '6543'", "unix_socket_directories = '/tmp'", "logging_collector = 'on'", "max_connections = '5'"]
+    {
+        alter(&project, line);
+    }
+    let mut tandem = Tandem::up(&project);
+    let log = tandem.log();
+    for name in ["port", "unix_socket_directories", "logging_collector", "max_connections"] {
+        assert!(log.contains(&format!("ALTER SYSTEM has set {name} = ")) && log.contains("does not hold"), "{log}");
+    }
+    let holds = as_superuser(&project, "postgres", "SHOW max_connections");
+    assert_ne!(holds, "5");
+    tandem::wait_for("the facts", || tandem.health()["database"]["max_connections"].to_string() == holds);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[tokio::test]
+async fn a_cluster_with_another_superuser_is_taken_over() {
+    let project = project("postgres.user = 'ffe_user'\npostgres.database = 'ffe'");
+    let (prefix, data) = (binaries().await, project.data());
+    // As PostgreSQL's container image makes it, with POSTGRES_USER.
+    let script = "mkdir -p \"$0\"; umask 077; mkdir \"$0\"/16; shift 0
+        if [ \"$(id -u)\" = 0 ]; then user=$(id -un postgres 2>/dev/null || echo nobody); chown \"$user\" \"$0\"/16 \"$0\"; as=\"setpriv --reuid=$user --clear-groups\"; else as=; fi
+        $as \"$1\"/bin/initdb -D \"$0\"/16 -U ffe_user -A trust --no-sync >/dev/null
+        echo 'CREATE DATABASE ffe;' | $as env LD_LIBRARY_PATH=\"$1\"/lib \"$1\"/bin/postgres --single -D \"$0\"/16 template1";
+    let made = shell(script).arg(data.parent().unwrap()).arg(&prefix).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let mut tandem = Tandem::up(&project);
+    let log = tandem.log();
+    assert!(log.contains("made beside its superuser ffe_user"), "{log}");
+    assert_eq!(as_superuser(&project, "ffe", "SELECT rolsuper FROM pg_roles WHERE rolname = 'postgres'"), "t");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    assert!(!data.join("tandem.adopting.conf").exists());
+
+    // Only the first time; where the role goes later, the way back is told.
+    single(&project, "ALTER ROLE postgres RENAME TO somebody").await;
+    let way = ["role \"postgres\" does not exist", "CREATE ROLE postgres SUPERUSER LOGIN' |", "--single -D"];
+    up_once(&project).expect(78, &way);
+    single(&project, "ALTER ROLE somebody NOLOGIN").await;
+    single(&project, "ALTER ROLE somebody RENAME TO postgres").await;
+    up_once(&project).expect(78, &["not permitted to log in", "ALTER ROLE postgres LOGIN"]);
+}
+
+#[tokio::test]
+async fn files_that_the_server_may_not_read_and_a_missing_database_are_told_at_once() {
+    let project = stopped();
+    let control = project.data().join("global/pg_filenode.map");
+    let (mode, owner) = (fs::metadata(&control).unwrap().permissions(), fs::metadata(&control).unwrap());
+    if Uid::effective().is_root() {
+        chown(&control, Some(0), Some(0)).unwrap();
+    } else {
+        fs::set_permissions(&control, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    }
+    up_once(&project).expect(69, &["Permission denied", "chown -R"]);
+    fs::set_permissions(&control, mode).unwrap();
+    chown(&control, Some(owner.uid()), Some(owner.gid())).or_else(|_| Ok::<_, std::io::Error>(())).unwrap();
+
+    single(&project, "ALTER DATABASE postgres RENAME TO gone").await;
+    up_once(&project).expect(78, &["database \"postgres\" does not exist", "CREATE DATABASE postgres"]);
+    single(&project, "ALTER DATABASE gone RENAME TO postgres").await;
+
+    let lock = project.data().join("postmaster.pid");
+    fs::create_dir(&lock).unwrap();
+    refusal::up(&project).expect(73, &["postmaster.pid is a directory"]);
+    fs::remove_dir(&lock).unwrap();
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+fn attach(url: &str, lines: &str) -> Refusal {
+    let project = project(lines);
+    let mut command = tandem::command(&project);
+    command.env("DATABASE_URL", url);
+    let began = Instant::now();
+    let refused = refusal::up_as(&project, command);
+    assert!(began.elapsed() < AT_ONCE, "{}", refused.said);
+    refused
+}
+
+#[test]
+fn an_attached_server_that_refuses_for_good_is_not_waited_for() {
+    let owner = project("");
+    let mut server = Tandem::up(&owner);
+    let url = refusal::run(&owner, &["url"]).said.trim().to_owned();
+    as_superuser(&owner, "postgres", "CREATE DATABASE closed; ");
+    as_superuser(&owner, "postgres", "REVOKE CONNECT ON DATABASE closed FROM PUBLIC");
+    let (head, tail) = url.split_once("://app:").unwrap();
+    let (_, place) = tail.split_once('@').unwrap();
+    let with = |user: &str, database: &str| format!("{head}://{user}@{}/{database}", place.split_once('/').unwrap().0);
+    let password = tail.split_once('@').unwrap().0;
+    attach(&with("app:wrong", "app"), "").expect(78, &["password authentication failed", "look at the user"]);
+    attach(&with("app", "app"), "").expect(78, &["the URL has no password"]);
+    attach(&with(&format!("app:{password}"), "nosuch"), "")
+        .expect(78, &["\"nosuch\" does not exist", "CREATE DATABASE"]);
+    attach(&with(&format!("app:{password}"), "closed"), "").expect(78, &["permission denied", "GRANT CONNECT"]);
+    attach(&format!("{url}?sslmode=require"), "").expect(78, &["TLS", "sslmode"]);
+    assert_eq!(server.stop(), 0, "{}", server.log());
+}
+
+#[tokio::test]
+async fn a_postgresql_without_contrib_is_used_without_it() {
+    let project = project("");
+    let prefix = binaries().await;
+    let copy = project.dir().join("pg");
+    let script = "cp -r \"$1\" \"$0\"; find \"$0\" -name 'pg_stat_statements*' -delete; chmod -R go+rX \"$0\"";
+    assert!(shell(script).arg(&copy).arg(&prefix).status().unwrap().success());
+    let found = |name: &str| Path::new(&copy).join("lib").join(name).exists() || identity::is_root();
+    assert!(found("plpgsql.so"));
+    project.configure(&format!("postgres.source = '{}'", copy.display()));
+    let mut tandem = Tandem::up(&project);
+    let log = tandem.log();
+    assert_eq!(log.matches("has no pg_stat_statements").count(), 1, "{log}");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
