@@ -25,6 +25,7 @@ pub async fn try_settings(installation: &Installation, postgres: &Postgres) -> a
         socket_dir: Path::new("/tmp"),
         port: 5432,
         memory: memory::available(),
+        shared: None,
         trusted_users: &[],
         archiving: None,
         statements: false,
