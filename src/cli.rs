@@ -52,6 +52,9 @@ pub enum Command {
     Check {
         #[arg(long)]
         json: bool,
+        /// Each variable of the workers in a line of its own, however many there are
+        #[arg(long)]
+        all: bool,
     },
     /// Bring the database's schema up or down, or look at it
     #[command(after_help = "Example: tandem migrate up && tandem migrate status --json")]
@@ -80,6 +83,9 @@ tandem restore --undo"
     /// Open psql on the application's database, with the right tool, user and password
     #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
     Psql {
+        /// As PostgreSQL's superuser, over the unix socket of the server that Tandem runs
+        #[arg(long)]
+        superuser: bool,
         /// Handed to psql as they are
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,

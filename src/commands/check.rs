@@ -18,18 +18,18 @@ async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-/// Print the plan, each value with its origin, secrets hidden.
+/// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`.
 ///
 /// # Errors
 /// Every error of the configuration at once.
-pub async fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
+pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code> {
     let loaded = open::load(common, Vec::new())?;
     try_settings(&loaded.settings).await?;
     if json {
         println!("{}", serde_json::to_string_pretty(&loaded.to_json())?);
         return Ok(Code::Stopped);
     }
-    println!("{}\n{}", loaded.table(), loaded.plan());
+    println!("{}\n{}", loaded.table(all), loaded.plan());
     for notice in &loaded.notices {
         println!("notice: {notice}");
     }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use crate::cli::Common;
 use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
-use crate::exit::Code;
+use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
+use crate::postgres::settings::SUPERUSER;
 use crate::process;
 use crate::workers::environment;
 use crate::workers::surroundings::Surroundings;
@@ -28,10 +29,14 @@ fn around<'a>(settings: &'a Settings, url: &'a DatabaseUrl, python: &'a Path) ->
 /// Become psql. The password travels in the environment, which other users cannot read, and not in the arguments.
 ///
 /// # Errors
-/// No psql can be found or fetched.
-pub async fn psql(common: &Common, args: &[String]) -> anyhow::Result<Code> {
+/// No psql can be found or fetched; the superuser is asked for of a server that is not Tandem's.
+pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::Result<Code> {
     let (settings, url, python) = locate(common)?;
-    let command = around(&settings, &url, &python).tool(client(&settings).await?.args(args), "tandem-psql");
+    let command = client(&settings).await?.args(args);
+    let mut command = around(&settings, &url, &python).tool(command, "tandem-psql");
+    if superuser {
+        command = as_superuser(command, &settings)?;
+    }
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
 }
@@ -43,6 +48,16 @@ async fn client(settings: &Settings) -> anyhow::Result<CommandLine> {
         (PostgresMode::Attach, Some(psql)) => Ok(CommandLine::new(psql)),
         _ => Ok(open::installation(settings).await?.command("psql")),
     }
+}
+
+/// Over the unix socket, where the server knows its own user and root by their names (peer) and asks for no password.
+fn as_superuser(command: CommandLine, settings: &Settings) -> anyhow::Result<CommandLine> {
+    if settings.postgres.mode == PostgresMode::Attach {
+        let text = "the server is run by somebody else: its superuser's name and password are theirs";
+        return Err(Failure::new(Code::Usage, text).into());
+    }
+    let socket = Home::resolve(settings)?.socket_dir;
+    Ok(command.env("PGHOST", socket).env("PGUSER", SUPERUSER).env_remove("PGPASSWORD"))
 }
 
 /// Print the URL: in the plain scheme, which `psql` and every driver take, unless another is asked for.

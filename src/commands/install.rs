@@ -19,15 +19,19 @@ pub async fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
         binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, settings.search_path.as_ref()),
         environment::ensure(&settings.python, &home.state, &settings.directory),
     )?;
+    let lacking = installation.lacking().await?;
     let (bin, python) = (installation.bin.display().to_string(), environment.python.display().to_string());
     if json {
         let installed = serde_json::json!({
-            "postgres": { "version": installation.version, "bin": bin, "origin": installation.origin },
+            "postgres": { "version": installation.version, "bin": bin, "origin": installation.origin, "lacking": lacking },
             "python": python,
         });
         println!("{installed}");
     } else {
         println!("PostgreSQL {} in {bin} ({})\nPython {python}", installation.version, installation.origin);
+        for line in lacking {
+            println!("an extension that needs more of this system: {line}");
+        }
     }
     Ok(Code::Stopped)
 }

@@ -39,11 +39,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let common = cli.common;
     let code = match cli.command {
         Command::Up { workers, listen, reload } => up::run(&common, workers, listen, reload).await,
-        Command::Check { json } => check::run(&common, json).await,
+        Command::Check { json, all } => check::run(&common, json, all).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,
-        Command::Psql { args } => connect::psql(&common, &args).await,
+        Command::Psql { superuser, args } => connect::psql(&common, superuser, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,

@@ -57,7 +57,8 @@ fn table(status: &Status) -> String {
     table.add_row(["", "", "", "", "", "", "total", &size(Some(status.memory_total_bytes))]);
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
     let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("\nbackups: {words}"));
-    format!("{roll}{}{backups}", plain(table, &[1, 3, 5, 6, 7]))
+    let hook = status.hook.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
+    format!("{roll}{}{backups}{hook}", plain(table, &[1, 3, 5, 6, 7]))
 }
 
 fn row(service: &ServiceStatus) -> [String; 8] {
@@ -122,6 +123,7 @@ mod tests {
             phase: "serving".into(),
             uptime_seconds: 200_000.0,
             roll: Some("worker-0 is being replaced".into()),
+            hook: Some("hooks.after_ready ended with exit status 1; the log has the rest".into()),
             backups: Some("next 2026-11-27 02:00 UTC".into()),
             services: vec![worker, replacement],
             memory_total_bytes: 41_100_160,
@@ -133,7 +135,8 @@ mod tests {
             worker-0  4711  ready                     2h 1m  2 (SIGKILL)    123456          3  35.0 MB
             worker-0     -  backoff (replacement)         -  0
                                                                                         total  39.2 MB
-            backups: next 2026-11-27 02:00 UTC"#]]
+            backups: next 2026-11-27 02:00 UTC
+            hooks.after_ready ended with exit status 1; the log has the rest"#]]
         .assert_eq(&table(&status));
     }
 }

@@ -44,6 +44,8 @@ const PROTECTED: &[(&str, &str)] = &[
     ("password_encryption", "Tandem's pg_hba.conf asks for SCRAM"),
 ];
 
+const OWN_VENV: &str = "an environment that is there is used with python.venv = \".venv\" and python.managed = false";
+
 /// Settings of PostgreSQL that archiving needs as they are.
 const ARCHIVING: [&str; 6] =
     ["archive_mode", "archive_command", "archive_library", "archive_timeout", "wal_level", "max_wal_senders"];
@@ -154,7 +156,12 @@ impl Checker<'_> {
             self.wrong("workers.app_dir", &format!("{} is not a directory", workers.app_dir.display()), None);
         }
         if let Some(file) = python.requirements.as_ref().filter(|file| !file.is_file()) {
-            self.wrong("python.requirements", &format!("{} is not a file", file.display()), None);
+            let there = |name: &&str| self.settings.directory.join(name).is_file();
+            let help = match ["uv.lock", "pyproject.toml"].iter().find(|name| there(name)) {
+                Some(name) => format!("there is a {name}: write requirements = \"{name}\"; {OWN_VENV}"),
+                None => OWN_VENV.to_owned(),
+            };
+            self.wrong("python.requirements", &format!("{} is not a file", file.display()), Some(&help));
         }
         if let Some(dir) = self.settings.migrations.dir.as_ref().filter(|dir| !dir.is_dir()) {
             self.wrong("migrations.dir", &format!("{} is not a directory", dir.display()), None);

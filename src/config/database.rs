@@ -5,10 +5,10 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 
 use super::PostgresMode;
-use super::keys;
 use super::layers::{Entry, Merged};
 use super::problem::{Origin, Problems};
 use super::value::Raw;
+use super::{keys, text};
 use crate::plan::{DatabaseUrl, Secret, libpq};
 
 /// Whether a host's name can be resolved.
@@ -207,7 +207,7 @@ fn password(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<Stri
         }
     }
     let Some(path) = file.raw.as_text().map(|path| file.base.join(path)) else { return };
-    match std::fs::read_to_string(&path) {
+    match text::read(&path) {
         Ok(text) => {
             // Editors and `echo` end a file with a newline that nobody means.
             let raw = Raw::Word(text.trim_end_matches(['\n', '\r']).to_owned());

@@ -1,7 +1,22 @@
 //! Reading a `.env` as python-dotenv and Docker Compose do, with line numbers. Pure.
 //!
-//! `NAME=value`, `export NAME=value`, single quotes (literal), double quotes (escapes, may span lines), `# comments`.
-//! `${NAME}` and `${NAME:-default}` are replaced outside single quotes. A bare `$` stays: passwords hold it.
+//! `NAME=value`, `NAME: value`, each with `export` before it or not; a `NAME` alone stands for what the environment has
+//! under it, which children get anyway. A value in quotes may span lines. `# comments` begin a line or follow white space.
+//!
+//! The two dialects differ, and here the choice is:
+//!
+//! | written | read as | as |
+//! |---|---|---|
+//! | `'…'` | as it stands, but `\'` and `\\`; `${…}` is not replaced | Compose; the escapes are python-dotenv's |
+//! | `"…"` | `\\ \' \" \a \b \f \n \r \t \v` and `\$` are escapes, other backslashes stay | python-dotenv; `\$` is Compose's |
+//! | `${NAME:-default}` | the default also where `NAME` is set and empty; `:+` and `:?` too | Compose |
+//! | `$NAME`, `$$` | as it stands: passwords hold it | python-dotenv |
+//! | `A=#x`, `A= #x` | `#x`, and nothing | python-dotenv |
+//! | `NAME: value` | a variable | Compose |
+//! | a lone carriage return | the end of a line | python-dotenv |
+//!
+//! `unset NAME`, which `tandem env` prints for shells, sets nothing. What both dialects skip or stop at is refused, with its
+//! line.
 
 /// One variable and the line on which it begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,49 +36,69 @@ pub struct BadLine {
 /// Read `text`; `outer` are the variables of the process environment, which win in `${NAME}`.
 pub fn parse(text: &str, outer: &dyn Fn(&str) -> Option<String>) -> (Vec<Variable>, Vec<BadLine>) {
     let (mut variables, mut bad): (Vec<Variable>, Vec<BadLine>) = (Vec::new(), Vec::new());
-    let text = text.trim_start_matches('\u{feff}');
+    // Python reads a file's line ends so, also those inside quotes.
+    let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n").replace('\r', "\n");
     let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
     while let Some((line, content)) = lines.next() {
         let content = content.trim_start();
-        if content.trim_end().is_empty() || content.starts_with('#') {
-            continue;
-        }
-        let content = content.strip_prefix("export ").unwrap_or(content);
-        let Some((name, rest)) = content.split_once('=') else {
-            bad.push(BadLine { line, message: "expected NAME=value" });
-            continue;
-        };
-        let name = name.trim();
-        if !is_name(name) {
-            bad.push(BadLine { line, message: "what stands before = is not a variable's name" });
+        if content.is_empty() || content.starts_with('#') {
             continue;
         }
         let known = |wanted: &str| {
             let earlier = || variables.iter().rev().find(|variable| variable.name == wanted);
             outer(wanted).or_else(|| earlier().map(|variable| variable.value.clone()))
         };
-        match value(rest.trim_start(), &mut lines.by_ref().map(|(_, more)| more), &known) {
-            Ok(value) => variables.push(Variable { name: name.to_owned(), value, line }),
+        match variable(content, &mut lines.by_ref().map(|(_, more)| more), &known) {
+            Ok(Some((name, value))) => variables.push(Variable { name, value, line }),
+            Ok(None) => {}
             Err(message) => bad.push(BadLine { line, message }),
         }
     }
     (variables, bad)
 }
 
-fn is_name(name: &str) -> bool {
-    let first = name.chars().next();
-    first.is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
-        && name.chars().all(|letter| letter.is_ascii_alphanumeric() || "_.-".contains(letter))
+type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+type Lines<'a, 'b> = &'a mut dyn Iterator<Item = &'b str>;
+
+/// The variable that begins with the line `content`; `None` for a name alone.
+fn variable(content: &str, more: Lines<'_, '_>, known: Lookup<'_>) -> Result<Option<(String, String)>, &'static str> {
+    let unset = content.strip_prefix("unset ").is_some_and(|names| names.split_whitespace().all(is_name));
+    if unset {
+        return Ok(None);
+    }
+    let exported = content.strip_prefix("export").filter(|rest| rest.starts_with(char::is_whitespace));
+    let content = exported.map_or(content, str::trim_start);
+    let quoted = content.strip_prefix('\'').and_then(|rest| rest.split_once('\''));
+    let (name, rest) = quoted
+        .unwrap_or_else(|| content.split_at(content.find(|letter| "=:#".contains(letter)).unwrap_or(content.len())));
+    let name = name.trim_end();
+    let rest = rest.trim_start();
+    let Some(value_of) = rest.strip_prefix(['=', ':']) else {
+        let alone = rest.is_empty() || rest.starts_with('#');
+        return if alone && is_name(name) { Ok(None) } else { Err("expected NAME=value") };
+    };
+    if !is_name(name) {
+        return Err("what stands before = is not a variable's name");
+    }
+    let value = value(value_of, more, known)?;
+    if value.contains('\0') {
+        return Err("a NUL byte is in the value, and no variable can hold one");
+    }
+    Ok(Some((name.to_owned(), value)))
 }
 
-type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|letter| letter.is_alphanumeric() || "_.-[]".contains(letter))
+}
 
-/// The value that begins with `rest` and, when it is quoted, may go on over `more` lines.
-fn value(rest: &str, more: &mut dyn Iterator<Item = &str>, known: Lookup<'_>) -> Result<String, &'static str> {
-    let Some(quote) = rest.chars().next().filter(|first| "\"'".contains(*first)) else {
-        return Ok(replace(before_comment(rest), known));
+/// The value that `rest` holds and that, when it is quoted, may go on over `more` lines.
+fn value(rest: &str, more: Lines<'_, '_>, known: Lookup<'_>) -> Result<String, &'static str> {
+    let text = rest.trim_start();
+    let Some(quote) = text.chars().next().filter(|first| "\"'".contains(*first)) else {
+        let is_comment = text.starts_with('#') && text.len() < rest.len();
+        return if is_comment { Ok(String::new()) } else { replace(before_comment(text), known) };
     };
-    let mut text = rest[1..].to_owned();
+    let mut text = text[1..].to_owned();
     let end = loop {
         if let Some(end) = closing(&text, quote) {
             break end;
@@ -73,12 +108,13 @@ fn value(rest: &str, more: &mut dyn Iterator<Item = &str>, known: Lookup<'_>) ->
     };
     let after = text[end + 1..].trim_start();
     if !after.is_empty() && !after.starts_with('#') {
-        return Err("there is more after the closing quote; write \\\" for a quote inside double quotes");
+        return Err("there is more after the closing quote; write \\\" or \\' for a quote inside the quotes");
     }
     let inner = &text[..end];
-    Ok(if quote == '\'' { inner.to_owned() } else { unescape(inner, known) })
+    if quote == '\'' { Ok(escapes(inner, "\\'")) } else { unescape(inner, known) }
 }
 
+/// Where the text ends: at the first quote without a backslash before it.
 fn closing(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     text.char_indices().find_map(|(at, letter)| {
@@ -86,23 +122,35 @@ fn closing(text: &str, quote: char) -> Option<usize> {
             escaped = false;
             return None;
         }
-        escaped = letter == '\\' && quote == '"';
+        escaped = letter == '\\';
         (letter == quote).then_some(at)
     })
 }
 
 /// `#` begins a comment only after white space, so that a password may hold one.
-fn before_comment(rest: &str) -> &str {
-    if rest.starts_with('#') {
-        return "";
-    }
+fn before_comment(text: &str) -> &str {
     let comment =
-        rest.char_indices().zip(rest.chars().skip(1)).find(|((_, space), next)| space.is_whitespace() && *next == '#');
-    comment.map_or(rest, |((at, _), _)| &rest[..at]).trim_end()
+        text.char_indices().zip(text.chars().skip(1)).find(|((_, space), next)| space.is_whitespace() && *next == '#');
+    comment.map_or(text, |((at, _), _)| &text[..at]).trim_end()
 }
 
-/// Double quotes: `\n`, `\r`, `\t`, `\"`, `\\` and `\$` are read; other backslashes stay.
-fn unescape(inner: &str, known: Lookup<'_>) -> String {
+/// Take the backslash from before each of `letters`; other backslashes stay.
+fn escapes(inner: &str, letters: &str) -> String {
+    let (mut result, mut rest) = (String::new(), inner.chars());
+    while let Some(letter) = rest.next() {
+        match rest.clone().next() {
+            Some(next) if letter == '\\' && letters.contains(next) => {
+                result.push(next);
+                rest.next();
+            }
+            _ => result.push(letter),
+        }
+    }
+    result
+}
+
+/// What stands between double quotes: escapes are read, variables put in.
+fn unescape(inner: &str, known: Lookup<'_>) -> Result<String, &'static str> {
     let mut result = String::new();
     let mut plain = String::new();
     let mut letters = inner.chars();
@@ -111,75 +159,78 @@ fn unescape(inner: &str, known: Lookup<'_>) -> String {
             plain.push(letter);
             continue;
         }
-        result.push_str(&replace(&std::mem::take(&mut plain), known));
+        result.push_str(&replace(&std::mem::take(&mut plain), known)?);
         match letters.next() {
+            Some('a') => result.push('\u{7}'),
+            Some('b') => result.push('\u{8}'),
+            Some('f') => result.push('\u{c}'),
             Some('n') => result.push('\n'),
             Some('r') => result.push('\r'),
             Some('t') => result.push('\t'),
-            Some(same @ ('"' | '\\' | '$')) => result.push(same),
+            Some('v') => result.push('\u{b}'),
+            Some(same @ ('"' | '\'' | '\\' | '$')) => result.push(same),
             Some(other) => result.extend(['\\', other]),
             None => result.push('\\'),
         }
     }
-    result + &replace(&plain, known)
+    Ok(result + &replace(&plain, known)?)
 }
 
-/// Put in the variables that `${NAME}` and `${NAME:-default}` name; an unknown one is empty.
-fn replace(text: &str, known: Lookup<'_>) -> String {
+/// Put in the variables that `${NAME}` and its like name; an unknown one is empty.
+fn replace(text: &str, known: Lookup<'_>) -> Result<String, &'static str> {
     let mut result = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
-        let Some((inner, following)) = after.split_once('}') else { break };
-        let (name, default) = inner.split_once(":-").unwrap_or((inner, ""));
+        let Some(end) = brace(after) else { break };
         result.push_str(before);
-        if is_name(name) {
-            result.push_str(&known(name).filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned()));
-        } else {
-            result.push_str(&rest[before.len()..rest.len() - following.len()]);
+        match one(&after[..end], known)? {
+            Some(value) => result.push_str(&value),
+            None => result.push_str(&rest[before.len()..rest.len() - after.len() + end + 1]),
         }
-        rest = following;
+        rest = &after[end + 1..];
     }
-    result + rest
+    Ok(result + rest)
+}
+
+/// Where the brace that is open closes; what a default holds may have braces of its own.
+fn brace(text: &str) -> Option<usize> {
+    let mut depth = 0_u32;
+    let mut letters = text.char_indices();
+    letters.find_map(|(at, letter)| match (letter, depth) {
+        ('}', 0) => Some(at),
+        ('}', _) => {
+            depth -= 1;
+            None
+        }
+        ('{', _) if text[..at].ends_with('$') => {
+            depth += 1;
+            None
+        }
+        _ => None,
+    })
+}
+
+/// What `${inner}` stands for; `None` where it names nothing.
+fn one(inner: &str, known: Lookup<'_>) -> Result<Option<String>, &'static str> {
+    let name_ends = inner.find(|letter: char| !(letter.is_alphanumeric() || "_.".contains(letter)));
+    let (name, operator) = inner.split_at(name_ends.unwrap_or(inner.len()));
+    // With a colon an empty variable counts as none.
+    let (value, operator) = match operator.strip_prefix(':') {
+        Some(operator) => (known(name).filter(|value| !value.is_empty()), operator),
+        None => (known(name), operator),
+    };
+    let mut word = operator.chars();
+    Ok(match (word.next(), value) {
+        _ if name.is_empty() => None,
+        (None, value) if name.len() == inner.len() => Some(value.unwrap_or_default()),
+        (Some('-'), None) | (Some('+'), Some(_)) => Some(replace(word.as_str(), known)?),
+        (Some('+'), None) => Some(String::new()),
+        (Some('?'), None) => return Err("a variable that it asks for with ${NAME:?…} is not set"),
+        (Some('-' | '?'), Some(value)) => Some(value),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn values(text: &str) -> Vec<(usize, String, String)> {
-        let outer = |name: &str| (name == "HOME").then(|| "/home/ann".to_owned());
-        let (variables, bad) = parse(text, &outer);
-        assert_eq!(bad, []);
-        variables.into_iter().map(|variable| (variable.line, variable.name, variable.value)).collect()
-    }
-
-    fn value_of(text: &str) -> String {
-        values(&format!("A={text}")).remove(0).2
-    }
-
-    #[test]
-    fn lines_are_read_as_python_dotenv_and_compose_read_them() {
-        let read = values("\u{feff}# a comment\n\nexport A = one two \r\nB=\"x\ny\" # both\nC=${A}${NO:-!}${NO}$A\n");
-        let expected = [(3, "A", "one two"), (4, "B", "x\ny"), (6, "C", "one two!$A")];
-        assert_eq!(read, expected.map(|(line, name, value)| (line, name.to_owned(), value.to_owned())));
-    }
-
-    #[test]
-    fn passwords_survive() {
-        assert_eq!(value_of("pa$s#w'o\"r\\d%@"), "pa$s#w'o\"r\\d%@");
-        assert_eq!(value_of("'a${HOME}#\"\\n'"), "a${HOME}#\"\\n");
-        assert_eq!(value_of(r#""a\"b\\\$\x${HOME}" # comment"#), r#"a"b\$\x/home/ann"#);
-        assert_eq!(value_of("a b # comment"), "a b");
-        assert_eq!(value_of("# nothing"), "");
-        assert_eq!(value_of("a${open"), "a${open");
-        assert_eq!(value_of("${not a name}"), "${not a name}");
-    }
-
-    #[test]
-    fn bad_lines_are_named_without_their_text() {
-        let (variables, bad) = parse("no equals\n1A=x\nOK=1\nB='secret' x\nC=\"open\n", &|_| None);
-        assert_eq!(variables.len(), 1);
-        assert_eq!(bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [1, 2, 4, 5]);
-        assert!(bad.iter().all(|bad| !bad.message.contains("secret")));
-    }
-}
+#[path = "dotenv_tests.rs"]
+mod tests;

@@ -108,6 +108,15 @@ pub fn variable(name: &str) -> String {
     format!("TANDEM_{}", name.replace('.', "__").to_uppercase())
 }
 
+/// Whether every process has the variable `name`, from its login or its service manager.
+pub fn is_ambient(name: &str) -> bool {
+    const NAMES: [&str; 16] = [
+        "HOME", "HOSTNAME", "LANG", "LANGUAGE", "LOGNAME", "MAIL", "OLDPWD", "PATH", "PWD", "SHELL", "SHLVL", "TERM",
+        "TMPDIR", "TZ", "USER", "_",
+    ];
+    NAMES.contains(&name) || name.starts_with("LC_") || name.starts_with("XDG_")
+}
+
 /// The known key that `name` most likely means, if one is close.
 pub fn closest(name: &str) -> Option<&'static str> {
     closest_among(KEYS, name)

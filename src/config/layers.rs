@@ -8,7 +8,8 @@ use super::keys;
 use super::problem::{Origin, Problems};
 use super::processes::Written as Process;
 use super::value::Raw;
-use super::{Source, dotenv, foreign, references};
+use super::{Source, dotenv, foreign, references, text};
+use crate::plan::libpq;
 
 /// One value, as somebody wrote it somewhere.
 #[derive(Clone, Debug)]
@@ -34,9 +35,9 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Layer {
+    File,
     /// `.env` lines that are not Tandem's: the workers' own variables.
     Workers,
-    File,
     ProjectDotenv,
     Dotenv,
     Environment,
@@ -71,7 +72,7 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Writte
     let mut written = Written { entries: Vec::new(), processes: Vec::new(), notices: Vec::new(), complete: true };
     if let Some(path) = &found.file {
         let shown = shown(path, &source.cwd);
-        let read = match std::fs::read_to_string(path) {
+        let read = match text::read(path) {
             Ok(text) => file::read(&text, &shown, &found.directory, problems),
             Err(error) => {
                 problems.add_file(&shown, format!("cannot be read: {error}"), None);
@@ -93,6 +94,7 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Writte
         written.variable(Layer::Environment, name, value, origin, &source.cwd, problems);
     }
     written.entries.extend(foreign::entries(&source.environment, &source.cwd, problems));
+    written.inherited(source);
     for flag in &source.flags {
         let origin = Origin::Flag(flag.name.clone());
         written.entry(Layer::Flags, &flag.key, &flag.value, origin, &source.cwd, false);
@@ -109,10 +111,10 @@ impl Written {
     fn dotenv(&mut self, layer: Layer, directory: &Path, source: &Source, problems: &mut Problems) {
         let path = directory.join(".env");
         let file = shown(&path, &source.cwd);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match text::read(&path) {
             Ok(text) => text,
             // A directory called `.env` is a virtual environment.
-            Err(_) if !path.is_file() => return,
+            Err(_) if !path.exists() || path.is_dir() => return,
             Err(error) => return problems.add_file(&file, format!("cannot be read: {error}"), None),
         };
         let outer = |name: &str| source.environment.get(name).cloned();
@@ -125,12 +127,31 @@ impl Written {
         for (dotenv::Variable { name, value, line }, marked) in variables.into_iter().zip(marked) {
             let origin = Origin::Line { file: file.clone(), line, name: Some(name.clone()) };
             let taken = self.variable(layer, &name, &value, origin.clone(), directory, problems);
-            // The process environment wins over `.env`, for the application as for Tandem.
-            let inherited = source.environment.contains_key(&name);
+            // What the environment says of it is put above it later.
+            let inherited = source.environment.contains_key(&name) && !is_overruled(&name);
             if !taken && !inherited {
                 let value = references::literal(&marked.value);
                 self.entry(Layer::Workers, &format!("workers.env.{name}"), &value, origin, directory, false);
             }
+        }
+    }
+
+    /// The environment overrules what `[workers.env]` and `.env` say of a worker's variable, for the application as for
+    /// Tandem. Only what refers to the server stays: an address in somebody's shell must not lead elsewhere.
+    fn inherited(&mut self, source: &Source) {
+        let mut said = BTreeMap::new();
+        for entry in &mut self.entries {
+            let Some(name) = entry.key.strip_prefix("workers.env.").filter(|name| is_overruled(name)) else { continue };
+            let refers = entry.raw.as_text().is_some_and(|text| references::refers(&references::marked(text)));
+            *said.entry(name.to_owned()).or_insert(false) |= refers;
+            if refers && entry.is_of(Layer::File) {
+                entry.rank = Layer::Environment.rank(&entry.key, true) + 1;
+            }
+        }
+        for (name, _) in said.into_iter().filter(|(_, refers)| !refers) {
+            let Some(value) = source.environment.get(&name) else { continue };
+            let (key, value) = (format!("workers.env.{name}"), references::literal(value));
+            self.entry(Layer::Environment, &key, &value, Origin::Environment(name), &source.cwd, true);
         }
     }
 
@@ -184,6 +205,15 @@ impl Written {
     }
 }
 
+/// Whether the environment may overrule what is said of a worker's variable `name`: not a PATH or LANG, which every process
+/// has and nobody said for the workers, and not what says where the database is.
+fn is_overruled(name: &str) -> bool {
+    !keys::is_ambient(name)
+        && !keys::INJECTED_NAMES.contains(&name)
+        && !references::NAMES.contains(&name)
+        && !libpq::is_libpq(name)
+}
+
 /// The key that the variable `TANDEM_<rest>` sets.
 fn key_of(rest: &str) -> Option<String> {
     let key = rest.to_lowercase().replace("__", ".");
@@ -227,6 +257,14 @@ impl Merged {
                 let (key, winner, loser) = (&entry.key, &winner.origin, &loser.origin);
                 let (won, lost) = (winner.name_of(key), loser.name_of(key));
                 notices.push(format!("{won} ({}) and {lost} ({}) differ: {won} wins", winner.place(), loser.place()));
+            }
+            if entry.key.starts_with("workers.env.") && winner.rank / 4 != loser.rank / 4 {
+                let differ = winner.raw.to_plain() != loser.raw.to_plain();
+                let (winner, loser) = (&winner.origin, &loser.origin);
+                let (name, lost) = (winner.name_of(&entry.key), loser.name_of(&entry.key));
+                if differ {
+                    notices.push(format!("{name} ({}) wins over {lost} ({})", winner.place(), loser.place()));
+                }
             }
             if other.rank > entry.rank {
                 return;

@@ -13,8 +13,8 @@
 mod backup;
 mod build;
 mod check;
-mod connections;
 mod database;
+mod derived;
 mod diff;
 mod dotenv;
 mod environment;
@@ -23,7 +23,9 @@ mod file;
 mod foreign;
 mod keys;
 mod layers;
+pub mod libraries;
 pub mod memory;
+mod own;
 mod problem;
 mod processes;
 pub mod references;
@@ -31,6 +33,7 @@ mod rows;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod text;
 mod value;
 mod values;
 
@@ -105,6 +108,7 @@ fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> an
     let found = file::find(source)?;
     let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
+    own::settle(&mut merged, &found.directory, &mut problems, &mut notices);
     let mut database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
     // In a test the server is the tests' own, whatever makes the connection to another one safe.
     if let Some(url) = database.url.as_mut().filter(|_| !source.environment.contains_key(TEST_SOCKET)) {
@@ -154,8 +158,8 @@ impl Loaded {
         format!("connections: {sum}{chosen}\nstop: {ladder}, the platform grants {platform}\n")
     }
 
-    /// The rows as aligned text.
-    pub fn table(&self) -> String {
-        rows::table(&self.rows)
+    /// The rows as aligned text; many variables of the workers in one line, unless `all`.
+    pub fn table(&self, all: bool) -> String {
+        if all { rows::table(&self.rows) } else { rows::table(&rows::folded(&self.rows)) }
     }
 }

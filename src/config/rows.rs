@@ -1,6 +1,6 @@
 //! What `tandem check` shows: every key, its value, where it comes from. Secrets are hidden here, once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -101,6 +101,34 @@ pub fn origins(values: &Values) -> BTreeMap<String, Origin> {
         values.entries(key.name).map(|(name, entry)| (format!("{}.{name}", key.name), entry.origin.clone()))
     });
     KEYS.iter().map(|key| (key.name.to_owned(), values.origin(key.name).clone())).chain(tables).collect()
+}
+
+/// So many variables of the workers are shown one by one.
+const VARIABLES_SHOWN_MAX: usize = 6;
+
+/// The rows, where many variables of the workers are one: their values are hidden, and hide all others.
+pub fn folded(rows: &[Row]) -> Vec<Row> {
+    let is_variable = |row: &&Row| row.key.starts_with("workers.env.");
+    let count = rows.iter().filter(is_variable).count();
+    if count <= VARIABLES_SHOWN_MAX {
+        return rows.to_vec();
+    }
+    let place = |row: &Row| match row.origin.rsplit_once(':') {
+        Some((file, line)) if line.parse::<usize>().is_ok() => file.to_owned(),
+        _ => row.origin.split(' ').next().unwrap_or_default().to_owned(),
+    };
+    let places: BTreeSet<String> = rows.iter().filter(is_variable).map(place).collect();
+    let origin = format!("of {}", places.into_iter().collect::<Vec<_>>().join(", "));
+    let mut folded = Vec::new();
+    for row in rows {
+        if !is_variable(&row) {
+            folded.push(row.clone());
+        } else if !folded.iter().any(|it| it.key == "workers.env") {
+            let value = format!("{count} variables, shown by --all");
+            folded.push(Row { key: "workers.env".to_owned(), value, origin: origin.clone(), doc: row.doc });
+        }
+    }
+    folded
 }
 
 /// The rows in aligned columns.

@@ -123,7 +123,7 @@ stripes = 3
 workers_min = 9
 "#;
     let dotenv =
-        "POSTGRES_PORT=many\nTANDEM_WORKERS__COUNTS=4\nnonsense\nPOSTGRES_PASSWORD=a\nPOSTGRES_PASSWORD_FILE=b\n";
+        "POSTGRES_PORT=many\nTANDEM_WORKERS__COUNTS=4\nno sense\nPOSTGRES_PASSWORD=a\nPOSTGRES_PASSWORD_FILE=b\n";
     project(&[("tandem.toml", file), (".env", dotenv)])
         .environment(&[("DB_POOL_SIZE", "-1"), ("TANDEM_POOL__OVERFLOWS", "1")])
         .flag("workers.count", "lots", "--workers")
@@ -271,14 +271,17 @@ fn layers_win_in_order_and_say_so() {
         postgres.settings.work_mem = 8MB (environment TANDEM_POSTGRES__SETTINGS__WORK_MEM)
         workers.app = main:app (config/tandem.toml:7)
         workers.count = 3 (--workers)
-        workers.env.A = ******** (config/tandem.toml:10)
+        workers.env.A = ******** (.env:3)
         workers.env.B = ******** (config/tandem.toml:11)
         workers.env.C = ******** (.env:4)
+        workers.env.D = ******** (environment D)
         workers.env.MY__Name = ******** (environment TANDEM_WORKERS__ENV__MY__Name)
         pool.size = 4 (environment TANDEM_POOL__SIZE)
         pool.overflow = 1 (config/tandem.toml:5)
         notice: TANDEM_POOL_SIZE (environment) has no effect: did you mean TANDEM_POOL__SIZE?
-        notice: TANDEM_POOL__SIZE (environment) and DB_POOL_SIZE (environment) differ: TANDEM_POOL__SIZE wins"#]]
+        notice: A (.env:3) wins over workers.env.A (config/tandem.toml:10)
+        notice: TANDEM_POOL__SIZE (environment) and DB_POOL_SIZE (environment) differ: TANDEM_POOL__SIZE wins
+        notice: D (environment) wins over D (.env:5)"#]]
     .assert_eq(&summary(&loaded));
     assert_eq!(loaded.settings.workers.env["C"], "dotenv");
     assert!(!loaded.settings.postgres.port.chosen);
@@ -331,7 +334,7 @@ fn the_table_is_aligned() {
         stop: 10s + 10s = 20s, the platform grants 30s
     "#]]
     .assert_eq(&loaded.plan());
-    let table = loaded.table();
+    let table = loaded.table(false);
     let lines: Vec<_> =
         table.lines().filter(|line| line.contains("workers.") || line.starts_with("name")).map(str::to_owned).collect();
     expect![[r#"
@@ -375,9 +378,41 @@ fn the_shipped_files_load() {
         (include_str!("../../config/tandem.toml"), "ffe_user"),
         (include_str!("../../config/finance-feedback-engine.toml"), "ffe_user"),
     ] {
-        let files = [("config/tandem.toml", text), ("examples/backend/requirements.txt", ""), ("requirements.txt", "")];
+        let files = [("config/tandem.toml", text), ("examples/backend/requirements.txt", ""), ("uv.lock", "")];
         let loaded = project(&files).loaded();
         assert_eq!(loaded.notices, Vec::<String>::new());
         assert_eq!(loaded.settings.postgres.user, user);
     }
+}
+
+/// Lines of FFE's own `.env.production.example`, with its pools.
+const FFE_DOTENV: &str = r#"ENVIRONMENT="development"
+DATABASE_URL="postgresql+psycopg2://ffe_user:your_strong_password@postgres:5432/ffe"
+POSTGRES_USER="ffe_user"
+POSTGRES_PASSWORD="your_strong_password"
+POSTGRES_DB="ffe"
+DB_POOL_SIZE="30"
+DB_POOL_OVERFLOW="15"
+TRADING_PLATFORM="coinbase_advanced"  # or "oanda" for forex
+FINANCE_FEEDBACK_API_KEY="your_secure_api_key_here"
+"#;
+
+#[test]
+fn the_deployment_takes_its_own_dotenv_with_four_workers() {
+    let file = include_str!("../../config/finance-feedback-engine.toml");
+    let files = [("tandem.toml", file), ("uv.lock", ""), (".env", FFE_DOTENV)];
+    let loaded = project(&files).flag("workers.count", "4", "--workers").loaded();
+    let settings = &loaded.settings;
+    assert_eq!((settings.postgres.mode, settings.postgres.database.as_str()), (PostgresMode::Managed, "ffe"));
+    assert_eq!(settings.postgres.max_connections, 5 * 45 + 13);
+    assert_eq!(settings.workers.env["ENVIRONMENT"], "development");
+    assert_eq!(settings.workers.env["AGENT_ASSET_PAIRS"], "BTCUSD,ETHUSD");
+    assert_eq!(settings.base_url(), "http://127.0.0.1:8000");
+    let notices = loaded.notices.join("\n");
+    assert!(notices.contains("its server postgres:5432 is ignored"), "{notices}");
+    assert!(notices.contains("ENVIRONMENT (.env:1) wins over workers.env.ENVIRONMENT (tandem.toml:"), "{notices}");
+
+    let files = [("tandem.toml", file), ("pyproject.toml", "")];
+    let error = project(&files).load().unwrap_err().to_string();
+    assert!(error.contains("write requirements = \"pyproject.toml\"") && error.contains("python.venv"), "{error}");
 }

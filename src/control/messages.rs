@@ -90,6 +90,9 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// What a roll under way is doing.
     pub roll: Option<String>,
+    /// Why `hooks.after_ready` last failed.
+    #[serde(default)]
+    pub hook: Option<String>,
     /// What is known of backups, in words; `None` where there are none and none are scheduled.
     #[serde(default)]
     pub backups: Option<String>,

@@ -44,6 +44,7 @@ fn picture() -> Picture {
         backup_disk: Disk::default(),
         services: vec![service("postgres", "postgres", Some(own)), service("worker-0", "worker", None)],
         roll: None,
+        hook: None,
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Picture {
     /// How many ready workers it takes to be ready (`health.workers_min`).
     pub workers_min: u32,
     pub migrations: Migrations,
+    /// Why `hooks.after_ready` last failed.
+    pub hook: Option<String>,
     pub backups: Backups,
     /// The file system that `pg_wal` is on.
     pub disk: Disk,

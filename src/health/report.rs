@@ -24,7 +24,8 @@ pub struct Now {
 pub enum Status {
     /// All as wanted.
     Healthy,
-    /// Serving, with fewer workers than wanted, without the backups that are wanted, or with little room.
+    /// Serving, with fewer workers than wanted, a hook that failed, without the backups that are wanted, or with little
+    /// room.
     Degraded,
     /// Not to be sent requests.
     Unhealthy,
@@ -205,6 +206,7 @@ fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
             WorkerState::Starting | WorkerState::Ready | WorkerState::Retiring => {}
         }
     }
+    reasons.extend(picture.hook.clone());
     reasons.extend(backups::reasons(picture));
     (if reasons.is_empty() { Status::Healthy } else { Status::Degraded }, reasons)
 }

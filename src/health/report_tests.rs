@@ -48,6 +48,7 @@ fn picture(now: Now) -> Picture {
         workers_wanted: 2,
         workers_min: 1,
         migrations: Migrations::default(),
+        hook: None,
         backups: Backups::default(),
         disk: Disk::default(),
         backup_disk: Disk::default(),

@@ -37,6 +37,7 @@ fn picture(phase: Phase) -> Picture {
         workers_wanted: 0,
         workers_min: 0,
         migrations: Migrations::default(),
+        hook: None,
         backups: Backups::default(),
         disk: Disk::default(),
         backup_disk: Disk::default(),

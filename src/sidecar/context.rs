@@ -67,6 +67,8 @@ pub struct Context {
     pub worker_identity: Rc<RefCell<Option<Identity>>>,
     /// Whether the cluster was made by this run, and is empty.
     pub fresh: Cell<bool>,
+    /// Why `hooks.after_ready` last failed, for the health port: without what it printed, which may hold a secret.
+    pub hook_failure: RefCell<Option<String>>,
     /// What the migrations did, for the health port.
     pub migrations: RefCell<Migrations>,
     /// How far the database has come, for the probe.
@@ -98,6 +100,7 @@ impl Context {
             installation: Rc::default(),
             python: Rc::default(),
             worker_identity: Rc::default(),
+            hook_failure: RefCell::default(),
             migrations: RefCell::default(),
             fresh: Cell::new(false),
             database: Rc::default(),

@@ -48,6 +48,7 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     let application = format!("{}-hook", settings.name);
     let command = context.around(|around| around.command(words, &application));
     let Some(command) = command.map(|command| command.dir(&settings.directory)) else { return Ok(()) };
+    let command = command.env("TANDEM_BASE_URL", settings.base_url());
     let service = turn.service();
     let mut last = String::new();
     let on_line = |line: &str| {
@@ -58,6 +59,7 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     let why = match ended {
         Ok(finished) if finished.exit.success() => {
             tracing::info!({ service.name = service }, "done");
+            context.hook_failure.take();
             return Ok(());
         }
         Ok(finished) if last.is_empty() => format!("ended with {}", finished.exit),
@@ -65,6 +67,8 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
         Err(RunError::Limit(_, limit)) => format!("did not end within {limit:?} (hooks.limit) and was killed"),
         Err(error) => error.to_string(),
     };
+    let short = why.split(':').next().unwrap_or_default();
+    context.hook_failure.replace(Some(format!("{} {short}; the log has the rest", turn.key())));
     let text = format!("{} (`{}`) {why}", turn.key(), in_one_line(words));
     match hooks.on_failure {
         OnFailure::Warn => {

@@ -275,6 +275,7 @@ pub fn companion(context: &Context, place: usize) -> CommandLine {
     let application = format!("{}-{}", settings.name, companion.name);
     context.around(|around| {
         let command = around.command(&companion.command, &application).unwrap_or_else(|| CommandLine::new(""));
+        let command = command.env("TANDEM_BASE_URL", settings.base_url());
         around.resolve(&companion.env, &application).apply(command).dir(&companion.dir)
     })
 }

@@ -107,6 +107,7 @@ impl View {
             workers_wanted: settings.workers.count,
             workers_min: settings.health.workers_min,
             migrations: picture::Migrations::default(),
+            hook: None,
             backups: picture::Backups::default(),
             disk: picture::Disk::default(),
             backup_disk: picture::Disk::default(),
@@ -182,6 +183,7 @@ impl View {
             picture.workers_wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
             picture.phase = phase;
             picture.migrations = context.migrations.borrow().clone();
+            picture.hook = context.hook_failure.borrow().clone();
             picture.services = shown(tree, services, &picture.services);
             picture.roll = roll;
             picture.workers_min = context.settings().health.workers_min;

@@ -3,6 +3,7 @@
 use tracing::Level;
 
 use super::clean::{Colours, clean};
+use crate::config::libraries;
 
 /// The target of children's lines; a filter such as `output=warn` applies to them alone.
 pub(super) const TARGET: &str = "output";
@@ -37,6 +38,9 @@ pub fn child_line(service: &str, stream: Stream, line: &str) {
         Level::WARN => emit!(Level::WARN),
         Level::INFO => emit!(Level::INFO),
         Level::DEBUG | Level::TRACE => emit!(Level::DEBUG),
+    }
+    if let Some(hint) = libraries::hint(line) {
+        tracing::warn!({ service.name = service }, "{hint}");
     }
 }
 

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::{Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::config::LogFormat;
+use crate::config::{LogFormat, libraries};
 use crate::exit::{self, Code, Failure, in_words};
 
 pub use banner::banner;
@@ -101,13 +101,15 @@ pub fn failure(error: &anyhow::Error) {
     {
         let _begun = init(LogFormat::Json, "error", false);
     }
+    let text = in_words(error);
+    let hint = libraries::hint(&text).map(|hint| format!("\n  help: {hint}")).unwrap_or_default();
     match LOOK.get() {
         // A line is an event: what was found wrong at once is told as so many.
         Some(Look::Json) => match exit::parts_of(error) {
-            [] => tracing::error!("{}", in_words(error)),
+            [] => tracing::error!("{text}{hint}"),
             parts => parts.iter().for_each(|part| tracing::error!("{part}")),
         },
-        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {}\n", in_words(error)).as_bytes()),
+        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {text}{hint}\n").as_bytes()),
     }
 }
 

@@ -159,7 +159,6 @@ impl Surroundings<'_> {
         for (name, value) in url.variables() {
             all.set(name, value);
         }
-        all.0.push(("POSTGRES_PASSWORD_FILE".to_owned(), None));
         all.set("DB_POOL_SIZE", pool.size.to_string());
         all.set("DB_POOL_OVERFLOW", pool.overflow.to_string());
         all.set("DB_POOL_RECYCLE", pool.recycle.as_secs().to_string());

@@ -80,9 +80,9 @@ fn a_companion_that_cannot_be_kept_rests_and_everything_else_serves() {
 #[test]
 fn the_hook_after_the_start_runs_once_the_application_serves() {
     let project = Project::app_with("plain:app", BARE);
-    let (out, port) = (project.dir().join("hooked"), project.app);
+    let out = project.dir().join("hooked");
     let program = format!(
-        "import urllib.request, os; body = urllib.request.urlopen('http://127.0.0.1:{port}/pid').read().decode(); \
+        "import urllib.request, os; body = urllib.request.urlopen(os.environ['TANDEM_BASE_URL'] + '/pid').read().decode(); \
          print('agent started', os.environ['PGAPPNAME'][-5:]); open('{}', 'a').write(body + chr(10))",
         out.display()
     );
@@ -111,6 +111,20 @@ fn a_hook_that_fails_warns_or_stops() {
     let mut tandem = Tandem::up(&warned);
     tandem.wait_log("WARN hooks.after_ready (`/bin/sh -c echo no agent; exit 3`) ended with exit status 3: no agent");
     assert_eq!(tandem.ready(), Some(true));
+    wait_for("health to tell", || tandem.health()["status"] == "degraded");
+    let reasons = tandem.health()["reasons"].to_string();
+    assert!(
+        reasons.contains("hooks.after_ready ended with exit status 3") && !reasons.contains("no agent"),
+        "{reasons}"
+    );
+    control::run(&warned, &["status"]).expect(0, &["hooks.after_ready ended with exit status 3"]);
+    // The next one that goes well heals it.
+    warned.reconfigure(|text| {
+        text.replace("exit 3", "exit 0")
+            .replace("hooks.after_ready", "hooks.after_ready_on = 'replaced'\nhooks.after_ready")
+    });
+    control::run(&warned, &["reload"]).expect(0, &["replaced 1 workers"]);
+    wait_for("health to be healed", || tandem.health()["status"] == "healthy");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 
     let stopped = Project::app_with("plain:app", &format!("{BARE}\n{hook}\nhooks.on_failure = 'stop'"));

@@ -101,7 +101,7 @@ fn passwords_are_nowhere_to_be_seen() {
     let loaded = project(&[("tandem.toml", APP), (".env", &dotenv)]).loaded();
     assert_eq!(loaded.settings.postgres.password.as_ref().unwrap().expose(), password);
     assert_eq!(loaded.settings.workers.env["API_KEY"], password);
-    let shown = format!("{}{}{:?}", loaded.table(), loaded.to_json(), loaded);
+    let shown = format!("{}{}{:?}", loaded.table(true), loaded.to_json(), loaded);
     assert!(!shown.contains("p@s") && !shown.contains("p%40s"), "{shown}");
 }
 

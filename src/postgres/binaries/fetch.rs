@@ -156,7 +156,7 @@ fn refused(client: &str, finished: &Finished) -> anyhow::Error {
                 .to_owned(),
         ),
         Complaint::DiskFull => (Code::CannotCreate, "the disk is full; about 100 MB are needed".to_owned()),
-        Complaint::NoMatch => (
+        Complaint::NoMatch | Complaint::Conflict => (
             Code::Config,
             format!(
                 "the package index has no {PACKAGE} {VERSION} for this platform, or {client} is too old to find it"

@@ -1,13 +1,14 @@
 //! What the programs need from the system (shared libraries, the C library's age, time zones), and what to install
 //! where it is missing.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 
 use super::Installation;
+use crate::config::libraries::{self, Distribution};
 use crate::exit::{Code, Failure};
 use crate::install::last_lines;
 use crate::plan::CommandLine;
@@ -21,25 +22,6 @@ const ASKED: &[&str] = &["postgres", "initdb", "psql", "pg_dump", "pg_basebackup
 
 /// Where the system keeps the time zones that the pinned package is built to read.
 const SYSTEM_UTC: &str = "/usr/share/zoneinfo/UTC";
-
-/// A library, and the packages that bring it: Debian and Ubuntu, Fedora and RHEL.
-const PACKAGES: &[(&str, &str, &str)] = &[
-    ("libssl.so.3", "libssl3", "openssl-libs"),
-    ("libcrypto.so.3", "libssl3", "openssl-libs"),
-    ("libxml2.so.2", "libxml2", "libxml2"),
-    ("libgssapi_krb5.so.2", "libgssapi-krb5-2", "krb5-libs"),
-    ("libzstd.so.1", "libzstd1", "libzstd"),
-    ("liblz4.so.1", "liblz4-1", "lz4-libs"),
-    ("libz.so.1", "zlib1g", "zlib"),
-    ("libreadline.so.8", "libreadline8", "readline"),
-    ("libtinfo.so.6", "libtinfo6", "ncurses-libs"),
-    ("libstdc++.so.6", "libstdc++6", "libstdc++"),
-    ("libldap", "libldap-2.5-0", "openldap"),
-    ("libpam.so.0", "libpam0g", "pam-libs"),
-    ("libsystemd.so.0", "libsystemd0", "systemd-libs"),
-    ("libuuid.so.1", "libuuid1", "libuuid"),
-    ("libllvm", "libllvm", "llvm-libs"),
-];
 
 /// Something that the system lacks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +91,45 @@ async fn run(installation: &Installation, command: CommandLine) -> anyhow::Resul
     }
 }
 
+/// What modules of the server lack, in a line for each library: an extension needs them only where it is used.
+///
+/// # Errors
+/// The loader cannot be asked.
+pub(super) async fn of_modules(installation: &Installation) -> anyhow::Result<Vec<String>> {
+    let prefix = installation.bin.parent().unwrap_or(&installation.bin).join("lib");
+    let places = [prefix.clone(), prefix.join("postgresql")];
+    let entries = places.iter().filter_map(|place| place.read_dir().ok()).flatten().flatten();
+    let is_module = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".so") && !name.starts_with("lib")
+    };
+    let mut modules: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_module).collect();
+    modules.sort();
+    if modules.is_empty() || cfg!(not(target_os = "linux")) {
+        return Ok(Vec::new());
+    }
+    let command = CommandLine::new("ldd").args(&modules).env("LC_ALL", "C").env("LD_LIBRARY_PATH", &prefix);
+    match process::run(&command, ANSWER_LIMIT).await {
+        Err(RunError::NotFound(_)) => Ok(Vec::new()),
+        result => Ok(lacking_modules(&result.context("ask what PostgreSQL's modules need")?.stdout)),
+    }
+}
+
+/// From what ldd(1) says of several files. Pure.
+fn lacking_modules(said: &str) -> Vec<String> {
+    let mut lacking: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut module = "";
+    for line in said.lines() {
+        if let Some(path) = line.strip_suffix(".so:") {
+            module = path.rsplit('/').next().unwrap_or(path);
+        } else if let Some(Lack::Library(name)) = lack_in_line(line) {
+            lacking.entry(name).or_default().push(module);
+        }
+    }
+    let line = |(name, modules): (String, Vec<&str>)| format!("{} lacks {}", modules.join(", "), libraries::way(&name));
+    lacking.into_iter().map(line).collect()
+}
+
 /// What the loader's messages in `text` say is missing.
 pub(super) fn lacks_in(text: &str) -> Vec<Lack> {
     text.lines().filter_map(lack_in_line).collect()
@@ -140,44 +161,15 @@ fn has_time_zones(bin: &Path) -> bool {
 }
 
 fn failure(lacks: &BTreeSet<Lack>) -> anyhow::Error {
-    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    Failure::new(Code::Config, describe(lacks, Distribution::of(&release))).into()
+    Failure::new(Code::Config, describe(lacks, Distribution::here())).into()
 }
 
-/// The families of Linux distributions whose package names we know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Distribution {
-    Debian,
-    Fedora,
-    Alpine,
-    Other,
-}
-
-impl Distribution {
-    /// Read from the content of os-release(5): `ID`, and `ID_LIKE` for the derived ones.
-    fn of(release: &str) -> Self {
-        let words: Vec<&str> = release
-            .lines()
-            .filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")))
-            .flat_map(|value| value.trim_matches('"').split_whitespace())
-            .collect();
-        let is = |names: &[&str]| words.iter().any(|word| names.contains(word));
-        match () {
-            () if is(&["debian", "ubuntu"]) => Self::Debian,
-            () if is(&["fedora", "rhel", "centos", "amzn"]) => Self::Fedora,
-            () if is(&["alpine"]) => Self::Alpine,
-            () => Self::Other,
-        }
-    }
-
-    fn package(self, lack: &Lack) -> Option<&'static str> {
-        let Lack::Library(name) = lack else { return (*lack == Lack::TimeZones).then_some("tzdata") };
-        let (_, debian, fedora) = PACKAGES.iter().find(|(library, ..)| name.starts_with(library))?;
-        match self {
-            Self::Debian => Some(debian),
-            Self::Fedora => Some(fedora),
-            Self::Alpine | Self::Other => None,
-        }
+/// The package that ends `lack`.
+fn package(distribution: Distribution, lack: &Lack) -> Option<&'static str> {
+    match lack {
+        Lack::Library(name) => distribution.package(name),
+        Lack::TimeZones => Some("tzdata"),
+        Lack::Glibc(_) | Lack::OtherLibc => None,
     }
 }
 
@@ -198,7 +190,7 @@ fn describe(lacks: &BTreeSet<Lack>, distribution: Distribution) -> String {
         );
     }
     let names: Vec<&str> = lacks.iter().map(Lack::name).collect();
-    let packages: BTreeSet<&str> = lacks.iter().filter_map(|lack| distribution.package(lack)).collect();
+    let packages: BTreeSet<&str> = lacks.iter().filter_map(|lack| package(distribution, lack)).collect();
     let packages = packages.into_iter().collect::<Vec<_>>().join(" ");
     let install = match distribution {
         _ if packages.is_empty() => "install the packages that bring them".to_owned(),
@@ -237,6 +229,14 @@ mod tests {
         let mac = "dyld[7]: Library not loaded: /opt/homebrew/lib/libzstd.1.dylib";
         assert_eq!(lacks_in(mac), [Lack::Library("libzstd.1.dylib".into())]);
         assert_eq!(lacks_in("postgres (PostgreSQL) 16.15"), []);
+    }
+
+    #[test]
+    fn modules_are_named_with_what_they_lack() {
+        let said = "/x/lib/hstore.so:\n\tlibc.so.6 => /lib/libc.so.6 (0x7f)\n/x/lib/uuid-ossp.so:\n\tlibossp-uuid.so.16 => not found\n";
+        let lacking = lacking_modules(said);
+        assert_eq!(lacking.len(), 1);
+        assert!(lacking[0].starts_with("uuid-ossp lacks libossp-uuid.so.16"), "{lacking:?}");
     }
 
     #[test]

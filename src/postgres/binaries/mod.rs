@@ -52,6 +52,14 @@ impl Installation {
         !find::lacks_contrib(&self.bin)
     }
 
+    /// Libraries of the system that modules of the server lack, each with the modules and the package to install.
+    ///
+    /// # Errors
+    /// The loader cannot be asked.
+    pub async fn lacking(&self) -> anyhow::Result<Vec<String>> {
+        libraries::of_modules(self).await
+    }
+
     /// The path of one program, such as `pg_dump`.
     pub fn tool(&self, name: &str) -> PathBuf {
         self.bin.join(name)

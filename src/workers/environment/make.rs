@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use super::interpreter;
 use super::marker::{self, Made, State};
+use super::project::{self, Sort};
 use crate::config::{Installer, Python};
 use crate::exit::{Code, Failure};
 use crate::install::{Complaint, last_lines, make_shared_dir, open_to_all};
@@ -172,7 +173,16 @@ impl Making<'_> {
             let message = format!("the Python interpreter {} does not run:\n{lines}", program.display());
             return Err(Failure::new(Code::Config, message).into());
         }
-        judge(&finished.stdout, &self.python.interpreter, uv)
+        let way = judge(&finished.stdout, &self.python.interpreter, uv)?;
+        if Sort::of(self.requirements) == Sort::UvLock && way != Way::Uv {
+            let message = format!(
+                "only uv reads {} (`python.requirements`), and it is not installed, not in PATH, or not the installer that \
+                 `python.installer` names: install it, as with `pip install uv`",
+                self.requirements.display()
+            );
+            return Err(Failure::new(Code::Config, message).into());
+        }
+        Ok(way)
     }
 
     /// Make the environment and install into it; marks it as whole at the very end.
@@ -189,7 +199,7 @@ impl Making<'_> {
         self.shown.say(format!("Installing {} with {client}", self.requirements.display()));
         let python = interpreter(self.venv);
         let pip = ["--no-input", "--disable-pip-version-check", "install", "--progress-bar", "off"];
-        let mut install = match &way {
+        let install = match &way {
             // Byte code now: workers that run as another user cannot write it and would compile at every start.
             Way::Uv => {
                 let install = ["pip", "install", "--no-progress", "--compile-bytecode", "--python"];
@@ -198,16 +208,31 @@ impl Making<'_> {
             Way::PipOutside(runner) => self.command(&python).arg(runner).args(pip),
             Way::PipInside => self.command(&python).args(["-m", "pip"]).args(pip),
         };
-        if std::fs::read_to_string(self.requirements).is_ok_and(|text| text.contains("--hash=")) {
-            install = install.arg("--require-hashes");
-        }
-        let what = format!("install the requirements {}", self.requirements.display());
-        self.step(&what, install.arg("-r").arg(self.requirements)).await?;
+        let install = self.what(install).await?;
+        self.step(&format!("install the requirements {}", self.requirements.display()), install).await?;
         self.check_uvicorn().await?;
 
         let venv = self.venv.to_path_buf();
         tokio::task::spawn_blocking(move || open_to_all(&venv)).await?.context("make the environment readable")?;
         wanted.write(self.venv)
+    }
+
+    /// Let `install` be told what to install.
+    async fn what(&self, install: CommandLine) -> anyhow::Result<CommandLine> {
+        let text = std::fs::read_to_string(self.requirements).unwrap_or_default();
+        Ok(match Sort::of(self.requirements) {
+            Sort::Lines if text.contains("--hash=") => install.arg("--require-hashes").arg("-r").arg(self.requirements),
+            Sort::Lines => install.arg("-r").arg(self.requirements),
+            Sort::Project => install.args(project::dependencies(&text, self.requirements)?),
+            Sort::UvLock => {
+                let lines = self.venv.join(".tandem-requirements.txt");
+                let directory = self.requirements.parent().unwrap_or(self.directory);
+                let export = ["export", "--quiet", "--frozen", "--no-dev", "--no-emit-project", "--project"];
+                let export = self.command("uv").args(export).arg(directory).arg("--output-file").arg(&lines);
+                self.step(&format!("read {}", self.requirements.display()), export).await?;
+                install.arg("-r").arg(lines)
+            }
+        })
     }
 
     async fn check_uvicorn(&self) -> anyhow::Result<()> {
@@ -291,6 +316,7 @@ fn failure(what: &str, finished: &Finished) -> anyhow::Error {
         Complaint::Digest => (Code::Failed, "a package is not what the requirements' hashes say; it was refused"),
         Complaint::DiskFull => (Code::CannotCreate, "the disk is full"),
         Complaint::NoMatch => (Code::Config, "a requirement has no release for this Python and platform"),
+        Complaint::Conflict => (Code::Config, "the requirements exclude each other"),
         Complaint::NoPip => (Code::Config, "the environment has no pip; install Python's ensurepip, or uv"),
         Complaint::Other => (Code::Failed, "the command failed"),
     };

@@ -8,6 +8,7 @@
 pub mod drivers;
 mod make;
 mod marker;
+mod project;
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,8 @@
-//! How many connections PostgreSQL is to accept: what the pools need, within what the memory bears. Pure.
+//! What follows from the settings: how many connections there may be, and where the application is.
 
-use super::PostgresMode;
-use super::settings::Settings;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::settings::{PostgresMode, Settings};
 use crate::plan::Budget;
 
 impl Settings {
@@ -44,5 +45,16 @@ impl Settings {
                 format!(" (auto: room for {workers} worker{plural}{limit})")
             }
         }
+    }
+
+    /// Where this machine reaches the application, for hooks and processes beside it.
+    pub fn base_url(&self) -> String {
+        let mut address = self.workers.listen;
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        format!("http://{address}")
     }
 }

@@ -1,0 +1,84 @@
+//! Reads the files of a configuration: UTF-8, of a size that people write, and never waiting for long.
+
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+
+/// How long whoever holds the other end of a named pipe may take: secret stores offer a `.env` in that way.
+const PIPE_LIMIT: Duration = Duration::from_secs(2);
+const PIPE_LOOK: Duration = Duration::from_millis(10);
+/// No configuration is as large; a device that never ends is.
+const BYTES_MAX: usize = 4 << 20;
+
+/// The text of `path`.
+///
+/// # Errors
+/// It cannot be opened or read, nobody writes into the pipe that it is, or it is no text in UTF-8.
+pub fn read(path: &Path) -> io::Result<String> {
+    // To open a pipe would wait until somebody opens its other end.
+    let mut file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let is_pipe = file.metadata()?.file_type().is_fifo();
+    let (mut bytes, mut buffer, began) = (Vec::new(), vec![0; 64 * 1024], Instant::now());
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) if !is_pipe || !bytes.is_empty() => break,
+            Ok(0) => {}
+            Ok(count) if bytes.len() + count > BYTES_MAX => {
+                return Err(io::Error::other(format!("it is larger than {} MB", BYTES_MAX >> 20)));
+            }
+            Ok(count) => {
+                bytes.extend_from_slice(&buffer[..count]);
+                continue;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock || error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if began.elapsed() > PIPE_LIMIT {
+            return Err(io::Error::other(format!("it is a pipe, and nothing came out of it for {PIPE_LIMIT:?}")));
+        }
+        std::thread::sleep(PIPE_LOOK);
+    }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(io::Error::other("it is UTF-16: save it as UTF-8"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        io::Error::other(format!("line {line} is not UTF-8: save it as UTF-8"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+
+    #[test]
+    fn what_is_no_text_is_told_and_a_pipe_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".env");
+        let said = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read(&path).map_err(|error| error.to_string())
+        };
+        assert_eq!(said("A=ö".as_bytes()).unwrap(), "A=ö");
+        assert_eq!(said(b"A=1\nB=\xf6\n").unwrap_err(), "line 2 is not UTF-8: save it as UTF-8");
+        assert_eq!(said(b"\xff\xfeA\0=\0").unwrap_err(), "it is UTF-16: save it as UTF-8");
+        assert_eq!(read(Path::new("/dev/null")).unwrap(), "", "what containers put over a file that is not to be seen");
+        assert_eq!(read(Path::new("/dev/zero")).unwrap_err().to_string(), "it is larger than 4 MB");
+
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        assert!(read(&pipe).unwrap_err().to_string().contains("nothing came out of it"));
+        let writing = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::write(pipe, "A=1").unwrap()
+        });
+        assert_eq!(read(&pipe).unwrap(), "A=1");
+        writing.join().unwrap();
+    }
+}
