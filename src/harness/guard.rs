@@ -2,39 +2,41 @@
 //!
 //! What tests get says where their server is, under every name that Tandem knows. An application that reads other names
 //! (DB_PORT, a file of its own) still finds the live one, and would empty its tables. Such a session is ended, and the run
-//! fails. One that is shorter than [`POLL`] may go unseen.
+//! fails. One that lasts for a few milliseconds may go unseen.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::Context;
 use nix::sys::signal::Signal;
-use sea_orm::sqlx::{ConnectOptions, Connection as _, PgConnection, query_as, query_scalar};
-use tokio::sync::{Notify, mpsc};
+use sea_orm::sqlx::{ConnectOptions, PgConnection, query_as, query_scalar};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout};
 
 use crate::config::Settings;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
-use crate::postgres::server::running_port;
 use crate::postgres::settings::SUPERUSER;
 use crate::process;
-use crate::process::sockets::{self, Connection, Looker, Way};
+use crate::process::sockets::{self, Owner};
 
-/// How often it is looked for a live server, and on it: a session of `psql` lasts some 20 ms.
-const POLL_SERVER: Duration = Duration::from_millis(50);
+/// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
+const POLL_SERVER: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(10);
-/// Where looking takes long, as on a machine with many connections, so many times as long as a look there is none.
-const REST: u32 = 20;
-/// How long the live server may take to end a session.
-const END_LIMIT: Duration = Duration::from_secs(5);
+/// How long the live server may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Looks at a session before it is known to be somebody else's: a process that was just forked may be missed.
+const LOOKS: u8 = 3;
 
 /// The watch. Dropped, it ends.
 pub struct Guard {
     verdict: Rc<Verdict>,
-    stop: Option<(Sender<()>, std::thread::JoinHandle<()>)>,
-    found: Option<tokio::task::JoinHandle<()>>,
+    stop: Option<oneshot::Sender<()>>,
+    watch: Option<tokio::task::JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -44,49 +46,34 @@ struct Verdict {
     tripped: Notify,
 }
 
-/// A connection that was found, and the server's port.
-struct Found(Connection, u16);
-
 impl Guard {
     /// Watch the server of the project that `settings` describe; one that is started later too.
     pub fn start(settings: &Settings) -> anyhow::Result<Self> {
         let home = Home::resolve(settings)?;
-        let (stop, stopped) = channel::<()>();
-        let (say, mut heard) = mpsc::unbounded_channel();
-        let watched = home.clone();
-        // A thread of its own: what is asked of the kernel may take its time.
-        let thread = std::thread::Builder::new().name("tandem-guard".to_owned()).spawn(move || {
-            let (mut looker, mut pause) = (Looker::default(), Duration::ZERO);
-            loop {
-                let ended = stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
-                let began = Instant::now();
-                pause = POLL_SERVER;
-                if let Some(port) = live_port(&watched) {
-                    for connection in looker.look(port, &watched.socket(port)) {
-                        let _ = say.send(Found(connection, port));
-                    }
-                    pause = POLL.max(began.elapsed() * REST);
-                }
-                if ended {
-                    return;
-                }
-            }
-        })?;
+        let (stop, mut stopped) = oneshot::channel();
         let verdict = Rc::<Verdict>::default();
         let (told, settings) = (verdict.clone(), settings.clone());
-        let found = tokio::task::spawn_local(async move {
-            while let Some(found) = heard.recv().await {
-                told.text.borrow_mut().get_or_insert_with(|| words(&settings, &found));
-                // At once: what it has begun must not go on while its session is being ended.
-                process::signal(found.0.pid, Signal::SIGKILL);
-                let ended = tokio::time::timeout(END_LIMIT, end(&home, &found)).await;
-                if let Err(error) = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {END_LIMIT:?}"))) {
-                    tracing::warn!("end the tests' session on the live server: {error:#}");
+        let watch = tokio::task::spawn_local(async move {
+            let mut live = None;
+            let mut ended = false;
+            while !ended {
+                let pause = if live.is_some() { POLL } else { POLL_SERVER };
+                ended = timeout(pause, &mut stopped).await.is_ok();
+                match timeout(ANSWER_LIMIT, look(&home, &mut live)).await {
+                    Ok(Ok(None)) => {}
+                    Ok(Ok(Some((owner, port)))) => {
+                        told.text.borrow_mut().get_or_insert_with(|| words(&settings, &owner, port));
+                        told.tripped.notify_one();
+                    }
+                    failed => {
+                        tracing::debug!(?failed, "watch the live server");
+                        live = None;
+                        sleep(POLL_SERVER).await;
+                    }
                 }
-                told.tripped.notify_one();
             }
         });
-        Ok(Self { verdict, stop: Some((stop, thread)), found: Some(found) })
+        Ok(Self { verdict, stop: Some(stop), watch: Some(watch) })
     }
 
     /// Wait until a session was found and ended; what to say of it.
@@ -97,52 +84,91 @@ impl Guard {
 
     /// Look once more, and end the watch; what to say, if a session was found.
     pub async fn finish(mut self) -> Option<String> {
-        if let Some((stop, thread)) = self.stop.take() {
-            drop(stop);
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
-        if let Some(found) = self.found.take() {
-            let _ = found.await;
+        drop(self.stop.take());
+        if let Some(watch) = self.watch.take() {
+            let _ = watch.await;
         }
         self.verdict.text.borrow().clone()
     }
 }
 
-/// The port of the live server, if one runs: what a postmaster that was killed has left says nothing.
-fn live_port(home: &Home) -> Option<u16> {
-    let port = running_port(&home.data)?;
-    let text = std::fs::read_to_string(home.data.join("postmaster.pid")).ok()?;
-    let pid: i32 = text.lines().next()?.trim().parse().ok()?;
-    match std::fs::read_link(format!("/proc/{pid}/cwd")) {
-        Ok(cwd) => (cwd == home.data).then_some(port),
-        // Another user's, whom we may not look at.
-        Err(_) => Path::new(&format!("/proc/{pid}")).exists().then_some(port),
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
     }
 }
 
-/// End the session.
-async fn end(home: &Home, Found(connection, port): &Found) -> anyhow::Result<()> {
-    let mut root: PgConnection = superuser_options(home, *port, SUPERUSER).connect().await?;
-    let sessions: Vec<(i32, i32)> = query_as(
-        "SELECT pid, client_port FROM pg_stat_activity WHERE client_port IS NOT NULL AND pid <> pg_backend_pid()",
-    )
-    .fetch_all(&mut root)
-    .await?;
-    for (pid, client_port) in sessions {
-        let is_it = match connection.way {
-            Way::Tcp(port) => client_port == i32::from(port),
-            Way::Unix(inode) => client_port == -1 && sockets::holds(pid, inode),
-        };
-        if is_it {
-            let _: bool = query_scalar("SELECT pg_terminate_backend($1)").bind(pid).fetch_one(&mut root).await?;
-        }
+/// The live server, and the session that asks it.
+struct Live {
+    postmaster: i32,
+    session: PgConnection,
+    /// The sessions that were looked at, by process and start, and how often.
+    seen: HashMap<(i32, String), u8>,
+}
+
+/// Look at the sessions of the live server of `home`, if one runs, and end the first that is a descendant's.
+async fn look(home: &Home, live: &mut Option<Live>) -> anyhow::Result<Option<(Owner, u16)>> {
+    let Some((postmaster, port, listen)) = running(home) else {
+        *live = None;
+        return Ok(None);
+    };
+    if live.as_ref().is_none_or(|live| live.postmaster != postmaster) {
+        let session = superuser_options(home, port, SUPERUSER).connect().await?;
+        *live = Some(Live { postmaster, session, seen: HashMap::new() });
     }
-    root.close().await?;
-    Ok(())
+    let Some(live) = live else { return Ok(None) };
+    type Row = (i32, String, Option<String>, i32);
+    let rows: Vec<Row> = query_as(
+        "SELECT pid, backend_start::text, host(client_addr), client_port FROM pg_stat_activity
+         WHERE client_port IS NOT NULL AND backend_start IS NOT NULL AND pid <> pg_backend_pid()",
+    )
+    .fetch_all(&mut live.session)
+    .await?;
+    let there: Vec<(i32, String)> = rows.iter().map(|(pid, start, ..)| (*pid, start.clone())).collect();
+    live.seen.retain(|session, _| there.contains(session));
+    for (pid, start, address, client_port) in rows {
+        let looks = live.seen.entry((pid, start)).or_default();
+        if *looks >= LOOKS {
+            continue;
+        }
+        *looks += 1;
+        let socket = home.socket(port);
+        let client =
+            address.and_then(|address| Some(SocketAddr::new(address.parse().ok()?, u16::try_from(client_port).ok()?)));
+        // It is mostly where the client is, too.
+        let servers = client.iter().flat_map(|client| listen.into_iter().chain([client.ip()]));
+        let servers: Vec<SocketAddr> = servers.map(|address| SocketAddr::new(address, port)).collect();
+        // On another thread: what is asked of the kernel may take its time.
+        let owner = tokio::task::spawn_blocking(move || match client {
+            Some(client) => sockets::owner_over_tcp(client, &servers),
+            None => sockets::owner_over_unix(&socket, pid),
+        });
+        let Some(owner) = owner.await.context("look for a session's owner")? else { continue };
+        // At once: what it has begun must not go on while its session is being ended.
+        process::signal(owner.pid, Signal::SIGKILL);
+        let _: bool = query_scalar("SELECT pg_terminate_backend($1)").bind(pid).fetch_one(&mut live.session).await?;
+        return Ok(Some((owner, port)));
+    }
+    Ok(None)
+}
+
+/// The postmaster of the live server, its port and where it listens: what one that was killed has left says nothing.
+fn running(home: &Home) -> Option<(i32, u16, Option<IpAddr>)> {
+    let text = std::fs::read_to_string(home.data.join("postmaster.pid")).ok()?;
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let (pid, port) = (lines.first()?.parse().ok()?, lines.get(3)?.parse().ok()?);
+    let lives = match std::fs::read_link(format!("/proc/{pid}/cwd")) {
+        Ok(cwd) => cwd == home.data,
+        // Another user's, which we may not look at.
+        Err(_) => Path::new(&format!("/proc/{pid}")).exists(),
+    };
+    lives.then(|| (pid, port, lines.get(5).and_then(|address| address.parse().ok())))
 }
 
 /// What happened, and what to do.
-fn words(settings: &Settings, Found(connection, port): &Found) -> String {
+fn words(settings: &Settings, owner: &Owner, port: u16) -> String {
     let text = port.to_string();
     let speaks = |value: &str| value == text || value.contains(&format!(":{text}"));
     let all = settings.workers.env.iter().chain(&settings.inherited.0);
@@ -158,7 +184,7 @@ fn words(settings: &Settings, Found(connection, port): &Found) -> String {
     format!(
         "a process of the tests was connected to this project's own live database (port {port}) and was ended, and the run with \
          it: process {} (`{}`). It takes the address from somewhere else than DATABASE_URL, PG* and POSTGRES_*: {hint}",
-        connection.pid,
-        connection.command.chars().take(120).collect::<String>()
+        owner.pid,
+        owner.command.chars().take(120).collect::<String>()
     )
 }

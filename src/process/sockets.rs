@@ -1,9 +1,9 @@
 //! Which of this process's descendants has a connection to a server of this machine. Reads `/proc` and asks the kernel for
 //! its unix sockets, so it may block: not for the event loop's thread.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,64 +12,36 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 
 use super::orphans;
 
-/// Looks at a connection of somebody else's before it is known to be that: a process that was just forked may be missed.
-const LOOKS: u8 = 3;
-
-/// A connection, by what the server knows of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Way {
-    /// The client's port.
-    Tcp(u16),
-    /// The inode of the server's end.
-    Unix(u64),
-}
-
-/// A descendant's connection.
+/// A descendant.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub struct Owner {
     pub pid: i32,
     /// Its command line.
     pub command: String,
-    pub way: Way,
 }
 
-/// Looks again and again, and remembers whose connections are none of the descendants'.
-#[derive(Debug, Default)]
-pub struct Looker {
-    looks: HashMap<u64, u8>,
+/// The descendant whose end of the TCP connection from `client` to one of `servers` it is.
+pub fn owner_over_tcp(client: SocketAddr, servers: &[SocketAddr]) -> Option<Owner> {
+    let exact = servers.iter().find_map(|server| tcp_inode(client, *server).ok().flatten());
+    // All connections must be gone through where the server's address is another: that takes its time.
+    let any = || {
+        let port = servers.first()?.port();
+        tcp(port).into_iter().find(|(_, from)| *from == client.port()).map(|(inode, _)| inode)
+    };
+    owner(&[exact.or_else(any)?])
 }
 
-impl Looker {
-    /// The connections that descendants have to the server on `port` and at the unix socket `path`.
-    pub fn look(&mut self, port: u16, path: &Path) -> Vec<Connection> {
-        let mut open: HashMap<u64, Way> = tcp(port).into_iter().map(|(inode, port)| (inode, Way::Tcp(port))).collect();
-        open.extend(unix(path).unwrap_or_default().into_iter().map(|(client, server)| (client, Way::Unix(server))));
-        // An inode's number is given to another socket some time after it was closed.
-        self.looks.retain(|inode, _| open.contains_key(inode));
-        open.retain(|inode, _| self.looks.get(inode).is_none_or(|looks| *looks < LOOKS));
-        if open.is_empty() {
-            return Vec::new();
-        }
-        for inode in open.keys() {
-            *self.looks.entry(*inode).or_default() += 1;
-        }
-        let mut found = Vec::new();
-        for pid in orphans::descendants() {
-            for inode in sockets_of(pid) {
-                if let Some(way) = open.remove(&inode) {
-                    // Told again as long as it is there.
-                    self.looks.remove(&inode);
-                    found.push(Connection { pid, command: command_of(pid), way });
-                }
-            }
-        }
-        found
-    }
+/// The descendant that is connected to the unix socket `path`, with its connection's other end in the process `server`.
+pub fn owner_over_unix(path: &Path, server: i32) -> Option<Owner> {
+    let theirs = sockets_of(server);
+    let clients = unix(path).ok()?.into_iter().filter(|(_, end)| theirs.contains(end)).map(|(client, _)| client);
+    owner(&clients.collect::<Vec<_>>())
 }
 
-/// Whether the process has the socket `inode`, as far as one may look.
-pub fn holds(pid: i32, inode: u64) -> bool {
-    sockets_of(pid).contains(&inode)
+fn owner(inodes: &[u64]) -> Option<Owner> {
+    let is_it = |pid: &i32| sockets_of(*pid).iter().any(|inode| inodes.contains(inode));
+    let pid = orphans::descendants().into_iter().find(is_it)?;
+    Some(Owner { pid, command: command_of(pid) })
 }
 
 fn sockets_of(pid: i32) -> Vec<u64> {
@@ -81,6 +53,43 @@ fn sockets_of(pid: i32) -> Vec<u64> {
 fn command_of(pid: i32) -> String {
     let words = procfs::process::Process::new(pid).and_then(|process| process.cmdline());
     words.map(|words| words.join(" ")).unwrap_or_default()
+}
+
+/// The socket of the TCP connection from `client` to `server`, which the kernel finds without going through all of them.
+fn tcp_inode(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u64>> {
+    let bytes = |address: IpAddr| match address {
+        IpAddr::V4(address) => [&address.octets()[..], &[0; 12]].concat(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let family = if client.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    // struct inet_diag_req_v2: family, protocol (IPPROTO_TCP), what to show, states (all), both ends, device, cookie (none).
+    let mut request = vec![family as u8, 6, 0, 0];
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(client.port().to_be_bytes());
+    request.extend(server.port().to_be_bytes());
+    request.extend(bytes(client.ip()));
+    request.extend(bytes(server.ip()));
+    request.extend(0u32.to_ne_bytes());
+    request.extend([u8::MAX; 8]);
+    let kernel = ask(NLM_F_REQUEST, &request)?;
+    let mut buffer = vec![0; 4096];
+    let length = recv(kernel.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    let answer = &buffer[..length];
+    let is_it = u16_at(answer, 4) == Some(SOCK_DIAG_BY_FAMILY);
+    Ok(u32_at(answer, HEADER + 68).filter(|inode| is_it && *inode != 0).map(u64::from))
+}
+
+/// Send a sock_diag request.
+fn ask(flags: u16, body: &[u8]) -> io::Result<std::os::fd::OwnedFd> {
+    let kernel = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+    let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
+    let mut request = length.to_ne_bytes().to_vec();
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(body);
+    send(kernel.as_raw_fd(), &request, MsgFlags::empty())?;
+    Ok(kernel)
 }
 
 /// The clients' ends of TCP connections to `port` of this machine: inode and port.
@@ -98,8 +107,9 @@ fn tcp(port: u16) -> Vec<(u64, u16)> {
     here.map(|entry| (entry.inode, entry.local_address.port())).collect()
 }
 
-/// Of `linux/sock_diag.h`, `linux/unix_diag.h` and `linux/netlink.h`.
+/// Of `linux/sock_diag.h`, `linux/inet_diag.h`, `linux/unix_diag.h` and `linux/netlink.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -111,19 +121,13 @@ const HEADER: usize = 16;
 /// The connections to the unix socket at `path`, as the inodes of the client's and the server's end (sock_diag(7)): what
 /// `/proc/net/unix` lists does not say who is connected to whom.
 fn unix(path: &Path) -> io::Result<Vec<(u64, u64)>> {
-    let kernel = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
-    let mut request = Vec::new();
-    request.extend(40u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]);
     // struct unix_diag_req: family and protocol, states (all), inode, what to show, cookie.
-    request.extend([AddressFamily::Unix as u8, 0, 0, 0]);
+    let mut request = vec![AddressFamily::Unix as u8, 0, 0, 0];
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     request.extend(UDIAG_SHOW_NAME_AND_PEER.to_ne_bytes());
     request.extend([0; 8]);
-    send(kernel.as_raw_fd(), &request, MsgFlags::empty())?;
+    let kernel = ask(NLM_F_REQUEST_DUMP, &request)?;
     let mut found = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -187,12 +191,14 @@ mod tests {
         };
         let (client, server) = (inode(client.as_raw_fd()), inode(server.as_raw_fd()));
         assert_eq!(unix(&path).unwrap(), [(client, server)]);
-        assert!(holds(std::process::id().cast_signed(), client));
+        assert!(sockets_of(std::process::id().cast_signed()).contains(&client));
 
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let found = tcp(port);
-        assert_eq!(found, [(inode(client.as_raw_fd()), client.local_addr().unwrap().port())]);
+        let (own, address) = (inode(client.as_raw_fd()), client.local_addr().unwrap());
+        assert_eq!(tcp(port), [(own, address.port())]);
+        assert_eq!(tcp_inode(address, client.peer_addr().unwrap()).unwrap(), Some(own));
+        assert_eq!(tcp_inode(address, ([127, 0, 0, 9], port).into()).unwrap(), None);
     }
 }

@@ -263,9 +263,9 @@ fn other_database(value: &str) -> Option<Address<'_>> {
     if let Some((scheme, _)) = value.split_once("://") {
         let base = scheme.split_once('+').map_or(scheme, |(base, _)| base);
         // As libpq, SQLAlchemy, Django and others call it.
-        let is_one = |known: &&str| base.trim_start_matches("jdbc:").eq_ignore_ascii_case(known);
-        let known = ["postgres", "postgresql", "postgis", "pgsql", "psql"];
-        return known.iter().any(|known| is_one(&known)).then_some(Address::Url(scheme));
+        let base = base.trim_start_matches("jdbc:").to_ascii_lowercase();
+        let known = ["postgres", "postgresql", "postgis", "pgsql", "psql"].contains(&base.as_str());
+        return known.then_some(Address::Url(scheme));
     }
     let mut words = value.split_whitespace();
     let is_pair =

@@ -132,6 +132,10 @@ fn a_session_of_the_tests_on_the_live_server_is_ended_and_fails_the_run() {
             "0\n"
         );
     }
+    // Short ones too, as far as they can be seen: a statement of psql is ended, or has ended before it was looked at.
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do PGPASSWORD=p psql -Xqh 127.0.0.1 -p $OTHER_PORT -U app app -c 'SELECT pg_sleep(0.03)'; done";
+    let run = live.test(&[("OTHER_PORT", &port)], &["--", "sh", "-c", script]);
+    run.expect(78, &["psql -Xqh 127.0.0.1"]);
     // Sessions of others, the live application's for one, are none of the tests' business.
     live.test(&[], &["--", "psql", "-XAtc", "SELECT 6 * 7"]).expect(0, &["42\n"]);
     live.end();
