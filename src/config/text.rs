@@ -1,16 +1,18 @@
 //! Reads the files of a configuration: UTF-8, of a size that people write, and never waiting for long.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long whoever holds the other end of a named pipe may take: secret stores offer a `.env` in that way.
 const PIPE_LIMIT: Duration = Duration::from_secs(2);
-const PIPE_LOOK: Duration = Duration::from_millis(10);
 /// No configuration is as large; a device that never ends is.
 const BYTES_MAX: usize = 4 << 20;
 
@@ -24,23 +26,18 @@ pub fn read(path: &Path) -> io::Result<String> {
     let is_pipe = file.metadata()?.file_type().is_fifo();
     let (mut bytes, mut buffer, began) = (Vec::new(), vec![0; 64 * 1024], Instant::now());
     loop {
+        if is_pipe && !is_readable(&file, PIPE_LIMIT.saturating_sub(began.elapsed()))? {
+            return Err(io::Error::other(format!("it is a pipe, and nothing came out of it for {PIPE_LIMIT:?}")));
+        }
         match file.read(&mut buffer) {
-            Ok(0) if !is_pipe || !bytes.is_empty() => break,
-            Ok(0) => {}
+            Ok(0) => break,
             Ok(count) if bytes.len() + count > BYTES_MAX => {
                 return Err(io::Error::other(format!("it is larger than {} MB", BYTES_MAX >> 20)));
             }
-            Ok(count) => {
-                bytes.extend_from_slice(&buffer[..count]);
-                continue;
-            }
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock || error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-        if began.elapsed() > PIPE_LIMIT {
-            return Err(io::Error::other(format!("it is a pipe, and nothing came out of it for {PIPE_LIMIT:?}")));
-        }
-        std::thread::sleep(PIPE_LOOK);
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(io::Error::other("it is UTF-16: save it as UTF-8"));
@@ -50,6 +47,17 @@ pub fn read(path: &Path) -> io::Result<String> {
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         io::Error::other(format!("line {line} is not UTF-8: save it as UTF-8"))
     })
+}
+
+/// Whether something, or its end, comes out of `pipe` within `limit`. One that nobody has opened for writing yet has no end.
+fn is_readable(pipe: &File, limit: Duration) -> io::Result<bool> {
+    let mut watched = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    match poll(&mut watched, limit) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

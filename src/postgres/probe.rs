@@ -10,7 +10,7 @@ use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
 use sea_orm::sqlx::{self, ConnectOptions, Row, raw_sql};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::door::Door;
 use super::home::Home;
@@ -23,6 +23,8 @@ use crate::schema;
 
 /// The first packet of a client that asks for TLS: length 8, code 80877103 (PostgreSQL documentation, "SSLRequest").
 const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
+/// Until the next session is opened in place of one that somebody ended.
+const ENDED_PAUSE: Duration = Duration::from_millis(20);
 /// How old the facts that change slowly may be.
 const FACTS_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long asking for them may take: a lock on `alembic_version` says nothing about the server's health.
@@ -199,8 +201,19 @@ impl Probe {
         self.refresh();
         let refused =
             |error: sqlx::Error| Refused { text: what_the_server_said(&error), answer: Some(Answer::of(&error)) };
-        let connection = self.options.connect().await.map_err(refused)?;
-        vitals(self.connection.insert(connection)).await.map_err(refused)
+        loop {
+            match self.anew().await {
+                // Ended as well: a server that shuts down would not have let it in. The deadline ends this.
+                Err(error) if is_ended_by_somebody(&error) => sleep(ENDED_PAUSE).await,
+                answer => return answer.map_err(refused),
+            }
+        }
+    }
+
+    /// Ask in a new session.
+    async fn anew(&mut self) -> Result<Vitals, sqlx::Error> {
+        let connection = self.options.connect().await?;
+        vitals(self.connection.insert(connection)).await
     }
 
     /// Whether the facts were old enough to be asked for.
@@ -229,6 +242,11 @@ where
     let mut stream = connecting.await?;
     stream.write_all(&SSL_REQUEST).await?;
     stream.read_u8().await.map(|_| ())
+}
+
+/// Whether somebody ended the session (admin_shutdown, as pg_terminate_backend does).
+fn is_ended_by_somebody(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("57P01")
 }
 
 async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {

@@ -49,8 +49,8 @@ mod linux {
         };
         // Who opens the file for writing meanwhile makes the kernel signal us: with SIGIO, which kills, if not told else.
         set(F_SETSIG, libc::SIGURG)?;
-        set(libc::F_SETLEASE, libc::F_RDLCK.into())?;
-        set(libc::F_SETLEASE, libc::F_UNLCK.into()).map(drop)
+        set(libc::F_SETLEASE, libc::F_RDLCK)?;
+        set(libc::F_SETLEASE, libc::F_UNLCK).map(drop)
     }
 }
 

@@ -209,7 +209,7 @@ fn whatever_the_umask_nothing_of_tandems_is_open_to_others_and_children_get_the_
         command.args(["-c", "umask 000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tandem")]).args(what);
         refusal::said(command.output().unwrap()).expect(0, &[]);
     }
-    assert_eq!(open_below(&project.state()), [PathBuf::new(); 0]);
+    assert_eq!(open_below(&project.state()), Vec::<PathBuf>::new());
     assert_eq!(mode(&project.state().join("lock")), 0o600);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }

@@ -71,9 +71,10 @@ fn a_command_that_is_not_there_exits_with_127() {
 #[test]
 fn signals_are_passed_on_and_a_second_and_third_request_end_what_ignores_them() {
     let suite = Suite::bare();
-    let mut run =
-        suite.start(&[], "trap 'echo usr1 >got' USR1; while [ ! -e got ]; do sleep 0.01; done; exec sleep 1000");
+    let mut run = suite
+        .start(&[], "trap 'echo usr1 >got' USR1; touch set; while [ ! -e got ]; do sleep 0.01; done; exec sleep 1000");
     let place = suite.wait_place(&mut run);
+    wait_for("the trap", || suite.path("set").exists());
     run.signal(Signal::SIGUSR1);
     wait_for("the signal", || suite.read("got") == "usr1");
     // The trap is gone with the shell.

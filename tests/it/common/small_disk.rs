@@ -39,12 +39,15 @@ pub fn on_a_small_disk(project: &Project, size: &str, fill: &str, args: &[&str])
     Some(refused)
 }
 
-/// For [`on_a_small_disk`]: fill it as soon as a server runs in a directory that `name` begins with.
+/// For [`on_a_small_disk`]: fill it as soon as a server runs in a directory that `name` begins with; it and the command stand
+/// still meanwhile.
 pub fn once_a_server_runs_in(name: &str) -> String {
     format!(
         "\"$@\" & command=$!
-         until find \"$small\" -path \"$small/{name}*/postmaster.pid\" | grep -q .; do kill -0 $command; done
+         until found=$(find \"$small\" -path \"$small/{name}*/postmaster.pid\" -size +0 | grep .); do kill -0 $command; done
+         server=$(head -n 1 \"$found\"); halt() {{ kill -$1 $server $command || true; pkill -$1 -P $server || true; }}; halt STOP
          dd if=/dev/zero of=\"$small\"/filler bs=64k 2>/dev/null || true
+         halt CONT
          set +e; wait $command; code=$?"
     )
 }
