@@ -84,7 +84,7 @@ pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut
     }
     let (name, key) = WORKERS;
     if let Some(count) = given(name) {
-        entry(Layer::Workers, key, count.clone(), name);
+        entry(Layer::Platform, key, count.clone(), name);
     }
     entries
 }

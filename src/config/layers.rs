@@ -35,6 +35,8 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Layer {
+    /// What platforms set for whatever they run: all that somebody wrote wins.
+    Platform,
     File,
     /// `.env` lines that are not Tandem's: the workers' own variables.
     Workers,

@@ -114,7 +114,7 @@ pub async fn ensure(recipe: &Recipe, rebuild: bool) -> anyhow::Result<Template> 
     let _lock = install::lock(&dir.join(format!("{key}.lock")), "make the tests' template", LOCK_LIMIT).await?;
     // Whoever held the lock before may have made it.
     if rebuild || !touch(&image) {
-        let _progress = telemetry::progress(format!("making the tests' template database ({})", recipe.words()));
+        let _progress = telemetry::progress(format!("making {}", recipe.words()));
         let empty = recipe.empty(&dir, rebuild).await?;
         recipe.make(&empty, &image).await?;
         sweep(&dir);
@@ -215,12 +215,14 @@ impl Recipe {
 
     fn words(&self) -> String {
         let migrations = match &self.migrations {
+            // As a backup is restored into when it is verified.
+            MigrationRun::None if self.seeds.is_empty() => return "a throwaway server's empty database".to_owned(),
             MigrationRun::None => "no migrations".to_owned(),
             MigrationRun::SeaOrm => "the built-in migrations".to_owned(),
-            MigrationRun::Command(words) => words.join(" "),
+            MigrationRun::Command(words) => in_one_line(words),
         };
         let seeds: String = self.seeds.iter().map(|seed| format!(", {seed}")).collect();
-        format!("{migrations}{seeds}")
+        format!("the tests' template database ({migrations}{seeds})")
     }
 
     /// The image of an empty cluster.

@@ -55,6 +55,8 @@ fn level(service: &str, line: &str) -> Level {
         line.trim_start_matches(['[', ' ']).split([':', ' ', ']']).next()
     };
     match severity {
+        // Somebody's wish, and at a stop Tandem's own: the sessions that it ends are told so by the server.
+        Some("FATAL") if line.ends_with("terminating connection due to administrator command") => Level::INFO,
         Some("ERROR" | "FATAL" | "PANIC" | "CRITICAL") => Level::ERROR,
         Some("WARNING" | "WARN") => Level::WARN,
         Some("DEBUG" | "DEBUG1" | "DEBUG2" | "DEBUG3" | "DEBUG4" | "DEBUG5") => Level::DEBUG,
@@ -74,6 +76,7 @@ mod tests {
             ("postgres", "[7] app@db WARNING:  there is no transaction", Level::WARN),
             ("postgres", "ERROR:  relation \"x\" does not exist at character 15", Level::ERROR),
             ("postgres", "[7] FATAL:  the database system is starting up", Level::ERROR),
+            ("postgres", "[7] a@b FATAL:  terminating connection due to administrator command", Level::INFO),
             ("postgres", "PANIC:  could not write", Level::ERROR),
             ("postgres", "DEBUG2:  checkpointer", Level::DEBUG),
             ("postgres", "HINT:  Is another postmaster running?", Level::INFO),

@@ -10,7 +10,7 @@ use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::server::binaries;
 use crate::common::skip::skip;
-use crate::common::small_disk::{on_a_small_disk, once_a_server_runs_in};
+use crate::common::small_disk::{on_a_small_disk, while_a_server_stands_still_in};
 use crate::common::tandem::{self, Tandem, still_lives, wait_for};
 use ::tandem::process::identity;
 use nix::sys::signal::{Signal, kill};
@@ -193,7 +193,7 @@ fn a_disk_that_fills_during_a_restore_to_a_moment_leaves_the_data_as_it_was() {
     let mut tandem = Tandem::up(&project);
     sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000000) AS n");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
-    let fill = once_a_server_runs_in("postgres/.restoring");
+    let fill = while_a_server_stands_still_in("postgres/.restoring");
     let Some(refused) = on_a_small_disk(&project, "900m", &fill, &["restore", "--to-end", "--yes"]) else { return };
     refused.expect(73, &["No space left on device"]);
     assert!(restoring(&project).is_empty(), "{:?}", restoring(&project));

@@ -14,6 +14,8 @@ use super::refusal::names;
 use super::tandem::{LIMIT, pause};
 
 const MEMORY: &str = "/dev/shm";
+/// Where throwaway servers live, one directory for each user.
+const PLACE: &str = "tandem-test-";
 /// System V's segments (proc_sysvipc_shm(5)).
 const SEGMENTS: &str = "/proc/sysvipc/shm";
 
@@ -40,8 +42,7 @@ fn at_the_end() {
 }
 
 extern "C" fn remove() {
-    let place = format!("tandem-test-{}", Uid::effective());
-    let places = Path::new(MEMORY).join(&place);
+    let places = Path::new(MEMORY).join(format!("{PLACE}{}", Uid::effective()));
     let begun = Instant::now();
     // A janitor outlives its run for a moment.
     let busy = |name: &String| ["run-", "making-", "gone-"].iter().any(|prefix| name.starts_with(prefix));
@@ -51,7 +52,8 @@ extern "C" fn remove() {
     let new = names(Path::new(MEMORY)).into_iter().filter(|name| !BEFORE.shared.contains(name));
     for name in new {
         let path = Path::new(MEMORY).join(&name);
-        if name == place {
+        // Those of other users too, as whom root runs some tests.
+        if name.starts_with(PLACE) {
             let _ = fs::remove_dir_all(path);
         } else if (name.starts_with("PostgreSQL.") || name.starts_with("sem.mp-")) && !is_mapped(&path) {
             let _ = fs::remove_file(path);

@@ -39,15 +39,27 @@ pub fn on_a_small_disk(project: &Project, size: &str, fill: &str, args: &[&str])
     Some(refused)
 }
 
-/// For [`on_a_small_disk`]: fill it as soon as a server runs in a directory that `name` begins with; it and the command stand
-/// still meanwhile.
+/// For [`on_a_small_disk`]: fill it as soon as a server runs in a directory that `name` begins with.
 pub fn once_a_server_runs_in(name: &str) -> String {
+    filled_when(name, "", "")
+}
+
+/// As [`once_a_server_runs_in`], while the server and the command stand still: for work that may be done before the disk is
+/// full.
+pub fn while_a_server_stands_still_in(name: &str) -> String {
+    let halt = "server=$(head -n 1 \"$found\")
+        halt() { kill -$1 $server $command || true; pkill -$1 -P $server || true; }
+        halt STOP";
+    filled_when(name, halt, "halt CONT")
+}
+
+fn filled_when(name: &str, before: &str, after: &str) -> String {
     format!(
         "\"$@\" & command=$!
          until found=$(find \"$small\" -path \"$small/{name}*/postmaster.pid\" -size +0 | grep .); do kill -0 $command; done
-         server=$(head -n 1 \"$found\"); halt() {{ kill -$1 $server $command || true; pkill -$1 -P $server || true; }}; halt STOP
+         {before}
          dd if=/dev/zero of=\"$small\"/filler bs=64k 2>/dev/null || true
-         halt CONT
+         {after}
          set +e; wait $command; code=$?"
     )
 }
