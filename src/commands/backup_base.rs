@@ -23,7 +23,7 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
     let settings = open::settings(common, Vec::new())?;
     let home = Home::resolve(&settings)?;
     check(&settings)?;
-    let Some(port) = server::running_port(&home.data) else {
+    let Some(port) = server::own_running_port(&home) else {
         let text = "no server runs, and a base backup is made of a running one: start it with `tandem up`";
         return Err(Failure::new(Code::Temporary, text).into());
     };

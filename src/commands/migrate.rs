@@ -25,7 +25,7 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
         return Ok(Code::Stopped);
     }
     let home = Home::resolve(&settings)?;
-    let running = settings.postgres.mode == PostgresMode::Attach || server::running_port(&home.data).is_some();
+    let running = settings.postgres.mode == PostgresMode::Attach || server::own_running_port(&home).is_some();
     if running {
         let url = open::url(&settings, &home)?;
         act(&settings, &home, &url, command).await?;

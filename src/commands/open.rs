@@ -141,7 +141,7 @@ where
     }
     home.prepare()?;
     // What is written of a server says nothing once its Tandem was killed: whether one runs, the lock tells.
-    let _lock = match (StateLock::take(&home, command), server::running_port(&home.data)) {
+    let _lock = match (StateLock::take(&home, command), server::own_running_port(&home)) {
         (Ok(lock), _) => lock,
         (Err(_), Some(port)) => {
             work(database(settings, home, Some(port)).await?).await?;

@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -43,6 +44,7 @@ impl StateLock {
                 let host = nix::unistd::gethostname().unwrap_or_default();
                 let (pid, host) = (std::process::id(), host.display());
                 write!(file, "pid {pid} on host {host}, `{command}`, since {now}").context("write the lock")?;
+                hold_data(&home.data)?;
                 Ok(Self { _file: file })
             }
             Err((mut file, Errno::EWOULDBLOCK)) => {
@@ -71,32 +73,42 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Holds a data directory until dropped.
-#[derive(Debug)]
-pub struct DataLock {
-    _directory: Option<Flock<File>>,
-}
+/// The data directories that this process holds, by device and inode, for as long as it lives.
+static HELD: Mutex<Vec<(u64, u64, Flock<File>)>> = Mutex::new(Vec::new());
 
-impl DataLock {
-    /// Take the lock of the data directory `data`.
-    ///
-    /// # Errors
-    /// [`Failure`] with [`Code::CannotCreate`] when another Tandem holds it.
-    pub fn take(data: &Path) -> anyhow::Result<Self> {
-        let directory = File::open(data).with_context(|| format!("open {}", data.display()))?;
-        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(directory) => Ok(Self { _directory: Some(directory) }),
-            Err((_, Errno::EWOULDBLOCK)) => {
-                let what =
-                    "another tandem runs a server in this directory, with another state directory or in a container";
-                let text = format!("{}: {what}; stop it first, two servers would destroy the data", data.display());
-                Err(Failure::new(Code::CannotCreate, text).into())
-            }
-            // Network file systems lock no directories. What else there is against a second server holds there too.
-            Err((_, error)) => {
-                tracing::debug!(%error, "lock {}", data.display());
-                Ok(Self { _directory: None })
-            }
+/// Hold the data directory `data`, if there is one, until this process ends: before anything in it is changed or ended.
+///
+/// # Errors
+/// [`Failure`] with [`Code::CannotCreate`] when another Tandem holds it.
+pub fn hold_data(data: &Path) -> anyhow::Result<()> {
+    let directory = match File::open(data) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // What it is instead, or whose, is told where it is looked into.
+        Err(error) => {
+            tracing::debug!(%error, "open {}", data.display());
+            return Ok(());
+        }
+    };
+    let meta = directory.metadata().with_context(|| format!("look at {}", data.display()))?;
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.iter().any(|&(device, inode, _)| (device, inode) == (meta.dev(), meta.ino())) {
+        return Ok(());
+    }
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+        Ok(directory) => {
+            held.push((meta.dev(), meta.ino(), directory));
+            Ok(())
+        }
+        Err((_, Errno::EWOULDBLOCK)) => {
+            let what = "another tandem runs a server in this directory, with another state directory or in a container";
+            let text = format!("{}: {what}; stop it first, two servers would destroy the data", data.display());
+            Err(Failure::new(Code::CannotCreate, text).into())
+        }
+        // Network file systems lock no directories. What else there is against a second server holds there too.
+        Err((_, error)) => {
+            tracing::debug!(%error, "lock {}", data.display());
+            Ok(())
         }
     }
 }
@@ -124,15 +136,20 @@ mod tests {
         StateLock::take(&home, "tandem migrate").unwrap();
         assert_eq!(mode(), 0o600);
     }
+
     #[test]
     fn a_data_directory_has_one_holder_by_whatever_path() {
         let temp = tempfile::tempdir().unwrap();
         let (data, link) = (temp.path().join("data"), temp.path().join("link"));
+        hold_data(&data).unwrap();
         std::fs::create_dir(&data).unwrap();
         std::os::unix::fs::symlink(&data, &link).unwrap();
-        let first = DataLock::take(&data).unwrap();
-        assert_eq!(code_of(&DataLock::take(&link).unwrap_err()), Code::CannotCreate);
-        drop(first);
-        DataLock::take(&link).unwrap();
+        // As another process: an opening of its own.
+        let other = Flock::lock(File::open(&link).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        assert_eq!(code_of(&hold_data(&data).unwrap_err()), Code::CannotCreate);
+        drop(other);
+        hold_data(&data).unwrap();
+        hold_data(&link).unwrap();
+        assert!(Flock::lock(File::open(&link).unwrap(), FlockArg::LockExclusiveNonblock).is_err());
     }
 }

@@ -80,6 +80,14 @@ pub fn running_port(data: &Path) -> Option<u16> {
     text.lines().nth(3)?.trim().parse().ok()
 }
 
+/// As [`running_port`], of a server that `home` reaches: one that another state directory, or somebody else, runs on the same
+/// data has its socket elsewhere (line 5).
+pub fn own_running_port(home: &Home) -> Option<u16> {
+    let text = fs::read_to_string(home.data.join("postmaster.pid")).ok()?;
+    let own = text.lines().nth(4).is_some_and(|dir| Path::new(dir.trim_end()) == home.socket_dir);
+    if own { running_port(&home.data) } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,11 +12,10 @@ use tokio::time::sleep;
 
 use super::binaries::Installation;
 use super::home::Home;
-use super::lock::DataLock;
 use super::probe::{Probe, Sample};
 use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
-use super::{conf, full, provision, server, stale};
+use super::{conf, full, lock, provision, server, stale};
 use crate::config::Postgres as Settings;
 use crate::exit::{Code, Failure, code_of, in_words, is_disk_full, what_the_server_said};
 use crate::health::picture::Fault;
@@ -50,6 +49,8 @@ pub struct Launch {
     pub url: DatabaseUrl,
     pub stocked: Rc<Cell<Stocked>>,
     pub settings: Settings,
+    /// Whether a full disk is waited for. A command with one job ends instead, and lets go of the lock.
+    pub waits_for_room: bool,
     pub samples: watch::Sender<Reading>,
 }
 
@@ -156,8 +157,9 @@ impl Shared {
             return Err(full::StillFull.into());
         }
         let installation = self.launch.installation.borrow().clone().context("no PostgreSQL was installed")?;
+        // Before anything is ended: the directory may be another one than at the start, after a restore.
+        lock::hold_data(&home.data)?;
         let environment = stale::clear(home).await?;
-        let _lock = DataLock::take(&home.data)?;
         let command = server::command(home, &installation, &environment);
         let lines = self.tail.count();
         // SIGINT is the fast shutdown: should Tandem be killed, the server stops cleanly and needs no recovery.
@@ -201,6 +203,12 @@ impl Shared {
     /// What the last `lines` of a server mean for the next one; `answered` says that this one had been in use.
     async fn why(&self, lines: &[String], answered: bool) -> Ending {
         let home = &self.launch.home;
+        if lines::tell_of_a_full_disk(lines) && !self.launch.waits_for_room {
+            let data = home.data.display();
+            let why = format!("the disk is full, and PostgreSQL cannot start in {data}: make room, and try again");
+            self.lasting.replace(Some(Lasting { code: Code::CannotCreate, why }));
+            return Ending::Ended;
+        }
         if lines::tell_of_a_full_disk(lines) {
             let there = self.full.begin(&home.data).await;
             self.show(Fault::Full(there.free));

@@ -78,6 +78,7 @@ impl Sidecar {
                 url: context.url.clone(),
                 stocked: context.database.clone(),
                 settings: settings.postgres.clone(),
+                waits_for_room: matches!(goal, Goal::Serve),
                 samples: samples.clone(),
             },
             Reporter::new(POSTGRES, events.clone()),

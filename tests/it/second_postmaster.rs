@@ -1,6 +1,7 @@
 //! A second server on the data directory of a project, in another namespace as a container with the same volume has it: it is
 //! seen and refused, and never ended.
 
+use std::fs;
 use std::process::Command;
 
 use crate::common::plain::Plain;
@@ -63,6 +64,25 @@ async fn a_server_of_another_container_is_refused_and_lives_on() {
     // It is gone, and what it left does not stop a start.
     drop(theirs);
     let mut tandem = Tandem::up(&project);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
+fn a_second_state_directory_with_the_same_data_is_refused_before_anything_is_touched() {
+    let project = Project::app_with("plain:app", LINES);
+    let mut tandem = Tandem::up(&project);
+    let other = Project::app_with("plain:app", LINES);
+    fs::create_dir_all(other.data().parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(project.data(), other.data()).unwrap();
+    let conf = || fs::read_to_string(project.data().join("postgresql.conf")).unwrap();
+    let before = (tandem.postmaster(&project), conf());
+    let said = ["another tandem runs a server in this directory", "would destroy the data"];
+    refusal::up(&other).expect(73, &said);
+    for args in [&["restore", "--to-end", "--yes"][..], &["backup"], &["migrate", "up"]] {
+        refusal::run(&other, args).expect(73, &said);
+    }
+    assert_eq!((tandem.postmaster(&project), conf()), before);
+    assert_eq!(tandem.ready(), Some(true));
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
