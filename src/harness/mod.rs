@@ -44,6 +44,7 @@ mod image;
 mod integresql;
 mod janitor;
 mod key;
+mod leads;
 mod library;
 mod place;
 mod plugin;

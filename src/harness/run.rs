@@ -11,7 +11,7 @@ use super::cluster::{Cluster, Wish};
 use super::guard::Guard;
 use super::stack::Stack;
 use super::template::Recipe;
-use super::{client, desk, integresql, plugin};
+use super::{client, desk, integresql, leads, plugin};
 use crate::config::{MigrationRun, Settings};
 use crate::control;
 use crate::exit::{Code, Failure};
@@ -68,6 +68,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     let guard = Guard::start(&job.settings)?;
     let prepared = async {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
+        leads::refuse(&recipe)?;
         let lasting = job.keep != Keep::Never;
         let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting }).await?;
         let stage = stage(&job, &recipe, &cluster).await?;

@@ -2,7 +2,7 @@
 //!
 //! A PostgreSQL process works in its data directory (its cwd), and nothing else has that directory as its cwd: by this
 //! mark they are found, whatever path the directory has in their mount namespace. A server of another pid namespace, such
-//! as a container with the same volume, is refused and never touched. Callers hold the [`super::lock::StateLock`], so no
+//! as a container with the same volume, is refused and never touched. Callers hold the [`super::lock::StateLock`] and the data directory, so no
 //! other Tandem runs a server here.
 
 use std::fs;

@@ -170,3 +170,25 @@ fn migrations_that_leave_the_template_empty_are_an_error_that_says_what_was_read
     said(tandem::run(&project, &["psql", "-XAtc", "SELECT count(*) FROM made"])).expect(0, &["0\n"]);
     assert_eq!(tandem.stop(), 0);
 }
+
+#[test]
+fn a_variable_that_leads_to_the_live_database_is_refused_before_anything_runs() {
+    let live = Live::new("migrations.run = 'none'");
+    let port = live.project.postgres.to_string();
+    let address = format!("127.0.0.1:{port}");
+    let ran = live.project.dir().join("ran");
+    // A session of a millisecond has emptied a table before it is seen.
+    for (name, value) in [("DB_PORT", &port), ("DATABASE__ADDRESS", &address)] {
+        let run = live.test(&[(name, value)], &["--", "touch", "ran"]);
+        run.expect(78, &[name, "this project's own live database", "${PGPORT}", "[workers.env]"]);
+    }
+    live.project.write(".env", &format!("DB_HOST=localhost\nDB_PORT={port}\n"));
+    live.test(&[], &["--", "touch", "ran"]).expect(78, &["DB_PORT would lead the tests to"]);
+    live.test(&[], &["--migrations", "touch ran", "--", "true"]).expect(78, &["DB_PORT would lead the tests to"]);
+    assert!(!ran.exists());
+    // Mapped, or taken away, it leads nowhere.
+    live.test(&[], &["--set", "workers.env.DB_PORT=${PGPORT}", "--", "sh", "-c", "[ $DB_PORT = $PGPORT ]"])
+        .expect(0, &[]);
+    live.test(&[("DB_PORT", "")], &["--", "true"]).expect(0, &[]);
+    live.end();
+}
