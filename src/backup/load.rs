@@ -127,7 +127,7 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
     match load.format {
         Format::Plain => plain(reach, load, database, progress).await,
         Format::Custom | Format::Directory => {
-            let command = reach.writer("pg_restore", database).args(["--exit-on-error", "--no-password"]);
+            let command = reach.pg_restore(database).await?.args(["--exit-on-error", "--no-password"]);
             let command = match load.format {
                 Format::Directory => command.arg(format!("--jobs={JOBS}")),
                 _ => command.arg("--single-transaction"),
@@ -140,12 +140,15 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
 }
 
 async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) -> anyhow::Result<()> {
-    let command = reach.writer("psql", database).args([
+    // As statements, and not as options of the connection: poolers refuse those.
+    let command = reach.client("psql", database).args([
         "--no-psqlrc",
         "--quiet",
         "--no-password",
         "--single-transaction",
         "--set=ON_ERROR_STOP=1",
+        "--command=SET TRANSACTION READ WRITE",
+        "--command=SET statement_timeout = 0",
         "--file=-",
     ]);
     let (psql, stdin) = Streaming::writing(&command)?;

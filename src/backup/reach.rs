@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use sea_orm::sqlx::{ConnectOptions, PgConnection};
+use sea_orm::sqlx::{ConnectOptions, Connection, PgConnection, Row, raw_sql};
 
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::binaries::Installation;
@@ -107,14 +107,26 @@ impl Reach {
         self.program(tool).arg(format!("--dbname=dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'")))
     }
 
-    /// As [`Self::client`], for a program that writes: whatever the server says of transactions, these may.
-    pub fn writer(&self, tool: &str, database: &str) -> CommandLine {
+    /// pg_restore, which writes into `database` even where transactions are read-only by default. It cannot be told to set
+    /// that itself, so it asks as it connects; a pooler refuses such connections, so only where it must.
+    ///
+    /// # Errors
+    /// As [`Self::session`].
+    pub async fn pg_restore(&self, database: &str) -> anyhow::Result<CommandLine> {
+        let command = self.client("pg_restore", database);
+        let mut session = self.session(database).await?;
+        let row = raw_sql("SHOW default_transaction_read_only").fetch_one(&mut session).await;
+        let read_only: String = row.and_then(|row| row.try_get(0)).context("ask whether transactions are read-only")?;
+        session.close().await.context("close the connection to PostgreSQL")?;
+        if read_only == "off" {
+            return Ok(command);
+        }
         let given = match &self.way {
             Way::Socket { .. } => "",
             Way::Url(url) => url.parameter("options").unwrap_or_default(),
         };
-        let options = format!("{given} -c default_transaction_read_only=off -c statement_timeout=0");
-        self.client(tool, database).env("PGOPTIONS", options.trim_start())
+        let options = format!("{given} -c default_transaction_read_only=off");
+        Ok(command.env("PGOPTIONS", options.trim_start()))
     }
 
     /// A program of PostgreSQL's that gets in where its arguments do not say otherwise.

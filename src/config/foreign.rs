@@ -8,6 +8,7 @@ use super::keys;
 use super::layers::{Entry, Layer};
 use super::problem::{Origin, Problems};
 use super::settings::{PostgresMode, Settings};
+use super::text;
 use super::value::Raw;
 use super::values::Values;
 
@@ -77,7 +78,7 @@ pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut
             continue;
         }
         let path = base.join(path);
-        match std::fs::read_to_string(&path) {
+        match text::read(&path) {
             Ok(text) => entry(Layer::Environment, key, text.trim_end_matches(['\n', '\r']).to_owned(), name),
             Err(error) => problems.add(&origin, format!("{name}: cannot read {}: {error}", path.display()), None),
         }
@@ -157,5 +158,16 @@ mod tests {
         assert_eq!((scripts(dir.path()), scripts(&dir.path().join("none"))), (None, None));
         std::fs::write(dir.path().join("1.sql"), "").unwrap();
         assert!(scripts(dir.path()).unwrap().contains("migrations.run"));
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_writes_into_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("user");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let variables = BTreeMap::from([("POSTGRES_USER_FILE".to_owned(), pipe.display().to_string())]);
+        let mut problems = Problems::default();
+        assert!(entries(&variables, dir.path(), &mut problems).is_empty());
+        assert!(format!("{problems:?}").contains("nothing came out of it"), "{problems:?}");
     }
 }

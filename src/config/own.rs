@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::layers::{Entry, Merged};
 use super::problem::Problems;
+use super::text;
 use super::value::Raw;
 use crate::plan::{DatabaseUrl, Secret};
 
@@ -22,7 +24,12 @@ pub fn settle(merged: &mut Merged, directory: &Path, problems: &mut Problems, no
     let Some(url) = entry.raw.as_text().and_then(|text| DatabaseUrl::parse(text).ok()) else { return };
     let mode = merged.get("postgres.mode").cloned();
     let word = mode.as_ref().and_then(|mode| mode.raw.as_text()).unwrap_or("auto");
-    if word == "managed" || !states(merged, directory).iter().any(|state| is_own(&url, state, merged)) {
+    // Who asks to attach is only contradicted by proof: the same words may describe another server.
+    let is_own = |state: &PathBuf| match proof(&url, state) {
+        Some(proven) => proven,
+        None => word != "attach" && is_described(&url, merged),
+    };
+    if word == "managed" || !states(merged, directory).iter().any(|state| may_be_in(&url, state) && is_own(state)) {
         return;
     }
     let name = entry.origin.name_of("postgres.url");
@@ -53,36 +60,67 @@ fn states(merged: &Merged, directory: &Path) -> Vec<PathBuf> {
     [beside].into_iter().chain(moved).filter(|state| state.join("postgres/16").exists()).collect()
 }
 
-/// Whether `url` leads to the cluster in `state`: by the password that Tandem made, by the port of the server that runs,
-/// or by all that the configuration gives.
-fn is_own(url: &DatabaseUrl, state: &Path, merged: &Merged) -> bool {
+/// Whether the host of `url` is this machine, or a socket below `state`.
+fn may_be_in(url: &DatabaseUrl, state: &Path) -> bool {
     let here = url.host == "localhost" || url.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    if !here && !Path::new(&url.host).starts_with(state) {
-        return false;
-    }
+    here || Path::new(&url.host).starts_with(state)
+}
+
+/// Whether `url` leads to the cluster in `state`, where that is certain: by the password that Tandem made, or by the port
+/// of the cluster's server that runs.
+fn proof(url: &DatabaseUrl, state: &Path) -> Option<bool> {
+    let made = text::read(&state.join("run/password")).unwrap_or_default();
     let password = url.password.as_ref().map(Secret::expose);
-    let made = fs::read_to_string(state.join("run/password")).unwrap_or_default();
     if !made.trim().is_empty() && password == Some(made.trim()) {
-        return true;
+        return Some(true);
     }
-    let port = url.port.to_string();
-    if let Some(running) = running_port(&state.join("postgres/16")) {
-        return running == port;
-    }
+    running_port(&state.join("postgres/16")).map(|running| running == url.port)
+}
+
+/// Whether the configuration gives all that `url` says. The port must be written: any other local server may have the
+/// same role, password and database, as both take them from one `.env`.
+fn is_described(url: &DatabaseUrl, merged: &Merged) -> bool {
     let written = |key: &str| merged.get(key).and_then(|entry| entry.raw.to_plain());
-    written("postgres.port").is_none_or(|written| written == port)
+    let password = url.password.as_ref().map(Secret::expose);
+    written("postgres.port").is_some_and(|written| written == url.port.to_string())
         && written("postgres.password").is_some_and(|written| Some(written.as_str()) == password)
         && written("postgres.user").as_deref().unwrap_or("app") == url.user
         && written("postgres.database").as_deref().unwrap_or("app") == url.database
 }
 
-/// The port in the lock file of a server that is alive.
-fn running_port(data: &Path) -> Option<String> {
-    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let mut lines = text.lines();
-    let pid = lines.next()?.trim();
-    let is_alive =
-        fs::read_to_string(Path::new("/proc").join(pid).join("comm")).is_ok_and(|name| name.trim() == "postgres");
-    let port = lines.nth(2)?.trim().to_owned();
-    is_alive.then_some(port)
+/// The port in the lock file of the server that works in `data`. The file outlives a crash, and its pid may belong to
+/// another server by then: PostgreSQL's processes have their own data directory as their working directory.
+fn running_port(data: &Path) -> Option<u16> {
+    let text = text::read(&data.join("postmaster.pid")).ok()?;
+    let mut lines = text.lines().map(str::trim);
+    let process = Path::new("/proc").join(lines.next()?.parse::<u32>().ok()?.to_string());
+    let port = lines.nth(2)?.parse().ok()?;
+    // Its name comes first: the directory of some other process may be on a disk that hangs.
+    if fs::read_to_string(process.join("comm")).ok()?.trim() != "postgres" {
+        return None;
+    }
+    let (works_in, data) = (fs::metadata(process.join("cwd")).ok()?, fs::metadata(data).ok()?);
+    ((works_in.dev(), works_in.ino()) == (data.dev(), data.ino())).then_some(port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_file_of_a_dead_server_proves_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let data = state.path().join("postgres/16");
+        fs::create_dir_all(&data).unwrap();
+        let url = DatabaseUrl::parse("postgresql://app:pw@localhost:28832/app").unwrap();
+        assert!(may_be_in(&url, state.path()));
+        assert_eq!(proof(&url, state.path()), None);
+        // A pid that was given again, to a process that works elsewhere.
+        let pid = std::process::id();
+        fs::write(data.join("postmaster.pid"), format!("{pid}\n{}\n0\n28832\n", data.display())).unwrap();
+        assert_eq!(proof(&url, state.path()), None);
+        fs::create_dir(state.path().join("run")).unwrap();
+        fs::write(state.path().join("run/password"), "pw\n").unwrap();
+        assert_eq!(proof(&url, state.path()), Some(true));
+    }
 }

@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long whoever holds the other end of a named pipe may take: secret stores offer a `.env` in that way.
+/// How long whoever holds the other end of a named pipe may take: secret stores offer a `.env` in that way. For a terminal
+/// and other devices too.
 const PIPE_LIMIT: Duration = Duration::from_secs(2);
 /// No configuration is as large; a device that never ends is.
 const BYTES_MAX: usize = 4 << 20;
@@ -19,15 +20,21 @@ const BYTES_MAX: usize = 4 << 20;
 /// The text of `path`.
 ///
 /// # Errors
-/// It cannot be opened or read, nobody writes into the pipe that it is, or it is no text in UTF-8.
+/// It cannot be opened or read, nothing comes out of the pipe or device that it is, or it is no text in UTF-8.
 pub fn read(path: &Path) -> io::Result<String> {
     // To open a pipe would wait until somebody opens its other end.
-    let mut file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let is_pipe = file.metadata()?.file_type().is_fifo();
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    let kind = file.metadata()?.file_type();
+    let slow = || {
+        let what = if kind.is_fifo() { "a pipe" } else { "no regular file" };
+        io::Error::other(format!("it is {what}, and nothing came out of it for {PIPE_LIMIT:?}"))
+    };
     let (mut bytes, mut buffer, began) = (Vec::new(), vec![0; 64 * 1024], Instant::now());
     loop {
-        if is_pipe && !is_readable(&file, PIPE_LIMIT.saturating_sub(began.elapsed()))? {
-            return Err(io::Error::other(format!("it is a pipe, and nothing came out of it for {PIPE_LIMIT:?}")));
+        // A terminal that nobody types at answers EAGAIN for ever.
+        if !kind.is_file() && !is_readable(&file, PIPE_LIMIT.saturating_sub(began.elapsed()))? {
+            return Err(slow());
         }
         match file.read(&mut buffer) {
             Ok(0) => break,
@@ -35,7 +42,9 @@ pub fn read(path: &Path) -> io::Result<String> {
                 return Err(io::Error::other(format!("it is larger than {} MB", BYTES_MAX >> 20)));
             }
             Ok(count) => bytes.extend_from_slice(&buffer[..count]),
-            Err(error) if error.kind() == ErrorKind::WouldBlock || error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && began.elapsed() < PIPE_LIMIT => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(slow()),
             Err(error) => return Err(error),
         }
     }
@@ -49,7 +58,7 @@ pub fn read(path: &Path) -> io::Result<String> {
     })
 }
 
-/// Whether something, or its end, comes out of `pipe` within `limit`. One that nobody has opened for writing yet has no end.
+/// Whether something, or its end, comes out of `pipe` (or a device) within `limit`. One that nobody has opened for writing yet has no end.
 fn is_readable(pipe: &File, limit: Duration) -> io::Result<bool> {
     let mut watched = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
     let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
@@ -88,5 +97,12 @@ mod tests {
         });
         assert_eq!(read(&pipe).unwrap(), "A=1");
         writing.join().unwrap();
+    }
+
+    #[test]
+    fn a_terminal_that_nobody_types_at_is_not_waited_for_for_ever() {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let name = nix::unistd::ttyname(&terminal.slave).unwrap();
+        assert!(read(&name).unwrap_err().to_string().contains("no regular file, and nothing came out of it"));
     }
 }

@@ -6,15 +6,17 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::num::NonZero;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, chown, fchown};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, bail, ensure};
+use nix::fcntl::OFlag;
 use tempfile::NamedTempFile;
 
 use crate::plan::Identity;
 use crate::postgres::data::THROWAWAY_MARKER;
+use crate::postgres::open_itself;
 
 /// More threads than this wait for one another in the file system.
 const THREADS_MAX: usize = 4;
@@ -140,8 +142,9 @@ fn index(file: &File) -> anyhow::Result<Index> {
 
 fn make_dir(dir: &Path, owner: Option<&Identity>) -> io::Result<()> {
     fs::create_dir(dir)?;
-    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-    owner.map_or(Ok(()), |owner| chown(dir, Some(owner.uid), Some(owner.gid)))
+    let made = open_itself(dir, OFlag::O_DIRECTORY)?;
+    made.set_permissions(Permissions::from_mode(0o700))?;
+    owner.map_or(Ok(()), |owner| fchown(&made, Some(owner.uid), Some(owner.gid)))
 }
 
 fn copy(image: &File, member: &Member, to: &Path, owner: Option<&Identity>, chunk: &mut [u8]) -> io::Result<()> {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::Uid;
 use tokio::time::{Instant, sleep};
 
@@ -25,7 +25,7 @@ use super::remains;
 use crate::config::temp_dir;
 use crate::exit::{Code, Failure};
 use crate::install;
-use crate::postgres::free_bytes;
+use crate::postgres::{free_bytes, open_itself};
 use crate::process::identity;
 
 /// A file system in the machine's memory.
@@ -170,7 +170,10 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
     }
     match fs::create_dir(&base) {
         // As root, the server's user passes through.
-        Ok(()) => fs::set_permissions(&base, Permissions::from_mode(if uid.is_root() { 0o711 } else { 0o700 }))?,
+        Ok(()) => {
+            let mode = if uid.is_root() { 0o711 } else { 0o700 };
+            open_itself(&base, OFlag::O_DIRECTORY)?.set_permissions(Permissions::from_mode(mode))?;
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => {
             let refused = identity::refused(&base, &error);
@@ -178,11 +181,15 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
             bail!(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message)));
         }
     }
-    let meta = base.symlink_metadata().with_context(|| format!("look at {}", base.display()))?;
+    let looking = || format!("look at {}", base.display());
+    let meta = base.symlink_metadata().with_context(looking)?;
     let (ours, mode) = (meta.is_dir() && meta.uid() == uid.as_raw(), meta.permissions().mode());
     // Kubernetes opens a volume to its `fsGroup` each time it mounts it.
     if ours && mode & 0o022 == 0o020 {
-        fs::set_permissions(&base, Permissions::from_mode(mode & 0o711))?;
+        let opened = open_itself(&base, OFlag::O_DIRECTORY).with_context(looking)?;
+        if opened.metadata().with_context(looking)?.uid() == uid.as_raw() {
+            opened.set_permissions(Permissions::from_mode(mode & 0o711))?;
+        }
     } else if !ours || mode & 0o022 != 0 {
         let message = format!("{} is not ours alone: remove it, or set test.dir to another place", base.display());
         bail!(Failure::new(Code::CannotCreate, message));

@@ -142,7 +142,9 @@ impl DatabaseUrl {
         // A socket's directory goes into the query: Alembic's configuration chokes on the `%` that a path has elsewhere.
         let (server, mut query) = match host {
             host if host.starts_with('/') => (String::new(), vec![("host", host.clone()), ("port", port.to_string())]),
-            host if host.contains(':') => (format!("[{host}]:{port}"), Vec::new()),
+            // The zone of a link-local address stands behind a `%`, which a URL encodes. SQLAlchemy takes it as it is.
+            host if host.contains(':') && self.names_driver() => (format!("[{host}]:{port}"), Vec::new()),
+            host if host.contains(':') => (format!("[{}]:{port}", host.replace('%', "%25")), Vec::new()),
             host => (format!("{host}:{port}"), Vec::new()),
         };
         let asyncpg = is_asyncpg(&self.scheme);

@@ -6,6 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use anyhow::Context;
+use nix::fcntl::OFlag;
 
 use crate::plan::Identity;
 
@@ -38,6 +39,17 @@ fn replace(path: &Path, text: &str, mode: u32, owner: Option<&Identity>) -> io::
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// `path` itself, to change its mode or owner: no link at that name is followed, not even one that was put there since
+/// somebody looked. `kind` may ask for more of it, such as `O_DIRECTORY`.
+///
+/// # Errors
+/// It is a link, is not of that kind, or cannot be opened.
+pub fn open_itself(path: &Path, kind: OFlag) -> io::Result<File> {
+    // A pipe without a writer would be waited for.
+    let flags = kind | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
 /// Make the names in `dir` durable.

@@ -5,12 +5,15 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
+use super::files::open_itself;
 use super::{names, secret};
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
@@ -274,28 +277,41 @@ pub fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Resu
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => return Ok(()),
         Err(error) => return Err(cannot(error)),
     }
-    // Only what was made here changes hands: an existing name could be somebody's link to elsewhere.
+    // Only what was made here changes hands: an existing name could be somebody's link to elsewhere, and so could this one
+    // be by now, where others may write beside it.
+    let made = open_itself(dir, OFlag::O_DIRECTORY).map_err(cannot)?;
     if let Some(owner) = owner {
-        chown(dir, Some(owner.uid), Some(owner.gid)).with_context(|| {
+        fchown(&made, Some(owner.uid), Some(owner.gid)).with_context(|| {
             let what = format!("cannot give directory {} to user {}", dir.display(), owner.name);
             let ways =
                 "root needs CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_SETUID and CAP_SETGID; or run Tandem as an ordinary user";
             Failure::new(Code::CannotCreate, format!("{what}: {ways}"))
         })?;
     }
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(cannot)
+    made.set_permissions(fs::Permissions::from_mode(mode)).map_err(cannot)
 }
 
 /// Set `path` to `mode` if it is `owner`'s and gives others more than `allowed`; the mode that it had then. What is
 /// missing, a link or somebody else's is left to whoever checks it.
 fn close(path: &Path, owner: u32, allowed: u32, mode: u32) -> io::Result<Option<u32>> {
+    let is_open = |meta: &fs::Metadata| meta.uid() == owner && meta.mode() & 0o7777 & !allowed != 0;
     let Ok(meta) = path.symlink_metadata() else { return Ok(None) };
-    let was = meta.mode() & 0o7777;
-    if meta.is_symlink() || meta.uid() != owner || was & !allowed == 0 {
+    if meta.is_symlink() || !is_open(&meta) {
         return Ok(None);
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    Ok(Some(was))
+    // Another user may own the directory that it is in, and put a link in its place meanwhile.
+    let file = match open_itself(path, OFlag::empty()) {
+        Err(error) if [Errno::ELOOP, Errno::ENOENT].map(|it| Some(it as i32)).contains(&error.raw_os_error()) => {
+            return Ok(None);
+        }
+        opened => opened?,
+    };
+    let meta = file.metadata()?;
+    if !is_open(&meta) {
+        return Ok(None);
+    }
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    Ok(Some(meta.mode() & 0o7777))
 }
 
 fn cannot_close(path: &Path) -> Failure {
@@ -378,10 +394,45 @@ mod tests {
         if identity::is_root() {
             fs::remove_file(&home.socket_dir).unwrap();
             fs::create_dir(&home.socket_dir).unwrap();
-            chown(&home.socket_dir, Some(12_345), None).unwrap();
+            std::os::unix::fs::chown(&home.socket_dir, Some(12_345), None).unwrap();
             let message = home.prepare().unwrap_err().to_string();
             assert!(message.contains("belongs to user id 12345") && message.contains("chown -R 0"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_link_that_takes_the_place_of_a_directory_meanwhile_is_not_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        let [name, link, victim] = ["run", "link", "victim"].map(|name| temp.path().join(name));
+        for dir in [&name, &victim] {
+            fs::create_dir(dir).unwrap();
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = nix::fcntl::renameat2(
+                        nix::fcntl::AT_FDCWD,
+                        &name,
+                        nix::fcntl::AT_FDCWD,
+                        &link,
+                        nix::fcntl::RenameFlags::RENAME_EXCHANGE,
+                    );
+                }
+            });
+            for _ in 0..20_000 {
+                if close(&name, own_uid(), 0o700, 0o700).unwrap().is_some() {
+                    for dir in [&name, &link].into_iter().filter(|path| !path.is_symlink()) {
+                        let _ = open_itself(dir, OFlag::O_DIRECTORY)
+                            .and_then(|dir| dir.set_permissions(fs::Permissions::from_mode(0o777)));
+                    }
+                }
+            }
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(victim.metadata().unwrap().mode() & 0o777, 0o777);
     }
 
     #[test]

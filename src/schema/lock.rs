@@ -4,7 +4,6 @@
 //! holder waits for in turn, and PostgreSQL does not see that as a deadlock. It lives on a connection of its own, since
 //! it belongs to a session and a pool gives no promise about those.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,6 +22,9 @@ pub(super) const APPLICATION_NAME: &str = "tandem-migrate";
 
 /// How often a session that only holds the lock says something.
 const KEPT_ALIVE: Duration = Duration::from_secs(20);
+
+/// How long the server may take to answer the session that holds the lock: it asks nothing that takes work.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a lock held by somebody else is tried again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -47,19 +49,7 @@ pub async fn locked<T>(
 ) -> anyhow::Result<T> {
     let session = connect::session(url, APPLICATION_NAME).await?;
     let mut lock = Lock::take(url, session, limit).await?;
-    let mut work = pin!(work);
-    let result = loop {
-        // Routers between two machines forget a connection that is silent for long.
-        match timeout(KEPT_ALIVE, &mut work).await {
-            Ok(result) => break result,
-            Err(_) => {
-                if let Err(error) = lock.check().await {
-                    tracing::warn!("{}; the migration goes on without it", in_words(&error));
-                    break work.await;
-                }
-            }
-        }
-    };
+    let result = lock.held_during(work).await;
     lock.release().await;
     result
 }
@@ -83,7 +73,9 @@ impl Lock {
         let mut announced = false;
         loop {
             let taken = query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut session);
-            if taken.await.context("take the migration lock")? {
+            let taken = timeout(ANSWER_LIMIT, taken).await;
+            let taken = taken.with_context(|| format!("take the migration lock: no answer within {ANSWER_LIMIT:?}"))?;
+            if taken.context("take the migration lock")? {
                 return Ok(Self { session });
             }
             if Instant::now() >= deadline {
@@ -108,17 +100,44 @@ impl Lock {
 
     /// Make sure that the lock is still held: the server may have restarted since.
     pub async fn check(&mut self) -> anyhow::Result<()> {
-        self.session.ping().await.context("keep the migration lock")
+        let answered = timeout(ANSWER_LIMIT, self.session.ping()).await;
+        let answered =
+            answered.with_context(|| format!("keep the migration lock: no answer within {ANSWER_LIMIT:?}"))?;
+        answered.context("keep the migration lock")
     }
 
     /// Let go of the lock at once.
     pub async fn release(mut self) {
-        let released = query_scalar::<_, bool>("SELECT pg_advisory_unlock($1)").bind(LOCK_KEY);
-        if let Err(error) = released.fetch_one(&mut self.session).await {
-            // Closing the connection has the same effect, a little later.
-            tracing::debug!("release the migration lock: {}", what_the_server_said(&error));
+        let release = async {
+            let released = query_scalar::<_, bool>("SELECT pg_advisory_unlock($1)").bind(LOCK_KEY);
+            if let Err(error) = released.fetch_one(&mut self.session).await {
+                // Closing the connection has the same effect, a little later.
+                tracing::debug!("release the migration lock: {}", what_the_server_said(&error));
+            }
+            let _closed = self.session.close().await;
+        };
+        if timeout(ANSWER_LIMIT, release).await.is_err() {
+            // The socket closes as the session is dropped.
+            tracing::debug!("release the migration lock: no answer within {ANSWER_LIMIT:?}");
         }
-        let _closed = self.session.close().await;
+    }
+
+    /// Do `work`, which has a limit of its own, and say something to the server now and then: routers between two machines
+    /// forget a connection that is silent for long. `work` goes on while the server does not answer.
+    async fn held_during<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let keep = async {
+            loop {
+                sleep(KEPT_ALIVE).await;
+                if let Err(error) = self.check().await {
+                    tracing::warn!("{}; the migration goes on without it", in_words(&error));
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            result = work => result,
+            () = keep => unreachable!("it has no end"),
+        }
     }
 }
 
@@ -128,5 +147,40 @@ async fn holder(session: &mut PgConnection) -> String {
         Ok(Some((pid, name, place))) => format!("{name} (server process {pid}, from {place})"),
         Ok(None) => "it ended just now".to_owned(),
         Err(error) => format!("who holds the lock is unknown ({})", what_the_server_said(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sea_orm::sqlx::ConnectOptions;
+    use sea_orm::sqlx::postgres::PgSslMode;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_server_that_hangs_holds_up_neither_the_work_nor_its_end() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Lets a session in (AuthenticationOk, ReadyForQuery), and says nothing more.
+        let server = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.read(&mut [0; 1024]).await.unwrap();
+            socket.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
+            socket
+        };
+        let options = connect::blank("app", APPLICATION_NAME).host("127.0.0.1").port(port).username("app");
+        let options = options.ssl_mode(PgSslMode::Disable);
+        let (_socket, session) = tokio::join!(server, options.connect());
+        let mut lock = Lock { session: session.unwrap() };
+        tokio::time::pause();
+        let begun = Instant::now();
+        let work = async {
+            sleep(KEPT_ALIVE + Duration::from_secs(1)).await;
+            Ok("ended")
+        };
+        assert_eq!(lock.held_during(work).await.unwrap(), "ended");
+        assert!(begun.elapsed() < KEPT_ALIVE + ANSWER_LIMIT, "{:?}", begun.elapsed());
+        assert!(lock.check().await.unwrap_err().to_string().contains("no answer within"));
+        lock.release().await;
     }
 }

@@ -160,6 +160,13 @@ async fn a_pooler_in_transaction_mode_is_told_of_and_one_in_session_mode_is_used
     tandem.wait_ready();
     run_at(&ours, &through(port), &["migrate", "status"]).expect(0, &["applied  004"]);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    // It refuses options of the startup, which are not needed.
+    server.sql("postgres", &format!("ALTER ROLE {APP_ROLE} CREATEDB")).await;
+    for format in ["plain", "custom"] {
+        let chosen = format!("backup.format={format}");
+        run_at(&ours, &through(port), &["backup", "--set", &chosen]).expect(0, &[]);
+        run_at(&ours, &through(port), &["restore", "latest", "--yes", "--set", &chosen]).expect(0, &["now: 5 rows"]);
+    }
     // What is migrated already needs no lock.
     let (_transaction, port) = pooler(place.path(), url.port, "pw", "transaction");
     let mut tandem = start_at(&ours, &through(port));

@@ -48,6 +48,25 @@ fn an_address_that_is_this_projects_own_is_never_attached_to() {
 }
 
 #[test]
+fn another_local_server_with_the_same_credentials_is_attached_to() {
+    // What a run as managed left; the port is not written, so any port could be meant.
+    let project = Project::app_with("plain:app", BARE).without("postgres.port");
+    std::fs::create_dir_all(project.data()).unwrap();
+    project.write(
+        ".env",
+        "POSTGRES_USER=app\nPOSTGRES_PASSWORD=pw\nPOSTGRES_DB=app\nDATABASE_URL=postgresql://app:pw@localhost:28832/app\n",
+    );
+    refusal::run(&project, &["check"]).expect(0, &["Tandem attaches to it"]);
+    refusal::run(&project, &["check", "--set", "postgres.port=28832"]).expect(0, &["names this project's own server"]);
+    // Who says so is believed, as long as nothing proves the opposite.
+    let said = ["check", "--set", "postgres.port=28832", "--set", "postgres.mode=attach"];
+    refusal::run(&project, &said).expect(0, &[]);
+    std::fs::create_dir_all(project.state().join("run")).unwrap();
+    std::fs::write(project.state().join("run/password"), "pw").unwrap();
+    refusal::run(&project, &said).expect(78, &["\"attach\", but DATABASE_URL (.env:"]);
+}
+
+#[test]
 fn psql_enters_as_the_superuser_over_the_unix_socket() {
     let project = Project::app_with("plain:app", BARE);
     let mut tandem = Tandem::up(&project);

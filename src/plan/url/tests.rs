@@ -47,6 +47,8 @@ fn the_query_wins_and_is_settled() {
         ("postgresql://u@%2Frun%2Fpg:6000/app", "postgresql://u@/app?host=/run/pg&port=6000"),
         ("postgresql://u@/a?host=/a b/100%25/c+d", "postgresql://u@/a?host=/a%20b/100%25/c%2Bd&port=5432"),
         ("postgresql://u@[::1]:7/a", "postgresql://u@[::1]:7/a"),
+        ("postgresql://u@[fe80::1%25lo]:7/a", "postgresql://u@[fe80::1%25lo]:7/a"),
+        ("postgresql+psycopg2://u@[fe80::1%25lo]:7/a", "postgresql+psycopg2://u@[fe80::1%lo]:7/a"),
         ("postgresql://u@[::ffff:127.0.0.1]/a", "postgresql://u@[::ffff:127.0.0.1]:5432/a"),
         ("postgresql://u@/a?host=::1", "postgresql://u@[::1]:5432/a"),
         ("postgresql://u@/a?hostaddr=10.0.0.1", "postgresql://u@10.0.0.1:5432/a"),
