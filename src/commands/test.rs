@@ -15,6 +15,7 @@ pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
     // Whatever database the project has, tests get one of their own.
     let managed = open::flag("postgres.mode", "managed", "tandem test");
     let mut source = Source { appless: !args.workers, ..open::source(common, vec![managed])? };
+    let other = config::attached(&open::source(common, Vec::new())?);
     // It need not even be PostgreSQL's.
     source.environment.remove("DATABASE_URL");
     let loaded = config::load(&source)?;
@@ -46,6 +47,7 @@ pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
         integresql: args.integresql,
         workers: args.workers.then(|| common.as_args()),
         settings,
+        other,
     })
     .await
 }

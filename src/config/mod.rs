@@ -48,6 +48,7 @@ pub use rows::Row;
 pub use settings::*;
 pub use value::Room;
 
+use crate::plan::DatabaseUrl;
 use crate::plan::libpq::TEST_SOCKET;
 use layers::Merged;
 use problem::Problems;
@@ -93,6 +94,13 @@ pub struct Loaded {
 /// A [`crate::exit::Failure`] with code 78 that tells everything that is wrong, with file, line and what to do.
 pub fn load(source: &Source) -> anyhow::Result<Loaded> {
     load_with(source, &database::resolve, memory::available())
+}
+
+/// The server that `source` attaches to, whatever is wrong with the rest of it. Inside a `tandem test` it is the test's own.
+pub fn attached(source: &Source) -> Option<DatabaseUrl> {
+    let source = Source { appless: true, ..source.clone() };
+    let loaded = load_with(&source, &|_, _| Ok(()), memory::available()).ok()?;
+    loaded.settings.postgres.url.filter(|_| !source.environment.contains_key(TEST_SOCKET))
 }
 
 /// The directory that a configuration belongs to, whatever is wrong with it.

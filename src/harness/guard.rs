@@ -1,12 +1,17 @@
-//! A watch over the project's own live server while tests run: no process of theirs may have a session there.
+//! A watch over the servers that are not the tests': no process of theirs may have a session there. They are the project's
+//! own, live one, and the one that its configuration attaches to.
 //!
 //! What tests get says where their server is, under every name that Tandem knows. An application that reads other names
 //! (DB_PORT, a file of its own) still finds the live one, and would empty its tables. Such a session is ended, and the run
 //! fails. One that lasts for a few milliseconds may go unseen.
+//!
+//! The live server is asked for its sessions. One that cannot be asked, and one that is attached to, is watched from this
+//! side: by the connections to its address.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,12 +22,14 @@ use sea_orm::sqlx::{ConnectOptions, PgConnection, query_as, query_scalar};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
+use super::guard_words::words;
 use crate::config::Settings;
+use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::process;
-use crate::process::sockets::{self, Owner};
+use crate::process::sockets::{self, Owner, Snapshot};
 
 /// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
 const POLL_SERVER: Duration = Duration::from_millis(100);
@@ -47,29 +54,37 @@ struct Verdict {
 }
 
 impl Guard {
-    /// Watch the server of the project that `settings` describe; one that is started later too.
-    pub fn start(settings: &Settings) -> anyhow::Result<Self> {
+    /// Watch the server of the project that `settings` describe, one that is started later too, and the server `other`.
+    pub fn start(settings: &Settings, other: Option<&DatabaseUrl>) -> anyhow::Result<Self> {
         let home = Home::resolve(settings)?;
         let (stop, mut stopped) = oneshot::channel();
         let verdict = Rc::<Verdict>::default();
-        let (told, settings) = (verdict.clone(), settings.clone());
+        let (told, settings, other) = (verdict.clone(), settings.clone(), other.cloned());
         let watch = tokio::task::spawn_local(async move {
-            let mut live = None;
+            let mut watch = Watch::new(home, settings.postgres.port.number);
+            if let Some(other) = other {
+                watch.other = addresses(other).await;
+            }
             let mut ended = false;
             while !ended {
-                let pause = if live.is_some() { POLL } else { POLL_SERVER };
+                let pause = if watch.is_close() { POLL } else { POLL_SERVER };
                 ended = timeout(pause, &mut stopped).await.is_ok();
-                match timeout(ANSWER_LIMIT, look(&home, &mut live)).await {
-                    Ok(Ok(None)) => {}
-                    Ok(Ok(Some((owner, port)))) => {
-                        told.text.borrow_mut().get_or_insert_with(|| words(&settings, &owner, port));
-                        told.tripped.notify_one();
-                    }
+                let found = match timeout(ANSWER_LIMIT, watch.ask()).await {
+                    Ok(Ok(found)) => found,
                     failed => {
                         tracing::debug!(?failed, "watch the live server");
-                        live = None;
+                        watch.unanswered();
                         sleep(POLL_SERVER).await;
+                        None
                     }
+                };
+                let found = match found {
+                    None => watch.look().await,
+                    found => found,
+                };
+                if let Some((owner, server)) = found {
+                    told.text.borrow_mut().get_or_insert_with(|| words(&settings, &owner, &server));
+                    told.tripped.notify_one();
                 }
             }
         });
@@ -100,91 +115,278 @@ impl Drop for Guard {
     }
 }
 
-/// The live server, and the session that asks it.
+/// A server that is not the tests'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// The project's own.
+    Live { port: u16 },
+    /// Another one that the configuration names.
+    Other { host: String, port: u16 },
+}
+
+/// A server, by the connections to it.
+#[derive(Clone)]
+struct Address {
+    server: Server,
+    /// `None`: this machine's.
+    ips: Option<Vec<IpAddr>>,
+    port: u16,
+    socket: Option<std::path::PathBuf>,
+}
+
+impl Address {
+    /// The sockets that are connected to it.
+    fn clients(&self) -> Vec<u64> {
+        let is_it = |end: &sockets::End| match &self.ips {
+            Some(ips) => ips.contains(&end.remote.ip()),
+            None => end.remote.ip().is_loopback() || end.remote.ip() == end.local.ip(),
+        };
+        let over_tcp = sockets::established(self.port).into_iter().filter(is_it).map(|end| end.inode);
+        over_tcp.chain(self.socket.iter().flat_map(|path| sockets::clients_of_unix(path))).collect()
+    }
+}
+
+/// The addresses that `url` stands for. Names are resolved on another thread: that may take its time.
+async fn addresses(url: DatabaseUrl) -> Vec<Address> {
+    let server = Server::Other { host: url.host.clone(), port: url.port };
+    if url.host.starts_with('/') {
+        let socket = Path::new(&url.host).join(format!(".s.PGSQL.{}", url.port));
+        return vec![Address { server, ips: Some(Vec::new()), port: url.port, socket: Some(socket) }];
+    }
+    let (host, port) = (url.host.clone(), url.port);
+    let resolve = move || (host.trim_matches(['[', ']']), port).to_socket_addrs().map(Vec::from_iter);
+    match timeout(ANSWER_LIMIT, tokio::task::spawn_blocking(resolve)).await {
+        Ok(Ok(Ok(found))) => {
+            let ips = found.iter().map(|address| address.ip().to_canonical()).collect();
+            vec![Address { server, ips: Some(ips), port, socket: None }]
+        }
+        // Tests cannot find it either, unless they know another name of it.
+        failed => {
+            tracing::debug!(?failed, "resolve {}", url.host);
+            Vec::new()
+        }
+    }
+}
+
+/// The live server's process, and the session that asks it.
 struct Live {
     postmaster: i32,
     session: PgConnection,
+}
+
+struct Watch {
+    home: Home,
+    /// Where the live server is, if nothing else says it.
+    configured: u16,
+    live: Option<Live>,
+    /// The live server's addresses, while it cannot be asked.
+    blind: Vec<Address>,
+    other: Vec<Address>,
     /// The sessions that were looked at, by process and start, and how often.
     seen: HashMap<(i32, String), u8>,
+    /// As `seen`, by their clients' sockets.
+    seen_sockets: HashMap<u64, u8>,
+    told: bool,
 }
 
-/// Look at the sessions of the live server of `home`, if one runs, and end the first that is a descendant's.
-async fn look(home: &Home, live: &mut Option<Live>) -> anyhow::Result<Option<(Owner, u16)>> {
-    let Some((postmaster, port, listen)) = running(home) else {
-        *live = None;
+impl Watch {
+    fn new(home: Home, configured: u16) -> Self {
+        let (seen, seen_sockets) = (HashMap::new(), HashMap::new());
+        Self { home, configured, live: None, blind: Vec::new(), other: Vec::new(), seen, seen_sockets, told: false }
+    }
+
+    /// Whether there is a server to look at.
+    fn is_close(&self) -> bool {
+        self.live.is_some() || !self.blind.is_empty() || !self.other.is_empty()
+    }
+
+    fn watch_blindly(&mut self, ports: impl IntoIterator<Item = u16>) {
+        let address =
+            |port| Address { server: Server::Live { port }, ips: None, port, socket: Some(self.home.socket(port)) };
+        self.blind = ports.into_iter().map(address).collect();
+    }
+
+    /// The live server did not answer: what was seen stays seen, or on a busy one it would begin anew for ever.
+    fn unanswered(&mut self) {
+        self.live = None;
+        if let Ok(Some(running)) = running(&self.home) {
+            self.watch_blindly([running.port]);
+        }
+    }
+
+    /// Its data directory is another user's: nothing says whether it runs, and where.
+    fn hidden(&mut self, error: &io::Error) {
+        let names = std::fs::read_dir(&self.home.socket_dir).into_iter().flatten().flatten();
+        let ports = names.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(".s.PGSQL.")?.parse().ok());
+        let mut ports: Vec<u16> = ports.chain([self.configured]).filter(|port| *port != 0).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        if !self.told {
+            self.told = true;
+            let words = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+            eprintln!(
+                "tandem: this project's live server cannot be asked for its sessions ({}: {error}): the tests are only kept \
+                 from port {words} of this machine",
+                self.home.data.display()
+            );
+        }
+        self.live = None;
+        self.watch_blindly(ports);
+    }
+
+    /// Ask the live server for its sessions, if one runs, and end the first that is a descendant's.
+    async fn ask(&mut self) -> anyhow::Result<Option<(Owner, Server)>> {
+        let Running { postmaster, port, listen } = match running(&self.home) {
+            Ok(Some(running)) => running,
+            Ok(None) => {
+                self.live = None;
+                self.blind.clear();
+                return Ok(None);
+            }
+            Err(error) => {
+                self.hidden(&error);
+                return Ok(None);
+            }
+        };
+        if self.live.as_ref().is_none_or(|live| live.postmaster != postmaster) {
+            let session = superuser_options(&self.home, port, SUPERUSER).connect().await?;
+            self.live = Some(Live { postmaster, session });
+        }
+        let Some(live) = &mut self.live else { return Ok(None) };
+        type Row = (i32, String, Option<String>, i32);
+        let rows: Vec<Row> = query_as(
+            "SELECT pid, backend_start::text, host(client_addr), client_port FROM pg_stat_activity
+             WHERE client_port IS NOT NULL AND backend_start IS NOT NULL AND pid <> pg_backend_pid()
+             ORDER BY backend_start DESC",
+        )
+        .fetch_all(&mut live.session)
+        .await?;
+        self.blind.clear();
+        let there: HashSet<(i32, String)> = rows.iter().map(|(pid, start, ..)| (*pid, start.clone())).collect();
+        self.seen.retain(|session, _| there.contains(session));
+        let mut sessions = Vec::new();
+        for (pid, start, address, client_port) in rows {
+            let looks = self.seen.entry((pid, start)).or_default();
+            if *looks < LOOKS {
+                *looks += 1;
+                let at = || Some(SocketAddr::new(address?.parse().ok()?, u16::try_from(client_port).ok()?));
+                sessions.push((pid, at()));
+            }
+        }
+        if sessions.is_empty() {
+            return Ok(None);
+        }
+        let socket = self.home.socket(port);
+        // On another thread: what is asked of the kernel may take its time.
+        let find = move || {
+            let snapshot = Snapshot::take();
+            sessions.into_iter().find_map(|(pid, client)| {
+                // It is mostly where the client is, too.
+                let servers = client.iter().flat_map(|client| listen.into_iter().chain([client.ip()]));
+                let servers: Vec<SocketAddr> = servers.map(|address| SocketAddr::new(address, port)).collect();
+                let owner = match client {
+                    Some(client) => snapshot.owner_over_tcp(client, &servers),
+                    None => snapshot.owner_over_unix(&socket, pid),
+                };
+                // At once: what it has begun must not go on while its session is being ended.
+                owner.inspect(|owner| process::signal(owner.pid, Signal::SIGKILL)).map(|owner| (owner, pid))
+            })
+        };
+        let found = tokio::task::spawn_blocking(find).await.context("look for a session's owner")?;
+        let Some((owner, pid)) = found else { return Ok(None) };
+        let ended = query_scalar::<_, bool>("SELECT pg_terminate_backend($1)").bind(pid).fetch_one(&mut live.session);
+        // Its client is dead already, and what was found must be told.
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "end a session");
+        }
+        Ok(Some((owner, Server::Live { port })))
+    }
+
+    /// Look at the connections to the servers that are not asked, and end the first descendant that has one.
+    async fn look(&mut self) -> Option<(Owner, Server)> {
+        if self.blind.is_empty() && self.other.is_empty() {
+            return None;
+        }
+        let addresses = [&self.blind[..], &self.other].concat();
+        let mut seen = std::mem::take(&mut self.seen_sockets);
+        let find = move || {
+            let found = addresses.into_iter().flat_map(|address| {
+                let clients = address.clients();
+                clients.into_iter().map(move |inode| (inode, address.server.clone()))
+            });
+            let found: HashMap<u64, Server> = found.collect();
+            seen.retain(|inode, _| found.contains_key(inode));
+            let fresh: Vec<_> =
+                found.iter().filter(|(inode, _)| seen.get(*inode).is_none_or(|looks| *looks < LOOKS)).collect();
+            fresh.iter().for_each(|(inode, _)| *seen.entry(**inode).or_default() += 1);
+            let snapshot = (!fresh.is_empty()).then(Snapshot::take);
+            let owned = fresh.into_iter().find_map(|(inode, server)| {
+                let owner = snapshot.as_ref()?.owner(*inode)?;
+                process::signal(owner.pid, Signal::SIGKILL);
+                Some((owner, server.clone()))
+            });
+            (owned, seen)
+        };
+        let (owned, seen) = tokio::task::spawn_blocking(find).await.ok()?;
+        self.seen_sockets = seen;
+        owned
+    }
+}
+
+/// The live server's process, its port and where it listens.
+struct Running {
+    postmaster: i32,
+    port: u16,
+    listen: Option<IpAddr>,
+}
+
+/// The live server, if one runs: what one that was killed has left says nothing. An error where that cannot be known.
+fn running(home: &Home) -> io::Result<Option<Running>> {
+    let text = match std::fs::read_to_string(home.data.join("postmaster.pid")) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let number = |line: usize| lines.get(line).and_then(|text| text.parse::<i32>().ok());
+    let Some((postmaster, port)) = number(0).zip(number(3).and_then(|port| port.try_into().ok())) else {
         return Ok(None);
     };
-    if live.as_ref().is_none_or(|live| live.postmaster != postmaster) {
-        let session = superuser_options(home, port, SUPERUSER).connect().await?;
-        *live = Some(Live { postmaster, session, seen: HashMap::new() });
-    }
-    let Some(live) = live else { return Ok(None) };
-    type Row = (i32, String, Option<String>, i32);
-    let rows: Vec<Row> = query_as(
-        "SELECT pid, backend_start::text, host(client_addr), client_port FROM pg_stat_activity
-         WHERE client_port IS NOT NULL AND backend_start IS NOT NULL AND pid <> pg_backend_pid()",
-    )
-    .fetch_all(&mut live.session)
-    .await?;
-    let there: Vec<(i32, String)> = rows.iter().map(|(pid, start, ..)| (*pid, start.clone())).collect();
-    live.seen.retain(|session, _| there.contains(session));
-    for (pid, start, address, client_port) in rows {
-        let looks = live.seen.entry((pid, start)).or_default();
-        if *looks >= LOOKS {
-            continue;
-        }
-        *looks += 1;
-        let socket = home.socket(port);
-        let client =
-            address.and_then(|address| Some(SocketAddr::new(address.parse().ok()?, u16::try_from(client_port).ok()?)));
-        // It is mostly where the client is, too.
-        let servers = client.iter().flat_map(|client| listen.into_iter().chain([client.ip()]));
-        let servers: Vec<SocketAddr> = servers.map(|address| SocketAddr::new(address, port)).collect();
-        // On another thread: what is asked of the kernel may take its time.
-        let owner = tokio::task::spawn_blocking(move || match client {
-            Some(client) => sockets::owner_over_tcp(client, &servers),
-            None => sockets::owner_over_unix(&socket, pid),
-        });
-        let Some(owner) = owner.await.context("look for a session's owner")? else { continue };
-        // At once: what it has begun must not go on while its session is being ended.
-        process::signal(owner.pid, Signal::SIGKILL);
-        let _: bool = query_scalar("SELECT pg_terminate_backend($1)").bind(pid).fetch_one(&mut live.session).await?;
-        return Ok(Some((owner, port)));
-    }
-    Ok(None)
-}
-
-/// The postmaster of the live server, its port and where it listens: what one that was killed has left says nothing.
-fn running(home: &Home) -> Option<(i32, u16, Option<IpAddr>)> {
-    let text = std::fs::read_to_string(home.data.join("postmaster.pid")).ok()?;
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let (pid, port) = (lines.first()?.parse().ok()?, lines.get(3)?.parse().ok()?);
-    let lives = match std::fs::read_link(format!("/proc/{pid}/cwd")) {
+    let lives = match std::fs::read_link(format!("/proc/{postmaster}/cwd")) {
         Ok(cwd) => cwd == home.data,
         // Another user's, which we may not look at.
-        Err(_) => Path::new(&format!("/proc/{pid}")).exists(),
+        Err(_) => Path::new(&format!("/proc/{postmaster}")).exists(),
     };
-    lives.then(|| (pid, port, lines.get(5).and_then(|address| address.parse().ok())))
+    let listen = lines.get(5).and_then(|address| address.parse().ok());
+    Ok(lives.then_some(Running { postmaster, port, listen }))
 }
 
-/// What happened, and what to do.
-fn words(settings: &Settings, owner: &Owner, port: u16) -> String {
-    let text = port.to_string();
-    let speaks = |value: &str| value == text || value.contains(&format!(":{text}"));
-    let all = settings.workers.env.iter().chain(&settings.inherited.0);
-    let mut names: Vec<&str> =
-        all.filter(|(name, value)| !name.starts_with("PG") && speaks(value)).map(|(name, _)| name.as_str()).collect();
-    names.retain(|name| !crate::config::references::NAMES.contains(name));
-    names.dedup();
-    let hint = match names.first() {
-        Some(name) => format!("{} holds its port: write {name} = \"${{PGPORT}}\" in [workers.env]", names.join(", ")),
-        None => "give it the tests' server under the names that it reads, in [workers.env]: DB_PORT = \"${PGPORT}\""
-            .to_owned(),
-    };
-    format!(
-        "a process of the tests was connected to this project's own live database (port {port}) and was ended, and the run with \
-         it: process {} (`{}`). It takes the address from somewhere else than DATABASE_URL, PG* and POSTGRES_*: {hint}",
-        owner.pid,
-        owner.command.chars().take(120).collect::<String>()
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[tokio::test]
+    async fn a_live_server_that_cannot_be_asked_is_watched_by_its_port() {
+        let temp = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut watch = Watch::new(Home::at(temp.path(), None), port);
+        assert!(watch.look().await.is_none());
+        watch.hidden(&io::ErrorKind::PermissionDenied.into());
+        assert!(watch.is_close() && watch.look().await.is_none());
+        #[expect(clippy::disallowed_methods, reason = "a process that is ended")]
+        let mut command = std::process::Command::new("bash");
+        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; read -u 3");
+        let mut child = command.args(["-c", &script]).spawn().unwrap();
+        let _end = listener.accept().unwrap();
+        let (owner, server) = watch.look().await.unwrap();
+        assert_eq!((owner.pid, owner.program.as_str()), (child.id().cast_signed(), "bash"));
+        assert_eq!(server, Server::Live { port });
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        // The server that is attached to: by its name, and only there.
+        let found = addresses(DatabaseUrl::parse(&format!("postgres://localhost:{port}/x")).unwrap()).await;
+        assert!(found[0].ips.as_ref().unwrap().contains(&"127.0.0.1".parse().unwrap()));
+    }
 }

@@ -40,6 +40,7 @@ mod cluster;
 pub mod databases;
 mod desk;
 mod guard;
+mod guard_words;
 mod image;
 mod integresql;
 mod janitor;

@@ -15,7 +15,7 @@ use super::{client, desk, integresql, leads, plugin};
 use crate::config::{MigrationRun, Settings};
 use crate::control;
 use crate::exit::{Code, Failure};
-use crate::plan::CommandLine;
+use crate::plan::{CommandLine, DatabaseUrl};
 use crate::process::{self, Exit, Foreground, orphans};
 use crate::signals::{Passed, Passing};
 
@@ -42,6 +42,8 @@ pub enum Keep {
 /// What `tandem test` is to do.
 pub struct Job {
     pub settings: Settings,
+    /// The server that the configuration attaches to, which is not the tests'.
+    pub other: Option<DatabaseUrl>,
     /// The environment that the command inherits.
     pub inherited: BTreeMap<String, String>,
     pub migrations: MigrationRun,
@@ -65,7 +67,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     orphans::adopt();
     // Before the server, so that nothing comes unheard: from now on signals are the command's.
     let mut passing = Passing::open().context("install signal handlers")?;
-    let guard = Guard::start(&job.settings)?;
+    let guard = Guard::start(&job.settings, job.other.as_ref())?;
     let prepared = async {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
         leads::refuse(&recipe)?;

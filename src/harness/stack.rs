@@ -26,6 +26,20 @@ const PORT_TRIES: usize = 3;
 /// Lines of its log that are shown when it does not come up.
 const LINES_SHOWN: usize = 20;
 
+/// `args` without what they say of a server: a flag would win over the variable below, and the stack would be another's.
+fn forwarded(args: &[String]) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::new();
+    for word in args {
+        let of_server = word.trim_start().starts_with("postgres.");
+        if of_server && kept.last().is_some_and(|last| last == "--set") {
+            kept.pop();
+        } else {
+            kept.push(word.clone());
+        }
+    }
+    kept
+}
+
 /// A stack that serves. Dropped, it goes with this process (PR_SET_PDEATHSIG).
 pub struct Stack {
     child: Child,
@@ -75,7 +89,7 @@ impl Stack {
         let url = cluster.databases.session_url().with_scheme("postgresql").expose();
         let command = CommandLine::new(program)
             .arg("up")
-            .args(args)
+            .args(&forwarded(args))
             .args(set)
             // Not an argument, which all users of the machine can read.
             .env("TANDEM_POSTGRES__URL", url.expose())
@@ -118,5 +132,20 @@ impl Stack {
         if timeout(self.stop_limit, self.child.wait()).await.is_err() {
             process::signal(self.child.pid(), Signal::SIGKILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_arguments_say_of_a_server_is_not_forwarded() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let args = words(
+            "--config a.toml --set postgres.url=postgres://live/x --set pool.size=2 --set postgres.mode=managed --log-format json",
+        );
+        assert_eq!(forwarded(&args), words("--config a.toml --set pool.size=2 --log-format json"));
+        assert_eq!(forwarded(&words("--set postgres.port=1")), Vec::<String>::new());
     }
 }

@@ -1,5 +1,6 @@
 //! Uvicorn workers on one listening socket, and the Python environment they run in.
 
+mod addresses;
 pub mod care;
 pub mod environment;
 pub mod gate;

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::addresses;
 use super::environment::drivers;
 use crate::config::{PostgresMode, Settings, references};
 use crate::plan::libpq::stays_attached;
@@ -152,8 +153,13 @@ impl Surroundings<'_> {
                 all.set(name, value);
             }
         }
-        for name in ["POSTGRES_PASSWORD_FILE", "postgres_password_file"] {
-            all.0.push((name.to_owned(), None));
+        for name in ["POSTGRES_PASSWORD_FILE", "POSTGRES_USER_FILE", "POSTGRES_DB_FILE"] {
+            all.0.extend([(name.to_owned(), None), (name.to_lowercase(), None)]);
+        }
+        if self.of_tests {
+            // A service that a test names (`psql service=prod`) is another server: it is looked up in files.
+            all.set("PGSERVICEFILE", "/dev/null");
+            all.set("PGSYSCONFDIR", "/nonexistent");
         }
         // TLS and the like, where the address says so.
         for (name, value) in url.variables() {
@@ -195,7 +201,8 @@ impl Surroundings<'_> {
             // pydantic-settings takes `postgres_port` and POSTGRES_PORT for the same, whichever comes last.
             return known.get(&upper).cloned();
         }
-        Some(other_database(value).filter(|_| self.of_tests)?.replaced_by(self.url))
+        let replaced = Some(value).filter(|_| self.of_tests).and_then(|value| addresses::replaced(value, self.url))?;
+        Some(references::resolve(&replaced, |name| known.get(name).cloned().unwrap_or_default()))
     }
 
     /// Fill in what `variables` refers to, for a child's variables beside these ([`crate::config::ProcessSettings::env`]).
@@ -211,7 +218,8 @@ impl Surroundings<'_> {
     /// Variables of the environment, `.env` and `[workers.env]` that hold the address of another database.
     pub fn other_databases(&self) -> BTreeSet<&str> {
         let all = self.settings.inherited.0.iter().chain(&self.settings.workers.env);
-        let others = all.filter(|(name, value)| *name != "DATABASE_URL" && other_database(value).is_some());
+        let others =
+            all.filter(|(name, value)| *name != "DATABASE_URL" && addresses::replaced(value, self.url).is_some());
         others.map(|(name, _)| name.as_str()).collect()
     }
 
@@ -247,54 +255,6 @@ pub fn scheme(settings: &Settings, python: &Path) -> String {
         ("auto", Some(written)) => written.to_owned(),
         ("auto", None) => drivers::scheme(python, settings).to_owned(),
         (chosen, _) => chosen.to_owned(),
-    }
-}
-
-/// How a variable writes the address of a PostgreSQL database.
-enum Address<'a> {
-    /// A URL with this scheme.
-    Url(&'a str),
-    /// libpq's `host=... dbname=...`.
-    Words,
-}
-
-/// How `value` is the address of a PostgreSQL database, if that is all that it is.
-fn other_database(value: &str) -> Option<Address<'_>> {
-    if let Some((scheme, _)) = value.split_once("://") {
-        let base = scheme.split_once('+').map_or(scheme, |(base, _)| base);
-        // As libpq, SQLAlchemy, Django and others call it.
-        let base = base.trim_start_matches("jdbc:").to_ascii_lowercase();
-        let known = ["postgres", "postgresql", "postgis", "pgsql", "psql"].contains(&base.as_str());
-        return known.then_some(Address::Url(scheme));
-    }
-    let mut words = value.split_whitespace();
-    let is_pair =
-        |word: &str| word.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_lowercase()));
-    let says_where = ["dbname=", "host=", "service="]
-        .iter()
-        .any(|start| value.starts_with(start) || value.contains(&format!(" {start}")));
-    (says_where && words.all(is_pair)).then_some(Address::Words)
-}
-
-impl Address<'_> {
-    /// The address of `url` in its place.
-    fn replaced_by(&self, url: &DatabaseUrl) -> String {
-        match self {
-            // Java's drivers take user and password from the query alone.
-            Self::Url(scheme) if scheme.starts_with("jdbc:") => {
-                let bare = DatabaseUrl { user: String::new(), password: None, ..url.with_scheme(scheme) };
-                let bare = bare.expose().expose().replacen("://@", "://", 1);
-                let password = url.password.as_ref().map(|password| password.expose()).unwrap_or_default();
-                format!("{bare}?user={}&password={password}", url.user)
-            }
-            Self::Url(scheme) => url.with_scheme(scheme).expose().expose().to_owned(),
-            Self::Words => {
-                let quoted = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
-                let password = url.password.as_ref().map(|password| password.expose()).unwrap_or_default();
-                let (host, user, database) = (quoted(&url.host), quoted(&url.user), quoted(&url.database));
-                format!("host={host} port={} user={user} password={} dbname={database}", url.port, quoted(password))
-            }
-        }
     }
 }
 
@@ -337,7 +297,10 @@ mod tests {
     #[test]
     fn whatever_tandem_reads_it_writes_and_references_are_filled_in() {
         for of_tests in [false, true] {
-            let all = variables(of_tests, &[("POSTGRES_PORT", "1")], &[("workers.env.DB_PORT", "${PGPORT}")]);
+            let flags = [("DB_PORT", "${PGPORT}"), ("POSTGRES_USER_FILE", "/f"), ("postgres_db_file", "/f")];
+            let keys = flags.map(|(name, _)| format!("workers.env.{name}"));
+            let flags: Vec<_> = keys.iter().zip(flags).map(|(key, (_, value))| (key.as_str(), value)).collect();
+            let all = variables(of_tests, &[("POSTGRES_PORT", "1")], &flags);
             for (name, value) in [
                 ("POSTGRES_PORT", "4711"),
                 ("POSTGRES_HOST", "127.0.0.1"),
@@ -353,6 +316,8 @@ mod tests {
                 assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}, tests: {of_tests}");
             }
             assert!(!all.contains_key("PGSERVICE") && !all.contains_key("POSTGRES_PASSWORD_FILE"));
+            assert!(!all.contains_key("POSTGRES_USER_FILE") && !all.contains_key("postgres_db_file"));
+            assert_eq!(all.get("PGSERVICEFILE").map(String::as_str), of_tests.then_some("/dev/null"));
         }
     }
 
@@ -367,8 +332,10 @@ mod tests {
             ("OPTIONS", "host=x y"),
             ("postgres_port", "5432"),
         ];
-        let tests = variables(true, &environment, &[]);
+        let mixed = ("workers.env.MIXED", "--dsn postgres://live/x --port ${PGPORT}");
+        let tests = variables(true, &environment, &[mixed]);
         assert_eq!(tests["SQLALCHEMY_URI"], "postgresql+asyncpg://clerk:pw@127.0.0.1:4711/shop");
+        assert_eq!(tests["MIXED"], "--dsn postgres://clerk:pw@127.0.0.1:4711/shop --port 4711");
         assert_eq!(tests["REPORTS"], "postgres://clerk:pw@127.0.0.1:4711/shop");
         assert_eq!(tests["DSN"], "host='127.0.0.1' port=4711 user='clerk' password='pw' dbname='shop'");
         assert_eq!(tests["JAVA"], "jdbc:postgresql://127.0.0.1:4711/shop?user=clerk&password=pw");

@@ -135,9 +135,29 @@ fn a_session_of_the_tests_on_the_live_server_is_ended_and_fails_the_run() {
     // Short ones too, as far as they can be seen: a statement of psql is ended, or has ended before it was looked at.
     let script = "for i in 1 2 3 4 5 6 7 8 9 10; do PGPASSWORD=p psql -Xqh 127.0.0.1 -p $OTHER_PORT -U app app -c 'SELECT pg_sleep(0.03)'; done";
     let run = live.test(&[("OTHER_PORT", &port)], &["--", "sh", "-c", script]);
-    run.expect(78, &["psql -Xqh 127.0.0.1"]);
+    run.expect(78, &["(`psql`)"]);
     // Sessions of others, the live application's for one, are none of the tests' business.
     live.test(&[], &["--", "psql", "-XAtc", "SELECT 6 * 7"]).expect(0, &["42\n"]);
+    live.end();
+}
+
+#[test]
+fn a_session_of_the_tests_on_the_server_that_is_attached_to_fails_the_run_too() {
+    let live = Live::new("migrations.run = 'none'");
+    let port = live.project.postgres.to_string();
+    let other = Project::app_with("plain:app", "workers.count = 1\ntest.pool = 1\nmigrations.run = 'none'");
+    other.write(".env", &format!("DATABASE_URL=postgres://app:p@localhost:{port}/app\n"));
+    let script = "PGPASSWORD=p psql -Xqh $DB_HOST -p $DB_PORT -U app app -c 'SELECT pg_sleep(1000)'; sleep 1000";
+    let test = |args: &[&str]| {
+        let mut command = command(&other);
+        said(command.arg("test").args(args).env("DB_HOST", "localhost").env("DB_PORT", &port).output().unwrap())
+    };
+    test(&["--", "sh", "-c", script]).expect(78, &["names (localhost, port", "(`psql`)", "DB_PORT"]);
+    test(&["--", "psql", "-XAtc", "SELECT 6 * 7"]).expect(0, &["42\n"]);
+    // Nor does the stack beside the tests go there.
+    let url = format!("postgres.url=postgres://app:p@localhost:{port}/app");
+    let count = ["--workers", "--set", &url, "--", "psql", "-XAtc", "SELECT 6 * 7"];
+    test(&count).expect(0, &["42\n"]);
     live.end();
 }
 

@@ -84,8 +84,13 @@ fn what_a_shell_says_to_libpq_leads_nobody_to_another_server() {
     let names = tandem(&["test", "--", "sh", "-c", script]);
     names.expect(
         0,
-        &["['PGADMIN_DEFAULT_EMAIL', 'PGAPPNAME', 'PGDATABASE', 'PGHOST', 'PGPASSWORD', 'PGPORT', 'PGUSER']"],
+        &["['PGADMIN_DEFAULT_EMAIL', 'PGAPPNAME', 'PGDATABASE', 'PGHOST', 'PGPASSWORD', 'PGPORT', 'PGSERVICEFILE', \
+           'PGSYSCONFDIR', 'PGUSER']"],
     );
+    // Named by the tests themselves, it is found in no file of the user's.
+    std::fs::copy(&service, own.dir().join(".pg_service.conf")).unwrap();
+    let named = format!("HOME='{}' psql service=prod -Xc 'DROP TABLE victim'", own.dir().display());
+    tandem(&["test", "--migrations", "none", "--", "sh", "-c", &named]).expect(2, &["definition of service"]);
     sql("SELECT x FROM victim").expect(0, &["42\n"]);
     assert_eq!((up.stop(), live.stop()), (0, 0));
 }
