@@ -103,27 +103,23 @@ fn a_session_of_the_tests_on_the_live_server_is_ended_and_fails_the_run() {
     let live = Live::new("migrations.run = 'none'");
     let port = live.project.postgres.to_string();
     live.project.write("suite.py", SUITE.replace("cursor.execute(\"DELETE FROM users\")", "pass").as_str());
-    let names = ["python", "suite.py", "OTHER_HOST", "OTHER_PORT", "OTHER_USER", "OTHER_PASSWORD", "OTHER_DB"];
+    let names = ["OTHER_HOST", "OTHER_PORT", "OTHER_USER", "OTHER_PASSWORD", "OTHER_DB"];
     let socket = live.project.state().join("run/postgres").display().to_string();
     for host in ["127.0.0.1", &socket] {
-        let environment = [
-            ("OTHER_HOST", host),
-            ("OTHER_PORT", &port),
-            ("OTHER_USER", "app"),
-            ("OTHER_PASSWORD", "p"),
-            ("OTHER_DB", "app"),
-            ("LINGER", "1"),
-        ];
+        // As an application that has the address from a file of its own.
+        let values = [host, &port, "app", "p", "app"];
+        let own: String = names.iter().zip(values).map(|(name, value)| format!("export {name}={value}\n")).collect();
+        live.project.write("suite.sh", &format!("{own}export LINGER=1\nexec python suite.py {}\n", names.join(" ")));
         // In the command, in a process of its own session below it, in the migrations.
-        let words = names.join(" ");
+        let words = "sh suite.sh";
         let detached = format!("setsid {words} & sleep 1000");
         for args in [
-            [&["--"][..], &names].concat(),
+            vec!["--", "sh", "suite.sh"],
             vec!["--", "sh", "-c", &detached],
-            vec!["--rebuild", "--migrations", &words, "--", "true"],
+            vec!["--rebuild", "--migrations", words, "--", "true"],
         ] {
-            let run = live.test(&environment, &args);
-            run.expect(78, &["this project's own live database", &format!("(port {port})"), "suite.py", "OTHER_PORT"]);
+            let run = live.test(&[], &args);
+            run.expect(78, &["this project's own live database", &format!("(port {port})"), "(`python", "${PGPORT}"]);
         }
         assert_eq!(
             live.sql(
@@ -133,8 +129,11 @@ fn a_session_of_the_tests_on_the_live_server_is_ended_and_fails_the_run() {
         );
     }
     // Short ones too, as far as they can be seen: a statement of psql is ended, or has ended before it was looked at.
-    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do PGPASSWORD=p psql -Xqh 127.0.0.1 -p $OTHER_PORT -U app app -c 'SELECT pg_sleep(0.03)'; done";
-    let run = live.test(&[("OTHER_PORT", &port)], &["--", "sh", "-c", script]);
+    let script = format!(
+        "for i in 1 2 3 4 5 6 7 8 9 10; do \
+         PGPASSWORD=p psql -Xqh 127.0.0.1 -p {port} -U app app -c 'SELECT pg_sleep(0.03)'; done"
+    );
+    let run = live.test(&[], &["--", "sh", "-c", &script]);
     run.expect(78, &["(`psql`)"]);
     // Sessions of others, the live application's for one, are none of the tests' business.
     live.test(&[], &["--", "psql", "-XAtc", "SELECT 6 * 7"]).expect(0, &["42\n"]);
@@ -147,12 +146,20 @@ fn a_session_of_the_tests_on_the_server_that_is_attached_to_fails_the_run_too() 
     let port = live.project.postgres.to_string();
     let other = Project::app_with("plain:app", "workers.count = 1\ntest.pool = 1\nmigrations.run = 'none'");
     other.write(".env", &format!("DATABASE_URL=postgres://app:p@localhost:{port}/app\n"));
-    let script = "PGPASSWORD=p psql -Xqh $DB_HOST -p $DB_PORT -U app app -c 'SELECT pg_sleep(1000)'; sleep 1000";
-    let test = |args: &[&str]| {
-        let mut command = command(&other);
-        said(command.arg("test").args(args).env("DB_HOST", "localhost").env("DB_PORT", &port).output().unwrap())
-    };
-    test(&["--", "sh", "-c", script]).expect(78, &["names (localhost, port", "(`psql`)", "DB_PORT"]);
+    let script =
+        format!("PGPASSWORD=p psql -Xqh localhost -p {port} -U app app -c 'SELECT pg_sleep(1000)'; sleep 1000");
+    let test = |args: &[&str]| said(command(&other).arg("test").args(args).output().unwrap());
+    test(&["--", "sh", "-c", &script]).expect(78, &["names (localhost, port", "(`psql`)"]);
+    // What leads there is refused before.
+    let named = said(
+        command(&other)
+            .args(["test", "--", "true"])
+            .env("DB_HOST", "localhost")
+            .env("DB_PORT", &port)
+            .output()
+            .unwrap(),
+    );
+    named.expect(78, &["DB_PORT would lead the tests to"]);
     test(&["--", "psql", "-XAtc", "SELECT 6 * 7"]).expect(0, &["42\n"]);
     // Nor does the stack beside the tests go there.
     let url = format!("postgres.url=postgres://app:p@localhost:{port}/app");
