@@ -89,7 +89,7 @@ impl Stack {
         let url = cluster.databases.session_url().with_scheme("postgresql").expose();
         let command = CommandLine::new(program)
             .arg("up")
-            .args(&forwarded(args))
+            .args(forwarded(args))
             .args(set)
             // Not an argument, which all users of the machine can read.
             .env("TANDEM_POSTGRES__URL", url.expose())

@@ -164,7 +164,7 @@ mod tests {
         // Lets a session in (AuthenticationOk, ReadyForQuery), and says nothing more.
         let server = async {
             let (mut socket, _) = listener.accept().await.unwrap();
-            socket.read(&mut [0; 1024]).await.unwrap();
+            assert!(socket.read(&mut [0; 1024]).await.unwrap() > 0);
             socket.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
             socket
         };

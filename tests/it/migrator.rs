@@ -167,6 +167,16 @@ async fn a_pooler_in_transaction_mode_is_told_of_and_one_in_session_mode_is_used
         run_at(&ours, &through(port), &["backup", "--set", &chosen]).expect(0, &[]);
         run_at(&ours, &through(port), &["restore", "latest", "--yes", "--set", &chosen]).expect(0, &["now: 5 rows"]);
     }
+    // To the server itself both also write where transactions are read-only by default.
+    server.sql("postgres", &format!("ALTER ROLE {APP_ROLE} SET default_transaction_read_only = on")).await;
+    for format in ["sql.gz", "dump"] {
+        let direct = format!("postgresql://{APP_ROLE}:pw@127.0.0.1:{}/pooled", url.port);
+        let backups = fs::read_dir(ours.state().join("backups")).unwrap().flatten();
+        let mut names = backups.map(|entry| entry.file_name().into_string().unwrap());
+        let name = names.find(|name| name.contains("_backup_") && name.ends_with(format)).unwrap();
+        run_at(&ours, &direct, &["restore", &name, "--yes"]).expect(0, &["now: 5 rows"]);
+    }
+    server.sql("postgres", &format!("ALTER ROLE {APP_ROLE} RESET default_transaction_read_only")).await;
     // What is migrated already needs no lock.
     let (_transaction, port) = pooler(place.path(), url.port, "pw", "transaction");
     let mut tandem = start_at(&ours, &through(port));
