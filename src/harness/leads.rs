@@ -17,13 +17,14 @@ use crate::workers::surroundings::Surroundings;
 /// How long a server of this machine may take to let a connection in.
 const CONNECT_LIMIT: Duration = Duration::from_millis(200);
 
-/// Refuse where a variable of the tests, or of their migrations, holds the address of the project's live server.
+/// Refuse where a variable of the tests, or of their migrations, holds the address of the project's live server; `other` is the
+/// server elsewhere that the project attaches to.
 ///
 /// # Errors
 /// [`Code::Config`] with the variables, and what to write.
-pub fn refuse(recipe: &Recipe) -> anyhow::Result<()> {
+pub fn refuse(recipe: &Recipe, other: Option<&DatabaseUrl>) -> anyhow::Result<()> {
     let settings = &recipe.settings;
-    let live = match &settings.postgres.url {
+    let live = match other {
         Some(url) => Some((url.host.clone(), url.port)),
         None => live(recipe)?.map(|address| (address.ip().to_string(), address.port())),
     };
@@ -41,9 +42,8 @@ pub fn refuse(recipe: &Recipe) -> anyhow::Result<()> {
     let around = Surroundings { settings, url: &url, python: &recipe.python, identity: None, of_tests: true };
     let mut all = settings.inherited.0.clone();
     all.extend(around.variables("leads").values());
-    let attached = settings.postgres.url.is_some();
     // Another server's port is often the usual one, which says nothing without its host.
-    if attached && !all.values().any(|value| names(value, &host)) {
+    if other.is_some() && !all.values().any(|value| names(value, &host)) {
         return Ok(());
     }
     let leads: Vec<&str> = all.iter().filter(|(_, value)| holds(value, port)).map(|(name, _)| name.as_str()).collect();

@@ -70,7 +70,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     let guard = Guard::start(&job.settings, job.other.as_ref())?;
     let prepared = async {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
-        leads::refuse(&recipe)?;
+        leads::refuse(&recipe, job.other.as_ref())?;
         let lasting = job.keep != Keep::Never;
         let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting }).await?;
         let stage = stage(&job, &recipe, &cluster).await?;
