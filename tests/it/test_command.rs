@@ -145,9 +145,12 @@ fn killed_with_9_a_run_takes_along_what_went_into_a_session_of_its_own() {
     let mut run = suite.start(&[], script);
     let place = suite.wait_place(&mut run);
     wait_for("the daemons", || suite.path("started").exists());
-    let left: Vec<i32> =
-        run.descendants().iter().filter(|process| process.args == "sleep 1000").map(|process| process.pid).collect();
-    assert_eq!(left.len(), 3, "{left:?}");
+    let sleeping = || -> Vec<i32> {
+        run.descendants().iter().filter(|process| process.args == "sleep 1000").map(|process| process.pid).collect()
+    };
+    // The last becomes one just now.
+    wait_for("all three", || sleeping().len() == 3);
+    let left = sleeping();
     run.signal(Signal::SIGKILL);
     run.wait_exit();
     wait_for("the end of all of them", || !left.iter().any(|&pid| lives(pid)));
