@@ -11,7 +11,9 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! use tandem::harness::{Options, Server};
 //!
-//! let server = Server::start(Options::default()).await?;
+//! // Keys as in the configuration: this run lays nothing out for the next one.
+//! let options = Options { set: vec![("test.spare".into(), "false".into())], ..Options::default() };
+//! let server = Server::start(options).await?;
 //! let (one, other) = (server.database().await?, server.database().await?);
 //! assert_ne!(one.name(), other.name());
 //! assert!(one.url().starts_with("postgresql://"));
