@@ -27,8 +27,22 @@ struct Before {
 
 static BEFORE: LazyLock<Before> = LazyLock::new(|| {
     at_the_end();
-    Before { shared: names(Path::new(MEMORY)).into_iter().collect(), segments: unused_segments().collect() }
+    Before { shared: shared().collect(), segments: unused_segments().collect() }
 });
+
+/// What is in the memory, by its path below [`MEMORY`]: with what is in users' places, which may have been there before.
+fn shared() -> impl Iterator<Item = String> {
+    let inside = |name: String| {
+        let place = Path::new(MEMORY).join(&name);
+        let inner = if name.starts_with(PLACE) { names(&place) } else { Vec::new() };
+        let inner = inner.into_iter().map({
+            let name = name.clone();
+            move |inner| format!("{name}/{inner}")
+        });
+        std::iter::once(name).chain(inner)
+    };
+    names(Path::new(MEMORY)).into_iter().flat_map(inside)
+}
 
 /// To be called before the first server.
 pub fn go_at_the_end() {
@@ -49,7 +63,7 @@ extern "C" fn remove() {
     while names(&places).iter().any(busy) && begun.elapsed() < LIMIT / 8 {
         pause();
     }
-    let new = names(Path::new(MEMORY)).into_iter().filter(|name| !BEFORE.shared.contains(name));
+    let new: Vec<_> = shared().filter(|name| !BEFORE.shared.contains(name)).collect();
     for name in new {
         let path = Path::new(MEMORY).join(&name);
         // Those of other users too, as whom root runs some tests.
