@@ -296,7 +296,13 @@ mod tests {
             let mut command = std::process::Command::new("/bin/sh");
             let piped = std::process::Stdio::piped();
             let mut child = command.args(args).current_dir(temp.path()).stdin(piped).spawn().unwrap();
-            let name = program_of(child.id().cast_signed());
+            // The kernel shows no arguments while it replaces the program.
+            let (pid, began) = (child.id().cast_signed(), std::time::Instant::now());
+            let mut name = program_of(pid);
+            while name.is_empty() && began.elapsed().as_secs() < 10 {
+                std::thread::yield_now();
+                name = program_of(pid);
+            }
             drop(child.stdin.take());
             child.wait().unwrap();
             name
