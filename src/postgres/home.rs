@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
-use super::files::open_itself;
 use super::{names, secret};
 use crate::config::Settings;
+use crate::durable::open_itself;
 use crate::exit::{Code, Failure};
 use crate::install::{self, hexadecimal};
 use crate::plan::Identity;
@@ -413,13 +413,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                    let _ = nix::fcntl::renameat2(
-                        nix::fcntl::AT_FDCWD,
-                        &name,
-                        nix::fcntl::AT_FDCWD,
-                        &link,
-                        nix::fcntl::RenameFlags::RENAME_EXCHANGE,
-                    );
+                    let _ = crate::durable::exchange(&name, &link);
                 }
             });
             for _ in 0..20_000 {

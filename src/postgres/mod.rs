@@ -29,4 +29,4 @@ pub mod test_support;
 pub mod tried;
 pub mod trouble;
 
-pub use files::{free_bytes, open_itself, sync_dir, sync_file_system, write_whole};
+pub use files::{free_bytes, write_whole};

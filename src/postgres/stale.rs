@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 
 use super::files::read_if_there;
 use super::home::Home;
+use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::process::{lease, signal};
 
@@ -59,7 +60,8 @@ pub async fn clear(home: &Home) -> anyhow::Result<Vec<(String, String)>> {
         None => {
             tracing::warn!("postmaster.pid in {} is damaged; moving it aside", home.data.display());
             let lock_file = home.data.join("postmaster.pid");
-            fs::rename(&lock_file, home.data.join("postmaster.pid.damaged")).context("move postmaster.pid aside")?;
+            durable::rename(&lock_file, &home.data.join("postmaster.pid.damaged"))
+                .context("move postmaster.pid aside")?;
             Ok(Vec::new())
         }
     }

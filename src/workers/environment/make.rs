@@ -10,6 +10,7 @@ use super::interpreter;
 use super::marker::{self, Made, State};
 use super::project::{self, Sort};
 use crate::config::{Installer, Python};
+use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::install::{Complaint, last_lines, make_shared_dir, open_to_all};
 use crate::plan::CommandLine;
@@ -65,7 +66,7 @@ pub(super) fn recover(venv: &Path) -> io::Result<()> {
         State::Absent | State::Foreign | State::Made(_) => {}
     }
     match State::of(venv) {
-        State::Absent if previous.exists() => std::fs::rename(previous, venv),
+        State::Absent if previous.exists() => durable::rename(&previous, venv),
         _ => remove(&previous),
     }
 }
@@ -74,7 +75,7 @@ pub(super) fn recover(venv: &Path) -> io::Result<()> {
 /// environment of ours would count as somebody else's.
 fn discard(venv: &Path) -> io::Result<()> {
     let removed = beside(venv, "removed");
-    match std::fs::rename(venv, &removed) {
+    match durable::rename(venv, &removed) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(()) => remove(&removed),
@@ -104,7 +105,7 @@ pub(super) async fn make(
     let previous = beside(venv, "previous");
     let put_aside = || -> io::Result<()> {
         if matches!(State::of(venv), State::Made(_)) {
-            std::fs::rename(venv, &previous)?;
+            durable::rename(venv, &previous)?;
         }
         make_shared_dir(venv)?;
         marker::begin(venv)
