@@ -43,6 +43,7 @@
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
 //! exit         exit codes, and the error that carries one
+//! scrub        the last wall: known secrets are taken out of what others read
 //! ```
 //!
 //! # What always holds
@@ -71,6 +72,7 @@ pub mod plan;
 pub mod postgres;
 pub mod process;
 pub mod schema;
+pub mod scrub;
 pub mod sidecar;
 pub mod signals;
 #[cfg(test)]

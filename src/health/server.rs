@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::picture::Picture;
 use super::report::{self, Now};
 use super::{metrics, port};
+use crate::scrub::scrubbed;
 
 /// What the port offers, as `/` shows it.
 const INDEX: &[(&str, &str)] = &[
@@ -70,11 +71,14 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
 
 /// `body` as JSON with status `code`. hyper adds the length, and leaves the body out for HEAD.
 pub fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
-    let (code, text) = match serde_json::to_vec(body) {
-        Ok(text) => (StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), text),
+    let (code, text) = match serde_json::to_string(body) {
+        // Some of the words in it are not Tandem's own: the last error of a backup, the reason of a restart.
+        Ok(text) => {
+            (StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), scrubbed(&text).into_owned())
+        }
         Err(error) => {
             tracing::error!(%error, "write an answer");
-            (StatusCode::INTERNAL_SERVER_ERROR, b"{}".to_vec())
+            (StatusCode::INTERNAL_SERVER_ERROR, "{}".to_owned())
         }
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
@@ -88,7 +92,7 @@ pub fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
 
 /// `text` as it is, which says that it is `content_type`.
 fn plain(text: String, content_type: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(Full::new(Bytes::from(scrubbed(&text).into_owned())));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

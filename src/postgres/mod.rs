@@ -12,6 +12,7 @@ mod files;
 mod full;
 pub mod home;
 pub mod lock;
+pub mod lookup;
 mod names;
 pub mod policy;
 pub mod port;

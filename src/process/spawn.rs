@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 
 use super::child::{Child, Output};
-use super::umask;
+use super::{handed, umask};
 use crate::plan::CommandLine;
 
 /// What a supervisor above says to Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that took it for its own would
@@ -49,7 +49,7 @@ impl InheritedFd {
 /// # Errors
 /// What fork(2), setuid(2) or execve(2) answered: a missing program is `NotFound`.
 pub fn spawn(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<(Child, Output)> {
-    let streams = Streams { stdin: Stdio::null(), stdout: Stdio::piped(), stderr: Stdio::piped() };
+    let streams = Streams::new(Stdio::null(), Stdio::piped(), Stdio::piped());
     let (mut child, tie) = start(command, fds, Some(death), streams)?;
     let output = outputs(&mut child).inspect_err(|_| {
         let _ = child.start_kill();
@@ -63,17 +63,25 @@ pub struct Streams {
     pub stdin: Stdio,
     pub stdout: Stdio,
     pub stderr: Stdio,
+    /// Whether the child also gets the other descriptors that Tandem was started with.
+    handed: bool,
 }
 
 impl Streams {
-    /// Tandem's own.
+    /// These, and no other descriptor.
+    pub fn new(stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Self {
+        Self { stdin, stdout, stderr, handed: false }
+    }
+
+    /// Tandem's own, with all other descriptors that it was started with: a person's command may be told of one by its
+    /// arguments (`<(…)` in a shell, make's jobserver).
     pub fn inherited() -> Self {
-        Self { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit() }
+        Self { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit(), handed: true }
     }
 
     /// None at all.
     pub fn none() -> Self {
-        Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
+        Self::new(Stdio::null(), Stdio::null(), Stdio::null())
     }
 
     /// No input; both outputs are added to the file `log`, which only its owner reads.
@@ -82,7 +90,7 @@ impl Streams {
     /// `log` cannot be written.
     pub fn to_log(log: &Path) -> io::Result<Self> {
         let file = File::options().append(true).create(true).mode(0o600).open(log)?;
-        Ok(Self { stdin: Stdio::null(), stdout: file.try_clone()?.into(), stderr: file.into() })
+        Ok(Self::new(Stdio::null(), file.try_clone()?.into(), file.into()))
     }
 }
 
@@ -160,6 +168,8 @@ fn start(
     }
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
+    let handed = if streams.handed { handed::sealed() } else { Vec::new() };
+    let no_new_privs = command.no_new_privs;
     // Who is to end in an orderly way, as a postmaster is, ends its own children.
     let lifeline = if death == Some(Signal::SIGKILL) { Some(lifeline()?) } else { None };
     // Kept here too: the child may end before Tandem's files are closed, by its own death signal, and the group with it
@@ -187,9 +197,13 @@ fn start(
                     nix::unistd::setsid()?;
                 }
             }
+            if no_new_privs {
+                nix::sys::prctl::set_no_new_privs()?;
+            }
             // What Tandem blocks is its own affair.
             SigSet::empty().thread_set_mask()?;
             umask::restore();
+            handed::unseal(&handed);
             for &number in &numbers {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(number);
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -207,6 +221,12 @@ pub fn replace(command: &CommandLine) -> io::Error {
         return error.into();
     }
     umask::restore();
+    handed::unseal(&handed::sealed());
+    if command.no_new_privs
+        && let Err(error) = nix::sys::prctl::set_no_new_privs()
+    {
+        return error.into();
+    }
     prepare(command).exec()
 }
 
@@ -220,8 +240,8 @@ fn prepare(command: &CommandLine) -> std::process::Command {
     for name in NOT_FOR_CHILDREN {
         process.env_remove(name);
     }
-    // Where a child's database is, the command itself says.
-    for name in crate::config::libpq_names() {
+    // Where a child's database is, the command itself says; and what is said to Tandem is said to nobody else.
+    for name in crate::config::names_kept_from_children(command.is_tandem) {
         process.env_remove(name);
     }
     for (name, value) in &command.env {

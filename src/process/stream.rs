@@ -61,7 +61,7 @@ impl Streaming {
 
     fn start(command: &CommandLine, stdin: Stdio, stdout: Stdio) -> io::Result<Self> {
         let (errors, stderr) = io::pipe()?;
-        let child = spawn_with(command, Some(Signal::SIGKILL), Streams { stdin, stdout, stderr: stderr.into() })?;
+        let child = spawn_with(command, Some(Signal::SIGKILL), Streams::new(stdin, stdout, stderr.into()))?;
         let errors = Receiver::from_owned_fd(errors.into())?;
         let stderr = tokio::spawn(async move {
             let mut kept = Vec::new();

@@ -120,11 +120,11 @@ impl Launch {
         let mut filled = filled.collect::<Vec<_>>().into_iter();
         let program = filled.next().unwrap_or_default();
         let command = CommandLine::new(self.around(|around| around.program(&program))).args(filled);
-        self.as_worker(self.other_environment(slot).apply(command))
+        self.other_environment(slot).apply(self.as_worker(command))
     }
 
     fn as_worker(&self, command: CommandLine) -> CommandLine {
-        self.around(|around| around.as_user(command)).dir(&self.settings.workers.app_dir)
+        self.around(|around| around.as_worker(command, &self.settings.workers.app_dir))
     }
 
     fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {

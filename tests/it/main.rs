@@ -15,6 +15,7 @@ mod figures;
 mod load;
 
 mod address;
+mod as_worker;
 mod backup;
 mod backup_copies;
 mod backup_import;
@@ -58,6 +59,7 @@ mod s3_server;
 mod scale;
 mod schema;
 mod second_postmaster;
+mod secrets;
 mod server_refuses;
 mod signals;
 mod stays_up;

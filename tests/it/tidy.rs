@@ -22,6 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["config"],
     &["durable", "plan", "phase"],
     &["exit"],
+    &["scrub"],
 ];
 
 /// What unit tests share with the tests of the binary.
