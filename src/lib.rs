@@ -27,12 +27,13 @@
 //!              template · readiness · care · launcher.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
-//! health/      the report (pure), the port that serves it, the client that asks it
+//! health/      the report (pure), the port that shows it, the client that asks for it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! companions   processes beside the workers, which nobody waits for
 //! signals      the signals Tandem gets, as words
 //! systemd/     the supervisor above: what it is told, the socket that it hands down
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
+//! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
 //! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
 //!              task (the loop) · service
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, a child that has the
@@ -63,6 +64,7 @@ pub mod control;
 pub mod exit;
 pub mod harness;
 pub mod health;
+pub mod http;
 pub mod install;
 pub mod phase;
 pub mod plan;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, Uri};
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::messages::{Answer, LogEntry, LogQuery, Order, Restart, Status};
 use crate::exit::{Code, Failure};
-use crate::health::client::exchange;
+use crate::http::client::{exchange, read_body};
 
 /// How long a status may take: nothing is waited for but the kernel's word on memory.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
@@ -31,7 +31,8 @@ const ANSWER_SIZE_MAX: usize = 4 * 1024 * 1024;
 pub async fn status(path: &Path) -> anyhow::Result<Status> {
     let asked = async {
         let stream = connect(path).await?;
-        exchange(stream, request(Method::GET, "/status", String::new())?, async |response| whole(response).await).await
+        let request = request(Method::GET, "/status", String::new())?;
+        exchange(stream, request, STATUS_LIMIT, async |response| whole(response).await).await
     };
     match timeout(STATUS_LIMIT, asked).await {
         Ok(status) => status,
@@ -51,8 +52,8 @@ pub async fn order(path: &Path, order: &Order) -> anyhow::Result<Answer> {
         Order::Scale(to) => ("/scale", serde_json::to_string(to)?),
     };
     let stream = connect(path).await?;
-    let read = async |response: Response<Incoming>| parse(&collect(response).await?);
-    exchange(stream, request(Method::POST, to, body)?, read).await.context("no answer came")
+    let read = async |response: Response<Incoming>| parse(&read_body(response, ANSWER_SIZE_MAX).await?);
+    exchange(stream, request(Method::POST, to, body)?, Duration::MAX, read).await.context("no answer came")
 }
 
 /// Hand each line that `query` asks for to `on_entry`; with `follow`, until Tandem ends or `on_entry` fails.
@@ -87,7 +88,7 @@ pub async fn logs(
         }
         Ok(())
     };
-    exchange(stream, request(Method::GET, &query.to_uri(), String::new())?, read).await
+    exchange(stream, request(Method::GET, &query.to_uri(), String::new())?, STATUS_LIMIT, read).await
 }
 
 /// The process that listens at `path`, as the kernel knows it (SO_PEERCRED).
@@ -143,18 +144,11 @@ fn request(method: Method, uri: &str, body: String) -> anyhow::Result<Request<Fu
 /// All of an answer as a `T`; what is no success is a [`super::Answer`] that says why.
 async fn whole<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Result<T> {
     let is_success = response.status().is_success();
-    let body = collect(response).await?;
+    let body = read_body(response, ANSWER_SIZE_MAX).await?;
     if !is_success {
         parse::<Answer>(&body)?.into_result()?;
     }
     parse(&body)
-}
-
-async fn collect(response: Response<Incoming>) -> anyhow::Result<Bytes> {
-    match Limited::new(response.into_body(), ANSWER_SIZE_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) => bail!("read the answer: {error}"),
-    }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {

@@ -8,7 +8,7 @@
 //! | `POST /restart` with `{"service": "worker-0"}` | an [`Answer`] |
 //! | `POST /scale` with `{"to": 4}` or `{"by": -1}` | an [`Answer`] |
 //!
-//! Whatever cannot be answered so gets an [`Answer`] that says why. How connections are bounded, `health::port` says.
+//! Whatever cannot be answered so gets an [`Answer`] that says why. `http::server` says how connections are bounded.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ use super::messages::{Answer, Ask, LogEntry, LogQuery, Order, Restart};
 use super::socket::ControlSocket;
 use super::status::{Memory, status};
 use crate::exit::Code;
-use crate::health::server::json;
-use crate::health::{Picture, port};
+use crate::health::Picture;
+use crate::http::server::{self, json};
 use crate::process::memory;
 use crate::telemetry::{self, Batch, Cursor, Ring, ring};
 
@@ -67,7 +67,7 @@ async fn serve_ring(
         shutdown.await;
         drop(open);
     };
-    port::serve(socket, move |request| desk.clone().answer(request), shutdown).await;
+    server::serve(socket, move |request| desk.clone().answer(request), shutdown).await;
 }
 
 /// What every request is answered from.

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::unistd::Uid;
@@ -11,8 +12,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::exit::{Code, Failure};
-use crate::health::port::Listener;
+use crate::http::server::Listener;
 
+/// How long a client may read nothing of an answer: a person's terminal that follows the log may be paused for a while.
+const WRITE_LIMIT: Duration = Duration::from_mins(10);
 /// Length of the listening queue.
 const BACKLOG: i32 = 64;
 
@@ -81,7 +84,11 @@ fn peer(stream: &std::os::unix::net::UnixStream) -> Option<i32> {
 impl Listener for ControlSocket {
     type Stream = UnixStream;
 
-    const NAME: &'static str = "the control socket";
+    const WRITE_LIMIT: Duration = WRITE_LIMIT;
+
+    fn name(&self) -> &'static str {
+        "the control socket"
+    }
 
     /// The next connection of our own user or root. The file's mode keeps others out already; should somebody loosen
     /// it, the kernel's word on who connects still holds (SO_PEERCRED).

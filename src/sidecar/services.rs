@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::POSTGRES;
 use crate::companions::Companion;
-use crate::health::picture::Counts;
+use crate::http::Counts;
 use crate::postgres::service::{self as postmaster, Postmaster};
 use crate::supervise::service::{Reporter, Service};
 use crate::supervise::state;

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal as OsSignal;
 
 use super::gate::Gate;
 use super::notify::{Message, Notice, NotifySocket};
-use crate::health::picture::Counts;
+use crate::http::Counts;
 use crate::plan::Signal;
 use crate::process::{self, Child, Exit, Output, oom};
 use crate::supervise::plan::ServiceId;

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-use crate::health::picture::Counts;
+use crate::http::Counts;
 
 /// Longest datagram read whole, in bytes. Only an import error's traceback can come near it.
 const DATAGRAM_SIZE_MAX: usize = 64 * 1024;
