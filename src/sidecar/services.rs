@@ -40,7 +40,7 @@ impl Services {
         Self { postmaster, others: BTreeMap::new(), roster, events, launch: Rc::default() }
     }
 
-    /// Who may speak on the notify socket.
+    /// The workers and the template that there are.
     pub fn roster(&self) -> Roster {
         self.roster.clone()
     }

@@ -1,7 +1,7 @@
-//! Readiness of a server that does not say READY=1: a request that this very worker answers.
+//! Readiness of a server that does not say READY=1: the worker answers a request.
 //!
-//! All workers share one socket, so an answer alone proves nothing: it counts when the kernel shows that the other end of
-//! the connection is held by the worker's own process group.
+//! All workers share one socket, so an answer alone proves nothing. It counts when the kernel shows that the worker's own
+//! process group holds the other end of the connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,14 +30,14 @@ pub async fn watch(life: Life, address: SocketAddr, path: String) {
         if let Ok(Some(true)) = timeout(LIMIT, answers(address, &path, pid)).await
             && life.pid() == Some(pid)
         {
-            life.is_ready_now();
+            life.report_ready();
             return;
         }
         sleep(INTERVAL).await;
     }
 }
 
-/// Whether the process group `group` answers well; `None` where nobody does, or somebody else.
+/// Whether the process group `group` answers well; `None` where nothing answers, or another process does.
 async fn answers(address: SocketAddr, path: &str, group: i32) -> Option<bool> {
     let stream = TcpStream::connect(address).await.ok()?;
     let client = stream.local_addr().ok()?;

@@ -73,3 +73,4 @@ mod test_terminal;
 mod tidy;
 mod up;
 mod wal_archive;
+mod worker_notices;
