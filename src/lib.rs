@@ -35,8 +35,9 @@
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
 //!              task (the loop) · service
-//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, a child that has the
-//!              terminal, descriptors to a child and from whoever started Tandem
+//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
+//!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
+//!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder

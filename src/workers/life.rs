@@ -221,7 +221,7 @@ impl Life {
         }
         let life = self.clone();
         tokio::task::spawn_local(async move {
-            let exit = service::attend(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
+            let exit = service::attend_family(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
             // The notices of a process that has ended are in the socket before its end is known: let them be read.
             tokio::task::yield_now().await;
             life.end(pid, exit);
@@ -235,8 +235,6 @@ impl Life {
         let was_well = inner.ready.take();
         inner.released.set(false);
         inner.gate.borrow_mut().take();
-        // What it left in its group must not outlive it.
-        process::signal_group(pid, OsSignal::SIGKILL);
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
         inner.last_exit.set(Some(exit));
         // What it was to be replaced for is not what ended it, unless it was told to.

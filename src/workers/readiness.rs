@@ -44,5 +44,5 @@ async fn answers(address: SocketAddr, path: &str, group: i32) -> Option<bool> {
     stream.read_exact(&mut head).await.ok()?;
     let status: u16 = std::str::from_utf8(&head[9..]).ok()?.parse().ok()?;
     let client = stream.local_addr().ok()?;
-    ports::is_held_by_group(address.port(), client, group).then_some(status < 400)
+    ports::is_held_by_group(address.port(), client, group).await.then_some(status < 400)
 }

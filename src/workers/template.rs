@@ -21,7 +21,7 @@ use super::launch::Launch;
 use super::life::{Life, Roster};
 use super::surroundings::Variables;
 use crate::process::fd_channel::{self, Channel};
-use crate::process::{self, Child, InheritedFd, Output, orphans};
+use crate::process::{self, Child, InheritedFd, Output, mark, orphans};
 use crate::supervise::service::{Reporter, Service};
 use crate::supervise::state::{Action, Intent};
 
@@ -94,7 +94,10 @@ impl Template {
         let (gate, gate_end) = Gate::new()?;
         let (stdout, stdout_end) = pipe2(OFlag::O_CLOEXEC)?;
         let (stderr, stderr_end) = pipe2(OFlag::O_CLOEXEC)?;
-        let environment = environment.values().into_iter().map(|(name, value)| (name, value.into())).collect();
+        let mark = mark::next(false);
+        let marked = mark.iter().map(|mark| (mark::NAME.to_owned(), mark.to_string().into()));
+        let environment = environment.values().into_iter().map(|(name, value)| (name, value.into()));
+        let environment = environment.chain(marked).collect();
         let request = Request { slot, environment, fds: [&gate_end, &stdout_end, &stderr_end] };
         let asked = async {
             let mut place = place.lock().await;
@@ -108,7 +111,8 @@ impl Template {
         let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "the template did not answer in time"));
         let (answer, _hold) = tokio::time::timeout(FORK_LIMIT, asked).await.unwrap_or_else(late)?;
         let pid = answer.pid.ok_or_else(|| io::Error::other(answer.error.unwrap_or_default()))?;
-        let (child, output) = process::adopt(pid, stdout, stderr)?;
+        let parent = self.life.pid().ok_or_else(|| io::Error::other("the template ended"))?;
+        let (child, output) = process::adopt(pid, parent, stdout, stderr, mark)?;
         Ok(Forked { child, output, gate })
     }
 
@@ -123,7 +127,8 @@ impl Template {
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_FORK_FD", theirs.number().to_string());
-        let (child, output) = process::spawn(&command, &[listener, gate_end, theirs], OsSignal::SIGKILL)?;
+        let (mut child, output) = process::spawn(&command, &[listener, gate_end, theirs], OsSignal::SIGKILL)?;
+        child.share_mark();
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
         self.life.begin(child, output, Some(gate), intent);
         Ok(())
