@@ -36,8 +36,9 @@
 //! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
 //! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
 //!              task (the loop) · service
-//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, a child that has the
-//!              terminal, descriptors to a child and from whoever started Tandem
+//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
+//!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
+//!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder

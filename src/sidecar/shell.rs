@@ -78,6 +78,7 @@ impl Sidecar {
                 url: context.url.clone(),
                 stocked: context.database.clone(),
                 settings: settings.postgres.clone(),
+                grace: settings.stop.postgres_grace,
                 waits_for_room: matches!(goal, Goal::Serve),
                 samples: samples.clone(),
             },

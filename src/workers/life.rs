@@ -19,7 +19,7 @@ use super::gate::Gate;
 use super::notify::NotifySocket;
 use crate::http::Counts;
 use crate::plan::Signal;
-use crate::process::{self, Child, Exit, Output, oom};
+use crate::process::{Child, Exit, Output, oom};
 use crate::supervise::plan::ServiceId;
 use crate::supervise::service::{self, Reporter, Tail};
 use crate::supervise::state::{Action, Ending, Event, Intent};
@@ -300,7 +300,7 @@ impl Life {
         let (life, notify) = (self.clone(), notify.map(Rc::new));
         let listening = notify.as_ref().map(|notify| life.clone().listen(pid, Rc::clone(notify)));
         tokio::task::spawn_local(async move {
-            let exit = service::attend(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
+            let exit = service::attend_family(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
             if let Some(listening) = listening {
                 listening.abort();
             }
@@ -316,8 +316,6 @@ impl Life {
         let inner = &self.0;
         inner.roster.0.lives.borrow_mut().remove(&pid);
         let ended = inner.current.replace(Current::Absent { released: false });
-        // What it left in its group must not outlive it.
-        process::signal_group(pid, OsSignal::SIGKILL);
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
         // What it was to be replaced for is not what ended it, unless it was told to.
         let noted = match ended {

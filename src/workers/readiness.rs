@@ -46,7 +46,7 @@ async fn answers(address: SocketAddr, path: &str, group: i32) -> Option<bool> {
     // Looked at before the body is read: the connection is still open, so that its other end can be found.
     let look = async |response: hyper::Response<_>| {
         let is_well = response.status().as_u16() < 400;
-        Ok(ports::is_held_by_group(address.port(), client, group).then_some(is_well))
+        Ok(ports::is_held_by_group(address.port(), client, group).await.then_some(is_well))
     };
     exchange(stream, request, LIMIT, look).await.ok()?
 }

@@ -117,7 +117,7 @@ async fn fork(template: Template, slot: Slot, intent: Intent) {
     match template.fork(slot.number, slot.launch.environment(slot.number)).await {
         Ok(started) => slot.life.begin(started, intent),
         Err(error) => {
-            tracing::warn!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");
+            tracing::error!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");
             slot.spawn_alone(intent);
         }
     }

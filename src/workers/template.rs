@@ -22,7 +22,7 @@ use super::life::{Life, Roster, Started};
 use super::notify::NotifySocket;
 use super::surroundings::Variables;
 use crate::process::fd_channel::{self, Channel};
-use crate::process::{self, InheritedFd, orphans};
+use crate::process::{self, InheritedFd, mark, orphans};
 use crate::supervise::service::{Reporter, Service};
 use crate::supervise::state::{Action, Intent};
 
@@ -88,7 +88,10 @@ impl Template {
         let (notify, notify_end) = NotifySocket::pair()?;
         let (stdout, stdout_end) = pipe2(OFlag::O_CLOEXEC)?;
         let (stderr, stderr_end) = pipe2(OFlag::O_CLOEXEC)?;
-        let environment = environment.values().into_iter().map(|(name, value)| (name, value.into())).collect();
+        let mark = mark::next(false);
+        let marked = mark.iter().map(|mark| (mark::NAME.to_owned(), mark.to_string().into()));
+        let environment = environment.values().into_iter().map(|(name, value)| (name, value.into()));
+        let environment = environment.chain(marked).collect();
         let request = ForkRequest { slot, environment, fds: [&gate_end, &stdout_end, &stderr_end, &notify_end] };
         let asked = async {
             let mut place = place.lock().await;
@@ -102,7 +105,8 @@ impl Template {
         let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "the template did not answer in time"));
         let (answer, _hold) = tokio::time::timeout(FORK_LIMIT, asked).await.unwrap_or_else(late)?;
         let pid = answer.pid.ok_or_else(|| io::Error::other(answer.error.unwrap_or_default()))?;
-        let (child, output) = process::adopt(pid, stdout, stderr)?;
+        let parent = self.life.pid().ok_or_else(|| io::Error::other("the template ended"))?;
+        let (child, output) = process::adopt(pid, parent, stdout, stderr, mark)?;
         Ok(Started { child, output, gate: Some(gate), notify: Some(notify) })
     }
 
@@ -119,7 +123,9 @@ impl Template {
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_NOTIFY_FD", notify_end.number().to_string())
             .env("TANDEM_FORK_FD", theirs.number().to_string());
-        let (child, output) = process::spawn(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL)?;
+        let (mut child, output) =
+            process::spawn(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL)?;
+        child.share_mark();
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
         self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, intent);
         Ok(())
