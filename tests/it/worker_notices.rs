@@ -128,7 +128,7 @@ fn server(how: &str, lines: &str) -> Project {
     let command = format!("['python3', '-c', '''{SERVER}''', '{{fd}}', '{how}']");
     let project =
         Project::app_with("plain:app", &format!("{BARE}\nworkers.count = 2\nworkers.command = {command}\n{lines}"));
-    ["python.venv", "python.requirements", "workers.app"].into_iter().fold(project, Project::without)
+    ["python.venv", "python.requirements", "workers.app", "workers.app_dir"].into_iter().fold(project, Project::without)
 }
 
 /// Whether `tandem` hears what user `nobody` says.
