@@ -1,4 +1,4 @@
-//! Small files written so that a reader, or a power cut, sees the old content or the new one, never a part.
+//! Write small files atomically: after a power cut, and for every reader, the content is the old or the new one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -91,9 +91,21 @@ impl Tail {
 ///
 /// After the end, output still on its way is read for at most `output_limit`: a grandchild may hold the pipe open for
 /// ever.
-pub async fn attend(mut child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
-    let stdout = forward(output.stdout, Stream::Stdout, name, tail);
-    let stderr = forward(output.stderr, Stream::Stderr, name, tail);
+pub async fn attend(child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
+    let log = |kind, line: &str| telemetry::child_line(name, kind, line);
+    attend_with(child, output, tail, output_limit, &log).await
+}
+
+/// As [`attend`], for a child whose lines `log` knows how to read.
+pub async fn attend_with(
+    mut child: Child,
+    output: Output,
+    tail: &Tail,
+    output_limit: Duration,
+    log: &dyn Fn(Stream, &str),
+) -> Exit {
+    let stdout = forward(output.stdout, Stream::Stdout, tail, log);
+    let stderr = forward(output.stderr, Stream::Stderr, tail, log);
     let mut both = std::pin::pin!(async { tokio::join!(stdout, stderr) });
     let exit = tokio::select! {
         exit = child.wait() => exit,
@@ -103,11 +115,11 @@ pub async fn attend(mut child: Child, output: Output, name: &str, tail: &Tail, o
     exit
 }
 
-async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, name: &str, tail: &Tail) {
+async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, tail: &Tail, log: &dyn Fn(Stream, &str)) {
     let Some(stream) = stream else { return };
     process::lines(stream, |line| {
         tail.push(line);
-        telemetry::child_line(name, kind, line);
+        log(kind, line);
     })
     .await;
 }
