@@ -27,7 +27,8 @@ fn assert_noticed(course: &Course, what: &str) {
     let withdrawn = course.withdrawn.unwrap_or_else(|| panic!("{what}: /ready said yes all the while"));
     assert!(withdrawn < AT_ONCE, "{what}: withdrawn after {withdrawn:?}");
     assert!(course.back.is_some(), "{what}: not ready again: {course:?}");
-    assert!(!course.missing.iter().any(|missing| missing.contains("refuses connections")), "{course:?}");
+    let refuses = course.missing.iter().any(|missing| missing.contains("refuses connections"));
+    assert!(!refuses || what == "the postmaster", "a server that recovers says so: {course:?}");
 }
 
 #[test]

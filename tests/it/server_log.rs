@@ -48,7 +48,7 @@ fn an_error_of_a_client_is_no_error_of_the_server_and_what_belongs_to_a_line_has
     assert!(!refused.status.success());
     assert_eq!(level(&tandem, "database \\\"nosuch\\\" does not exist"), "ERROR", "a session did not come to be");
     as_superuser(&project, "postgres", "DO $$ BEGIN RAISE LOG 'a word'; RAISE WARNING 'careful'; END $$");
-    assert_eq!((level(&tandem, "a word"), level(&tandem, "careful")), ("INFO".into(), "WARN".into()));
+    assert_eq!((level(&tandem, "LOG:  a word"), level(&tandem, "WARNING:  careful")), ("INFO".into(), "WARN".into()));
     assert!(!tandem.log().contains("] 00000 "), "the SQLSTATE of a success is not worth a word:\n{}", tandem.log());
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }

@@ -103,9 +103,8 @@ async fn a_cluster_without_fsync_is_refused() {
 }
 
 /// A server that takes connections and says `first` to each, and nothing more.
-async fn mute(socket: &std::path::Path, first: &'static [u8]) {
+async fn mute(listener: tokio::net::UnixListener, first: &'static [u8]) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let listener = tokio::net::UnixListener::bind(socket).unwrap();
     let mut open = Vec::new();
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -125,7 +124,7 @@ async fn a_server_that_hangs_holds_up_neither_the_boot_nor_the_checkpoint() {
     // A stopped postmaster, and one that was stopped after it had let the session in (AuthenticationOk, ReadyForQuery).
     for first in [&b""[..], b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I"] {
         let socket = home.socket(port);
-        let serving = mute(&socket, first);
+        let serving = mute(tokio::net::UnixListener::bind(&socket).unwrap(), first);
         let asking = async {
             tokio::time::pause();
             for fresh in [true, false] {
