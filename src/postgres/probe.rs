@@ -3,7 +3,9 @@
 //!
 //! Must not decide what a bad sample means: that is `supervise/` and `health/`.
 
+use std::cell::Cell;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -26,9 +28,11 @@ use crate::schema;
 const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
 /// Pause before another session is opened in place of one that was terminated.
 const ENDED_PAUSE: Duration = Duration::from_millis(20);
-/// How long a new session may take to answer after ours ended, before readiness is withdrawn: a session that somebody
-/// ended alone is replaced within two milliseconds.
-const AT_ONCE: Duration = Duration::from_millis(5);
+/// How long the postmaster may take to answer after our session ended, before readiness is withdrawn. It takes less than a
+/// millisecond.
+const AT_ONCE: Duration = Duration::from_millis(8);
+/// The same for a server elsewhere, which is asked in a whole session.
+const AT_ONCE_ELSEWHERE: Duration = Duration::from_millis(100);
 /// How long opening the session that is watched may take.
 const WATCH_LIMIT: Duration = Duration::from_secs(1);
 /// Maximum age of the facts that change slowly.
@@ -98,6 +102,8 @@ pub struct Probe {
     /// The unix socket of a server that Tandem runs; `None`: a server elsewhere.
     socket: Option<PathBuf>,
     session: Option<Session>,
+    /// Whether the postmaster has answered in the sample that is being taken.
+    knocked: Rc<Cell<bool>>,
     /// The last alarm after which a new session answered: the server may end idle sessions as a habit, so there is at
     /// most one such alarm in each pause.
     false_alarm: Option<Instant>,
@@ -142,7 +148,8 @@ impl Probe {
 
     fn new(options: PgConnectOptions, socket: Option<PathBuf>) -> Self {
         let (session, false_alarm, door, noted) = (None, None, None, None);
-        Self { options, socket, session, false_alarm, facts: Facts::default(), door, noted }
+        let (knocked, facts) = (Rc::default(), Facts::default());
+        Self { options, socket, session, knocked, false_alarm, facts, door, noted }
     }
 
     /// Also check the workers' way in, at `url`.
@@ -184,14 +191,21 @@ impl Probe {
     }
 
     /// Take a sample after an alarm, within `deadline`: a new session tells whether the server serves. `withdraw` gets a
-    /// sample that says no as soon as the answer is not there at once.
+    /// sample that says no if nothing answers at once.
+    ///
+    /// A server that recovers refuses a session as soon as it is asked for one. A restore that swaps databases makes it wait,
+    /// and terminates it as well: that is no outage, so the session may take its time once the postmaster has answered.
     pub async fn sample_after_alarm(&mut self, deadline: Duration, withdraw: impl FnOnce(Sample)) -> Sample {
+        let at_once = if self.socket.is_some() { AT_ONCE } else { AT_ONCE_ELSEWHERE };
+        let knocked = self.knocked.clone();
         let sample = {
             let mut asked = std::pin::pin!(self.sample(deadline));
-            match timeout(AT_ONCE, &mut asked).await {
+            match timeout(at_once, &mut asked).await {
                 Ok(sample) => sample,
                 Err(_) => {
-                    withdraw(Sample::failed(Fault::SessionEnded));
+                    if !knocked.get() {
+                        withdraw(Sample::failed(Fault::SessionEnded));
+                    }
                     asked.await
                 }
             }
@@ -251,11 +265,13 @@ impl Probe {
 
     /// The number of client connections and whether one can write, once both the postmaster and a backend have answered.
     async fn ask(&mut self) -> Result<Vitals, Refused> {
+        self.knocked.set(false);
         if let Some(socket) = &self.socket {
             knock(UnixStream::connect(socket)).await.map_err(|error| {
                 let text = format!("the server takes no connections: {error}");
                 Refused { text, answer: None }
             })?;
+            self.knocked.set(true);
         }
         if let Some(session) = &mut self.session
             && let Ok(connection) = session.connection().await
