@@ -40,6 +40,7 @@ mod launcher;
 mod libraries;
 mod live_database;
 mod load_client;
+mod lower_layer;
 mod migrator;
 mod other_servers;
 mod own_database;

@@ -12,7 +12,7 @@ use anyhow::Context;
 use super::manifest::MAJOR;
 use super::{Installation, find, libraries, unpack};
 use crate::exit::{Code, Failure, code_of};
-use crate::install::{Lock, keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
+use crate::install::{Lock, is_of_a_lower_layer, keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
 use crate::process::identity;
 use crate::telemetry::progress;
 
@@ -135,10 +135,25 @@ impl Slot {
         sync_file_system(&made).with_context(|| format!("flush {}", made.display()))?;
         let dir = self.dir();
         if dir.symlink_metadata().is_ok() {
-            let old = staging.join("old");
-            std::fs::rename(&dir, &old).with_context(|| format!("move {} aside", dir.display()))?;
+            put_away(&dir, &staging.join("old")).with_context(|| format!("move {} aside", dir.display()))?;
         }
         std::fs::rename(&made, &dir).with_context(|| format!("rename {} into place", dir.display()))
+    }
+}
+
+/// Move an installation that is to be replaced to `old`; of a lower layer, it is removed, what makes it count first.
+fn put_away(dir: &Path, old: &Path) -> std::io::Result<()> {
+    match std::fs::rename(dir, old) {
+        Err(error) if is_of_a_lower_layer(&error) => {
+            for counts in [CHECKED_FILE, DIGEST_FILE] {
+                match std::fs::remove_file(dir.join(counts)) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            std::fs::remove_dir_all(dir)
+        }
+        renamed => renamed,
     }
 }
 
