@@ -20,6 +20,7 @@ pub mod provision;
 pub mod scram;
 pub mod secret;
 pub mod server;
+mod server_processes;
 pub mod service;
 pub mod settings;
 pub mod shared_memory;

@@ -99,7 +99,7 @@ fn put_aside(venv: &Path, previous: &Path) -> io::Result<()> {
 }
 
 /// Remove a directory so that no part of it is ever seen in its place: without its marker, the rest of an
-/// environment of ours would count as somebody else's.
+/// environment of ours would count as foreign.
 fn discard(venv: &Path) -> io::Result<()> {
     let removed = beside(venv, "removed");
     match std::fs::rename(venv, &removed) {
