@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
-use super::files::open_itself;
 use super::{names, secret};
 use crate::config::Settings;
+use crate::durable::open_itself;
 use crate::exit::{Code, Failure};
 use crate::install::{self, hexadecimal};
 use crate::plan::Identity;

@@ -12,6 +12,7 @@ mod files;
 mod full;
 pub mod home;
 pub mod lock;
+pub mod lookup;
 mod names;
 pub mod policy;
 pub mod port;
@@ -30,4 +31,4 @@ pub mod test_support;
 pub mod tried;
 pub mod trouble;
 
-pub use files::{free_bytes, open_itself, sync_dir, sync_file_system, write_whole};
+pub use files::{free_bytes, write_whole};

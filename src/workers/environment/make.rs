@@ -10,6 +10,7 @@ use super::interpreter;
 use super::marker::{self, Made, State};
 use super::project::{self, Sort};
 use crate::config::{Installer, Python};
+use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::install::{Complaint, copy_dir, is_of_a_lower_layer, last_lines, make_shared_dir, open_to_all};
 use crate::plan::CommandLine;
@@ -40,6 +41,10 @@ pub(super) enum Way {
     /// A pip in the environment.
     PipInside,
 }
+
+/// Keeps the working directory, which is the project's, out of an interpreter's modules (Python 3.11 and newer): as root a
+/// `venv.py` of the project's would run with all rights.
+const SAFE_PATH: (&str, &str) = ("PYTHONSAFEPATH", "1");
 
 /// How long an interpreter may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -72,11 +77,11 @@ pub(super) fn recover(venv: &Path) -> io::Result<()> {
 
 /// Let the environment that stood aside be in its place again.
 fn bring_back(previous: &Path, venv: &Path) -> io::Result<()> {
-    match std::fs::rename(previous, venv) {
+    match durable::rename(previous, venv) {
         Err(error) if is_of_a_lower_layer(&error) => {
             let copy = beside(venv, "removed");
             copy_dir(previous, &copy)?;
-            std::fs::rename(copy, venv)?;
+            durable::rename(&copy, venv)?;
             remove(previous)
         }
         renamed => renamed,
@@ -85,11 +90,11 @@ fn bring_back(previous: &Path, venv: &Path) -> io::Result<()> {
 
 /// Let the environment stand aside while a new one is made in its place.
 fn put_aside(venv: &Path, previous: &Path) -> io::Result<()> {
-    match std::fs::rename(venv, previous) {
+    match durable::rename(venv, previous) {
         Err(error) if is_of_a_lower_layer(&error) => {
             let copy = beside(venv, "removed");
             copy_dir(venv, &copy)?;
-            std::fs::rename(copy, previous)?;
+            durable::rename(&copy, previous)?;
             // From here on what is left of it in its place is no environment.
             marker::begin(venv)?;
             empty(venv)
@@ -102,7 +107,7 @@ fn put_aside(venv: &Path, previous: &Path) -> io::Result<()> {
 /// environment of ours would count as foreign.
 fn discard(venv: &Path) -> io::Result<()> {
     let removed = beside(venv, "removed");
-    match std::fs::rename(venv, &removed) {
+    match durable::rename(venv, &removed) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) if is_of_a_lower_layer(&error) => empty(venv),
         Err(error) => Err(error),
@@ -194,7 +199,7 @@ impl Making<'_> {
             return Err(Failure::new(Code::Config, message).into());
         }
         let program = resolve(&self.python.interpreter, self.directory);
-        let probe = CommandLine::new(&program).args(["-c", PROBE]).dir(self.directory);
+        let probe = CommandLine::new(&program).args(["-c", PROBE]).dir(self.directory).env(SAFE_PATH.0, SAFE_PATH.1);
         let finished = match process::run(&probe, ANSWER_LIMIT).await {
             Err(RunError::NotFound(_)) => {
                 let message = format!(
@@ -233,7 +238,8 @@ impl Making<'_> {
             Way::PipOutside(_) => self.command(&program).args(["-m", "venv", "--without-pip"]),
             Way::PipInside => self.command(&program).args(["-m", "venv"]),
         };
-        self.step("make the Python environment", create.arg(self.venv)).await?;
+        let create = create.arg(self.venv).env(SAFE_PATH.0, SAFE_PATH.1);
+        self.step("make the Python environment", create).await?;
 
         let client = if way == Way::Uv { "uv" } else { "pip" };
         self.shown.say(format!("Installing {} with {client}", self.requirements.display()));
@@ -246,7 +252,8 @@ impl Making<'_> {
                 self.command("uv").args(install).arg(&python)
             }
             Way::PipOutside(runner) => self.command(&python).arg(runner).args(pip),
-            Way::PipInside => self.command(&python).args(["-m", "pip"]).args(pip),
+            // Without the working directory in front of the modules, which would hold for builds too as a variable.
+            Way::PipInside => self.command(&python).args(["-I", "-m", "pip"]).args(pip),
         };
         let install = self.what(install).await?;
         self.step(&format!("install the requirements {}", self.requirements.display()), install).await?;
@@ -277,6 +284,7 @@ impl Making<'_> {
 
     async fn check_uvicorn(&self) -> anyhow::Result<()> {
         let import = self.command(interpreter(self.venv)).args(["-c", "import uvicorn"]);
+        let import = import.env(SAFE_PATH.0, SAFE_PATH.1);
         let finished = process::run(&import, ANSWER_LIMIT).await.context("import uvicorn")?;
         if finished.exit.success() {
             return Ok(());
