@@ -2,6 +2,7 @@
 //!
 //! Owner, grants and settings of a database are not in its dump (PostgreSQL documentation, pg_dump, "Notes").
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -174,25 +175,23 @@ pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Du
         "BEGIN; ALTER DATABASE {live_id} RENAME TO {kept_id}; ALTER DATABASE {new_id} RENAME TO {live_id}; COMMIT"
     );
     // From the first rename on nobody gets in any more; whoever is in must go, and sessions may come until then.
+    let renamed = AtomicBool::new(false);
     let renaming = async {
         raw_sql(AssertSqlSafe(renames)).execute(&mut session).await.context("rename the databases")?;
+        renamed.store(true, Ordering::Relaxed);
         anyhow::Ok(())
     };
+    // Its last question is answered before it is closed: else the server's log has the error of a client that is lost.
     let clearing = async {
-        loop {
+        while !renamed.load(Ordering::Relaxed) {
             end_sessions(&mut ending, &[live, new]).await?;
             sleep(LOOK_AGAIN).await;
         }
+        Ok(())
     };
     end_sessions_until_gone(reach, live).await?;
-    let outcome = tokio::time::timeout(SWAP_LIMIT, async {
-        tokio::select! {
-            renamed = renaming => renamed,
-            cleared = clearing => cleared,
-        }
-    });
-    match outcome.await {
-        Ok(outcome) => outcome?,
+    match tokio::time::timeout(SWAP_LIMIT, async { tokio::try_join!(renaming, clearing) }).await {
+        Ok(outcome) => drop(outcome?),
         Err(_) => {
             let message = format!("sessions in database {live} did not end within {SWAP_LIMIT:?}: nothing was changed");
             bail!(Failure::new(Code::Temporary, message));

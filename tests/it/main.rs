@@ -46,6 +46,7 @@ mod libraries;
 mod live_database;
 mod load_client;
 mod locks;
+mod lower_layer;
 mod migrator;
 mod other_servers;
 mod own_database;
