@@ -29,6 +29,10 @@ fn main() -> ExitCode {
         // Once a segment: what it does not need, it does not wait for.
         return ExitCode::from(commands::wal(&command));
     }
+    if let Command::Keeper { run } = &cli.command {
+        commands::keeper(run);
+        return ExitCode::SUCCESS;
+    }
     // Before the runtime, whose threads take over what is blocked.
     signals::block();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

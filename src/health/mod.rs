@@ -8,7 +8,6 @@ pub mod backups;
 pub mod client;
 pub mod metrics;
 pub mod picture;
-pub mod port;
 pub mod report;
 pub mod server;
 

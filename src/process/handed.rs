@@ -1,4 +1,4 @@
-//! Descriptors that whoever started this process handed down, known by their numbers alone.
+//! Descriptors that this process got from the process that started it, known by their numbers alone.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,17 +7,17 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-/// Numbers that have an owner by now.
+/// The numbers that were taken.
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Own descriptor `number` from now on, if it is what `judge` expects; no child inherits it unasked.
+/// Take ownership of descriptor `number` if `judge` accepts it. Children do not inherit it unless they are given it.
 ///
-/// To be called before this process opens what `judge` would take for it: what is refused may be a descriptor of our own,
-/// and is left alone.
+/// Call it before this process opens anything that `judge` would accept. A descriptor that is refused may be one of our own
+/// and stays as it is.
 ///
 /// # Errors
 /// What `judge` said; the kernel's, when no such descriptor is open; `AlreadyExists` when it was taken before.
-#[expect(unsafe_code, reason = "a number is all that is handed down, and somebody has to own what it stands for")]
+#[expect(unsafe_code, reason = "only a number is passed, and the descriptor needs an owner")]
 pub fn take(number: RawFd, judge: impl FnOnce(BorrowedFd<'_>) -> anyhow::Result<()>) -> anyhow::Result<OwnedFd> {
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if number < 0 || taken.contains(&number) {

@@ -84,7 +84,7 @@ impl Context {
         let Configuration { source, loaded, reload } = configuration;
         if loaded.settings.postgres.mode == PostgresMode::Managed {
             // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
-            stale::end_leftover(&home).await?;
+            stale::end_leftover(&home, loaded.settings.stop.postgres_grace).await?;
         }
         let (url, password) = jobs::database_url(&loaded.settings, &home)?;
         let loaded = Rc::new(loaded);

@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["harness"],
     &["postgres", "workers", "control"],
     &["schema", "health"],
-    &["install", "companions", "signals", "systemd", "watch"],
+    &["install", "companions", "signals", "systemd", "watch", "http"],
     &["supervise"],
     &["process"],
     &["telemetry"],

@@ -27,14 +27,17 @@ use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
 use crate::postgres::binaries::Installation;
+use crate::postgres::embedded::{self, PgBaseBackupBuilder};
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
-use crate::process::{self, Exit};
+use crate::process::{self, Exit, OUTPUT_LIMIT};
 
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
 const THREADS: u32 = 2;
+/// How many lines of what pg_basebackup says are kept.
+const LINES_MAX: usize = 50;
 /// How much the kernel holds between pg_basebackup and us, in bytes: fewer switches between the two.
 const PIPE_SIZE: i32 = 1 << 20;
 /// A backup of which nothing more came for so long does not go on. It begins with a checkpoint and ends with waiting for
@@ -181,7 +184,7 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let (began, clock) = (SystemTime::now(), Instant::now());
     let command = command(source, &name);
     let (mut child, output) = process::spawn(&command, &[], Signal::SIGKILL).context("start pg_basebackup")?;
-    let mut killer = Killer(Some(child.pid()));
+    let _killer = Killer(child.pid());
     let stdout = output.stdout.context("pg_basebackup has no output")?.into_blocking_fd().context("read a pipe")?;
     // Smaller where the user has no right to more.
     let _ = fcntl(&stdout, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
@@ -193,16 +196,18 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let written = tokio::task::spawn_blocking(move || pack(pipe, file));
     let mut said = Vec::new();
     let listen = async {
-        if let Some(stderr) = output.stderr {
-            process::lines(stderr, |line| said.push(line.to_owned())).await;
-        }
-        child.wait().await
+        let Some(stderr) = output.stderr else { return };
+        let hear = |line: &str| {
+            if said.len() < LINES_MAX {
+                said.push(line.to_owned());
+            }
+        };
+        process::lines(stderr, hear).await;
     };
     let exit = tokio::select! {
-        exit = listen => exit,
+        (exit, _) = child.wait_with_group(listen, OUTPUT_LIMIT) => exit,
         why = watch(source, &progress) => return Err(why),
     };
-    killer.0 = None;
     let packed = written.await.context("write the base backup")?;
     if exit == Exit::Signal(Signal::SIGPIPE as i32) {
         // We took no more, and know why.
@@ -239,14 +244,17 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
 }
 
 fn command(source: &Source<'_>, name: &str) -> CommandLine {
-    CommandLine::new(source.installation.tool("pg_basebackup"))
-        .args(["--pgdata=-", "--format=tar", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password"])
+    let server = embedded::server(source.home, source.installation, source.port);
+    let backup = PgBaseBackupBuilder::from(&server)
+        .pgdata("-")
+        .format("tar")
+        .checkpoint("fast")
+        .manifest_checksums("SHA256")
+        .no_password()
         // The archive has it, and the server waits until it does: so a backup proves that archiving works.
-        .arg("--wal-method=none")
-        .arg(format!("--label={name}"))
-        .arg("--host")
-        .arg(&source.home.socket_dir)
-        .args(["--port", &source.port.to_string(), "--username", SUPERUSER])
+        .wal_method("none")
+        .label(name);
+    embedded::command(source.installation, &backup)
         .clean_env()
         .env("PATH", crate::postgres::server::PATH)
         .env("LANG", "C")
@@ -254,14 +262,12 @@ fn command(source: &Source<'_>, name: &str) -> CommandLine {
         .identity(source.home.server.clone())
 }
 
-/// A process that does not outlive what it was started for; `None` once it has ended.
-struct Killer(Option<i32>);
+/// The group of a process that does not outlive what it was started for; nothing is sent once it was reaped.
+struct Killer(i32);
 
 impl Drop for Killer {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            process::signal_group(group, Signal::SIGKILL);
-        }
+        process::signal_group(self.0, Signal::SIGKILL);
     }
 }
 
