@@ -81,7 +81,7 @@ pub struct Template {
 }
 
 /// What is known of the databases in a template; it lies in the data directory, which only the server's user reads.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Facts {
     /// Of the application's role.
     pub password: String,

@@ -7,7 +7,6 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Response};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use tokio::time::Instant;
 use super::metrics;
 use super::picture::Picture;
 use super::report::{self, Now};
-use crate::http::server::{self, Port, json_text};
+use crate::http::server::{self, Port, json};
 use crate::scrub::scrubbed;
 
 /// What the port offers, as `/` shows it.
@@ -67,18 +66,6 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
             json(200, &serde_json::json!({"service": "tandem", "paths": paths}))
         }
         _ => json(404, &serde_json::json!({"error": "not found", "see": "/"})),
-    }
-}
-
-/// `body` as JSON with status `code`, without secrets: some of the words in it are not Tandem's own, such as the last error
-/// of a backup or the reason of a restart.
-fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
-    match serde_json::to_string(body) {
-        Ok(text) => json_text(code, scrubbed(&text).into_owned()),
-        Err(error) => {
-            tracing::error!(%error, "write an answer");
-            json_text(500, "{}".to_owned())
-        }
     }
 }
 
