@@ -107,7 +107,7 @@ pub struct Probe {
     /// The last alarm after which a new session answered: the server may end idle sessions as a habit, so there is at
     /// most one such alarm in each pause.
     false_alarm: Option<Instant>,
-    facts: Facts,
+    facts: SlowFacts,
     /// The workers' way in, if it differs from the probe's.
     door: Option<Door>,
     /// The last fault of a server that answers; each is logged once.
@@ -115,7 +115,7 @@ pub struct Probe {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Facts {
+struct SlowFacts {
     asked: Option<Instant>,
     schema_version: Option<String>,
     tables: Vec<String>,
@@ -148,7 +148,7 @@ impl Probe {
 
     fn new(options: PgConnectOptions, socket: Option<PathBuf>) -> Self {
         let (session, false_alarm, door, noted) = (None, None, None, None);
-        let (knocked, facts) = (Rc::default(), Facts::default());
+        let (knocked, facts) = (Rc::default(), SlowFacts::default());
         Self { options, socket, session, knocked, false_alarm, facts, door, noted }
     }
 
@@ -244,7 +244,7 @@ impl Probe {
             }
             self.note(fault);
         }
-        let Facts { schema_version, tables, max_connections, .. } = self.facts.clone();
+        let SlowFacts { schema_version, tables, max_connections, .. } = self.facts.clone();
         let available = refused.is_none();
         let (error, answer) = refused.map_or((None, None), |refused| (Some(refused.text), refused.answer));
         let connections = vitals.connections;
@@ -347,7 +347,7 @@ async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {
     Ok(Vitals { connections: u32::try_from(count).unwrap_or(u32::MAX), fault })
 }
 
-async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+async fn facts(connection: &mut PgConnection) -> Result<SlowFacts, sqlx::Error> {
     // Without the privilege check, a role that may not read the table would fill the server's log with errors.
     let row = raw_sql(
         "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
@@ -367,7 +367,7 @@ async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
         None
     };
     let max_connections = u32::try_from(max_connections).ok();
-    Ok(Facts { asked: Some(Instant::now()), schema_version, tables, max_connections })
+    Ok(SlowFacts { asked: Some(Instant::now()), schema_version, tables, max_connections })
 }
 
 #[cfg(test)]
