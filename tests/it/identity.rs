@@ -34,7 +34,7 @@ fn open_interpreter() -> String {
 
 /// A project whose environment and application every user can reach. The environment is shared by the tests of this
 /// file and made by whoever comes first, under Tandem's own lock.
-fn open_project(lines: &str) -> Project {
+pub fn open_project(lines: &str) -> Project {
     let venv = open_dir("venv-for-all").join("venv");
     let lines = format!("workers.count = 1\npython.interpreter = '{}'\n{lines}", open_interpreter());
     let project = Project::app_with("plain:app", &lines).without("python.venv").without("workers.app_dir");
@@ -69,7 +69,7 @@ fn open_dir(name: &str) -> PathBuf {
 }
 
 /// The real uid of a process.
-fn uid(process: &Process) -> u32 {
+pub fn uid(process: &Process) -> u32 {
     procfs::process::Process::new(process.pid).unwrap().status().unwrap().ruid
 }
 
