@@ -202,12 +202,6 @@ signal.")]
         #[command(subcommand)]
         command: Wal,
     },
-    /// What ends the processes of a Tandem that was killed
-    #[command(hide = true)]
-    Keeper {
-        /// The run, as its processes are marked
-        run: String,
-    },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
     Completions {
