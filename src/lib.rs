@@ -41,9 +41,11 @@
 //!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
+//! durable/     files that are whole or absent, and locks: the only door to rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
 //! exit         exit codes, and the error that carries one
+//! scrub        the last wall: known secrets are taken out of what others read
 //! ```
 //!
 //! # What always holds
@@ -62,6 +64,7 @@ pub mod commands;
 pub mod companions;
 pub mod config;
 pub mod control;
+pub mod durable;
 pub mod exit;
 pub mod harness;
 pub mod health;
@@ -72,6 +75,7 @@ pub mod plan;
 pub mod postgres;
 pub mod process;
 pub mod schema;
+pub mod scrub;
 pub mod sidecar;
 pub mod signals;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Response};
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -14,7 +15,8 @@ use tokio::time::Instant;
 use super::metrics;
 use super::picture::Picture;
 use super::report::{self, Now};
-use crate::http::server::{self, Port, json};
+use crate::http::server::{self, Port, json_text};
+use crate::scrub::scrubbed;
 
 /// What the port offers, as `/` shows it.
 const INDEX: &[(&str, &str)] = &[
@@ -68,9 +70,21 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
     }
 }
 
+/// `body` as JSON with status `code`, without secrets: some of the words in it are not Tandem's own, such as the last error
+/// of a backup or the reason of a restart.
+fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string(body) {
+        Ok(text) => json_text(code, scrubbed(&text).into_owned()),
+        Err(error) => {
+            tracing::error!(%error, "write an answer");
+            json_text(500, "{}".to_owned())
+        }
+    }
+}
+
 /// `text` as it is, which says that it is `content_type`.
 fn plain(text: String, content_type: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(Full::new(Bytes::from(scrubbed(&text).into_owned())));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -207,13 +207,18 @@ where
 
 /// `body` as JSON with status `code`. hyper adds the length, and leaves the body out for HEAD.
 pub fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
-    let (code, text) = match serde_json::to_vec(body) {
-        Ok(text) => (StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), text),
+    match serde_json::to_string(body) {
+        Ok(text) => json_text(code, text),
         Err(error) => {
             tracing::error!(%error, "write an answer");
-            (StatusCode::INTERNAL_SERVER_ERROR, b"{}".to_vec())
+            json_text(500, "{}".to_owned())
         }
-    };
+    }
+}
+
+/// `text`, which is JSON, with status `code`.
+pub fn json_text(code: u16, text: String) -> Response<Full<Bytes>> {
+    let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = code;
     let headers = response.headers_mut();

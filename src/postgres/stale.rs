@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use super::files::read_if_there;
 use super::home::Home;
 use super::server_processes::{ServerProcess, ServerProcesses, namespace_of};
+use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::process::lease;
 use crate::process::look::{RIGHT, apart};
@@ -60,7 +61,8 @@ pub async fn clear(home: &Home, grace: Duration) -> anyhow::Result<Vec<(String, 
         None => {
             tracing::warn!("postmaster.pid in {} is damaged; moving it aside", home.data.display());
             let lock_file = home.data.join("postmaster.pid");
-            fs::rename(&lock_file, home.data.join("postmaster.pid.damaged")).context("move postmaster.pid aside")?;
+            durable::rename(&lock_file, &home.data.join("postmaster.pid.damaged"))
+                .context("move postmaster.pid aside")?;
             Ok(Vec::new())
         }
     }

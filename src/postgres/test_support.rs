@@ -33,6 +33,7 @@ pub fn settings() -> Postgres {
         mode: PostgresMode::Managed,
         url: None,
         scheme: None,
+        unresolved_help: None,
         source: BinarySource::Auto,
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: Port { number: 0, chosen: false },

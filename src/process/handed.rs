@@ -34,6 +34,49 @@ pub fn take(number: RawFd, judge: impl FnOnce(BorrowedFd<'_>) -> anyhow::Result<
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Numbers that [`seal`] has closed to children.
+static SEALED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// Let no child inherit what whoever started this process handed down beside the standard streams: a socket of another
+/// service, the end of a pipe that somebody waits for. For the program, before it opens anything of its own.
+pub fn seal() {
+    let mut sealed = SEALED.lock().unwrap_or_else(PoisonError::into_inner);
+    let listing = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> = listing.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        if flags(number).is_some_and(|flags| !flags.contains(FdFlag::FD_CLOEXEC)) {
+            set_flags(number, FdFlag::FD_CLOEXEC);
+            sealed.push(number);
+        }
+    }
+}
+
+/// What [`seal`] has closed to children.
+pub(super) fn sealed() -> Vec<RawFd> {
+    SEALED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Let the child that this process is, between fork and exec, or becomes, have them again. Async-signal-safe.
+pub(super) fn unseal(numbers: &[RawFd]) {
+    for &number in numbers {
+        set_flags(number, FdFlag::empty());
+    }
+}
+
+#[expect(unsafe_code, reason = "a number is all that is known of what was handed down")]
+fn flags(number: RawFd) -> Option<FdFlag> {
+    // SAFETY: the call says whether the number is open, and changes nothing.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(fd, FcntlArg::F_GETFD).ok().map(FdFlag::from_bits_retain)
+}
+
+#[expect(unsafe_code, reason = "a number is all that is known of what was handed down")]
+fn set_flags(number: RawFd, flags: FdFlag) {
+    // SAFETY: a number that is not open is refused by the kernel; of one that is, only this flag changes.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let _ = fcntl(fd, FcntlArg::F_SETFD(flags));
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsRawFd, IntoRawFd};

@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 
 use super::child::{Child, Output, while_own};
-use super::{mark, umask};
+use super::{handed, mark, umask};
 use crate::plan::CommandLine;
 
 /// Variables that a supervisor sets for Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that got them would answer in
@@ -49,7 +49,7 @@ impl InheritedFd {
 /// # Errors
 /// What fork(2), setuid(2) or execve(2) answered: a missing program is `NotFound`.
 pub fn spawn(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<(Child, Output)> {
-    let streams = Streams { stdin: Stdio::null(), stdout: Stdio::piped(), stderr: Stdio::piped() };
+    let streams = Streams::new(Stdio::null(), Stdio::piped(), Stdio::piped());
     let (mut process, child) = start(command, fds, Some(death), streams)?;
     let output = outputs(&mut process).inspect_err(|_| {
         let _ = process.kill();
@@ -63,17 +63,25 @@ pub struct Streams {
     pub stdin: Stdio,
     pub stdout: Stdio,
     pub stderr: Stdio,
+    /// Whether the child also gets the other descriptors that Tandem was started with.
+    handed: bool,
 }
 
 impl Streams {
-    /// Tandem's own.
+    /// These, and no other descriptor.
+    pub fn new(stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Self {
+        Self { stdin, stdout, stderr, handed: false }
+    }
+
+    /// Tandem's own, with all other descriptors that it was started with: a person's command may be told of one by its
+    /// arguments (`<(…)` in a shell, make's jobserver).
     pub fn inherited() -> Self {
-        Self { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit() }
+        Self { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit(), handed: true }
     }
 
     /// None at all.
     pub fn none() -> Self {
-        Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
+        Self::new(Stdio::null(), Stdio::null(), Stdio::null())
     }
 
     /// No input; both outputs are added to the file `log`, which only its owner reads.
@@ -82,7 +90,7 @@ impl Streams {
     /// `log` cannot be written.
     pub fn to_log(log: &Path) -> io::Result<Self> {
         let file = File::options().append(true).create(true).mode(0o600).open(log)?;
-        Ok(Self { stdin: Stdio::null(), stdout: file.try_clone()?.into(), stderr: file.into() })
+        Ok(Self::new(Stdio::null(), file.try_clone()?.into(), file.into()))
     }
 }
 
@@ -167,6 +175,8 @@ fn start(
     }
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
+    let handed = if streams.handed { handed::sealed() } else { Vec::new() };
+    let no_new_privs = command.no_new_privs;
     // A postmaster, which ends in an orderly way, ends its own children.
     let lifeline = if death == Some(Signal::SIGKILL) { Some(lifeline()?) } else { None };
     // Kept here too: the child may end before Tandem's files are closed, by its own death signal, and the group with it
@@ -194,9 +204,13 @@ fn start(
                     nix::unistd::setsid()?;
                 }
             }
+            if no_new_privs {
+                nix::sys::prctl::set_no_new_privs()?;
+            }
             // Tandem's own blocked signals are not for the child.
             SigSet::empty().thread_set_mask()?;
             umask::restore();
+            handed::unseal(&handed);
             for &number in &numbers {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(number);
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -216,6 +230,12 @@ pub fn replace(command: &CommandLine) -> io::Error {
         return error.into();
     }
     umask::restore();
+    handed::unseal(&handed::sealed());
+    if command.no_new_privs
+        && let Err(error) = nix::sys::prctl::set_no_new_privs()
+    {
+        return error.into();
+    }
     prepare(command).exec()
 }
 
@@ -229,8 +249,8 @@ fn prepare(command: &CommandLine) -> std::process::Command {
     for name in NOT_FOR_CHILDREN {
         process.env_remove(name);
     }
-    // The command itself says where the child's database is.
-    for name in crate::config::libpq_names() {
+    // The command itself says where the child's database is; Tandem's own variables are for no child.
+    for name in crate::config::names_kept_from_children(command.is_tandem) {
         process.env_remove(name);
     }
     for (name, value) in &command.env {

@@ -63,7 +63,7 @@ impl Streaming {
 
     fn start(command: &CommandLine, stdin: Stdio, stdout: Stdio) -> io::Result<Self> {
         let (errors, stderr) = io::pipe()?;
-        let child = spawn_with(command, Some(Signal::SIGKILL), Streams { stdin, stdout, stderr: stderr.into() })?;
+        let child = spawn_with(command, Some(Signal::SIGKILL), Streams::new(stdin, stdout, stderr.into()))?;
         let errors = Receiver::from_owned_fd(errors.into())?;
         let said = Arc::new(Mutex::new(Vec::new()));
         let kept = said.clone();

@@ -10,6 +10,8 @@ fn workers() -> Workers {
         backlog: 1,
         url_scheme: "postgresql".into(),
         env: std::collections::BTreeMap::new(),
+        drop_env: crate::config::DropEnv::default(),
+        no_new_privs: true,
         preimport: vec![],
         access_log: false,
         event_loop: "auto".into(),

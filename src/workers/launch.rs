@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use super::notify::NotifySocket;
 use super::surroundings::{Surroundings, Variables};
 use crate::config::{Preload, Readiness, Settings, WorkerSocket};
+use crate::durable::{self, WriteOptions};
 use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::process::InheritedFd;
@@ -138,11 +139,11 @@ impl Launch {
         let mut filled = filled.collect::<Vec<_>>().into_iter();
         let program = filled.next().unwrap_or_default();
         let command = CommandLine::new(self.around(|around| around.program(&program))).args(filled);
-        self.as_worker(self.other_environment(slot, notify).apply(command))
+        self.other_environment(slot, notify).apply(self.as_worker(command))
     }
 
     fn as_worker(&self, command: CommandLine) -> CommandLine {
-        self.around(|around| around.as_user(command)).dir(&self.settings.workers.app_dir)
+        self.around(|around| around.as_worker(command, &self.settings.workers.app_dir))
     }
 
     fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {
@@ -164,18 +165,11 @@ impl Launch {
 pub fn write_files(run: &Path) -> anyhow::Result<()> {
     for (name, text) in FILES {
         let path = run.join(name);
-        write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        // A worker that starts at this moment reads the old text or the new.
+        durable::replace(&path, text.as_bytes(), &WriteOptions::default().mode(0o644).unflushed())
+            .with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
-}
-
-/// Written beside and renamed, so that a worker never reads half of it.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let staged = path.with_extension("py.new");
-    std::fs::write(&staged, text)?;
-    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o644))?;
-    std::fs::rename(&staged, path)
 }
 
 /// How long requests in flight may take, so that the worker itself cuts what is left and ends before SIGKILL comes:

@@ -86,13 +86,7 @@ fn a_link_that_takes_the_place_of_a_directory_meanwhile_is_not_followed() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                let _ = nix::fcntl::renameat2(
-                    nix::fcntl::AT_FDCWD,
-                    &name,
-                    nix::fcntl::AT_FDCWD,
-                    &link,
-                    nix::fcntl::RenameFlags::RENAME_EXCHANGE,
-                );
+                let _ = crate::durable::exchange(&name, &link);
             }
         });
         for _ in 0..20_000 {
