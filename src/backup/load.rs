@@ -127,14 +127,16 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
     match load.format {
         Format::Plain => plain(reach, load, database, progress).await,
         Format::Custom | Format::Directory => {
-            let command = reach.pg_restore(database).await?.args(["--exit-on-error", "--no-password"]);
+            reach.let_write(database, true).await?;
+            let command = reach.client("pg_restore", database).args(["--exit-on-error", "--no-password"]);
             let command = match load.format {
                 Format::Directory => command.arg(format!("--jobs={JOBS}")),
                 _ => command.arg("--single-transaction"),
             };
             let finished = process::run(&command.arg(&load.path), load.limit).await?;
             let stderr = finished.stderr.lines().map(str::to_owned).collect();
-            succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })
+            succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })?;
+            reach.let_write(database, false).await
         }
     }
 }

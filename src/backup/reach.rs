@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use sea_orm::sqlx::{ConnectOptions, Connection, PgConnection, Row, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, raw_sql};
 
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
-use crate::postgres::provision::superuser_options;
+use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
 use crate::schema;
 
@@ -107,26 +107,19 @@ impl Reach {
         self.program(tool).arg(format!("--dbname=dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'")))
     }
 
-    /// pg_restore, which writes into `database` even where transactions are read-only by default. It cannot be told to set
-    /// that itself, so it asks as it connects; a pooler refuses such connections, so only where it must.
+    /// Let our role write into `database` even where transactions are read-only by default, or take that back. For
+    /// pg_restore, which cannot be told to set it: what a role has set for one database wins over all else. Not as an option
+    /// of its connection, which a pooler refuses; and from outside, so that no session of a pool has the old default.
     ///
     /// # Errors
     /// As [`Self::session`].
-    pub async fn pg_restore(&self, database: &str) -> anyhow::Result<CommandLine> {
-        let command = self.client("pg_restore", database);
-        let mut session = self.session(database).await?;
-        let row = raw_sql("SHOW default_transaction_read_only").fetch_one(&mut session).await;
-        let read_only: String = row.and_then(|row| row.try_get(0)).context("ask whether transactions are read-only")?;
-        session.close().await.context("close the connection to PostgreSQL")?;
-        if read_only == "off" {
-            return Ok(command);
-        }
-        let given = match &self.way {
-            Way::Socket { .. } => "",
-            Way::Url(url) => url.parameter("options").unwrap_or_default(),
-        };
-        let options = format!("{given} -c default_transaction_read_only=off");
-        Ok(command.env("PGOPTIONS", options.trim_start()))
+    pub async fn let_write(&self, database: &str, lets: bool) -> anyhow::Result<()> {
+        let change =
+            if lets { "SET default_transaction_read_only = off" } else { "RESET default_transaction_read_only" };
+        let statement = format!("ALTER ROLE CURRENT_USER IN DATABASE {} {change}", identifier(database));
+        let mut session = self.aside(database).await?;
+        raw_sql(AssertSqlSafe(statement)).execute(&mut session).await.context("let transactions write")?;
+        session.close().await.context("close the connection to PostgreSQL")
     }
 
     /// A program of PostgreSQL's that gets in where its arguments do not say otherwise.

@@ -180,6 +180,8 @@ pub struct Python {
     pub interpreter: String,
     /// What to install; `None`: nothing, the environment is used as it is.
     pub requirements: Option<PathBuf>,
+    /// Which dependency groups of a `uv.lock` or `pyproject.toml` are installed too.
+    pub groups: Vec<String>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
     /// Whether Tandem makes and updates `venv`; if not, somebody else made it and it must not be touched.
