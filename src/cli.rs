@@ -259,7 +259,7 @@ pub enum Backup {
     Scheduled,
     /// Restore backups into a throwaway server and compare what is there with what was backed up
     Verify {
-        /// The backup's name in `tandem backup list` [default: the newest]
+        /// `latest`, or the backup's name in `tandem backup list` [default: latest]
         #[arg(conflicts_with_all = ["latest", "all"])]
         name: Option<String>,
         /// Verify the newest backup

@@ -49,7 +49,7 @@ impl Copies {
     /// # Errors
     /// As [`Copies::configured`].
     pub fn open(settings: &Settings, text: &str) -> anyhow::Result<Self> {
-        let destination = Destination::parse(text, &settings.surroundings.0).map_err(Failure::from)?;
+        let destination = Destination::parse(text, &settings.cloud_variables.0).map_err(Failure::from)?;
         let patience = Patience { retry_max: settings.backup.retry_limit, ..Patience::default() };
         let mut store = Store::open(&destination, patience).map_err(Failure::from)?;
         if !settings.backup.encrypt_to.is_empty() {

@@ -128,15 +128,17 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
     match load.format {
         Format::Plain => plain(reach, load, database, progress).await,
         Format::Custom | Format::Directory => {
+            reach.let_write(database, true).await?;
             let restoring = PgRestoreBuilder::new().exit_on_error().no_password().filename(&load.path);
             let restoring = match load.format {
                 Format::Directory => restoring.jobs(JOBS),
                 _ => restoring.single_transaction(),
             };
-            let command = reach.pg_restore(restoring, database).await?;
+            let command = reach.client(&restoring.dbname(dbname(database)));
             let finished = process::run(&command, load.limit).await?;
             let stderr = finished.stderr.lines().map(str::to_owned).collect();
-            succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })
+            succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })?;
+            reach.let_write(database, false).await
         }
     }
 }

@@ -20,6 +20,9 @@ use crate::commands::{backup_base, open};
 use crate::exit::Code;
 use crate::postgres::home::Home;
 
+/// What `tandem restore` calls the newest backup by.
+const LATEST: &str = "latest";
+
 /// Take a backup, or look at those that there are.
 ///
 /// # Errors
@@ -96,9 +99,9 @@ async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> a
     let home = Home::resolve(&settings)?;
     let catalog = Catalog::of(&settings, &home);
     let entries = match name {
-        Some(name) => vec![catalog.find(name)?],
+        Some(name) if name != LATEST => vec![catalog.find(name)?],
         None if all => catalog.entries(None)?,
-        None => vec![catalog.latest(&open::database_name(&settings))?],
+        _ => vec![catalog.latest(&open::database_name(&settings))?],
     };
     let installation = open::installation(&settings).await?;
     let means = Means { settings: &settings, home: &home, installation: &installation };

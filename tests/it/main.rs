@@ -13,6 +13,9 @@ mod figures;
 #[path = "../../benches/workers/load/mod.rs"]
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod load;
+#[path = "../../benches/faults/schedule/mod.rs"]
+#[allow(dead_code, reason = "the benchmarks use all of it")]
+mod schedule;
 
 mod address;
 mod as_worker;
@@ -26,6 +29,7 @@ mod bad_archive;
 mod bad_database;
 mod bad_disk;
 mod bad_input;
+mod busy_live_database;
 mod commands;
 mod companions;
 mod container;
@@ -33,6 +37,7 @@ mod control;
 mod dockerfile;
 mod dotenv;
 mod false_pid;
+mod faults;
 mod fewer_rights;
 mod follows_database;
 mod full_volume;
@@ -49,6 +54,7 @@ mod locks;
 mod lower_layer;
 mod migrator;
 mod other_servers;
+mod out_of_memory;
 mod own_database;
 mod pid_one;
 mod pitr;
