@@ -339,6 +339,9 @@ pub struct RestoreArgs {
     /// the workers connect again
     #[arg(long, value_enum, value_name = "drain|tell", default_value_t = RestoreWorkers::Drain)]
     pub workers: RestoreWorkers,
+    /// With `latest`: restore the newest sound backup where the newest of all is incomplete or bad
+    #[arg(long, conflicts_with_all = ["undo", "drop_kept"])]
+    pub older: bool,
     /// The backup may be of a database of another name
     #[arg(long)]
     pub other_database: bool,

@@ -43,6 +43,17 @@ pub struct Load {
     pub sql_bytes: Option<u64>,
     /// How long it may take.
     pub limit: Duration,
+    /// Whether all of it is one transaction, which holds a lock on every table and index until its end.
+    pub in_one: bool,
+}
+
+/// A server's default locks (`max_locks_per_transaction`, 64 for each of its connections) are enough for so many tables and
+/// their indexes in one transaction.
+const IN_ONE_MAX: usize = 500;
+
+/// Whether a database of so many tables is restored in one transaction on a server whose locks are not known.
+pub fn fits_in_one(tables: usize) -> bool {
+    tables <= IN_ONE_MAX
 }
 
 /// Make the empty database `name` like `properties`, or like the server's own where nothing is known.
@@ -119,7 +130,8 @@ pub async fn role(reach: &Reach, name: &str) -> anyhow::Result<()> {
     session.close().await.context("close the connection to PostgreSQL")
 }
 
-/// Bring `load` into the empty database `database`, in one transaction where its format allows.
+/// Bring `load` into the empty database `database`, which is worth nothing when that fails: in one transaction where that is
+/// wanted and its format allows it.
 ///
 /// # Errors
 /// What the file or the server did not bear. The database is worth nothing then.
@@ -130,7 +142,8 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
             let command = reach.pg_restore(database).await?.args(["--exit-on-error", "--no-password"]);
             let command = match load.format {
                 Format::Directory => command.arg(format!("--jobs={JOBS}")),
-                _ => command.arg("--single-transaction"),
+                _ if load.in_one => command.arg("--single-transaction"),
+                _ => command,
             };
             let finished = process::run(&command.arg(&load.path), load.limit).await?;
             let stderr = finished.stderr.lines().map(str::to_owned).collect();
@@ -141,16 +154,14 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
 
 async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) -> anyhow::Result<()> {
     // As statements, and not as options of the connection: poolers refuse those.
-    let command = reach.client("psql", database).args([
-        "--no-psqlrc",
-        "--quiet",
-        "--no-password",
-        "--single-transaction",
-        "--set=ON_ERROR_STOP=1",
-        "--command=SET TRANSACTION READ WRITE",
-        "--command=SET statement_timeout = 0",
-        "--file=-",
-    ]);
+    let command =
+        reach.client("psql", database).args(["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"]);
+    let begin: &[&str] = match load.in_one {
+        true => &["--single-transaction", "--command=SET TRANSACTION READ WRITE"],
+        // What is lost with the server is lost with a database that nobody uses yet; the swap's own commit waits for the disk.
+        false => &["--command=SET default_transaction_read_only = off", "--command=SET synchronous_commit = off"],
+    };
+    let command = command.args(begin).args(["--command=SET statement_timeout = 0", "--file=-"]);
     let (psql, stdin) = Streaming::writing(&command)?;
     let passed = Arc::new(AtomicU64::new(0));
     let (path, compression, counter) = (load.path.clone(), load.compression, passed.clone());
