@@ -82,9 +82,7 @@ impl Companion {
         let (reporter, name, tail) = (self.reporter.clone(), self.name.clone(), self.tail.clone());
         let (pid, last_exit) = (self.pid.clone(), self.last_exit.clone());
         tokio::task::spawn_local(async move {
-            let exit = service::attend(child, output, &name, &tail, OUTPUT_LIMIT).await;
-            // What it left in its group must not outlive it.
-            process::signal_group(group, OsSignal::SIGKILL);
+            let exit = service::attend_family(child, output, &name, &tail, OUTPUT_LIMIT).await;
             pid.set(None);
             last_exit.set(Some(exit));
             reporter.say(Event::Exited(Ending::Ended));

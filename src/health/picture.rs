@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::http::Counts;
 use crate::phase::Phase;
 use crate::process::Exit;
 
@@ -98,6 +99,9 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
+    /// It ended the probe's own session, as it does when one of its processes dies, and let no other in at once.
+    #[error("the server ended Tandem's session")]
+    SessionEnded,
     #[error("the server did not answer within {}", tenths(*.0))]
     Hung(Duration),
     /// The server answered with an error; its SQLSTATE (five ASCII characters) names which.
@@ -165,17 +169,6 @@ pub enum WorkerState {
     Resting,
     /// No process, and none to come: restarted too often.
     GaveUp,
-}
-
-/// A worker's own numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Counts {
-    /// Requests answered since it started.
-    pub requests: u64,
-    /// Connections open now.
-    pub connections: u64,
-    /// Requests being answered now.
-    pub in_flight: u64,
 }
 
 /// What became of the migrations.

@@ -50,7 +50,7 @@ pub struct Sidecar {
     /// Who takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
-    /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
+    /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) stop_began: Option<Instant>,
     /// Dropped, the first closes the control socket; the second is its end.
@@ -78,6 +78,7 @@ impl Sidecar {
                 url: context.url.clone(),
                 stocked: context.database.clone(),
                 settings: settings.postgres.clone(),
+                grace: settings.stop.postgres_grace,
                 waits_for_room: matches!(goal, Goal::Serve),
                 samples: samples.clone(),
             },
@@ -361,7 +362,8 @@ impl Shell for Sidecar {
         }
         self.after_ready(tree);
         self.view.publish(tree, &self.services, &self.context);
-        self.upstream.show(self.view.phase(), &self.view.line(&self.context));
+        let fault = self.samples.borrow().as_ref().and_then(|(_, sample)| sample.fault);
+        self.upstream.show(self.view.phase(), &self.view.line(&self.context, fault));
         self.operator.see(Known::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();

@@ -2,7 +2,6 @@
 //! reach a running Tandem.
 
 use std::collections::HashSet;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -20,6 +19,7 @@ use crate::backup::pitr::backlog::{Condition, Watch};
 use crate::backup::pitr::catalog;
 use crate::backup::room::FileSystem;
 use crate::config::{PostgresMode, Preload, Room, Settings};
+use crate::durable::{self, WriteOptions};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
@@ -60,15 +60,12 @@ impl Endpoints {
         run.join("endpoints.json")
     }
 
-    /// Written beside and renamed, so that nobody reads half of it.
+    /// Write them for other commands of Tandem's.
     ///
     /// # Errors
     /// The run directory cannot be written.
     pub fn write(&self, run: &Path) -> std::io::Result<()> {
-        let mut staged = tempfile::NamedTempFile::new_in(run)?;
-        staged.write_all(&serde_json::to_vec(self)?)?;
-        staged.persist(Self::path(run))?;
-        Ok(())
+        durable::replace(&Self::path(run), &serde_json::to_vec(self)?, &WriteOptions::default().unflushed())
     }
 
     /// Those of the Tandem that serves from `run`, if one does.
@@ -190,8 +187,8 @@ impl View {
         });
     }
 
-    /// How things are, in one line.
-    pub fn line(&self, context: &Context) -> String {
+    /// How things are, in one line; `fault` is what the database has.
+    pub fn line(&self, context: &Context, fault: Option<picture::Fault>) -> String {
         if self.phase != Public::Serving {
             return self.phase.to_string();
         }
@@ -201,7 +198,8 @@ impl View {
         let ready = ready.map(|worker| worker.slot).collect::<HashSet<_>>().len();
         let (listen, wanted) = (context.settings().workers.listen, picture.workers_wanted);
         let roll = picture.roll.as_ref().map(|roll| format!("; {roll}")).unwrap_or_default();
-        format!("serving on {listen}, {ready} of {wanted} workers ready{roll}")
+        let fault = fault.map(|fault| format!("; database: {fault}")).unwrap_or_default();
+        format!("serving on {listen}, {ready} of {wanted} workers ready{fault}{roll}")
     }
 
     /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.
