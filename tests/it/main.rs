@@ -22,6 +22,7 @@ mod as_worker;
 mod backup;
 mod backup_copies;
 mod backup_import;
+mod backup_proof;
 mod backup_schedule;
 mod backup_store;
 mod backup_verify;
