@@ -34,11 +34,11 @@ pub enum Compression {
     Zstd,
 }
 
-/// The variables that say where a cloud is and what lets Tandem into it. `Debug` shows their names only.
+/// The variables by which the places for copies are reached: addresses, proxies and keys. `Debug` shows no value.
 #[derive(Clone, Default)]
-pub struct CloudEnvironment(pub BTreeMap<String, String>);
+pub struct CloudVariables(pub BTreeMap<String, String>);
 
-impl CloudEnvironment {
+impl CloudVariables {
     /// What is said to Tandem alone, and of an environment, later ones winning, what is about clouds and ways to them.
     pub(super) fn of(own: &Said, environment: impl Iterator<Item = (String, String)>) -> Self {
         let about = |name: &str| {
@@ -54,7 +54,7 @@ impl CloudEnvironment {
     }
 }
 
-impl std::fmt::Debug for CloudEnvironment {
+impl std::fmt::Debug for CloudVariables {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_set().entries(self.0.keys()).finish()
     }
