@@ -41,11 +41,11 @@
 //!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
-//! durable/     files that are whole or absent, and locks: the only door to rename(2) and flock(2)
+//! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
 //! exit         exit codes, and the error that carries one
-//! scrub        the last wall: known secrets are taken out of what others read
+//! scrub        removes known secrets from logs, reports and errors
 //! ```
 //!
 //! # What always holds

@@ -106,7 +106,7 @@ impl std::fmt::Debug for Flag {
 pub struct Loaded {
     pub settings: Settings,
     pub origins: BTreeMap<String, Origin>,
-    /// What the operator should know and need not act on; secrets do not occur.
+    /// Warnings for the operator. They never contain secrets.
     pub notices: Vec<String>,
     /// What is good to know once, and changes nothing: `tandem check` and `tandem up` tell it, no other command does.
     pub remarks: Vec<String>,
