@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout};
 use super::messages::{Answer, Ask, LogEntry, LogQuery, Order, Restart};
 use super::socket::ControlSocket;
 use super::status::{Memory, status};
+use crate::event_loop::within;
 use crate::exit::Code;
 use crate::health::server::json;
 use crate::health::{Picture, port};
@@ -36,6 +37,8 @@ use crate::telemetry::{self, Batch, Cursor, Ring, ring};
 /// Largest body of a request, in bytes, and how long it may take to arrive.
 const BODY_SIZE_MAX: usize = 4 * 1024;
 const BODY_LIMIT: Duration = Duration::from_secs(10);
+/// How long the memory of all processes may take to be measured: it is left out where the kernel takes longer.
+const SAMPLE_LIMIT: Duration = Duration::from_secs(1);
 /// About how much text is sent at a time, in bytes.
 const BATCH_SIZE: usize = 32 * 1024;
 
@@ -107,9 +110,9 @@ impl Desk {
         let picture = Arc::clone(&self.pictures.borrow());
         let pids: Vec<_> = picture.services.iter().map(|service| service.pid).collect();
         // The kernel takes milliseconds for it, which the supervisor's own thread does not have.
-        let sampled = tokio::task::spawn_blocking(move || sample(&pids)).await.unwrap_or_default();
+        let sampled = within(SAMPLE_LIMIT, "measure the memory of all processes", move || sample(&pids)).await;
         // tokio's clock, so that tests can turn it.
-        json(200, &status(&picture, &sampled, Instant::now().into_std())).map(BodyExt::boxed_unsync)
+        json(200, &status(&picture, &sampled.unwrap_or_default(), Instant::now().into_std())).map(BodyExt::boxed_unsync)
     }
 
     fn logs(&self, query: &str) -> Result<Response<Body>, Wrong> {
@@ -191,8 +194,10 @@ fn respond(status: u16, answer: &Answer) -> Response<Body> {
 
 /// The memory of Tandem itself and of each of `pids` with all below it.
 fn sample(pids: &[Option<i32>]) -> Memory {
+    // Blocks: called by `within`.
     let known: Vec<i32> = pids.iter().copied().flatten().collect();
     let mut taken = memory::of_families(&known).into_iter();
+    // Blocks: called by `within`.
     let services = pids.iter().map(|pid| pid.and_then(|_| taken.next().flatten())).collect();
     let own = std::process::id().cast_signed();
     Memory { own: memory::pss(own).or_else(|| memory::rss(own)), services }

@@ -34,9 +34,11 @@ pub fn open(path: &Path) -> anyhow::Result<ControlSocket> {
     let bound = || -> io::Result<ControlSocket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
+        // Blocks: before the loop turns.
         // connect(2) is refused until listen(2), whatever the mode; so nobody comes in between these lines (unix(7)).
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         socket.listen(BACKLOG)?;
+        // Blocks: before the loop turns.
         socket.set_nonblocking(true)?;
         let meta = path.symlink_metadata()?;
         let listener =
@@ -51,6 +53,7 @@ pub fn open(path: &Path) -> anyhow::Result<ControlSocket> {
 /// Make room at `path`: what a dead supervisor left there is removed.
 fn clear(path: &Path) -> anyhow::Result<()> {
     let cannot = |why: String| Failure::new(Code::CannotCreate, why);
+    // Blocks: before the loop turns.
     let meta = match path.symlink_metadata() {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -59,6 +62,7 @@ fn clear(path: &Path) -> anyhow::Result<()> {
     if !meta.file_type().is_socket() {
         bail!(cannot(format!("{} is in the control socket's place and is no socket: remove it", path.display())));
     }
+    // Blocks: before the loop turns.
     match std::os::unix::net::UnixStream::connect(path) {
         // Nobody listens: its supervisor was killed.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
@@ -103,6 +107,7 @@ fn may_enter(uid: u32, own: u32) -> bool {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        // Blocks: at the end of all, when nothing is left to answer for.
         let ours = self.path.symlink_metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == self.file);
         if ours {
             let _ = fs::remove_file(&self.path);

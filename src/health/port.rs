@@ -21,6 +21,8 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use crate::event_loop;
+
 /// Connections at once; one more ends the oldest.
 pub const CONNECTIONS_MAX: usize = 128;
 /// How long a request's head may take to arrive, and how long a connection may idle between two requests.
@@ -82,7 +84,8 @@ where
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(stream) => places.take(tasks.spawn(connection(stream, answer.clone(), closing.subscribe()))),
+            Ok(stream) => places
+                .take(tasks.spawn(event_loop::timed(L::NAME, connection(stream, answer.clone(), closing.subscribe())))),
             Err(error) => {
                 tracing::warn!(%error, "accept on {}", L::NAME);
                 tokio::select! {

@@ -186,6 +186,7 @@ impl Probe {
     /// The number of client connections and whether one can write, once both the postmaster and a backend have answered.
     async fn ask(&mut self) -> Result<Vitals, Refused> {
         if let Some(socket) = &self.socket {
+            // Blocks: never, it is tokio's.
             knock(UnixStream::connect(socket)).await.map_err(|error| {
                 let text = format!("the server takes no connections: {error}");
                 Refused { text, answer: None }

@@ -17,6 +17,7 @@ use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
 use super::{conf, full, lock, provision, server, stale};
 use crate::config::Postgres as Settings;
+use crate::event_loop::{self, elsewhere, within};
 use crate::exit::{Code, Failure, code_of, in_words, is_disk_full, what_the_server_said};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
@@ -26,6 +27,12 @@ use crate::supervise::state::{Action, Ending, Event};
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "postgres";
+
+/// How long the look at the data directory may take before a start, the end of what an earlier server left included: that
+/// has limits of its own, which add up to half a minute.
+const PREPARE_LIMIT: Duration = Duration::from_secs(40);
+/// How long a file of the data directory may take to be read.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 
 /// How far the application's database has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,7 +123,7 @@ impl Service for Postmaster {
         let shared = self.0.clone();
         match action {
             Action::Spawn(_) => {
-                tokio::task::spawn_local(async move {
+                event_loop::spawn("the postmaster's life", async move {
                     let event = match shared.run().await {
                         Ok(ending) => Event::Exited(ending),
                         Err(error) => Event::SpawnFailed(shared.judge(&error)),
@@ -157,13 +164,18 @@ impl Shared {
             return Err(full::StillFull.into());
         }
         let installation = self.launch.installation.borrow().clone().context("no PostgreSQL was installed")?;
-        // Before anything is ended: the directory may be another one than at the start, after a restore.
-        lock::hold_data(&home.data)?;
-        let environment = stale::clear(home).await?;
-        let command = server::command(home, &installation, &environment);
+        let (place, programs) = (home.clone(), installation.clone());
+        let command = elsewhere(move || async move {
+            // Before anything is ended: the directory may be another one than at the start, after a restore.
+            lock::hold_data(&place.data)?;
+            let environment = stale::clear(&place).await?;
+            anyhow::Ok(server::command(&place, &programs, &environment))
+        });
+        let late = |_| anyhow::anyhow!("{} does not answer (looked for {PREPARE_LIMIT:?})", home.data.display());
+        let command = tokio::time::timeout(PREPARE_LIMIT, command).await.map_err(late)??;
         let lines = self.tail.count();
         // SIGINT is the fast shutdown: should Tandem be killed, the server stops cleanly and needs no recovery.
-        let (child, output) = process::spawn(&command, &[], OsSignal::SIGINT)?;
+        let (child, output) = process::spawn_aside(&command, &[], OsSignal::SIGINT).await?;
         let own = child.pid();
         server::oom_protect(own);
         self.server.set(Server::Running(own));
@@ -184,7 +196,8 @@ impl Shared {
         if !exit.success() {
             tracing::warn!({ service.name = NAME }, "PostgreSQL ended: {exit}");
             // A busy backend would block every restart ("pre-existing shared memory block is still in use").
-            if let Err(error) = stale::end_orphaned_backends(&home.data).await {
+            let data = home.data.clone();
+            if let Err(error) = elsewhere(move || async move { stale::end_orphaned_backends(&data).await }).await {
                 tracing::error!({ service.name = NAME }, "{}", in_words(&error));
             }
         }
@@ -218,7 +231,7 @@ impl Shared {
         if answered || self.lasting.borrow().is_some() {
             return Ending::Ended;
         }
-        let lasting = self.lasting_in(lines);
+        let lasting = self.lasting_in(lines).await;
         if lasting.is_some() {
             self.show(Fault::Lasting("PostgreSQL cannot start, as the log says", None));
         }
@@ -241,10 +254,16 @@ impl Shared {
         Ending::Unstartable
     }
 
-    fn lasting_in(&self, lines: &[String]) -> Option<Lasting> {
-        let data = &self.launch.home.data;
-        let (given, altered) = (&self.launch.settings.settings, &conf::altered(data));
-        lines::lasting(lines, lines::Settings { given, altered, data })
+    async fn lasting_in(&self, lines: &[String]) -> Option<Lasting> {
+        let (lines, data) = (lines.to_vec(), self.launch.home.data.clone());
+        let given = self.launch.settings.settings.clone();
+        let what = format!("read postgresql.auto.conf in {}", data.display());
+        let judge = move || {
+            // Blocks: called by `within`.
+            let settings = lines::Settings { given: &given, altered: &conf::altered(&data), data: &data };
+            lines::lasting(&lines, settings)
+        };
+        within(READ_LIMIT, what, judge).await.ok().flatten()
     }
 
     fn show(&self, fault: Fault) {
@@ -260,7 +279,8 @@ impl Shared {
         has_answered: &Cell<bool>,
     ) -> std::convert::Infallible {
         let launch = &self.launch;
-        server::wait_ready(&launch.home.data, pid).await;
+        let data = launch.home.data.clone();
+        elsewhere(move || async move { server::wait_ready(&data, pid).await }).await;
         let began = Instant::now();
         let mut stocked = launch.stocked.get();
         let mut probe = launch.probe(stocked);
@@ -286,9 +306,10 @@ impl Shared {
             let lasting = match has_answered.get() || answers {
                 true => None,
                 // It may start over and over by itself, and never come to an answer.
-                false => {
-                    self.lasting(&sample, stocked, installation).or_else(|| self.lasting_in(&self.tail.since(lines)))
-                }
+                false => match self.lasting(&sample, stocked, installation) {
+                    None => self.lasting_in(&self.tail.since(lines)).await,
+                    lasting => lasting,
+                },
             };
             launch.samples.send_replace(Some((Instant::now(), sample)));
             if let Some(lasting) = lasting {

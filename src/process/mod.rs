@@ -2,6 +2,7 @@
 //!
 //! Must not decide anything: what to run is `plan/`'s, when to restart is `supervise/`'s.
 
+mod aside;
 mod child;
 pub mod fd_channel;
 mod foreground;
@@ -19,6 +20,7 @@ mod stream;
 pub mod umask;
 mod wait;
 
+pub use aside::spawn_aside;
 pub use child::{Child, Exit, Output, adopt};
 pub use foreground::{Foreground, spawn_foreground};
 pub use run::{Finished, RunError, run, run_with};

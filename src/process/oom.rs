@@ -1,4 +1,6 @@
 //! The kernel's OOM killer: whom it takes first, and whether it has taken somebody.
+//!
+//! Blocks: never; these files of the kernel's wait for no disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -52,6 +52,7 @@ pub fn reap() {
         if is_own(pid.as_raw()) {
             return;
         }
+        // Blocks: never (WNOHANG).
         let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
 }
@@ -77,6 +78,7 @@ pub fn end_strays(rounds: usize) {
             signal(pid, Signal::SIGKILL);
         }
         for pid in strays {
+            // Blocks: until the kernel has ended what was killed.
             let _ = waitpid(Pid::from_raw(pid), None);
         }
     }
@@ -105,15 +107,18 @@ fn families(roots: &[i32]) -> Vec<i32> {
 /// The pids whose parent is this process, whichever thread spawned them (proc_pid_task(5)).
 fn children() -> Vec<i32> {
     // Where the kernel keeps lists of them (CONFIG_PROC_CHILDREN), not all processes must be looked at.
+    // Blocks: for no disk; the kernel's lists alone are read.
     let tasks = procfs::process::Process::myself().and_then(|own| own.tasks());
     let listed = tasks.and_then(|tasks| {
         let each = tasks.map(|task| task?.children()).collect::<Result<Vec<_>, _>>()?;
         Ok(each.concat().into_iter().map(u32::cast_signed).filter(|&pid| !is_zombie(pid)).collect())
     });
+    // Blocks: nothing is read here.
     listed.unwrap_or_else(|_: procfs::ProcError| children_among_all())
 }
 
 fn is_zombie(pid: i32) -> bool {
+    // Blocks: for no disk.
     procfs::process::Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| stat.state == 'Z')
 }
 
@@ -124,6 +129,7 @@ fn children_among_all() -> Vec<i32> {
 
 /// Every process that is no zombie, with its parent.
 fn alive() -> Vec<(i32, i32)> {
+    // Blocks: for no disk; at the end of Tandem, and for what is asked elsewhere.
     let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
     let stats = processes.filter_map(Result::ok).filter_map(|process| process.stat().ok());
     stats.filter(|stat| stat.state != 'Z').map(|stat| (stat.pid, stat.ppid)).collect()

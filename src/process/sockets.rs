@@ -1,5 +1,7 @@
 //! Which of this process's descendants has a connection to a server of this machine, or to any at an address. Reads `/proc`
-//! and asks the kernel for its sockets, so it may block: not for the event loop's thread.
+//! and asks the kernel for its sockets.
+//!
+//! Blocks: its callers are on threads of their own.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;

@@ -61,6 +61,7 @@ impl Streaming {
 
     fn start(command: &CommandLine, stdin: Stdio, stdout: Stdio) -> io::Result<Self> {
         let (errors, stderr) = io::pipe()?;
+        // Blocks: until the program runs; for commands and boot jobs, which run elsewhere.
         let child = spawn_with(command, Some(Signal::SIGKILL), Streams { stdin, stdout, stderr: stderr.into() })?;
         let errors = Receiver::from_owned_fd(errors.into())?;
         let stderr = tokio::spawn(async move {

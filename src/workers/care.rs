@@ -6,11 +6,13 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::life::{Life, Roster};
 use super::template;
 use crate::config::{MemoryKind, Settings, Workers};
+use crate::event_loop::within;
 use crate::process::memory;
 use crate::supervise::plan::ServiceId;
 
@@ -18,6 +20,8 @@ use crate::supervise::plan::ServiceId;
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How often their memory is: the kernel walks page tables for it.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the measuring of one may take.
+const MEASURE_LIMIT: Duration = Duration::from_secs(1);
 /// How long after one that was to be replaced, and was not, it is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -141,15 +145,21 @@ impl Memo {
     }
 }
 
-/// On another thread, for it takes milliseconds.
+/// Each on another thread, for it takes milliseconds, and longer where a process is stuck in the kernel: then what was last
+/// measured of it stays, and the others are watched on.
 async fn measure(memos: &mut HashMap<i32, Memo>, pids: Vec<i32>, kind: MemoryKind) {
-    let read = move |pid| match kind {
-        MemoryKind::Pss => memory::pss(pid),
-        MemoryKind::Rss => memory::rss(pid),
+    let one = async |pid| {
+        let read = move || match kind {
+            // Blocks: called by `within`.
+            MemoryKind::Pss => memory::pss(pid),
+            MemoryKind::Rss => memory::rss(pid),
+        };
+        (pid, within(MEASURE_LIMIT, format!("measure the memory of process {pid}"), read).await)
     };
-    let all = tokio::task::spawn_blocking(move || pids.iter().map(|&pid| (pid, read(pid))).collect::<Vec<_>>());
-    for (pid, memory) in all.await.unwrap_or_default() {
-        memos.entry(pid).or_insert_with(Memo::new).memory = memory;
+    for (pid, measured) in join_all(pids.into_iter().map(one)).await {
+        if let Ok(memory) = measured {
+            memos.entry(pid).or_insert_with(Memo::new).memory = memory;
+        }
     }
 }
 

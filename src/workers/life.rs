@@ -4,7 +4,7 @@
 //! template.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use nix::sys::signal::Signal as OsSignal;
 
 use super::gate::Gate;
 use super::notify::{Message, Notice, NotifySocket};
+use crate::event_loop;
 use crate::health::picture::Counts;
 use crate::plan::Signal;
 use crate::process::{self, Child, Exit, Output, oom};
@@ -27,24 +28,69 @@ const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
 
 /// The processes that may speak on the notify socket, by pid.
 #[derive(Clone, Default)]
-pub struct Roster(Rc<RefCell<HashMap<i32, Life>>>);
+pub struct Roster {
+    lives: Rc<RefCell<HashMap<i32, Life>>>,
+    early: Rc<RefCell<Early>>,
+}
+
+/// What processes said that are being started, and are not known here yet: they run before the event loop hears of them.
+#[derive(Default)]
+struct Early {
+    starting: usize,
+    said: VecDeque<(i32, Message)>,
+}
+
+/// While one of these lives, a process is being started.
+pub struct Starting(Roster);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let mut early = self.0.early.borrow_mut();
+        early.starting -= 1;
+        if early.starting == 0 {
+            early.said.clear();
+        }
+    }
+}
+
+/// How many messages of processes that are not known yet are kept.
+const EARLY_MAX: usize = 256;
 
 impl Roster {
     /// The life that a message of process `pid` is about: its own, or that of the service whose process group it is in,
     /// for a server's own children may speak for it.
     fn of(&self, pid: i32) -> Option<Life> {
-        let lives = self.0.borrow();
+        let lives = self.lives.borrow();
         lives.get(&pid).or_else(|| lives.get(&process::group_of(pid)?)).cloned()
+    }
+
+    /// Keep what process `pid` said, if it may be one that is being started.
+    fn keep_early(&self, pid: i32, messages: Vec<Message>) {
+        let mut early = self.early.borrow_mut();
+        if early.starting > 0 {
+            early.said.extend(messages.into_iter().map(|message| (pid, message)));
+            let surplus = early.said.len().saturating_sub(EARLY_MAX);
+            early.said.drain(..surplus);
+        }
+    }
+
+    /// What process `pid` said before it was known.
+    fn early(&self, pid: i32) -> Vec<Message> {
+        let mut early = self.early.borrow_mut();
+        let all = std::mem::take(&mut early.said);
+        let (theirs, others): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|(speaker, _)| *speaker == pid);
+        early.said = others;
+        theirs.into_iter().map(|(_, message)| message).collect()
     }
 
     /// Every process that is there.
     pub fn lives(&self) -> Vec<Life> {
-        self.0.borrow().values().cloned().collect()
+        self.lives.borrow().values().cloned().collect()
     }
 
     /// What the worker with this pid last told of itself.
     pub fn counts(&self, pid: i32) -> Option<Counts> {
-        self.0.borrow().get(&pid).and_then(Life::counts)
+        self.lives.borrow().get(&pid).and_then(Life::counts)
     }
 }
 
@@ -113,6 +159,12 @@ impl Life {
 
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// A process of this life is being started, until what is returned is dropped.
+    pub fn starting(&self) -> Starting {
+        self.0.roster.early.borrow_mut().starting += 1;
+        Starting(self.0.roster.clone())
     }
 
     /// What the process last told of itself.
@@ -202,8 +254,7 @@ impl Life {
 
     /// The process is there: report it, open its gate where `intent` says so, forward what it prints, report its end.
     ///
-    /// Must be called in the turn of the event loop in which the process was started or adopted, or its first notice may
-    /// be taken for a stranger's.
+    /// A notice that came before this is heard now: the process may speak before it is known here.
     pub fn begin(&self, child: Child, output: Output, gate: Option<Gate>, intent: Intent) {
         let (inner, pid) = (&self.0, child.pid());
         oom::take_first(pid);
@@ -214,13 +265,14 @@ impl Life {
         inner.heartbeat.set(None);
         inner.began.set(Some(Instant::now()));
         *inner.gate.borrow_mut() = gate;
-        inner.roster.0.borrow_mut().insert(pid, self.clone());
+        inner.roster.lives.borrow_mut().insert(pid, self.clone());
         inner.reporter.say(Event::Spawned(pid));
         if intent != Intent::Hold || inner.released.take() {
             self.release();
         }
+        inner.roster.early(pid).into_iter().for_each(|message| self.hear(message));
         let life = self.clone();
-        tokio::task::spawn_local(async move {
+        event_loop::spawn("a worker's life", async move {
             let exit = service::attend(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
             // The notices of a process that has ended are in the socket before its end is known: let them be read.
             tokio::task::yield_now().await;
@@ -230,7 +282,7 @@ impl Life {
 
     fn end(&self, pid: i32, exit: Exit) {
         let inner = &self.0;
-        inner.roster.0.borrow_mut().remove(&pid);
+        inner.roster.lives.borrow_mut().remove(&pid);
         inner.pid.set(None);
         let was_well = inner.ready.take();
         inner.released.set(false);
@@ -334,7 +386,10 @@ pub async fn listen(socket: NotifySocket, roster: Roster) {
                 return;
             }
         };
-        let Some(life) = roster.of(pid) else { continue };
+        let Some(life) = roster.of(pid) else {
+            roster.keep_early(pid, messages);
+            continue;
+        };
         for message in messages {
             match &message {
                 Message::Ready => import_error.clear(),

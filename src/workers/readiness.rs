@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::life::Life;
+use crate::event_loop::within;
 use crate::health::client::reachable;
 use crate::process::ports;
 
@@ -44,5 +45,7 @@ async fn answers(address: SocketAddr, path: &str, group: i32) -> Option<bool> {
     stream.read_exact(&mut head).await.ok()?;
     let status: u16 = std::str::from_utf8(&head[9..]).ok()?.parse().ok()?;
     let client = stream.local_addr().ok()?;
-    ports::is_held_by_group(address.port(), client, group).then_some(status < 400)
+    // Blocks: called by `within`.
+    let held = move || ports::is_held_by_group(address.port(), client, group);
+    within(LIMIT, "look in /proc who answered", held).await.ok()?.then_some(status < 400)
 }

@@ -20,6 +20,7 @@ use super::gate::Gate;
 use super::launch::Launch;
 use super::life::{Life, Roster};
 use super::surroundings::Variables;
+use crate::event_loop;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, Child, InheritedFd, Output, orphans};
 use crate::supervise::service::{Reporter, Service};
@@ -112,18 +113,19 @@ impl Template {
         Ok(Forked { child, output, gate })
     }
 
-    fn try_spawn(&self, intent: Intent) -> io::Result<()> {
+    async fn try_spawn(&self, intent: Intent) -> io::Result<()> {
+        let _starting = self.life.starting();
         let listener = self.launch.listener()?;
         let (gate, gate_end) = Gate::new()?;
         let gate_end = InheritedFd(Arc::new(gate_end));
         let (channel, theirs) = fd_channel::pair()?;
         let theirs = InheritedFd(Arc::new(theirs));
-        let command = self.launch.template_environment().apply(self.launch.template());
+        let command = self.launch.aside(|launch| launch.template_environment().apply(launch.template())).await?;
         let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_FORK_FD", theirs.number().to_string());
-        let (child, output) = process::spawn(&command, &[listener, gate_end, theirs], OsSignal::SIGKILL)?;
+        let (child, output) = process::spawn_aside(&command, &[listener, gate_end, theirs], OsSignal::SIGKILL).await?;
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
         self.life.begin(child, output, Some(gate), intent);
         Ok(())
@@ -145,9 +147,12 @@ impl Service for Template {
     fn act(&mut self, action: Action) {
         match action {
             Action::Spawn(intent) => {
-                if let Err(error) = self.try_spawn(intent) {
-                    self.life.fail(&error);
-                }
+                let template = self.clone();
+                event_loop::spawn("the start of the template", async move {
+                    if let Err(error) = template.try_spawn(intent).await {
+                        template.life.fail(&error);
+                    }
+                });
             }
             other => self.life.act(other),
         }
