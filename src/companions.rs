@@ -78,7 +78,7 @@ impl Companion {
         let (child, output) = match self.start().await {
             Ok(started) => started,
             Err(error) => {
-                tracing::error!({ service.name = %inner.name }, "start [[process]] {}: {error}", inner.name);
+                tracing::error!({ service.name = %inner.name }, "{error}");
                 inner.reporter.say(Event::SpawnFailed(Ending::Ended));
                 return;
             }
@@ -98,9 +98,13 @@ impl Companion {
     }
 
     async fn start(&self) -> io::Result<(Child, Output)> {
-        let command = (self.0.command)().await.map_err(io::Error::other)?;
+        let name = &self.0.name;
+        let failed = |program: &str, error: io::Error| {
+            io::Error::new(error.kind(), format!("start {program} ([[process]] {name}): {error}"))
+        };
+        let command = (self.0.command)().await.map_err(|hangs| failed("its program", io::Error::other(hangs)))?;
         let started = process::spawn_aside(&command, &[], OsSignal::SIGKILL).await;
-        started.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", command.program().display())))
+        started.map_err(|error| failed(&command.program().display().to_string(), error))
     }
 }
 

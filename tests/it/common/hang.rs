@@ -1,9 +1,11 @@
 //! Files and directories that do not answer, and the question whether Tandem still does.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -65,44 +67,44 @@ pub fn ends_within(child: &mut Child, limit: Duration) -> bool {
     false
 }
 
-/// A pipe in a file's place: whoever opens it to read waits until the test writes.
-pub struct HungFile(PathBuf);
+/// A pipe in a file's place: whoever opens it to read waits, until the test releases it.
+pub struct HungFile {
+    path: PathBuf,
+    /// Our end, once there is a reader: it waits for as long as this is open.
+    writer: RefCell<Option<File>>,
+}
 
 impl HungFile {
     /// Replaces what is at `path`.
     pub fn at(path: &Path) -> Self {
-        let owner = fs::metadata(path).ok().map(|meta| {
-            use std::os::unix::fs::MetadataExt;
-            (meta.uid(), meta.gid())
-        });
+        let owner = fs::metadata(path).ok().map(|meta| (meta.uid(), meta.gid()));
         let _ = fs::remove_file(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
         if let Some((uid, gid)) = owner.filter(|_| identity::is_root()) {
             std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
         }
-        Self(path.to_owned())
+        Self { path: path.to_owned(), writer: RefCell::new(None) }
     }
 
     /// Whether somebody waits for it.
     pub fn has_reader(&self) -> bool {
-        use std::os::unix::fs::OpenOptionsExt;
-        let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
-        File::options().write(true).custom_flags(nonblocking).open(&self.0).is_ok()
+        let mut writer = self.writer.borrow_mut();
+        if writer.is_none() {
+            let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
+            *writer = File::options().write(true).custom_flags(nonblocking).open(&self.path).ok();
+        }
+        writer.is_some()
     }
 
     /// Put a file with `text` into its place, and let go whoever waits for the pipe, with the same text.
     pub fn release(self, text: &str) {
-        let beside = self.0.with_extension("released");
-        fs::rename(&self.0, &beside).unwrap();
-        fs::write(&self.0, text).unwrap();
-        let pipe = Self(beside);
-        use std::os::unix::fs::OpenOptionsExt;
-        let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
-        if let Ok(mut writer) = File::options().write(true).custom_flags(nonblocking).open(&pipe.0) {
+        let waited = self.has_reader();
+        fs::remove_file(&self.path).unwrap();
+        fs::write(&self.path, text).unwrap();
+        if let Some(mut writer) = self.writer.take().filter(|_| waited) {
             writer.write_all(text.as_bytes()).unwrap();
         }
-        fs::remove_file(&pipe.0).unwrap();
     }
 }
 
