@@ -89,9 +89,7 @@ impl Companion {
         inner.reporter.say(Event::Spawned(group));
         // Nobody waits for it, so that it is there is all there is to say.
         inner.reporter.say(Event::Ready);
-        let exit = service::attend(child, output, &inner.name, &inner.tail, OUTPUT_LIMIT).await;
-        // What it left in its group must not outlive it.
-        process::signal_group(group, OsSignal::SIGKILL);
+        let exit = service::attend_family(child, output, &inner.name, &inner.tail, OUTPUT_LIMIT).await;
         inner.pid.set(None);
         inner.last_exit.set(Some(exit));
         inner.reporter.say(Event::Exited(Ending::Ended));

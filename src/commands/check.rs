@@ -4,7 +4,7 @@ use crate::cli::Common;
 use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
-use crate::postgres::{binaries, tried};
+use crate::postgres::{binaries, lookup, tried};
 
 /// Let PostgreSQL, where it is there already, look at what is in `[postgres.settings]`.
 async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
@@ -23,8 +23,10 @@ async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
 /// # Errors
 /// Every error of the configuration at once.
 pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code> {
-    let loaded = open::load(common, Vec::new())?;
+    let mut loaded = open::load(common, Vec::new())?;
     try_settings(&loaded.settings).await?;
+    // Now and on this machine: it may resolve where the deployment runs.
+    loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
     if json {
         println!("{}", serde_json::to_string_pretty(&loaded.to_json())?);
         return Ok(Code::Stopped);

@@ -56,6 +56,8 @@ pub struct Launch {
     pub url: DatabaseUrl,
     pub stocked: Rc<Cell<Stocked>>,
     pub settings: Settings,
+    /// How long a server of an earlier run gets to stop (`stop.postgres_grace`).
+    pub grace: Duration,
     /// Whether a full disk is waited for. A command with one job ends instead, and lets go of the lock.
     pub waits_for_room: bool,
     pub samples: watch::Sender<Reading>,
@@ -164,11 +166,11 @@ impl Shared {
             return Err(full::StillFull.into());
         }
         let installation = self.launch.installation.borrow().clone().context("no PostgreSQL was installed")?;
-        let (place, programs) = (home.clone(), installation.clone());
+        let (place, programs, grace) = (home.clone(), installation.clone(), self.launch.grace);
         let command = elsewhere(move || async move {
             // Before anything is ended: the directory may be another one than at the start, after a restore.
             lock::hold_data(&place.data)?;
-            let environment = stale::clear(&place).await?;
+            let environment = stale::clear(&place, grace).await?;
             anyhow::Ok(server::command(&place, &programs, &environment))
         });
         let late = |_| anyhow::anyhow!("{} does not answer (looked for {PREPARE_LIMIT:?})", home.data.display());

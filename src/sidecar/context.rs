@@ -10,7 +10,7 @@ use super::jobs;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
-use crate::plan::{DatabaseUrl, Identity};
+use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
@@ -93,7 +93,7 @@ impl Context {
         if loaded.settings.postgres.mode == PostgresMode::Managed {
             // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
             // Blocks: before the loop turns.
-            stale::end_leftover(&home).await?;
+            stale::end_leftover(&home, loaded.settings.stop.postgres_grace).await?;
         }
         let (url, password) = jobs::database_url(&loaded.settings, &home)?;
         let loaded = Rc::new(loaded);
@@ -147,6 +147,19 @@ impl Context {
         within(COMMAND_LIMIT, what, call).await
     }
 
+    /// `command` with what tells it, and a `tandem` in it, where this deployment is.
+    pub fn whereabouts(&self, command: CommandLine) -> CommandLine {
+        let settings = self.settings();
+        let command = command
+            .env("TANDEM_BASE_URL", settings.base_url())
+            .env("TANDEM_STATE_DIR", &self.home.state)
+            .env("TANDEM_CACHE_DIR", &settings.cache_dir);
+        match &settings.file {
+            Some(file) => command.env("TANDEM_CONFIG", file),
+            None => command,
+        }
+    }
+
     /// What the configuration was read from.
     pub fn source(&self) -> &Source {
         &self.source
@@ -165,6 +178,7 @@ impl Context {
         let source = self.source.clone();
         let what = "read the configuration again (its files, and the name of the database's host)";
         let loaded = within(READ_LIMIT, what, move || crate::config::load(&source)).await??;
+        loaded.settings.hide_secrets();
         let current = self.current.borrow();
         let keys = |old: &Loaded, wanted| -> Vec<String> {
             let of = changes(old, &loaded).into_iter().filter(|change| change.effect == wanted);

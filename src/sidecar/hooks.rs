@@ -46,8 +46,8 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     };
     let Some(words) = words else { return Ok(()) };
     let application = format!("{}-hook", settings.name);
-    let owned = words.clone();
-    let command = context.around_aside(move |around| around.command(&owned, &application)).await;
+    let (owned, dir) = (words.clone(), settings.directory.clone());
+    let command = context.around_aside(move |around| around.command(&owned, &application, &dir)).await;
     let service = turn.service();
     let mut last = String::new();
     let on_line = |line: &str| {
@@ -57,7 +57,7 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     let ended = match command {
         Ok(None) => return Ok(()),
         Ok(Some(command)) => {
-            let command = command.dir(&settings.directory).env("TANDEM_BASE_URL", settings.base_url());
+            let command = context.whereabouts(command);
             process::run_with(&command, hooks.limit, on_line).await.map_err(anyhow::Error::from)
         }
         Err(hangs) => Err(hangs.into()),

@@ -10,6 +10,7 @@ mod doors;
 mod hooks;
 mod jobs;
 mod known;
+mod marked_run;
 mod orders;
 mod services;
 mod shell;
@@ -34,6 +35,7 @@ use crate::workers;
 
 pub use context::{Configuration, Context};
 pub use jobs::migration_command;
+use marked_run::MarkedRun;
 
 /// One step of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +177,7 @@ fn extra_max(settings: &Settings) -> usize {
 pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     orphans::adopt();
     let mut inbox = Inbox::open().context("install signal handlers")?;
+    let marked = MarkedRun::begin(&context.home).await;
     let (events, receiver) = unbounded_channel();
     let steps = steps(&context, &goal);
     let tree = Tree::new(plan(&context.settings(), &steps, context.reload));
@@ -199,7 +202,10 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
         cause = event_loop::timed("the tree of services", task::run(tree, receiver, &mut shell)) => cause,
         () = event_loop::timed("the signals", signals) => anyhow::bail!("the signal stream ended"),
     };
-    orphans::end_strays(STRAY_ROUNDS);
+    tokio::select! {
+        () = orphans::end_strays() => marked.end().await,
+        () = asked_again(&mut inbox) => tracing::warn!("asked to stop again: what was killed is not waited for"),
+    }
     let outcome = match cause {
         Cause::Asked => Ok(()),
         Cause::JobFailed(_) | Cause::HookFailed => Err(shell.error()),
@@ -209,8 +215,10 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     outcome
 }
 
-/// A process that forks faster than it is killed is given up on after this many rounds.
-const STRAY_ROUNDS: usize = 20;
+/// Until another stop is asked for.
+async fn asked_again(inbox: &mut Inbox) {
+    while inbox.next().await != Asked::Stop {}
+}
 
 fn gave_up(shell: &shell::Sidecar, id: ServiceId) -> anyhow::Error {
     if id == POSTGRES

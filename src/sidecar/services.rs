@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::POSTGRES;
 use crate::companions::Companion;
-use crate::health::picture::Counts;
+use crate::http::Counts;
 use crate::postgres::service::{self as postmaster, Postmaster};
 use crate::supervise::service::{Reporter, Service};
 use crate::supervise::state;
@@ -40,7 +40,7 @@ impl Services {
         Self { postmaster, others: BTreeMap::new(), roster, events, launch: Rc::default() }
     }
 
-    /// Who may speak on the notify socket.
+    /// The workers and the template that there are.
     pub fn roster(&self) -> Roster {
         self.roster.clone()
     }

@@ -51,7 +51,7 @@ pub struct Sidecar {
     /// Who takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
-    /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
+    /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) stop_began: Option<Instant>,
     /// Dropped, the first closes the control socket; the second is its end.
@@ -79,6 +79,7 @@ impl Sidecar {
                 url: context.url.clone(),
                 stocked: context.database.clone(),
                 settings: settings.postgres.clone(),
+                grace: settings.stop.postgres_grace,
                 waits_for_room: matches!(goal, Goal::Serve),
                 samples: samples.clone(),
             },

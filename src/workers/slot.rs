@@ -1,9 +1,9 @@
 //! One slot of the workers: a service whose process is a worker, on the listening socket that all share.
 //!
 //! A worker is spawned early and waits at a gate, a pipe, with Python and its libraries imported, until the migrations
-//! are in; then one byte opens the gate. The pipe stays open as a lifeline: should Tandem die, the worker reads its end
-//! and goes too. Where there is a template, a worker is forked off it instead; should it be away, a worker is spawned as
-//! without one.
+//! are in; then one byte opens the gate. The pipe stays open as a lifeline: when Tandem dies, the pipe closes and the
+//! worker ends. Where there is a template, a worker is forked off it instead; while the template is not ready, a worker is
+//! spawned as without one.
 
 use std::io;
 use std::rc::Rc;
@@ -13,9 +13,10 @@ use nix::sys::signal::Signal as OsSignal;
 
 use super::gate::Gate;
 use super::launch::Launch;
-use super::life::{Life, Roster};
+use super::life::{Life, Roster, Started};
+use super::notify::NotifySocket;
 use super::readiness;
-use super::template::{Forked, Template};
+use super::template::Template;
 use crate::config::Readiness;
 use crate::event_loop;
 use crate::process::{self, InheritedFd};
@@ -40,7 +41,7 @@ impl Slot {
         roster: Roster,
         reporter: Reporter,
     ) -> Self {
-        let life = Life::new(name(number), roster, reporter).watched(launch.settings.workers.watchdog);
+        let life = Life::of_worker(name(number), launch.settings.workers.watchdog, roster, reporter);
         Self { number, launch, template, life }
     }
 
@@ -48,20 +49,19 @@ impl Slot {
         self.number
     }
 
-    /// Its process's life: counts, last exit, reasons.
+    /// The life of its process: counts, last exit, reasons.
     pub fn life(&self) -> &Life {
         &self.life
     }
 
     async fn spawn(self, intent: Intent) {
-        let _starting = self.life.starting();
         let template = self.template.as_ref().filter(|template| template.is_ready());
         if let Some(template) = template {
             match self.fork(template).await {
-                Ok(Forked { child, output, gate }) => return self.life.begin(child, output, Some(gate), intent),
+                Ok(started) => return self.life.begin(started, intent),
                 Err(error) => {
                     let name = self.life.name();
-                    tracing::warn!({ service.name = %name }, "fork off the template: {error}; it is spawned instead");
+                    tracing::error!({ service.name = %name }, "fork off the template: {error}; it is spawned instead");
                 }
             }
         }
@@ -74,7 +74,7 @@ impl Slot {
         }
     }
 
-    async fn fork(&self, template: &Template) -> io::Result<Forked> {
+    async fn fork(&self, template: &Template) -> io::Result<Started> {
         let number = self.number;
         let environment = self.launch.aside(move |launch| launch.environment(number)).await?;
         template.fork(number, environment).await
@@ -82,22 +82,30 @@ impl Slot {
 
     async fn spawn_launcher(&self, intent: Intent) -> io::Result<()> {
         let (gate, gate_end) = Gate::new()?;
-        let (listener, gate_end) = (self.launch.listener()?, InheritedFd(Arc::new(gate_end)));
+        let (notify, notify_end) = NotifySocket::pair()?;
+        let listener = self.launch.listener()?;
+        let (gate_end, notify_end) = (InheritedFd(Arc::new(gate_end)), InheritedFd(Arc::new(notify_end)));
         let number = self.number;
         let command = self.launch.aside(move |launch| launch.environment(number).apply(launch.launcher())).await?;
         let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
-            .env("TANDEM_GATE_FD", gate_end.number().to_string());
-        // SIGKILL, because a worker that hangs or is stopped would act on nothing less.
-        let (child, output) = process::spawn_aside(&command, &[listener, gate_end], OsSignal::SIGKILL).await?;
-        self.life.begin(child, output, Some(gate), intent);
+            .env("TANDEM_GATE_FD", gate_end.number().to_string())
+            .env("TANDEM_NOTIFY_FD", notify_end.number().to_string());
+        // SIGKILL: a worker that hangs or is stopped acts on nothing less.
+        let (child, output) =
+            process::spawn_aside(&command, &[listener, gate_end, notify_end], OsSignal::SIGKILL).await?;
+        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, intent);
         Ok(())
     }
 
     async fn spawn_other_server(&self, words: &[String], intent: Intent) -> io::Result<()> {
         let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
+        let label = name(self.number);
+        let notify = self.launch.aside(move |launch| launch.notify_socket(&label)).await??;
+        let path = notify.as_ref().and_then(NotifySocket::path).map(ToOwned::to_owned);
         let (number, owned, fd) = (self.number, words.to_vec(), listener.clone());
-        let command = self.launch.aside(move |launch| launch.other_server(&owned, number, fd.as_ref())).await?;
+        let make = move |launch: &Launch| launch.other_server(&owned, number, fd.as_ref(), path.as_deref());
+        let command = self.launch.aside(make).await?;
         let fds: Vec<InheritedFd> = listener.into_iter().collect();
         let spawned = process::spawn_aside(&command, &fds, OsSignal::SIGKILL).await;
         let (child, output) = spawned.map_err(|error| match error.kind() {
@@ -107,7 +115,7 @@ impl Slot {
             }
             _ => error,
         })?;
-        self.life.begin(child, output, None, intent);
+        self.life.begin(Started { child, output, gate: None, notify }, intent);
         if let Readiness::Http(path) = &self.launch.settings.workers.ready {
             let address = self.launch.settings.workers.listen;
             event_loop::spawn("a worker's readiness", readiness::watch(self.life.clone(), address, path.clone()));

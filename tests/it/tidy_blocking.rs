@@ -16,6 +16,7 @@ const ON_THE_LOOP: &[&str] = &[
     "control/",
     "event_loop/",
     "health/",
+    "http/",
     "postgres/door.rs",
     "postgres/probe.rs",
     "postgres/provision.rs",
@@ -30,7 +31,7 @@ const ON_THE_LOOP: &[&str] = &[
 ];
 
 /// What is called from jobs alone, which run elsewhere; and what only commands use, which run beside.
-const OFF_THE_LOOP: &[&str] = &["control/client.rs", "health/client.rs", "workers/environment/"];
+const OFF_THE_LOOP: &[&str] = &["control/client.rs", "http/client.rs", "workers/environment/"];
 
 /// The system's calls that may wait.
 const SYSTEM: &[&str] = &[
@@ -74,7 +75,6 @@ const OWN: &[&str] = &[
     "identity::may_write(",
     "identity::refused(",
     "ports::holder(",
-    "ports::is_held_by_group(",
     "memory::pss(",
     "memory::rss(",
     "memory::of_families(",
