@@ -8,17 +8,19 @@ use chrono::{DateTime, Utc};
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
 use super::catalog::{Catalog, Entry};
+use super::census::Snapshot;
 use super::copies::Copies;
 use super::load::{self, Load};
 use super::manifest::Manifest;
 use super::reach::Reach;
+use super::retention::State;
 use super::roles;
 use super::swap::{self, Belonging};
 use super::verify::{altered, census};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, in_words};
 use crate::postgres::provision::identifier;
-use crate::schema;
+use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 
 /// The key of the lock that lets one restore run at a time on a server: "restore" in ASCII.
@@ -46,19 +48,19 @@ pub struct Restored {
 }
 
 /// Find the backup that a person calls `source`: a name, a path, an address such as `s3://bucket/prefix/latest`, or `latest`. What is
-/// not here is fetched from the places for copies.
+/// not here is fetched from the places for copies. `latest` is the newest there is, and an older one only where `older` says so.
 ///
 /// # Errors
-/// [`Failure`]: there is none.
+/// [`Failure`]: there is none, or only an older one.
 pub async fn source(
     catalog: &Catalog,
     settings: &Settings,
-    source: &str,
+    (source, older): (&str, bool),
     database: &str,
 ) -> anyhow::Result<(Catalog, Entry)> {
     if let Some((place, name)) = source.rsplit_once('/').filter(|_| source.contains("://")) {
         let copies = Copies::open(settings, place)?;
-        let found = copies.find(name, database).await?.ok_or_else(|| {
+        let found = copies.find((name, older), database).await?.ok_or_else(|| {
             let destination = &copies.destination;
             let message = format!(
                 "{destination} holds no backup {name} of {database}: `tandem backup list --from {destination}`"
@@ -80,15 +82,16 @@ pub async fn source(
             Err(error) => Err(error),
         };
     }
-    let here = if source == "latest" { catalog.latest_sound(database) } else { catalog.find(source) };
+    let here = if source == "latest" { catalog.latest_sound(database, older) } else { catalog.find(source) };
     let missing = match here {
         Ok(entry) => return Ok((catalog.clone(), entry)),
         Err(missing) => missing,
     };
     for copies in Copies::configured(settings)? {
         // A place that cannot be looked at may hold what is wanted: that is not the same as none.
-        let found = copies.find(source, database).await;
-        if let Some(name) = found.with_context(|| format!("look for backups in {}", copies.destination))? {
+        let found = copies.find((source, older), database).await;
+        let found = found.with_context(|| format!("look for backups in {}", copies.destination))?;
+        if let Some(name) = found.filter(|name| catalog.entry(name.clone()).standing() != State::Bad) {
             return Ok((catalog.clone(), copies.fetch(&name, catalog).await?));
         }
     }
@@ -153,7 +156,7 @@ impl Restoring {
         let mut session = reach.aside(database).await?;
         reach.refuse_pooler(&mut session).await?;
         let taken = query_scalar("SELECT pg_catalog.pg_try_advisory_lock($1)").bind(LOCK_KEY);
-        if !taken.fetch_one(&mut session).await.context("take the lock of restores")? {
+        if !answered(ANSWER_LIMIT, "take the lock of restores", taken.fetch_one(&mut session)).await? {
             bail!(Failure::new(Code::Temporary, "another restore runs on this server: wait for its end"));
         }
         for left in Belonging::New.all(&mut session, database).await? {
@@ -216,7 +219,8 @@ impl Restoring {
             }
             false => {
                 let rename = format!("ALTER DATABASE {} RENAME TO {}", identifier(&new), identifier(database));
-                raw_sql(AssertSqlSafe(rename)).execute(&mut self.session).await.context("name the database")?;
+                let renamed = raw_sql(AssertSqlSafe(rename)).execute(&mut self.session);
+                answered(MAKE_LIMIT, "name the database", renamed).await?;
                 (None, Duration::ZERO)
             }
         };
@@ -253,6 +257,7 @@ impl Restoring {
             compression: manifest.compression,
             sql_bytes: manifest.sql_bytes,
             limit: settings.backup.limit,
+            in_one: load::fits_in_one(manifest.census.rows.len()),
         };
         load::load(reach, &loading, new, progress).await?;
         progress.say(format!("restoring {}: comparing", entry.name));
@@ -313,7 +318,7 @@ impl Restoring {
 
     /// Let go of the lock at once.
     pub async fn end(self) {
-        let _closed = self.session.close().await;
+        let _closed = answered(ANSWER_LIMIT, "close", self.session.close()).await;
     }
 }
 
@@ -329,5 +334,8 @@ async fn give_up(reach: &Reach, new: &str) {
 /// # Errors
 /// It cannot be reached.
 pub async fn is_empty(reach: &Reach, database: &str) -> anyhow::Result<bool> {
-    Ok(census(reach, database).await?.rows.is_empty())
+    let mut snapshot = Snapshot::export(reach.session(database).await?).await?;
+    let holds_none = snapshot.tables().await?.is_empty();
+    snapshot.close().await;
+    Ok(holds_none)
 }

@@ -9,8 +9,8 @@
 //!
 //! It is made from an empty cluster, which is packed and kept in the same way, so that a changed migration costs no initdb.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -20,9 +20,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, query_scalar, raw_sql};
-use serde::{Deserialize, Serialize};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
+use super::facts::Facts;
 use super::janitor::Janitor;
 use super::key::Key;
 use super::place::{Place, candidates};
@@ -35,13 +35,13 @@ use crate::install;
 use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::cluster;
-use crate::postgres::data::THROWAWAY_MARKER;
+use crate::postgres::embedded::{self, PsqlBuilder};
 use crate::postgres::home::{Home, make_dir};
-use crate::postgres::provision::{identifier, superuser_options};
+use crate::postgres::provision::identifier;
 use crate::postgres::scram;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, RunError, identity};
-use crate::schema;
+use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 use crate::workers::environment;
 use crate::workers::surroundings::{Surroundings, scheme};
@@ -54,6 +54,8 @@ const IMAGES_MAX: usize = 12;
 const LOCK_LIMIT: Duration = Duration::from_secs(900);
 /// How long a seed may take.
 const SEED_LIMIT: Duration = Duration::from_secs(600);
+/// How long one statement over what the migrations and seeds made may take.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(600);
 /// Calls the seed's function with the URL of the database.
 const CALL: &str = "import importlib, sys; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(sys.argv[3])";
 
@@ -75,27 +77,6 @@ pub struct Recipe {
 pub struct Template {
     pub key: String,
     pub image: PathBuf,
-}
-
-/// What is known of the databases in a template; it lies in the data directory, which only the server's user reads.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Facts {
-    /// Of the application's role.
-    pub password: String,
-    /// Where the sequences stand, by [`catalog::SEQUENCES`].
-    pub sequences: String,
-}
-
-impl Facts {
-    /// Of the data directory `data`.
-    ///
-    /// # Errors
-    /// It was not made here.
-    pub fn of(data: &Path) -> anyhow::Result<Self> {
-        let path = data.join(THROWAWAY_MARKER);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
-    }
 }
 
 /// The template for `recipe`, made if it is not there yet, or if `rebuild` asks for it.
@@ -237,8 +218,8 @@ impl Recipe {
             self.in_a_place(async |_, home| {
                 make_dir(&home.data, 0o700, home.server.as_ref())?;
                 // Small segments: a cluster is copied for each run.
-                cluster::initdb(home, &self.installation, &home.data, &["--wal-segsize=1"]).await?;
-                mark(home, &Facts::default())?;
+                cluster::initdb(home, &self.installation, &home.data, |initdb| initdb.wal_segsize("1")).await?;
+                Facts::default().note(home)?;
                 image::pack(&home.data, &image)
             })
             .await?;
@@ -258,7 +239,7 @@ impl Recipe {
                 lines if lines.is_empty() => "make the tests' template".to_owned(),
                 lines => format!("make the tests' template (the server's last lines:\n  {lines})"),
             })?;
-            mark(home, &facts)?;
+            facts.note(home)?;
             postmaster.shut_down().await?;
             image::pack(&home.data, image)
         })
@@ -272,10 +253,13 @@ impl Recipe {
         for root in roots {
             let place = Place::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
-            home.prepare()?;
-            cluster::check_reach(&home, &self.installation)?;
-            outcome = work(&place, &home).await;
-            super::remains::remove(&place.dir).await;
+            let worked = async {
+                home.prepare()?;
+                cluster::check_reach(&home, &self.installation)?;
+                work(&place, &home).await
+            };
+            outcome = worked.await;
+            place.remove().await;
             if !outcome.as_ref().is_err_and(is_disk_full) {
                 break;
             }
@@ -292,7 +276,7 @@ impl Recipe {
         let verb = if postgres.user == SUPERUSER { "ALTER" } else { "CREATE" };
 
         // Not the database `postgres`, which may have to be made anew.
-        let mut root = superuser_options(home, port, "template1").connect().await.context("connect as superuser")?;
+        let mut root = catalog::enter(home, port, "template1").await?;
         run(&mut root, format!("{verb} ROLE {user} LOGIN CREATEDB PASSWORD '{verifier}'")).await?;
         if postgres.database == SUPERUSER {
             run(&mut root, format!("DROP DATABASE {database}")).await?;
@@ -309,22 +293,23 @@ impl Recipe {
             parameters: Vec::new(),
         };
         self.migrate(&url).await?;
-        let mut made = superuser_options(home, port, &postgres.database).connect().await?;
+        let mut made = catalog::enter(home, port, &postgres.database).await?;
         self.check_made(&mut made).await?;
-        made.close().await?;
+        answered(ANSWER_LIMIT, "close the connection", made.close()).await?;
         for seed in &self.seeds {
             self.seed(seed, &url).await?;
         }
 
-        let mut inside = superuser_options(home, port, &postgres.database).connect().await?;
+        let mut inside = catalog::enter(home, port, &postgres.database).await?;
         // Clones then have the planner's statistics, and no row whose visibility must be noted at its first reading.
         run(&mut inside, "VACUUM (ANALYZE)".into()).await?;
-        facts.sequences =
-            query_scalar(catalog::SEQUENCES).fetch_one(&mut inside).await.context("read the sequences")?;
-        inside.close().await?;
+        let asked = query_scalar(catalog::SEQUENCES).fetch_one(&mut inside);
+        facts.sequences = answered(MAKE_LIMIT, "read the sequences", asked).await?;
+        answered(ANSWER_LIMIT, "close the connection", inside.close()).await?;
         // What a migration or a seed left connected would keep the database from being renamed and cloned.
         let others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1";
-        sea_orm::sqlx::query(others).bind(&postgres.database).execute(&mut root).await.context("end connections")?;
+        let asked = sea_orm::sqlx::query(others).bind(&postgres.database).execute(&mut root);
+        answered(MAKE_LIMIT, "end connections", asked).await?;
         run(&mut root, format!("ALTER DATABASE {database} RENAME TO {DATABASE}")).await?;
         run(&mut root, format!("ALTER DATABASE {DATABASE} OWNER TO {SUPERUSER}")).await?;
         // Nobody changes it by mistake. Tandem itself connects once before it clones: see `Databases::fill`.
@@ -373,9 +358,10 @@ impl Recipe {
     async fn seed(&self, seed: &Seed, url: &DatabaseUrl) -> anyhow::Result<()> {
         let around = self.around(url);
         let command = match seed {
-            Seed::Sql { path, .. } => CommandLine::new(self.installation.tool("psql"))
-                .args(["-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f"])
-                .arg(path),
+            Seed::Sql { path, .. } => {
+                let psql = PsqlBuilder::new().no_psqlrc().quiet().single_transaction();
+                embedded::command(&self.installation, &psql.variable(("ON_ERROR_STOP", "1")).file(path))
+            }
             Seed::Python { module, function, .. } => {
                 let url = url.with_scheme(&around.scheme()).expose();
                 CommandLine::new(self.python.clone()).args(["-c", CALL, module, function, url.expose()])
@@ -420,14 +406,6 @@ impl Recipe {
     }
 }
 
-fn mark(home: &Home, facts: &Facts) -> anyhow::Result<()> {
-    let path = home.data.join(THROWAWAY_MARKER);
-    fs::write(&path, serde_json::to_string(facts)?).with_context(|| format!("write {}", path.display()))?;
-    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-    let owner = home.server.as_ref();
-    owner.map_or(Ok(()), |owner| Ok(std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid))?))
-}
-
 /// Letters, digits, `-` and `_`: nothing that a URL must encode.
 fn password() -> anyhow::Result<String> {
     let mut bits = [0; 32];
@@ -437,6 +415,6 @@ fn password() -> anyhow::Result<String> {
 
 async fn run(connection: &mut PgConnection, statement: String) -> anyhow::Result<()> {
     let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
-    raw_sql(AssertSqlSafe(statement)).execute(connection).await.with_context(|| format!("run {what}"))?;
-    Ok(())
+    let asked = raw_sql(AssertSqlSafe(statement)).execute(connection);
+    answered(STATEMENT_LIMIT, &format!("run {what}"), asked).await.map(drop)
 }

@@ -1,4 +1,4 @@
-//! Waiting for room on a full disk: slowly, for as long as that is the cause, and without starting a server in vain.
+//! RoomWait for room on a full disk, without starting a server that would fail again.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -8,34 +8,34 @@ use super::files::file_system;
 
 /// How much more must be free before a start is tried: a WAL segment and what comes with it.
 const MORE: u64 = 16 * 1024 * 1024;
-/// A start is tried this often in any case: quotas and used-up inodes are not to be seen in the free bytes.
+/// A start is tried this often even if the free bytes did not grow: they show neither quotas nor inodes.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
-/// How long a look at the file system may take: one that hangs is none that has room.
+/// Limit for asking the file system. One that hangs counts as full.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
-/// There is no more room than when the last server ended for want of it.
+/// The disk has no more room than when the last server failed for lack of it.
 #[derive(Debug, thiserror::Error)]
 #[error("the disk is still full")]
 pub struct StillFull;
 
 /// A file system as last seen.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Room {
+pub struct FreeSpace {
     pub free: Option<u64>,
     total: Option<u64>,
 }
 
-/// The wait; off by default.
+/// Whether, and since when, the server waits for room.
 #[derive(Debug, Default)]
-pub struct Wait(Cell<Option<(Instant, Room)>>);
+pub struct RoomWait(Cell<Option<(Instant, FreeSpace)>>);
 
-impl Wait {
+impl RoomWait {
     pub fn is_on(&self) -> bool {
         self.0.get().is_some()
     }
 
-    /// A server of the cluster in `data` ended because the disk is full.
-    pub async fn begin(&self, data: &Path) -> Room {
+    /// Begin to wait: the server of the cluster in `data` ended because the disk is full.
+    pub async fn begin(&self, data: &Path) -> FreeSpace {
         let path = data.join("pg_wal");
         let there = look(path.clone()).await;
         let path = path.canonicalize().unwrap_or(path);
@@ -54,8 +54,8 @@ impl Wait {
         there
     }
 
-    /// The file system, if a start would be in vain: there is not more room than there was.
-    pub async fn still(&self, data: &Path) -> Option<Room> {
+    /// The state of the file system, if a start would fail again because the room did not grow.
+    pub async fn still(&self, data: &Path) -> Option<FreeSpace> {
         let (began, before) = self.0.get()?;
         let now = look(data.join("pg_wal")).await;
         let grown = matches!((before.free, now.free), (Some(before), Some(now)) if now >= before.saturating_add(MORE));
@@ -65,18 +65,18 @@ impl Wait {
         (!grown && began.elapsed() < TRY_AGAIN).then_some(now)
     }
 
-    /// It was something else, or there is room again.
+    /// Stop waiting: the server failed for another reason, or there is room again.
     pub fn end(&self) {
         self.0.set(None);
     }
 }
 
-/// Not on the event loop: a file system can hang.
-async fn look(path: PathBuf) -> Room {
+/// Ask on another thread, because a file system can hang.
+async fn look(path: PathBuf) -> FreeSpace {
     let look = tokio::task::spawn_blocking(move || file_system(&path));
     match tokio::time::timeout(LOOK_LIMIT, look).await {
-        Ok(Ok(Some((free, total)))) => Room { free: Some(free), total: Some(total) },
-        _ => Room::default(),
+        Ok(Ok(Some((free, total)))) => FreeSpace { free: Some(free), total: Some(total) },
+        _ => FreeSpace::default(),
     }
 }
 
@@ -88,12 +88,12 @@ mod tests {
     async fn nothing_is_started_before_there_is_more_room() {
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("pg_wal")).unwrap();
-        let wait = Wait::default();
+        let wait = RoomWait::default();
         assert!(wait.still(temp.path()).await.is_none() && !wait.is_on());
         let there = wait.begin(temp.path()).await;
         assert!(there.free.is_some() && wait.is_on());
         assert!(wait.still(temp.path()).await.is_some());
-        let less = Room { free: Some(0), ..there };
+        let less = FreeSpace { free: Some(0), ..there };
         wait.0.set(Some((Instant::now(), less)));
         assert!(wait.still(temp.path()).await.is_none(), "there is more now");
         wait.0.set(Some((Instant::now() - TRY_AGAIN, there)));

@@ -1,8 +1,8 @@
 //! One Tandem per state directory, and one per data directory: advisory locks that the kernel releases with the process that
 //! holds them.
 //!
-//! The second is for two state directories with one data directory, as when a volume is mounted into both: a lock follows the
-//! directory itself, through bind mounts and namespaces of this machine.
+//! The second lock protects a data directory that two state directories share, for example a volume mounted into both: a lock
+//! belongs to the directory itself, through bind mounts and namespaces of one machine.
 
 use std::fs::File;
 use std::io;
@@ -40,7 +40,8 @@ impl StateLock {
                 Err(Failure::new(Code::CannotCreate, message).into())
             }
             Err(LockError::Open(error)) => {
-                let why = format!("cannot open the lock {}{}", path.display(), identity::refused(&path, &error));
+                let refused = identity::refused_below(&home.state, &path, &error);
+                let why = format!("cannot open the lock {}{refused}", path.display());
                 Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why)))
             }
             Err(LockError::Refused(error)) => Err(anyhow::Error::new(error).context(Failure::new(

@@ -15,11 +15,13 @@ mod position;
 mod run;
 pub mod tool;
 
-pub use connect::{blank, connect, options, refuse_shared_sessions, session, unlimited};
+pub use connect::{
+    ANSWER_LIMIT, MAKE_LIMIT, answered, blank, connect, options, refuse_shared_sessions, session, unlimited,
+};
 pub use inspect::has_tables;
 pub use lock::{LOCK_KEY, locked};
 pub use new::new;
-pub use run::{Outcome, Status, down, status, up};
+pub use run::{MigrationOutcome, RevisionStatus, down, status, up};
 
 /// The newest revision that this binary knows, as `alembic_version` names it.
 pub fn head() -> String {

@@ -1,10 +1,10 @@
-//! What is known of the tool that `migrations.run` names: how it tells where a database is, and how it goes back. Pure.
+//! Alembic and Django as migration tools: the commands for status and rollback that follow from `migrations.run`. Pure.
 
 use std::path::Path;
 
 use crate::exit::{Code, Failure};
 
-/// A tool whose words are known.
+/// A tool whose commands Tandem knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     Alembic,
@@ -13,7 +13,7 @@ pub enum Tool {
 
 /// The command of `migrations.run`, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownTool {
     pub tool: Tool,
     /// All that stands before the word for migrating: the program, and options such as `-c alembic.ini`.
     before: Vec<String>,
@@ -24,8 +24,8 @@ pub struct Known {
 /// Options of Django's `migrate` that say where, not what.
 const DJANGO_OPTIONS: [&str; 3] = ["--database", "--settings", "--pythonpath"];
 
-impl Known {
-    /// What `command` runs, if it is a tool that is known.
+impl KnownTool {
+    /// The tool in `command`, if Tandem knows it.
     pub fn of(command: &[String]) -> Option<Self> {
         let place = |names: &[&str]| {
             command.iter().position(|word| {
@@ -96,7 +96,7 @@ fn django_options(words: &[String]) -> Vec<String> {
     kept
 }
 
-/// What a command that is not known makes of `tandem migrate WORD`.
+/// The error of `tandem migrate WORD` for a command that Tandem does not know.
 pub fn unknown(command: &[String], word: &str) -> Failure {
     let message = format!(
         "migrations.run is `{}`, and Tandem knows `migrate {word}` of Alembic (… upgrade …), of Django (manage.py migrate) and \
@@ -154,17 +154,17 @@ mod tests {
             ("uv run alembic upgrade head", "uv run alembic current", "uv run alembic downgrade -2"),
         ];
         for (command, status, down) in cases {
-            let known = Known::of(&words(command)).unwrap();
+            let known = KnownTool::of(&words(command)).unwrap();
             assert_eq!((known.tool, &known.status()[0]), (Tool::Alembic, &words(status)));
             assert_eq!(known.down(2).unwrap(), words(down));
         }
-        let django = Known::of(&words("python manage.py migrate --noinput --settings a.b --database=x")).unwrap();
+        let django = KnownTool::of(&words("python manage.py migrate --noinput --settings a.b --database=x")).unwrap();
         assert_eq!(django.status(), [words("python manage.py showmigrations --settings a.b --database=x")]);
         assert_eq!(django.down(1).unwrap_err().code, Code::Usage);
-        assert_eq!(Known::of(&words("python -m django migrate")).unwrap().tool, Tool::Django);
+        assert_eq!(KnownTool::of(&words("python -m django migrate")).unwrap().tool, Tool::Django);
         for command in ["sh -c alembic-upgrade", "alembic upgrade head --sql", "flask db upgrade", "alembic", "migrate"]
         {
-            assert_eq!(Known::of(&words(command)), None, "{command}");
+            assert_eq!(KnownTool::of(&words(command)), None, "{command}");
         }
     }
 

@@ -20,7 +20,7 @@ use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
-use crate::postgres::service::Stocked;
+use crate::postgres::service::DatabaseStage;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::trouble::{self, Meaning};
 use crate::postgres::{adopt, binaries, cluster, conf, lookup, port, probe::Probe, provision, shared_memory};
@@ -128,6 +128,10 @@ async fn make_cluster(
     for told in settings::overrides(&conf::altered(&home.data), &settings.postgres) {
         tracing::warn!("{told}");
     }
+    // Blocks: elsewhere.
+    for told in settings::unseen(&conf::altered(&home.data), &settings.postgres) {
+        tracing::info!("{told}");
+    }
     Ok(fresh)
 }
 
@@ -137,7 +141,7 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     let wanted = Wanted { user: &context.url.user, password, database: &context.url.database };
     provision::provision(&context.home, context.url.port, &wanted, context.fresh.get()).await?;
     context.fresh.set(false);
-    context.database.set(Stocked::Provisioned);
+    context.database.set(DatabaseStage::Provisioned);
     Ok(())
 }
 
@@ -154,7 +158,7 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
                 return Ok(sample.max_connections);
             }
             answers = sample.available;
-            let meaning = sample.answer.as_ref().map(|answer| answer.meaning(trouble::Server::Other(url)));
+            let meaning = sample.answer.as_ref().map(|answer| answer.meaning(trouble::AskedServer::Other(url)));
             if let Some(Meaning::Lasting(lasting)) = meaning {
                 return Err(Failure::new(lasting.code, format!("the database {url}: {}", lasting.why)));
             }
@@ -205,7 +209,7 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
         took: Some(began.elapsed()),
         finished: Some(SystemTime::now()),
     };
-    context.database.set(Stocked::Migrated);
+    context.database.set(DatabaseStage::Migrated);
     Ok(())
 }
 
@@ -238,7 +242,7 @@ async fn restore_from(
         return Ok(());
     }
     let catalog = Catalog::of(settings, home);
-    let found = restore::source(&catalog, settings, source, database).await;
+    let found = restore::source(&catalog, settings, (source, false), database).await;
     let (catalog, entry) = match found {
         Ok(found) => found,
         // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.

@@ -19,7 +19,7 @@ use super::{Context, Errand, Goal, POSTGRES, Step, backups, hooks, jobs};
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
 use crate::event_loop;
-use crate::postgres::service::{self as postmaster, Postmaster, Reading};
+use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
 use crate::supervise::service::Reporter;
 use crate::supervise::task::Shell;
 use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, Role, ServiceId, Stage, Tree};
@@ -40,7 +40,7 @@ pub struct Sidecar {
     pub(super) jobs: HashMap<JobId, JoinHandle<()>>,
     /// The error of the job that failed.
     pub(super) error: Rc<RefCell<Option<anyhow::Error>>>,
-    pub(super) samples: watch::Sender<Reading>,
+    pub(super) samples: watch::Sender<DatabaseReading>,
     pub(super) view: View,
     /// The workers that the hook after the start was last run for.
     pub(super) hooked: BTreeSet<i32>,
@@ -368,7 +368,8 @@ impl Sidecar {
         }
         self.after_ready(tree);
         self.view.publish(tree, &self.services, &self.context);
-        self.upstream.show(self.view.phase(), &self.view.line(&self.context));
+        let fault = self.samples.borrow().as_ref().and_then(|(_, sample)| sample.fault);
+        self.upstream.show(self.view.phase(), &self.view.line(&self.context, fault));
         self.operator.see(Known::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();

@@ -12,7 +12,7 @@ use crate::config::{PostgresMode, Preload, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
-use crate::postgres::service::Reading;
+use crate::postgres::service::DatabaseReading;
 use crate::supervise::state::State;
 use crate::supervise::tree::{Phase, Role, Tree};
 use crate::telemetry;
@@ -127,8 +127,8 @@ impl View {
         });
     }
 
-    /// How things are, in one line.
-    pub fn line(&self, context: &Context) -> String {
+    /// How things are, in one line; `fault` is what the database has.
+    pub fn line(&self, context: &Context, fault: Option<picture::Fault>) -> String {
         if self.phase != Public::Serving {
             return self.phase.to_string();
         }
@@ -138,11 +138,16 @@ impl View {
         let ready = ready.map(|worker| worker.slot).collect::<HashSet<_>>().len();
         let (listen, wanted) = (context.settings().workers.listen, picture.workers_wanted);
         let roll = picture.roll.as_ref().map(|roll| format!("; {roll}")).unwrap_or_default();
-        format!("serving on {listen}, {ready} of {wanted} workers ready{roll}")
+        let fault = fault.map(|fault| format!("; database: {fault}")).unwrap_or_default();
+        format!("serving on {listen}, {ready} of {wanted} workers ready{fault}{roll}")
     }
 
     /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.
-    pub fn follow(&self, mut readings: watch::Receiver<Reading>, roster: Roster) -> impl Future<Output = ()> + use<> {
+    pub fn follow(
+        &self,
+        mut readings: watch::Receiver<DatabaseReading>,
+        roster: Roster,
+    ) -> impl Future<Output = ()> + use<> {
         let pictures = self.picture.clone();
         async move {
             let mut known = Sample::failed(picture::Fault::Down);
@@ -241,7 +246,7 @@ fn keep_facts(known: &mut Sample, sample: &mut Sample) {
 }
 
 /// A reading as the health port shows it. Its error's text stays in the log: it may quote a connection string.
-fn sample(reading: Reading) -> picture::Sample {
+fn sample(reading: DatabaseReading) -> picture::Sample {
     let Some((taken, sample)) = reading else {
         return picture::Sample { taken: Instant::now(), outcome: Err(picture::Fault::Down) };
     };

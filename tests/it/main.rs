@@ -13,12 +13,16 @@ mod figures;
 #[path = "../../benches/workers/load/mod.rs"]
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod load;
+#[path = "../../benches/faults/schedule/mod.rs"]
+#[allow(dead_code, reason = "the benchmarks use all of it")]
+mod schedule;
 
 mod address;
 mod as_worker;
 mod backup;
 mod backup_copies;
 mod backup_import;
+mod backup_proof;
 mod backup_schedule;
 mod backup_store;
 mod backup_verify;
@@ -26,6 +30,7 @@ mod bad_archive;
 mod bad_database;
 mod bad_disk;
 mod bad_input;
+mod busy_live_database;
 mod commands;
 mod companions;
 mod container;
@@ -33,7 +38,9 @@ mod control;
 mod dockerfile;
 mod dotenv;
 mod false_pid;
+mod faults;
 mod fewer_rights;
+mod follows_database;
 mod full_volume;
 mod harness_integresql;
 mod harness_library;
@@ -45,10 +52,12 @@ mod libraries;
 mod live_database;
 mod load_client;
 mod locks;
+mod lower_layer;
 mod migrator;
 mod nothing_blocks;
 mod nothing_blocks_log;
 mod other_servers;
+mod out_of_memory;
 mod own_database;
 mod pid_one;
 mod pitr;
@@ -65,6 +74,7 @@ mod scale;
 mod schema;
 mod second_postmaster;
 mod secrets;
+mod server_log;
 mod server_refuses;
 mod signals;
 mod stays_up;

@@ -66,6 +66,8 @@ fn a_restore_brings_rows_owner_grants_and_settings_back_and_can_be_undone() {
     restore(&project, &["--drop-kept"]);
     assert_eq!(databases(&project), ["app"]);
     refusal::run(&project, &["restore", "--undo", "--yes"]).expect(1, &["nothing to put back"]);
+    // What a restore asks for is answered before it lets go of its sessions.
+    assert!(!tandem.log().contains("connection to client lost"), "{}", tandem.log());
 }
 
 #[test]
@@ -187,7 +189,7 @@ fn latest_passes_over_what_is_incomplete_or_bad() {
     let incomplete = backup(&project, &[]);
     let stem = incomplete["file"].as_str().unwrap().split('.').next().unwrap();
     fs::remove_file(dir(&project).join(format!("{stem}.manifest.json"))).unwrap();
-    let restored = refusal::run(&project, &["restore", "latest", "--yes"]);
+    let restored = refusal::run(&project, &["restore", "latest", "--yes", "--older"]);
     restored.expect(0, &["is incomplete: passed over", "is bad: passed over", good["file"].as_str().unwrap()]);
 }
 
@@ -199,7 +201,7 @@ fn a_server_that_hangs_is_told_within_its_limit() {
     stop(Signal::SIGSTOP);
     let refused = refusal::run(&project, &["backup"]);
     stop(Signal::SIGCONT);
-    refused.expect(1, &["no answer within 20s"]);
+    refused.expect(75, &["no answer within 20s"]);
     assert!(!names(&dir(&project)).iter().any(|name| name.contains("backup_20")), "{:?}", names(&dir(&project)));
 }
 

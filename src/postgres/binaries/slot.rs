@@ -1,4 +1,4 @@
-//! One unpacked installation in the cache: complete or not there, whatever happens meanwhile.
+//! One unpacked installation in the cache. It is complete or absent, also after a crash.
 //!
 //! It is made in a staging directory under the lock of the cache, gets its digest file last, and is renamed into
 //! place. A process that dies half-way leaves a staging directory, which the next holder of the lock sweeps away.
@@ -13,7 +13,7 @@ use super::manifest::MAJOR;
 use super::{Installation, find, libraries, unpack};
 use crate::durable::{self, Lock};
 use crate::exit::{Code, Failure, code_of};
-use crate::install::{keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
+use crate::install::{is_of_a_lower_layer, keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
 use crate::process::identity;
 use crate::telemetry::progress;
 
@@ -136,10 +136,23 @@ impl Slot {
         durable::sync_file_system(&made).with_context(|| format!("flush {}", made.display()))?;
         let dir = self.dir();
         if dir.symlink_metadata().is_ok() {
-            let old = staging.join("old");
-            durable::rename(&dir, &old).with_context(|| format!("move {} aside", dir.display()))?;
+            put_away(&dir, &staging.join("old")).with_context(|| format!("move {} aside", dir.display()))?;
         }
         durable::rename(&made, &dir).with_context(|| format!("rename {} into place", dir.display()))
+    }
+}
+
+/// Move the installation that is replaced to `old`. One in a lower layer of an overlay cannot be moved and is removed, its
+/// marker files first.
+fn put_away(dir: &Path, old: &Path) -> std::io::Result<()> {
+    match durable::rename(dir, old) {
+        Err(error) if is_of_a_lower_layer(&error) => {
+            for counts in [CHECKED_FILE, DIGEST_FILE] {
+                durable::remove(&dir.join(counts))?;
+            }
+            durable::remove(dir)
+        }
+        renamed => renamed,
     }
 }
 
