@@ -211,7 +211,7 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         return Ok(());
     }
     let catalog = Catalog::of(&settings, &context.home);
-    let found = restore::source(&catalog, &settings, source, database).await;
+    let found = restore::source(&catalog, &settings, (source, false), database).await;
     let (catalog, entry) = match found {
         Ok(found) => found,
         // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.
