@@ -32,7 +32,7 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
         return Ok(Code::Stopped);
     }
     println!("{}\n{}", loaded.table(all), loaded.plan());
-    for notice in &loaded.notices {
+    for notice in loaded.notices.iter().chain(&loaded.remarks) {
         println!("notice: {notice}");
     }
     Ok(Code::Stopped)
