@@ -1,4 +1,4 @@
-//! The keeper: a small process beside Tandem that ends what Tandem started, should Tandem be killed.
+//! The keeper: a small process beside Tandem. When Tandem is killed, it ends what Tandem started.
 //!
 //! Tandem's children get a death signal (prctl(2), PR_SET_PDEATHSIG) and their groups a lifeline (see `spawn`). What left
 //! its group and its session, or cleared its death signal, outlives both: nothing but a process can look for it. The

@@ -1,4 +1,4 @@
-//! Processes whose parent died under us: adopt them, reap them, and leave none behind.
+//! Processes whose parent has ended and that fell to this one: adopt them, reap them, and leave none behind.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,11 +19,11 @@ pub const STRAY_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at what was killed.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// How many wait for a process that they are about to adopt.
+/// How many adoptions are under way.
 static HOLDS: AtomicUsize = AtomicUsize::new(0);
 
 /// While one of these lives, [`reap`] does nothing: the status of a process that ends before it could be adopted (see
-/// [`super::adopt`]) is kept for whoever adopts it.
+/// [`super::adopt`]) is kept for the code that adopts it.
 #[derive(Debug)]
 pub struct Hold(());
 

@@ -130,7 +130,7 @@ fn lifeline() -> io::Result<OwnedFd> {
         None => {
             let (reader, writer) = io::pipe()?;
             let writer = match fcntl(&writer, FcntlArg::F_DUPFD_CLOEXEC(WRITER_MIN)) {
-                // SAFETY: the number is new, and nobody else's.
+                // SAFETY: the number is new and has no other owner.
                 #[expect(unsafe_code, reason = "fcntl(2) gives a bare number")]
                 Ok(number) => unsafe { PipeWriter::from_raw_fd(number) },
                 // Fewer descriptors are allowed (RLIMIT_NOFILE): then it stays where it is.
