@@ -27,6 +27,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
+use crate::event_loop;
 use crate::scrub::scrubbed;
 
 /// Connections at once; one more ends the oldest.
@@ -109,7 +110,8 @@ where
                 stream.set_write_timeout(Some(L::WRITE_LIMIT));
                 let answering = Arc::default();
                 let task = connection(Box::pin(stream), answer.clone(), Arc::clone(&answering), closing.subscribe());
-                open.take(OpenConnection { task: tasks.spawn(task), answering });
+                let task = tasks.spawn(event_loop::timed(listener.name(), task));
+                open.take(OpenConnection { task, answering });
             }
             Err(error) => {
                 tracing::warn!(%error, "accept on {}", listener.name());
