@@ -107,7 +107,7 @@ fn file(path: &Path, origin: &Origin, problems: &mut Problems) -> Said {
             said.insert(name.to_owned(), (value, at(line)));
         } else {
             let help =
-                "here stand names such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_ACCOUNT_KEY and GOOGLE_SERVICE_ACCOUNT_KEY";
+                "write variables such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_ACCOUNT_KEY or GOOGLE_SERVICE_ACCOUNT_KEY";
             problems.add(&at(line), format!("{name} is no variable of a cloud"), Some(help.to_owned()));
         }
     }
@@ -150,8 +150,8 @@ pub(super) fn notice<'a>(
     names.dedup();
     let (first, patterns) = (names.first()?, starts.iter().map(|start| format!("\"{start}*\"")).collect::<Vec<_>>());
     Some(format!(
-        "the workers get {}, which lets whoever breaks into the application delete the copies of the backups: write \
-         {PREFIX}{first} and so on instead, or put them into backup.credentials_file, or take them from the workers with \
+        "the workers inherit {}: an attacker who controls the application could delete the copies of the backups. Set \
+         {PREFIX}{first} and so on instead, or use backup.credentials_file, or keep them from the workers with \
          workers.drop_env = [{}]",
         names.join(", "),
         patterns.join(", ")
@@ -195,7 +195,7 @@ mod tests {
             notice(&said(own), &destinations, inherited.iter().copied())
         };
         let both = told(&[], &["s3://bucket", "az://container"]).unwrap();
-        assert!(both.contains("AWS_ACCESS_KEY_ID, AZURE_CLIENT_SECRET,") && !both.contains("AWS_REGION"), "{both}");
+        assert!(both.contains("AWS_ACCESS_KEY_ID, AZURE_CLIENT_SECRET:") && !both.contains("AWS_REGION"), "{both}");
         assert!(both.contains("workers.drop_env = [\"AWS_*\", \"AZURE_*\"]"), "{both}");
         let one = told(&["AWS_ACCESS_KEY_ID"], &["s3://bucket", "az://container"]).unwrap();
         assert!(!one.contains("AWS_ACCESS"), "{one}");
