@@ -7,7 +7,6 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Response};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use tokio::time::Instant;
 use super::metrics;
 use super::picture::{Picture, Supervisor};
 use super::report::{self, Now};
-use crate::http::server::{self, Port, json_text};
+use crate::http::server::{self, Port, json};
 use crate::scrub::scrubbed;
 use crate::{event_loop, telemetry};
 
@@ -75,18 +74,6 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
 fn supervisor() -> Supervisor {
     let measured = event_loop::measured();
     Supervisor { longest_stall: measured.longest, stalls: measured.stalls, log_lines_dropped: telemetry::dropped() }
-}
-
-/// `body` as JSON with status `code`, without secrets: some of the words in it are not Tandem's own, such as the last error
-/// of a backup or the reason of a restart.
-fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
-    match serde_json::to_string(body) {
-        Ok(text) => json_text(code, scrubbed(&text).into_owned()),
-        Err(error) => {
-            tracing::error!(%error, "write an answer");
-            json_text(500, "{}".to_owned())
-        }
-    }
 }
 
 /// `text` as it is, which says that it is `content_type`.
