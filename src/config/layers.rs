@@ -8,7 +8,7 @@ use super::drop_env::DropEnv;
 use super::file::{self, Found};
 use super::keys;
 use super::problem::{Origin, Problems};
-use super::processes::Written as Process;
+use super::processes::ProcessTable;
 use super::value::{self, Raw, Typed};
 use super::{Source, dotenv, foreign, references, text};
 use crate::plan::libpq;
@@ -65,10 +65,10 @@ impl Layer {
 }
 
 /// Everything that was written, and what came up while reading it.
-pub struct Written {
+pub struct Gathered {
     pub entries: Vec<Entry>,
     /// The `[[process]]` tables of the file.
-    pub processes: Vec<Process>,
+    pub processes: Vec<ProcessTable>,
     pub notices: Vec<String>,
     /// Whether all files could be read; if not, what is missing may stand there.
     pub complete: bool,
@@ -79,8 +79,8 @@ pub struct Written {
 }
 
 /// Read all layers.
-pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Written {
-    let mut written = Written {
+pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Gathered {
+    let mut written = Gathered {
         entries: Vec::new(),
         processes: Vec::new(),
         notices: Vec::new(),
@@ -127,7 +127,7 @@ fn shown(path: &Path, cwd: &Path) -> PathBuf {
     path.strip_prefix(cwd).unwrap_or(path).to_path_buf()
 }
 
-impl Written {
+impl Gathered {
     fn dotenv(&mut self, layer: Layer, directory: &Path, source: &Source, problems: &mut Problems) {
         let path = directory.join(".env");
         let file = shown(&path, &source.cwd);
@@ -158,10 +158,11 @@ impl Written {
 
     /// What `workers.drop_env` says, before its entry has won.
     fn drop_env(&self, source: &Source) -> DropEnv {
-        let flags = source.flags.iter().filter(|flag| flag.key == DROP_ENV).map(|flag| Raw::Word(flag.value.clone()));
+        let flag =
+            source.flags.iter().rev().find(|flag| flag.key == DROP_ENV).map(|flag| Raw::Word(flag.value.clone()));
         let entries = self.entries.iter().filter(|entry| entry.key == DROP_ENV);
         let highest = entries.max_by_key(|entry| entry.rank).map(|entry| entry.raw.clone());
-        match flags.last().or(highest).map(|raw| value::read(keys::Kind::List, &raw)) {
+        match flag.or(highest).map(|raw| value::read(keys::Kind::List, &raw)) {
             Some(Ok(Typed::List(patterns))) => DropEnv::of(&patterns),
             _ => DropEnv::default(),
         }

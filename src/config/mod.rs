@@ -44,7 +44,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Alarm, AtLimit, Backup, BackupFormat, Compression, Disk, Pitr, Retention, CloudVariables, Verify};
+pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
 pub use diff::{Change, Effect, changes};
 pub use drop_env::DropEnv;
 pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
@@ -140,7 +140,7 @@ pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
 fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
-    let layers::Written { entries, processes, mut notices, complete, own, dropped } =
+    let layers::Gathered { entries, processes, mut notices, complete, own, dropped } =
         layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     own::settle(&mut merged, &found.directory, &mut problems, &mut notices);

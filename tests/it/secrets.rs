@@ -127,7 +127,7 @@ async fn copies_are_made_with_keys_that_no_child_has() {
     let (project, mut tandem) = tokio::task::spawn_blocking(running).await.unwrap();
     assert_eq!(tandem.stop(), 0);
     let hook = "hooks.after_ready = ['sh', '-c', 'env >env.new; mv env.new env']";
-    project.configure(&format!("backup.destinations = ['s3://copies']\n{hook}"));
+    project.configure(&format!("backup.destinations = ['s3://copies']\nbackup.retry_limit = '1s'\n{hook}"));
     fs::set_permissions(project.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     let keys = format!(
         "AWS_ACCESS_KEY_ID={KEY_ID}\nAWS_SECRET_ACCESS_KEY='{SECRET}'\nAWS_ENDPOINT_URL=http://{}\n",
