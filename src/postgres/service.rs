@@ -197,6 +197,10 @@ impl Shared {
         };
         let reader = log::Reader::default();
         let log = |stream, line: &str| {
+            // The probe's session ends as well, and a new one is refused; on a busy machine that takes longer.
+            if answered.get() && log::Line::of(line).ends_every_session() {
+                self.show(Fault::Starting);
+            }
             telemetry::child_line_at(reader.level(line), NAME, stream, &log::shown(line));
         };
         let exit = tokio::select! {
