@@ -37,6 +37,7 @@ pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::
     if superuser {
         command = as_superuser(command, &settings)?;
     }
+    crate::telemetry::flush();
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
 }

@@ -127,6 +127,7 @@ pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
             format!("{question}\nNobody is there to confirm it: say --yes if it is meant. Nothing was changed.");
         bail!(Failure::new(Code::Usage, message));
     }
+    crate::telemetry::flush();
     eprint!("{question}\nType {WORD} to go on: ");
     io::stderr().flush()?;
     let mut typed = String::new();

@@ -13,10 +13,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::metrics;
-use super::picture::Picture;
+use super::picture::{Picture, Supervisor};
 use super::report::{self, Now};
 use crate::http::server::{self, Port, json_text};
 use crate::scrub::scrubbed;
+use crate::{event_loop, telemetry};
 
 /// What the port offers, as `/` shows it.
 const INDEX: &[(&str, &str)] = &[
@@ -40,7 +41,7 @@ pub async fn serve(listener: TcpListener, pictures: watch::Receiver<Arc<Picture>
 /// The answer to one request.
 fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes>> {
     // tokio's clock, so that tests can turn it.
-    let now = Now { instant: Instant::now().into_std(), wall: SystemTime::now() };
+    let now = Now { instant: Instant::now().into_std(), wall: SystemTime::now(), supervisor: supervisor() };
     let known = matches!(path, "/" | "/metrics" | "/health" | "/healthz" | "/ready" | "/readyz" | "/live" | "/livez");
     if known && !matches!(*method, Method::GET | Method::HEAD) {
         let mut response = json(405, &serde_json::json!({"error": "this port is read-only: GET or HEAD"}));
@@ -56,7 +57,7 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
             let readiness = report::readiness(picture, now);
             json(readiness.http_code(), &readiness)
         }
-        "/metrics" => match metrics::metrics(picture) {
+        "/metrics" => match metrics::metrics(picture, now.supervisor) {
             Ok(text) => plain(text, metrics::CONTENT_TYPE),
             Err(error) => json(500, &serde_json::json!({"error": error.to_string()})),
         },
@@ -68,6 +69,12 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
         }
         _ => json(404, &serde_json::json!({"error": "not found", "see": "/"})),
     }
+}
+
+/// What this process has measured of itself.
+fn supervisor() -> Supervisor {
+    let measured = event_loop::measured();
+    Supervisor { longest_stall: measured.longest, stalls: measured.stalls, log_lines_dropped: telemetry::dropped() }
 }
 
 /// `body` as JSON with status `code`, without secrets: some of the words in it are not Tandem's own, such as the last error

@@ -27,6 +27,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
+use crate::event_loop;
+
 /// Connections at once; one more ends the oldest.
 pub const CONNECTIONS_MAX: usize = 128;
 /// How long a request's head may take to arrive, and how long a connection may idle between two requests.
@@ -107,7 +109,8 @@ where
                 stream.set_write_timeout(Some(L::WRITE_LIMIT));
                 let answering = Arc::default();
                 let task = connection(Box::pin(stream), answer.clone(), Arc::clone(&answering), closing.subscribe());
-                open.take(OpenConnection { task: tasks.spawn(task), answering });
+                let task = tasks.spawn(event_loop::timed(listener.name(), task));
+                open.take(OpenConnection { task, answering });
             }
             Err(error) => {
                 tracing::warn!(%error, "accept on {}", listener.name());

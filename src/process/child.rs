@@ -318,6 +318,7 @@ pub fn adopt(
 
 /// The real, effective and saved user ids of a process.
 fn users(pid: i32) -> io::Result<[u32; 3]> {
+    // Blocks: for no disk.
     let status = procfs::process::Process::new(pid).and_then(|process| process.status()).map_err(io::Error::other)?;
     Ok([status.ruid, status.euid, status.suid])
 }

@@ -41,6 +41,7 @@ static SEALED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 /// socket of another service, or a pipe whose end a process waits for. For the program, before it opens anything itself.
 pub fn seal() {
     let mut sealed = SEALED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Blocks: for no disk, and before anything else.
     let listing = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let numbers: Vec<RawFd> = listing.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for number in numbers.into_iter().filter(|number| *number > 2) {

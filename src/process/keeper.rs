@@ -81,6 +81,7 @@ fn spawn(run: &Run) -> io::Result<(PipeWriter, Child)> {
     let (listens, orders) = io::pipe()?;
     // The running program, though another may lie at its path by now.
     let command = CommandLine::new("/proc/self/exe").arg(NAME).arg(run.to_string()).clean_env().dir("/");
+    // Blocks: for nothing but fork(2): the program is in memory, the directory is the root.
     let process = spawn_with(&command, None, Streams::new(Stdio::from(listens), Stdio::null(), Stdio::null()))?;
     Ok((orders, process))
 }

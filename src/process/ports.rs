@@ -1,4 +1,7 @@
 //! Which processes have a TCP port or a connection of this machine.
+//!
+//! Blocks: it goes through all of `/proc`, which takes milliseconds where there are many processes. Called before the
+//! event loop turns, or through `event_loop::within`.
 
 use std::collections::HashSet;
 use std::io;
