@@ -1,4 +1,5 @@
-//! Companions: `[[process]]` entries, kept beside the workers. Nobody waits for them, and none of them ends the whole.
+//! Companions: `[[process]]` entries, kept beside the workers. The boot does not wait for them, and their failure never
+//! stops Tandem.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -9,15 +10,19 @@ use nix::sys::signal::Signal as OsSignal;
 use crate::config::{ProcessSettings, Workers};
 use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 use crate::process::{self, Exit, oom};
-use crate::supervise::service::{self, Reporter, Service, Tail};
-use crate::supervise::state::{Action, Ending, Event};
+use crate::service::{self, Reporter, Tail};
+use crate::supervise::state::{ChildAction, Ending, Generation};
 
 /// How long output of a process that has ended is still read.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
 
+/// Longest time for a process.
+const SPAWN_LIMIT: Duration = Duration::from_secs(10);
+
 /// How a companion is kept: as a worker is, but it may end as slowly as it says. Pure.
 pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
     Policy {
+        spawn_limit: SPAWN_LIMIT,
         // It is ready as soon as it is there.
         ready_limit: KILL_GRACE,
         hang_limit: None,
@@ -33,6 +38,7 @@ pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
         rest: workers.restart_period,
+        abandon_limit: workers.ready_limit,
         starved_pause: STARVED_PAUSE,
     }
 }
@@ -62,24 +68,25 @@ impl Companion {
         self.last_exit.get()
     }
 
-    fn spawn(&self) {
+    fn spawn(&self, generation: Generation) {
+        let reporter = self.reporter.of(generation);
         let command = (self.command)();
         let (child, output) = match process::spawn(&command, &[], OsSignal::SIGKILL) {
             Ok(spawned) => spawned,
             Err(error) => {
                 let program = command.program().display();
                 tracing::error!({ service.name = %self.name }, "start {program} ([[process]] {}): {error}", self.name);
-                self.reporter.say(Event::SpawnFailed(Ending::Ended));
+                reporter.failed(Ending::Ended);
                 return;
             }
         };
         let group = child.pid();
         oom::take_first(group);
         self.pid.set(Some(group));
-        self.reporter.say(Event::Spawned(group));
-        // Nobody waits for it, so that it is there is all there is to say.
-        self.reporter.say(Event::Ready);
-        let (reporter, name, tail) = (self.reporter.clone(), self.name.clone(), self.tail.clone());
+        reporter.spawned(group);
+        // It has no word for ready: that it is there is all that there is to say.
+        reporter.ready();
+        let (name, tail) = (self.name.clone(), self.tail.clone());
         let (pid, last_exit) = (self.pid.clone(), self.last_exit.clone());
         tokio::task::spawn_local(async move {
             let exit = service::attend(child, output, &name, &tail, OUTPUT_LIMIT).await;
@@ -87,30 +94,37 @@ impl Companion {
             process::signal_group(group, OsSignal::SIGKILL);
             pid.set(None);
             last_exit.set(Some(exit));
-            reporter.say(Event::Exited(Ending::Ended));
+            reporter.exited(Ending::Ended);
         });
     }
 }
 
-impl Service for Companion {
-    fn act(&mut self, action: Action) {
+impl Companion {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         match action {
-            Action::Spawn(_) => self.spawn(),
-            Action::Signal(rung) => {
-                if let Some(pid) = self.pid.get() {
+            ChildAction::Spawn(generation, _) => self.spawn(generation),
+            ChildAction::Signal { pid, rung, .. } => {
+                if self.pid.get() == Some(pid) {
                     service::signal(pid, rung);
                 }
             }
-            Action::Restart(delay) => {
+            ChildAction::Disown(pid) => process::signal_group(pid, OsSignal::SIGKILL),
+            ChildAction::Restart(delay) => {
                 let how = self.last_exit().map_or("could not be started".into(), |exit| format!("ended: {exit}"));
                 tracing::warn!({ service.name = %self.name }, "{how}; restart {}", service::after(delay));
             }
-            Action::GiveUp => tracing::error!({ service.name = %self.name }, "failed too often, rests"),
-            Action::Release | Action::Withdraw => {}
+            ChildAction::GiveUp => tracing::error!({ service.name = %self.name }, "failed too often, rests"),
+            // Its process is there in the turn in which it is asked for.
+            ChildAction::CancelSpawn(_)
+            | ChildAction::Abandon { .. }
+            | ChildAction::Release
+            | ChildAction::Withdraw => {}
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.tail.lines()
     }
 }

@@ -1,6 +1,7 @@
 //! What most commands begin with: the configuration, the log, the state directory.
 
 use crate::backup::reach::Reach;
+use crate::boot;
 use crate::cli::Common;
 use crate::config::{self, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
@@ -45,7 +46,8 @@ pub fn configure(source: Source) -> anyhow::Result<Configuration> {
     let loaded = config::load(&source)?;
     let log = &loaded.settings.log;
     telemetry::init(log.format, &log.filter, log.colour)?;
-    for notice in &loaded.notices {
+    let stop = boot::stop_ladder(&loaded.settings).notice();
+    for notice in loaded.notices.iter().chain(&stop) {
         tracing::warn!("{notice}");
     }
     Ok(Configuration { source, loaded, reload: false })

@@ -69,7 +69,6 @@ pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mu
     checker.backup();
     checker.archiving();
     checker.budget();
-    checker.notices.extend(settings.stop_ladder().notice());
 }
 
 struct Checker<'a> {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use nix::sys::signal::Signal as OsSignal;
 use sea_orm::sqlx::ConnectOptions;
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::binaries::Installation;
@@ -21,8 +22,8 @@ use crate::exit::{Code, Failure, code_of, in_words, is_disk_full, what_the_serve
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
-use crate::supervise::service::{self, Reporter, Service, Tail};
-use crate::supervise::state::{Action, Ending, Event};
+use crate::service::{self, ProcessReporter, Reporter, Tail};
+use crate::supervise::state::{ChildAction, Ending, Generation};
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "postgres";
@@ -66,6 +67,8 @@ struct Shared {
     last_exit: Cell<Option<Exit>>,
     /// Told when nobody wants to know any more whether the server answers.
     unwatch: Notify,
+    /// The task that runs the server, and which one that is.
+    task: RefCell<Option<(Generation, AbortHandle)>>,
     /// Why it cannot run, once that is known to last.
     lasting: RefCell<Option<Lasting>>,
     full: full::Wait,
@@ -90,6 +93,7 @@ impl Postmaster {
             server: Cell::default(),
             last_exit: Cell::default(),
             unwatch: Notify::default(),
+            task: RefCell::default(),
             lasting: RefCell::default(),
             full: full::Wait::default(),
         }))
@@ -111,46 +115,61 @@ impl Postmaster {
     }
 }
 
-impl Service for Postmaster {
-    fn act(&mut self, action: Action) {
+impl Postmaster {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         let shared = self.0.clone();
         match action {
-            Action::Spawn(_) => {
-                tokio::task::spawn_local(async move {
-                    let event = match shared.run().await {
-                        Ok(ending) => Event::Exited(ending),
-                        Err(error) => Event::SpawnFailed(shared.judge(&error)),
-                    };
-                    shared.reporter.say(event);
+            ChildAction::Spawn(generation, _) => {
+                let reporter = shared.reporter.of(generation);
+                let task = tokio::task::spawn_local(async move {
+                    match shared.run(&reporter).await {
+                        Ok(ending) => reporter.exited(ending),
+                        Err(error) => reporter.failed(shared.judge(&error)),
+                    }
                 });
+                *self.0.task.borrow_mut() = Some((generation, task.abort_handle()));
             }
-            Action::Signal(rung) => {
-                if let Server::Running(pid) | Server::Told(pid) = shared.server.get() {
+            ChildAction::CancelSpawn(generation) => {
+                if let Some((of, task)) = shared.task.take()
+                    && of == generation
+                    && !task.is_finished()
+                {
+                    task.abort();
+                    shared.reporter.of(generation).failed(Ending::Ended);
+                }
+            }
+            ChildAction::Disown(pid) => process::signal(pid, OsSignal::SIGKILL),
+            ChildAction::Signal { pid, rung, .. } => {
+                if let Server::Running(own) | Server::Told(own) = shared.server.get()
+                    && own == pid
+                {
                     shared.server.set(Server::Told(pid));
                     service::signal(pid, rung);
                 }
             }
             // The wait for room says itself what it does.
-            Action::Restart(_) if shared.full.is_on() => {}
-            Action::Restart(delay) => {
+            ChildAction::Restart(_) if shared.full.is_on() => {}
+            ChildAction::Restart(delay) => {
                 tracing::warn!({ service.name = NAME }, "ended; restart {}", service::after(delay))
             }
-            Action::GiveUp => match self.lasting() {
+            ChildAction::GiveUp => match self.lasting() {
                 Some(Lasting { why, .. }) => tracing::error!({ service.name = NAME }, "gives up: {why}"),
                 None => tracing::error!({ service.name = NAME }, "failed too often, gives up"),
             },
-            Action::Withdraw | Action::Release => {}
+            ChildAction::Abandon { .. } | ChildAction::Withdraw | ChildAction::Release => {}
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.0.tail.lines()
     }
 }
 
 impl Shared {
     /// Run one postmaster from spawn to its end, probing it all the while.
-    async fn run(&self) -> anyhow::Result<Ending> {
+    async fn run(&self, reporter: &ProcessReporter) -> anyhow::Result<Ending> {
         let home = &self.launch.home;
         if let Some(there) = self.full.still(&home.data).await {
             self.show(Fault::Full(there.free));
@@ -167,11 +186,13 @@ impl Shared {
         let own = child.pid();
         server::oom_protect(own);
         self.server.set(Server::Running(own));
-        self.reporter.say(Event::Spawned(own));
+        // From here on its end ends the task.
+        self.task.take();
+        reporter.spawned(own);
         let answered = Cell::new(false);
         let watch = async {
             tokio::select! {
-                never = self.watch_over(own, &installation, lines, &answered) => match never {},
+                never = self.watch_over(own, reporter, &installation, lines, &answered) => match never {},
                 () = self.unwatch.notified() => std::future::pending::<std::convert::Infallible>().await,
             }
         };
@@ -255,6 +276,7 @@ impl Shared {
     async fn watch_over(
         &self,
         pid: i32,
+        reporter: &ProcessReporter,
         installation: &Installation,
         lines: usize,
         has_answered: &Cell<bool>,
@@ -293,7 +315,7 @@ impl Shared {
             launch.samples.send_replace(Some((Instant::now(), sample)));
             if let Some(lasting) = lasting {
                 self.lasting.replace(Some(lasting));
-                self.reporter.say(Event::Unfit);
+                reporter.unfit();
                 std::future::pending::<()>().await;
             }
             if answers {
@@ -301,7 +323,11 @@ impl Shared {
                 self.full.end();
             }
             if answers != answered {
-                self.reporter.say(if answers { Event::Ready } else { Event::Hung });
+                if answers {
+                    reporter.ready();
+                } else {
+                    reporter.hung();
+                }
             }
             answered = answers;
             sleep(if answers { launch.settings.probe_interval } else { retry(began.elapsed()) }).await;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::jobs;
+use crate::boot;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::health::picture::Migrations;
 use crate::plan::{DatabaseUrl, Identity};
@@ -144,7 +145,7 @@ impl Context {
             // Whoever scaled by hand does not want it undone by a reload that is about something else.
             settings.workers.count = current.settings.workers.count;
         }
-        let notices = loaded.notices.clone();
+        let notices = loaded.notices.iter().cloned().chain(boot::stop_ladder(&settings).notice()).collect();
         let current = Current { settings: Rc::new(settings), loaded: Rc::new(loaded) };
         Ok(Reading { current, live, rolled, restart, notices })
     }

@@ -16,11 +16,11 @@ use nix::sys::signal::Signal as OsSignal;
 use super::gate::Gate;
 use super::notify::{Message, Notice, NotifySocket};
 use crate::health::picture::Counts;
-use crate::plan::Signal;
+use crate::plan::{Ladder, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
+use crate::service::{self, ProcessReporter, Reporter, Tail};
 use crate::supervise::plan::ServiceId;
-use crate::supervise::service::{self, Reporter, Tail};
-use crate::supervise::state::{Action, Ending, Event, Intent};
+use crate::supervise::state::{ChildAction, Ending, Generation, Intent};
 
 /// How long output of a process that has ended is still read.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
@@ -58,6 +58,8 @@ struct Inner {
     reporter: Reporter,
     tail: Tail,
     pid: Cell<Option<i32>>,
+    /// Speaks for the process that is there.
+    process: RefCell<Option<ProcessReporter>>,
     ready: Cell<bool>,
     counts: Cell<Option<Counts>>,
     last_exit: Cell<Option<Exit>>,
@@ -86,6 +88,7 @@ impl Life {
             reporter,
             tail: Tail::default(),
             pid: Cell::default(),
+            process: RefCell::default(),
             ready: Cell::default(),
             counts: Cell::default(),
             last_exit: Cell::default(),
@@ -164,10 +167,10 @@ impl Life {
 
     /// It does not answer.
     pub fn hangs(&self) {
-        // Once: it has lost its say until the next process.
+        // Report a hang once per process; later notices from it are ignored.
         self.0.heartbeat.set(None);
         self.0.ready.set(false);
-        self.0.reporter.say(Event::Hung);
+        self.say(ProcessReporter::hung);
     }
 
     /// Whether there is a process, and it said that it is ready.
@@ -204,8 +207,9 @@ impl Life {
     ///
     /// Must be called in the turn of the event loop in which the process was started or adopted, or its first notice may
     /// be taken for a stranger's.
-    pub fn begin(&self, child: Child, output: Output, gate: Option<Gate>, intent: Intent) {
+    pub fn begin(&self, of: (Generation, Intent), child: Child, output: Output, gate: Option<Gate>) {
         let (inner, pid) = (&self.0, child.pid());
+        let (reporter, intent) = (inner.reporter.of(of.0), of.1);
         oom::take_first(pid);
         inner.pid.set(Some(pid));
         inner.import_error.take();
@@ -215,7 +219,8 @@ impl Life {
         inner.began.set(Some(Instant::now()));
         *inner.gate.borrow_mut() = gate;
         inner.roster.0.borrow_mut().insert(pid, self.clone());
-        inner.reporter.say(Event::Spawned(pid));
+        *inner.process.borrow_mut() = Some(reporter.clone());
+        reporter.spawned(pid);
         if intent != Intent::Hold || inner.released.take() {
             self.release();
         }
@@ -224,14 +229,15 @@ impl Life {
             let exit = service::attend(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
             // The notices of a process that has ended are in the socket before its end is known: let them be read.
             tokio::task::yield_now().await;
-            life.end(pid, exit);
+            life.end(pid, exit, &reporter);
         });
     }
 
-    fn end(&self, pid: i32, exit: Exit) {
+    fn end(&self, pid: i32, exit: Exit, reporter: &ProcessReporter) {
         let inner = &self.0;
         inner.roster.0.borrow_mut().remove(&pid);
         inner.pid.set(None);
+        inner.process.take();
         let was_well = inner.ready.take();
         inner.released.set(false);
         inner.gate.borrow_mut().take();
@@ -243,40 +249,50 @@ impl Life {
         let reason = inner.noted.take().filter(|_| !was_well);
         *inner.last_reason.borrow_mut() = Some(reason.unwrap_or_else(|| why(exit)));
         let ending = if self.is_unstartable() { Ending::Unstartable } else { Ending::Ended };
-        inner.reporter.say(Event::Exited(ending));
+        reporter.exited(ending);
     }
 
-    /// There is no process, and why.
-    pub fn fail(&self, error: &io::Error) {
+    /// There is no process of this generation, and why.
+    pub fn fail(&self, generation: Generation, error: &io::Error) {
         tracing::error!({ service.name = %self.0.name }, "start: {error}");
         self.0.released.set(false);
-        self.0.reporter.say(Event::SpawnFailed(Ending::Ended));
+        self.0.reporter.of(generation).failed(Ending::Ended);
     }
 
-    /// Carry out any action but [`Action::Spawn`].
-    pub fn act(&self, action: Action) {
+    /// The start of a process of this generation was broken off: say so, unless it is there all the same.
+    pub fn cancelled(&self, generation: Generation) {
+        if self.0.pid.get().is_none() {
+            self.0.released.set(false);
+            self.0.reporter.of(generation).failed(Ending::Ended);
+        }
+    }
+
+    /// Carry out any action but [`ChildAction::Spawn`].
+    pub fn act(&self, action: ChildAction) {
         let name = &self.0.name;
         match action {
-            Action::Spawn(_) | Action::Withdraw => {}
-            Action::Release => self.release(),
-            Action::Signal(rung) => {
-                if rung.signal == Signal::Abort && self.noted().is_none() {
+            ChildAction::Spawn(..) | ChildAction::Withdraw | ChildAction::Abandon { .. } => {}
+            ChildAction::CancelSpawn(generation) => self.cancelled(generation),
+            ChildAction::Disown(pid) => process::signal_group(pid, OsSignal::SIGKILL),
+            ChildAction::Release => self.release(),
+            ChildAction::Signal { pid, rung, ladder, .. } => {
+                if ladder == Ladder::Hang && rung.signal == Signal::Abort && self.noted().is_none() {
                     let why = "did not get ready within workers.ready_limit";
                     tracing::error!({ service.name = %name }, "{why}: it is told to show what it does, and ended");
                     self.note(why.into());
                 }
-                // Nobody looks after one that leaves: its ladder does.
+                // One that leaves is not looked after any more: its ladder does that.
                 self.0.ready.set(false);
-                if let Some(pid) = self.0.pid.get() {
+                if self.0.pid.get() == Some(pid) {
                     service::signal(pid, rung);
                 }
             }
-            Action::Restart(delay) => {
+            ChildAction::Restart(delay) => {
                 let cause = self.last_reason().unwrap_or_else(|| "could not be started".into());
                 tracing::warn!({ service.name = %name }, "ended: {cause}; restart {}", service::after(delay));
             }
-            Action::GiveUp if self.is_unstartable() => tracing::error!({ service.name = %name }, "cannot start"),
-            Action::GiveUp => tracing::error!({ service.name = %name }, "failed too often, gives up"),
+            ChildAction::GiveUp if self.is_unstartable() => tracing::error!({ service.name = %name }, "cannot start"),
+            ChildAction::GiveUp => tracing::error!({ service.name = %name }, "failed too often, gives up"),
         }
     }
 
@@ -290,14 +306,21 @@ impl Life {
     }
 
     /// It said that it is ready, or was found to be.
-    pub fn is_ready_now(&self) {
+    pub fn became_ready(&self) {
         self.0.ready.set(true);
-        self.0.reporter.say(Event::Ready);
+        self.say(ProcessReporter::ready);
+    }
+
+    /// Report something of the process that is there.
+    fn say(&self, what: impl Fn(&ProcessReporter)) {
+        if let Some(process) = &*self.0.process.borrow() {
+            what(process);
+        }
     }
 
     fn hear(&self, message: Message) {
         match message {
-            Message::Ready => self.is_ready_now(),
+            Message::Ready => self.became_ready(),
             // Not armed before it is ready: an import may take its time.
             Message::Watchdog if self.is_ready() => self.0.heartbeat.set(Some(Instant::now())),
             Message::Counts(counts) => self.0.counts.set(Some(counts)),

@@ -27,7 +27,7 @@ pub async fn watch(life: Life, address: SocketAddr, path: String) {
         if let Ok(Some(true)) = timeout(LIMIT, answers(address, &path, pid)).await
             && life.pid() == Some(pid)
         {
-            life.is_ready_now();
+            life.became_ready();
             return;
         }
         sleep(INTERVAL).await;

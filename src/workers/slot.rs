@@ -5,11 +5,13 @@
 //! and goes too. Where there is a template, a worker is forked off it instead; should it be away, a worker is spawned as
 //! without one.
 
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal as OsSignal;
+use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::launch::Launch;
@@ -18,8 +20,8 @@ use super::readiness;
 use super::template::{Forked, Template};
 use crate::config::Readiness;
 use crate::process::{self, InheritedFd};
-use crate::supervise::service::{Reporter, Service};
-use crate::supervise::state::{Action, Intent};
+use crate::service::Reporter;
+use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// One slot. Its clones are the same slot.
 #[derive(Clone)]
@@ -28,6 +30,8 @@ pub struct Slot {
     launch: Rc<Launch>,
     template: Option<Template>,
     life: Life,
+    /// The fork under way, or the last one.
+    fork: Rc<RefCell<Option<JoinHandle<()>>>>,
 }
 
 impl Slot {
@@ -40,7 +44,7 @@ impl Slot {
         reporter: Reporter,
     ) -> Self {
         let life = Life::new(name(number), roster, reporter).watched(launch.settings.workers.watchdog);
-        Self { number, launch, template, life }
+        Self { number, launch, template, life, fork: Rc::default() }
     }
 
     pub fn number(&self) -> usize {
@@ -52,26 +56,27 @@ impl Slot {
         &self.life
     }
 
-    fn spawn(&self, intent: Intent) {
+    fn spawn(&self, of: (Generation, Intent)) {
         match &self.template {
             Some(template) if template.is_ready() => {
-                tokio::task::spawn_local(fork(template.clone(), self.clone(), intent));
+                let forking = tokio::task::spawn_local(fork(template.clone(), self.clone(), of));
+                *self.fork.borrow_mut() = Some(forking);
             }
-            Some(_) | None => self.spawn_alone(intent),
+            Some(_) | None => self.spawn_alone(of),
         }
     }
 
-    fn spawn_alone(&self, intent: Intent) {
+    fn spawn_alone(&self, of: (Generation, Intent)) {
         let spawned = match &self.launch.settings.workers.command {
-            Some(words) => self.spawn_other_server(words, intent),
-            None => self.spawn_launcher(intent),
+            Some(words) => self.spawn_other_server(words, of),
+            None => self.spawn_launcher(of),
         };
         if let Err(error) = spawned {
-            self.life.fail(&error);
+            self.life.fail(of.0, &error);
         }
     }
 
-    fn spawn_launcher(&self, intent: Intent) -> io::Result<()> {
+    fn spawn_launcher(&self, of: (Generation, Intent)) -> io::Result<()> {
         let (gate, gate_end) = Gate::new()?;
         let (listener, gate_end) = (self.launch.listener()?, InheritedFd(Arc::new(gate_end)));
         let command = self.launch.environment(self.number).apply(self.launch.launcher());
@@ -80,11 +85,11 @@ impl Slot {
             .env("TANDEM_GATE_FD", gate_end.number().to_string());
         // SIGKILL, because a worker that hangs or is stopped would act on nothing less.
         let (child, output) = process::spawn(&command, &[listener, gate_end], OsSignal::SIGKILL)?;
-        self.life.begin(child, output, Some(gate), intent);
+        self.life.begin(of, child, output, Some(gate));
         Ok(())
     }
 
-    fn spawn_other_server(&self, words: &[String], intent: Intent) -> io::Result<()> {
+    fn spawn_other_server(&self, words: &[String], of: (Generation, Intent)) -> io::Result<()> {
         let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
         let command = self.launch.other_server(words, self.number, listener.as_ref());
         let fds: Vec<InheritedFd> = listener.into_iter().collect();
@@ -97,7 +102,7 @@ impl Slot {
                 }
                 _ => error,
             })?;
-        self.life.begin(child, output, None, intent);
+        self.life.begin(of, child, output, None);
         if let Readiness::Http(path) = &self.launch.settings.workers.ready {
             let address = self.launch.settings.workers.listen;
             tokio::task::spawn_local(readiness::watch(self.life.clone(), address, path.clone()));
@@ -107,25 +112,34 @@ impl Slot {
 }
 
 /// Fork the worker of `slot` off `template`; if that fails, spawn it.
-async fn fork(template: Template, slot: Slot, intent: Intent) {
+async fn fork(template: Template, slot: Slot, of: (Generation, Intent)) {
     match template.fork(slot.number, slot.launch.environment(slot.number)).await {
-        Ok(Forked { child, output, gate }) => slot.life.begin(child, output, Some(gate), intent),
+        Ok(Forked { child, output, gate }) => slot.life.begin(of, child, output, Some(gate)),
         Err(error) => {
             tracing::warn!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");
-            slot.spawn_alone(intent);
+            slot.spawn_alone(of);
         }
     }
 }
 
-impl Service for Slot {
-    fn act(&mut self, action: Action) {
+impl Slot {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         match action {
-            Action::Spawn(intent) => self.spawn(intent),
+            ChildAction::Spawn(generation, intent) => self.spawn((generation, intent)),
+            ChildAction::CancelSpawn(generation) => {
+                // The template may fork it all the same: it then finds its gate closed, and ends.
+                if let Some(forking) = self.fork.take() {
+                    forking.abort();
+                }
+                self.life.cancelled(generation);
+            }
             other => self.life.act(other),
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.life.tail()
     }
 }

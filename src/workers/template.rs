@@ -22,8 +22,8 @@ use super::life::{Life, Roster};
 use super::surroundings::Variables;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, Child, InheritedFd, Output, orphans};
-use crate::supervise::service::{Reporter, Service};
-use crate::supervise::state::{Action, Intent};
+use crate::service::Reporter;
+use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "template";
@@ -112,7 +112,7 @@ impl Template {
         Ok(Forked { child, output, gate })
     }
 
-    fn try_spawn(&self, intent: Intent) -> io::Result<()> {
+    fn try_spawn(&self, of: (Generation, Intent)) -> io::Result<()> {
         let listener = self.launch.listener()?;
         let (gate, gate_end) = Gate::new()?;
         let gate_end = InheritedFd(Arc::new(gate_end));
@@ -125,7 +125,7 @@ impl Template {
             .env("TANDEM_FORK_FD", theirs.number().to_string());
         let (child, output) = process::spawn(&command, &[listener, gate_end, theirs], OsSignal::SIGKILL)?;
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
-        self.life.begin(child, output, Some(gate), intent);
+        self.life.begin(of, child, output, Some(gate));
         Ok(())
     }
 }
@@ -141,19 +141,21 @@ async fn ask(channel: &Channel, request: &Request<'_>) -> io::Result<Answer> {
     Ok(answer)
 }
 
-impl Service for Template {
-    fn act(&mut self, action: Action) {
+impl Template {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         match action {
-            Action::Spawn(intent) => {
-                if let Err(error) = self.try_spawn(intent) {
-                    self.life.fail(&error);
+            ChildAction::Spawn(generation, intent) => {
+                if let Err(error) = self.try_spawn((generation, intent)) {
+                    self.life.fail(generation, &error);
                 }
             }
             other => self.life.act(other),
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.life.tail()
     }
 }

@@ -14,6 +14,7 @@ mod figures;
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod load;
 
+mod abandoned;
 mod address;
 mod backup;
 mod backup_copies;
@@ -71,5 +72,6 @@ mod test_databases;
 mod test_places;
 mod test_terminal;
 mod tidy;
+mod told_stop;
 mod up;
 mod wal_archive;
