@@ -1,4 +1,4 @@
-//! The command line: what can be typed, and nothing about what it does.
+//! The command line: commands, their arguments and their help. What each command does is in `commands/`.
 
 use std::path::PathBuf;
 
@@ -18,8 +18,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What every command takes.
-#[derive(Clone, Debug, Args)]
+/// Flags of every command. `Debug` does not show what `--set` sets, which may be a password.
+#[derive(Clone, Args)]
 pub struct Common {
     /// The configuration file [default: ./tandem.toml, then ./config/tandem.toml]
     #[arg(long, global = true, value_name = "FILE")]
@@ -30,6 +30,18 @@ pub struct Common {
     /// How log lines look: auto, text or json
     #[arg(long, global = true, value_name = "FORMAT")]
     pub log_format: Option<String>,
+}
+
+impl std::fmt::Debug for Common {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let keys: Vec<_> = self.set.iter().map(|pair| pair.split('=').next().unwrap_or_default()).collect();
+        formatter
+            .debug_struct("Common")
+            .field("config", &self.config)
+            .field("set", &keys)
+            .field("log_format", &self.log_format)
+            .finish()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -50,19 +62,20 @@ pub enum Command {
     /// Validate the configuration; print the plan and where each value came from
     #[command(after_help = "Example: tandem check --json | jq '.[] | select(.key == \"postgres.port\")'")]
     Check {
+        /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Each variable of the workers in a line of its own, however many there are
+        /// Print each variable of the workers in a line of its own, however many there are
         #[arg(long)]
         all: bool,
     },
-    /// Bring the database's schema up or down, or look at it
+    /// Apply, take back or list the migrations of the database's schema
     #[command(after_help = "Example: tandem migrate up && tandem migrate status --json")]
     Migrate {
         #[command(subcommand)]
         command: Migrate,
     },
-    /// Back the database up, now; or look at the backups
+    /// Back up the database; list, verify and prune its backups
     #[command(args_conflicts_with_subcommands = true)]
     #[command(
         after_help = "Examples: tandem backup\n          tandem backup --format custom --compress zstd\n          \
@@ -74,7 +87,7 @@ tandem backup list --json"
         #[command(flatten)]
         create: BackupCreate,
     },
-    /// Put a backup in the place of the database: beside it first, verified, then swapped in; the old one is kept
+    /// Restore a backup: into a new database, verified there, then swapped in; the old one is kept
     #[command(
         after_help = "Examples: tandem restore latest\n          tandem restore app_backup_20260102_020000 --yes\n          \
 tandem restore --undo"
@@ -86,13 +99,14 @@ tandem restore --undo"
         /// As PostgreSQL's superuser, over the unix socket of the server that Tandem runs
         #[arg(long)]
         superuser: bool,
-        /// Handed to psql as they are
+        /// Arguments for psql
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
     /// Print the database's URL, password included
     #[command(after_help = "Example: DATABASE_URL=$(tandem url) alembic current")]
     Url {
+        /// Print JSON
         #[arg(long)]
         json: bool,
         /// The URL's scheme [default: postgresql]
@@ -102,15 +116,17 @@ tandem restore --undo"
     /// Print the environment that a worker gets, for a shell to read
     #[command(after_help = "Example: eval \"$(tandem env)\" && pytest")]
     Env {
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Ask a running Tandem how it is: exit code 0 for well, 1 for not
+    /// Ask a running Tandem whether it is healthy: exit code 0 if it is, 1 if not
     #[command(after_help = "Example: HEALTHCHECK CMD [\"tandem\", \"health\", \"--ready\"]")]
     Health {
-        /// Ask whether it may get traffic, not whether it is healthy
+        /// Ask whether it is ready for requests, not whether it is healthy
         #[arg(long)]
         ready: bool,
+        /// Print JSON
         #[arg(long)]
         json: bool,
         /// How long to wait for the answer, in seconds
@@ -120,9 +136,10 @@ tandem restore --undo"
     /// Show every process of a running Tandem: state, age, restarts, requests, memory
     #[command(after_help = "Example: tandem status --json | jq '.services[] | select(.restarts > 0)'")]
     Status {
+        /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Show it anew every second, until Ctrl-C
+        /// Print it again every second, until Ctrl-C
         #[arg(long)]
         watch: bool,
     },
@@ -132,37 +149,38 @@ tandem restore --undo"
     /// Replace the processes of one service
     #[command(after_help = "Example: tandem restart worker-2")]
     Restart {
-        /// As `tandem status` names it
+        /// The service's name in `tandem status`
         service: String,
     },
-    /// Have more workers, or fewer, until the next start
+    /// Change the number of workers, until the next start
     #[command(after_help = "Example: tandem scale 8\n         tandem scale +1")]
     Scale {
-        /// How many, or how many more or fewer
+        /// How many workers, or how many more or fewer
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
         workers: String,
     },
-    /// Stop a running Tandem and wait until it is gone; asked again, it waits for nobody's requests
+    /// Stop a running Tandem and wait for its end; a second `stop` cuts the requests that still run
     #[command(after_help = "Example: tandem stop && tandem up")]
     Stop,
     /// Print the last lines of a running Tandem's log
     #[command(after_help = "Example: tandem logs -f worker-0")]
     Logs {
-        /// Whose: a service, with what Tandem says of it, or `tandem` [default: everybody's]
+        /// Print one service's lines and Tandem's about it; `tandem`: Tandem's own [default: all lines]
         service: Option<String>,
-        /// Go on with what comes, until Ctrl-C
+        /// Print new lines as they come, until Ctrl-C
         #[arg(short, long)]
         follow: bool,
-        /// At most so many of the lines that are kept
+        /// Print at most so many lines
         #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
         lines: usize,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
     /// Fetch PostgreSQL and make the Python environment, and start nothing
     #[command(after_help = "Example: RUN tandem install    # in a Dockerfile")]
     Install {
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -178,11 +196,17 @@ signal.")]
         #[command(subcommand)]
         command: Database,
     },
-    /// What PostgreSQL runs to archive its WAL, and to get it back
+    /// The commands that PostgreSQL runs to archive its WAL and to get it back
     #[command(hide = true)]
     Wal {
         #[command(subcommand)]
         command: Wal,
+    },
+    /// What ends the processes of a Tandem that was killed
+    #[command(hide = true)]
+    Keeper {
+        /// The run, as its processes are marked
+        run: String,
     },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
@@ -192,22 +216,22 @@ signal.")]
     },
 }
 
-/// Run once a segment, without a configuration: all they need is in their arguments.
+/// PostgreSQL runs these once per segment. They read no configuration: their arguments hold all that they need.
 #[derive(Debug, Subcommand)]
 pub enum Wal {
     /// Archive a file (archive_command)
     Push {
         #[arg(long, value_name = "DIR")]
         archive: PathBuf,
-        /// Where PostgreSQL has it
+        /// The file, where PostgreSQL keeps it
         path: PathBuf,
     },
-    /// Bring a file back (restore_command)
+    /// Fetch a file from the archive (restore_command)
     Fetch {
         #[arg(long, value_name = "DIR")]
         archive: PathBuf,
         name: String,
-        /// Where PostgreSQL wants it
+        /// Where PostgreSQL expects it
         path: PathBuf,
     },
 }
@@ -224,6 +248,7 @@ pub enum Migrate {
     },
     /// List the migrations and whether each is applied
     Status {
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -233,144 +258,152 @@ pub enum Migrate {
 
 #[derive(Debug, Subcommand)]
 pub enum Backup {
-    /// Back the database up (the default)
+    /// Back up the database (the default)
     Create(BackupCreate),
     /// What the schedule does, in one go: back up, verify if that is due, prune
     #[command(hide = true)]
     Scheduled,
     /// Restore backups into a throwaway server and compare what is there with what was backed up
     Verify {
-        /// Which one; `list` shows the names [default: the latest]
+        /// The backup's name in `tandem backup list` [default: the newest]
         #[arg(conflicts_with_all = ["latest", "all"])]
         name: Option<String>,
-        /// The newest one
+        /// Verify the newest backup
         #[arg(long, conflicts_with = "all")]
         latest: bool,
-        /// Every one
+        /// Verify every backup
         #[arg(long)]
         all: bool,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Make a backup of a plain dump that something else wrote, such as the guide's old script; repaired if need be
+    /// Make a backup from an SQL dump of another program, such as the guide's old script, and repair it if need be
     Import {
-        /// A dump as SQL, compressed by gzip, zstd or not at all; it stays as it is
+        /// The dump, plain or compressed by gzip or zstd; the file is not changed
         file: std::path::PathBuf,
-        /// The database that it is of [default: what its name says, else postgres.database]
+        /// The database that was dumped [default: what the file's name says, else postgres.database]
         #[arg(long, value_name = "NAME")]
         database: Option<String>,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Remove the backups that retention lets go: never the newest verified one
+    /// Remove the backups that are past their retention; the newest verified one always stays
     Prune {
-        /// Say what would go, and why, and remove nothing
+        /// Print what would be removed and why, and remove nothing
         #[arg(long)]
         dry_run: bool,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Make a base backup of the running server, for recovery to any moment
     Base {
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// List the base backups
     Bases {
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// List the backups, and what is known of each
+    /// List the backups with their size and state
     List {
-        /// The copies in this place, such as s3://bucket/prefix
+        /// List the copies at this address instead, such as s3://bucket/prefix
         #[arg(long, value_name = "ADDRESS")]
         from: Option<String>,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
 }
 
-/// What `tandem backup` takes.
+/// Flags of `tandem backup`.
 #[derive(Debug, Args)]
 pub struct BackupCreate {
-    /// plain (SQL), custom or directory (pg_restore's) [default: backup.format]
+    /// The dump's format: plain (SQL), custom or directory (for pg_restore) [default: backup.format]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
-    /// gzip, zstd or none [default: backup.compress]
+    /// The compression: gzip, zstd or none [default: backup.compress]
     #[arg(long, value_name = "HOW")]
     pub compress: Option<String>,
-    /// Where to keep it [default: backup.dir]
+    /// The directory for the backup [default: backup.dir]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<std::path::PathBuf>,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// What becomes of the workers in a restore.
+/// What happens to the workers during a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum RestoreWorkers {
     Drain,
     Tell,
 }
 
-/// What `tandem restore` takes.
+/// Arguments of `tandem restore`.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// The backup: `latest`, a name as `tandem backup list` shows it, a path, or an address such as
     /// s3://bucket/prefix/latest
     #[arg(required_unless_present_any = ["undo", "drop_kept", "at", "to_lsn", "to_end"])]
     pub source: Option<String>,
-    /// Bring the stopped server back to what was committed by then, such as '2026-01-02 15:04:05+00'
+    /// Recover the stopped server to a point in time, such as '2026-01-02 15:04:05+00'
     #[arg(long, value_name = "TIME", conflicts_with_all = ["source", "undo", "drop_kept", "to_lsn", "to_end"])]
     pub at: Option<String>,
-    /// The same, up to a position in the WAL, such as 1/A0B3C8D0
+    /// Recover it to a position in the WAL, such as 1/A0B3C8D0
     #[arg(long, value_name = "LSN", conflicts_with_all = ["source", "undo", "drop_kept", "to_end"])]
     pub to_lsn: Option<String>,
-    /// The same, up to all that there is
+    /// Recover it to the end of the archived WAL
     #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub to_end: bool,
-    /// The timeline to follow then [default: the newest]
+    /// The timeline to follow in a recovery [default: the newest]
     #[arg(long, value_name = "N", conflicts_with = "source")]
     pub timeline: Option<u32>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     pub yes: bool,
     /// drain: open transactions may end, and the workers are replaced afterwards; tell: connections are cut at once, and
     /// the workers connect again
     #[arg(long, value_enum, value_name = "drain|tell", default_value_t = RestoreWorkers::Drain)]
     pub workers: RestoreWorkers,
-    /// The backup may be of a database of another name
+    /// Accept a backup of a database with another name
     #[arg(long)]
     pub other_database: bool,
-    /// Put back what the last restore has replaced
+    /// Put back the database that the last restore replaced
     #[arg(long, conflicts_with_all = ["source", "drop_kept"])]
     pub undo: bool,
-    /// Drop what restores have replaced
+    /// Drop the databases that earlier restores replaced
     #[arg(long, conflicts_with = "source")]
     pub drop_kept: bool,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// What `tandem test` takes.
+/// Arguments of `tandem test`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// Leave the server running, and say how to connect
+    /// Leave the server running, and print how to connect
     #[arg(long)]
     pub keep: bool,
     /// Leave the server running if the command fails
     #[arg(long)]
     pub keep_on_failure: bool,
-    /// Run the application's workers too, at $TANDEM_BASE_URL
+    /// Run the application's workers too; $TANDEM_BASE_URL says where
     #[arg(long)]
     pub workers: bool,
-    /// What brings the schema about: none, seaorm, or a command line [default: migrations.run]
+    /// What makes the schema: none, seaorm, or a command line [default: migrations.run]
     #[arg(long, value_name = "none|seaorm|CMD")]
     pub migrations: Option<String>,
     /// Fill the template from an SQL file or a Python callable (module:function); may be repeated
     #[arg(long, value_name = "FILE|CALLABLE")]
     pub seed: Vec<String>,
-    /// Make the template anew, whatever is cached
+    /// Make the template again, even if a cached one fits
     #[arg(long)]
     pub rebuild: bool,
     /// Serve IntegreSQL's interface on loopback, at $INTEGRESQL_CLIENT_BASE_URL
@@ -383,29 +416,31 @@ pub struct TestArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum Database {
-    /// Print the URL of a database that nobody else has
+    /// Print the URL of a fresh database for one test
     New {
-        /// The one that all read-only tests share
+        /// Print the URL of the database that all read-only tests share
         #[arg(long)]
         shared: bool,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Give a database back
+    /// Give a database back to the pool
     Drop {
-        /// Its name or URL
+        /// The database's name or URL
         #[arg(value_name = "NAME|URL")]
         database: String,
-        /// Its test has failed: keep it while there are few of these
+        /// The test failed: keep the database to be looked at, while there are few of these
         #[arg(long)]
         failed: bool,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
 }
 
 impl Common {
-    /// The arguments that say the same.
+    /// These flags as arguments for another process of Tandem's.
     pub fn as_args(&self) -> Vec<String> {
         let config = self.config.iter().flat_map(|path| ["--config".to_owned(), path.display().to_string()]);
         let set = self.set.iter().flat_map(|pair| ["--set".to_owned(), pair.clone()]);

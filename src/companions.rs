@@ -89,9 +89,7 @@ impl Companion {
         let (name, tail) = (self.name.clone(), self.tail.clone());
         let (pid, last_exit) = (self.pid.clone(), self.last_exit.clone());
         tokio::task::spawn_local(async move {
-            let exit = service::attend(child, output, &name, &tail, OUTPUT_LIMIT).await;
-            // What it left in its group must not outlive it.
-            process::signal_group(group, OsSignal::SIGKILL);
+            let exit = service::attend_family(child, output, &name, &tail, OUTPUT_LIMIT).await;
             pid.set(None);
             last_exit.set(Some(exit));
             reporter.exited(Ending::Ended);

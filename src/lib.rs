@@ -28,22 +28,26 @@
 //!              template · readiness · care · launcher.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
-//! health/      the report (pure), the port that serves it, the client that asks it
+//! health/      the report (pure), the port that shows it, the client that asks for it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! companions   processes beside the workers, which the boot does not wait for
 //! signals      the signals Tandem gets, as words
 //! systemd/     the supervisor above: what it is told, the socket that it hands down
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
+//! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
 //! service      what every kept process has in common: its events, its lines, its signals
 //! supervise/   state, step and climb (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old,
 //!              pure) · task (the loop)
-//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, ports, a child that has the
-//!              terminal, descriptors to a child and from whoever started Tandem
+//! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
+//!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
+//!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
+//! durable/     files that are whole or absent, and locks: the only door to rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
 //! exit         exit codes, and the error that carries one
+//! scrub        the last wall: known secrets are taken out of what others read
 //! ```
 //!
 //! # What always holds
@@ -64,15 +68,18 @@ pub mod commands;
 pub mod companions;
 pub mod config;
 pub mod control;
+pub mod durable;
 pub mod exit;
 pub mod harness;
 pub mod health;
+pub mod http;
 pub mod install;
 pub mod phase;
 pub mod plan;
 pub mod postgres;
 pub mod process;
 pub mod schema;
+pub mod scrub;
 pub mod service;
 pub mod sidecar;
 pub mod signals;

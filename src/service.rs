@@ -9,7 +9,7 @@ use tokio::io::AsyncRead;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::plan::{Rung, Signal};
-use crate::process::{self, Child, Exit, Output};
+use crate::process::{self, Child, Exit, Output, orphans};
 use crate::supervise::state::{ChildEvent, Ending, Generation, ProcessEvent};
 use crate::supervise::tree::{ServiceId, TreeEvent};
 use crate::telemetry::{self, Stream};
@@ -128,15 +128,23 @@ impl Tail {
 /// After the end, output still on its way is read for at most `output_limit`: a grandchild may hold the pipe open for
 /// ever.
 pub async fn attend(mut child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
+    child.wait_reading(forward_both(output, name, tail), output_limit).await.0
+}
+
+/// As [`attend`]; what the child leaves behind ends with it: its process group before it is reaped, what left the group
+/// right afterwards.
+pub async fn attend_family(mut child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
+    let (exit, _) = child.wait_with_group(forward_both(output, name, tail), output_limit).await;
+    if let Some(mark) = child.mark() {
+        tokio::task::spawn_local(orphans::end_left_by(mark.clone(), name.to_owned()));
+    }
+    exit
+}
+
+async fn forward_both(output: Output, name: &str, tail: &Tail) {
     let stdout = forward(output.stdout, Stream::Stdout, name, tail);
     let stderr = forward(output.stderr, Stream::Stderr, name, tail);
-    let mut both = std::pin::pin!(async { tokio::join!(stdout, stderr) });
-    let exit = tokio::select! {
-        exit = child.wait() => exit,
-        _ = &mut both => return child.wait().await,
-    };
-    let _ = tokio::time::timeout(output_limit, both).await;
-    exit
+    tokio::join!(stdout, stderr);
 }
 
 async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, name: &str, tail: &Tail) {

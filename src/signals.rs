@@ -9,7 +9,7 @@ use signal_hook_tokio::Signals;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// What a signal asks for.
+/// What a signal asks Tandem to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// SIGTERM (Docker, Kubernetes, systemd), SIGINT (Ctrl-C), SIGHUP when the terminal is gone.
@@ -28,25 +28,25 @@ pub enum Asked {
 pub struct Inbox {
     signals: Signals,
     scaling: AsyncFd<SignalFd>,
-    /// Tandem has a terminal, whose end is a SIGHUP too.
+    /// Whether Tandem has a terminal; the kernel sends SIGHUP when a terminal goes away.
     terminal: bool,
-    /// Somebody (nohup(1)) saw to it that the terminal's end is not Tandem's.
+    /// Whether Tandem was started with SIGHUP ignored, as nohup(1) does, and outlives the terminal.
     hangup_ignored: bool,
 }
 
 /// The signals that ask for more or fewer workers, when a process sends them.
 ///
-/// The terminal driver sends them as well, to background jobs that touch it, and sends them anew for as long as there is
-/// a handler for them: a job with a handler that writes to a terminal with `tostop` never comes out of write(2). Where
-/// they are blocked, it lets the job write (tty_ioctl(4) says so for SIGTTOU). So they are read, and not handled.
+/// The terminal driver sends them too, to background jobs that use the terminal, and repeats them as long as there is a
+/// handler: with one, a job that writes to a terminal with `tostop` never returns from write(2). Where they are blocked,
+/// the driver lets the job write (tty_ioctl(4), SIGTTOU). So Tandem blocks them and reads them from a descriptor.
 fn scaling() -> SigSet {
     SigSet::from_iter([Signal::SIGTTIN, Signal::SIGTTOU])
 }
 
-/// Block the signals that [`Inbox`] reads. To be called before there is a second thread, for that one would be stopped by
-/// them; children get an empty mask from `process`.
+/// Block the signals that [`Inbox`] reads. Call it before there is a second thread, which the signals would stop otherwise;
+/// children get an empty mask from `process`.
 pub fn block() {
-    // It fails for a bad argument only.
+    // It only fails for a bad argument.
     let _ = scaling().thread_block();
 }
 
@@ -94,9 +94,12 @@ impl Inbox {
     /// What a SIGHUP means: the kernel sends it when the terminal closes, and so does the shell as it leaves.
     fn hangup(&mut self) -> Option<Asked> {
         if self.terminal && !has_terminal() {
-            // It can go only once: whoever sends SIGHUP after that means a reload.
+            // The terminal goes away once: a later SIGHUP asks for a reload.
             self.terminal = false;
-            tracing::info!("the terminal is gone{}", if self.hangup_ignored { ", which shall not matter" } else { "" });
+            tracing::info!(
+                "the terminal is gone{}",
+                if self.hangup_ignored { "; SIGHUP was ignored at the start, so Tandem goes on" } else { "" }
+            );
             return (!self.hangup_ignored).then_some(Asked::Stop);
         }
         tracing::info!("SIGHUP: reload");
@@ -110,7 +113,7 @@ pub struct Passing(Signals);
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passed {
-    /// To be sent on, as it came.
+    /// Send it on as it came.
     On(Signal),
     /// SIGCHLD: a child has ended, or was stopped.
     Child,
@@ -170,12 +173,12 @@ async fn scaled(fd: &AsyncFd<SignalFd>) -> Option<Asked> {
     sent.then_some(asked)
 }
 
-/// Whether this process has a controlling terminal: `/dev/tty` stands for it (tty(4)).
+/// Whether this process has a controlling terminal, which `/dev/tty` opens (tty(4)).
 fn has_terminal() -> bool {
     std::fs::File::open("/dev/tty").is_ok()
 }
 
-/// Whether whoever started Tandem had SIGHUP ignored.
+/// Whether Tandem was started with SIGHUP ignored.
 fn ignores_hangup() -> bool {
     let status = procfs::process::Process::myself().and_then(|process| process.status());
     status.is_ok_and(|status| status.sigign & (1 << (SIGHUP - 1)) != 0)

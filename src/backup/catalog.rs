@@ -1,14 +1,11 @@
 //! The directory of backups: what is in it, who may write to it, what an interrupted run left.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 
 use super::files::{self, PARTIAL};
@@ -16,6 +13,7 @@ use super::manifest::{LAYOUT, Manifest, Verdict};
 use super::name::Name;
 use super::retention::{self, Fate, Known, Rules, State};
 use crate::config::Settings;
+use crate::durable::{self, Lock, LockError};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::{Home, make_dir};
 
@@ -34,12 +32,6 @@ pub struct Entry {
     pub manifest: Result<Manifest, String>,
     /// Of this very content.
     pub verdict: Option<Verdict>,
-}
-
-/// The right to write to a catalog, until dropped.
-#[derive(Debug)]
-pub struct Lock {
-    _file: Flock<File>,
 }
 
 impl Catalog {
@@ -64,24 +56,21 @@ impl Catalog {
         // The directories on the way are everybody's to pass: the server's user may live behind one of them.
         make_dir(&self.dir, 0o700, None)?;
         let path = self.dir.join(".lock");
-        let cannot = || Failure::new(Code::CannotCreate, format!("cannot write to {}", self.dir.display()));
-        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        match Flock::lock(file.with_context(cannot)?, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                file.set_len(0).with_context(cannot)?;
-                let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-                // On a full disk it has no words, and is held all the same.
-                let _ = write!(file, "pid {}, since {now}", std::process::id());
+        match Lock::take(&path, "`tandem backup`") {
+            Ok(lock) => {
                 self.sweep();
-                Ok(Lock { _file: file })
+                Ok(lock)
             }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                let _ = file.rewind().and_then(|()| file.read_to_string(&mut holder));
-                let message = format!("another backup ({holder}) runs in {}: wait for its end", self.dir.display());
+            Err(LockError::Held(holder)) => {
+                let (holder, dir) = (holder.named("another backup"), self.dir.display());
+                let message = format!("{holder} runs in {dir}: wait for its end");
                 Err(Failure::new(Code::Temporary, message).into())
             }
-            Err((_, error)) => Err(anyhow::Error::new(error).context(Failure::new(
+            Err(LockError::Open(error)) => {
+                let message = format!("cannot write to {}", self.dir.display());
+                Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, message)))
+            }
+            Err(LockError::Refused(error)) => Err(anyhow::Error::new(error).context(Failure::new(
                 Code::CannotCreate,
                 format!("cannot lock {}; does its file system support flock?", path.display()),
             ))),
@@ -94,7 +83,7 @@ impl Catalog {
         for entry in entries.filter_map(Result::ok) {
             if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
                 tracing::info!("removing {}, which an interrupted run left", entry.path().display());
-                let _ = files::remove(&entry.path());
+                let _ = durable::remove(&entry.path());
             }
         }
     }
@@ -213,7 +202,7 @@ impl Catalog {
     pub fn remove(&self, name: &Name) -> anyhow::Result<()> {
         let beside = ["manifest.json", "verdict.json", "globals.sql"].map(|ending| self.beside(name, ending));
         for path in beside.iter().chain([&self.dir.join(name.to_string())]) {
-            files::remove(path).with_context(|| format!("remove {}", path.display()))?;
+            durable::remove(path).with_context(|| format!("remove {}", path.display()))?;
         }
         Ok(())
     }

@@ -9,10 +9,10 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::durable::{self, WriteOptions};
 use crate::install::hexadecimal;
 
 /// What begins the names of files that are not whole yet.
@@ -97,47 +97,20 @@ impl Partial {
     /// Make it durable, give it its final name, and make that durable too. A name that is taken stays as it is.
     ///
     /// # Errors
-    /// What fsync(2) or renameat2(2) answered.
+    /// What fsync(2) or the rename answered.
     pub fn publish(mut self, to: &Path) -> io::Result<()> {
-        sync_tree(&self.path)?;
-        rename_new(&self.path, to)?;
+        durable::sync_tree(&self.path)?;
+        durable::rename_new(&self.path, to)?;
         self.published = true;
-        sync_parent(to)
+        durable::sync_parent(to)
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.published {
-            let _ = remove(&self.path);
+            let _ = durable::remove(&self.path);
         }
-    }
-}
-
-/// Rename, unless the new name is taken; on a file system that knows no such renaming, what is there is looked at first.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOSYS) if to.symlink_metadata().is_err() => {
-            fs::rename(from, to)
-        }
-        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOSYS) => Err(io::ErrorKind::AlreadyExists.into()),
-        renamed => Ok(renamed?),
-    }
-}
-
-/// Remove a file or a whole directory; what is gone already is no error.
-///
-/// # Errors
-/// What unlink(2) or rmdir(2) answered.
-pub fn remove(path: &Path) -> io::Result<()> {
-    let removed = match path.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
@@ -146,32 +119,11 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// # Errors
 /// It cannot be written.
 pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
-    let write = || -> io::Result<()> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let mut partial = Partial::beside(dir, &name);
-        let mut file = partial.create()?;
-        file.write_all(&serde_json::to_vec_pretty(value)?)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&partial.path, path)?;
-        partial.published = true;
-        sync_parent(path)
-    };
-    write().with_context(|| format!("write {}", path.display()))
-}
-
-fn sync_tree(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        for entry in fs::read_dir(path)? {
-            sync_tree(&entry?.path())?;
-        }
-    }
-    File::open(path)?.sync_all()
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    let mut text = serde_json::to_vec_pretty(value).context("put into JSON")?;
+    text.push(b'\n');
+    // What a killed run leaves of it is swept with all that is not whole.
+    let options = WriteOptions { prefix: PARTIAL, ..WriteOptions::default() };
+    durable::replace(path, &text, &options).with_context(|| format!("write {}", path.display()))
 }
 
 /// The SHA-256 of a file in hexadecimal and its size, or those of a directory: of the list of its files with their own.
@@ -229,7 +181,7 @@ mod tests {
         fs::write(temp.path().join("b"), "").unwrap();
         let (before, size) = digest(temp.path()).unwrap();
         assert_eq!(size, 1);
-        fs::rename(temp.path().join("b"), temp.path().join("c")).unwrap();
+        durable::rename(&temp.path().join("b"), &temp.path().join("c")).unwrap();
         assert_ne!(digest(temp.path()).unwrap().0, before);
         // FIPS 180-4's own example.
         fs::write(temp.path().join("a"), "abc").unwrap();

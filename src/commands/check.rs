@@ -5,7 +5,7 @@ use crate::cli::Common;
 use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
-use crate::postgres::{binaries, tried};
+use crate::postgres::{binaries, lookup, tried};
 
 /// Let PostgreSQL, where it is there already, look at what is in `[postgres.settings]`.
 async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
@@ -24,8 +24,10 @@ async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
 /// # Errors
 /// Every error of the configuration at once.
 pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code> {
-    let loaded = open::load(common, Vec::new())?;
+    let mut loaded = open::load(common, Vec::new())?;
     try_settings(&loaded.settings).await?;
+    // Now and on this machine: it may resolve where the deployment runs.
+    loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
     let stop = boot::stop_ladder(&loaded.settings);
     let notices: Vec<String> = loaded.notices.iter().cloned().chain(stop.notice()).collect();
     if json {

@@ -8,7 +8,7 @@ use crate::exit::Code;
 use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
-use crate::postgres::server;
+use crate::postgres::{lookup, server};
 use crate::schema;
 use crate::sidecar::{self, Context, Goal};
 
@@ -27,6 +27,7 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
     let home = Home::resolve(&settings)?;
     let running = settings.postgres.mode == PostgresMode::Attach || server::own_running_port(&home).is_some();
     if running {
+        lookup::check(&settings.postgres).await?;
         let url = open::url(&settings, &home)?;
         act(&settings, &home, &url, command).await?;
         return Ok(Code::Stopped);

@@ -10,7 +10,7 @@ use crate::postgres::binaries::{self, Installation};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::settings::client_address;
-use crate::postgres::{secret, server};
+use crate::postgres::{lookup, secret, server};
 use crate::sidecar::{self, Configuration, Context, Goal};
 use crate::telemetry;
 
@@ -44,6 +44,7 @@ pub fn configuration(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Config
 /// As [`settings`].
 pub fn configure(source: Source) -> anyhow::Result<Configuration> {
     let loaded = config::load(&source)?;
+    loaded.settings.hide_secrets();
     let log = &loaded.settings.log;
     telemetry::init(log.format, &log.filter, log.colour)?;
     let stop = boot::stop_ladder(&loaded.settings).notice();
@@ -58,7 +59,9 @@ pub fn configure(source: Source) -> anyhow::Result<Configuration> {
 /// # Errors
 /// Every error of the configuration at once.
 pub fn load(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Loaded> {
-    config::load(&source(common, flags)?)
+    let loaded = config::load(&source(common, flags)?)?;
+    loaded.settings.hide_secrets();
+    Ok(loaded)
 }
 
 /// What the configuration is read from, with `--set` and `flags` on top.
@@ -138,6 +141,7 @@ where
     let settings = configuration.loaded.settings.clone();
     let home = Home::resolve(&settings)?;
     if settings.postgres.mode == PostgresMode::Attach {
+        lookup::check(&settings.postgres).await?;
         work(database(settings, home, None).await?).await?;
         return Ok(Code::Stopped);
     }

@@ -29,7 +29,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     home.prepare()?;
     let lock = StateLock::take(&home, "tandem restore");
     let _lock = lock.context("a restore needs the database stopped: `tandem stop` stops it")?;
-    stale::end_leftover(&home).await?;
+    stale::end_leftover(&home, settings.stop.postgres_grace).await?;
     let installation = open::installation(&settings).await?;
     cluster::check_reach(&home, &installation)?;
     let archive = pitr::archive(&settings, &home);

@@ -19,6 +19,7 @@ pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
     // It need not even be PostgreSQL's.
     source.environment.remove("DATABASE_URL");
     let loaded = config::load(&source)?;
+    loaded.settings.hide_secrets();
     let settings = loaded.settings;
     let is_default = |key: &str| matches!(loaded.origins.get(key), None | Some(Origin::Default));
     // What the command prints is what the caller came for.

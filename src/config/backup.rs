@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::credentials::{self, CLOUDS, Said};
 use super::value::Room;
 use super::values::Values;
 use crate::plan::Secret;
@@ -38,15 +39,18 @@ pub enum Compression {
 pub struct Surroundings(pub BTreeMap<String, String>);
 
 impl Surroundings {
-    /// Of an environment, later ones winning, what is about clouds and ways to them.
-    pub(super) fn of(environment: impl Iterator<Item = (String, String)>) -> Self {
+    /// What is said to Tandem alone, and of an environment, later ones winning, what is about clouds and ways to them.
+    pub(super) fn of(own: &Said, environment: impl Iterator<Item = (String, String)>) -> Self {
         let about = |name: &str| {
             let name = name.to_uppercase();
-            ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|start| name.starts_with(start))
-                || name.ends_with("_PROXY")
-                || name == "HOME"
+            CLOUDS.iter().any(|(start, _)| name.starts_with(start)) || name.ends_with("_PROXY") || name == "HOME"
         };
-        Self(environment.filter(|(name, _)| about(name)).collect())
+        Self(credentials::together(own, environment.filter(|(name, _)| about(name))))
+    }
+
+    /// What in it lets somebody in.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(name, _)| credentials::lets_in(name)).map(|(_, value)| value.as_str())
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::backup::{Backup, Disk, Surroundings};
+use super::credentials::Said;
 use super::database::Database;
+use super::drop_env::DropEnv;
 use super::environment::is_root;
 use super::layers::Layer;
 use super::references;
@@ -21,6 +23,7 @@ pub fn settings(
     database: Database,
     processes: Vec<ProcessSettings>,
     environment: &BTreeMap<String, String>,
+    clouds: Clouds,
 ) -> Settings {
     let in_test = environment.contains_key(TEST_SOCKET);
     let attached = database.mode == PostgresMode::Attach && !in_test;
@@ -54,7 +57,10 @@ pub fn settings(
         processes,
         backup: Backup::of(values),
         restore_if_empty: values.text("restore.if_empty"),
-        surroundings: Surroundings::of(workers_env.into_iter().chain(environment.clone())),
+        surroundings: Surroundings::of(
+            clouds.own,
+            clouds.dropped.into_iter().chain(workers_env).chain(environment.clone()),
+        ),
         inherited: Inherited(environment.clone()),
         disk: Disk::of(values),
         memory: 0,
@@ -70,6 +76,14 @@ pub fn settings(
             ring: values.bytes("log.ring").unwrap_or_default(),
         },
     }
+}
+
+/// What is said of clouds beside the environment.
+pub struct Clouds<'a> {
+    /// To Tandem alone.
+    pub own: &'a Said,
+    /// In `.env`, and taken from the workers by `workers.drop_env`.
+    pub dropped: BTreeMap<String, String>,
 }
 
 /// The directory's own name, fit for paths and for PostgreSQL's `application_name`.
@@ -101,6 +115,7 @@ fn postgres(values: &Values, database: Database) -> Postgres {
         mode: database.mode,
         url: database.url,
         scheme: database.scheme,
+        unresolved_help: database.unresolved_help,
         source: source(values),
         listen: values.ip("postgres.listen"),
         port: Port { number, chosen: values.chosen("postgres.port") },
@@ -181,6 +196,8 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
         backlog: values.number("workers.backlog"),
         url_scheme: values.word("workers.url_scheme"),
         env,
+        drop_env: DropEnv::of(&values.list("workers.drop_env").unwrap_or_default()),
+        no_new_privs: values.boolean("workers.no_new_privs"),
         preimport: values.list("workers.preimport").unwrap_or_default(),
         access_log: values.boolean("workers.access_log"),
         event_loop: values.word("workers.event_loop"),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use super::backup::BackupFormat;
 use super::build::is_name_letter;
+use super::credentials::{self, Said};
+use super::drop_env;
 use super::keys;
 use super::layers::Layer;
 use super::problem::Problems;
@@ -69,6 +71,14 @@ pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mu
     checker.backup();
     checker.archiving();
     checker.budget();
+}
+
+/// A notice where the workers get what lets one into the places for copies.
+pub fn shared_credentials(settings: &Settings, own: &Said) -> Option<String> {
+    let Settings { inherited, workers, backup, .. } = settings;
+    let inherited = inherited.0.keys().filter(|name| !workers.drop_env.matches(name));
+    let names = inherited.chain(workers.env.keys()).map(String::as_str);
+    credentials::notice(own, &backup.destinations, names.collect::<Vec<_>>().iter().copied())
 }
 
 struct Checker<'a> {
@@ -368,6 +378,10 @@ impl Checker<'_> {
     }
 
     fn worker_environment(&mut self) {
+        let patterns = self.values.list("workers.drop_env").unwrap_or_default();
+        if let Some(pattern) = drop_env::unreadable(&patterns) {
+            self.wrong("workers.drop_env", &format!("{pattern:?} is not a pattern"), Some("such as \"AWS_*\""));
+        }
         for (name, entry) in self.values.entries("workers.env") {
             if name.contains(['=', '\0']) || name.is_empty() {
                 self.problems.add(&entry.origin, format!("{name:?} is not a variable's name"), None);

@@ -1,8 +1,7 @@
 //! Whose PostgreSQL it is, and who gets in: `postgres.mode`, `DATABASE_URL` and the password, settled among the layers.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 
 use super::PostgresMode;
 use super::layers::{Entry, Merged};
@@ -11,14 +10,6 @@ use super::value::Raw;
 use super::{keys, text};
 use crate::plan::{DatabaseUrl, Secret, libpq};
 
-/// Whether a host's name can be resolved.
-pub type Resolve<'a> = &'a dyn Fn(&str, u16) -> io::Result<()>;
-
-/// Ask the system's resolver, which blocks for as long as it is configured to.
-pub fn resolve(host: &str, port: u16) -> io::Result<()> {
-    (host, port).to_socket_addrs().map(drop)
-}
-
 /// What was settled.
 pub struct Database {
     pub mode: PostgresMode,
@@ -26,20 +17,17 @@ pub struct Database {
     pub url: Option<DatabaseUrl>,
     /// The scheme that the URL was written with, its server used or not.
     pub scheme: Option<String>,
+    /// What to do where the server's name does not resolve; `None` for an address.
+    pub unresolved_help: Option<String>,
 }
 
-const MANAGED: Database = Database { mode: PostgresMode::Managed, url: None, scheme: None };
+const MANAGED: Database = Database { mode: PostgresMode::Managed, url: None, scheme: None, unresolved_help: None };
 
 /// The rank of the parts of a URL that is attached to: nothing else may say who gets in there.
 const RANK_ATTACHED: u8 = u8::MAX;
 
 /// Settle mode, user, password and database; the winners are left in `merged`.
-pub fn settle(
-    merged: &mut Merged,
-    resolve: Resolve<'_>,
-    problems: &mut Problems,
-    notices: &mut Vec<String>,
-) -> Database {
+pub fn settle(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<String>) -> Database {
     let mode = merged.get("postgres.mode").cloned();
     let word = mode.as_ref().map_or("auto", |entry| entry.raw.as_text().unwrap_or_default());
     let mut database = match (word, merged.get("postgres.url").cloned()) {
@@ -50,7 +38,7 @@ pub fn settle(
             MANAGED
         }
         (_, None) => MANAGED,
-        (word, Some(entry)) => with_url(word, &entry, merged, resolve, problems, notices),
+        (word, Some(entry)) => with_url(word, &entry, merged, problems, notices),
     };
     password(merged, problems, notices);
     if let (Some(url), Some(entry)) = (&mut database.url, merged.get("postgres.url").cloned()) {
@@ -63,7 +51,6 @@ fn with_url(
     mode: &str,
     entry: &Entry,
     merged: &mut Merged,
-    resolve: Resolve<'_>,
     problems: &mut Problems,
     notices: &mut Vec<String>,
 ) -> Database {
@@ -89,9 +76,7 @@ fn with_url(
             Database { scheme: Some(url.scheme), ..MANAGED }
         }
         "auto" | "attach" => {
-            if let Err(error) = reach(&url, resolve) {
-                unresolved(&url, entry, &error, problems);
-            } else if mode == "auto" {
+            if mode == "auto" {
                 notices.push(format!(
                     "{name} ({}) names the server {}:{}: Tandem attaches to it and starts no PostgreSQL of its own \
                      (postgres.mode = \"managed\" starts one)",
@@ -101,41 +86,40 @@ fn with_url(
                 ));
             }
             spread(&url, entry, RANK_ATTACHED, merged, notices);
-            Database { mode: PostgresMode::Attach, scheme: Some(url.scheme.clone()), url: Some(url) }
+            let (scheme, unresolved_help) = (Some(url.scheme.clone()), unresolved_help(&url, entry));
+            Database { mode: PostgresMode::Attach, scheme, unresolved_help, url: Some(url) }
         }
         // A mistyped mode is told where keys are read; guessing on would only add noise.
         _ => MANAGED,
     }
 }
 
-fn reach(url: &DatabaseUrl, resolve: Resolve<'_>) -> io::Result<()> {
+/// What to do where the name in `url` does not resolve. Whether it does is not asked here: a resolver may take as long as it
+/// likes, and another minute it answers otherwise.
+fn unresolved_help(url: &DatabaseUrl, entry: &Entry) -> Option<String> {
     let plain = url.host.starts_with('/') || url.host == "localhost" || url.host.parse::<IpAddr>().is_ok();
-    if plain { Ok(()) } else { resolve(&url.host, url.port) }
-}
-
-fn unresolved(url: &DatabaseUrl, entry: &Entry, error: &io::Error, problems: &mut Problems) {
-    let name = entry.origin.name_of("postgres.url");
-    let host = &url.host;
-    if host.contains('.') {
-        let help = "correct the host, or see to it that its name resolves on this machine".to_owned();
-        return problems.add(&entry.origin, format!("{name}: host `{host}` does not resolve: {error}"), Some(help));
+    if plain {
+        return None;
     }
-    let message = format!(
-        "{name}: host `{host}` does not resolve; a name without a dot is usually a Docker Compose service, which only \
-         resolves inside Compose's network"
-    );
+    let name = entry.origin.name_of("postgres.url");
+    if url.host.contains('.') {
+        return Some(format!(
+            "correct the host in {name} ({}), or see to it that its name resolves",
+            entry.origin.place()
+        ));
+    }
     let help = match &entry.origin {
         Origin::Environment(_) => format!("unset {name}"),
         Origin::Flag(_) => format!("leave {name} out"),
-        Origin::Default | Origin::Line { .. } => "delete the line".to_owned(),
+        Origin::Default | Origin::Line { .. } => format!("delete the line {name} ({})", entry.origin.place()),
     };
-    let help = format!(
-        "{help}: Tandem runs PostgreSQL itself and gives the workers their DATABASE_URL; or set postgres.mode = \"managed\" \
+    Some(format!(
+        "a name without a dot is usually a Docker Compose service, which only resolves inside Compose's network. {help}: \
+         Tandem runs PostgreSQL itself and gives the workers their DATABASE_URL; or set postgres.mode = \"managed\" \
          ({}=managed) to take user, password and database from it and ignore its server; or name a server that this \
          machine can reach",
         keys::variable("postgres.mode")
-    );
-    problems.add(&entry.origin, message, Some(help));
+    ))
 }
 
 /// Let the parts of `url` compete as if each had been written by itself.

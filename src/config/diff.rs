@@ -7,6 +7,7 @@ pub use super::keys::Effect;
 use super::keys::{self, KEYS, Key, Kind};
 use super::processes::SECTION;
 use super::settings::Settings;
+use super::value::Typed;
 use super::values::Values;
 
 /// One key whose value is another than before.
@@ -92,7 +93,11 @@ fn meaning(key: &Key, values: &Values, settings: &Settings) -> String {
             Kind::ChoiceOrPath(_) | Kind::Program if values.text(key.name).is_some_and(|text| text.contains('/')) => {
                 path()
             }
-            _ => format!("{:?}", values.typed(key.name)),
+            // `Debug` shows no value.
+            _ => match values.typed(key.name) {
+                Typed::Nothing => "nothing".to_owned(),
+                typed => format!("= {typed}"),
+            },
         },
     }
 }

@@ -18,12 +18,18 @@
 //! `unset NAME`, which `tandem env` prints for shells, sets nothing. What both dialects skip or stop at is refused, with its
 //! line.
 
-/// One variable and the line on which it begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One variable and the line on which it begins. `Debug` does not show its value.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Variable {
     pub name: String,
     pub value: String,
     pub line: usize,
+}
+
+impl std::fmt::Debug for Variable {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} in line {}", self.name, self.line)
+    }
 }
 
 /// A line that cannot be read, and why; never its text, which may hold a password.

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use anyhow::Context;
 
 use super::Source;
-use crate::plan::libpq::is_libpq;
+use crate::plan::libpq::{TEST_SOCKET, is_libpq};
 
 impl Source {
     /// What this process was given: its working directory and environment, beside `--config` and the flags.
@@ -50,11 +50,18 @@ pub unsafe fn set_libpq_aside() {
     let _ = ASIDE.set(found);
 }
 
-/// The names of libpq's variables in this process's environment, which no child inherits: a program that uses Tandem as a
-/// library has them still.
+/// The names in this process's environment that no child inherits: libpq's, which a program that uses Tandem as a library
+/// has still, and the operator's `TANDEM_*`, which may hold passwords and keys to backups. A child that `is_tandem` gets
+/// the latter.
 #[expect(clippy::disallowed_methods, reason = "this is the file that may")]
-pub fn libpq_names() -> Vec<OsString> {
-    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(is_libpq)).collect()
+pub fn names_kept_from_children(is_tandem: bool) -> Vec<OsString> {
+    let kept = |name: &str| is_libpq(name) || (!is_tandem && is_operators(name));
+    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(kept)).collect()
+}
+
+/// Whether the variable `name` is said to Tandem and to no child. A process below `tandem test` is known by the other one.
+fn is_operators(name: &str) -> bool {
+    name.starts_with("TANDEM_") && name != TEST_SOCKET
 }
 
 /// Whether the user wants no colours (no-color.org).
@@ -72,6 +79,11 @@ pub fn notify_socket() -> Option<std::ffi::OsString> {
 /// Where temporary files go (TMPDIR, else /tmp).
 pub fn temp_dir() -> PathBuf {
     std::env::temp_dir()
+}
+
+/// The user id that this process runs as.
+pub(super) fn effective_user() -> u32 {
+    nix::unistd::Uid::effective().as_raw()
 }
 
 /// Whether this process runs as root. (`process/` knows it too, but stands above this room.)

@@ -138,6 +138,14 @@ pub const KEYS: &[Key] = &[
         r#"["uvicorn", "fastapi", "sqlalchemy", "psycopg2"]"#,
         "Modules imported while PostgreSQL starts",
     ),
+    key(Roll, "workers.drop_env", Kind::List, "[]", "Variables that no child gets, as patterns such as AWS_*"),
+    key(
+        Roll,
+        "workers.no_new_privs",
+        Kind::Boolean,
+        "true",
+        "The application gains no rights by setuid programs such as sudo",
+    ),
     key(Roll, "workers.access_log", Kind::Boolean, "false", "One line of log per request"),
     key(Roll, "workers.event_loop", Kind::Choice(&["auto", "asyncio", "uvloop"]), r#""auto""#, "Uvicorn's event loop"),
     open(
@@ -237,6 +245,13 @@ pub const KEYS: &[Key] = &[
     ),
     key(Live, "backup.encrypt_to", Kind::List, "[]", "Recipients of age (age1...) for whom copies are sealed"),
     open(Live, "backup.identity_file", Kind::Path, "none", "File with the age identity that opens sealed copies"),
+    open(
+        Live,
+        "backup.credentials_file",
+        Kind::Path,
+        "none",
+        "File with the keys to the places for copies (mode 0600), which no child gets",
+    ),
     key(
         Live,
         "backup.schedule",

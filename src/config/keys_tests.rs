@@ -87,6 +87,7 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.retry_limit
         backup.encrypt_to
         backup.identity_file
+        backup.credentials_file
         backup.schedule
         backup.time_zone
         backup.jitter
@@ -108,6 +109,8 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         workers.url_scheme
         workers.env
         workers.preimport
+        workers.drop_env
+        workers.no_new_privs
         workers.access_log
         workers.event_loop
         workers.run_as

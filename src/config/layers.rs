@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::credentials::{self, Said};
+use super::drop_env::DropEnv;
 use super::file::{self, Found};
 use super::keys;
 use super::problem::{Origin, Problems};
 use super::processes::Written as Process;
-use super::value::Raw;
+use super::value::{self, Raw, Typed};
 use super::{Source, dotenv, foreign, references, text};
 use crate::plan::libpq;
+
+/// The key that says what is taken from the workers.
+const DROP_ENV: &str = "workers.drop_env";
 
 /// One value, as somebody wrote it somewhere.
 #[derive(Clone, Debug)]
@@ -67,11 +72,22 @@ pub struct Written {
     pub notices: Vec<String>,
     /// Whether all files could be read; if not, what is missing may stand there.
     pub complete: bool,
+    /// What lets Tandem alone into clouds.
+    pub own: Said,
+    /// What `.env` says and `workers.drop_env` takes from the workers.
+    pub dropped: BTreeMap<String, String>,
 }
 
 /// Read all layers.
 pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Written {
-    let mut written = Written { entries: Vec::new(), processes: Vec::new(), notices: Vec::new(), complete: true };
+    let mut written = Written {
+        entries: Vec::new(),
+        processes: Vec::new(),
+        notices: Vec::new(),
+        complete: true,
+        own: Said::new(),
+        dropped: BTreeMap::new(),
+    };
     if let Some(path) = &found.file {
         let shown = shown(path, &source.cwd);
         let read = match text::read(path) {
@@ -96,7 +112,9 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Writte
         written.variable(Layer::Environment, name, value, origin, &source.cwd, problems);
     }
     written.entries.extend(foreign::entries(&source.environment, &source.cwd, problems));
-    written.inherited(source);
+    let drop_env = written.drop_env(source);
+    written.take_dropped(&drop_env);
+    written.inherited(source, &drop_env);
     for flag in &source.flags {
         let origin = Origin::Flag(flag.name.clone());
         written.entry(Layer::Flags, &flag.key, &flag.value, origin, &source.cwd, false);
@@ -138,12 +156,36 @@ impl Written {
         }
     }
 
+    /// What `workers.drop_env` says, before its entry has won.
+    fn drop_env(&self, source: &Source) -> DropEnv {
+        let flags = source.flags.iter().filter(|flag| flag.key == DROP_ENV).map(|flag| Raw::Word(flag.value.clone()));
+        let entries = self.entries.iter().filter(|entry| entry.key == DROP_ENV);
+        let highest = entries.max_by_key(|entry| entry.rank).map(|entry| entry.raw.clone());
+        match flags.last().or(highest).map(|raw| value::read(keys::Kind::List, &raw)) {
+            Some(Ok(Typed::List(patterns))) => DropEnv::of(&patterns),
+            _ => DropEnv::default(),
+        }
+    }
+
+    /// Take out what `.env` says to the workers and `drop_env` takes from them. What `[workers.env]` says stays.
+    fn take_dropped(&mut self, drop_env: &DropEnv) {
+        let is_dropped = |entry: &mut Entry| {
+            let name = entry.key.strip_prefix("workers.env.").filter(|_| entry.is_of(Layer::Workers));
+            name.is_some_and(|name| drop_env.matches(name))
+        };
+        for entry in self.entries.extract_if(.., is_dropped) {
+            let (name, value) = (entry.key.trim_start_matches("workers.env."), entry.raw.as_text().unwrap_or_default());
+            self.dropped.insert(name.to_owned(), references::marked(value));
+        }
+    }
+
     /// The environment overrules what `[workers.env]` and `.env` say of a worker's variable, for the application as for
     /// Tandem. Only what refers to the server stays: an address in somebody's shell must not lead elsewhere.
-    fn inherited(&mut self, source: &Source) {
+    fn inherited(&mut self, source: &Source, drop_env: &DropEnv) {
         let mut said = BTreeMap::new();
         for entry in &mut self.entries {
-            let Some(name) = entry.key.strip_prefix("workers.env.").filter(|name| is_overruled(name)) else { continue };
+            let overruled = |name: &&str| is_overruled(name) && !drop_env.matches(name);
+            let Some(name) = entry.key.strip_prefix("workers.env.").filter(overruled) else { continue };
             let refers = entry.raw.as_text().is_some_and(|text| references::refers(&references::marked(text)));
             *said.entry(name.to_owned()).or_insert(false) |= refers;
             if refers && entry.is_of(Layer::File) {
@@ -175,6 +217,13 @@ impl Written {
             return true;
         }
         let Some(rest) = name.strip_prefix("TANDEM_") else { return false };
+        if let Some(own) = credentials::own_name(name) {
+            // As everywhere, an empty line is one for what is not set.
+            if !value.is_empty() {
+                self.own.insert(own.to_owned(), (value.to_owned(), origin));
+            }
+            return true;
+        }
         match key_of(rest) {
             Some(key) if !value.is_empty() => self.entry(layer, &key, value, origin, base, false),
             Some(_) => {}

@@ -13,10 +13,12 @@
 mod backup;
 mod build;
 mod check;
+mod credentials;
 mod database;
 mod derived;
 mod diff;
 mod dotenv;
+mod drop_env;
 mod environment;
 mod every_key;
 mod file;
@@ -30,6 +32,7 @@ mod problem;
 mod processes;
 pub mod references;
 mod rows;
+mod secrets;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -42,7 +45,8 @@ use std::path::PathBuf;
 
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, Compression, Disk, Pitr, Retention, Surroundings, Verify};
 pub use diff::{Change, Effect, changes};
-pub use environment::{libpq_names, no_color, notify_socket, set_libpq_aside, temp_dir};
+pub use drop_env::DropEnv;
+pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
 pub use problem::Origin;
 pub use rows::Row;
 pub use settings::*;
@@ -54,8 +58,8 @@ use layers::Merged;
 use problem::Problems;
 use values::Values;
 
-/// All that a configuration is read from.
-#[derive(Clone, Debug, Default)]
+/// All that a configuration is read from. `Debug` shows no value of it.
+#[derive(Clone, Default)]
 pub struct Source {
     /// `--config`.
     pub file: Option<PathBuf>,
@@ -67,14 +71,33 @@ pub struct Source {
     pub appless: bool,
 }
 
-/// A flag of the command line that sets a key.
-#[derive(Clone, Debug)]
+impl std::fmt::Debug for Source {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Source")
+            .field("file", &self.file)
+            .field("flags", &self.flags)
+            .field("cwd", &self.cwd)
+            .field("environment", &self.environment.keys().collect::<Vec<_>>())
+            .field("appless", &self.appless)
+            .finish()
+    }
+}
+
+/// A flag of the command line that sets a key. `Debug` does not show its value, which may be a password.
+#[derive(Clone)]
 pub struct Flag {
     /// Such as `workers.count`.
     pub key: String,
     pub value: String,
     /// What the flag is called in messages, such as `--workers`.
     pub name: String,
+}
+
+impl std::fmt::Debug for Flag {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Flag").field("key", &self.key).field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// A sound configuration, and how it came to be.
@@ -93,13 +116,13 @@ pub struct Loaded {
 /// # Errors
 /// A [`crate::exit::Failure`] with code 78 that tells everything that is wrong, with file, line and what to do.
 pub fn load(source: &Source) -> anyhow::Result<Loaded> {
-    load_with(source, &database::resolve, memory::available())
+    load_with(source, memory::available())
 }
 
 /// The server that `source` attaches to, whatever is wrong with the rest of it. Inside a `tandem test` it is the test's own.
 pub fn attached(source: &Source) -> Option<DatabaseUrl> {
     let source = Source { appless: true, ..source.clone() };
-    let loaded = load_with(&source, &|_, _| Ok(()), memory::available()).ok()?;
+    let loaded = load(&source).ok()?;
     loaded.settings.postgres.url.filter(|_| !source.environment.contains_key(TEST_SOCKET))
 }
 
@@ -111,27 +134,32 @@ pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
     Ok(file::find(source)?.directory)
 }
 
-fn load_with(source: &Source, resolve: database::Resolve<'_>, memory: u64) -> anyhow::Result<Loaded> {
+fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
-    let layers::Written { entries, processes, mut notices, complete } = layers::gather(source, &found, &mut problems);
+    let layers::Written { entries, processes, mut notices, complete, own, dropped } =
+        layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     own::settle(&mut merged, &found.directory, &mut problems, &mut notices);
-    let mut database = database::settle(&mut merged, resolve, &mut problems, &mut notices);
+    let mut database = database::settle(&mut merged, &mut problems, &mut notices);
     // In a test the server is the tests' own, whatever makes the connection to another one safe.
     if let Some(url) = database.url.as_mut().filter(|_| !source.environment.contains_key(TEST_SOCKET)) {
         database::secure(url, &merged, &source.environment, &mut problems);
     }
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
+    let own = credentials::read(source, own, &values, &mut problems);
+    let clouds = build::Clouds { own: &own, dropped };
     let mut settings =
-        build::settings(&values, found.file, &found.directory, database, companions, &source.environment);
+        build::settings(&values, found.file, &found.directory, database, companions, &source.environment, clouds);
     settings.choose_max_connections(memory);
     notices.extend(foreign::notices(&source.environment, &settings, &values));
+    notices.extend(check::shared_credentials(&settings, &own));
     check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
     rows.extend(rows::libpq(&source.environment, &values, &settings));
+    rows.extend(credentials::rows(&own));
     rows.extend(
         std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
     );

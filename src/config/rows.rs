@@ -13,8 +13,7 @@ use super::values::Values;
 use crate::plan::DatabaseUrl;
 use crate::plan::libpq::{is_libpq, stays_attached};
 
-/// What stands in the place of a secret.
-pub const HIDDEN: &str = "********";
+pub use crate::scrub::HIDDEN;
 
 /// One key with its value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

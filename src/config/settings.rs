@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::backup::{Backup, Disk, Surroundings};
+use super::drop_env::DropEnv;
 use crate::plan::libpq::TEST_SOCKET;
 use crate::plan::{DatabaseUrl, Secret};
 
@@ -113,6 +114,8 @@ pub struct Postgres {
     pub url: Option<DatabaseUrl>,
     /// The scheme of the database URL that was written, whatever became of its server; it may name a driver.
     pub scheme: Option<String>,
+    /// What to do where the name of the server to attach to does not resolve; `None` for an address.
+    pub unresolved_help: Option<String>,
     pub source: BinarySource,
     pub listen: IpAddr,
     pub port: Port,
@@ -243,6 +246,10 @@ pub struct Workers {
     /// More environment for the workers: `.env`, then `[workers.env]`. What refers to the server is marked in it
     /// ([`super::references`]).
     pub env: BTreeMap<String, String>,
+    /// Variables that no child gets.
+    pub drop_env: DropEnv,
+    /// Whether children are kept from gaining rights (prctl(2), PR_SET_NO_NEW_PRIVS).
+    pub no_new_privs: bool,
     /// Modules imported while PostgreSQL starts; a missing one is passed over.
     pub preimport: Vec<String>,
     pub access_log: bool,

@@ -5,7 +5,6 @@ mod diff;
 mod foreign;
 mod workers;
 
-use std::io;
 use std::path::Path;
 
 use expect_test::{Expect, expect};
@@ -62,11 +61,7 @@ impl Project {
             cwd: self.path().to_path_buf(),
             environment: self.environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         };
-        let resolve = |host: &str, _| match host {
-            "db.example.org" => Ok(()),
-            _ => Err(io::Error::other("Name or service not known")),
-        };
-        load_with(&source, &resolve, self.memory)
+        load_with(&source, self.memory)
     }
 
     fn loaded(&self) -> Loaded {
@@ -347,6 +342,8 @@ fn the_table_is_aligned() {
         workers.url_scheme             auto                                              default
         workers.env                    (what .env holds)                                 default
         workers.preimport              ["uvicorn", "fastapi", "sqlalchemy", "psycopg2"]  default
+        workers.drop_env               []                                                default
+        workers.no_new_privs           true                                              default
         workers.access_log             false                                             default
         workers.event_loop             auto                                              default
         workers.run_as                 (as root: www-data or nobody, where they can)     default

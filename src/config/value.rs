@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::keys::{self, Kind};
 
-/// A value as it was written.
-#[derive(Clone, Debug, PartialEq)]
+/// A value as it was written. `Debug` shows what sort of value it is, and never the value: it may be a password.
+#[derive(Clone, PartialEq)]
 pub enum Raw {
     /// From the environment, a `.env` or a flag: text that may stand for anything.
     Word(String),
@@ -48,8 +48,8 @@ impl fmt::Display for Room {
     }
 }
 
-/// A value as its kind reads it.
-#[derive(Clone, Debug, PartialEq)]
+/// A value as its kind reads it. `Debug` shows no text, which may be a password.
+#[derive(Clone, PartialEq)]
 pub enum Typed {
     Nothing,
     Text(String),
@@ -62,6 +62,31 @@ pub enum Typed {
     Ip(IpAddr),
     Address(SocketAddr),
     List(Vec<String>),
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Word(_) => "a word",
+            Self::Text(_) => "text",
+            Self::Integer(_) => "an integer",
+            Self::Float(_) => "a float",
+            Self::Boolean(_) => "a boolean",
+            Self::List(_) => "a list",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+impl fmt::Debug for Typed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => formatter.write_str("nothing"),
+            Self::Text(_) => formatter.write_str("text"),
+            Self::List(_) => formatter.write_str("a list"),
+            other => write!(formatter, "{other}"),
+        }
+    }
 }
 
 /// Why a value cannot be read.

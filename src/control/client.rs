@@ -1,4 +1,4 @@
-//! The commands' side of the control socket.
+//! The client of the control socket, which commands use.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -6,32 +6,39 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, Uri};
 use nix::unistd::{Uid, User};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::messages::{Answer, LogEntry, LogQuery, Order, Restart, Status};
 use crate::exit::{Code, Failure};
-use crate::health::client::exchange;
+use crate::http::client::{exchange, get, read_body};
 
-/// How long a status may take: nothing is waited for but the kernel's word on memory.
+/// How long a status may take: the server waits for nothing but the kernel's figures of memory.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
+/// How often a Tandem that has not carried out its order yet is asked whether it lives, and how long it may say nothing.
+const LIFE_INTERVAL: Duration = Duration::from_secs(5);
+const LIFE_LIMIT: Duration = Duration::from_secs(30);
+/// How long an order may take: the supervisor's own limits end it much earlier.
+const ORDER_LIMIT: Duration = Duration::from_hours(24);
 /// Largest answer that is read in one piece, and longest line of a log, in bytes.
 const ANSWER_SIZE_MAX: usize = 4 * 1024 * 1024;
 
-/// How the Tandem behind the socket at `path` is.
+/// The status of the Tandem behind the socket at `path`.
 ///
 /// # Errors
 /// A [`Failure`] that says so when none runs there or when it may not be asked; any error when it does not answer.
 pub async fn status(path: &Path) -> anyhow::Result<Status> {
     let asked = async {
         let stream = connect(path).await?;
-        exchange(stream, request(Method::GET, "/status", String::new())?, async |response| whole(response).await).await
+        let request = request(Method::GET, "/status", String::new())?;
+        // The limit below holds for all of it.
+        exchange(stream, request, Duration::MAX, async |response| whole(response).await).await
     };
     match timeout(STATUS_LIMIT, asked).await {
         Ok(status) => status,
@@ -39,7 +46,7 @@ pub async fn status(path: &Path) -> anyhow::Result<Status> {
     }
 }
 
-/// Give an order to the Tandem behind the socket at `path`, and wait for its answer as long as it takes.
+/// Give an order to the Tandem behind the socket at `path`, and wait for its answer for as long as that Tandem lives.
 ///
 /// # Errors
 /// As [`status`]; that an order was refused or failed is an answer and no error.
@@ -51,8 +58,35 @@ pub async fn order(path: &Path, order: &Order) -> anyhow::Result<Answer> {
         Order::Scale(to) => ("/scale", serde_json::to_string(to)?),
     };
     let stream = connect(path).await?;
-    let read = async |response: Response<Incoming>| parse(&collect(response).await?);
-    exchange(stream, request(Method::POST, to, body)?, read).await.context("no answer came")
+    let read = async |response: Response<Incoming>| parse(&read_body(response, ANSWER_SIZE_MAX).await?);
+    let request = request(Method::POST, to, body)?;
+    tokio::select! {
+        answer = exchange(stream, request, ORDER_LIMIT, read) => answer.context("no answer came"),
+        () = silence(path) => bail!(
+            "the tandem behind {} has answered nothing for {LIFE_LIMIT:?}: its process is stopped or hangs; \
+             the order may still be carried out",
+            path.display()
+        ),
+    }
+}
+
+/// Wait until the Tandem behind the socket at `path` answers no request at all any more.
+async fn silence(path: &Path) {
+    loop {
+        sleep(LIFE_INTERVAL).await;
+        // What it answers does not matter, that it answers does. At its end it refuses connections: then the order's own
+        // connection ends too, and tells.
+        let asked = async {
+            match UnixStream::connect(path).await {
+                Ok(stream) => drop(get(stream, "tandem", "/", LIFE_LIMIT * 2).await),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::future::pending().await,
+                Err(_) => {}
+            }
+        };
+        if timeout(LIFE_LIMIT, asked).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Hand each line that `query` asks for to `on_entry`; with `follow`, until Tandem ends or `on_entry` fails.
@@ -71,8 +105,9 @@ pub async fn logs(
         }
         let mut body = response.into_body();
         let mut rest: Vec<u8> = Vec::new();
-        while let Some(frame) = body.frame().await {
-            // Killed in the middle of a line, Tandem says no more than if it had ended after it.
+        let limit = if query.follow { Duration::MAX } else { STATUS_LIMIT };
+        while let Some(frame) = timeout(limit, body.frame()).await.context("the log ends in the middle")? {
+            // A Tandem that was killed in the middle of a line: that half line is left out.
             let Ok(frame) = frame else { break };
             rest.extend(frame.into_data().unwrap_or_default());
             let mut begin = 0;
@@ -87,10 +122,10 @@ pub async fn logs(
         }
         Ok(())
     };
-    exchange(stream, request(Method::GET, &query.to_uri(), String::new())?, read).await
+    exchange(stream, request(Method::GET, &query.to_uri(), String::new())?, STATUS_LIMIT, read).await
 }
 
-/// The process that listens at `path`, as the kernel knows it (SO_PEERCRED).
+/// The process that listens at `path` (SO_PEERCRED).
 ///
 /// # Errors
 /// As [`status`].
@@ -110,6 +145,10 @@ async fn connect(path: &Path) -> anyhow::Result<UnixStream> {
         io::ErrorKind::ConnectionRefused => {
             format!("no tandem runs here (the one that listened at {shown} was killed): start it with `tandem up`")
         }
+        // The listening queue is full.
+        io::ErrorKind::WouldBlock => {
+            format!("the tandem behind {shown} takes no request: its process is stopped or hangs")
+        }
         io::ErrorKind::PermissionDenied => {
             format!("{} may ask the tandem behind {shown}, nobody else", owner(path))
         }
@@ -118,7 +157,7 @@ async fn connect(path: &Path) -> anyhow::Result<UnixStream> {
     Err(Failure::new(Code::Failed, words).into())
 }
 
-/// Who may ask, as far as we are let see.
+/// The users that may ask, as far as the file shows it.
 fn owner(path: &Path) -> String {
     let uid = path.metadata().map(|meta| Uid::from_raw(meta.uid())).ok().filter(|uid| !uid.is_root());
     match uid {
@@ -143,18 +182,11 @@ fn request(method: Method, uri: &str, body: String) -> anyhow::Result<Request<Fu
 /// All of an answer as a `T`; what is no success is a [`super::Answer`] that says why.
 async fn whole<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Result<T> {
     let is_success = response.status().is_success();
-    let body = collect(response).await?;
+    let body = read_body(response, ANSWER_SIZE_MAX).await?;
     if !is_success {
         parse::<Answer>(&body)?.into_result()?;
     }
     parse(&body)
-}
-
-async fn collect(response: Response<Incoming>) -> anyhow::Result<Bytes> {
-    match Limited::new(response.into_body(), ANSWER_SIZE_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) => bail!("read the answer: {error}"),
-    }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {

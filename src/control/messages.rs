@@ -14,7 +14,7 @@ pub enum Order {
     Restart { service: String },
     /// Have more workers, or fewer.
     Scale(ScaleTo),
-    /// End everything; asked again, without waiting for anybody.
+    /// Stop everything. A second one skips the waits.
     Stop,
 }
 
@@ -39,26 +39,26 @@ pub struct Restart {
 #[derive(Debug)]
 pub struct Ask {
     pub order: Order,
-    /// Dropped, it tells the asker that Tandem ended first. Nobody may be listening any more: that is no error.
+    /// Dropped, it tells the asker that Tandem ended first. The asker may have gone away, which is no error.
     pub answer: oneshot::Sender<Answer>,
 }
 
-/// What came of an order.
+/// The outcome of an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The exit code of the command that asked: 0 for done.
     pub code: u8,
-    /// What was done, or why it was not, for a person; one entry may have several lines, such as a traceback.
+    /// What was done, or why it was not, as a person reads it; one entry may have several lines, such as a traceback.
     pub words: Vec<String>,
 }
 
 impl Answer {
-    /// It was done.
+    /// The order was carried out.
     pub fn done(words: Vec<String>) -> Self {
         Self { code: Code::Stopped as u8, words }
     }
 
-    /// It was refused, or failed.
+    /// The order was refused, or failed.
     pub fn failed(code: Code, why: impl Into<String>) -> Self {
         Self { code: code as u8, words: vec![why.into()] }
     }
@@ -88,20 +88,20 @@ pub struct Status {
     pub memory_bytes: Option<u64>,
     pub phase: String,
     pub uptime_seconds: f64,
-    /// What a roll under way is doing.
+    /// What the roll does that is under way, if one is.
     pub roll: Option<String>,
     /// Why `hooks.after_ready` last failed.
     #[serde(default)]
     pub hook: Option<String>,
-    /// What is known of backups, in words; `None` where there are none and none are scheduled.
+    /// The state of the backups, in words; `None` where there are none and none are scheduled.
     #[serde(default)]
     pub backups: Option<String>,
     pub services: Vec<ServiceStatus>,
-    /// All of it, Tandem included.
+    /// The memory of all processes, Tandem included.
     pub memory_total_bytes: u64,
 }
 
-/// One process, or the place of one that rests.
+/// One process, or a service that has none at the moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     pub name: String,
@@ -136,7 +136,7 @@ pub enum LogEntry {
         level: String,
         text: String,
     },
-    /// So many lines were forgotten before they could be sent.
+    /// How many lines were dropped before they could be sent.
     Skipped { skipped: u64 },
 }
 
@@ -145,9 +145,9 @@ pub enum LogEntry {
 pub struct LogQuery {
     /// Only those of this service, and Tandem's own about it.
     pub service: Option<String>,
-    /// At most so many of those that are there.
+    /// At most so many of the lines that are there already.
     pub lines: Option<usize>,
-    /// Go on with new ones.
+    /// Whether new lines follow as they come.
     pub follow: bool,
 }
 

@@ -1,10 +1,11 @@
-//! The control socket: what a running Tandem tells its own user, and what it lets that user change.
+//! The control socket: a running Tandem answers its own user there, and takes orders from them.
 //!
 //! ```text
 //! messages   what travels, as JSON
-//! server     HTTP on a unix socket that only its user and root can reach; orders go to the supervisor as `Ask`s
-//! client     the other side, for commands
-//! status     from a picture and the memory of its processes to the answer of `GET /status`; pure
+//! socket     the unix socket, which only its user and root can reach
+//! server     HTTP on it; orders go to the supervisor as `Ask`s
+//! client     the other side, which commands use
+//! status     makes the answer of `GET /status` from a picture and the memory of its processes; pure
 //! ```
 //!
 //! Must not decide anything about services: it carries orders to the supervisor, and answers back.

@@ -1,4 +1,4 @@
-//! HTTP on the control socket: shows how everything is, streams the log, and carries orders to the supervisor.
+//! HTTP on the control socket: shows the state of all services, streams the log, and carries orders to the supervisor.
 //!
 //! | request | answer |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | `POST /restart` with `{"service": "worker-0"}` | an [`Answer`] |
 //! | `POST /scale` with `{"to": 4}` or `{"by": -1}` | an [`Answer`] |
 //!
-//! Whatever cannot be answered so gets an [`Answer`] that says why. How connections are bounded, `health::port` says.
+//! A request that is wrong gets an [`Answer`] that says why. `http::server` says how connections are bounded.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ use super::messages::{Answer, Ask, LogEntry, LogQuery, Order, Restart};
 use super::socket::ControlSocket;
 use super::status::{Memory, status};
 use crate::exit::Code;
-use crate::health::server::json;
-use crate::health::{Picture, port};
+use crate::health::Picture;
+use crate::http::server::{self, json};
 use crate::process::memory;
 use crate::telemetry::{self, Batch, Cursor, Ring, ring};
 
@@ -41,9 +41,9 @@ const BATCH_SIZE: usize = 32 * 1024;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Answer on `socket` until `shutdown` completes; who follows the log then gets its last lines.
+/// Answer on `socket` until `shutdown` completes; clients that follow the log then get its last lines.
 ///
-/// Orders go to `asks`; each is answered when whoever reads them sends its [`Answer`], or drops the sender.
+/// Orders go to `asks`; each is answered when the receiver sends its [`Answer`], or drops the sender.
 pub async fn serve(
     socket: ControlSocket,
     pictures: watch::Receiver<Arc<Picture>>,
@@ -62,17 +62,17 @@ async fn serve_ring(
     shutdown: impl Future<Output = ()>,
 ) {
     let (open, closing) = watch::channel(());
-    let desk = Desk { pictures, asks, ring, closing };
+    let answerer = Answerer { pictures, asks, ring, closing };
     let shutdown = async move {
         shutdown.await;
         drop(open);
     };
-    port::serve(socket, move |request| desk.clone().answer(request), shutdown).await;
+    server::serve(socket, move |request| answerer.clone().answer(request), shutdown).await;
 }
 
 /// What every request is answered from.
 #[derive(Clone)]
-struct Desk {
+struct Answerer {
     pictures: watch::Receiver<Arc<Picture>>,
     asks: mpsc::UnboundedSender<Ask>,
     ring: &'static Ring,
@@ -80,10 +80,10 @@ struct Desk {
     closing: watch::Receiver<()>,
 }
 
-/// The answer to a request that was not understood: its HTTP status, and why.
+/// Why a request was not understood, with the HTTP status that says so.
 type Wrong = (u16, String);
 
-impl Desk {
+impl Answerer {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let wanted = match request.uri().path() {
             "/status" | "/logs" => Method::GET,
@@ -106,8 +106,7 @@ impl Desk {
     async fn status(&self) -> Response<Body> {
         let picture = Arc::clone(&self.pictures.borrow());
         let pids: Vec<_> = picture.services.iter().map(|service| service.pid).collect();
-        // The kernel takes milliseconds for it, which the supervisor's own thread does not have.
-        let sampled = tokio::task::spawn_blocking(move || sample(&pids)).await.unwrap_or_default();
+        let sampled = sample(&pids).await;
         // tokio's clock, so that tests can turn it.
         json(200, &status(&picture, &sampled, Instant::now().into_std())).map(BodyExt::boxed_unsync)
     }
@@ -132,7 +131,7 @@ impl Desk {
         Ok(response)
     }
 
-    /// Everybody who can have lines: the services there are, and those that said something and are gone.
+    /// Every name that lines can have: the services there are, and those that printed something and are gone.
     fn services(&self) -> Vec<String> {
         let mut known = vec![telemetry::OWN.to_owned()];
         let standing: Vec<_> = self.pictures.borrow().services.iter().map(|service| service.name.clone()).collect();
@@ -144,7 +143,7 @@ impl Desk {
         known
     }
 
-    /// Hand `order` to the supervisor and wait for what it says.
+    /// Hand `order` to the supervisor and wait for its answer.
     async fn carry(&self, order: Order) -> Response<Body> {
         let (sender, answer) = oneshot::channel();
         let asked = self.asks.send(Ask { order, answer: sender });
@@ -190,15 +189,16 @@ fn respond(status: u16, answer: &Answer) -> Response<Body> {
 }
 
 /// The memory of Tandem itself and of each of `pids` with all below it.
-fn sample(pids: &[Option<i32>]) -> Memory {
+async fn sample(pids: &[Option<i32>]) -> Memory {
     let known: Vec<i32> = pids.iter().copied().flatten().collect();
-    let mut taken = memory::of_families(&known).into_iter();
-    let services = pids.iter().map(|pid| pid.and_then(|_| taken.next().flatten())).collect();
     let own = std::process::id().cast_signed();
-    Memory { own: memory::pss(own).or_else(|| memory::rss(own)), services }
+    let (families, own) = tokio::join!(memory::of_families(&known), memory::within(memory::LIMIT, own, memory::of_one));
+    let mut taken = families.into_iter();
+    let services = pids.iter().map(|pid| pid.and_then(|_| taken.next().flatten())).collect();
+    Memory { own: own.ok().flatten(), services }
 }
 
-/// Brings the lines of one request, batch by batch.
+/// Reads the lines for one request, batch by batch.
 struct Reader {
     ring: &'static Ring,
     cursor: Cursor,
@@ -221,7 +221,7 @@ impl Reader {
             }
             tokio::select! {
                 _ = self.news.changed() => {}
-                // Once more round, for what was said last.
+                // Read once more, for the last lines.
                 _ = self.closing.changed() => self.follow = false,
             }
         }

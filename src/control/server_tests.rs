@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use super::*;
 use crate::control::client;
@@ -265,4 +266,42 @@ async fn nobody_there_and_a_dead_one_s_socket_say_how_to_start_one() {
         assert!(error.to_string().contains("no tandem runs here") && error.to_string().contains("`tandem up`"));
         assert_eq!(error.to_string().contains("was killed"), leave, "{error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tandem_that_is_stopped_keeps_no_command_waiting_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control.sock");
+    // The kernel takes connections and requests for a process that does not run.
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let error = client::order(&path, &Order::Reload).await.unwrap_err().to_string();
+    assert!(error.contains("is stopped or hangs") && error.contains("may still be carried out"), "{error}");
+    let error = client::logs(&path, &LogQuery { follow: true, ..LogQuery::default() }, |_| Ok(())).await.unwrap_err();
+    assert!(error.to_string().contains("no answer within"), "{error}");
+    assert!(client::status(&path).await.unwrap_err().to_string().contains("did not answer within"));
+
+    // Until its queue is full: then it still is the one that listens.
+    let mut queue = Vec::new();
+    while let Ok(stream) = tokio::net::UnixStream::connect(&path).await {
+        queue.push(stream);
+    }
+    let error = client::order(&path, &Order::Reload).await.unwrap_err();
+    assert!(error.to_string().contains("takes no request"), "{error}");
+    let error = crate::control::open(&path).unwrap_err();
+    assert_eq!(code_of(&error), Code::CannotCreate);
+    assert!(error.to_string().contains("another tandem answers"), "{error}");
+    drop(listener);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_may_take_as_long_as_it_takes() {
+    let mut served = Served::open().await;
+    let path = served.path();
+    let supervise = async {
+        let ask = served.asks.recv().await.unwrap();
+        sleep(Duration::from_mins(20)).await;
+        ask.answer.send(Answer::done(vec!["at last".into()])).unwrap();
+    };
+    let (answer, ()) = tokio::join!(client::order(&path, &Order::Reload), supervise);
+    assert_eq!(answer.unwrap().words, ["at last"]);
 }

@@ -1,9 +1,10 @@
-//! The unix socket itself: made so that nobody else can connect at any moment, and taken over from a dead supervisor.
+//! The unix socket itself: no other user can connect to it at any moment, and the socket of a dead supervisor is replaced.
 
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::unistd::Uid;
@@ -11,17 +12,19 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::exit::{Code, Failure};
-use crate::health::port::Listener;
+use crate::http::server::Listener;
 
+/// How long a client may read nothing of an answer: a person's terminal that follows the log may be paused for a while.
+const WRITE_LIMIT: Duration = Duration::from_mins(10);
 /// Length of the listening queue.
 const BACKLOG: i32 = 64;
 
-/// A bound and listening control socket; its file goes with it.
+/// A bound and listening control socket. Dropping it removes its file.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file we made: one that somebody put in its place is theirs.
+    /// Device and inode of the file that Tandem made. Another file in its place is left alone.
     file: (u64, u64),
 }
 
@@ -34,7 +37,7 @@ pub fn open(path: &Path) -> anyhow::Result<ControlSocket> {
     let bound = || -> io::Result<ControlSocket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
-        // connect(2) is refused until listen(2), whatever the mode; so nobody comes in between these lines (unix(7)).
+        // connect(2) is refused until listen(2), whatever the mode; so no client comes in between these lines (unix(7)).
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
@@ -48,7 +51,7 @@ pub fn open(path: &Path) -> anyhow::Result<ControlSocket> {
     })
 }
 
-/// Make room at `path`: what a dead supervisor left there is removed.
+/// Remove what a dead supervisor left at `path`.
 fn clear(path: &Path) -> anyhow::Result<()> {
     let cannot = |why: String| Failure::new(Code::CannotCreate, why);
     let meta = match path.symlink_metadata() {
@@ -59,12 +62,12 @@ fn clear(path: &Path) -> anyhow::Result<()> {
     if !meta.file_type().is_socket() {
         bail!(cannot(format!("{} is in the control socket's place and is no socket: remove it", path.display())));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        // Nobody listens: its supervisor was killed.
+    match knock(path) {
+        // No process listens: its supervisor was killed.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
             .with_context(|| cannot(format!("cannot remove the stale control socket {}", path.display()))),
-        Ok(stream) => {
-            let by = peer(&stream).map_or_else(String::new, |pid| format!(" (pid {pid})"));
+        Ok(by) => {
+            let by = by.map_or_else(String::new, |pid| format!(" (pid {pid})"));
             bail!(cannot(format!("another tandem{by} answers on the control socket {}", path.display())))
         }
         Err(error) => bail!(
@@ -73,18 +76,31 @@ fn clear(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn peer(stream: &std::os::unix::net::UnixStream) -> Option<i32> {
-    let credentials = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
-    Some(credentials.pid()).filter(|&pid| pid > 0)
+/// The process that listens at `path`, as far as the kernel tells. Never waits: the queue of a process that is stopped may
+/// be full.
+fn knock(path: &Path) -> io::Result<Option<i32>> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let credentials = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials).ok();
+    Ok(credentials.map(|credentials| credentials.pid()).filter(|&pid| pid > 0))
 }
 
 impl Listener for ControlSocket {
     type Stream = UnixStream;
 
-    const NAME: &'static str = "the control socket";
+    const WRITE_LIMIT: Duration = WRITE_LIMIT;
 
-    /// The next connection of our own user or root. The file's mode keeps others out already; should somebody loosen
-    /// it, the kernel's word on who connects still holds (SO_PEERCRED).
+    fn name(&self) -> &'static str {
+        "the control socket"
+    }
+
+    /// The next connection of our own user or root. The file's mode keeps others out already. If the mode is loosened, the
+    /// check of the client's user still holds (SO_PEERCRED).
     async fn accept(&self) -> io::Result<UnixStream> {
         loop {
             let (stream, _) = self.listener.accept().await?;

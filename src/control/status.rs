@@ -59,7 +59,8 @@ fn seconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::picture::{Backups, Counts, Database, Disk, Migrations};
+    use crate::health::picture::{Backups, Database, Disk, Migrations};
+    use crate::http::Counts;
     use crate::phase::Phase;
 
     fn picture(now: Instant) -> Picture {

@@ -5,6 +5,8 @@ use std::error::Error;
 use sea_orm::sqlx::postgres::PgDatabaseError;
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
+use crate::scrub::scrubbed;
+
 const POOLER: &str = "; this is a connection pooler, in transaction mode or one that passes less on than PostgreSQL takes: let \
                       postgres.url or DATABASE_URL lead to the server itself";
 
@@ -23,7 +25,7 @@ pub fn in_words(error: &anyhow::Error) -> String {
             break;
         }
     }
-    words.join(": ")
+    scrubbed(&words.join(": ")).into_owned()
 }
 
 /// What the server answered; or what the driver says, where it was not the server's.

@@ -1,9 +1,10 @@
 //! The other side of the harness's socket: `tandem database`, and tests in Rust that run under `tandem test`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::HOST;
 use hyper::{Method, Request, Response};
@@ -14,10 +15,15 @@ use super::databases::{Census, Lease, Returned};
 use super::desk::Asked;
 use crate::control::Answer;
 use crate::exit::{Code, Failure};
-use crate::health::client::exchange;
+use crate::http::client::{exchange, read_body};
 
 /// The variable that says where the harness's socket is.
 pub const VARIABLE: &str = crate::plan::libpq::TEST_SOCKET;
+
+/// How long an answer may take: a database may have to wait for its template, which migrations and seeds fill.
+const ANSWER_LIMIT: Duration = Duration::from_mins(30);
+/// Largest answer that is read, in bytes.
+const ANSWER_SIZE_MAX: usize = 4 * 1024 * 1024;
 
 /// A harness that runs in another process.
 #[derive(Clone, Debug)]
@@ -61,9 +67,9 @@ impl Client {
         let stream = connect(&self.path).await?;
         let request =
             Request::builder().method(method).uri(uri).header(HOST, "tandem").body(Full::<Bytes>::from(body))?;
-        exchange(stream, request, async |response: Response<Incoming>| {
+        exchange(stream, request, ANSWER_LIMIT, async |response: Response<Incoming>| {
             let is_success = response.status().is_success();
-            let body = response.into_body().collect().await.context("read the answer")?.to_bytes();
+            let body = read_body(response, ANSWER_SIZE_MAX).await?;
             if !is_success {
                 serde_json::from_slice::<Answer>(&body).context("understand the answer")?.into_result()?;
             }

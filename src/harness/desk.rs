@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::databases::Databases;
 use crate::control::{Answer, ControlSocket};
 use crate::exit::{Code, code_of, in_words};
-use crate::health::port;
+use crate::http::server;
 
 /// Largest body of a request, in bytes, and how long it may take to arrive.
 const BODY_SIZE_MAX: usize = 16 * 1024;
@@ -48,7 +48,7 @@ struct Coming {
 /// Answer on `socket` for as long as this is polled.
 pub async fn serve(socket: ControlSocket, databases: Databases) {
     let answer = move |request| answer(databases.clone(), request);
-    port::serve(socket, answer, std::future::pending()).await;
+    server::serve(socket, answer, std::future::pending()).await;
 }
 
 /// The answer to a request that cannot be carried out.

@@ -17,7 +17,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, PgConnection, query_as, query_scalar};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
@@ -28,7 +27,6 @@ use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
-use crate::process;
 use crate::process::sockets::{self, Owner, Snapshot};
 
 /// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
@@ -289,7 +287,7 @@ impl Watch {
                     None => snapshot.owner_over_unix(&socket, pid),
                 };
                 // At once: what it has begun must not go on while its session is being ended.
-                owner.inspect(|owner| process::signal(owner.pid, Signal::SIGKILL)).map(|owner| (owner, pid))
+                owner.inspect(Owner::kill).map(|owner| (owner, pid))
             })
         };
         let found = tokio::task::spawn_blocking(find).await.context("look for a session's owner")?;
@@ -322,7 +320,7 @@ impl Watch {
             let snapshot = (!fresh.is_empty()).then(Snapshot::take);
             let owned = fresh.into_iter().find_map(|(inode, server)| {
                 let owner = snapshot.as_ref()?.owner(*inode)?;
-                process::signal(owner.pid, Signal::SIGKILL);
+                owner.kill();
                 Some((owner, server.clone()))
             });
             (owned, seen)

@@ -14,9 +14,9 @@ use anyhow::{Context, bail, ensure};
 use nix::fcntl::OFlag;
 use tempfile::NamedTempFile;
 
+use crate::durable::{self, open_itself};
 use crate::plan::Identity;
 use crate::postgres::data::THROWAWAY_MARKER;
-use crate::postgres::open_itself;
 
 /// More threads than this wait for one another in the file system.
 const THREADS_MAX: usize = 4;
@@ -40,9 +40,7 @@ pub fn pack(data: &Path, image: &Path) -> anyhow::Result<()> {
     tar.append_path_with_name(data.join(THROWAWAY_MARKER), THROWAWAY_MARKER).context("pack the data directory")?;
     let staged = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     // After a power cut a name that stands for half a file would be worse than no name.
-    staged.as_file().sync_all().with_context(|| format!("write {}", image.display()))?;
-    staged.persist(image).with_context(|| format!("put {} into place", image.display()))?;
-    Ok(())
+    durable::put(staged, image).with_context(|| format!("write {}", image.display()))
 }
 
 fn append(tar: &mut tar::Builder<impl io::Write>, data: &Path, inside: &Path) -> io::Result<()> {

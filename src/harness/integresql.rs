@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use super::databases::{Databases, password};
 use crate::exit::in_words;
-use crate::health::port;
+use crate::http::server::{self, Port};
 
 /// How long a client may wait for another one to fill a template.
 const FILL_LIMIT: Duration = Duration::from_secs(60);
@@ -45,7 +45,8 @@ pub async fn open(databases: Databases) -> std::io::Result<SocketAddr> {
     let address = listener.local_addr()?;
     let office = Office(Arc::new(Inner { databases, templates: Mutex::default(), filled: Notify::new() }));
     let answer = move |request| office.clone().answer(request);
-    tokio::task::spawn_local(port::serve(listener, answer, std::future::pending()));
+    let port = Port { listener, name: "the port of IntegreSQL's interface" };
+    tokio::task::spawn_local(server::serve(port, answer, std::future::pending()));
     Ok(address)
 }
 

@@ -73,7 +73,7 @@ impl Janitor {
             .arg(image)
             .arg(spare)
             .dir("/");
-        let streams = Streams { stdin: Stdio::from(listens), ..Streams::none() };
+        let streams = Streams::new(Stdio::from(listens), Stdio::null(), Stdio::null());
         Ok(Self { orders, _shell: process::spawn_with(&command, None, streams)? })
     }
 

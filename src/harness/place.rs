@@ -10,22 +10,23 @@
 //!
 //! The janitor removes a run's directory; what a power cut or a killed janitor leaves, the next run sweeps.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use tokio::time::{Instant, sleep};
 
 use super::remains;
 use crate::config::temp_dir;
+use crate::durable::{self, Lock, LockError, open_itself};
 use crate::exit::{Code, Failure};
 use crate::install;
-use crate::postgres::{free_bytes, open_itself};
+use crate::postgres::free_bytes;
 use crate::process::identity;
 
 /// A file system in the machine's memory.
@@ -57,7 +58,7 @@ pub struct Place {
     /// The directory itself.
     pub dir: PathBuf,
     base: PathBuf,
-    _lock: Flock<File>,
+    _lock: Lock,
 }
 
 /// The places to try, the best first, and why the best of all is none of them. `state` is the state directory: in a
@@ -98,7 +99,7 @@ impl Place {
         let dead = dead(&base);
         let dir = tempfile::Builder::new().prefix(RUN).permissions(Permissions::from_mode(0o711)).tempdir_in(&base);
         let dir = dir.with_context(cannot)?.keep();
-        let own = lock(&dir.join(LOCK)).with_context(cannot)?;
+        let own = lock(&dir.join(LOCK)).map_err(LockError::into_io).with_context(cannot)?;
         drop(guard);
         for (dir, held) in dead {
             remains::remove(&dir).await;
@@ -109,7 +110,7 @@ impl Place {
 
     /// Take the spare data directory for `key`, if there is one, as `data`.
     pub fn take_spare(&self, key: &str, data: &Path) -> bool {
-        fs::rename(self.spare(key), data).is_ok()
+        durable::rename(&self.spare(key), data).is_ok()
     }
 
     /// Where the spare data directory for `key` belongs.
@@ -147,7 +148,7 @@ impl Place {
         let Some(run) = self.dir.file_name() else { return };
         let gone =
             self.base.join(format!("{GONE}{}-{}", run.display(), path.file_name().unwrap_or_default().display()));
-        if fs::rename(path, &gone).is_ok() {
+        if durable::rename(path, &gone).is_ok() {
             let _ = fs::remove_dir_all(gone);
         }
     }
@@ -198,31 +199,27 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The lock that every run holds for a moment. Polled: whoever holds it may have been stopped (SIGSTOP), for good.
-async fn guard(path: &Path) -> anyhow::Result<Flock<File>> {
+async fn guard(path: &Path) -> anyhow::Result<Lock> {
     let began = Instant::now();
     loop {
         match lock(path) {
             Ok(held) => return Ok(held),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < GUARD_LIMIT => {
-                sleep(LOOK_AGAIN).await;
+            Err(error) if error.is_held() && began.elapsed() < GUARD_LIMIT => sleep(LOOK_AGAIN).await,
+            Err(LockError::Held(holder)) => {
+                let (holder, path) = (holder.named("another test run"), path.display());
+                let what = format!("{holder} holds {path} for longer than {GUARD_LIMIT:?}: is one stopped?");
+                return Err(Failure::new(Code::Temporary, what).into());
             }
             Err(error) => {
-                let what = format!(
-                    "another test run holds {} for longer than {GUARD_LIMIT:?}: is one stopped?",
-                    path.display()
-                );
-                let what =
-                    if error.kind() == io::ErrorKind::WouldBlock { what } else { format!("lock {}", path.display()) };
-                return Err(anyhow::Error::new(error).context(Failure::new(Code::Temporary, what)));
+                let failure = Failure::new(Code::Temporary, format!("lock {}", path.display()));
+                return Err(anyhow::Error::new(error.into_io()).context(failure));
             }
         }
     }
 }
 
-fn lock(path: &Path) -> io::Result<Flock<File>> {
-    // Whoever could open it could hold it, and us up.
-    let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+fn lock(path: &Path) -> Result<Lock, LockError> {
+    Lock::take(path, "`tandem test`")
 }
 
 fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
@@ -231,7 +228,7 @@ fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The directories of runs that are over, each with its lock, so that nobody else removes them too.
-fn dead(base: &Path) -> Vec<(PathBuf, Flock<File>)> {
+fn dead(base: &Path) -> Vec<(PathBuf, Lock)> {
     let unlocked = entries(base, RUN).filter_map(|dir| {
         let held = lock(&dir.join(LOCK)).ok()?;
         Some((dir, held))
@@ -276,7 +273,7 @@ mod tests {
         };
         let old = made("old");
         let week = SystemTime::now() - SPARE_AGE_MAX - Duration::from_secs(60);
-        File::open(&old).unwrap().set_modified(week).unwrap();
+        fs::File::open(&old).unwrap().set_modified(week).unwrap();
         let others = [made("a"), made("b"), made("c")];
         place.wanted_spare("wanted");
         assert!(!old.exists());

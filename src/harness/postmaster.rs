@@ -103,10 +103,10 @@ impl Postmaster {
     /// # Errors
     /// It does not end.
     pub async fn shut_down(mut self) -> anyhow::Result<()> {
+        // While it is still kept: afterwards its number could be another's.
+        process::signal(self.pid.get(), Signal::SIGINT);
         self.keeping.abort();
         let _ = (&mut self.keeping).await;
-        // Aborted, the keeper has dropped the child, which the runtime reaps as an orphan.
-        process::signal(self.pid.get(), Signal::SIGINT);
         let data = &self.spec.home.data;
         let gone = async {
             while !stale::orphaned_backends(data).is_empty() {
@@ -155,7 +155,7 @@ async fn launch(spec: &Spec) -> anyhow::Result<Child> {
     let streams = Streams::to_log(&log).with_context(|| format!("write {}", log.display()))?;
     // Looking through all processes takes longer than anything else here; in a new directory there is nothing to find.
     let used = home.data.join("postmaster.pid").exists();
-    let environment = if used { stale::clear(home).await? } else { Vec::new() };
+    let environment = if used { stale::clear(home, stale::FAST_GRACE).await? } else { Vec::new() };
     let command = server::command(home, &spec.installation, &environment);
     // Nothing in it is worth an orderly shutdown.
     let death = (!spec.lasting).then_some(Signal::SIGQUIT);

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::plan::CommandLine;
 use crate::postgres::stale;
-use crate::process::{self, Streams, signal};
+use crate::process::{self, Streams};
 
 /// How long the removal goes on while killed processes still end.
 const TRIES: usize = 50;
@@ -32,7 +32,7 @@ pub async fn remove(dir: &Path) {
     let segment = segment(&data);
     for _ in 0..TRIES {
         let working = stale::orphaned_backends(&data);
-        working.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
+        working.iter().for_each(|server| server.signal(Signal::SIGKILL));
         // Not before the last process has gone, which could still write.
         if !stale::is_worked_in(&data) && fs::remove_dir_all(dir).is_ok() || !dir.exists() {
             break;

@@ -26,8 +26,6 @@ const NOT_RUNNABLE: u8 = 126;
 const LINES_SHOWN: usize = 20;
 /// How long a command may go on after it was told to end for the second time.
 const SECOND_GRACE: Duration = Duration::from_secs(10);
-/// Rounds in which what the command left behind is ended.
-const STRAY_ROUNDS: usize = 20;
 
 /// Whether the server stays when the command has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +95,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     if let Some(stack) = stage.stack {
         stack.end().await;
     }
-    orphans::end_strays(STRAY_ROUNDS);
+    orphans::end_strays().await;
     if let Some(text) = guard.finish().await {
         eprintln!("tandem: {text}");
         code = Code::Config as u8;

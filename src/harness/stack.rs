@@ -88,7 +88,7 @@ impl Stack {
         let log = cluster.place.dir.join("up.log");
         let streams = Streams::to_log(&log).with_context(|| format!("write {}", log.display()))?;
         let url = cluster.databases.session_url().with_scheme("postgresql").expose();
-        let command = CommandLine::new(program)
+        let command = CommandLine::tandem(program)
             .arg("up")
             .args(forwarded(args))
             .args(set)

@@ -344,8 +344,9 @@ impl Recipe {
             MigrationRun::None => Ok(()),
             MigrationRun::SeaOrm => schema::up(url, migrations.lock_limit, migrations.limit).await.map(drop),
             MigrationRun::Command(words) => {
-                let command = self.around(url).command(words, &self.application());
-                let command = command.context("the migration command is empty")?.dir(self.settings.migrations_dir());
+                let dir = self.settings.migrations_dir();
+                let command = self.around(url).command(words, &self.application(), dir);
+                let command = command.context("the migration command is empty")?;
                 let what = format!("migrations: `{}`", in_one_line(words));
                 self.succeed(command, (migrations.limit, "migrations.limit"), &what).await
             }
@@ -380,7 +381,7 @@ impl Recipe {
                 CommandLine::new(self.python.clone()).args(["-c", CALL, module, function, url.expose()])
             }
         };
-        let mut command = around.with_all(command, &self.application()).dir(&self.settings.directory);
+        let mut command = around.with_all(command, &self.application(), &self.settings.directory);
         if let Seed::Python { .. } = seed {
             // What a program's own directory is to its imports, the project is to a seed's.
             let (dir, app_dir) = (&self.settings.directory, &self.settings.workers.app_dir);

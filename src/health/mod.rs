@@ -1,13 +1,13 @@
 //! What the health port says, and to whom.
 //!
 //! Answers come from the last [`Picture`]; nothing here asks PostgreSQL or a worker anything, and nothing here changes
-//! anything. No secret can be in an answer: a [`Picture`] has no field that could hold one.
+//! anything. What a [`Picture`] quotes of others, such as the last error of a backup, passes `scrub` on its way out: no
+//! secret that this process knows is in an answer.
 
 pub mod backups;
 pub mod client;
 pub mod metrics;
 pub mod picture;
-pub mod port;
 pub mod report;
 pub mod server;
 

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::http::Counts;
 use crate::phase::Phase;
 use crate::process::Exit;
 
@@ -167,17 +168,6 @@ pub enum WorkerState {
     Resting,
     /// No process, and none to come: restarted too often.
     GaveUp,
-}
-
-/// A worker's own numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Counts {
-    /// Requests answered since it started.
-    pub requests: u64,
-    /// Connections open now.
-    pub connections: u64,
-    /// Requests being answered now.
-    pub in_flight: u64,
 }
 
 /// What became of the migrations.

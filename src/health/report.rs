@@ -5,7 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use super::backups::{self, BackupsReport};
-use super::picture::{Counts, Picture, Worker, WorkerState};
+use super::picture::{Picture, Worker, WorkerState};
+use crate::http::Counts;
 use crate::phase::Phase;
 use crate::telemetry::rfc3339;
 

@@ -1,4 +1,4 @@
-//! The health port: HTTP/1.1 answers from the last picture, read-only. How it is bounded, `port` says.
+//! The health port: HTTP/1.1 answers from the last picture, read-only. `http::server` says how it is bounded.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -6,15 +6,16 @@ use std::time::SystemTime;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Response, StatusCode};
-use serde::Serialize;
+use hyper::{Method, Response};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::metrics;
 use super::picture::Picture;
 use super::report::{self, Now};
-use super::{metrics, port};
+use crate::http::server::{self, Port, json_text};
+use crate::scrub::scrubbed;
 
 /// What the port offers, as `/` shows it.
 const INDEX: &[(&str, &str)] = &[
@@ -32,7 +33,7 @@ pub async fn serve(listener: TcpListener, pictures: watch::Receiver<Arc<Picture>
         let picture = Arc::clone(&pictures.borrow());
         std::future::ready(answer(request.method(), request.uri().path(), &picture))
     };
-    port::serve(listener, answer, shutdown).await;
+    server::serve(Port { listener, name: "the health port" }, answer, shutdown).await;
 }
 
 /// The answer to one request.
@@ -68,27 +69,21 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
     }
 }
 
-/// `body` as JSON with status `code`. hyper adds the length, and leaves the body out for HEAD.
-pub fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
-    let (code, text) = match serde_json::to_vec(body) {
-        Ok(text) => (StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), text),
+/// `body` as JSON with status `code`, without secrets: some of the words in it are not Tandem's own, such as the last error
+/// of a backup or the reason of a restart.
+fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string(body) {
+        Ok(text) => json_text(code, scrubbed(&text).into_owned()),
         Err(error) => {
             tracing::error!(%error, "write an answer");
-            (StatusCode::INTERNAL_SERVER_ERROR, b"{}".to_vec())
+            json_text(500, "{}".to_owned())
         }
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = code;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // A cached answer of a probe is a wrong answer.
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    }
 }
 
 /// `text` as it is, which says that it is `content_type`.
 fn plain(text: String, content_type: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(Full::new(Bytes::from(scrubbed(&text).into_owned())));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

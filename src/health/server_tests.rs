@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::health::client::probe;
 use crate::health::picture::{Backups, Database, Disk, Facts, Migrations, Sample};
-use crate::health::port::{CONNECTIONS_MAX, HEAD_LIMIT, HEAD_SIZE_MAX};
+use crate::http::server::{CONNECTIONS_MAX, HEAD_LIMIT, HEAD_SIZE_MAX};
 use crate::phase::Phase;
 
 const LIMIT: Duration = Duration::from_secs(5);

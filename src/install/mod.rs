@@ -1,4 +1,4 @@
-//! What putting something on disk once needs: a lock that says who holds it, digests, modes that every user can
+//! What putting something on disk once needs: a lock that is waited for, digests, modes that every user can
 //! read, and plain words for what pip and uv printed.
 //!
 //! Must not know what is installed: that is `postgres::binaries` and `workers::environment`.
@@ -10,7 +10,7 @@ mod shared;
 
 pub use complaint::{Complaint, last_lines};
 pub use digest::{hexadecimal, sha256, sha256_file};
-pub use lock::{Lock, lock};
+pub use lock::lock;
 pub use shared::{keep_out_of_git, make_shared_dir, open_to_all, write_whole};
 
 /// Write an executable script for a test. A child writes it: had this process the file open for writing while

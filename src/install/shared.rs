@@ -1,9 +1,11 @@
 //! Files that other users must be able to read: as root, `postgres` and the workers run as somebody else.
 
 use std::fs::{DirBuilder, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
+
+use crate::durable::{self, WriteOptions};
 
 const SHARED_DIR_MODE: u32 = 0o755;
 
@@ -62,16 +64,12 @@ pub fn keep_out_of_git(dir: &Path) {
     }
 }
 
-/// Write a small file so that a reader sees the old content or the new, never a part; readable by everybody.
+/// Write a small file that everybody may read.
 ///
 /// # Errors
 /// What the file system answered; the old content is then still there.
 pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".write-").tempfile_in(dir)?;
-    file.write_all(content)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
-    file.persist(path).map(drop).map_err(|error| error.error)
+    durable::replace(path, content, &WriteOptions::default().mode(0o644))
 }
 
 #[cfg(test)]

@@ -33,6 +33,10 @@ pub struct CommandLine {
     pub dir: Option<PathBuf>,
     /// `None`: the user Tandem runs as.
     pub identity: Option<Identity>,
+    /// Whether neither the child nor what it starts can gain rights by a setuid program (prctl(2), PR_SET_NO_NEW_PRIVS).
+    pub no_new_privs: bool,
+    /// Whether the child is Tandem itself, which gets the operator's `TANDEM_*` variables; no other child does.
+    pub is_tandem: bool,
 }
 
 impl CommandLine {
@@ -45,7 +49,14 @@ impl CommandLine {
             env: Vec::new(),
             dir: None,
             identity: None,
+            no_new_privs: false,
+            is_tandem: false,
         }
+    }
+
+    /// Another process of Tandem's: `program` is its own.
+    pub fn tandem(program: impl Into<PathBuf>) -> Self {
+        Self { is_tandem: true, ..Self::new(program) }
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -81,6 +92,11 @@ impl CommandLine {
 
     pub fn identity(mut self, identity: Option<Identity>) -> Self {
         self.identity = identity;
+        self
+    }
+
+    pub fn no_new_privs(mut self, wanted: bool) -> Self {
+        self.no_new_privs = wanted;
         self
     }
 

@@ -43,7 +43,7 @@ pub async fn adopt(home: &Home, installation: &Installation, files: &Rendered) -
 }
 
 async fn make_role(home: &Home, installation: &Installation) -> anyhow::Result<()> {
-    let environment = stale::clear(home).await?;
+    let environment = stale::clear(home, stale::FAST_GRACE).await?;
     let config = format!("config_file={}", home.data.join(CONF).display());
     let command = server::program(home, installation, &environment)
         .arg("--single")

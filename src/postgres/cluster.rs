@@ -11,10 +11,11 @@ use anyhow::{Context, bail};
 
 use super::binaries::Installation;
 use super::data::{Found, inspect};
-use super::files::{free_bytes, sync_dir, sync_file_system, write_whole};
+use super::files::{free_bytes, write_whole};
 use super::home::{Home, make_dir};
 use super::names;
 use super::settings::{Rendered, SUPERUSER};
+use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
 use crate::process::{self, identity};
@@ -166,9 +167,9 @@ fn initdb_command(home: &Home, installation: &Installation, staging: &Path, more
 }
 
 fn put_in_place(staging: &Path, data: &Path) -> io::Result<()> {
-    sync_file_system(staging)?;
-    fs::rename(staging, data)?;
-    data.parent().map_or(Ok(()), sync_dir)
+    durable::sync_file_system(staging)?;
+    durable::rename(staging, data)?;
+    durable::sync_parent(data)
 }
 
 fn explain_place(home: &Home, error: io::Error) -> anyhow::Error {

@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
-use super::files::open_itself;
 use super::{names, secret};
 use crate::config::Settings;
+use crate::durable::open_itself;
 use crate::exit::{Code, Failure};
 use crate::install::{self, hexadecimal};
 use crate::plan::Identity;
@@ -27,6 +27,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const SOCKET_NAME_LONGEST: &str = ".s.PGSQL.65535.lock";
 /// Tandem's own socket.
 const CONTROL_NAME: &str = "control.sock";
+/// The longest name in the directory of the sockets on which other servers' workers speak: a slot, and a number.
+const NOTIFY_NAME_LONGEST: &str = "worker-4294967295.4294967295";
 /// Where a short socket directory goes. Not TMPDIR: that differs between a login and a service, and both must agree.
 const SHORT_ROOT: &str = "/tmp";
 /// Where root keeps state that the server's user could not reach beside the configuration.
@@ -45,6 +47,8 @@ pub struct Home {
     pub socket_dir: PathBuf,
     /// Tandem's own unix socket, for whoever asks a running Tandem; only its user and root may.
     pub control: PathBuf,
+    /// Where workers of another server speak of themselves; made when there is one.
+    pub notify: PathBuf,
     /// The user the server runs as, when that is not Tandem's own.
     pub server: Option<Identity>,
 }
@@ -71,7 +75,8 @@ impl Home {
         // Whoever looks for a running Tandem must come to the path that it chose: its user's, not the looker's.
         let owner = run.metadata().map_or_else(|_| own_uid(), |meta| meta.uid());
         let control = short_enough(run.clone(), CONTROL_NAME, owner).join(CONTROL_NAME);
-        Self { data: data.canonicalize().unwrap_or(data), run, socket_dir, control, server, state }
+        let notify = short_enough(run.join("notify"), NOTIFY_NAME_LONGEST, owner);
+        Self { data: data.canonicalize().unwrap_or(data), run, socket_dir, control, notify, server, state }
     }
 
     /// Make the directories that are missing, and check those that must be private.
@@ -330,121 +335,4 @@ fn check_private(dir: &Path, uid: u32) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::exit::code_of;
-
-    #[test]
-    fn a_long_path_moves_the_sockets_to_a_short_private_directory() {
-        let temp = tempfile::tempdir().unwrap();
-        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let near = Home::at(temp.path(), None);
-        assert_eq!((&near.socket_dir, &near.control), (&near.run.join("postgres"), &near.run.join("control.sock")));
-        let far = Home::at(&temp.path().join("d".repeat(100)), None);
-        assert!(far.socket_dir.starts_with("/tmp") && far.socket(65535).as_os_str().len() < SOCKET_PATH_MAX);
-        assert_eq!(far, Home::at(&temp.path().join("d".repeat(100)), None), "the name is deterministic");
-        far.prepare().unwrap();
-        let control = far.control.parent().unwrap();
-        assert!(control.starts_with("/tmp") && control != far.socket_dir, "{}", control.display());
-        assert_eq!(control.metadata().unwrap().mode() & 0o777, 0o700);
-        assert_eq!(far.control, Home::at(&temp.path().join("d".repeat(100)), None).control, "and found again");
-        fs::remove_dir(control).unwrap();
-        assert_eq!(far.socket_dir.metadata().unwrap().mode() & 0o777, 0o700);
-        fs::set_permissions(&far.socket_dir, fs::Permissions::from_mode(0o777)).unwrap();
-        assert_eq!(code_of(&far.prepare().unwrap_err()), Code::CannotCreate);
-        fs::remove_dir(&far.socket_dir).unwrap();
-        std::os::unix::fs::symlink(temp.path(), &far.socket_dir).unwrap();
-        assert!(far.prepare().unwrap_err().to_string().contains("must be a directory"));
-        fs::remove_file(&far.socket_dir).unwrap();
-    }
-
-    #[test]
-    fn what_is_ours_and_was_opened_is_closed_again_and_what_is_not_is_named_with_its_owner() {
-        let temp = tempfile::tempdir().unwrap();
-        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let home = Home::at(&temp.path().join("state"), None);
-        home.prepare().unwrap();
-        make_dir(&home.data, 0o700, None).unwrap();
-        fs::write(secret::path(&home), "x").unwrap();
-        let parts = [
-            (home.run.clone(), 0o755),
-            (secret::path(&home), 0o600),
-            (home.data.parent().unwrap().to_owned(), 0o700),
-            (home.data.clone(), 0o700),
-            (home.socket_dir.clone(), 0o700),
-        ];
-        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
-        for (path, wanted) in &parts {
-            // As kubelet does for `fsGroup`.
-            fs::set_permissions(path, fs::Permissions::from_mode(wanted | if path.is_dir() { 0o2070 } else { 0o060 }))
-                .unwrap();
-        }
-        home.prepare().unwrap();
-        for (path, wanted) in &parts {
-            assert_eq!(mode(path), *wanted, "{}", path.display());
-        }
-        fs::set_permissions(&home.data, fs::Permissions::from_mode(0o750)).unwrap();
-        home.prepare().unwrap();
-        assert_eq!(mode(&home.data), 0o750, "which PostgreSQL allows");
-        assert_eq!(fs::read_to_string(home.state.join(".gitignore")).unwrap(), "*\n");
-
-        fs::remove_dir(&home.socket_dir).unwrap();
-        std::os::unix::fs::symlink(temp.path(), &home.socket_dir).unwrap();
-        assert!(home.prepare().unwrap_err().to_string().contains("must be a directory"));
-        if identity::is_root() {
-            fs::remove_file(&home.socket_dir).unwrap();
-            fs::create_dir(&home.socket_dir).unwrap();
-            std::os::unix::fs::chown(&home.socket_dir, Some(12_345), None).unwrap();
-            let message = home.prepare().unwrap_err().to_string();
-            assert!(message.contains("belongs to user id 12345") && message.contains("chown -R 0"), "{message}");
-        }
-    }
-
-    #[test]
-    fn a_link_that_takes_the_place_of_a_directory_meanwhile_is_not_followed() {
-        let temp = tempfile::tempdir().unwrap();
-        let [name, link, victim] = ["run", "link", "victim"].map(|name| temp.path().join(name));
-        for dir in [&name, &victim] {
-            fs::create_dir(dir).unwrap();
-            fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
-        }
-        std::os::unix::fs::symlink(&victim, &link).unwrap();
-        let ended = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                    let _ = nix::fcntl::renameat2(
-                        nix::fcntl::AT_FDCWD,
-                        &name,
-                        nix::fcntl::AT_FDCWD,
-                        &link,
-                        nix::fcntl::RenameFlags::RENAME_EXCHANGE,
-                    );
-                }
-            });
-            for _ in 0..20_000 {
-                if close(&name, own_uid(), 0o700, 0o700).unwrap().is_some() {
-                    for dir in [&name, &link].into_iter().filter(|path| !path.is_symlink()) {
-                        let _ = open_itself(dir, OFlag::O_DIRECTORY)
-                            .and_then(|dir| dir.set_permissions(fs::Permissions::from_mode(0o777)));
-                    }
-                }
-            }
-            ended.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        assert_eq!(victim.metadata().unwrap().mode() & 0o777, 0o777);
-    }
-
-    #[test]
-    fn a_state_directory_behind_a_closed_door_is_named_with_the_ways_out() {
-        let Some(server) = identity::lookup("nobody").filter(|_| identity::is_root()) else {
-            return crate::skip::skip("only root can be somebody else");
-        };
-        let temp = tempfile::tempdir().unwrap();
-        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let error = Home::at(&temp.path().join("state"), Some(server)).prepare().unwrap_err();
-        assert_eq!(code_of(&error), Code::CannotCreate);
-        let message = error.to_string();
-        assert!(message.contains(&temp.path().display().to_string()) && message.contains("state_dir"), "{message}");
-    }
-}
+mod tests;

@@ -4,25 +4,23 @@
 //! The second is for two state directories with one data directory, as when a volume is mounted into both: a lock follows the
 //! directory itself, through bind mounts and namespaces of this machine.
 
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use anyhow::Context;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
 use super::home::Home;
+use crate::durable::{Lock, LockError};
 use crate::exit::{Code, Failure};
 use crate::process::identity;
 
 /// Holds the state directory until dropped.
 #[derive(Debug)]
 pub struct StateLock {
-    _file: Flock<File>,
+    _lock: Lock,
 }
 
 impl StateLock {
@@ -32,30 +30,20 @@ impl StateLock {
     /// [`Failure`] with [`Code::CannotCreate`] that says who holds it.
     pub fn take(home: &Home, command: &str) -> anyhow::Result<Self> {
         let path = home.state.join("lock");
-        let file = open(&path).map_err(|error| {
-            let why = format!("cannot open the lock {}{}", path.display(), identity::refused(&path, &error));
-            anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why))
-        })?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                file.set_len(0).context("write the lock")?;
-                let now = humantime::format_rfc3339_seconds(SystemTime::now());
-                // In containers every holder has the same pid; what differs is the host's name.
-                let host = nix::unistd::gethostname().unwrap_or_default();
-                let (pid, host) = (std::process::id(), host.display());
-                write!(file, "pid {pid} on host {host}, `{command}`, since {now}").context("write the lock")?;
+        match Lock::take(&path, &format!("`{command}`")) {
+            Ok(lock) => {
                 hold_data(&home.data)?;
-                Ok(Self { _file: file })
+                Ok(Self { _lock: lock })
             }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                let _ = file.rewind();
-                let _ = file.read_to_string(&mut holder);
-                let holder = if holder.is_empty() { "just started".to_owned() } else { holder };
-                let message = format!("another tandem ({holder}) holds {}", home.state.display());
+            Err(LockError::Held(holder)) => {
+                let message = format!("{} holds {}", holder.named("another tandem"), home.state.display());
                 Err(Failure::new(Code::CannotCreate, message).into())
             }
-            Err((_, error)) => Err(anyhow::Error::new(error).context(Failure::new(
+            Err(LockError::Open(error)) => {
+                let why = format!("cannot open the lock {}{}", path.display(), identity::refused(&path, &error));
+                Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why)))
+            }
+            Err(LockError::Refused(error)) => Err(anyhow::Error::new(error).context(Failure::new(
                 Code::CannotCreate,
                 format!("cannot lock {}; does its file system support flock?", path.display()),
             ))),
@@ -63,18 +51,8 @@ impl StateLock {
     }
 }
 
-/// Open the lock, which is its owner's alone: whoever can open it can hold it (flock(2)), and write another's name into it.
-fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    let meta = file.metadata()?;
-    if meta.mode() & 0o077 != 0 && meta.uid() == nix::unistd::Uid::effective().as_raw() {
-        file.set_permissions(Permissions::from_mode(0o600))?;
-    }
-    Ok(file)
-}
-
 /// The data directories that this process holds, by device and inode, for as long as it lives.
-static HELD: Mutex<Vec<(u64, u64, Flock<File>)>> = Mutex::new(Vec::new());
+static HELD: Mutex<Vec<(u64, u64, Lock)>> = Mutex::new(Vec::new());
 
 /// Hold the data directory `data`, if there is one, until this process ends: before anything in it is changed or ended.
 ///
@@ -95,18 +73,18 @@ pub fn hold_data(data: &Path) -> anyhow::Result<()> {
     if held.iter().any(|&(device, inode, _)| (device, inode) == (meta.dev(), meta.ino())) {
         return Ok(());
     }
-    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+    match Lock::on(directory) {
         Ok(directory) => {
             held.push((meta.dev(), meta.ino(), directory));
             Ok(())
         }
-        Err((_, Errno::EWOULDBLOCK)) => {
+        Err(error) if error.is_held() => {
             let what = "another tandem runs a server in this directory, with another state directory or in a container";
             let text = format!("{}: {what}; stop it first, two servers would destroy the data", data.display());
             Err(Failure::new(Code::CannotCreate, text).into())
         }
         // Network file systems lock no directories. What else there is against a second server holds there too.
-        Err((_, error)) => {
+        Err(error) => {
             tracing::debug!(%error, "lock {}", data.display());
             Ok(())
         }
@@ -129,12 +107,8 @@ mod tests {
         let host = nix::unistd::gethostname().unwrap();
         let holder = format!("pid {} on host {}, `tandem up`, since 20", std::process::id(), host.display());
         assert!(message.contains(&holder), "{message}");
-        let mode = || temp.path().join("lock").metadata().unwrap().mode() & 0o777;
-        assert_eq!(mode(), 0o600);
-        std::fs::set_permissions(temp.path().join("lock"), Permissions::from_mode(0o666)).unwrap();
         drop(first);
         StateLock::take(&home, "tandem migrate").unwrap();
-        assert_eq!(mode(), 0o600);
     }
 
     #[test]
@@ -145,11 +119,11 @@ mod tests {
         std::fs::create_dir(&data).unwrap();
         std::os::unix::fs::symlink(&data, &link).unwrap();
         // As another process: an opening of its own.
-        let other = Flock::lock(File::open(&link).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        let other = Lock::on(File::open(&link).unwrap()).unwrap();
         assert_eq!(code_of(&hold_data(&data).unwrap_err()), Code::CannotCreate);
         drop(other);
         hold_data(&data).unwrap();
         hold_data(&link).unwrap();
-        assert!(Flock::lock(File::open(&link).unwrap(), FlockArg::LockExclusiveNonblock).is_err());
+        assert!(Lock::on(File::open(&link).unwrap()).unwrap_err().is_held());
     }
 }

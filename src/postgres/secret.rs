@@ -16,6 +16,7 @@ use super::home::Home;
 use super::scram;
 use crate::exit::{Code, Failure};
 use crate::plan::Secret;
+use crate::scrub;
 
 /// A password, and whether Tandem made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +52,10 @@ pub fn existing(home: &Home, given: Option<&Secret>) -> anyhow::Result<Option<Pa
     match fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()) {
         // An empty file is what a full disk leaves behind under other programs: make a new one.
         Ok(text) if text.is_empty() => Ok(None),
-        Ok(text) if is_ours(&text) => Ok(Some(Password { secret: Secret::new(text), generated: true })),
+        Ok(text) if is_ours(&text) => {
+            scrub::learn(&text);
+            Ok(Some(Password { secret: Secret::new(text), generated: true }))
+        }
         Ok(_) => {
             // Taken as it is, a rest of it would become the role's password, guarded by a single round of SCRAM.
             let what = format!("the password file {} is damaged: it is not what Tandem wrote", path.display());
@@ -84,6 +88,7 @@ pub fn ensure(home: &Home, given: Option<&Secret>) -> anyhow::Result<Password> {
     SysRng.try_fill_bytes(&mut bits).context("ask the system for randomness")?;
     // Letters, digits, `-` and `_`: nothing that a URL must encode, because Alembic's configuration chokes on `%`.
     let text = URL_SAFE_NO_PAD.encode(bits);
+    scrub::learn(&text);
     write_whole(&path(home), &text, 0o600, None)?;
     Ok(Password { secret: Secret::new(text), generated: true })
 }

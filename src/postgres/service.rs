@@ -50,6 +50,8 @@ pub struct Launch {
     pub url: DatabaseUrl,
     pub stocked: Rc<Cell<Stocked>>,
     pub settings: Settings,
+    /// How long a server of an earlier run gets to stop (`stop.postgres_grace`).
+    pub grace: Duration,
     /// Whether a full disk is waited for. A command with one job ends instead, and lets go of the lock.
     pub waits_for_room: bool,
     pub samples: watch::Sender<Reading>,
@@ -178,7 +180,7 @@ impl Shared {
         let installation = self.launch.installation.borrow().clone().context("no PostgreSQL was installed")?;
         // Before anything is ended: the directory may be another one than at the start, after a restore.
         lock::hold_data(&home.data)?;
-        let environment = stale::clear(home).await?;
+        let environment = stale::clear(home, self.launch.grace).await?;
         let command = server::command(home, &installation, &environment);
         let lines = self.tail.count();
         // SIGINT is the fast shutdown: should Tandem be killed, the server stops cleanly and needs no recovery.

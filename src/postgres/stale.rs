@@ -1,13 +1,10 @@
 //! What an earlier server left: its processes, `postmaster.pid`, socket locks.
 //!
-//! A PostgreSQL process works in its data directory (its cwd), and nothing else has that directory as its cwd: by this
-//! mark they are found, whatever path the directory has in their mount namespace. A server of another pid namespace, such
-//! as a container with the same volume, is refused and never touched. Callers hold the [`super::lock::StateLock`] and the data directory, so no
-//! other Tandem runs a server here.
+//! A server of another pid namespace, such as a container with the same volume, is refused and never touched. Callers hold
+//! the [`super::lock::StateLock`] and the data directory, so no other Tandem runs a server here.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,11 +13,15 @@ use nix::sys::signal::Signal;
 
 use super::files::read_if_there;
 use super::home::Home;
+use super::server_processes::{ServerProcess, ServerProcesses, namespace_of};
+use crate::durable;
 use crate::exit::{Code, Failure};
-use crate::process::{lease, signal};
+use crate::process::lease;
+use crate::process::look::{RIGHT, apart};
 
-/// How long an orphaned server may take for a fast shutdown: rollback and a checkpoint.
-const FAST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a leftover server may take for a fast shutdown, rollback and a checkpoint, where no configuration says it
+/// (`stop.postgres_grace`).
+pub const FAST_GRACE: Duration = Duration::from_secs(10);
 /// How long for an immediate one: the postmaster itself kills what is left after 5 s.
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(6);
 /// How long backends of a dead postmaster get to notice; those in a long query never do.
@@ -33,18 +34,19 @@ const ELSEWHERE_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks for it.
 const ELSEWHERE_POLL: Duration = Duration::from_millis(100);
 
-/// Make the way free for a new postmaster of `home`; returns what its environment must hold.
+/// Make the way free for a new postmaster of `home`; returns what its environment must hold. A server of an earlier run gets
+/// `grace` for its fast shutdown.
 ///
 /// # Errors
 /// [`Failure`] with [`Code::Temporary`] when processes of an earlier server cannot be ended, with [`Code::CannotCreate`] when
 /// a server of another namespace works here.
-pub async fn clear(home: &Home) -> anyhow::Result<Vec<(String, String)>> {
+pub async fn clear(home: &Home, grace: Duration) -> anyhow::Result<Vec<(String, String)>> {
     let recorded = recorded(&home.data)?.and_then(|text| pid_in(&text));
     let found = refuse_foreign(&home.data).await?;
     let postmaster =
-        |member: &&Member| recorded == Some(member.pid) || found.iter().any(|other| other.parent == member.pid);
+        |one: &&ServerProcess| recorded == Some(one.pid()) || found.iter().any(|other| other.parent == one.pid());
     for orphan in found.iter().filter(postmaster) {
-        stop_orphan(&home.data, orphan.pid).await?;
+        stop_orphan(&home.data, orphan, grace).await?;
     }
     if !found.is_empty() {
         end_orphaned_backends(&home.data).await?;
@@ -59,7 +61,8 @@ pub async fn clear(home: &Home) -> anyhow::Result<Vec<(String, String)>> {
         None => {
             tracing::warn!("postmaster.pid in {} is damaged; moving it aside", home.data.display());
             let lock_file = home.data.join("postmaster.pid");
-            fs::rename(&lock_file, home.data.join("postmaster.pid.damaged")).context("move postmaster.pid aside")?;
+            durable::rename(&lock_file, &home.data.join("postmaster.pid.damaged"))
+                .context("move postmaster.pid aside")?;
             Ok(Vec::new())
         }
     }
@@ -108,14 +111,18 @@ fn files_of_a_server(data: &Path) -> Vec<PathBuf> {
 }
 
 /// Wait a little for the end of servers of other pid namespaces that work in `data`, then refuse; returns our namespace's.
-async fn refuse_foreign(data: &Path) -> anyhow::Result<Vec<Member>> {
+async fn refuse_foreign(data: &Path) -> anyhow::Result<Vec<ServerProcess>> {
     let begun = Instant::now();
     loop {
-        let found = members(data);
-        let Some(foreign) = found.iter().find(|member| member.foreign) else { return Ok(found) };
+        let place = data.to_owned();
+        let all = apart(move || ServerProcesses::of(&place)).await.context("look at the processes of this machine")?;
+        let Some(foreign) = all.found.iter().find(|process| process.foreign) else {
+            tell_of_unseen(data, &all.unseen);
+            return Ok(all.found);
+        };
         if begun.elapsed() > ELSEWHERE_LIMIT {
-            let (data, pid) = (data.display(), foreign.pid);
-            let namespace = namespace_of(&pid.to_string()).unwrap_or_default();
+            let (data, pid) = (data.display(), foreign.pid());
+            let namespace = namespace_of(pid).unwrap_or_default();
             let what = format!(
                 "a PostgreSQL server of another container or namespace (process {pid}, namespace {}) works in {data}: stop \
                  it where it was started",
@@ -127,22 +134,34 @@ async fn refuse_foreign(data: &Path) -> anyhow::Result<Vec<Member>> {
     }
 }
 
-/// End the server of an earlier run, should one still work here; costs nothing after a clean stop.
+/// A server that cannot be seen is not taken for none.
+fn tell_of_unseen(data: &Path, unseen: &[i32]) {
+    if !unseen.is_empty() {
+        tracing::warn!(
+            "cannot see where the PostgreSQL processes {unseen:?} work, for want of {RIGHT}: if one of them works in {}, the \
+             next start of PostgreSQL fails until it is ended",
+            data.display()
+        );
+    }
+}
+
+/// End the server of an earlier run if one still works here, as [`clear`] does; costs nothing after a clean stop.
 ///
 /// # Errors
 /// As [`clear`].
-pub async fn end_leftover(home: &Home) -> anyhow::Result<()> {
-    if home.data.join("postmaster.pid").exists() { clear(home).await.map(drop) } else { Ok(()) }
+pub async fn end_leftover(home: &Home, grace: Duration) -> anyhow::Result<()> {
+    if home.data.join("postmaster.pid").exists() { clear(home, grace).await.map(drop) } else { Ok(()) }
 }
 
 /// Our namespace's processes that work in the data directory `data`; once the postmaster is dead, its orphaned backends.
-pub fn orphaned_backends(data: &Path) -> Vec<i32> {
-    members(data).into_iter().filter(|member| !member.foreign).map(|member| member.pid).collect()
+/// Blocks.
+pub fn orphaned_backends(data: &Path) -> Vec<ServerProcess> {
+    ServerProcesses::of(data).found.into_iter().filter(|process| !process.foreign).collect()
 }
 
-/// Whether a server works in `data`, in whatever namespace.
+/// Whether a server works in `data`, in whatever namespace. Blocks.
 pub fn is_worked_in(data: &Path) -> bool {
-    !members(data).is_empty()
+    !ServerProcesses::of(data).found.is_empty()
 }
 
 /// After the postmaster of `data` died: wait for its backends to notice, and kill those that do not.
@@ -151,106 +170,54 @@ pub fn is_worked_in(data: &Path) -> bool {
 /// [`Failure`] with [`Code::Temporary`] when one cannot be ended, with [`Code::CannotCreate`] for a server of another
 /// namespace.
 pub async fn end_orphaned_backends(data: &Path) -> anyhow::Result<()> {
-    let left: Vec<i32> = refuse_foreign(data).await?.into_iter().map(|member| member.pid).collect();
-    if left.is_empty() || gone(data, &left, NOTICE_LIMIT).await {
+    let left = refuse_foreign(data).await?;
+    if gone(&left, NOTICE_LIMIT).await {
         return Ok(());
     }
-    for &pid in left.iter().filter(|&&pid| works_in(pid, data)) {
-        tracing::warn!(process.pid = pid, "killing a backend that outlived its postmaster");
-        signal(pid, Signal::SIGKILL);
+    for process in left.iter().filter(|process| process.is_there()) {
+        tracing::warn!(process.pid = process.pid(), "killing a backend that outlived its postmaster");
+        process.signal(Signal::SIGKILL);
     }
-    if gone(data, &left, KILL_LIMIT).await {
+    if gone(&left, KILL_LIMIT).await {
         return Ok(());
     }
+    let left: Vec<i32> = left.iter().filter(|process| process.is_there()).map(ServerProcess::pid).collect();
     let message = format!("processes {left:?} of an earlier PostgreSQL still work in {}", data.display());
     bail!(Failure::new(Code::Temporary, format!("{message} and cannot be ended; is its disk hanging?")))
 }
 
-async fn stop_orphan(data: &Path, pid: i32) -> anyhow::Result<()> {
-    let shown = data.display();
-    tracing::warn!(process.pid = pid, "a PostgreSQL server of an earlier run still works in {shown}; stopping it");
-    for (request, limit) in [(Signal::SIGINT, FAST_LIMIT), (Signal::SIGQUIT, IMMEDIATE_LIMIT)] {
-        signal(pid, request);
+async fn stop_orphan(data: &Path, server: &ServerProcess, grace: Duration) -> anyhow::Result<()> {
+    let (shown, pid) = (data.display(), server.pid());
+    tracing::warn!(
+        process.pid = pid,
+        "a PostgreSQL server of an earlier run still works in {shown}; stopping it, within {grace:?} (stop.postgres_grace)"
+    );
+    for (request, limit) in [(Signal::SIGINT, grace), (Signal::SIGQUIT, IMMEDIATE_LIMIT)] {
+        server.signal(request);
         // A stopped process handles no signal until it is continued.
-        signal(pid, Signal::SIGCONT);
-        if gone(data, &[pid], limit).await {
+        server.signal(Signal::SIGCONT);
+        if gone(std::slice::from_ref(server), limit).await {
             return Ok(());
         }
     }
     tracing::warn!(process.pid = pid, "it did not stop; killing it");
-    signal(pid, Signal::SIGKILL);
-    if gone(data, &[pid], KILL_LIMIT).await {
+    server.signal(Signal::SIGKILL);
+    if gone(std::slice::from_ref(server), KILL_LIMIT).await {
         return Ok(());
     }
     bail!(Failure::new(Code::Temporary, format!("the PostgreSQL server {pid} in {shown} cannot be stopped")))
 }
 
-/// Wait until none of `pids` works in `data`; `false` when `limit` passed first.
-async fn gone(data: &Path, pids: &[i32], limit: Duration) -> bool {
+/// Wait until `processes` have ended; `false` when `limit` passed first.
+async fn gone(processes: &[ServerProcess], limit: Duration) -> bool {
     let begun = Instant::now();
-    while pids.iter().any(|&pid| works_in(pid, data)) {
+    while processes.iter().any(ServerProcess::is_there) {
         if begun.elapsed() > limit {
             return false;
         }
         tokio::time::sleep(POLL).await;
     }
     true
-}
-
-struct Member {
-    pid: i32,
-    parent: i32,
-    /// Whether it lives in another pid namespace than Tandem.
-    foreign: bool,
-}
-
-/// The PostgreSQL processes that work in `data`. One that may not be looked at (a container's root lacks CAP_SYS_PTRACE)
-/// is not among them.
-fn members(data: &Path) -> Vec<Member> {
-    let (Ok(entries), Some(place)) = (fs::read_dir("/proc"), Place::of(data)) else { return Vec::new() };
-    let own = namespace_of("self");
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let found = pids.filter_map(|pid| {
-        // A shell that somebody left in the data directory is not ours to end. Its name comes first: a look at the
-        // directory of some other process could wait for a disk that hangs.
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        if name.trim_end() != "postgres" || Place::of_process(pid) != Some(place) {
-            return None;
-        }
-        let stat = procfs::process::Process::new(pid).ok()?.stat().ok()?;
-        let foreign = matches!((&own, namespace_of(&pid.to_string())), (Some(own), Some(theirs)) if *own != theirs);
-        Some(Member { pid, parent: stat.ppid, foreign })
-    });
-    found.collect()
-}
-
-/// A directory, by whatever path: bind mounts and other mount namespaces show the same one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
-    device: u64,
-    inode: u64,
-}
-
-impl Place {
-    fn of(directory: &Path) -> Option<Self> {
-        let meta = fs::metadata(directory).ok()?;
-        Some(Self { device: meta.dev(), inode: meta.ino() })
-    }
-
-    /// Where `pid` works. A zombie works nowhere.
-    fn of_process(pid: i32) -> Option<Self> {
-        Self::of(Path::new(&format!("/proc/{pid}/cwd")))
-    }
-}
-
-/// The pid namespace of a process, as the kernel writes it (namespaces(7)).
-fn namespace_of(pid: &str) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
-}
-
-/// Whether `pid` lives with `data` as its working directory.
-fn works_in(pid: i32, data: &Path) -> bool {
-    Place::of_process(pid).is_some_and(|place| Place::of(data) == Some(place))
 }
 
 /// The pid in the first line of a postmaster.pid; a standalone backend writes its own negated.

@@ -33,6 +33,7 @@ pub fn settings() -> Postgres {
         mode: PostgresMode::Managed,
         url: None,
         scheme: None,
+        unresolved_help: None,
         source: BinarySource::Auto,
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: Port { number: 0, chosen: false },
@@ -96,7 +97,7 @@ pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
         purpose: Purpose::Durable,
     };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();
-    let extra = stale::clear(home).await.unwrap();
+    let extra = stale::clear(home, stale::FAST_GRACE).await.unwrap();
     let command = server::command(home, &installation().await, &extra);
     let (mut child, output) = process::spawn(&command, &[], Signal::SIGQUIT).unwrap();
     let log = tokio::spawn(async move {

@@ -1,34 +1,55 @@
 //! A child, spawned or adopted, and how it ended.
+//!
+//! The number of a process and of its group are its own until it is reaped, and anybody's afterwards. So a child is
+//! reaped in one place, when all that is to be sent to its group has been sent; [`while_own`] holds everything else to it.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
-use std::sync::{Mutex, PoisonError};
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::Receiver;
+use tokio::time::{sleep, timeout};
 
-/// Pids of children that somebody here waits for; the reaper leaves these alone.
+use super::mark::Mark;
+use super::spawn::signal_group;
+
+/// How often a child is looked at where the kernel has no descriptor for it (pidfd_open(2), since Linux 5.3).
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The children that are not reaped yet and that this process waits for; the reaper of strangers leaves them alone.
 static OWN: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
 
-/// Whether `pid` is a child that this process spawned and still waits for.
+fn own() -> MutexGuard<'static, Option<HashSet<i32>>> {
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether `pid` is a child that is not reaped yet and that this process waits for.
 pub(super) fn is_own(pid: i32) -> bool {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|own| own.contains(&pid))
+    own().as_ref().is_some_and(|own| own.contains(&pid))
+}
+
+/// Do something to the child `pid` that must not happen to another process of that number: it cannot be reaped
+/// meanwhile. `None` when it is no child of ours, or was reaped already.
+pub(super) fn while_own<T>(pid: i32, act: impl FnOnce() -> T) -> Option<T> {
+    let own = own();
+    own.as_ref().is_some_and(|own| own.contains(&pid)).then(act)
 }
 
 fn remember(pid: i32) {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(HashSet::new).insert(pid);
+    own().get_or_insert_with(HashSet::new).insert(pid);
 }
 
 fn forget(pid: i32) {
-    if let Some(own) = OWN.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+    if let Some(own) = own().as_mut() {
         own.remove(&pid);
     }
 }
@@ -48,8 +69,8 @@ impl Exit {
         self == Self::Code(0)
     }
 
-    fn from_status(status: ExitStatus) -> Self {
-        match (status.code(), status.signal()) {
+    fn of(status: &WaitIdStatus) -> Self {
+        match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Self::Code(code),
             (None, Some(signal)) => Self::Signal(signal),
             (None, None) => UNKNOWN,
@@ -69,25 +90,32 @@ impl fmt::Display for Exit {
     }
 }
 
-/// An end that cannot be known: somebody else took the status.
+/// An end that cannot be known: another part of this process took the status.
 const UNKNOWN: Exit = Exit::Code(-1);
 
 /// A running child. Dropping it does not end the process; it is reaped as a stranger would be.
 #[derive(Debug)]
 pub struct Child {
     pid: i32,
-    inner: Inner,
+    end: End,
+    mark: Option<Mark>,
     /// Keeps what its group was tied to alive (see `spawn`), should the child itself be the first to end.
     _tie: Option<OwnedFd>,
 }
 
-/// Where the end of a child is learnt from.
 #[derive(Debug)]
-enum Inner {
-    Spawned(Box<tokio::process::Child>),
-    /// Its pidfd, which is readable once the process has ended (pidfd_open(2)).
-    Adopted(AsyncFd<OwnedFd>),
-    Ended(Exit),
+enum End {
+    Awaited(Watch),
+    Known(Exit),
+}
+
+/// What tells of the end of a child.
+#[derive(Debug)]
+enum Watch {
+    /// Readable once the process has ended (pidfd_open(2)).
+    Pidfd(AsyncFd<OwnedFd>),
+    /// Repeated questions, where there is no such descriptor.
+    Poll,
 }
 
 /// The two output streams of a child.
@@ -98,10 +126,10 @@ pub struct Output {
 }
 
 impl Child {
-    pub(super) fn spawned(inner: tokio::process::Child, tie: Option<OwnedFd>) -> Self {
-        let pid = inner.id().map_or(-1, u32::cast_signed);
+    /// The child `pid`, which nothing has reaped.
+    pub(super) fn spawned(pid: i32, tie: Option<OwnedFd>, mark: Option<Mark>) -> Self {
         remember(pid);
-        Self { pid, inner: Inner::Spawned(Box::new(inner)), _tie: tie }
+        Self { pid, end: End::Awaited(Watch::on(pid)), mark, _tie: tie }
     }
 
     /// The process id, which is also the id of the child's process group.
@@ -109,162 +137,191 @@ impl Child {
         self.pid
     }
 
-    /// Wait for the end of the child. Cancel-safe.
+    /// The mark in its environment, by which its descendants are known.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
+    }
+
+    /// Other children carry its mark too, so that what it leaves behind cannot be told from what is theirs.
+    pub fn share_mark(&mut self) {
+        self.mark = None;
+    }
+
+    /// Wait for the end of the child, and reap it. Cancel-safe.
     pub async fn wait(&mut self) -> Exit {
-        let exit = match &mut self.inner {
-            Inner::Spawned(child) => child.wait().await.map(Exit::from_status),
-            Inner::Adopted(pidfd) => ended(pidfd).await,
-            Inner::Ended(exit) => Ok(*exit),
-        };
-        let exit = exit.unwrap_or_else(|error| {
-            tracing::error!(process.pid = self.pid, %error, "wait for child");
-            UNKNOWN
-        });
-        if matches!(self.inner, Inner::Adopted(_)) {
-            self.inner = Inner::Ended(exit);
+        self.ended().await;
+        self.reap()
+    }
+
+    /// Wait until the child has ended, and leave it unreaped. Cancel-safe.
+    pub async fn ended(&self) {
+        let End::Awaited(watch) = &self.end else { return };
+        while !has_ended(self.pid) {
+            watch.wait(self.pid).await;
         }
-        forget(self.pid);
+    }
+
+    /// As [`Child::wait`], while `reading` reads what the child prints. After the end what is still to be read gets at most
+    /// `limit`: what the child has started may hold its output open for ever. The second value tells whether all was read.
+    pub async fn wait_reading(&mut self, reading: impl Future<Output = ()>, limit: Duration) -> (Exit, bool) {
+        self.finish(reading, limit, |_| ()).await
+    }
+
+    /// As [`Child::wait_reading`]; what is left in the child's process group is killed before the child is reaped.
+    pub async fn wait_with_group(&mut self, reading: impl Future<Output = ()>, limit: Duration) -> (Exit, bool) {
+        self.finish(reading, limit, |pid| signal_group(pid, Signal::SIGKILL)).await
+    }
+
+    async fn finish(
+        &mut self,
+        reading: impl Future<Output = ()>,
+        limit: Duration,
+        at_the_end: impl Fn(i32),
+    ) -> (Exit, bool) {
+        let mut reading = pin!(reading);
+        let mut is_read = tokio::select! {
+            () = self.ended() => false,
+            () = &mut reading => true,
+        };
+        self.ended().await;
+        if matches!(self.end, End::Awaited(_)) {
+            at_the_end(self.pid);
+        }
+        if !is_read {
+            is_read = timeout(limit, reading).await.is_ok();
+        }
+        (self.reap(), is_read)
+    }
+
+    /// The child has ended: take its status, and with it its number.
+    fn reap(&mut self) -> Exit {
+        if let End::Known(exit) = self.end {
+            return exit;
+        }
+        let mut own = own();
+        let status = id(self.pid).and_then(|pid| waitid(pid, WaitIdOptions::EXITED | WaitIdOptions::NOHANG));
+        if let Some(own) = own.as_mut() {
+            own.remove(&self.pid);
+        }
+        drop(own);
+        let exit = match status {
+            Ok(Some(status)) => Exit::of(&status),
+            Ok(None) => UNKNOWN,
+            Err(error) => {
+                tracing::error!(process.pid = self.pid, %error, "wait for child");
+                UNKNOWN
+            }
+        };
+        self.end = End::Known(exit);
         exit
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
+        let End::Awaited(watch) = mem::replace(&mut self.end, End::Known(UNKNOWN)) else { return };
         forget(self.pid);
+        let pid = self.pid;
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                while !has_ended(pid) {
+                    watch.wait(pid).await;
+                }
+                super::orphans::reap();
+            });
+        }
     }
 }
 
-/// Keep `pid`, a process whose parent died and left it to this one (see [`super::orphans::adopt`]), as a child like any
-/// other. `stdout` and `stderr` are the reading ends of the pipes that it writes to.
-///
-/// A process that is gone already is a child too, whose end is known at once: as it was, if it could not be reaped
-/// before (see [`super::orphans::hold`]), as [`Exit::Code`] -1 otherwise.
-///
-/// # Errors
-/// `AlreadyExists` when somebody here waits for that process already; a stream that is no pipe; no descriptor is left.
-pub fn adopt(pid: i32, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<(Child, Output)> {
-    if is_own(pid) {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("process {pid} is a child already")));
+impl Watch {
+    fn on(pid: i32) -> Self {
+        let pidfd = os_pid(pid).ok_or(rustix::io::Errno::SRCH);
+        let pidfd = pidfd.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
+        match pidfd.map_err(io::Error::from).and_then(readable) {
+            Ok(pidfd) => Self::Pidfd(pidfd),
+            Err(_) => Self::Poll,
+        }
     }
-    let output =
-        Output { stdout: Some(Receiver::from_owned_fd(stdout)?), stderr: Some(Receiver::from_owned_fd(stderr)?) };
-    let os_pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
-    let inner = match pidfd_open(os_pid, PidfdFlags::NONBLOCK) {
-        // Should the id have been given to another process meanwhile, that one is not a child of ours.
-        Ok(pidfd) if is_child(&pidfd) => Inner::Adopted(watch(pidfd)?),
-        Ok(_) | Err(rustix::io::Errno::SRCH) => Inner::Ended(UNKNOWN),
-        Err(error) => return Err(error.into()),
-    };
-    remember(pid);
-    Ok((Child { pid, inner, _tie: None }, output))
+
+    /// Wait until it is worth looking at `pid` again.
+    async fn wait(&self, pid: i32) {
+        let Self::Pidfd(pidfd) = self else { return sleep(LOOK_AGAIN).await };
+        match pidfd.readable().await {
+            Ok(_) if has_ended(pid) => {}
+            Ok(mut guard) => guard.clear_ready(),
+            // The runtime is being shut down.
+            Err(_) => sleep(LOOK_AGAIN).await,
+        }
+    }
 }
 
 #[expect(unsafe_code, reason = "tokio has no safe door for a descriptor of a kind it does not know")]
-fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+fn readable(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor must stay the same and open while it is registered: an `OwnedFd` does, and moves in.
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }
 
-fn is_child(pidfd: &OwnedFd) -> bool {
-    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    waitid(Id::PIDFd(pidfd.as_fd()), peek).is_ok()
+fn id(pid: i32) -> rustix::io::Result<WaitId<'static>> {
+    os_pid(pid).map(WaitId::Pid).ok_or(rustix::io::Errno::CHILD)
 }
 
-async fn ended(pidfd: &AsyncFd<OwnedFd>) -> io::Result<Exit> {
-    loop {
-        let mut guard = pidfd.readable().await?;
-        match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)? {
-            WaitStatus::Exited(_, code) => return Ok(Exit::Code(code)),
-            WaitStatus::Signaled(_, signal, _) => return Ok(Exit::Signal(signal as i32)),
-            _ => guard.clear_ready(),
-        }
+/// `None` for a number that no process can have: the library panics at a negative one.
+pub(super) fn os_pid(pid: i32) -> Option<Pid> {
+    Pid::from_raw(pid.max(0))
+}
+
+fn peek(pid: i32) -> rustix::io::Result<Option<WaitIdStatus>> {
+    waitid(id(pid)?, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT)
+}
+
+/// Whether the child `pid` has ended; one that is no child counts as ended, for nothing will ever be heard of it.
+fn has_ended(pid: i32) -> bool {
+    !matches!(peek(pid), Ok(None))
+}
+
+/// Keep `pid` as a child like any other: a process that forked off `parent`, and whose own parent died and left it to this
+/// process (see [`super::orphans::adopt`]). `stdout` and `stderr` are the reading ends of the pipes that it writes to,
+/// `mark` is what its environment holds.
+///
+/// The number comes from a program that this process must not believe. So the kernel is asked: the process must be a child
+/// of this one (waitid(2)) that no part of it waits for, it must lead its own process group, and it must run as the user
+/// that `parent` runs as.
+///
+/// A process that has ended and is not reaped (see [`super::orphans::hold`]) is a child too, whose end is known at once.
+///
+/// # Errors
+/// `AlreadyExists` for a child that is waited for already, `PermissionDenied` for a process that is not such a child; a
+/// stream is no pipe; no descriptor is left.
+pub fn adopt(
+    pid: i32,
+    parent: i32,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    mark: Option<Mark>,
+) -> io::Result<(Child, Output)> {
+    if is_own(pid) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("process {pid} is a child already")));
     }
+    let refuse = |why: &str| io::Error::new(io::ErrorKind::PermissionDenied, format!("process {pid} {why}"));
+    // As long as it is not reaped the number stays with it, and here alone it could be.
+    peek(pid).map_err(|_| refuse("is no child of Tandem's"))?;
+    let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid)))?;
+    if group.as_raw() != pid {
+        return Err(refuse("leads no process group"));
+    }
+    if users(pid)? != users(parent)? {
+        return Err(refuse(&format!("does not run as the user of process {parent}")));
+    }
+    let output =
+        Output { stdout: Some(Receiver::from_owned_fd(stdout)?), stderr: Some(Receiver::from_owned_fd(stderr)?) };
+    Ok((Child::spawned(pid, None, mark), output))
+}
+
+/// The real, effective and saved user ids of a process.
+fn users(pid: i32) -> io::Result<[u32; 3]> {
+    let status = procfs::process::Process::new(pid).and_then(|process| process.status()).map_err(io::Error::other)?;
+    Ok([status.ruid, status.euid, status.suid])
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use tokio::io::AsyncReadExt;
-    use tokio::time::timeout;
-
-    use super::super::{lines, orphans, signal, spawn};
-    use super::*;
-    use crate::plan::CommandLine;
-
-    const LIMIT: Duration = Duration::from_secs(10);
-
-    fn pipe() -> (OwnedFd, OwnedFd) {
-        let (reader, writer) = std::io::pipe().unwrap();
-        (reader.into(), writer.into())
-    }
-
-    /// The id of a process that runs `script` and whose parent, a shell, has ended.
-    async fn orphan(script: &str) -> i32 {
-        orphans::adopt();
-        let both = format!("({script}) >/dev/null 2>&1 & echo $!");
-        let (mut parent, output) = spawn(&CommandLine::new("sh").args(["-c", &both]), &[], Signal::SIGKILL).unwrap();
-        let mut pid = 0;
-        lines(output.stdout.unwrap(), |line| pid = line.parse().unwrap()).await;
-        assert_eq!(parent.wait().await, Exit::Code(0));
-        pid
-    }
-
-    async fn wait(child: &mut Child) -> Exit {
-        timeout(LIMIT, child.wait()).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn an_adopted_process_is_a_child_like_any_other() {
-        let (stdout, mut writer) = std::io::pipe().map(|(reader, writer)| (reader.into(), writer)).unwrap();
-        let (stderr, other) = pipe();
-        let pid = orphan("exec sleep 1000").await;
-        let (mut child, output) = adopt(pid, stdout, stderr).unwrap();
-        assert_eq!(child.pid(), pid);
-        std::io::Write::write_all(&mut writer, b"a line\n").unwrap();
-        drop((writer, other));
-        let ((stdout, _one), (stderr, _two)) = (pipe(), pipe());
-        assert_eq!(adopt(pid, stdout, stderr).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        let mut text = String::new();
-        output.stdout.unwrap().read_to_string(&mut text).await.unwrap();
-        assert_eq!(text, "a line\n");
-        assert!(!orphans::strays().contains(&pid), "it is no stray");
-        assert!(timeout(Duration::from_millis(20), child.wait()).await.is_err(), "a wait may be given up");
-        signal(pid, Signal::SIGKILL);
-        orphans::reap();
-        assert_eq!(wait(&mut child).await, Exit::Signal(9), "the reaper left it alone");
-        assert_eq!(wait(&mut child).await, Exit::Signal(9), "and it can be asked again");
-    }
-
-    #[tokio::test]
-    async fn the_end_of_a_process_that_died_before_its_adoption_is_known() {
-        let ((stdout, _one), (stderr, _two)) = (pipe(), pipe());
-        let hold = orphans::hold();
-        // Not before its parent has ended, which would take the status.
-        let pid = orphan("while kill -0 $$; do sleep 0.01; done; exit 7").await;
-        let is_dead = || procfs::process::Process::new(pid).unwrap().stat().unwrap().state == 'Z';
-        timeout(LIMIT, async {
-            while !is_dead() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await
-        .unwrap();
-        orphans::reap();
-        let (mut child, _output) = adopt(pid, stdout, stderr).unwrap();
-        drop(hold);
-        assert_eq!(wait(&mut child).await, Exit::Code(7));
-    }
-
-    #[tokio::test]
-    async fn a_process_that_nobody_knows_has_an_unknown_end() {
-        for pid in [orphan("exit 0").await, 1] {
-            if pid != 1 {
-                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
-            }
-            let ((stdout, _one), (stderr, _two)) = (pipe(), pipe());
-            let (mut child, _output) = adopt(pid, stdout, stderr).unwrap();
-            assert_eq!(wait(&mut child).await, Exit::Code(-1));
-        }
-    }
-}
+mod tests;

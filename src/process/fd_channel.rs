@@ -1,4 +1,4 @@
-//! Messages with descriptors, to and from one child: a SOCK_SEQPACKET socket pair (unix(7)).
+//! A channel to one child for messages that carry descriptors: a SOCK_SEQPACKET socket pair (unix(7)).
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -10,8 +10,7 @@ use tokio::net::UnixDatagram;
 /// Longest message read whole, in bytes.
 const MESSAGE_SIZE_MAX: usize = 64 * 1024;
 
-/// Our end. Datagrams' methods fit: this kind of socket differs from them in that it has two ends, and tells when one is
-/// closed.
+/// Our end. The methods of datagram sockets fit: this kind differs in having two ends, and in telling when one is closed.
 #[derive(Debug)]
 pub struct Channel(UnixDatagram);
 
@@ -21,7 +20,7 @@ pub struct Channel(UnixDatagram);
 /// No descriptor is left.
 pub fn pair() -> io::Result<(Channel, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    // Ours alone: O_NONBLOCK belongs to the open file, and the child may wait as it likes.
+    // For our end alone: O_NONBLOCK belongs to the open file, and the child's end blocks as it is.
     let ours = std::os::unix::net::UnixDatagram::from(ours);
     ours.set_nonblocking(true)?;
     Ok((Channel(UnixDatagram::from_std(ours)?), theirs))

@@ -1,7 +1,7 @@
-//! A child that has the terminal: a command that a person started Tandem for, such as a test run with a debugger in it.
+//! A child that has the terminal: the command of `tandem test`, such as a test run with a debugger in it.
 //!
-//! It leads a process group of its own, so that signals reach all of it; and then the kernel must be told that this group
-//! is in front, or it could not read the terminal (SIGTTIN) and Ctrl-C would not reach it (termios(3), tcsetpgrp(3)).
+//! The child leads its own process group, so that signals reach all of it. The kernel must then be told that this group is
+//! in the foreground: otherwise the child cannot read the terminal (SIGTTIN) and Ctrl-C does not reach it (tcsetpgrp(3)).
 
 use std::io::{self, IsTerminal, Stdin};
 
@@ -34,10 +34,10 @@ pub fn spawn_foreground(command: &CommandLine) -> io::Result<Foreground> {
 }
 
 impl Foreground {
-    /// Give it the terminal, and let it go on, should it have asked for the terminal before.
+    /// Give it the terminal, and continue it if it was stopped because it asked for the terminal too early.
     fn bring_forward(&self) {
         let Some(terminal) = &self.terminal else { return };
-        // SIGTTOU, which this would bring us from the background, is blocked by `signals::block`.
+        // From the background this raises SIGTTOU, which `signals::block` has blocked.
         let _ = tcsetpgrp(terminal, Pid::from_raw(self.child.pid()));
         signal_group(self.child.pid(), Signal::SIGCONT);
     }
@@ -48,7 +48,7 @@ impl Foreground {
         }
     }
 
-    /// If it was stopped from the terminal (Ctrl-Z), stop as well, as the shell expects; returns when both go on.
+    /// If it was stopped from the terminal (Ctrl-Z), stop too, as the shell expects; returns when both are continued.
     pub fn follow_stop(&self) {
         let look = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
         let stopped = waitid(Id::Pid(Pid::from_raw(self.child.pid())), look);
@@ -56,7 +56,7 @@ impl Foreground {
             return;
         }
         self.take_back();
-        // The whole group of ours, for the shell waits for all of it.
+        // All of our group stops: the shell waits for all of it.
         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
         self.bring_forward();
     }

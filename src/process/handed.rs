@@ -1,4 +1,4 @@
-//! Descriptors that whoever started this process handed down, known by their numbers alone.
+//! Descriptors that this process got from the process that started it, known by their numbers alone.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,17 +7,17 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-/// Numbers that have an owner by now.
+/// The numbers that were taken.
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Own descriptor `number` from now on, if it is what `judge` expects; no child inherits it unasked.
+/// Take ownership of descriptor `number` if `judge` accepts it. Children do not inherit it unless they are given it.
 ///
-/// To be called before this process opens what `judge` would take for it: what is refused may be a descriptor of our own,
-/// and is left alone.
+/// Call it before this process opens anything that `judge` would accept. A descriptor that is refused may be one of our own
+/// and stays as it is.
 ///
 /// # Errors
 /// What `judge` said; the kernel's, when no such descriptor is open; `AlreadyExists` when it was taken before.
-#[expect(unsafe_code, reason = "a number is all that is handed down, and somebody has to own what it stands for")]
+#[expect(unsafe_code, reason = "only a number is passed, and the descriptor needs an owner")]
 pub fn take(number: RawFd, judge: impl FnOnce(BorrowedFd<'_>) -> anyhow::Result<()>) -> anyhow::Result<OwnedFd> {
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if number < 0 || taken.contains(&number) {
@@ -32,6 +32,49 @@ pub fn take(number: RawFd, judge: impl FnOnce(BorrowedFd<'_>) -> anyhow::Result<
     taken.insert(number);
     // SAFETY: it is open, nobody owned it when the process began, and it is given away once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Numbers that [`seal`] has closed to children.
+static SEALED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// Let no child inherit what whoever started this process handed down beside the standard streams: a socket of another
+/// service, the end of a pipe that somebody waits for. For the program, before it opens anything of its own.
+pub fn seal() {
+    let mut sealed = SEALED.lock().unwrap_or_else(PoisonError::into_inner);
+    let listing = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> = listing.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        if flags(number).is_some_and(|flags| !flags.contains(FdFlag::FD_CLOEXEC)) {
+            set_flags(number, FdFlag::FD_CLOEXEC);
+            sealed.push(number);
+        }
+    }
+}
+
+/// What [`seal`] has closed to children.
+pub(super) fn sealed() -> Vec<RawFd> {
+    SEALED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Let the child that this process is, between fork and exec, or becomes, have them again. Async-signal-safe.
+pub(super) fn unseal(numbers: &[RawFd]) {
+    for &number in numbers {
+        set_flags(number, FdFlag::empty());
+    }
+}
+
+#[expect(unsafe_code, reason = "a number is all that is known of what was handed down")]
+fn flags(number: RawFd) -> Option<FdFlag> {
+    // SAFETY: the call says whether the number is open, and changes nothing.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(fd, FcntlArg::F_GETFD).ok().map(FdFlag::from_bits_retain)
+}
+
+#[expect(unsafe_code, reason = "a number is all that is known of what was handed down")]
+fn set_flags(number: RawFd, flags: FdFlag) {
+    // SAFETY: a number that is not open is refused by the kernel; of one that is, only this flag changes.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let _ = fcntl(fd, FcntlArg::F_SETFD(flags));
 }
 
 #[cfg(test)]

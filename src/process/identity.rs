@@ -1,4 +1,4 @@
-//! Who we are, who a child shall be, and what that user can reach.
+//! The user of this process, the users of children, and what a user can reach.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -29,7 +29,7 @@ fn identity(user: User) -> Identity {
 
 /// The first directory on the way to `path` that `identity` may not search, or `None` when all may be passed.
 ///
-/// Parts that do not exist yet are taken as reachable: they will be made with the right owner.
+/// Parts that do not exist yet count as reachable: Tandem makes them with the right owner.
 pub fn barrier(path: &Path, identity: &Identity) -> Option<PathBuf> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let real = path.canonicalize().unwrap_or(path);
@@ -49,8 +49,8 @@ pub fn may_write(dir: &Path, identity: Option<&Identity>) -> bool {
     ours && identity.is_none_or(theirs)
 }
 
-/// For the message of an `error` at `path`: who this process is, and whose directory refused it. Empty for an error that
-/// is not about rights.
+/// Text for the message of an `error` at `path`: the user of this process, and the owner of the directory that refused it.
+/// Empty for an error that is not about rights.
 pub fn refused(path: &Path, error: &io::Error) -> String {
     if error.kind() != io::ErrorKind::PermissionDenied {
         return String::new();

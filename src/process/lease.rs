@@ -1,16 +1,16 @@
-//! Whether a process somewhere has a file open for writing, though it may live in a namespace that cannot be seen.
+//! Whether any process has a file open for writing, even one in a namespace that cannot be seen.
 //!
-//! The kernel grants a read lease on a file only where nothing has it open for writing (fcntl(2), F_SETLEASE), and it counts
-//! every process of the machine. The lease is given back at once.
+//! The kernel grants a read lease on a file only if no process of the machine has it open for writing (fcntl(2),
+//! F_SETLEASE). The lease is given back at once.
 
 use std::path::PathBuf;
 
-/// The first of `files` that is open for writing. One that is not there, or that cannot be asked about, counts as closed:
-/// some file systems know no leases. `owner` is the user id that the files belong to.
+/// The first of `files` that is open for writing. A file that is missing counts as closed, and so does one on a file system
+/// without leases. `owner` is the user id that the files belong to.
 #[cfg(target_os = "linux")]
 pub async fn open_for_writing(files: Vec<PathBuf>, owner: u32) -> Option<PathBuf> {
-    // On a thread of its own, which takes the owner's rights with it when it ends: only the owner of a file gets a lease
-    // (CAP_LEASE aside, which containers do not have), and the kernel looks at the user of the thread.
+    // Only the owner of a file gets a lease (or CAP_LEASE, which containers lack), and the kernel looks at the user of the
+    // thread. So a thread of its own becomes the owner, and ends.
     let asking = move || {
         let asked = std::thread::spawn(move || {
             nix::unistd::setfsuid(nix::unistd::Uid::from_raw(owner));
@@ -47,7 +47,7 @@ mod linux {
             // SAFETY: the descriptor is open, and the arguments of these commands are plain numbers.
             Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), command, value) })
         };
-        // Who opens the file for writing meanwhile makes the kernel signal us: with SIGIO, which kills, if not told else.
+        // If a process opens the file for writing meanwhile, the kernel sends a signal: by default SIGIO, which kills.
         set(F_SETSIG, libc::SIGURG)?;
         set(libc::F_SETLEASE, libc::F_RDLCK)?;
         set(libc::F_SETLEASE, libc::F_UNLCK).map(drop)

@@ -3,11 +3,15 @@
 //! Must not decide anything: what to run is `plan/`'s, when to restart is `supervise/`'s.
 
 mod child;
+mod descriptors;
 pub mod fd_channel;
 mod foreground;
 pub mod handed;
 pub mod identity;
+pub mod keeper;
 pub mod lease;
+pub mod look;
+pub mod mark;
 pub mod memory;
 pub mod oom;
 pub mod orphans;
@@ -15,13 +19,15 @@ pub mod ports;
 mod run;
 pub mod sockets;
 mod spawn;
+mod stranger;
 mod stream;
 pub mod umask;
 mod wait;
 
 pub use child::{Child, Exit, Output, adopt};
 pub use foreground::{Foreground, spawn_foreground};
-pub use run::{Finished, RunError, run, run_with};
+pub use run::{Finished, OUTPUT_LIMIT, RunError, run, run_with};
 pub use spawn::{InheritedFd, Streams, group_of, lines, replace, signal, signal_group, spawn, spawn_with};
+pub use stranger::{Identifier, Stranger};
 pub use stream::{Streamed, Streaming};
 pub use wait::ended;

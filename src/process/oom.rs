@@ -1,30 +1,30 @@
-//! The kernel's OOM killer: whom it takes first, and whether it has taken somebody.
+//! The kernel's OOM killer: which process it kills first, and whether it has killed one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// How much sooner than Tandem a worker is taken: as if it had three tenths of the machine's memory more (proc_pid_oom_score_adj(5)).
+/// How much sooner than Tandem a worker is killed: as if it had three tenths of the machine's memory more (proc_pid_oom_score_adj(5)).
 const SOONER: i32 = 300;
 const SCORE_MAX: i32 = 1000;
 
-/// How often somebody was taken, when it was last looked at.
+/// The count of kills at the last look.
 static LAST: Mutex<Option<u64>> = Mutex::new(None);
 
-/// Let the kernel take process `pid` before PostgreSQL, whose end would be everybody's. A score may be raised without
-/// rights, and not lowered again.
+/// Make the kernel kill process `pid` before PostgreSQL, whose end would interrupt everything. Raising a score needs no
+/// rights; lowering it again does.
 pub fn take_first(pid: i32) {
     let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i32>().ok());
     let Some(own) = own else { return };
     let score = (own + SOONER).min(SCORE_MAX);
     if let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
-        tracing::debug!(process.pid = pid, %error, "let the OOM killer take it first");
+        tracing::debug!(process.pid = pid, %error, "make the OOM killer kill it first");
     }
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     *last = last.or_else(kills);
 }
 
-/// Whether the kernel has killed a process for its memory since this was last asked, or since the first child.
+/// Whether the kernel has killed a process for want of memory since the last call, or since the first child.
 pub fn has_killed() -> bool {
     let now = kills();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,15 +1,23 @@
 //! Processes whose parent died under us: adopt them, reap them, and leave none behind.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+use procfs::process::{Process, Stat};
 
 use super::child::is_own;
-use super::spawn::signal;
+use super::look::apart;
+use super::mark::{self, Mark, Run};
+use super::stranger::{Identifier, Stranger};
+
+/// How long the kernel gets to end what was killed. A process that is traced, or that waits for a disk, takes longer.
+pub const STRAY_LIMIT: Duration = Duration::from_secs(2);
+/// Between two looks at what was killed.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How many wait for a process that they are about to adopt.
 static HOLDS: AtomicUsize = AtomicUsize::new(0);
@@ -40,7 +48,7 @@ pub fn adopt() {
     }
 }
 
-/// Reap adopted children that have ended, and no child that somebody here waits for.
+/// Reap adopted children that have ended, and no child that this process waits for.
 ///
 /// A blanket `waitpid(-1)` would steal those statuses; so peek with WNOWAIT (waitid(2)) and stop at one of our own.
 pub fn reap() {
@@ -48,7 +56,16 @@ pub fn reap() {
         return;
     }
     let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) = waitid(Id::All, peek) {
+    loop {
+        let pid = match waitid(Id::All, peek) {
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => pid,
+            // It was ended by a real-time signal, for which that library has no name: look for it.
+            Err(nix::errno::Errno::EINVAL) => match ended_strays().next() {
+                Some(pid) => Pid::from_raw(pid),
+                None => return,
+            },
+            _ => return,
+        };
         if is_own(pid.as_raw()) {
             return;
         }
@@ -58,73 +75,207 @@ pub fn reap() {
 
 /// Live children of this process that it did not spawn itself.
 pub fn strays() -> Vec<i32> {
-    children().into_iter().filter(|&pid| !is_own(pid)).collect()
+    children().into_iter().filter(|child| !is_zombie(child) && !is_own(child.pid)).map(|child| child.pid).collect()
 }
 
-/// End every stray with all its descendants, and whatever they started meanwhile; at most `rounds` times.
-pub fn end_strays(rounds: usize) {
-    for _ in 0..rounds {
+/// Whether the process that `stat` shows is a child of this one that fell to it, as it is a subreaper.
+pub fn is_adopted(stat: &Stat) -> bool {
+    stat.ppid == std::process::id().cast_signed() && !is_own(stat.pid)
+}
+
+/// Children that have ended, which nothing waits for and nothing has reaped.
+fn ended_strays() -> impl Iterator<Item = i32> {
+    children().into_iter().filter(|child| is_zombie(child) && !is_own(child.pid)).map(|child| child.pid)
+}
+
+/// End every stray with all its descendants, and whatever they start meanwhile, within [`STRAY_LIMIT`]; the log names
+/// what is left then.
+pub async fn end_strays() {
+    let began = Instant::now();
+    let mut told = 0;
+    loop {
         reap();
-        let strays = strays();
-        if strays.is_empty() {
+        // One that is traced stays until its tracer lets go of it, and cannot be reaped before.
+        let left = apart(|| {
+            let families = families(&strays());
+            let count = families.len();
+            kill(families);
+            let left: Vec<Stat> = children().into_iter().filter(|child| !is_own(child.pid)).collect();
+            (count, left)
+        });
+        let Some((count, left)) = left.await else { return };
+        if left.is_empty() {
             return;
         }
-        let families = families(&strays);
-        let processes = if families.len() == 1 { "process" } else { "processes" };
-        tracing::info!("end {} {processes} that the services left behind", families.len());
-        // All at once: a chain of them, each in a session of its own, would otherwise go link by link.
-        for &pid in &families {
-            signal(pid, Signal::SIGKILL);
+        if count > told {
+            let processes = if count == 1 { "process" } else { "processes" };
+            tracing::info!("end {count} {processes} that the services left behind");
+            told = count;
         }
-        for pid in strays {
-            let _ = waitpid(Pid::from_raw(pid), None);
+        if began.elapsed() > STRAY_LIMIT {
+            let names: Vec<String> = left.iter().map(|stat| format!("{} (pid {})", stat.comm, stat.pid)).collect();
+            let names = names.join(", ");
+            tracing::error!("killed, and not gone after {STRAY_LIMIT:?}: {names}; a debugger or a disk holds it");
+            return;
         }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// End what the child with `mark` left behind when it ended: descendants that are in other process groups, and whose
+/// parents have ended too. `name` is the child's, for the log.
+pub async fn end_left_by(mark: Mark, name: String) {
+    let began = Instant::now();
+    let mut ended = BTreeMap::new();
+    while began.elapsed() < STRAY_LIMIT {
+        let of_it = mark.clone();
+        let left = apart(move || {
+            let is_of_it = |&pid: &i32| mark::of(pid).is_ok_and(|mark| mark.as_ref() == Some(&of_it));
+            let roots: Vec<i32> = strays().into_iter().filter(is_of_it).collect();
+            kill(families(&roots))
+        });
+        let left = left.await.unwrap_or_default();
+        if left.is_empty() {
+            break;
+        }
+        ended.extend(left);
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    if !ended.is_empty() {
+        tracing::info!({ service.name = %name }, "ended what it left behind: {}", named(&ended));
+    }
+}
+
+/// End what runs in the same place left that are over, and name it in the log. What is to end in its own time, as a server
+/// of PostgreSQL, is left to others.
+pub async fn end_earlier(run: Run) {
+    let is_earlier = move |mark: &Mark| mark.run.place == run.place && mark.run.id != run.id;
+    let ended = apart(move || end_marked(is_earlier, &[], STRAY_LIMIT)).await.unwrap_or_default();
+    if !ended.is_empty() {
+        tracing::warn!("a run of Tandem that was killed left processes behind, which are ended: {}", named(&ended));
+    }
+}
+
+fn named(processes: &BTreeMap<i32, String>) -> String {
+    processes.iter().map(|(pid, name)| format!("{name} (pid {pid})")).collect::<Vec<_>>().join(", ")
+}
+
+/// End every process that carries a mark for which `is_meant` says yes, with all its descendants, and each of `seen`;
+/// until there has been none for a while, or `limit` has passed. The names of all that were found. Blocks.
+///
+/// What is to end in its own time is left alone, with its descendants.
+pub(super) fn end_marked(
+    is_meant: impl Fn(&Mark) -> bool,
+    seen: &[Identifier],
+    limit: Duration,
+) -> BTreeMap<i32, String> {
+    const QUIET: usize = 5;
+    let began = Instant::now();
+    let (mut ended, mut quiet) = (BTreeMap::new(), 0);
+    while quiet < QUIET && began.elapsed() < limit {
+        let all = alive();
+        let own = std::process::id().cast_signed();
+        let mut roots = Vec::new();
+        let mut spared = Vec::new();
+        for stat in all.iter().filter(|stat| stat.pid != own) {
+            match mark::of(stat.pid) {
+                Ok(Some(mark)) if mark.orderly => spared.push(stat.pid),
+                Ok(Some(mark)) if is_meant(&mark) => roots.push(stat.pid),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) if seen.contains(&Identifier::of(stat)) => roots.push(stat.pid),
+                Ok(None) | Err(_) => {}
+            }
+        }
+        let spared = below(&all, &spared);
+        let found: Vec<Identifier> =
+            below(&all, &roots).into_iter().filter(|id| id.pid != own && !spared.contains(id)).collect();
+        let killed = kill(found);
+        quiet = if killed.is_empty() { quiet + 1 } else { 0 };
+        ended.extend(killed);
+        // A pause of this length; there is nothing to wait for but the time.
+        let _ = nix::poll::poll(&mut [], 10_u8);
+    }
+    ended
+}
+
+/// Kill each of `processes` that is still the same; their pids and names.
+fn kill(processes: Vec<Identifier>) -> BTreeMap<i32, String> {
+    let mut killed = BTreeMap::new();
+    // All at once: a chain of them, each in a session of its own, would otherwise go link by link.
+    let held: Vec<Stranger> = processes.into_iter().filter_map(Stranger::hold_this).collect();
+    for process in held {
+        let name = Process::new(process.pid()).and_then(|process| process.stat()).map(|stat| stat.comm);
+        process.signal(Signal::SIGKILL);
+        killed.insert(process.pid(), name.unwrap_or_default());
+    }
+    killed
 }
 
 /// Every process below this one that is no zombie.
-pub fn descendants() -> Vec<i32> {
-    families(&[std::process::id().cast_signed()]).split_off(1)
+pub fn descendants() -> Vec<Identifier> {
+    let own = std::process::id().cast_signed();
+    families(&[own]).into_iter().filter(|id| id.pid != own).collect()
 }
 
-/// `roots` and all their descendants.
-fn families(roots: &[i32]) -> Vec<i32> {
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for (pid, parent) in alive() {
-        children.entry(parent).or_default().push(pid);
+/// `roots` and all their descendants that are no zombies.
+fn families(roots: &[i32]) -> Vec<Identifier> {
+    if roots.is_empty() { Vec::new() } else { below(&alive(), roots) }
+}
+
+/// Those of `all` that are among `roots` or descend from them.
+fn below(all: &[Stat], roots: &[i32]) -> Vec<Identifier> {
+    let mut children: HashMap<i32, Vec<Identifier>> = HashMap::new();
+    for stat in all {
+        children.entry(stat.ppid).or_default().push(Identifier::of(stat));
     }
-    let mut found = roots.to_vec();
+    let mut found: Vec<Identifier> = all.iter().filter(|stat| roots.contains(&stat.pid)).map(Identifier::of).collect();
     let mut next = 0;
-    while let Some(&pid) = found.get(next) {
-        found.extend(children.remove(&pid).unwrap_or_default());
+    while let Some(&id) = found.get(next) {
+        let below = children.remove(&id.pid).unwrap_or_default();
+        found.extend(below.into_iter().filter(|id| !roots.contains(&id.pid)));
         next += 1;
     }
     found
 }
 
-/// The pids whose parent is this process, whichever thread spawned them (proc_pid_task(5)).
-fn children() -> Vec<i32> {
-    // Where the kernel keeps lists of them (CONFIG_PROC_CHILDREN), not all processes must be looked at.
-    let tasks = procfs::process::Process::myself().and_then(|own| own.tasks());
-    let listed = tasks.and_then(|tasks| {
-        let each = tasks.map(|task| task?.children()).collect::<Result<Vec<_>, _>>()?;
-        Ok(each.concat().into_iter().map(u32::cast_signed).filter(|&pid| !is_zombie(pid)).collect())
-    });
-    listed.unwrap_or_else(|_: procfs::ProcError| children_among_all())
+/// The processes below `root`, as far as the kernel lists them without a look at every process (proc_pid_task(5)).
+pub(super) fn listed_below(root: i32) -> Vec<Stat> {
+    let mut found: Vec<Stat> = Vec::new();
+    let mut parents = vec![root];
+    while let Some(parent) = parents.pop() {
+        let children = listed_children(parent).unwrap_or_default();
+        parents.extend(children.iter().map(|child| child.pid));
+        found.extend(children);
+    }
+    found
 }
 
-fn is_zombie(pid: i32) -> bool {
-    procfs::process::Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| stat.state == 'Z')
+/// The processes whose parent is `parent`, whichever thread spawned them, zombies included.
+fn listed_children(parent: i32) -> procfs::ProcResult<Vec<Stat>> {
+    let tasks = Process::new(parent)?.tasks()?;
+    let each = tasks.map(|task| task?.children()).collect::<Result<Vec<_>, _>>()?;
+    let stat = |pid: u32| Process::new(pid.cast_signed()).and_then(|process| process.stat()).ok();
+    Ok(each.concat().into_iter().filter_map(stat).collect())
 }
 
-fn children_among_all() -> Vec<i32> {
+/// The children of this process, zombies included.
+fn children() -> Vec<Stat> {
     let own = std::process::id().cast_signed();
-    alive().into_iter().filter(|&(_, parent)| parent == own).map(|(pid, _)| pid).collect()
+    // Where the kernel keeps lists of them (CONFIG_PROC_CHILDREN), not all processes must be looked at.
+    let listed = listed_children(own);
+    listed.unwrap_or_else(|_| everything().filter(|stat| stat.ppid == own).collect())
 }
 
-/// Every process that is no zombie, with its parent.
-fn alive() -> Vec<(i32, i32)> {
-    let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
-    let stats = processes.filter_map(Result::ok).filter_map(|process| process.stat().ok());
-    stats.filter(|stat| stat.state != 'Z').map(|stat| (stat.pid, stat.ppid)).collect()
+fn is_zombie(stat: &Stat) -> bool {
+    stat.state == 'Z'
+}
+
+/// Every process that is no zombie.
+fn alive() -> Vec<Stat> {
+    everything().filter(|stat| !is_zombie(stat)).collect()
+}
+
+fn everything() -> impl Iterator<Item = Stat> {
+    let processes = procfs::process::all_processes().into_iter().flatten();
+    processes.filter_map(Result::ok).filter_map(|process| process.stat().ok())
 }

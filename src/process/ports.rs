@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::unistd::{Uid, User};
 use procfs::net::{TcpNetEntry, TcpState};
-use procfs::process::{FDTarget, Process};
+use procfs::process::Process;
+
+use super::{descriptors, look};
 
 /// A TCP port of loopback that nobody has at the moment. Whoever binds it must be ready to find it taken.
 ///
@@ -39,14 +42,56 @@ pub fn holder(port: u16) -> Option<String> {
 }
 
 /// Whether the end that this machine accepted on `port` of the connection from `client` is held by a process of the
-/// process group `group`.
-pub fn is_held_by_group(port: u16, client: SocketAddr, group: i32) -> bool {
+/// process group `group`. Where that cannot be seen, any process's end counts, and the log says so once.
+pub async fn is_held_by_group(port: u16, client: SocketAddr, group: i32) -> bool {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    match look::apart(move || held_by_group(port, client, group)).await {
+        Some(Held::ByGroup) => true,
+        Some(Held::Elsewhere) | None => false,
+        Some(Held::Unseen) => {
+            if !TOLD.swap(true, Ordering::Relaxed) {
+                let right = look::RIGHT;
+                tracing::warn!(
+                    "cannot see who answers on port {port}, for want of {right}: an answer counts for the process that is \
+                     waited for, though another one on that port may have given it"
+                );
+            }
+            true
+        }
+    }
+}
+
+/// Who holds the end that this machine accepted of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// A process of the group that was asked about.
+    ByGroup,
+    /// Another process, or none yet.
+    Elsewhere,
+    /// No process that could be looked at; and not all of the group could.
+    Unseen,
+}
+
+/// Blocks.
+fn held_by_group(port: u16, client: SocketAddr, group: i32) -> Held {
     let accepted = |entry: &TcpNetEntry| entry.local_address.port() == port && entry.remote_address == client;
     let all = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
     let inodes: HashSet<u64> = all.filter(accepted).map(|entry| entry.inode).filter(|&inode| inode != 0).collect();
-    let Ok(processes) = procfs::process::all_processes() else { return false };
-    let mut members = processes.flatten().filter(|process| process.stat().is_ok_and(|stat| stat.pgrp == group));
-    !inodes.is_empty() && members.any(|process| holds(&process, &inodes))
+    let Ok(processes) = procfs::process::all_processes() else { return Held::Elsewhere };
+    if inodes.is_empty() {
+        return Held::Elsewhere;
+    }
+    let (members, others): (Vec<Process>, Vec<Process>) =
+        processes.flatten().partition(|process| process.stat().is_ok_and(|stat| stat.pgrp == group));
+    let mut unseen = false;
+    for member in &members {
+        match descriptors::sockets_of(member.pid()) {
+            Ok(sockets) if sockets.iter().any(|inode| inodes.contains(inode)) => return Held::ByGroup,
+            Ok(_) => {}
+            Err(error) => unseen |= error.kind() == io::ErrorKind::PermissionDenied,
+        }
+    }
+    if unseen && !others.iter().any(|process| holds(process, &inodes)) { Held::Unseen } else { Held::Elsewhere }
 }
 
 fn named(inodes: &HashSet<u64>) -> Option<String> {
@@ -60,9 +105,7 @@ fn named(inodes: &HashSet<u64>) -> Option<String> {
 }
 
 fn holds(process: &Process, inodes: &HashSet<u64>) -> bool {
-    process.fd().is_ok_and(|fds| {
-        fds.flatten().any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)))
-    })
+    descriptors::sockets_of(process.pid()).is_ok_and(|sockets| sockets.iter().any(|inode| inodes.contains(inode)))
 }
 
 #[cfg(test)]
@@ -76,10 +119,10 @@ mod tests {
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let address = client.local_addr().unwrap();
         let group = nix::unistd::getpgrp().as_raw();
-        assert!(!is_held_by_group(port, address, group), "nobody has accepted it yet");
+        assert_eq!(held_by_group(port, address, group), Held::Elsewhere, "it is not accepted yet");
         let _accepted = listener.accept().unwrap();
-        assert!(is_held_by_group(port, address, group));
-        assert!(!is_held_by_group(port, address, 1), "it is not another's");
+        assert_eq!(held_by_group(port, address, group), Held::ByGroup);
+        assert_eq!(held_by_group(port, address, 1), Held::Elsewhere);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Run one command to its end within a limit, and bring back what it printed.
+//! Run one command to its end within a limit, and return what it printed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,9 +10,11 @@ use super::child::{Exit, Output};
 use super::spawn::{lines, signal_group, spawn};
 use crate::plan::CommandLine;
 
-/// How long the rest of the output is waited for when the command has ended: a process that it left behind, a daemon or an
-/// agent, may hold it open for ever.
-const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
+/// How long the rest of the output is read after the command has ended: a process that it left behind, such as a daemon, may
+/// hold the output open for ever.
+pub const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
+/// How much is kept of each stream, in bytes: of more, the last half of it at least.
+const OUTPUT_SIZE_MAX: usize = 1 << 20;
 /// Lines that are kept for a message.
 const LINES_LAST: usize = 20;
 
@@ -20,9 +22,11 @@ const LINES_LAST: usize = 20;
 #[derive(Debug)]
 pub struct Finished {
     pub exit: Exit,
+    /// What it printed; of more than 1 MiB, the last.
     pub stdout: String,
+    /// As `stdout`.
     pub stderr: String,
-    /// The last lines of both, in the order in which they came, without empty ones.
+    /// The last lines of both in the order of their arrival, without empty ones.
     pub last: Vec<String>,
 }
 
@@ -44,14 +48,25 @@ pub enum RunError {
     Limit(String, Duration),
 }
 
-/// Kills the whole group unless it has been disarmed: a cancelled run must leave nothing behind.
-struct Group(Option<i32>);
+/// Kills the whole group of a run that is cancelled, which must leave nothing behind. Nothing is sent to the group of a
+/// command that was reaped.
+struct Group(i32);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            signal_group(group, Signal::SIGKILL);
-        }
+        signal_group(self.0, Signal::SIGKILL);
+    }
+}
+
+/// Add `line` to `text`, which keeps the last of what it gets.
+fn keep_last(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+    if text.len() > OUTPUT_SIZE_MAX {
+        let half = text.len() - OUTPUT_SIZE_MAX / 2;
+        let cut =
+            text.as_bytes().iter().skip(half).position(|&byte| byte == b'\n').map_or(text.len(), |at| half + at + 1);
+        text.drain(..cut);
     }
 }
 
@@ -73,20 +88,19 @@ pub async fn run_with(command: &CommandLine, limit: Duration, on_line: impl FnMu
         io::ErrorKind::NotFound => RunError::NotFound(command.name()),
         _ => RunError::Spawn(command.name(), error),
     })?;
-    let mut group = Group(Some(child.pid()));
+    let _group = Group(child.pid());
     let (mut stdout, mut stderr) = (String::new(), String::new());
     let shown = std::cell::RefCell::new((on_line, VecDeque::new()));
     let keep = |text: &mut String, line: &str| {
         let (on_line, last) = &mut *shown.borrow_mut();
         on_line(line);
-        text.push_str(line);
-        text.push('\n');
+        keep_last(text, line);
         if !line.trim().is_empty() {
             last.truncate(LINES_LAST - 1);
             last.push_front(line.trim_end().to_owned());
         }
     };
-    let is_read = {
+    let ended = {
         let read = async {
             let out = async {
                 if let Some(stream) = &mut output.stdout {
@@ -100,17 +114,9 @@ pub async fn run_with(command: &CommandLine, limit: Duration, on_line: impl FnMu
             };
             tokio::join!(out, err);
         };
-        let whole = async {
-            tokio::pin!(read);
-            tokio::select! {
-                () = &mut read => (child.wait().await, true),
-                exit = child.wait() => (exit, tokio::time::timeout(OUTPUT_LIMIT, read).await.is_ok()),
-            }
-        };
-        tokio::time::timeout(limit, whole).await
+        tokio::time::timeout(limit, child.wait_reading(read, OUTPUT_LIMIT)).await
     };
-    let (exit, is_read) = is_read.map_err(|_| RunError::Limit(command.name(), limit))?;
-    group.0 = None;
+    let (exit, is_read) = ended.map_err(|_| RunError::Limit(command.name(), limit))?;
     if !is_read {
         tracing::debug!("{} has ended, and left a process that holds its output open", command.name());
         swallow(output);
@@ -119,7 +125,7 @@ pub async fn run_with(command: &CommandLine, limit: Duration, on_line: impl FnMu
     Ok(Finished { exit, stdout, stderr, last: last.into_iter().rev().collect() })
 }
 
-/// Read what still comes and drop it: a process that was left behind would die of a closed pipe.
+/// Read what still comes and drop it: a process that was left behind would die when it writes to a closed pipe.
 fn swallow(output: Output) {
     for stream in [output.stdout, output.stderr].into_iter().flatten() {
         tokio::spawn(lines(stream, |_| ()));
@@ -140,6 +146,43 @@ mod tests {
         let left: i32 = finished.stdout.lines().next().unwrap().parse().unwrap();
         assert!(finished.last.iter().any(|line| line == "oops") && finished.last.contains(&left.to_string()));
         assert!(super::super::spawn::group_of(left).is_some(), "what it left goes on");
-        signal_group(super::super::spawn::group_of(left).unwrap(), Signal::SIGKILL);
+        super::super::Stranger::hold(left).unwrap().signal(Signal::SIGKILL);
+    }
+
+    #[tokio::test]
+    async fn what_a_talkative_command_printed_is_kept_in_part() {
+        let script = "yes 'a line of output' | head -n 500000; echo the last";
+        let finished = run(&CommandLine::new("sh").args(["-c", script]), Duration::from_secs(60)).await.unwrap();
+        assert!(finished.stdout.len() <= OUTPUT_SIZE_MAX, "{}", finished.stdout.len());
+        assert!(finished.stdout.starts_with("a line of output\n") && finished.stdout.ends_with("\nthe last\n"));
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_run_takes_what_holds_its_output_along() {
+        let temp = tempfile::tempdir().unwrap();
+        let pid = temp.path().join("pid");
+        let script = format!("sleep 1000 & echo $! >{0}.new; mv {0}.new {0}; exit 0", pid.display());
+        let command = CommandLine::new("sh").args(["-c", &script]);
+        // The command has ended when the run is given up; what it started has its output open still.
+        let left = tokio::select! {
+            _ = run(&command, Duration::from_secs(60)) => panic!("it waits for the rest of the output"),
+            left = async {
+                while !pid.exists() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let left = std::fs::read_to_string(&pid).unwrap().trim().parse::<i32>().unwrap();
+                let shell = super::super::spawn::group_of(left).unwrap();
+                while procfs::process::Process::new(shell).unwrap().stat().unwrap().state != 'Z' {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                left
+            } => left,
+        };
+        let gone = async {
+            while super::super::Identifier::look_up(left).is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
     }
 }

@@ -9,16 +9,28 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
-use super::orphans;
+use super::stranger::{Identifier, Stranger};
+use super::{descriptors, orphans};
 
 /// A descendant.
 #[derive(Clone, Debug)]
 pub struct Owner {
     pub pid: i32,
+    start: u64,
     /// Its program's name, and the file that it runs if it is an interpreter; never other arguments, which may be passwords.
     pub program: String,
+}
+
+impl Owner {
+    /// End it, unless it has ended already.
+    pub fn kill(&self) {
+        if let Some(process) = Stranger::hold_this(Identifier { pid: self.pid, start: self.start }) {
+            process.signal(Signal::SIGKILL);
+        }
+    }
 }
 
 /// The end of an established TCP connection.
@@ -31,22 +43,22 @@ pub struct End {
 
 /// The descendants' sockets at one moment, and what the kernel was asked about the others then.
 pub struct Snapshot {
-    owners: HashMap<u64, i32>,
+    owners: HashMap<u64, Identifier>,
     established: OnceCell<Vec<End>>,
     unix: OnceCell<Vec<(u64, u64)>>,
 }
 
 impl Snapshot {
     pub fn take() -> Self {
-        let pairs =
-            orphans::descendants().into_iter().flat_map(|pid| sockets_of(pid).into_iter().map(move |at| (at, pid)));
+        let descendants = orphans::descendants().into_iter();
+        let pairs = descendants.flat_map(|id| sockets_of(id.pid).into_iter().map(move |inode| (inode, id)));
         Self { owners: pairs.collect(), established: OnceCell::new(), unix: OnceCell::new() }
     }
 
     /// The descendant that has the socket `inode`.
     pub fn owner(&self, inode: u64) -> Option<Owner> {
-        let pid = *self.owners.get(&inode)?;
-        Some(Owner { pid, program: program_of(pid) })
+        let Identifier { pid, start } = *self.owners.get(&inode)?;
+        Some(Owner { pid, start, program: program_of(pid) })
     }
 
     /// The descendant whose end of the TCP connection from `client` to one of `servers` it is.
@@ -78,9 +90,7 @@ pub fn clients_of_unix(path: &Path) -> Vec<u64> {
 }
 
 fn sockets_of(pid: i32) -> Vec<u64> {
-    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
-    links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect()
+    descriptors::sockets_of(pid).unwrap_or_default()
 }
 
 fn program_of(pid: i32) -> String {

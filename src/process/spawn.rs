@@ -19,12 +19,12 @@ use nix::unistd::{Pid, getpid, getppid};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 
-use super::child::{Child, Output};
-use super::umask;
+use super::child::{Child, Output, while_own};
+use super::{handed, mark, umask};
 use crate::plan::CommandLine;
 
-/// What a supervisor above says to Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that took it for its own would
-/// answer in Tandem's name: PostgreSQL, where it is built with systemd's library, says READY=1 to whatever is named here.
+/// Variables that a supervisor sets for Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that got them would answer in
+/// Tandem's name: PostgreSQL built with systemd's library says READY=1 to the socket that is named here.
 const NOT_FOR_CHILDREN: [&str; 7] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES"];
 
@@ -42,19 +42,19 @@ impl InheritedFd {
     }
 }
 
-/// Start `command` in a process group of its own, with `death` as the signal it gets should Tandem die.
+/// Start `command` in a process group of its own, with `death` as the signal that it gets when Tandem dies.
 ///
 /// Standard input is empty; standard output and error come back as [`Output`].
 ///
 /// # Errors
 /// What fork(2), setuid(2) or execve(2) answered: a missing program is `NotFound`.
 pub fn spawn(command: &CommandLine, fds: &[InheritedFd], death: Signal) -> io::Result<(Child, Output)> {
-    let streams = Streams { stdin: Stdio::null(), stdout: Stdio::piped(), stderr: Stdio::piped() };
-    let (mut child, tie) = start(command, fds, Some(death), streams)?;
-    let output = outputs(&mut child).inspect_err(|_| {
-        let _ = child.start_kill();
+    let streams = Streams::new(Stdio::null(), Stdio::piped(), Stdio::piped());
+    let (mut process, child) = start(command, fds, Some(death), streams)?;
+    let output = outputs(&mut process).inspect_err(|_| {
+        let _ = process.kill();
     })?;
-    Ok((Child::spawned(child, tie), output))
+    Ok((child, output))
 }
 
 /// The standard streams of a child.
@@ -63,17 +63,25 @@ pub struct Streams {
     pub stdin: Stdio,
     pub stdout: Stdio,
     pub stderr: Stdio,
+    /// Whether the child also gets the other descriptors that Tandem was started with.
+    handed: bool,
 }
 
 impl Streams {
-    /// Tandem's own.
+    /// These, and no other descriptor.
+    pub fn new(stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Self {
+        Self { stdin, stdout, stderr, handed: false }
+    }
+
+    /// Tandem's own, with all other descriptors that it was started with: a person's command may be told of one by its
+    /// arguments (`<(…)` in a shell, make's jobserver).
     pub fn inherited() -> Self {
-        Self { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit() }
+        Self { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit(), handed: true }
     }
 
     /// None at all.
     pub fn none() -> Self {
-        Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
+        Self::new(Stdio::null(), Stdio::null(), Stdio::null())
     }
 
     /// No input; both outputs are added to the file `log`, which only its owner reads.
@@ -82,26 +90,26 @@ impl Streams {
     /// `log` cannot be written.
     pub fn to_log(log: &Path) -> io::Result<Self> {
         let file = File::options().append(true).create(true).mode(0o600).open(log)?;
-        Ok(Self { stdin: Stdio::null(), stdout: file.try_clone()?.into(), stderr: file.into() })
+        Ok(Self::new(Stdio::null(), file.try_clone()?.into(), file.into()))
     }
 }
 
-/// As [`spawn`], with `streams` of the caller's. Without `death` the child outlives Tandem, whatever happens to it, in a
-/// session of its own.
+/// As [`spawn`], with the caller's `streams`. Without `death` the child gets a session of its own and outlives Tandem,
+/// however Tandem ends.
 ///
 /// # Errors
 /// As [`spawn`].
 pub fn spawn_with(command: &CommandLine, death: Option<Signal>, streams: Streams) -> io::Result<Child> {
-    start(command, &[], death, streams).map(|(child, tie)| Child::spawned(child, tie))
+    start(command, &[], death, streams).map(|(_, child)| child)
 }
 
-fn outputs(child: &mut tokio::process::Child) -> io::Result<Output> {
-    let stdout = child.stdout.take().map(|stream| stream.into_owned_fd().and_then(Receiver::from_owned_fd));
-    let stderr = child.stderr.take().map(|stream| stream.into_owned_fd().and_then(Receiver::from_owned_fd));
+fn outputs(process: &mut std::process::Child) -> io::Result<Output> {
+    let stdout = process.stdout.take().map(|stream| Receiver::from_owned_fd(stream.into()));
+    let stderr = process.stderr.take().map(|stream| Receiver::from_owned_fd(stream.into()));
     Ok(Output { stdout: stdout.transpose()?, stderr: stderr.transpose()? })
 }
 
-/// Which signal says that something happened to a descriptor (fcntl(2)); the libc crate lacks it. Its number is Linux's
+/// The command that chooses the signal of a descriptor (fcntl(2)); the libc crate lacks it. The number stands in Linux's
 /// `asm-generic/fcntl.h`, which x86 and ARM share.
 const F_SETSIG: c_int = 10;
 
@@ -112,7 +120,7 @@ const WRITER_MIN: RawFd = 1000;
 /// The pipe whose writing end lives as long as Tandem does.
 static LIFELINE: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();
 
-/// A reading end of the lifeline with an owner of its own to be set: another opening of the same pipe (proc_pid_fd(5)).
+/// A reading end of the lifeline that can get an owner of its own: the same pipe, opened once more (proc_pid_fd(5)).
 fn lifeline() -> io::Result<OwnedFd> {
     let pipe = match LIFELINE.get() {
         Some(pipe) => pipe,
@@ -131,8 +139,8 @@ fn lifeline() -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/self/fd/{}", pipe.0.as_raw_fd()))?.into())
 }
 
-/// Have the kernel end the calling process's whole group when Tandem dies, however it died: PR_SET_PDEATHSIG ends the
-/// process alone, and what that has started would stay (fcntl(2), F_SETSIG). Async-signal-safe.
+/// Make the kernel kill the whole group of the calling process when Tandem dies: PR_SET_PDEATHSIG kills the process alone,
+/// and not what it has started (fcntl(2), F_SETSIG). Async-signal-safe.
 #[expect(unsafe_code, reason = "fcntl(2) has no safe door for F_SETSIG and F_SETOWN")]
 fn tie_group(lifeline: RawFd) -> io::Result<()> {
     let set = |command: c_int, value: c_int| {
@@ -152,15 +160,24 @@ fn start(
     fds: &[InheritedFd],
     death: Option<Signal>,
     streams: Streams,
-) -> io::Result<(tokio::process::Child, Option<OwnedFd>)> {
-    let mut process = tokio::process::Command::from(prepare(command));
+) -> io::Result<(std::process::Child, Child)> {
+    let mut process = prepare(command);
+    // What outlives Tandem on purpose carries no mark, not that of a Tandem around this one either.
+    let mark = death.and_then(|death| mark::next(death != Signal::SIGKILL));
+    match &mark {
+        Some(mark) => process.env(mark::NAME, mark.to_string()),
+        None if death.is_none() => process.env_remove(mark::NAME),
+        None => &mut process,
+    };
     process.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
     if death.is_some() {
         process.process_group(0);
     }
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
-    // Who is to end in an orderly way, as a postmaster is, ends its own children.
+    let handed = if streams.handed { handed::sealed() } else { Vec::new() };
+    let no_new_privs = command.no_new_privs;
+    // A postmaster, which ends in an orderly way, ends its own children.
     let lifeline = if death == Some(Signal::SIGKILL) { Some(lifeline()?) } else { None };
     // Kept here too: the child may end before Tandem's files are closed, by its own death signal, and the group with it
     // would lose the only opening of the pipe that names it.
@@ -187,9 +204,13 @@ fn start(
                     nix::unistd::setsid()?;
                 }
             }
-            // What Tandem blocks is its own affair.
+            if no_new_privs {
+                nix::sys::prctl::set_no_new_privs()?;
+            }
+            // Tandem's own blocked signals are not for the child.
             SigSet::empty().thread_set_mask()?;
             umask::restore();
+            handed::unseal(&handed);
             for &number in &numbers {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(number);
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -197,16 +218,24 @@ fn start(
             Ok(())
         });
     }
-    Ok((process.spawn()?, tie))
+    let process = process.spawn()?;
+    let child = Child::spawned(process.id().cast_signed(), tie, mark);
+    Ok((process, child))
 }
 
 /// Replace this process with `command` (execve(2)); returns only if that failed.
 pub fn replace(command: &CommandLine) -> io::Error {
-    // What Tandem blocks is its own affair.
+    // Tandem's own blocked signals are not for the new program.
     if let Err(error) = SigSet::empty().thread_set_mask() {
         return error.into();
     }
     umask::restore();
+    handed::unseal(&handed::sealed());
+    if command.no_new_privs
+        && let Err(error) = nix::sys::prctl::set_no_new_privs()
+    {
+        return error.into();
+    }
     prepare(command).exec()
 }
 
@@ -220,8 +249,8 @@ fn prepare(command: &CommandLine) -> std::process::Command {
     for name in NOT_FOR_CHILDREN {
         process.env_remove(name);
     }
-    // Where a child's database is, the command itself says.
-    for name in crate::config::libpq_names() {
+    // The command itself says where the child's database is; Tandem's own variables are for no child.
+    for name in crate::config::names_kept_from_children(command.is_tandem) {
         process.env_remove(name);
     }
     for (name, value) in &command.env {
@@ -240,9 +269,9 @@ fn prepare(command: &CommandLine) -> std::process::Command {
     process
 }
 
-/// Send `signal` to one process; a process that is gone already is not an error.
+/// Send `signal` to one child; one that was reaped already gets none, for its number may be another's by now.
 pub fn signal(pid: i32, signal: Signal) {
-    report(pid, signal, kill(Pid::from_raw(pid), signal));
+    report(pid, signal, while_own(pid, || kill(Pid::from_raw(pid), signal)));
 }
 
 /// The process group of a process, if it is there (getpgid(2)).
@@ -250,13 +279,14 @@ pub fn group_of(pid: i32) -> Option<i32> {
     nix::unistd::getpgid(Some(Pid::from_raw(pid))).ok().map(Pid::as_raw)
 }
 
-/// Send `signal` to a whole process group; a group that is gone already is not an error.
+/// Send `signal` to the whole process group that the child `group` leads. Once the child was reaped no signal is sent: the
+/// group may be empty then, and its number another's.
 pub fn signal_group(group: i32, signal: Signal) {
-    report(group, signal, killpg(Pid::from_raw(group), signal));
+    report(group, signal, while_own(group, || killpg(Pid::from_raw(group), signal)));
 }
 
-fn report(pid: i32, signal: Signal, result: nix::Result<()>) {
-    if let Err(error) = result
+fn report(pid: i32, signal: Signal, sent: Option<nix::Result<()>>) {
+    if let Some(Err(error)) = sent
         && error != nix::errno::Errno::ESRCH
     {
         tracing::warn!(process.pid = pid, %signal, %error, "send signal");

@@ -1,7 +1,8 @@
-//! A command with its bulk of data on one of its streams, read or written by a thread of the caller's.
+//! A command whose data goes through a pipe that a thread of the caller reads or writes.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -10,11 +11,11 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
 use super::child::{Child, Exit};
-use super::run::RunError;
+use super::run::{OUTPUT_LIMIT, RunError};
 use super::spawn::{Streams, lines, signal_group, spawn_with};
 use crate::plan::CommandLine;
 
-/// What the kernel may hold between the two ends, in bytes; 64 kB would make each side wait for the other.
+/// The size of the pipe's buffer in bytes; with the usual 64 kB each side waits for the other.
 const PIPE_SIZE: i32 = 1 << 20;
 /// Lines of standard error that are kept: the first ones name the cause.
 const LINES_MAX: usize = 50;
@@ -23,11 +24,12 @@ const LINES_MAX: usize = 50;
 pub struct Streaming {
     name: String,
     child: Child,
-    stderr: JoinHandle<Vec<String>>,
-    ended: bool,
+    /// What it said on standard error so far, read by a task of its own.
+    said: Arc<Mutex<Vec<String>>>,
+    reading: JoinHandle<()>,
 }
 
-/// How a streaming command ended, and what it said on standard error.
+/// How a streaming command ended, and its first lines on standard error.
 #[derive(Debug)]
 pub struct Streamed {
     pub exit: Exit,
@@ -61,48 +63,44 @@ impl Streaming {
 
     fn start(command: &CommandLine, stdin: Stdio, stdout: Stdio) -> io::Result<Self> {
         let (errors, stderr) = io::pipe()?;
-        let child = spawn_with(command, Some(Signal::SIGKILL), Streams { stdin, stdout, stderr: stderr.into() })?;
+        let child = spawn_with(command, Some(Signal::SIGKILL), Streams::new(stdin, stdout, stderr.into()))?;
         let errors = Receiver::from_owned_fd(errors.into())?;
-        let stderr = tokio::spawn(async move {
-            let mut kept = Vec::new();
-            lines(errors, |line| {
-                if kept.len() < LINES_MAX {
-                    kept.push(line.to_owned());
-                }
-            })
-            .await;
-            kept
-        });
-        Ok(Self { name: command.name(), child, stderr, ended: false })
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let kept = said.clone();
+        let reading = tokio::spawn(lines(errors, move |line| {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < LINES_MAX {
+                kept.push(line.to_owned());
+            }
+        }));
+        Ok(Self { name: command.name(), child, said, reading })
     }
 
-    /// Wait for its end, at most `limit`.
+    /// Wait for its end, at most `limit`. What it leaves in its process group ends with it.
     ///
     /// # Errors
     /// [`RunError::Limit`]; it is killed then.
     pub async fn end(mut self, limit: Duration) -> Result<Streamed, RunError> {
-        let whole = async {
-            let exit = self.child.wait().await;
-            (exit, (&mut self.stderr).await.unwrap_or_default())
+        let Self { name, child, reading, said } = &mut self;
+        let reading = async {
+            let _ = reading.await;
         };
-        let outcome = tokio::time::timeout(limit, whole).await;
-        let (exit, stderr) = outcome.map_err(|_| RunError::Limit(self.name.clone(), limit))?;
-        self.ended = true;
-        Ok(Streamed { exit, stderr })
+        let outcome = tokio::time::timeout(limit, child.wait_with_group(reading, OUTPUT_LIMIT)).await;
+        let (exit, _) = outcome.map_err(|_| RunError::Limit(name.clone(), limit))?;
+        Ok(Streamed { exit, stderr: said.lock().unwrap_or_else(PoisonError::into_inner).clone() })
     }
 }
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        if !self.ended {
-            signal_group(self.child.pid(), Signal::SIGKILL);
-        }
+        // Nothing is sent once it was reaped.
+        signal_group(self.child.pid(), Signal::SIGKILL);
     }
 }
 
 fn wide_pipe() -> io::Result<(PipeReader, PipeWriter)> {
     let (reader, writer) = io::pipe()?;
-    // An ordinary user may have used up what pipes may take (pipe(7)); then it stays as it is.
+    // An ordinary user may have used up the memory for pipes (pipe(7)); then the size stays as it is.
     let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
     Ok((reader, writer))
 }
@@ -111,5 +109,33 @@ fn failure(command: &CommandLine, error: io::Error) -> RunError {
     match error.kind() {
         io::ErrorKind::NotFound => RunError::NotFound(command.name()),
         _ => RunError::Spawn(command.name(), error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::Identifier;
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_command_that_ended_has_ended_whatever_holds_its_errors() {
+        let began = Instant::now();
+        let script = "(sleep 1000 & echo $!) >&2; setsid sleep 1000 >/dev/null & echo $! >&2; exit 3";
+        let (running, _reader) = Streaming::reading(&CommandLine::new("sh").args(["-c", script])).unwrap();
+        let ended = running.end(LIMIT).await.unwrap();
+        assert!(began.elapsed() < LIMIT / 2, "{:?}", began.elapsed());
+        assert_eq!(ended.exit, Exit::Code(3));
+        let left: Vec<i32> = ended.stderr.iter().map(|line| line.parse().unwrap()).collect();
+        let group_gone = async {
+            while Identifier::look_up(left[0]).is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, group_gone).await.expect("what it left in its group is gone");
+        super::super::Stranger::hold(left[1]).unwrap().signal(Signal::SIGKILL);
     }
 }

@@ -1,18 +1,17 @@
-//! Wait for the end of a process that is not our child.
+//! Wait for the end of a process that is no child of this one.
 
 use std::time::Duration;
 
 use procfs::process::{Process, Stat};
 use tokio::time::sleep;
 
-/// How often a process is looked at. Polled, because the kernel tells only its parent of its end.
+/// How often the process is looked at: the kernel tells only its parent of its end.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Wait until process `pid` is gone; one that has ended and was not reaped yet counts as gone. It ends at once when there
-/// is none.
+/// Wait until process `pid` has ended, reaped or not. Returns at once when there is no such process.
 pub async fn ended(pid: i32) {
     let Some(first) = look(pid) else { return };
-    // Another start time: the number was given to another process.
+    // With another start time the number belongs to another process.
     while look(pid).is_some_and(|now| now.starttime == first.starttime) {
         sleep(LOOK_AGAIN).await;
     }

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use migration::REVISION_LENGTH_MAX;
 
+use crate::durable::{self, WriteOptions};
 use crate::exit::{Code, Failure};
 
 /// The new file. It is also a module of this file's tests, so it cannot stop compiling unnoticed.
@@ -88,9 +90,11 @@ fn register(text: &str, module: &str) -> Option<String> {
 
 /// Replace a file's text as a whole, so that an interrupted write leaves the old one.
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
-    let half = path.with_extension("rs.new");
-    fs::write(&half, text).with_context(|| format!("write {}", half.display()))?;
-    fs::rename(&half, path).with_context(|| format!("replace {}", path.display()))
+    let write = || {
+        let mode = path.metadata()?.permissions().mode() & 0o7777;
+        durable::replace(path, text.as_bytes(), &WriteOptions::default().mode(mode))
+    };
+    write().with_context(|| format!("replace {}", path.display()))
 }
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ fn command(context: &Context, words: &[&str]) -> anyhow::Result<CommandLine> {
     let args = words.iter().map(|&word| word.to_owned()).chain(config).chain(set).chain(format);
     // What keeps the connection to an attached server safe is for that process's sessions too.
     let kept = source.environment.iter().filter(|(name, _)| stays_attached(name));
-    let command = kept.fold(CommandLine::new(program), |command, (name, value)| command.env(name, value));
+    let command = kept.fold(CommandLine::tandem(program), |command, (name, value)| command.env(name, value));
     Ok(command.args(args).dir(&source.cwd))
 }
 
@@ -210,11 +210,13 @@ async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
 
 async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String], error: &str) -> anyhow::Result<()> {
     // As Tandem's own user, as the backups are made.
+    let application = format!("{}-alarm", settings.name);
     let command = context
-        .around(|around| Surroundings { identity: None, ..around }.command(words, &format!("{}-alarm", settings.name)));
-    let command = command
-        .context("it names no program")?
-        .dir(&settings.directory)
+        .around(|around| Surroundings { identity: None, ..around }.command(words, &application, &settings.directory));
+    // It may send a mail, by a program that takes more rights.
+    let command = command.context("it names no program")?.no_new_privs(false);
+    let command = context
+        .whereabouts(command)
         .env("TANDEM_BACKUP_ERROR", error)
         .env("TANDEM_BACKUP_DATABASE", &context.url.database)
         .env("TANDEM_DEPLOYMENT", &settings.name);

@@ -9,7 +9,7 @@ use super::jobs;
 use crate::boot;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::health::picture::Migrations;
-use crate::plan::{DatabaseUrl, Identity};
+use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
@@ -85,7 +85,7 @@ impl Context {
         let Configuration { source, loaded, reload } = configuration;
         if loaded.settings.postgres.mode == PostgresMode::Managed {
             // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
-            stale::end_leftover(&home).await?;
+            stale::end_leftover(&home, loaded.settings.stop.postgres_grace).await?;
         }
         let (url, password) = jobs::database_url(&loaded.settings, &home)?;
         let loaded = Rc::new(loaded);
@@ -115,6 +115,19 @@ impl Context {
         work(Surroundings { settings, url, python: &python, identity: identity.as_ref(), of_tests: settings.in_test() })
     }
 
+    /// `command` with what tells it, and a `tandem` in it, where this deployment is.
+    pub fn whereabouts(&self, command: CommandLine) -> CommandLine {
+        let settings = self.settings();
+        let command = command
+            .env("TANDEM_BASE_URL", settings.base_url())
+            .env("TANDEM_STATE_DIR", &self.home.state)
+            .env("TANDEM_CACHE_DIR", &settings.cache_dir);
+        match &settings.file {
+            Some(file) => command.env("TANDEM_CONFIG", file),
+            None => command,
+        }
+    }
+
     /// What the configuration was read from.
     pub fn source(&self) -> &Source {
         &self.source
@@ -131,6 +144,7 @@ impl Context {
     /// Every error of the configuration at once.
     pub fn read_again(&self) -> anyhow::Result<Reading> {
         let loaded = crate::config::load(&self.source)?;
+        loaded.settings.hide_secrets();
         let current = self.current.borrow();
         let keys = |old: &Loaded, wanted| -> Vec<String> {
             let of = changes(old, &loaded).into_iter().filter(|change| change.effect == wanted);

@@ -1,5 +1,5 @@
-//! What is opened once, before any child: the application's socket, the health port, the notify and the control socket,
-//! and the tasks behind them.
+//! What is opened once, before any child: the application's socket, the health port and the control socket, and the tasks
+//! behind them.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,34 +19,33 @@ use crate::process::ports;
 use crate::watch;
 use crate::workers::care;
 use crate::workers::launch::{self, Launch};
-use crate::workers::life::{self, Roster};
+use crate::workers::life::Roster;
 use crate::workers::listener::{self, Listener};
-use crate::workers::notify::NotifySocket;
 use crate::{control, systemd};
 
 /// Length of the health port's listening queue.
 const HEALTH_BACKLOG: u32 = 128;
 
 impl Sidecar {
-    /// Bind the application's socket, the health port and the notify socket, and look after the workers.
+    /// Bind the application's socket and the health port, and look after the workers.
     pub(super) fn open_doors(&mut self) -> anyhow::Result<()> {
         let socket = self.application_socket()?;
         let settings = self.context.settings();
         let port = listener::bind(settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
         let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
-        let notify = NotifySocket::open()?;
+        // What a Tandem that was killed left there.
+        let _ = std::fs::remove_dir_all(&self.context.home.notify);
         launch::write_files(&self.context.home.run)?;
         *self.services.launch().borrow_mut() = Some(Rc::new(Launch {
             settings: settings.clone(),
             url: self.context.url.clone(),
             run: self.context.home.run.clone(),
-            notify: notify.name().to_owned(),
+            notify: self.context.home.notify.clone(),
             listener: Rc::new(RefCell::new(socket.map(|socket| socket.inherited()))),
             python: self.context.python.clone(),
             identity: self.context.worker_identity.clone(),
         }));
         let roster = self.services.roster();
-        self.tasks.push(tokio::task::spawn_local(life::listen(notify, roster.clone())));
         self.tasks.push(tokio::task::spawn_local(self.tend(roster.clone())));
         let pictures = self.view.pictures();
         self.tasks.push(tokio::task::spawn_local(self.view.follow(

@@ -46,9 +46,8 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     };
     let Some(words) = words else { return Ok(()) };
     let application = format!("{}-hook", settings.name);
-    let command = context.around(|around| around.command(words, &application));
-    let Some(command) = command.map(|command| command.dir(&settings.directory)) else { return Ok(()) };
-    let command = command.env("TANDEM_BASE_URL", settings.base_url());
+    let command = context.around(|around| around.command(words, &application, &settings.directory));
+    let Some(command) = command.map(|command| context.whereabouts(command)) else { return Ok(()) };
     let service = turn.service();
     let mut last = String::new();
     let on_line = |line: &str| {

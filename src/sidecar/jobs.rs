@@ -21,7 +21,7 @@ use crate::postgres::secret::{self, Password};
 use crate::postgres::service::Stocked;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::trouble::{self, Meaning};
-use crate::postgres::{adopt, binaries, cluster, conf, port, probe::Probe, provision, shared_memory};
+use crate::postgres::{adopt, binaries, cluster, conf, lookup, port, probe::Probe, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
 use crate::workers::surroundings::Surroundings;
@@ -139,7 +139,8 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
             let fault = sample.fault.map(|fault| fault.to_string());
             let error = sample.error.or(fault).unwrap_or_default();
             if error != last {
-                tracing::warn!("waiting for the database {url}: {error}");
+                let why = lookup::unresolved(postgres).await.unwrap_or_else(|| error.clone());
+                tracing::warn!("waiting for the database {url}: {why}");
                 last = error;
             }
             tokio::time::sleep(ATTACH_POLL).await;
@@ -155,6 +156,7 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
         }
         Err(_) => {
             let what = if answers { "took no writes" } else { "did not answer" };
+            let last = lookup::unresolved(postgres).await.unwrap_or(last);
             bail!(Failure::new(Code::Temporary, format!("the database {url} {what} within {limit:?}: {last}")))
         }
     }
@@ -274,9 +276,9 @@ pub fn companion(context: &Context, place: usize) -> CommandLine {
     let companion = &settings.processes[place];
     let application = format!("{}-{}", settings.name, companion.name);
     context.around(|around| {
-        let command = around.command(&companion.command, &application).unwrap_or_else(|| CommandLine::new(""));
-        let command = command.env("TANDEM_BASE_URL", settings.base_url());
-        around.resolve(&companion.env, &application).apply(command).dir(&companion.dir)
+        let command = around.command(&companion.command, &application, &companion.dir);
+        let command = command.unwrap_or_else(|| CommandLine::new("")).env("TANDEM_BASE_URL", settings.base_url());
+        around.resolve(&companion.env, &application).apply(command)
     })
 }
 
@@ -299,8 +301,8 @@ fn check_migrations(context: &Context) -> anyhow::Result<()> {
 /// # Errors
 /// There are no words.
 pub fn migration_command(around: &Surroundings<'_>, words: &[String]) -> anyhow::Result<CommandLine> {
-    let command = around.command(words, &format!("{}-migrate", around.settings.name));
-    Ok(command.context("migrations.run is empty")?.dir(around.settings.migrations_dir()))
+    let application = format!("{}-migrate", around.settings.name);
+    around.command(words, &application, around.settings.migrations_dir()).context("migrations.run is empty")
 }
 
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ mod doors;
 mod hooks;
 mod jobs;
 mod known;
+mod marked_run;
 mod orders;
 mod services;
 mod shell;
@@ -29,6 +30,7 @@ use crate::supervise::tree::{Cause, ServiceId, Tree, TreeEvent};
 
 pub use context::{Configuration, Context};
 pub use jobs::migration_command;
+use marked_run::MarkedRun;
 pub use view::Endpoints;
 
 /// Something to do with the database up, instead of serving.
@@ -49,6 +51,7 @@ pub enum Goal {
 pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     orphans::adopt();
     let mut inbox = Inbox::open().context("install signal handlers")?;
+    let marked = MarkedRun::begin(&context.home).await;
     let (events, receiver) = unbounded_channel();
     let settings = context.settings();
     let steps = match goal {
@@ -76,7 +79,10 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
         cause = task::run(tree, receiver, &mut shell) => cause,
         () = signals => anyhow::bail!("the signal stream ended"),
     };
-    orphans::end_strays(STRAY_ROUNDS);
+    tokio::select! {
+        () = orphans::end_strays() => marked.end().await,
+        () = asked_again(&mut inbox) => tracing::warn!("asked to stop again: what was killed is not waited for"),
+    }
     let outcome = match cause {
         Cause::Asked => Ok(()),
         Cause::JobFailed(_) | Cause::HookFailed => Err(shell.error()),
@@ -86,8 +92,10 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     outcome
 }
 
-/// A process that forks faster than it is killed is given up on after this many rounds.
-const STRAY_ROUNDS: usize = 20;
+/// Until another stop is asked for.
+async fn asked_again(inbox: &mut Inbox) {
+    while inbox.next().await != Asked::Stop {}
+}
 
 fn gave_up(shell: &shell::Sidecar, id: ServiceId) -> anyhow::Error {
     if let Some(lasting) = shell.services.postmaster(id).and_then(Postmaster::lasting) {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::companions::Companion;
-use crate::health::picture::Counts;
+use crate::http::Counts;
 use crate::plan::{KILL_AGAIN, Signal};
 use crate::postgres::service::{self as postmaster, Postmaster};
 use crate::service::Reporter;
@@ -63,7 +63,7 @@ impl Services {
         Self { all: BTreeMap::new(), roster, events, launch: Rc::default(), abandoned: BTreeMap::new() }
     }
 
-    /// The processes that may speak on the notify socket.
+    /// The workers and the template that there are.
     pub fn roster(&self) -> Roster {
         self.roster.clone()
     }

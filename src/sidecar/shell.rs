@@ -54,7 +54,7 @@ pub struct Sidecar {
     /// Who takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
-    /// Tasks that live as long as the shell: the health port, the notify socket, the sampler.
+    /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
     pub(super) tasks: Vec<JoinHandle<()>>,
     /// Whether processes are being ended.
     pub(super) stopping: bool,
@@ -147,6 +147,7 @@ impl Sidecar {
             url: context.url.clone(),
             stocked: context.database.clone(),
             settings: context.settings().postgres.clone(),
+            grace: context.settings().stop.postgres_grace,
             waits_for_room: self.errand_is_absent(),
             samples: self.samples.clone(),
         };

@@ -2,7 +2,6 @@
 //! reach a running Tandem.
 
 use std::collections::HashSet;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -21,6 +20,7 @@ use crate::backup::pitr::catalog;
 use crate::backup::room::FileSystem;
 use crate::boot::Step;
 use crate::config::{PostgresMode, Preload, Room, Settings};
+use crate::durable::{self, WriteOptions};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
@@ -61,15 +61,12 @@ impl Endpoints {
         run.join("endpoints.json")
     }
 
-    /// Written beside and renamed, so that nobody reads half of it.
+    /// Write them for other commands of Tandem's.
     ///
     /// # Errors
     /// The run directory cannot be written.
     pub fn write(&self, run: &Path) -> std::io::Result<()> {
-        let mut staged = tempfile::NamedTempFile::new_in(run)?;
-        staged.write_all(&serde_json::to_vec(self)?)?;
-        staged.persist(Self::path(run))?;
-        Ok(())
+        durable::replace(&Self::path(run), &serde_json::to_vec(self)?, &WriteOptions::default().unflushed())
     }
 
     /// Those of the Tandem that serves from `run`, if one does.

@@ -1,8 +1,8 @@
-//! The supervisor above Tandem, as systemd's services know it: what it is told (sd_notify(3)), and the socket that it
-//! hands down (sd_listen_fds(3)).
+//! The supervisor that started Tandem, usually systemd: Tandem tells it how it is (sd_notify(3)) and takes the socket that it
+//! passes (sd_listen_fds(3)).
 //!
-//! Other supervisors speak the same protocol, a Tandem above this one included. Must not touch the environment: that
-//! children do not inherit what is meant for Tandem alone is `process/`'s to see to.
+//! Other supervisors speak the same protocol, another Tandem included. This room must not touch the environment:
+//! `process/` keeps from children what is meant for Tandem alone.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -29,12 +29,12 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 /// What the application's socket is called in LISTEN_FDNAMES (`FileDescriptorName=`), where there are several.
 const APP: &str = "app";
 
-/// How far the supervisor above thinks we are.
+/// The state of Tandem that the supervisor was last told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Standing {
     #[default]
     Starting,
-    /// Ready, but for so many reloads under way.
+    /// Ready, or reloading while `reloads` is above zero.
     Serving {
         reloads: u32,
     },
@@ -47,7 +47,7 @@ struct Told {
     status: String,
 }
 
-/// Who is told how Tandem is; nobody, where nobody wants to know.
+/// Tells the supervisor how Tandem is; does nothing where no supervisor asked for it.
 #[derive(Debug, Default)]
 pub struct Upstream {
     queue: Option<UnboundedSender<String>>,
@@ -55,8 +55,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// The supervisor that NOTIFY_SOCKET names, and what does the telling; that also says WATCHDOG=1 as often as
-    /// WATCHDOG_USEC wants, for as long as the event loop it runs on turns.
+    /// The supervisor that NOTIFY_SOCKET names, and the task that sends to it. The task also sends WATCHDOG=1 as often as
+    /// WATCHDOG_USEC asks for it, as long as the event loop that runs it turns.
     pub fn of_process() -> (Self, impl Future<Output = ()>) {
         let address = config::notify_socket().and_then(|name| {
             let address = address(&name);
@@ -77,7 +77,7 @@ impl Upstream {
         (upstream, telling)
     }
 
-    /// Let it be known that Tandem is in `phase`, and `status` in words; what was told already is not told again.
+    /// Tell the supervisor the `phase` and the `status` in words, if they differ from what it was last told.
     pub fn show(&self, phase: Phase, status: &str) {
         let mut told = self.told.borrow_mut();
         let news = match (told.standing, phase) {
@@ -102,7 +102,7 @@ impl Upstream {
         }
     }
 
-    /// Let it be known that a reload is under way, until what is returned is dropped.
+    /// Tell the supervisor that a reload is under way, until the value that is returned is dropped.
     pub fn reloading(&self) -> Reloading<'_> {
         let mut told = self.told.borrow_mut();
         if let Standing::Serving { reloads } = &mut told.standing {
@@ -129,14 +129,14 @@ impl Upstream {
     fn send(&self, states: &[NotifyState<'_>]) {
         if let Some(queue) = &self.queue {
             let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
-            // Fails when the telling has ended, which is at Tandem's own end.
+            // It fails when the task has ended, which happens as Tandem ends.
             let _ = queue.send(lines.join("\n"));
         }
     }
 }
 
 /// A reload under way.
-#[must_use = "dropped at once, the reload is over at once"]
+#[must_use = "the reload counts as over when this is dropped"]
 pub struct Reloading<'a>(&'a Upstream);
 
 impl Drop for Reloading<'_> {
@@ -147,15 +147,15 @@ impl Drop for Reloading<'_> {
 
 /// Where `NOTIFY_SOCKET=name` is.
 fn address(name: &OsStr) -> io::Result<SocketAddr> {
-    // sd-notify itself knows no names in the abstract namespace, which Tandem's own socket for its children has.
+    // sd-notify itself knows no names in the abstract namespace.
     match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
         [b'/', ..] => SocketAddr::from_pathname(name),
-        _ => Err(io::Error::other("neither a path nor an abstract name: nobody is told anything")),
+        _ => Err(io::Error::other("neither a path nor an abstract name: no supervisor is told anything")),
     }
 }
 
-/// Pass on what is queued, in order, and the sign of life in between, for ever.
+/// Send the queued messages in order, and WATCHDOG=1 between them, until the queue is closed.
 async fn tell(address: &SocketAddr, mut queue: UnboundedReceiver<String>, watchdog: Option<Duration>) {
     // Half of it, as sd_watchdog_enabled(3) advises.
     let mut beats = watchdog.map(|limit| interval((limit / 2).max(Duration::from_millis(1))));
@@ -180,12 +180,12 @@ async fn tell(address: &SocketAddr, mut queue: UnboundedReceiver<String>, watchd
         if let Err(error) = deliver(address, &message).await
             && !std::mem::replace(&mut complained, true)
         {
-            tracing::warn!("tell the supervisor above (NOTIFY_SOCKET): {error}");
+            tracing::warn!("tell the supervisor (NOTIFY_SOCKET): {error}");
         }
     }
 }
 
-/// Each message on a socket of its own: the other end may have been closed and made anew, as at a re-execution of systemd.
+/// Send one message on a socket of its own: systemd may have closed the other end and opened it again as it re-executed.
 async fn deliver(address: &SocketAddr, message: &str) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(address)?;
@@ -195,12 +195,12 @@ async fn deliver(address: &SocketAddr, message: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The application's socket, if the supervisor above opened one and hands it down (LISTEN_FDS, LISTEN_PID and
-/// LISTEN_FDNAMES). To be called once, and before this process listens anywhere itself.
+/// The application's socket, if the supervisor passes one (LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES). Call it once, before
+/// this process listens anywhere itself.
 ///
 /// # Errors
-/// A [`Failure`] with [`Code::Config`] when what is handed down is not one TCP socket that listens, or several with none,
-/// or not one alone, called `app`.
+/// A [`Failure`] with [`Code::Config`] unless exactly one listening TCP socket is passed, or exactly one of several is named
+/// `app`.
 pub fn inherited_listener() -> anyhow::Result<Option<OwnedFd>> {
     let handed = sd_notify::listen_fds_with_names().map_err(|error| {
         let text = format!("take the sockets that LISTEN_FDS and LISTEN_FDNAMES announce: {error}");
@@ -220,12 +220,12 @@ pub fn inherited_listener() -> anyhow::Result<Option<OwnedFd>> {
     handed::take(number, judge).context("take the socket handed down with LISTEN_FDS").map(Some)
 }
 
-/// Which of the descriptors, each with its name, is the application's.
+/// The number of the application's descriptor among those that were passed, each with its name.
 fn choose(handed: &[(RawFd, String)]) -> Result<Option<RawFd>, Failure> {
     let called: Vec<RawFd> = handed.iter().filter(|(_, name)| name == APP).map(|(number, _)| *number).collect();
     match (handed, called.as_slice()) {
         ([], _) => Ok(None),
-        // Whatever it is called: unless told otherwise, systemd names it after its unit.
+        // Its name does not matter: by default systemd names it after its unit.
         ([(number, _)], _) => Ok(Some(*number)),
         (_, [number]) => {
             tracing::warn!(
@@ -248,7 +248,7 @@ fn choose(handed: &[(RawFd, String)]) -> Result<Option<RawFd>, Failure> {
     }
 }
 
-/// What `socket` is, unless it is a TCP socket that listens.
+/// What `socket` is; `None` for a TCP socket that listens.
 fn other_kind(socket: &SockRef<'_>) -> Option<&'static str> {
     let (Ok(domain), Ok(kind)) = (socket.domain(), socket.r#type()) else { return Some("no socket") };
     let tcp = [Some(Protocol::TCP), Some(Protocol::MPTCP)];

@@ -12,6 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::child::TARGET;
 use super::clean::{Colours, clean};
+use crate::scrub::scrubbed;
 
 /// Columns for a service's name; a longer one pushes its line to the right.
 const SERVICE_WIDTH: usize = 9;
@@ -250,6 +251,10 @@ impl Record {
     }
 
     fn keep(&mut self, field: &Field, value: Value) {
+        let value = match value {
+            Value::String(text) => scrubbed(&text).into_owned().into(),
+            value => value,
+        };
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
             // Crates that use `log` instead of `tracing` bring their target as a field.

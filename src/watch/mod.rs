@@ -1,7 +1,7 @@
-//! Which of the application's files were saved, as `tandem up --reload` wants to know it.
+//! Watches the application's files for `tandem up --reload` and tells which of them were saved.
 //!
-//! `rules` says what counts, `snapshot` is what was there, `stream` tells what became different. Nothing here knows what
-//! is done about it.
+//! `rules` decides which files count, `snapshot` holds what was there, `stream` reports what changed. This room does not
+//! know what is done about a change.
 
 mod rules;
 mod snapshot;
@@ -14,7 +14,7 @@ pub use stream::Watch;
 /// What keeps files from being watched.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A glob that is none.
+    /// A glob that cannot be parsed.
     #[error("workers.reload_include: {0}")]
     Glob(ignore::Error),
     /// ENOSPC of inotify_add_watch(2).
@@ -38,7 +38,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What `error` means, which came of watching `dir`.
+    /// The meaning of an `error` from watching `dir`.
     fn of(error: &notify::Error, dir: &Path) -> Self {
         let dir = dir.to_owned();
         match &error.kind {
@@ -53,7 +53,7 @@ impl Error {
     }
 }
 
-/// A limit of the kernel's, as it holds now.
+/// The present value of one of the kernel's limits.
 fn limit(name: &str) -> String {
     let value = std::fs::read_to_string(Path::new("/proc/sys/fs/inotify").join(name));
     value.map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())

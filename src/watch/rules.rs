@@ -1,4 +1,4 @@
-//! What counts: which directories are looked into, and which files matter.
+//! Which directories are read, and which files count.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use ignore::{DirEntry, Walk, WalkBuilder};
 
 use super::Error;
 
-/// Directories of others' code and of what is made from code. A watch for each would come out of the user's limit.
+/// Directories of dependencies and of generated code. Each watch counts against the user's limit.
 const LEFT_OUT: [&str; 2] = ["__pycache__", "node_modules"];
-/// It makes a directory a virtual environment (PEP 405).
+/// A directory with this file is a virtual environment (PEP 405).
 const VENV_MARKER: &str = "pyvenv.cfg";
-/// Files that say what does not count.
+/// Files that name files which do not count.
 const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
 
 /// What counts below one directory.

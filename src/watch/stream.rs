@@ -1,4 +1,4 @@
-//! The stream of changes: a thread of its own listens to the kernel, waits for quiet, and looks at what is different.
+//! The stream of changes: a thread listens to the kernel, waits until nothing more happens, and compares the files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use super::Error;
 use super::rules::Rules;
 use super::snapshot::{Snapshot, Touched};
 
-/// How long nothing must happen before it is looked: an editor writes, renames and sets times in a row.
+/// How long nothing must happen before the files are compared: an editor writes, renames and sets times in a row.
 const QUIET: Duration = Duration::from_millis(100);
-/// It is looked after this long at the latest, however little quiet there is.
+/// The files are compared after this long at the latest, even if events go on.
 const QUIET_LIMIT: Duration = Duration::from_secs(1);
-/// Directories that come while others are found are found in the next round, in so many rounds.
+/// Directories that appear during one look are found by the next; after this many looks the rest waits for an event.
 const ROUNDS_MAX: usize = 10;
 
 enum Message {
@@ -43,7 +43,7 @@ impl Watch {
     /// is watched.
     ///
     /// # Errors
-    /// A glob that is none, a directory that cannot be watched, or a limit of the kernel's.
+    /// A glob cannot be parsed, a directory cannot be watched, or a limit of the kernel's is reached.
     pub fn open(root: &Path, globs: &[String], left_out: &[PathBuf]) -> Result<Self, Error> {
         let rules = Rules::new(root, globs, left_out)?;
         let (messages, inbox) = channel();
@@ -75,7 +75,7 @@ impl Watch {
         self.counts
     }
 
-    /// Wait for files to be saved, made, renamed or removed: all that changed since it was last asked, sorted. `None`
+    /// Wait until files are saved, made, renamed or removed, and return all that changed since the last call, sorted. `None`
     /// when nothing is watched any more.
     pub async fn next(&mut self) -> Option<Vec<PathBuf>> {
         let mut changed: BTreeSet<PathBuf> = self.changes.recv().await?.into_iter().collect();
@@ -92,13 +92,13 @@ impl Drop for Watch {
     }
 }
 
-/// What the thread works with.
+/// The state of the watching thread.
 struct Observer {
     watcher: RecommendedWatcher,
     rules: Rules,
     watched: BTreeSet<PathBuf>,
     snapshot: Snapshot,
-    /// A directory could not be watched, and that was told.
+    /// Whether a directory could not be watched, which is logged once.
     lacking: bool,
 }
 
@@ -109,8 +109,8 @@ impl Observer {
         self.look()
     }
 
-    /// Watch the directories above, for their ignore files, and for the root to come back should it be replaced. One that
-    /// may not be read is done without.
+    /// Watch the directories above the root: for their ignore files, and to see the root come back when it is replaced. A
+    /// directory that may not be read is skipped.
     fn watch_above(&mut self) -> Result<(), Error> {
         for dir in self.rules.above.clone() {
             if !self.watched.contains(&dir) {
@@ -123,7 +123,7 @@ impl Observer {
         Ok(())
     }
 
-    /// Tell `changes` what changes, until that is asked to end or nobody listens.
+    /// Send changes to `changes` until the watch is dropped.
     fn work(mut self, inbox: &Receiver<Message>, changes: &UnboundedSender<Vec<PathBuf>>) {
         while let Some(touched) = self.gather(inbox) {
             let before = std::mem::take(&mut self.snapshot);
@@ -141,7 +141,7 @@ impl Observer {
         }
     }
 
-    /// Wait for events that matter and for the quiet after them; `None` at the end.
+    /// Wait for events that matter, and until there are no more of them for a while; `None` at the end.
     fn gather(&mut self, inbox: &Receiver<Message>) -> Option<Touched> {
         let mut touched = Touched::default();
         while !self.take(inbox.recv().ok()?, &mut touched)? {}
@@ -200,20 +200,20 @@ impl Observer {
         }
         match kind {
             EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => true,
-            // Of what kind it is, a renaming does not tell.
+            // A rename event does not tell whether it is a directory.
             EventKind::Modify(ModifyKind::Name(_)) => self.watched.contains(path) || path.is_dir(),
             _ => false,
         }
     }
 
-    /// A directory is gone, or bears another name: the kernel's watch is on what it was.
+    /// A directory was removed or renamed: the kernel's watch stays with the old one.
     fn unwatch_below(&mut self, path: &Path) {
         let gone: Vec<PathBuf> = self.watched.iter().filter(|dir| dir.starts_with(path)).cloned().collect();
         self.unwatch(gone);
     }
 
-    /// See what is there now, and watch all of it: a directory is looked into once more after its watch began, so that
-    /// nothing comes in between.
+    /// Look at what is there now and watch all of it. A directory is read once more after its watch began, so that no
+    /// change falls between the two.
     fn look(&mut self) -> Result<(), Error> {
         let mut outcome = Ok(());
         for _ in 0..ROUNDS_MAX {
@@ -255,7 +255,7 @@ impl Observer {
     }
 }
 
-/// Whether an event says only that somebody read something, as looking at the directories does.
+/// Whether an event only tells of reading, which a look at the directories causes itself.
 fn is_noise(event: &Event) -> bool {
     matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write))
 }

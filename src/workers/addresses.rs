@@ -1,4 +1,4 @@
-//! How variables write the address of a PostgreSQL database, and another one in its place. Pure.
+//! Finds the address of a PostgreSQL database in a variable's value, and puts another one in its place. Pure.
 //!
 //! ```text
 //! postgres://live/db, "jdbc:postgresql://live/db", {"url": "…"}    a URL, wherever it stands

@@ -1,7 +1,8 @@
-//! Looks after workers that are ready: finds those whose event loop has stopped, and those that are due for replacement.
+//! Watches the workers that are ready, for an event loop that has stopped and for what makes a replacement due.
 //!
 //! [`judge`] decides, and is pure; [`tend`] collects the facts and reports.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,41 +10,40 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::life::{Life, Roster};
-use super::template;
 use crate::config::{MemoryKind, Settings, Workers};
 use crate::process::memory;
 use crate::supervise::plan::ServiceId;
 
-/// How often workers are looked at.
+/// How often the workers are checked.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How often their memory is: the kernel walks page tables for it.
+/// How often their memory is measured: the kernel walks page tables for it.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long after one that was to be replaced, and was not, it is asked for again.
+/// How long after a replacement was asked for, and did not happen, it is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
-/// What is known of one worker.
+/// What [`judge`] knows of one worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Facts {
     pub age: Duration,
-    /// How long it has said nothing; `None`: it is not watched.
+    /// How long it has said nothing; `None` if it is not watched.
     pub silent: Option<Duration>,
-    /// How long it may.
+    /// How long it may say nothing.
     pub watchdog: Option<Duration>,
     pub requests: u64,
-    /// Bytes; `None`: not measured.
+    /// In bytes; `None` if it was not measured.
     pub memory: Option<u64>,
-    /// A number of its own from 0 to 1, by which it may live longer than others.
-    pub luck: f64,
+    /// From 0 to 1, drawn once for each process: spreads `max_requests` over the workers.
+    pub jitter: f64,
 }
 
-/// What is to be done about a worker.
+/// What to do about a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing.
     Fine,
     /// Its event loop does not turn.
     Hangs,
-    /// It is to be replaced, new before old; why, in words.
+    /// It is due for replacement, new before old, for this reason.
     Due(String),
 }
 
@@ -54,7 +54,7 @@ pub fn judge(workers: &Workers, facts: &Facts) -> Verdict {
     {
         return Verdict::Hangs;
     }
-    if let Some(limit) = request_limit(workers, facts.luck).filter(|&limit| facts.requests >= limit) {
+    if let Some(limit) = request_limit(workers, facts.jitter).filter(|&limit| facts.requests >= limit) {
         return Verdict::Due(format!("{} requests (its limit was {limit})", facts.requests));
     }
     if let (Some(limit), Some(memory)) = (workers.max_memory, facts.memory)
@@ -75,12 +75,12 @@ pub fn judge(workers: &Workers, facts: &Facts) -> Verdict {
     }
 }
 
-/// How many requests a worker with this luck may answer.
-fn request_limit(workers: &Workers, luck: f64) -> Option<u64> {
+/// How many requests a worker may answer.
+fn request_limit(workers: &Workers, jitter: f64) -> Option<u64> {
     let most = u64::from(workers.max_requests);
-    let jitter = match workers.max_requests_jitter {
+    let extra_max = match workers.max_requests_jitter {
         0 => most / 10,
-        jitter => u64::from(jitter),
+        extra_max => u64::from(extra_max),
     };
     #[expect(
         clippy::cast_precision_loss,
@@ -88,7 +88,7 @@ fn request_limit(workers: &Workers, luck: f64) -> Option<u64> {
         clippy::cast_possible_truncation,
         reason = "at most 2^32"
     )]
-    let extra = (jitter as f64 * luck) as u64;
+    let extra = (extra_max as f64 * jitter) as u64;
     (most > 0).then_some(most + extra)
 }
 
@@ -98,16 +98,30 @@ fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
 
 /// What is remembered of one process between two looks.
 #[derive(Clone, Copy)]
-struct Memo {
-    luck: f64,
+struct Record {
+    jitter: f64,
     asked: Option<Instant>,
-    memory: Option<u64>,
+    memory: Measurement,
 }
 
-/// Look after the workers on `roster`, for ever. `settings` are those that hold at each look; `due` is told which
-/// service is to be replaced.
+/// What is known of a process's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Measurement {
+    /// It was not measured yet, or could not be.
+    Unknown,
+    /// Bytes, when last measured.
+    Measured(u64),
+    /// The kernel does not say; the log was told.
+    Late,
+}
+
+/// By process id. Measurements that are under way come back to it.
+type Records = Rc<RefCell<HashMap<i32, Record>>>;
+
+/// Watch the workers on `roster`, for ever. `settings` returns the settings of the moment; `due` is called with each
+/// service that is due for replacement.
 pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl Fn(ServiceId)) {
-    let mut memos: HashMap<i32, Memo> = HashMap::new();
+    let records = Records::default();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut last, mut measured) = (Instant::now(), None::<Instant>);
@@ -116,51 +130,72 @@ pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl
         let settings = settings();
         let lives = roster.lives();
         if last.elapsed() > 2 * INTERVAL {
-            // It was this process that stood still; what the workers said meanwhile is still to be read.
+            // This process stood still; what the workers said meanwhile is still unread.
             lives.iter().for_each(Life::forgive);
         }
         last = Instant::now();
-        memos.retain(|pid, _| lives.iter().any(|life| life.pid() == Some(*pid)));
-        let workers = || lives.iter().filter(|life| life.is_ready() && life.name() != template::NAME);
+        records.borrow_mut().retain(|pid, _| lives.iter().any(|life| life.pid() == Some(*pid)));
+        let workers = || lives.iter().filter(|life| life.is_ready() && life.is_worker());
         if settings.workers.max_memory.is_some() && measured.is_none_or(|at| at.elapsed() >= MEMORY_INTERVAL) {
             measured = Some(Instant::now());
-            let pids: Vec<i32> = workers().filter_map(Life::pid).collect();
-            measure(&mut memos, pids, settings.workers.memory_kind).await;
+            let read = match settings.workers.memory_kind {
+                MemoryKind::Pss => memory::pss,
+                MemoryKind::Rss => memory::rss,
+            };
+            for life in workers() {
+                if let Some(pid) = life.pid() {
+                    measure(&records, pid, life.name().to_owned(), read);
+                }
+            }
         }
         for life in workers() {
             let Some(pid) = life.pid() else { continue };
-            let memo = memos.entry(pid).or_insert_with(Memo::new);
-            look(life, memo, &settings.workers, &due);
+            let mut record = *records.borrow_mut().entry(pid).or_insert_with(Record::new);
+            look(life, &mut record, &settings.workers, &due);
+            records.borrow_mut().insert(pid, record);
         }
     }
 }
 
-impl Memo {
+impl Record {
     fn new() -> Self {
-        Self { luck: rand::random(), asked: None, memory: None }
+        Self { jitter: rand::random(), asked: None, memory: Measurement::Unknown }
     }
 }
 
-/// On another thread, for it takes milliseconds.
-async fn measure(memos: &mut HashMap<i32, Memo>, pids: Vec<i32>, kind: MemoryKind) {
-    let read = move |pid| match kind {
-        MemoryKind::Pss => memory::pss(pid),
-        MemoryKind::Rss => memory::rss(pid),
-    };
-    let all = tokio::task::spawn_blocking(move || pids.iter().map(|&pid| (pid, read(pid))).collect::<Vec<_>>());
-    for (pid, memory) in all.await.unwrap_or_default() {
-        memos.entry(pid).or_insert_with(Memo::new).memory = memory;
-    }
+/// Have the memory of process `pid` measured. That may take for ever, so nothing here waits for it.
+fn measure(records: &Records, pid: i32, name: String, read: fn(i32) -> Option<u64>) {
+    let records = Rc::clone(records);
+    tokio::task::spawn_local(async move {
+        let found = match memory::within(memory::LIMIT, pid, read).await {
+            Ok(Some(bytes)) => Measurement::Measured(bytes),
+            Ok(None) => Measurement::Unknown,
+            Err(memory::Late) => Measurement::Late,
+        };
+        let mut records = records.borrow_mut();
+        let Some(record) = records.get_mut(&pid) else { return };
+        if found == Measurement::Late && record.memory != Measurement::Late {
+            tracing::warn!(
+                { service.name = %name },
+                "its memory cannot be measured (the kernel says nothing within {:?}): workers.max_memory does not hold for it",
+                memory::LIMIT
+            );
+        }
+        record.memory = found;
+    });
 }
 
-fn look(life: &Life, memo: &mut Memo, workers: &Workers, due: &impl Fn(ServiceId)) {
+fn look(life: &Life, record: &mut Record, workers: &Workers, due: &impl Fn(ServiceId)) {
     let facts = Facts {
         age: life.age(),
         silent: life.heartbeat().map(|last| last.elapsed()),
         watchdog: life.watchdog(),
         requests: life.counts().map_or(0, |counts| counts.requests),
-        memory: memo.memory,
-        luck: memo.luck,
+        memory: match record.memory {
+            Measurement::Measured(bytes) => Some(bytes),
+            Measurement::Unknown | Measurement::Late => None,
+        },
+        jitter: record.jitter,
     };
     match judge(workers, &facts) {
         Verdict::Fine => {}
@@ -171,11 +206,11 @@ fn look(life: &Life, memo: &mut Memo, workers: &Workers, due: &impl Fn(ServiceId
                 "its event loop has been silent for {silent:.1?}: it is told to show what its threads do, and is replaced"
             );
             life.note(format!("hung: its event loop was silent for {silent:.1?}"));
-            life.hangs();
+            life.report_hang();
         }
-        Verdict::Due(_) if memo.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
+        Verdict::Due(_) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
         Verdict::Due(reason) => {
-            memo.asked = Some(Instant::now());
+            record.asked = Some(Instant::now());
             tracing::info!({ service.name = %life.name() }, "due for replacement: {reason}");
             life.note(reason);
             due(life.service());

@@ -10,6 +10,8 @@ fn workers() -> Workers {
         backlog: 1,
         url_scheme: "postgresql".into(),
         env: std::collections::BTreeMap::new(),
+        drop_env: crate::config::DropEnv::default(),
+        no_new_privs: true,
         preimport: vec![],
         access_log: false,
         event_loop: "auto".into(),
@@ -59,7 +61,7 @@ fn silence_counts_from_the_limit_on_that_the_worker_was_told() {
 #[test]
 fn each_worker_has_a_request_limit_of_its_own_within_the_jitter() {
     let limited = Workers { max_requests: 1000, ..workers() };
-    let after = |requests, luck| due(&limited, Facts { requests, luck, ..Facts::default() });
+    let after = |requests, jitter| due(&limited, Facts { requests, jitter, ..Facts::default() });
     assert_eq!((after(999, 0.0), after(1099, 1.0)), (None, None));
     assert_eq!(after(1000, 0.0).unwrap(), "1000 requests (its limit was 1000)");
     assert_eq!(after(1100, 1.0).unwrap(), "1100 requests (its limit was 1100)", "a tenth, unless it is said");
@@ -80,4 +82,42 @@ fn memory_and_age_are_limits_too() {
     let old = Facts { age: Duration::from_millis(3_600_500), ..facts };
     assert_eq!(due(&limited, old).unwrap(), "age of 1h (its limit is 1h)");
     assert_eq!(due(&workers(), Facts { memory: Some(u64::MAX), ..old }), None, "nothing is limited by default");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_be_measured_holds_up_no_other() {
+    static ANSWERED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    // As the kernel, while the process's memory is locked.
+    fn stuck(_: i32) -> Option<u64> {
+        while !ANSWERED.load(std::sync::atomic::Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(1)
+    }
+    let measured = async {
+        // Numbers that no process has.
+        let (one, other) = (i32::MAX - 3, i32::MAX - 4);
+        let records = Records::default();
+        records.borrow_mut().extend([(one, Record::new()), (other, Record::new())]);
+        let until = async |pid: i32, expected: Measurement| {
+            while records.borrow()[&pid].memory != expected {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        measure(&records, one, "worker-0".into(), stuck);
+        measure(&records, other, "worker-1".into(), |_| Some(7));
+        until(other, Measurement::Measured(7)).await;
+        assert_eq!(records.borrow()[&one].memory, Measurement::Unknown);
+        until(one, Measurement::Late).await;
+        measure(&records, other, "worker-1".into(), |_| None);
+        until(other, Measurement::Unknown).await;
+        ANSWERED.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Once the kernel has answered, it is measured again.
+        while records.borrow()[&one].memory != Measurement::Measured(1) {
+            measure(&records, one, "worker-0".into(), stuck);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(60), measured);
+    tokio::task::LocalSet::new().run_until(in_time).await.unwrap();
 }

@@ -1,12 +1,12 @@
-"""How a worker leaves: it ends a Uvicorn server without failing a request. A part of launcher.py, loaded by it.
+"""End a Uvicorn server without failing a request. A part of launcher.py, loaded by it.
 
 Uvicorn's own shutdown closes idle keep-alive connections at once, the next request perhaps already on its way
 (Kludex/uvicorn #3124), drops pipelined requests, and in old versions waits without a limit. Here instead: stop
 accepting; end every connection with its last answer, which says "Connection: close"; cut what is left at the limit.
 
-Two ways: a *retiring* worker has a replacement and time. Idle connections stay as long as Uvicorn would have kept them
-anyway, until `orders.drain` is over. A *stopping* worker is brief: `orders.idle_drain` for idle connections,
-`orders.grace` for requests in flight. It may turn from the one to the other on its way; the limits then count anew.
+There are two ways. A *retiring* worker has a replacement and time: idle connections stay as long as Uvicorn would have
+kept them anyway, until `orders.drain` is over. A *stopping* worker is brief: `orders.idle_drain` for idle connections,
+`orders.grace` for requests in flight. A retiring worker that is told to stop becomes a stopping one, with new limits.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Drain:
     orders = None
     listener = None
     brief = False  # stopping, not retiring
-    status = 0  # of the process, should it have to end on the spot
+    status = 0  # of the process, if it has to end on the spot
 
     async def shutdown(self, sockets=None):
         loop = asyncio.get_running_loop()
@@ -168,14 +168,14 @@ class Listener:
             os.dup2(self.spare, self.fd, inheritable=False)
 
     def close(self):
-        """Let go of it here too, or clients would still get through to a socket that nobody serves."""
+        """Close it here too, or clients would still get through to a socket that nothing serves."""
         if identify(self.spare) == self.identity:
             os.close(self.spare)
 
 
 class ListeningSocket(socket.socket):
-    """Says that nobody is there when the app has closed it: asyncio would log a traceback at every turn of the loop,
-    hundreds before the next tick."""
+    """Reports no client when the app has closed it: asyncio would log a traceback at every turn of the loop, hundreds
+    before the next tick."""
 
     listener = None
 

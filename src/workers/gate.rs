@@ -1,4 +1,4 @@
-//! The gate that a process with our Python waits at, and its lifeline: a pipe whose writing end is ours.
+//! The gate at which a process that runs our Python waits, and its lifeline: a pipe whose writing end Tandem keeps.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use nix::fcntl::OFlag;
 
-/// The writing end. A byte opens the gate; when this is dropped, or Tandem dies, the process goes too.
+/// The writing end. A byte opens the gate. When this is dropped, or Tandem dies, the process ends too.
 #[derive(Debug)]
 pub struct Gate(File);
 
@@ -20,10 +20,10 @@ impl Gate {
         Ok((Self(File::from(writer)), reader))
     }
 
-    /// Let the process through.
+    /// Let the process go on: it imports the application.
     ///
     /// # Errors
-    /// `BrokenPipe` when it is gone already.
+    /// `BrokenPipe` when the process has ended already.
     pub fn open(&mut self) -> io::Result<()> {
         self.0.write_all(b"1")
     }

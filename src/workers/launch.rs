@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::notify::NotifySocket;
 use super::surroundings::{Surroundings, Variables};
 use crate::config::{Preload, Readiness, Settings, WorkerSocket};
+use crate::durable::{self, WriteOptions};
 use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::process::InheritedFd;
@@ -37,8 +39,8 @@ pub struct Launch {
     pub url: DatabaseUrl,
     /// Where the launcher was written.
     pub run: PathBuf,
-    /// The address that workers say they are ready to.
-    pub notify: String,
+    /// Where the sockets lie on which other servers say that they are ready.
+    pub notify: PathBuf,
     /// The application's socket, until the stop begins; none where the workers bind it themselves.
     pub listener: Rc<RefCell<Option<InheritedFd>>>,
     /// The interpreter of the Python environment, known once that is made.
@@ -61,10 +63,10 @@ impl Launch {
         self.listener.borrow().clone().ok_or_else(|| std::io::Error::other("the listening socket is closed"))
     }
 
-    /// The environment of the worker in `slot`, the launcher's protocol included.
+    /// The environment of the worker in `slot`, the launcher's protocol included, but for the descriptors.
     pub fn environment(&self, slot: usize) -> Variables {
         let mut variables = self.around(|around| around.variables(&self.application(slot)));
-        variables.0.extend(protocol(&self.settings, &self.notify));
+        variables.0.extend(protocol(&self.settings));
         variables
     }
 
@@ -72,13 +74,24 @@ impl Launch {
         format!("{}-worker-{slot}", self.settings.name)
     }
 
-    /// The environment of another server in `slot`. It is told where to say READY=1 only if that is what is waited for:
-    /// gunicorn says it before its worker has begun.
-    fn other_environment(&self, slot: usize) -> Variables {
+    /// The socket on which another server's process of `service` says READY=1, where that is what is waited for: gunicorn
+    /// says it before its worker has begun.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn notify_socket(&self, service: &str) -> std::io::Result<Option<NotifySocket>> {
+        if self.settings.workers.ready != Readiness::Notify {
+            return Ok(None);
+        }
+        NotifySocket::in_dir(&self.notify, service, self.identity.borrow().as_ref()).map(Some)
+    }
+
+    /// The environment of another server in `slot`, which says READY=1 at `notify`.
+    fn other_environment(&self, slot: usize, notify: Option<&Path>) -> Variables {
         let mut variables = self.around(|around| around.variables(&self.application(slot)));
         variables.0.push(("PYTHONUNBUFFERED".to_owned(), Some("1".to_owned())));
-        if self.settings.workers.ready == Readiness::Notify {
-            variables.0.push(("NOTIFY_SOCKET".to_owned(), Some(self.notify.clone())));
+        if let Some(notify) = notify {
+            variables.0.push(("NOTIFY_SOCKET".to_owned(), Some(notify.display().to_string())));
         }
         variables
     }
@@ -88,7 +101,7 @@ impl Launch {
         let settings = &self.settings;
         let mut variables = self.around(|around| around.variables(&format!("{}-template", settings.name)));
         let strict = if settings.workers.preload == Preload::Strict { "strict" } else { "warn" };
-        variables.0.extend(protocol(settings, &self.notify));
+        variables.0.extend(protocol(settings));
         variables.0.push(("TANDEM_PRELOAD".to_owned(), Some(strict.to_owned())));
         variables
     }
@@ -108,8 +121,15 @@ impl Launch {
     }
 
     /// Another server's command (`workers.command`), for `slot`. In its words `{fd}` is the listening socket's number,
-    /// `{host}`, `{port}` and `{slot}` are what they say. A program of the Python environment is found there first.
-    pub fn other_server(&self, words: &[String], slot: usize, listener: Option<&InheritedFd>) -> CommandLine {
+    /// `{host}`, `{port}` and `{slot}` are what they say. A program of the Python environment is found there first. It says
+    /// READY=1 at `notify`.
+    pub fn other_server(
+        &self,
+        words: &[String],
+        slot: usize,
+        listener: Option<&InheritedFd>,
+        notify: Option<&Path>,
+    ) -> CommandLine {
         let listen = self.settings.workers.listen;
         let fd = listener.map(|fd| fd.number().to_string()).unwrap_or_default();
         let filled = words.iter().map(|word| {
@@ -119,11 +139,11 @@ impl Launch {
         let mut filled = filled.collect::<Vec<_>>().into_iter();
         let program = filled.next().unwrap_or_default();
         let command = CommandLine::new(self.around(|around| around.program(&program))).args(filled);
-        self.as_worker(self.other_environment(slot).apply(command))
+        self.other_environment(slot, notify).apply(self.as_worker(command))
     }
 
     fn as_worker(&self, command: CommandLine) -> CommandLine {
-        self.around(|around| around.as_user(command)).dir(&self.settings.workers.app_dir)
+        self.around(|around| around.as_worker(command, &self.settings.workers.app_dir))
     }
 
     fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {
@@ -145,18 +165,11 @@ impl Launch {
 pub fn write_files(run: &Path) -> anyhow::Result<()> {
     for (name, text) in FILES {
         let path = run.join(name);
-        write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        // A worker that starts at this moment reads the old text or the new.
+        durable::replace(&path, text.as_bytes(), &WriteOptions::default().mode(0o644).unflushed())
+            .with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
-}
-
-/// Written beside and renamed, so that a worker never reads half of it.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let staged = path.with_extension("py.new");
-    std::fs::write(&staged, text)?;
-    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o644))?;
-    std::fs::rename(&staged, path)
 }
 
 /// How long requests in flight may take, so that the worker itself cuts what is left and ends before SIGKILL comes:
@@ -166,10 +179,9 @@ fn drain_limit(grace: Duration) -> Duration {
 }
 
 /// The launcher's own variables, the same for every slot.
-fn protocol(settings: &Settings, notify: &str) -> Vec<(String, Option<String>)> {
+fn protocol(settings: &Settings) -> Vec<(String, Option<String>)> {
     let (workers, stop) = (&settings.workers, &settings.stop);
     let mut pairs = vec![
-        ("NOTIFY_SOCKET", notify.to_owned()),
         ("TANDEM_APP", workers.app.clone()),
         ("TANDEM_APP_DIR", workers.app_dir.display().to_string()),
         ("TANDEM_PREIMPORT", workers.preimport.join(",")),

@@ -16,7 +16,8 @@ Told by the environment (every name here is taken out of it, so that a child of 
   TANDEM_GRACE        seconds that requests in flight get after SIGTERM; what is left then is cut
   TANDEM_IDLE_DRAIN   seconds that an idle keep-alive connection stays open after SIGTERM
   TANDEM_DRAIN        seconds that any connection stays open after SIGWINCH
-  NOTIFY_SOCKET, WATCHDOG_USEC    as in sd_notify(3)
+  TANDEM_NOTIFY_FD    this worker's own end of a datagram socket pair; Tandem hears no other process there
+  WATCHDOG_USEC       as in sd_notify(3)
 
 Says, one datagram each:
 
@@ -29,7 +30,7 @@ Says, one datagram each:
 Signals, from READY=1 on (drain.py says what they mean for clients):
 
   SIGWINCH            retire: a replacement serves already. Ignored before READY=1
-  SIGTERM, SIGINT     stop; a retiring worker makes haste from then on. A second one waits for nobody
+  SIGTERM, SIGINT     stop; a retiring worker becomes a stopping one. A second one cuts what is left at once
   SIGABRT             the stacks of all threads on standard error, then the end
 
 Exit status: 0 after a stop as asked and when Tandem went away before the gate opened; 1 when the app closed the
@@ -74,7 +75,9 @@ LOG_CONFIG = {
     },
 }
 
-Orders = namedtuple("Orders", "app app_dir listen_fd gate_fd preimport loop access_log grace idle_drain watchdog drain")
+Orders = namedtuple(
+    "Orders", "app app_dir listen_fd gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain"
+)
 
 
 def load_sibling(name):
@@ -94,12 +97,13 @@ drain = load_sibling("drain")
 def read_orders():
     """Take Tandem's variables out of the environment."""
     take = os.environ.pop
-    gate_fd = take("TANDEM_GATE_FD", "")
+    gate_fd, notify_fd = take("TANDEM_GATE_FD", ""), take("TANDEM_NOTIFY_FD", "")
     return Orders(
         app=take("TANDEM_APP"),
         app_dir=take("TANDEM_APP_DIR", ""),
         listen_fd=int(take("TANDEM_LISTEN_FD")),
         gate_fd=int(gate_fd) if gate_fd else None,
+        notify_fd=int(notify_fd) if notify_fd else None,
         preimport=[name.strip() for name in take("TANDEM_PREIMPORT", "").split(",") if name.strip()],
         loop=take("TANDEM_LOOP", "") or "auto",
         access_log=take("TANDEM_ACCESS_LOG", "1") != "0",
@@ -111,18 +115,10 @@ def read_orders():
 
 
 class Notifier:
-    """The sending end of sd_notify."""
+    """The sending end of what sd_notify(3) would say."""
 
-    def __init__(self, address):
-        self.socket = None
-        if address:
-            # Python's sockets are close-on-exec. Connected once: the path may be out of reach after a chdir.
-            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            try:
-                self.socket.connect("\0" + address[1:] if address.startswith("@") else address)
-            except OSError:
-                self.socket.close()
-                self.socket = None
+    def __init__(self, fd):
+        self.socket = None if fd is None else socket.socket(fileno=fd)
 
     def send(self, message, patience=0.0):
         """Send one datagram; say whether it left. With no patience a full queue drops it, and never holds the loop."""
@@ -166,13 +162,14 @@ class Worker(drain.Drain):
         now = asyncio.get_running_loop().time()
         if now < self.next_report:
             return
-        self.next_report = now + (self.orders.watchdog / 3 or COUNTS_PERIOD)
         state = self.server_state
         lines = ["WATCHDOG=1"] if self.orders.watchdog else []
         lines.append("X_TANDEM_REQUESTS=%d" % state.total_requests)
         lines.append("X_TANDEM_CONNECTIONS=%d" % len(state.connections))
         lines.append("X_TANDEM_IN_FLIGHT=%d" % len(state.tasks))
-        self.notifier.send("\n".join(lines))
+        if self.notifier.send("\n".join(lines)):
+            self.next_report = now + (self.orders.watchdog / 3 or COUNTS_PERIOD)
+        # Else the queue is full: again at the next tick.
 
     def retire(self, sig=None, frame=None):
         """SIGWINCH, nginx's word for it: a replacement serves, this worker leaves without haste."""
@@ -272,7 +269,7 @@ def fail_import(error, notifier):
 
 
 def refuse(text, notifier):
-    """Hand the text to Tandem, which prints it once for all workers; print it only when nobody listens. Then end."""
+    """Hand the text to Tandem, which prints it once for all workers; print it only when Tandem does not listen. Then end."""
     message = text = text.encode("utf-8", "replace").decode()
     while True:
         datagram = "X_TANDEM_IMPORT_ERROR=" + json.dumps(message, ensure_ascii=False)
@@ -304,9 +301,9 @@ def prepare(orders):
     # It is not in the path where PYTHONSAFEPATH is set.
     others = [path for path in sys.path if path and os.path.abspath(path) != RUN_DIR]
     sys.path[:] = [path for path in (orders.app_dir, os.getcwd()) if path] + others
-    for fd in (orders.listen_fd, orders.gate_fd):
+    for fd in (orders.listen_fd, orders.gate_fd, orders.notify_fd):
         if fd is not None:
-            os.set_inheritable(fd, False)  # or a program that the app starts keeps the port
+            os.set_inheritable(fd, False)  # or a program that the app starts keeps the port, or speaks for the worker
 
 
 def load_config(orders):
@@ -328,7 +325,7 @@ def load_config(orders):
 
 def main():
     orders = read_orders()
-    notifier = Notifier(os.environ.pop("NOTIFY_SOCKET", ""))
+    notifier = Notifier(orders.notify_fd)
     prepare(orders)
     listener = drain.Listener(orders.listen_fd)
     try:

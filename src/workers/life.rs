@@ -1,9 +1,11 @@
-//! The life of a process that runs our Python, from its pid to its exit: its gate, what it says, how it ended.
+//! The life of a service whose processes run our Python, or are another server's workers: each process from its pid to its
+//! exit, its gate, what it says of itself, how it ended.
 //!
-//! One [`Life`] has one process after the other. Where those come from is not its concern: spawned, or forked off a
-//! template.
+//! One [`Life`] has one process after the other. It does not know whether a process was spawned or forked off a template.
 
-use std::cell::{Cell, RefCell};
+mod notices;
+
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
@@ -14,8 +16,8 @@ use tokio::time::Instant;
 use nix::sys::signal::Signal as OsSignal;
 
 use super::gate::Gate;
-use super::notify::{Message, Notice, NotifySocket};
-use crate::health::picture::Counts;
+use super::notify::NotifySocket;
+use crate::http::Counts;
 use crate::plan::{Ladder, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
 use crate::service::{self, ProcessReporter, Reporter, Tail};
@@ -25,27 +27,47 @@ use crate::supervise::state::{ChildAction, Ending, Generation, Intent};
 /// How long output of a process that has ended is still read.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
 
-/// The processes that may speak on the notify socket, by pid.
+/// The processes that there are, by pid.
 #[derive(Clone, Default)]
-pub struct Roster(Rc<RefCell<HashMap<i32, Life>>>);
+pub struct Roster(Rc<Members>);
+
+#[derive(Default)]
+struct Members {
+    lives: RefCell<HashMap<i32, Life>>,
+    /// The import error that was logged last. However many processes run into it, it is logged once, and again only after
+    /// one of them got ready.
+    import_error: RefCell<String>,
+}
 
 impl Roster {
-    /// The life that a message of process `pid` is about: its own, or that of the service whose process group it is in,
-    /// for a server's own children may speak for it.
-    fn of(&self, pid: i32) -> Option<Life> {
-        let lives = self.0.borrow();
-        lives.get(&pid).or_else(|| lives.get(&process::group_of(pid)?)).cloned()
-    }
-
     /// Every process that is there.
     pub fn lives(&self) -> Vec<Life> {
-        self.0.borrow().values().cloned().collect()
+        self.0.lives.borrow().values().cloned().collect()
     }
 
     /// What the worker with this pid last told of itself.
     pub fn counts(&self, pid: i32) -> Option<Counts> {
-        self.0.borrow().get(&pid).and_then(Life::counts)
+        self.0.lives.borrow().get(&pid).and_then(Life::counts)
     }
+
+    fn log_import_error(&self, text: &str) {
+        let mut last = self.0.import_error.borrow_mut();
+        if *last != text {
+            tracing::error!("the application cannot be imported:\n{}", text.trim_end());
+            text.clone_into(&mut last);
+        }
+    }
+}
+
+/// A process that was just started, and what leads to it.
+#[derive(Debug)]
+pub struct Started {
+    pub child: Child,
+    pub output: Output,
+    /// Where our Python waits; another server has none.
+    pub gate: Option<Gate>,
+    /// Where it speaks of itself; another server may have none.
+    pub notify: Option<NotifySocket>,
 }
 
 /// A cheap handle; its clones are the same life.
@@ -54,93 +76,140 @@ pub struct Life(Rc<Inner>);
 
 struct Inner {
     name: String,
+    kind: Kind,
     roster: Roster,
     reporter: Reporter,
     tail: Tail,
-    pid: Cell<Option<i32>>,
-    /// Speaks for the process that is there.
-    process: RefCell<Option<ProcessReporter>>,
-    ready: Cell<bool>,
-    counts: Cell<Option<Counts>>,
-    last_exit: Cell<Option<Exit>>,
-    /// It said why the application cannot be imported.
-    import_error: RefCell<Option<String>>,
-    began: Cell<Option<Instant>>,
-    /// When it last said that its event loop turns, if it ever did.
-    heartbeat: Cell<Option<Instant>>,
-    /// How long it may say nothing, as it was told when it was started.
-    watchdog: Cell<Option<Duration>>,
-    /// Why the process is ended, where that is not its own doing.
-    noted: RefCell<Option<String>>,
-    last_reason: RefCell<Option<String>>,
-    /// Kept as the lifeline, after the gate was opened too; another server's process has none.
-    gate: RefCell<Option<Gate>>,
-    /// The gate is to be opened as soon as there is one.
-    released: Cell<bool>,
+    current: RefCell<Current>,
+    previous: RefCell<Previous>,
+}
+
+/// What the processes are.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// `watchdog`: how long one may say nothing, as it is told when it is started.
+    Worker {
+        watchdog: Option<Duration>,
+    },
+    Template,
+}
+
+/// What there is of the service now.
+enum Current {
+    /// No process. `released`: the next one's gate is to be opened as soon as there is one.
+    Absent {
+        released: bool,
+    },
+    Present(Process),
+}
+
+struct Process {
+    pid: i32,
+    reporter: ProcessReporter,
+    began: Instant,
+    standing: Standing,
+    counts: Option<Counts>,
+    /// Why it is ended or replaced, where that is not its own doing.
+    noted: Option<String>,
+    /// How often it said that it is not safe to fork.
+    unsafe_count: usize,
+    /// Kept as the lifeline, after the gate was opened too.
+    gate: Option<Gate>,
+}
+
+/// How far a process has come.
+#[derive(Clone, Copy)]
+enum Standing {
+    /// It has not said that it is ready.
+    Starting,
+    /// `heartbeat`: when it last said that its event loop turns, if it ever did.
+    Ready { heartbeat: Option<Instant> },
+    /// It does not answer. That is reported once; later notices from it are ignored.
+    Hung,
+    /// It is being ended, and its ladder looks after it.
+    Leaving,
+}
+
+/// What is remembered of the last process.
+#[derive(Default)]
+struct Previous {
+    exit: Option<Exit>,
+    /// Why it ended or was replaced: the reason that was noted, else its exit.
+    reason: Option<String>,
+    /// Why it could not import its application, if it said so.
+    import_error: Option<String>,
 }
 
 impl Life {
-    /// The service called `name`, with no process yet.
-    pub fn new(name: String, roster: Roster, reporter: Reporter) -> Self {
+    /// The worker called `name`, with no process yet. Each of its processes is told to speak up within `watchdog`.
+    pub fn of_worker(name: String, watchdog: Option<Duration>, roster: Roster, reporter: Reporter) -> Self {
+        Self::new(name, Kind::Worker { watchdog }, roster, reporter)
+    }
+
+    /// The template, called `name`, with no process yet.
+    pub fn of_template(name: String, roster: Roster, reporter: Reporter) -> Self {
+        Self::new(name, Kind::Template, roster, reporter)
+    }
+
+    fn new(name: String, kind: Kind, roster: Roster, reporter: Reporter) -> Self {
         Self(Rc::new(Inner {
             name,
+            kind,
             roster,
             reporter,
             tail: Tail::default(),
-            pid: Cell::default(),
-            process: RefCell::default(),
-            ready: Cell::default(),
-            counts: Cell::default(),
-            last_exit: Cell::default(),
-            import_error: RefCell::default(),
-            began: Cell::default(),
-            heartbeat: Cell::default(),
-            watchdog: Cell::default(),
-            noted: RefCell::default(),
-            last_reason: RefCell::default(),
-            gate: RefCell::default(),
-            released: Cell::default(),
+            current: RefCell::new(Current::Absent { released: false }),
+            previous: RefCell::default(),
         }))
     }
 
-    /// As [`Life::new`], for processes that are told to speak up within `watchdog`.
-    pub fn watched(self, watchdog: Option<Duration>) -> Self {
-        self.0.watchdog.set(watchdog);
-        self
+    pub fn is_worker(&self) -> bool {
+        matches!(self.0.kind, Kind::Worker { .. })
     }
 
     /// How long the process may say nothing; a new configuration reaches only those that come after it.
     pub fn watchdog(&self) -> Option<Duration> {
-        self.0.watchdog.get()
+        match self.0.kind {
+            Kind::Worker { watchdog } => watchdog,
+            Kind::Template => None,
+        }
     }
 
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
+    /// What `look` sees of the process, if there is one.
+    fn of_process<T>(&self, look: impl FnOnce(&mut Process) -> T) -> Option<T> {
+        match &mut *self.0.current.borrow_mut() {
+            Current::Present(process) => Some(look(process)),
+            Current::Absent { .. } => None,
+        }
+    }
+
     /// What the process last told of itself.
     pub fn counts(&self) -> Option<Counts> {
-        self.0.counts.get()
+        self.of_process(|process| process.counts).flatten()
     }
 
     /// How the last process ended, if one has.
     pub fn last_exit(&self) -> Option<Exit> {
-        self.0.last_exit.get()
+        self.0.previous.borrow().exit
     }
 
     /// Whether the last process said that its application cannot be imported.
     pub fn is_unstartable(&self) -> bool {
-        self.0.import_error.borrow().is_some()
+        self.0.previous.borrow().import_error.is_some()
     }
 
     /// Why the last process could not import its application, if it said so.
     pub fn import_error(&self) -> Option<String> {
-        self.0.import_error.borrow().clone()
+        self.0.previous.borrow().import_error.clone()
     }
 
     /// The process, if there is one.
     pub fn pid(&self) -> Option<i32> {
-        self.0.pid.get()
+        self.of_process(|process| process.pid)
     }
 
     /// The service whose process it is.
@@ -150,52 +219,58 @@ impl Life {
 
     /// How long the process has been there.
     pub fn age(&self) -> Duration {
-        self.0.began.get().map(|began| began.elapsed()).unwrap_or_default()
+        self.of_process(|process| process.began.elapsed()).unwrap_or_default()
     }
 
-    /// When it last said that its event loop turns; `None` if it never did.
+    /// When it last said that its event loop turns; `None` if it is not ready, or never did.
     pub fn heartbeat(&self) -> Option<Instant> {
-        self.0.heartbeat.get()
+        self.of_process(|process| match process.standing {
+            Standing::Ready { heartbeat } => heartbeat,
+            Standing::Starting | Standing::Hung | Standing::Leaving => None,
+        })
+        .flatten()
     }
 
-    /// Take its silence until now for nothing: it was this process that did not listen.
+    /// Take its silence until now for nothing: Tandem did not listen, or something that it said may have been lost.
     pub fn forgive(&self) {
-        if self.0.heartbeat.get().is_some() {
-            self.0.heartbeat.set(Some(Instant::now()));
-        }
+        self.of_process(|process| {
+            if let Standing::Ready { heartbeat: heartbeat @ Some(_) } = &mut process.standing {
+                *heartbeat = Some(Instant::now());
+            }
+        });
     }
 
-    /// It does not answer.
-    pub fn hangs(&self) {
-        // Report a hang once per process; later notices from it are ignored.
-        self.0.heartbeat.set(None);
-        self.0.ready.set(false);
-        self.say(ProcessReporter::hung);
+    /// Report that the process does not answer.
+    pub fn report_hang(&self) {
+        self.of_process(|process| {
+            process.standing = Standing::Hung;
+            process.reporter.hung();
+        });
     }
 
-    /// Whether there is a process, and it said that it is ready.
+    /// Whether there is a process that said that it is ready, and nothing speaks against it since.
     pub fn is_ready(&self) -> bool {
-        self.0.ready.get()
+        self.of_process(|process| matches!(process.standing, Standing::Ready { .. })).unwrap_or_default()
     }
 
-    /// Why the last process ended, or was replaced: in somebody's words, or as its exit.
+    /// Why the last process ended or was replaced: the reason that was noted, else its exit.
     pub fn last_reason(&self) -> Option<String> {
-        self.0.last_reason.borrow().clone()
+        self.0.previous.borrow().reason.clone()
     }
 
     /// Note that the process before this one was replaced, and why.
     pub fn replaced(&self, reason: String) {
-        *self.0.last_reason.borrow_mut() = Some(reason);
+        self.0.previous.borrow_mut().reason = Some(reason);
     }
 
     /// Note why the process that is there now is ended or replaced.
     pub fn note(&self, reason: String) {
-        *self.0.noted.borrow_mut() = Some(reason);
+        self.of_process(|process| process.noted = Some(reason));
     }
 
-    /// Why the process that is there now is ended or replaced, if anybody noted it.
+    /// Why the process that is there now is ended or replaced, if that was noted.
     pub fn noted(&self) -> Option<String> {
-        self.0.noted.borrow().clone()
+        self.of_process(|process| process.noted.clone()).flatten()
     }
 
     /// The last lines it printed, oldest first.
@@ -203,66 +278,75 @@ impl Life {
         self.0.tail.lines()
     }
 
-    /// The process is there: report it, open its gate where `intent` says so, forward what it prints, report its end.
-    ///
-    /// Must be called in the turn of the event loop in which the process was started or adopted, or its first notice may
-    /// be taken for a stranger's.
-    pub fn begin(&self, of: (Generation, Intent), child: Child, output: Output, gate: Option<Gate>) {
+    /// The process is there: report it, open its gate where `intent` says so, hear what it says, forward what it prints,
+    /// report its end.
+    pub fn begin(&self, started: Started, (generation, intent): (Generation, Intent)) {
+        let Started { child, output, gate, notify } = started;
         let (inner, pid) = (&self.0, child.pid());
-        let (reporter, intent) = (inner.reporter.of(of.0), of.1);
+        let reporter = inner.reporter.of(generation);
         oom::take_first(pid);
-        inner.pid.set(Some(pid));
-        inner.import_error.take();
-        inner.noted.take();
-        inner.counts.set(None);
-        inner.heartbeat.set(None);
-        inner.began.set(Some(Instant::now()));
-        *inner.gate.borrow_mut() = gate;
-        inner.roster.0.borrow_mut().insert(pid, self.clone());
-        *inner.process.borrow_mut() = Some(reporter.clone());
+        inner.previous.borrow_mut().import_error = None;
+        let process = Process {
+            pid,
+            reporter: reporter.clone(),
+            began: Instant::now(),
+            standing: Standing::Starting,
+            counts: None,
+            noted: None,
+            unsafe_count: 0,
+            gate,
+        };
+        let before = inner.current.replace(Current::Present(process));
+        inner.roster.0.lives.borrow_mut().insert(pid, self.clone());
         reporter.spawned(pid);
-        if intent != Intent::Hold || inner.released.take() {
+        if intent != Intent::Hold || matches!(before, Current::Absent { released: true }) {
             self.release();
         }
-        let life = self.clone();
+        let (life, notify) = (self.clone(), notify.map(Rc::new));
+        let listening = notify.as_ref().map(|notify| life.clone().listen(pid, Rc::clone(notify)));
         tokio::task::spawn_local(async move {
-            let exit = service::attend(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
-            // The notices of a process that has ended are in the socket before its end is known: let them be read.
-            tokio::task::yield_now().await;
+            let exit = service::attend_family(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
+            if let Some(listening) = listening {
+                listening.abort();
+            }
+            if let Some(notify) = notify {
+                // What it said last is in the socket before its end is known. An error of the socket was told before.
+                let _ = notify.take(|heard| life.hear(pid, heard));
+            }
             life.end(pid, exit, &reporter);
         });
     }
 
     fn end(&self, pid: i32, exit: Exit, reporter: &ProcessReporter) {
         let inner = &self.0;
-        inner.roster.0.borrow_mut().remove(&pid);
-        inner.pid.set(None);
-        inner.process.take();
-        let was_well = inner.ready.take();
-        inner.released.set(false);
-        inner.gate.borrow_mut().take();
-        // What it left in its group must not outlive it.
-        process::signal_group(pid, OsSignal::SIGKILL);
+        inner.roster.0.lives.borrow_mut().remove(&pid);
+        let ended = inner.current.replace(Current::Absent { released: false });
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
-        inner.last_exit.set(Some(exit));
         // What it was to be replaced for is not what ended it, unless it was told to.
-        let reason = inner.noted.take().filter(|_| !was_well);
-        *inner.last_reason.borrow_mut() = Some(reason.unwrap_or_else(|| why(exit)));
-        let ending = if self.is_unstartable() { Ending::Unstartable } else { Ending::Ended };
+        let noted = match ended {
+            Current::Present(Process { standing: Standing::Ready { .. }, .. }) | Current::Absent { .. } => None,
+            Current::Present(process) => process.noted,
+        };
+        let ending = {
+            let mut last = inner.previous.borrow_mut();
+            last.exit = Some(exit);
+            last.reason = Some(noted.unwrap_or_else(|| why(exit)));
+            if last.import_error.is_some() { Ending::Unstartable } else { Ending::Ended }
+        };
         reporter.exited(ending);
     }
 
     /// There is no process of this generation, and why.
     pub fn fail(&self, generation: Generation, error: &io::Error) {
         tracing::error!({ service.name = %self.0.name }, "start: {error}");
-        self.0.released.set(false);
+        self.0.current.replace(Current::Absent { released: false });
         self.0.reporter.of(generation).failed(Ending::Ended);
     }
 
     /// The start of a process of this generation was broken off: say so, unless it is there all the same.
     pub fn cancelled(&self, generation: Generation) {
-        if self.0.pid.get().is_none() {
-            self.0.released.set(false);
+        if self.pid().is_none() {
+            self.0.current.replace(Current::Absent { released: false });
             self.0.reporter.of(generation).failed(Ending::Ended);
         }
     }
@@ -281,9 +365,11 @@ impl Life {
                     tracing::error!({ service.name = %name }, "{why}: it is told to show what it does, and ended");
                     self.note(why.into());
                 }
-                // One that leaves is not looked after any more: its ladder does that.
-                self.0.ready.set(false);
-                if self.0.pid.get() == Some(pid) {
+                let own = self.of_process(|process| {
+                    process.standing = Standing::Leaving;
+                    process.pid
+                });
+                if own == Some(pid) {
                     service::signal(pid, rung);
                 }
             }
@@ -297,77 +383,39 @@ impl Life {
     }
 
     fn release(&self) {
-        match self.0.gate.borrow_mut().as_mut().map(Gate::open) {
-            Some(Ok(())) => {}
+        let opened = match &mut *self.0.current.borrow_mut() {
+            Current::Absent { released } => {
+                *released = true;
+                return;
+            }
+            Current::Present(process) => process.gate.as_mut().map(Gate::open),
+        };
+        if let Some(Err(error)) = opened {
             // The process is gone already; its end is on the way.
-            Some(Err(error)) => tracing::debug!({ service.name = %self.0.name }, "open gate: {error}"),
-            None => self.0.released.set(true),
+            tracing::debug!({ service.name = %self.0.name }, "open gate: {error}");
         }
     }
 
-    /// It said that it is ready, or was found to be.
-    pub fn became_ready(&self) {
-        self.0.ready.set(true);
-        self.say(ProcessReporter::ready);
-    }
-
-    /// Report something of the process that is there.
-    fn say(&self, what: impl Fn(&ProcessReporter)) {
-        if let Some(process) = &*self.0.process.borrow() {
-            what(process);
-        }
-    }
-
-    fn hear(&self, message: Message) {
-        match message {
-            Message::Ready => self.became_ready(),
-            // Not armed before it is ready: an import may take its time.
-            Message::Watchdog if self.is_ready() => self.0.heartbeat.set(Some(Instant::now())),
-            Message::Counts(counts) => self.0.counts.set(Some(counts)),
-            Message::ImportError(text) => *self.0.import_error.borrow_mut() = Some(text),
-            Message::ForkUnsafe(findings) => tracing::warn!(
-                { service.name = %self.0.name },
-                "the application is not safe to fork: its import leaves behind {}. Workers share connections, and have \
-                 none of the threads: open and start them in the application's startup (its lifespan)",
-                findings.join(", ")
-            ),
-            Message::Watchdog | Message::Stopping | Message::Other(_) => {}
+    /// Report that the process is ready: it said so, or was found to be.
+    pub fn report_ready(&self) {
+        let is_news = self.of_process(|process| {
+            let is_news = matches!(process.standing, Standing::Starting);
+            if is_news {
+                process.standing = Standing::Ready { heartbeat: None };
+                process.reporter.ready();
+            }
+            is_news
+        });
+        if is_news == Some(true) {
+            self.0.roster.0.import_error.borrow_mut().clear();
         }
     }
 }
 
-/// How a process ended, and whose doing it was where that can be told.
+/// How a process ended, with the cause where the kernel shows one.
 fn why(exit: Exit) -> String {
     if exit == Exit::Signal(OsSignal::SIGKILL as i32) && oom::has_killed() {
         return format!("{exit}, by the kernel, for want of memory (raise the limit, or set workers.max_memory)");
     }
     exit.to_string()
-}
-
-/// Hand what processes say to their lives, for ever.
-///
-/// An import error is logged once however many processes run into it, and again only after one of them got ready.
-pub async fn listen(socket: NotifySocket, roster: Roster) {
-    let mut import_error = String::new();
-    loop {
-        let Notice { pid, messages } = match socket.recv().await {
-            Ok(notice) => notice,
-            Err(error) => {
-                tracing::error!("the notify socket broke, workers cannot say that they are ready: {error}");
-                return;
-            }
-        };
-        let Some(life) = roster.of(pid) else { continue };
-        for message in messages {
-            match &message {
-                Message::Ready => import_error.clear(),
-                Message::ImportError(text) if *text != import_error => {
-                    tracing::error!("the application cannot be imported:\n{}", text.trim_end());
-                    import_error.clone_from(text);
-                }
-                _ => {}
-            }
-            life.hear(message);
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! The listening socket that workers inherit: bound once, for life, so that connections queue while workers change.
 //!
-//! Nobody accepts on it here. It closes when the last clone of its descriptor is dropped.
+//! This process never accepts on it. It closes when the last clone of its descriptor is dropped.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -64,7 +64,7 @@ pub fn bind(
     setting: &str,
     holder: impl FnOnce(u16) -> Option<String>,
 ) -> anyhow::Result<Listener> {
-    // listen(2) answers EADDRINUSE too, when somebody else bound with SO_REUSEADDR and listened in between.
+    // listen(2) answers EADDRINUSE too, when another process bound with SO_REUSEADDR and listened in between.
     let socket = listen(address, backlog).map_err(|error| explain(&error, address, setting, holder))?;
     let address = socket.local_addr().ok().and_then(|bound| bound.as_socket()).context("read the bound address")?;
     Ok(Listener { fd: Arc::new(socket.into()), address })
@@ -77,8 +77,8 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<Socket> {
         // Not left to /proc/sys/net/ipv6/bindv6only: `::` means every address, of both families, on every machine.
         socket.set_only_v6(*address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
-    // Connections in TIME_WAIT would refuse the port to a restart for a minute. Never SO_REUSEPORT: with it a hung
-    // worker takes a share of the new connections with it, and a second Tandem would start without a word.
+    // Without it, connections in TIME_WAIT keep the port from a restart for a minute. Never SO_REUSEPORT: with it a hung
+    // worker takes a share of the new connections with it, and a second Tandem starts without an error.
     socket.set_reuse_address(true)?;
     prepare(&socket)?;
     socket.bind(&address.into())?;
@@ -86,7 +86,7 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Set what workers rely on, whoever opened the socket.
+/// Set the options that workers rely on, also on a socket that was handed down.
 fn prepare(socket: &Socket) -> io::Result<()> {
     // Accepted sockets inherit it; Uvicorn does not set it on a descriptor it was given (keep-alive at 44 ms).
     socket.set_tcp_nodelay(true)?;
@@ -94,7 +94,7 @@ fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
-/// What a person needs to know about a socket that could not be had.
+/// The error of a socket that could not be opened, with what to do about it.
 fn explain(
     error: &io::Error,
     address: SocketAddr,

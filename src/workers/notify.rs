@@ -1,31 +1,53 @@
-//! What workers say about themselves: sd_notify(3) datagrams on a unix socket of ours.
+//! What processes say about themselves: sd_notify(3) datagrams, each process on a socket of its own.
 //!
-//! The socket is in the abstract namespace, so no file is left behind and a worker that runs as another user reaches it.
-//! Anybody on the machine can write to it: a notice counts only for the pid that the *kernel* put beside it
-//! (SCM_CREDENTIALS), and it is for the caller to know whether that pid is a worker of its own.
+//! Tandem's own launcher inherits one end of a socket pair, which no other process can reach. Another server
+//! (`workers.command`) knows sd_notify's way alone: it finds a path in `NOTIFY_SOCKET`, in a directory that only the
+//! workers' user may enter. Beside each datagram the kernel puts the process that sent it (SCM_CREDENTIALS): it is for the
+//! caller to know whether that process may speak.
+//!
+//! A sender that floods its socket costs little and harms no other: a turn takes a bounded number of datagrams, and pauses.
 
+use std::cell::RefCell;
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::cmsg_space;
+use nix::fcntl::OFlag;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind, recvmsg,
-    setsockopt, socket, sockopt,
+    setsockopt, socket, socketpair, sockopt,
 };
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
+use tokio::time::sleep;
 
-use crate::health::picture::Counts;
+use crate::http::Counts;
+use crate::plan::Identity;
 
 /// Longest datagram read whole, in bytes. Only an import error's traceback can come near it.
 const DATAGRAM_SIZE_MAX: usize = 64 * 1024;
+/// Most datagrams that one turn takes, and about how many bytes.
+const TURN_MAX: usize = 32;
+const TURN_SIZE_MAX: usize = 128 * 1024;
+/// From so many datagrams in one turn on, others may have been lost: the kernel keeps 10 for a socket with a path
+/// (net.unix.max_dgram_qlen), and a launcher drops what does not fit.
+const OVERRUN: usize = 8;
+/// Between two turns.
+const TURN_PAUSE: Duration = Duration::from_millis(5);
+/// How long to hold back after recvmsg(2) failed.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// One datagram, and who sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The sender, as the kernel knows it.
     pub pid: i32,
-    /// In the order they were written; `Other` lines are kept so that a caller can log them.
+    /// In the order they were written. What Tandem has no use for is left out.
     pub messages: Vec<Message>,
 }
 
@@ -36,88 +58,184 @@ pub enum Message {
     Ready,
     /// `WATCHDOG=1`: the event loop turns.
     Watchdog,
-    /// `STOPPING=1`: leaves of its own will, or as told.
-    Stopping,
     /// `X_TANDEM_REQUESTS=`, `X_TANDEM_CONNECTIONS=` and `X_TANDEM_IN_FLIGHT=`, all three.
     Counts(Counts),
     /// `X_TANDEM_IMPORT_ERROR=<json string>`: the application cannot be imported; the traceback.
     ImportError(String),
     /// `X_TANDEM_FORK_UNSAFE=<json list of strings>`: what the template holds that does not come through a fork.
     ForkUnsafe(Vec<String>),
-    /// Any other line: another program's assignment, or garbage.
-    Other(String),
 }
 
-/// The receiving end.
+/// What a socket brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Notice(Notice),
+    /// There may have been more than the socket's queue could hold, so silence proves nothing.
+    Overrun,
+}
+
+/// The receiving end. A socket's file goes with it.
 #[derive(Debug)]
 pub struct NotifySocket {
     socket: UnixDatagram,
-    name: String,
+    path: Option<PathBuf>,
+}
+
+thread_local! {
+    /// One for all sockets: a datagram is read and parsed in one go.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; DATAGRAM_SIZE_MAX]);
 }
 
 impl NotifySocket {
-    /// Open a socket under a name of its own. Needs a running tokio runtime.
+    /// A pair: our end, and the one that a process is to inherit. Needs a running tokio runtime.
     ///
     /// # Errors
     /// The kernel's, when there is no descriptor left.
-    pub fn open() -> io::Result<Self> {
-        // 128 random bits: containers that share the host's network share this namespace too.
-        let name = format!("tandem-{:032x}", rand::random::<u128>());
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-        // Before the bind: a datagram that comes earlier would carry no credentials.
-        setsockopt(&fd, sockopt::PassCred, &true)?;
-        bind(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
-        Ok(Self { socket: UnixDatagram::from_std(fd.into())?, name: format!("@{name}") })
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
+        // Before anything is sent: an earlier datagram would carry no credentials.
+        setsockopt(&ours, sockopt::PassCred, &true)?;
+        // Ours alone: O_NONBLOCK belongs to the open file, and the process may wait as it likes.
+        let ours = std::os::unix::net::UnixDatagram::from(ours);
+        ours.set_nonblocking(true)?;
+        Ok((Self { socket: UnixDatagram::from_std(ours)?, path: None }, theirs))
     }
 
-    /// The value of `NOTIFY_SOCKET` for a worker.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Wait for the next datagram that says who sent it. Cancel-safe: a datagram is taken or left, never lost.
+    /// A socket for `service` in `dir`, to which only `user` may write, or Tandem's own user. Needs a running tokio
+    /// runtime.
     ///
     /// # Errors
-    /// The socket itself is broken; never because of what somebody sent.
-    pub async fn recv(&self) -> io::Result<Notice> {
+    /// `dir` cannot be made or belongs to another user; the path is too long for a socket; the kernel's.
+    pub fn in_dir(dir: &Path, service: &str, user: Option<&Identity>) -> io::Result<Self> {
+        make_private(dir, user)?;
+        // A new process of a service may come before the old one has gone.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let path = dir.join(format!("{service}.{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        match fs::remove_file(&path) {
+            // Left by a Tandem that was killed.
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+        setsockopt(&fd, sockopt::PassCred, &true)?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(&path)?)?;
+        let socket = Self { socket: UnixDatagram::from_std(fd.into())?, path: Some(path) };
+        if let Some(path) = &socket.path {
+            chown(path, user.map(|user| user.uid), user.map(|user| user.gid))?;
+            fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        }
+        Ok(socket)
+    }
+
+    /// The value of `NOTIFY_SOCKET` for a process, where it has one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Hand what comes in to `on_heard`, for ever.
+    pub async fn listen(&self, name: &str, mut on_heard: impl FnMut(Heard)) {
+        let mut told = false;
         loop {
-            let received = self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await?;
-            if let Some(notice) = received {
-                return Ok(notice);
+            let turn = match self.socket.readable().await {
+                Ok(()) => self.take(&mut on_heard),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = turn {
+                if !told {
+                    tracing::error!({ service.name = %name }, "read what it says of itself: {error}; this goes on being tried");
+                    told = true;
+                }
+                sleep(ERROR_PAUSE).await;
             }
+            sleep(TURN_PAUSE).await;
+        }
+    }
+
+    /// Hand what is there to `on_heard`, up to the bounds of one turn.
+    ///
+    /// # Errors
+    /// The kernel's, with nothing lost; never because of what was sent.
+    pub fn take(&self, mut on_heard: impl FnMut(Heard)) -> io::Result<()> {
+        let (mut count, mut size) = (0, 0);
+        while count < TURN_MAX && size < TURN_SIZE_MAX {
+            match self.socket.try_io(Interest::READABLE, || receive(&self.socket)) {
+                Ok((length, notice)) => {
+                    count += 1;
+                    size += length;
+                    if let Some(notice) = notice {
+                        on_heard(Heard::Notice(notice));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if count >= OVERRUN {
+            on_heard(Heard::Overrun);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
         }
     }
 }
 
-/// Take one datagram off the socket; `None` if it does not say who sent it.
-fn receive(socket: &UnixDatagram) -> io::Result<Option<Notice>> {
-    let mut bytes = vec![0; DATAGRAM_SIZE_MAX];
-    // Room for credentials and nothing else: the kernel then drops descriptors that a sender attached, instead of
-    // opening them here.
-    let mut control = cmsg_space!(UnixCredentials);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let message = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-        Ok(message) => message,
-        Err(nix::errno::Errno::EINTR) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    // An error here is a control message that was cut off: something other than credentials came along.
-    let pid = message.cmsgs().ok().and_then(|mut messages| {
-        messages.find_map(|control| match control {
-            ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
-            _ => None,
-        })
-    });
-    let (length, cut) = (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC));
-    // The kernel writes 0 for a process that this pid namespace does not show.
-    let Some(pid) = pid.filter(|&pid| pid > 0) else {
-        tracing::debug!(datagram.bytes = length, "notice without a sender");
-        return Ok(None);
-    };
-    let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
-    Ok(Some(Notice { pid, messages: parse(&text, cut) }))
+/// Make `dir` what only `user` may pass through and only Tandem may change.
+fn make_private(dir: &Path, user: Option<&Identity>) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    // The directory itself and no link in its place, which in /tmp could be anybody's.
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let opened: File =
+        std::os::unix::fs::OpenOptionsExt::custom_flags(File::options().read(true), flags.bits()).open(dir)?;
+    if opened.metadata()?.uid() != nix::unistd::Uid::effective().as_raw() {
+        let text = format!("{} belongs to another user: remove it", dir.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    match user {
+        Some(user) => {
+            fchown(&opened, None, Some(user.gid))?;
+            opened.set_permissions(Permissions::from_mode(0o710))
+        }
+        None => opened.set_permissions(Permissions::from_mode(0o700)),
+    }
+}
+
+/// Take one datagram off the socket: its length, and its notice where the sender is known.
+fn receive(socket: &UnixDatagram) -> io::Result<(usize, Option<Notice>)> {
+    BUFFER.with_borrow_mut(|bytes| {
+        // Room for credentials and nothing else: the kernel then drops descriptors that a sender attached, instead of
+        // opening them here.
+        let mut control = cmsg_space!(UnixCredentials);
+        let mut parts = [IoSliceMut::new(bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        // An error here is a control message that was cut off: something other than credentials came along.
+        let pid = message.cmsgs().ok().and_then(|mut messages| {
+            messages.find_map(|control| match control {
+                ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
+                _ => None,
+            })
+        });
+        let (length, cut) = (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC));
+        // The kernel writes 0 for a process that this pid namespace does not show.
+        let notice = pid.filter(|&pid| pid > 0).map(|pid| {
+            let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
+            Notice { pid, messages: parse(&text, cut) }
+        });
+        Ok((length, notice))
+    })
 }
 
 /// The messages in a datagram; `cut` tells that its end is missing.
@@ -129,25 +247,19 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
     }
     let (mut requests, mut connections, mut in_flight) = (None, None, None);
     let mut messages = Vec::new();
-    for line in lines {
-        let Some((key, value)) = line.split_once('=') else {
-            if !line.is_empty() {
-                messages.push(Message::Other(line.to_owned()));
-            }
-            continue;
-        };
+    for (key, value) in lines.into_iter().filter_map(|line| line.split_once('=')) {
         match (key, value) {
             ("READY", "1") => messages.push(Message::Ready),
             ("WATCHDOG", "1") => messages.push(Message::Watchdog),
-            ("STOPPING", "1") => messages.push(Message::Stopping),
             ("X_TANDEM_REQUESTS", value) => requests = value.parse().ok(),
             ("X_TANDEM_CONNECTIONS", value) => connections = value.parse().ok(),
             ("X_TANDEM_IN_FLIGHT", value) => in_flight = value.parse().ok(),
             ("X_TANDEM_IMPORT_ERROR", value) => messages.push(Message::ImportError(import_error(value))),
-            ("X_TANDEM_FORK_UNSAFE", value) => messages.push(
-                serde_json::from_str(value).map_or_else(|_| Message::Other(line.to_owned()), Message::ForkUnsafe),
-            ),
-            _ => messages.push(Message::Other(line.to_owned())),
+            ("X_TANDEM_FORK_UNSAFE", value) => {
+                messages.extend(serde_json::from_str(value).ok().map(Message::ForkUnsafe));
+            }
+            // STOPPING=1, another program's assignment, or garbage.
+            _ => {}
         }
     }
     if let (Some(requests), Some(connections), Some(in_flight)) = (requests, connections, in_flight) {
@@ -158,7 +270,7 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
 
 const IMPORT_ERROR: &str = "X_TANDEM_IMPORT_ERROR=";
 
-/// The text of an import error; one that is not the JSON it should be is shown as it came.
+/// The text of an import error. What is not valid JSON is shown as it came.
 fn import_error(value: &str) -> String {
     serde_json::from_str(value).unwrap_or_else(|_| value.to_owned())
 }

@@ -1,11 +1,11 @@
-//! How a worker is kept: its restart policy and its ladders. Pure.
+//! The restart policy of workers and their ladders. Pure.
 
 use std::time::Duration;
 
 use crate::config::{Stop, Workers};
 use crate::plan::{KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 
-/// What a worker that retires gets beyond its drain limit, at which it ends by itself.
+/// How much longer than its drain limit, at which it ends by itself, a worker may take to retire.
 const RETIRE_ROOM: Duration = Duration::from_secs(5);
 /// How long a hung worker may take to print what its threads are doing.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
             Rung { grace: DEAF_KILL_GRACE, ..kill },
         ],
     };
-    // Another server does not know SIGWINCH, or as something else: for it a planned end is an end, with more time.
+    // Another server ignores SIGWINCH or means something else by it: it retires by SIGTERM, with more time.
     let retire = match workers.command {
         Some(_) => Rung { signal: Signal::Term, group: false, grace: workers.drain.saturating_add(RETIRE_ROOM) },
         None => Rung { signal: Signal::Retire, group: false, grace: workers.drain.saturating_add(RETIRE_ROOM) },
@@ -40,13 +40,13 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
     Policy {
         spawn_limit: SPAWN_LIMIT,
         ready_limit: workers.ready_limit,
-        // How long it said nothing has been waited for already.
+        // The watchdog has waited already.
         hang_limit: Some(Duration::ZERO),
         ladder,
         retire: vec![retire],
-        // Not its group: what the worker has started would only leave core files.
+        // Not the group: the worker's own children would only leave core files.
         hang: vec![Rung { signal: Signal::Abort, group: false, grace: ABORT_GRACE }, kill],
-        // One that served is back at once: forked off a template, that takes 30 ms. Only a second failure waits.
+        // A worker that served is restarted at once: forked off a template, that takes 30 ms. Only a second failure waits.
         backoff_first: Duration::ZERO,
         backoff_step: workers.backoff_first,
         backoff_max: workers.backoff_max,

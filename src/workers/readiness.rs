@@ -1,17 +1,20 @@
-//! Readiness of a server that does not say READY=1: a request that this very worker answers.
+//! Readiness of a server that does not say READY=1: the worker answers a request.
 //!
-//! All workers share one socket, so an answer alone proves nothing: it counts when the kernel shows that the other end of
-//! the connection is held by the worker's own process group.
+//! All workers share one socket, so an answer alone proves nothing. It counts when the kernel shows that the worker's own
+//! process group holds the other end of the connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::header::{HOST, USER_AGENT};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::life::Life;
-use crate::health::client::reachable;
+use crate::http::client::{exchange, reachable};
 use crate::process::ports;
 
 /// Between two requests.
@@ -27,22 +30,23 @@ pub async fn watch(life: Life, address: SocketAddr, path: String) {
         if let Ok(Some(true)) = timeout(LIMIT, answers(address, &path, pid)).await
             && life.pid() == Some(pid)
         {
-            life.became_ready();
+            life.report_ready();
             return;
         }
         sleep(INTERVAL).await;
     }
 }
 
-/// Whether the process group `group` answers well; `None` where nobody does, or somebody else.
+/// Whether the process group `group` answers well; `None` where nothing answers, or another process does.
 async fn answers(address: SocketAddr, path: &str, group: i32) -> Option<bool> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: tandem\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    // "HTTP/1.1 200": the connection is kept open, so that its other end can still be looked at.
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.ok()?;
-    let status: u16 = std::str::from_utf8(&head[9..]).ok()?.parse().ok()?;
+    let stream = TcpStream::connect(address).await.ok()?;
     let client = stream.local_addr().ok()?;
-    ports::is_held_by_group(address.port(), client, group).then_some(status < 400)
+    let request = Request::get(path).header(HOST, address.to_string()).header(USER_AGENT, "tandem");
+    let request = request.body(Empty::<Bytes>::new()).ok()?;
+    // Looked at before the body is read: the connection is still open, so that its other end can be found.
+    let look = async |response: hyper::Response<_>| {
+        let is_well = response.status().as_u16() < 400;
+        Ok(ports::is_held_by_group(address.port(), client, group).await.then_some(is_well))
+    };
+    exchange(stream, request, LIMIT, look).await.ok()?
 }

@@ -1,9 +1,9 @@
 //! One slot of the workers: a service whose process is a worker, on the listening socket that all share.
 //!
 //! A worker is spawned early and waits at a gate, a pipe, with Python and its libraries imported, until the migrations
-//! are in; then one byte opens the gate. The pipe stays open as a lifeline: should Tandem die, the worker reads its end
-//! and goes too. Where there is a template, a worker is forked off it instead; should it be away, a worker is spawned as
-//! without one.
+//! are in; then one byte opens the gate. The pipe stays open as a lifeline: when Tandem dies, the pipe closes and the
+//! worker ends. Where there is a template, a worker is forked off it instead; while the template is not ready, a worker is
+//! spawned as without one.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,9 +15,10 @@ use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::launch::Launch;
-use super::life::{Life, Roster};
+use super::life::{Life, Roster, Started};
+use super::notify::NotifySocket;
 use super::readiness;
-use super::template::{Forked, Template};
+use super::template::Template;
 use crate::config::Readiness;
 use crate::process::{self, InheritedFd};
 use crate::service::Reporter;
@@ -43,7 +44,7 @@ impl Slot {
         roster: Roster,
         reporter: Reporter,
     ) -> Self {
-        let life = Life::new(name(number), roster, reporter).watched(launch.settings.workers.watchdog);
+        let life = Life::of_worker(name(number), launch.settings.workers.watchdog, roster, reporter);
         Self { number, launch, template, life, fork: Rc::default() }
     }
 
@@ -51,7 +52,7 @@ impl Slot {
         self.number
     }
 
-    /// Its process's life: counts, last exit, reasons.
+    /// The life of its process: counts, last exit, reasons.
     pub fn life(&self) -> &Life {
         &self.life
     }
@@ -78,20 +79,25 @@ impl Slot {
 
     fn spawn_launcher(&self, of: (Generation, Intent)) -> io::Result<()> {
         let (gate, gate_end) = Gate::new()?;
-        let (listener, gate_end) = (self.launch.listener()?, InheritedFd(Arc::new(gate_end)));
+        let (notify, notify_end) = NotifySocket::pair()?;
+        let listener = self.launch.listener()?;
+        let (gate_end, notify_end) = (InheritedFd(Arc::new(gate_end)), InheritedFd(Arc::new(notify_end)));
         let command = self.launch.environment(self.number).apply(self.launch.launcher());
         let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
-            .env("TANDEM_GATE_FD", gate_end.number().to_string());
-        // SIGKILL, because a worker that hangs or is stopped would act on nothing less.
-        let (child, output) = process::spawn(&command, &[listener, gate_end], OsSignal::SIGKILL)?;
-        self.life.begin(of, child, output, Some(gate));
+            .env("TANDEM_GATE_FD", gate_end.number().to_string())
+            .env("TANDEM_NOTIFY_FD", notify_end.number().to_string());
+        // SIGKILL: a worker that hangs or is stopped acts on nothing less.
+        let (child, output) = process::spawn(&command, &[listener, gate_end, notify_end], OsSignal::SIGKILL)?;
+        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);
         Ok(())
     }
 
     fn spawn_other_server(&self, words: &[String], of: (Generation, Intent)) -> io::Result<()> {
         let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
-        let command = self.launch.other_server(words, self.number, listener.as_ref());
+        let notify = self.launch.notify_socket(&name(self.number))?;
+        let path = notify.as_ref().and_then(NotifySocket::path);
+        let command = self.launch.other_server(words, self.number, listener.as_ref(), path);
         let fds: Vec<InheritedFd> = listener.into_iter().collect();
         let (child, output) =
             process::spawn(&command, &fds, OsSignal::SIGKILL).map_err(|error| match error.kind() {
@@ -102,7 +108,7 @@ impl Slot {
                 }
                 _ => error,
             })?;
-        self.life.begin(of, child, output, None);
+        self.life.begin(Started { child, output, gate: None, notify }, of);
         if let Readiness::Http(path) = &self.launch.settings.workers.ready {
             let address = self.launch.settings.workers.listen;
             tokio::task::spawn_local(readiness::watch(self.life.clone(), address, path.clone()));
@@ -114,9 +120,9 @@ impl Slot {
 /// Fork the worker of `slot` off `template`; if that fails, spawn it.
 async fn fork(template: Template, slot: Slot, of: (Generation, Intent)) {
     match template.fork(slot.number, slot.launch.environment(slot.number)).await {
-        Ok(Forked { child, output, gate }) => slot.life.begin(of, child, output, Some(gate)),
+        Ok(started) => slot.life.begin(started, of),
         Err(error) => {
-            tracing::warn!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");
+            tracing::error!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");
             slot.spawn_alone(of);
         }
     }

@@ -1,8 +1,10 @@
-//! What a child of Tandem's starts with: its environment, its user, where its programs are. The one place that says it, for
-//! workers, migrations, seeds, hooks, companions, tests and people's tools.
+//! What a child of Tandem's starts with: its environment, its user, its rights, where its programs are. The one place that
+//! says it, for workers, migrations, seeds, hooks, companions, tests and people's tools.
 //!
 //! ```text
-//! Tandem's own environment, without libpq's variables     `process` takes those out of every child
+//! Tandem's own environment, without libpq's and Tandem's variables      `process` takes those out of every child
+//!   without what workers.drop_env names
+//!   < HOME, USER and LOGNAME of the user that it runs as
 //!   < .env, [workers.env]                                 what refers to the server (${PGPORT}) filled in
 //!   < the Python environment                              VIRTUAL_ENV, its bin first in PATH
 //!   < where the database is                               DATABASE_URL, PG*, POSTGRES_*, DB_POOL_*
@@ -16,6 +18,18 @@ use super::environment::drivers;
 use crate::config::{PostgresMode, Settings, references};
 use crate::plan::libpq::stays_attached;
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
+
+/// Variables that a login sets for one user, and that lead another one into the first one's places.
+const OF_ONE_LOGIN: [&str; 8] = [
+    "DBUS_SESSION_BUS_ADDRESS",
+    "MAIL",
+    "SSH_AUTH_SOCK",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+];
 
 /// What the children of one server have in common.
 #[derive(Clone, Copy)]
@@ -62,18 +76,18 @@ impl Variables {
 }
 
 impl Surroundings<'_> {
-    /// The command that `words` say, if they say any; a program of the Python environment is found there first. The server
-    /// knows it as `application`.
-    pub fn command(&self, words: &[String], application: &str) -> Option<CommandLine> {
+    /// The command that `words` say, if they say any, in the directory `dir`; a program of the Python environment is found
+    /// there first. The server knows it as `application`.
+    pub fn command(&self, words: &[String], application: &str, dir: &Path) -> Option<CommandLine> {
         let (program, args) = words.split_first()?;
-        Some(self.with_all(CommandLine::new(self.program(program)).args(args), application))
+        Some(self.with_all(CommandLine::new(self.program(program)).args(args), application, dir))
     }
 
     /// `command` with all that a child gets, the application's modules to import included.
-    pub fn with_all(&self, command: CommandLine, application: &str) -> CommandLine {
+    pub fn with_all(&self, command: CommandLine, application: &str, dir: &Path) -> CommandLine {
         let mut variables = self.variables(application);
         self.imports(&mut variables);
-        self.as_user(variables.apply(command))
+        variables.apply(self.as_worker(command, dir))
     }
 
     /// A person's tool, which gets in where its arguments do not say otherwise, and nothing else.
@@ -88,13 +102,27 @@ impl Surroundings<'_> {
         all.map(|(name, value)| (name.clone(), Some(value.clone()))).collect()
     }
 
-    /// `command` as the user that children run as.
-    pub fn as_user(&self, command: CommandLine) -> CommandLine {
-        let command = command.identity(self.identity.cloned());
-        match self.identity {
-            Some(identity) => command.env("HOME", &identity.home).env("USER", &identity.name),
-            None => command,
-        }
+    /// `command` as everything runs that runs the application's code: as the workers' user and in none of its other
+    /// groups, without a way to more rights, with that user's names, in the directory `dir`. Variables come on top of it:
+    /// a HOME of `[workers.env]` wins.
+    pub fn as_worker(&self, command: CommandLine, dir: &Path) -> CommandLine {
+        let command =
+            command.identity(self.identity.cloned()).no_new_privs(self.settings.workers.no_new_privs).dir(dir);
+        let Some(identity) = self.identity else { return command };
+        let command = OF_ONE_LOGIN.iter().fold(command, |command, name| command.env_remove(name));
+        command.env("HOME", &identity.home).env("USER", &identity.name).env("LOGNAME", &identity.name)
+    }
+
+    /// What `workers.drop_env` takes away of Tandem's own environment.
+    fn dropped(&self) -> Vec<(String, Option<String>)> {
+        let drop_env = &self.settings.workers.drop_env;
+        self.settings
+            .inherited
+            .0
+            .keys()
+            .filter(|name| drop_env.matches(name))
+            .map(|name| (name.clone(), None))
+            .collect()
     }
 
     /// Where the program `name` is: a tool such as alembic lives in the Python environment, and is found there first.
@@ -119,7 +147,8 @@ impl Surroundings<'_> {
     /// The environment of a child that the server knows as `application`.
     pub fn variables(&self, application: &str) -> Variables {
         let database = self.database(application);
-        let mut all = Variables(self.kept());
+        let mut all = Variables(self.dropped());
+        all.0.extend(self.kept());
         all.0.extend(self.own(&database).0);
         self.python_environment(&mut all);
         all.0.extend(database.0);
@@ -177,8 +206,9 @@ impl Surroundings<'_> {
     fn own(&self, database: &Variables) -> Variables {
         let known = database.clone().values();
         let inherited = &self.settings.inherited.0;
+        let is_inherited = |name| inherited.contains_key(name) && !self.settings.workers.drop_env.matches(name);
         let mut all = Variables::default();
-        for (name, value) in inherited {
+        for (name, value) in inherited.iter().filter(|(name, _)| is_inherited(name)) {
             if let Some(value) = self.in_place_of(name, value, &known) {
                 all.set(name, value);
             }
@@ -187,7 +217,7 @@ impl Surroundings<'_> {
             let resolved = || references::resolve(value, |name| known.get(name).cloned().unwrap_or_default());
             match self.in_place_of(name, value, &known) {
                 Some(value) => all.set(name, value),
-                None if self.of_tests && inherited.contains_key(name) && !references::refers(value) => {}
+                None if self.of_tests && is_inherited(name) && !references::refers(value) => {}
                 None => all.set(name, resolved()),
             }
         }

@@ -6,8 +6,8 @@ describes the environment that both are started with. In addition:
   TANDEM_FORK_FD      a SOCK_SEQPACKET socket on which Tandem asks for workers
   TANDEM_PRELOAD      "strict": refuse to fork an app that is not safe to fork
 
-A request is {"slot": N, "environment": {...}} with three descriptors: the read end of the worker's own gate, and the
-write ends of its stdout and stderr. The answer is {"slot": N, "pid": P}, or {"slot": N, "error": "..."} when there was
+A request is {"slot": N, "environment": {...}} with four descriptors: the read end of the worker's own gate, the write
+ends of its stdout and stderr, and its own end of the socket pair on which it speaks. The answer is {"slot": N, "pid": P}, or {"slot": N, "error": "..."} when there was
 no process to be had. The worker leads a process group of its own and is Tandem's child, as if Tandem had spawned it:
 its parent, forked in between, has ended by the time of the answer, and orphans fall to Tandem (PR_SET_CHILD_SUBREAPER).
 
@@ -36,7 +36,7 @@ import time
 import warnings
 
 REQUEST_MAX = 256 * 1024  # bytes; more than the socket's buffer can hold
-DESCRIPTORS = 3
+DESCRIPTORS = 4
 FINDINGS_MAX = 50
 SETTLE = 0.2  # seconds: for threads that end at a fork to be gone from /proc
 
@@ -61,9 +61,8 @@ class Template:
         self.channel = socket.socket(fileno=int(os.environ.pop("TANDEM_FORK_FD")))
         self.channel.set_inheritable(False)
         self.strict = os.environ.pop("TANDEM_PRELOAD", "") == "strict"
-        self.notify_address = os.environ.pop("NOTIFY_SOCKET", "")
-        self.notifier = launcher.Notifier(self.notify_address)
         self.orders = launcher.read_orders()
+        self.notifier = launcher.Notifier(self.orders.notify_fd)
         self.reported = set()
         self.native_threads = 0
         self.uvicorn = self.config = self.kept_sigterm = None
@@ -132,7 +131,7 @@ class Template:
 
     def become_worker(self, request, descriptors):
         """Take on what is this worker's own, and serve."""
-        gate_fd, stdout, stderr = descriptors
+        gate_fd, stdout, stderr, notify_fd = descriptors
         for source, target in ((stdout, 1), (stderr, 2)):
             os.dup2(source, target)
             os.close(source)
@@ -145,10 +144,10 @@ class Template:
         os.environ.setdefault("TANDEM_APP", self.orders.app)
         os.environ.update(request["environment"])
         os.environ.update(TANDEM_LISTEN_FD=str(self.orders.listen_fd), TANDEM_GATE_FD=str(gate_fd))
+        os.environ.update(TANDEM_NOTIFY_FD=str(notify_fd))
         os.environ.pop("TANDEM_PRELOAD", None)
-        # A connection of its own: Tandem tells workers apart by the process that sends.
-        notifier = self.launcher.Notifier(os.environ.pop("NOTIFY_SOCKET", self.notify_address))
         orders = self.launcher.read_orders()
+        notifier = self.launcher.Notifier(orders.notify_fd)
         reseed()
         self.launcher.wait_at_gate(orders.gate_fd)
         self.launcher.serve(orders, notifier, self.uvicorn, self.config, self.listener)

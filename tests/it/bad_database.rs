@@ -81,13 +81,26 @@ fn assert_hidden_in_server_log(project: &Project) {
 }
 
 #[test]
-fn a_compose_host_that_does_not_resolve_is_explained() {
+fn a_host_that_does_not_resolve_is_waited_for_and_then_explained() {
     let project = Project::app("plain:app");
-    let mut command = tandem::command(&project);
-    command.env("DATABASE_URL", "postgresql://ffe_user:hunter2@postgres:5432/ffe");
-    let refused = refusal::up_as(&project, command);
-    refused.expect(78, &["DATABASE_URL", "`postgres` does not resolve", "Docker Compose", "unset DATABASE_URL"]);
+    let said = ["DATABASE_URL", "`postgres` does not resolve", "Docker Compose", "unset DATABASE_URL"];
+    let attached = || {
+        let mut command = tandem::command(&project);
+        command.env("DATABASE_URL", "postgresql://ffe_user:hunter2@postgres:5432/ffe");
+        command.env("TANDEM_POSTGRES__READY_LIMIT", "1s");
+        command
+    };
+    // Compose gives a container's name to the others when it starts, which may be after them.
+    let refused = refusal::up_as(&project, attached());
+    refused.expect(75, &said);
+    refused.expect(75, &["waiting for the database", "did not answer within 1s"]);
     hides("the error", &refused.said, "hunter2");
+    // Commands that need it at once do not wait, and one that only looks at the configuration does not mind.
+    for (args, code) in [(&["backup"][..], 75), (&["migrate", "status"], 75), (&["check"], 0)] {
+        let refused = refusal::said(attached().args(args).output().unwrap());
+        refused.expect(code, &said);
+        hides("the error", &refused.said, "hunter2");
+    }
 }
 
 #[test]
@@ -148,4 +161,19 @@ fn a_database_from_the_future_is_refused_and_untouched() {
     let sql = "SELECT version_num, to_regclass('decision_cache') IS NOT NULL FROM alembic_version";
     refusal::run(&project, &["psql", "-Atc", sql]).expect(0, &["999_future|t"]);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
+fn a_reload_is_not_refused_for_a_name_that_does_not_resolve() {
+    let owner = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'");
+    let mut server = Tandem::up(&owner);
+    let url = refusal::run(&owner, &["url"]).said.trim().to_owned();
+    let project = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'\nstop.grace = '9s'");
+    project.write(".env", &format!("DATABASE_URL={url}\n"));
+    let mut tandem = Tandem::up(&project);
+    // As if its name had gone with the resolver.
+    project.write(".env", &format!("DATABASE_URL={}\n", url.replace("127.0.0.1", "db-that-is-away.example")));
+    project.reconfigure(|text| text.replace("'9s'", "'8s'"));
+    refusal::run(&project, &["reload"]).expect(0, &["stop.grace", "postgres.url", "holds only after a restart"]);
+    assert_eq!((tandem.stop(), server.stop()), (0, 0), "{}", tandem.log());
 }

@@ -15,7 +15,7 @@ use ::tandem::plan::Identity;
 use ::tandem::process::identity;
 
 /// What these tests need of root; `None` where they do not run as root.
-fn server() -> Option<Identity> {
+pub fn server() -> Option<Identity> {
     if !identity::is_root() {
         skip("only root can choose whom its children run as");
         return None;
@@ -34,7 +34,7 @@ fn open_interpreter() -> String {
 
 /// A project whose environment and application every user can reach. The environment is shared by the tests of this
 /// file and made by whoever comes first, under Tandem's own lock.
-fn open_project(lines: &str) -> Project {
+pub fn open_project(lines: &str) -> Project {
     let venv = open_dir("venv-for-all").join("venv");
     let lines = format!("workers.count = 1\npython.interpreter = '{}'\n{lines}", open_interpreter());
     let project = Project::app_with("plain:app", &lines).without("python.venv").without("workers.app_dir");

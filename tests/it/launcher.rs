@@ -7,7 +7,6 @@ use crate::common::strict::{Connection, Crowd, Habit};
 use crate::common::worker::{Flavour, Stage, Worker};
 use nix::sys::signal::Signal;
 use tandem::process::Exit;
-use tandem::workers::notify::Message;
 
 /// Longer than any test may take, in seconds: a wait this long must be skipped, or the test fails.
 const FOR_EVER: &str = "3600";
@@ -292,7 +291,7 @@ async fn a_worker_too_young_to_retire_does_not_mind() {
         worker.signal(Signal::SIGWINCH);
         worker.open_gate();
         worker.signal(Signal::SIGWINCH);
-        worker.wait_for("READY=1", |worker| worker.has_said(&Message::Ready)).await;
+        worker.wait_for("READY=1", |worker| worker.has_said("READY=1")).await;
         let mut connection = Connection::open(stage.address()).unwrap();
         assert!(!connection.get("/").unwrap().closes);
         worker.retire().await;
@@ -310,8 +309,8 @@ async fn the_watchdog_is_fed_while_a_worker_leaves() {
         worker.retire().await;
         let fed = |worker: &Worker| {
             let said = worker.heard();
-            let stopping = said.iter().position(|message| *message == Message::Stopping).unwrap();
-            said[stopping..].iter().filter(|message| **message == Message::Watchdog).count()
+            let stopping = said.iter().position(|message| message == "STOPPING=1").unwrap();
+            said[stopping..].iter().filter(|message| *message == "WATCHDOG=1").count()
         };
         worker.wait_for("WATCHDOG=1, more than once", |worker| fed(worker) >= 4).await;
         assert!(kept.get("/").unwrap().closes);
@@ -330,7 +329,7 @@ async fn an_application_that_closes_the_socket_is_noticed() {
             let mut kept = used(&stage);
             assert_eq!(kept.get(path).unwrap().body, "ok");
             let mut queued = Connection::open(stage.address()).unwrap();
-            worker.wait_for("STOPPING=1", |worker| worker.has_said(&Message::Stopping)).await;
+            worker.wait_for("STOPPING=1", |worker| worker.has_said("STOPPING=1")).await;
             release(&mut kept);
             expect_last(&mut in_flight);
             assert_eq!(worker.end().await, Exit::Code(1), "{flavour:?}: {}", worker.output());

@@ -26,7 +26,7 @@ async fn venv() -> PathBuf {
 }
 
 /// A project of two workers that are started by `command`.
-async fn project(command: &str, lines: &str) -> Project {
+pub async fn project(command: &str, lines: &str) -> Project {
     let venv = venv().await;
     let project = Project::app_with(
         "plain:app",

@@ -20,9 +20,8 @@ use tandem::service::Reporter;
 use tandem::supervise::state::{ChildAction, ChildEvent, Ending, Generation, Intent, ProcessEvent};
 use tandem::supervise::tree::{ServiceId, TreeEvent};
 use tandem::workers::launch::{self, Launch};
-use tandem::workers::life::{self, Life, Roster};
+use tandem::workers::life::{Life, Roster};
 use tandem::workers::listener::{self, Listener};
-use tandem::workers::notify::NotifySocket;
 use tandem::workers::slot::Slot;
 use tandem::workers::surroundings::Variables;
 use tandem::workers::template::Template;
@@ -86,7 +85,6 @@ impl Stage {
         orphans::adopt();
         let python = python().await;
         let listener = listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 128, "workers.listen", |_| None).unwrap();
-        let notify = NotifySocket::open().unwrap();
         let flag =
             |(key, value): &(&str, &str)| Flag { key: (*key).into(), value: (*value).into(), name: "--set".into() };
         let own = [("name", "test"), ("workers.app", app), ("workers.app_dir", dir.to_str().unwrap())];
@@ -99,13 +97,12 @@ impl Stage {
             settings: Rc::new(settings),
             url: DatabaseUrl::parse(&format!("postgresql://ffe_user@localhost:{database}/ffe")).unwrap(),
             run: run.path().to_owned(),
-            notify: notify.name().to_owned(),
+            notify: run.path().join("notify"),
             listener: Rc::new(RefCell::new(Some(listener.inherited()))),
             python: Rc::new(RefCell::new(python)),
             identity: Rc::default(),
         });
         let roster = Roster::default();
-        tokio::task::spawn_local(life::listen(notify, roster.clone()));
         let (sender, events) = unbounded_channel();
         let reporter = Reporter::new(TEMPLATE, sender.clone());
         let template = Template::new(launch.clone(), roster.clone(), reporter);
@@ -227,7 +224,7 @@ fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
         }
         assert!(!orphans::strays().iter().any(|pid| pids.contains(pid)));
         assert!(pids.contains(&stage.get("/pid").await.parse().unwrap()));
-        for variable in ["TANDEM_APP", "TANDEM_GATE_FD", "TANDEM_FORK_FD", "NOTIFY_SOCKET", "TANDEM_PRELOAD"] {
+        for variable in ["TANDEM_APP", "TANDEM_GATE_FD", "TANDEM_FORK_FD", "TANDEM_NOTIFY_FD", "TANDEM_PRELOAD"] {
             assert_eq!(stage.get(&format!("/env?name={variable}")).await, "not set", "{variable}");
         }
 
@@ -282,7 +279,7 @@ fn the_template_waits_at_its_gate_and_ends_at_once_when_told() {
         drop(unopened.gate);
         assert_eq!(timeout(LIMIT, unopened.child.wait()).await.unwrap(), Exit::Code(0));
         let mut opened = stage.template.fork(0, Variables::default()).await.unwrap();
-        opened.gate.open().unwrap();
+        opened.gate.as_mut().unwrap().open().unwrap();
         stage.get("/").await;
         drop(opened.gate);
         assert_eq!(timeout(LIMIT, opened.child.wait()).await.unwrap(), Exit::Signal(9));

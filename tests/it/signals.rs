@@ -73,7 +73,7 @@ fn nohup_holds_when_the_terminal_goes() {
     let on = OnTerminal::up(&project, "foreground", &["/bin/sh", "-c", &script]);
     let said = |text: &str| std::fs::read_to_string(&out).unwrap().contains(text);
     on.terminal.signal(Signal::SIGUSR1);
-    wait_for("the hangup", || said("the terminal is gone, which shall not matter"));
+    wait_for("the hangup", || said("the terminal is gone; SIGHUP was ignored"));
     on.send(Signal::SIGHUP);
     wait_for("the reload", || said("SIGHUP: reload"));
     assert_eq!(on.terminal.ready(), Some(true));

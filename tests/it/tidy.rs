@@ -16,14 +16,15 @@ const FLOORS: &[&[&str]] = &[
     &["boot"],
     &["postgres", "workers", "control"],
     &["schema", "health"],
-    &["install", "companions", "signals", "systemd", "watch"],
+    &["install", "companions", "signals", "systemd", "watch", "http"],
     &["service"],
     &["supervise"],
     &["process"],
     &["telemetry"],
     &["config"],
-    &["plan", "phase"],
+    &["durable", "plan", "phase"],
     &["exit"],
+    &["scrub"],
 ];
 
 /// What unit tests share with the tests of the binary.
@@ -86,6 +87,34 @@ fn no_room_uses_one_above_it() {
         }
     }
     assert!(arrows > 50, "only {arrows} uses were seen: the test reads the wrong files");
+}
+
+/// What only `durable` does, as it stands in code.
+const OF_DURABLE: &[&str] = &[
+    "fs::rename(",
+    "renameat",
+    ".persist(",
+    ".persist_noclobber(",
+    "Flock",
+    "flock(",
+    "lock_shared(",
+    ".try_lock()",
+    "lock_exclusive(",
+];
+
+#[test]
+fn one_room_renames_and_locks_files() {
+    let mut inside = 0;
+    for path in files(&source(), ".rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+        for (number, line) in code.filter(|(_, line)| OF_DURABLE.iter().any(|word| line.contains(word))) {
+            let place = format!("{}:{}", path.display(), number + 1);
+            assert_eq!(room_of(&path), "durable", "{place} renames or locks by itself: {}", line.trim());
+            inside += 1;
+        }
+    }
+    assert!(inside > 3, "only {inside} places were seen: the test looks for the wrong words");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use anyhow::{Context, bail};
 use super::compare::{Damaged, same};
 use super::header::Header;
 use super::wal::{Name, Segment};
-use crate::postgres::sync_dir;
+use crate::durable::{self, WriteOptions, sync_dir};
 
 /// zstd's level: the fastest that is not worse than gzip, 28 ms for 16 MB.
 const LEVEL: i32 = 1;
@@ -203,7 +203,7 @@ impl Archive {
     pub fn commit(&self, staged: Staged) -> anyhow::Result<Pushed> {
         let place = self.path(staged.name);
         let writing = || format!("write {}", place.display());
-        let pushed = match rename_new(&staged.temporary.0, &place) {
+        let pushed = match durable::rename_new(&staged.temporary.0, &place) {
             Ok(()) => Pushed::Stored,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.meet(&staged, &place)?,
             Err(error) => return Err(error).with_context(writing),
@@ -225,7 +225,7 @@ impl Archive {
             Err(Damaged(error)) => {
                 // What PostgreSQL still has is what was meant.
                 eprintln!("tandem wal: {} is damaged ({error}) and written anew", place.display());
-                fs::rename(&staged.temporary.0, place).with_context(|| format!("write {}", place.display()))?;
+                durable::rename(&staged.temporary.0, place).with_context(|| format!("write {}", place.display()))?;
                 Ok(Pushed::Stored)
             }
         }
@@ -277,7 +277,7 @@ impl Archive {
             }
             output.write_all(&chunk[..count]).with_context(writing)?;
         }
-        fs::rename(&temporary.0, to).with_context(writing)?;
+        durable::rename(&temporary.0, to).with_context(writing)?;
         Ok(true)
     }
 
@@ -381,13 +381,10 @@ impl Archive {
     /// It cannot be written.
     pub fn write_small(&self, path: &Path, text: &str) -> anyhow::Result<()> {
         let write = || -> io::Result<()> {
-            let parent = path.parent().unwrap_or(&self.dir);
-            let mut staged = tempfile::Builder::new().suffix(UNFINISHED).tempfile_in(parent)?;
-            staged.write_all(text.as_bytes())?;
-            self.give_away(staged.as_file())?;
-            staged.as_file().sync_all()?;
-            staged.persist(path)?;
-            sync_dir(parent)
+            let dir = self.dir.metadata()?;
+            let root = nix::unistd::Uid::effective().is_root();
+            let owner = root.then(|| (dir.uid(), dir.gid()));
+            durable::replace(path, text.as_bytes(), &WriteOptions { owner, ..WriteOptions::default() })
         };
         write().with_context(|| format!("write {}", path.display()))
     }
@@ -422,21 +419,6 @@ fn name_of(source: &Path) -> anyhow::Result<Name> {
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
-}
-
-/// Rename a file, and never onto another.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // What file systems over a network answer.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
-            outcome => return Ok(outcome?),
-        }
-    }
-    fs::hard_link(from, to)?;
-    fs::remove_file(from)
 }
 
 #[cfg(test)]

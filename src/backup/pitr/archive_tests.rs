@@ -118,7 +118,7 @@ fn wal_of_another_cluster_or_place_is_refused() {
     assert!(other.to_string().contains("another cluster"), "{other:#}");
     let source = segment(temp.path(), FIRST, 1);
     let moved = temp.path().join("000000010000000000000002");
-    fs::rename(&source, &moved).unwrap();
+    crate::durable::rename(&source, &moved).unwrap();
     assert!(archive.push(&moved).unwrap_err().to_string().contains("another place"));
     fs::write(archive.dir().join("system_identifier"), "12").unwrap();
     let source = segment(temp.path(), FIRST, 1);

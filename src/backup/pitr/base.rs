@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
@@ -24,18 +23,20 @@ use super::manifest::{self, Manifest, Seen};
 use super::notes::Notes;
 use super::retention;
 use super::wal::{Lsn, Name, Segment};
+use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
-use crate::postgres::sync_dir;
-use crate::process::{self, Exit};
+use crate::process::{self, Exit, OUTPUT_LIMIT};
 
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
 const THREADS: u32 = 2;
+/// How many lines of what pg_basebackup says are kept.
+const LINES_MAX: usize = 50;
 /// How much the kernel holds between pg_basebackup and us, in bytes: fewer switches between the two.
 const PIPE_SIZE: i32 = 1 << 20;
 /// A backup of which nothing more came for so long does not go on. It begins with a checkpoint and ends with waiting for
@@ -99,7 +100,7 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
     archive.write_small(&unfinished.0.join(catalog::DESCRIPTION), &text)?;
     let place = base.dir(archive);
     // A directory is never renamed onto another that holds anything.
-    fs::rename(&unfinished.0, &place)
+    durable::rename(&unfinished.0, &place)
         .and_then(|()| sync_dir(&archive.bases()))
         .with_context(|| format!("put the base backup at {}", place.display()))?;
     let (removed, removed_wal) = prune(archive, source.keep)?;
@@ -132,18 +133,19 @@ impl Drop for Unfinished {
 }
 
 /// One base backup at a time.
-fn lock(archive: &Archive) -> anyhow::Result<Flock<File>> {
+fn lock(archive: &Archive) -> anyhow::Result<Lock> {
     let path = archive.dir().join("base.lock");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = file.with_context(|| format!("open {}", path.display()))?;
-    archive.give_away(&file).with_context(|| format!("open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, Errno::EWOULDBLOCK)) => {
-            Err(Failure::new(Code::Temporary, "another base backup is being made: wait for its end").into())
+    let lock = match Lock::take(&path, "`tandem backup base`") {
+        Ok(lock) => lock,
+        Err(LockError::Held(holder)) => {
+            let holder = holder.named("another base backup");
+            let message = format!("another base backup is being made ({holder}): wait for its end");
+            return Err(Failure::new(Code::Temporary, message).into());
         }
-        Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
-    }
+        Err(error) => return Err(error.into_io()).with_context(|| format!("lock {}", path.display())),
+    };
+    archive.give_away(lock.file()).with_context(|| format!("open {}", path.display()))?;
+    Ok(lock)
 }
 
 async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
@@ -181,7 +183,7 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let (began, clock) = (SystemTime::now(), Instant::now());
     let command = command(source, &name);
     let (mut child, output) = process::spawn(&command, &[], Signal::SIGKILL).context("start pg_basebackup")?;
-    let mut killer = Killer(Some(child.pid()));
+    let _killer = Killer(child.pid());
     let stdout = output.stdout.context("pg_basebackup has no output")?.into_blocking_fd().context("read a pipe")?;
     // Smaller where the user has no right to more.
     let _ = fcntl(&stdout, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
@@ -193,16 +195,18 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let written = tokio::task::spawn_blocking(move || pack(pipe, file));
     let mut said = Vec::new();
     let listen = async {
-        if let Some(stderr) = output.stderr {
-            process::lines(stderr, |line| said.push(line.to_owned())).await;
-        }
-        child.wait().await
+        let Some(stderr) = output.stderr else { return };
+        let hear = |line: &str| {
+            if said.len() < LINES_MAX {
+                said.push(line.to_owned());
+            }
+        };
+        process::lines(stderr, hear).await;
     };
     let exit = tokio::select! {
-        exit = listen => exit,
+        (exit, _) = child.wait_with_group(listen, OUTPUT_LIMIT) => exit,
         why = watch(source, &progress) => return Err(why),
     };
-    killer.0 = None;
     let packed = written.await.context("write the base backup")?;
     if exit == Exit::Signal(Signal::SIGPIPE as i32) {
         // We took no more, and know why.
@@ -254,14 +258,12 @@ fn command(source: &Source<'_>, name: &str) -> CommandLine {
         .identity(source.home.server.clone())
 }
 
-/// A process that does not outlive what it was started for; `None` once it has ended.
-struct Killer(Option<i32>);
+/// The group of a process that does not outlive what it was started for; nothing is sent once it was reaped.
+struct Killer(i32);
 
 impl Drop for Killer {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            process::signal_group(group, Signal::SIGKILL);
-        }
+        process::signal_group(self.0, Signal::SIGKILL);
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
 use super::wal::{Lsn, Segment};
+use crate::durable;
 
 /// The description's file name.
 pub const DESCRIPTION: &str = "base.json";
@@ -119,7 +120,9 @@ pub fn sweep(archive: &Archive) {
 /// It cannot be removed.
 pub fn remove(archive: &Archive, base: &Base) -> anyhow::Result<()> {
     let (from, to) = (base.dir(archive), archive.bases().join(format!("{}{UNFINISHED}", base.name)));
-    fs::rename(&from, &to).and_then(|()| fs::remove_dir_all(&to)).with_context(|| format!("remove {}", from.display()))
+    durable::rename(&from, &to)
+        .and_then(|()| fs::remove_dir_all(&to))
+        .with_context(|| format!("remove {}", from.display()))
 }
 
 /// The length of an interval in whole milliseconds.

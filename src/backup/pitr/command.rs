@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::archive::Archive;
+use crate::durable;
 use crate::plan::Identity;
 use crate::process::identity;
 
@@ -83,7 +84,7 @@ fn place(from: &Path, to: &Path) -> io::Result<()> {
         fs::set_permissions(&staged, fs::Permissions::from_mode(0o755))?;
     }
     // A server of an earlier run may be starting the old one at this moment.
-    fs::rename(staged, to)
+    durable::rename(&staged, to)
 }
 
 #[cfg(test)]

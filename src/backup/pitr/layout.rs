@@ -14,8 +14,8 @@ use super::header::Header;
 use super::manifest::{self, Manifest, Seen};
 use super::timeline::Lineage;
 use super::wal::{Name, Segment};
+use crate::durable::sync_file_system;
 use crate::plan::Identity;
-use crate::postgres::sync_file_system;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 1 << 20;

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::postgres::sync_dir;
+use crate::durable::{self, WriteOptions, sync_dir};
 
 /// Why the last push failed; removed by the next that succeeds.
 const FAILED: &str = "tandem.failed";
@@ -79,9 +79,9 @@ impl Notes {
     }
 
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
-        let temporary = self.dir.join(format!("{name}.new"));
-        fs::write(&temporary, text)?;
-        fs::rename(temporary, self.dir.join(name))
+        // Whoever may pass the directory may read it: root writes notes that the server's user reads.
+        let options = WriteOptions::default().mode(0o644).unflushed();
+        durable::replace(&self.dir.join(name), text.as_bytes(), &options)
     }
 
     fn read(&self, name: &str) -> Option<String> {
@@ -152,7 +152,8 @@ impl Notes {
     pub fn drop_ready(&self) -> io::Result<usize> {
         let (ready, status) = (self.ready(), self.dir.join("archive_status"));
         for name in &ready {
-            match fs::rename(status.join(format!("{name}.ready")), status.join(format!("{name}.done"))) {
+            let (from, to) = (status.join(format!("{name}.ready")), status.join(format!("{name}.done")));
+            match durable::rename(&from, &to) {
                 // The archiver was quicker.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 
 use super::catalog::stamp;
-use crate::postgres::sync_dir;
+use crate::durable::{self, sync_dir};
 
 /// In a directory that is not finished; whatever has it may be removed.
 const MARKER: &str = "tandem.restoring";
@@ -69,16 +69,16 @@ impl Staging {
         let fails = || format!("put the restored data directory at {}", data.display());
         if !data.exists() || fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_none()) {
             fs::remove_file(self.0.join(MARKER)).and_then(|()| sync_dir(&self.0)).with_context(fails)?;
-            let placed = fs::rename(&self.0, data);
+            let placed = durable::rename(&self.0, data);
             return self.unless(placed).and_then(|()| sync_dir(parent)).with_context(fails).map(|()| None);
         }
         let name = data.file_name().unwrap_or_default().to_string_lossy();
         let kept = parent.join(format!("{name}_before_restore_{}", stamp(now)));
         // What is in its place in a moment is the old one, and nothing that may be removed.
         fs::remove_file(self.0.join(MARKER)).and_then(|()| sync_dir(&self.0)).with_context(fails)?;
-        let exchanged = exchange(&self.0, data);
+        let exchanged = durable::exchange(&self.0, data);
         self.unless(exchanged).with_context(fails)?;
-        fs::rename(&self.0, &kept).and_then(|()| sync_dir(parent)).with_context(|| {
+        durable::rename(&self.0, &kept).and_then(|()| sync_dir(parent)).with_context(|| {
             format!("the restored data is in place, and the old in {}; call it {}", self.0.display(), kept.display())
         })?;
         Ok(Some(kept))
@@ -89,24 +89,6 @@ impl Staging {
         outcome.inspect_err(|_| {
             let _ = fs::write(self.0.join(MARKER), "");
         })
-    }
-}
-
-/// Let two directories change their names, in one step.
-fn exchange(one: &Path, other: &Path) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let aside = one.with_extension("old");
-        fs::rename(other, &aside)?;
-        fs::rename(one, other).inspect_err(|_| {
-            let _ = fs::rename(&aside, other);
-        })?;
-        fs::rename(aside, one)
     }
 }
 

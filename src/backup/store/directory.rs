@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
 
-use super::durable::{Durable, Expected, sync_dir};
+use super::durable::{Durable, Expected};
 use super::name::is_unfinished;
 use super::parts::{End, Local, next};
 use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError};
 use super::{Entry, Progress, Sent};
+use crate::durable::sync_dir;
 
 /// A directory for copies. It is never made: a missing one may be a disk that is not mounted, and the copies would fill
 /// the disk that they shall survive.

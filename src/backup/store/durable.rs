@@ -1,12 +1,10 @@
 //! A file that is whole under its name or not there: a temporary name beside it, fsync, rename, fsync of the directory.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use hyper::body::Bytes;
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -14,6 +12,7 @@ use super::name::{PART_PREFIX, PART_SUFFIX};
 use super::parts::End;
 use super::seal::{self, Identities};
 use super::trouble::{Kind, StoreError};
+use crate::durable;
 use crate::install::hexadecimal;
 
 /// What the thread that writes is told.
@@ -103,20 +102,8 @@ fn write(path: &Path, mut incoming: Incoming, keys: Option<&Identities>) -> Resu
         }
     }
     let end = incoming.check(path)?;
-    settle(file, path, dir).map_err(failed)?;
+    durable::put(file, path).map_err(failed)?;
     Ok(end)
-}
-
-fn settle(mut file: NamedTempFile, path: &Path, dir: &Path) -> io::Result<()> {
-    file.flush()?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    sync_dir(dir)
-}
-
-/// Make the names in `dir` last through a power cut.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 /// What comes, as a reader that digests it.

@@ -15,17 +15,16 @@ BACKUP_PATH=./backups
 "#;
 
 #[test]
-fn a_compose_host_is_explained() {
-    project(&[("tandem.toml", APP), (".env", FFE_DOTENV)]).refused(expect![[r#"
-        the configuration has 1 problem:
-          .env:5: DATABASE_URL: host `postgres` does not resolve; a name without a dot is usually a Docker Compose service, which only resolves inside Compose's network
-            help: delete the line: Tandem runs PostgreSQL itself and gives the workers their DATABASE_URL; or set postgres.mode = "managed" (TANDEM_POSTGRES__MODE=managed) to take user, password and database from it and ignore its server; or name a server that this machine can reach"#]]);
-    project(&[("tandem.toml", APP)]).environment(&[("DATABASE_URL", "postgresql://u:p@db.example.com/d")]).refused(
-        expect![[r#"
-            the configuration has 1 problem:
-              environment: DATABASE_URL: host `db.example.com` does not resolve: Name or service not known
-                help: correct the host, or see to it that its name resolves on this machine"#]],
-    );
+fn a_name_that_may_not_resolve_is_no_problem_and_comes_with_what_to_do() {
+    let help = |project: super::Project| project.loaded().settings.postgres.unresolved_help;
+    expect![[r#"a name without a dot is usually a Docker Compose service, which only resolves inside Compose's network. delete the line DATABASE_URL (.env:5): Tandem runs PostgreSQL itself and gives the workers their DATABASE_URL; or set postgres.mode = "managed" (TANDEM_POSTGRES__MODE=managed) to take user, password and database from it and ignore its server; or name a server that this machine can reach"#]]
+    .assert_eq(&help(project(&[("tandem.toml", APP), (".env", FFE_DOTENV)])).unwrap());
+    let attached = |url| help(project(&[("tandem.toml", APP)]).environment(&[("DATABASE_URL", url)]));
+    expect!["correct the host in DATABASE_URL (environment), or see to it that its name resolves"]
+        .assert_eq(&attached("postgresql://u:p@db.example.com/d").unwrap());
+    for address in ["postgresql://u:p@127.0.0.1/d", "postgresql://u:p@localhost/d", "postgresql:///d?host=/run/pg"] {
+        assert_eq!(attached(address), None, "{address}");
+    }
 }
 
 #[test]

@@ -60,6 +60,8 @@ fn pip(pinned: &Pinned, staging: &Path, requirements: &Path, python: &str) -> Co
         .arg(requirements)
         // A user's wish for virtual environments is about installing; this only downloads.
         .env("PIP_REQUIRE_VIRTUALENV", "0")
+        // A `pip.py` in the working directory is none.
+        .env("PYTHONSAFEPATH", "1")
 }
 
 /// uv has no download command: it installs the wheel, verified, into a directory of ours. `why` says why not pip.

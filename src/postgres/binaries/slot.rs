@@ -11,8 +11,9 @@ use anyhow::Context;
 
 use super::manifest::MAJOR;
 use super::{Installation, find, libraries, unpack};
+use crate::durable::{self, Lock};
 use crate::exit::{Code, Failure, code_of};
-use crate::install::{Lock, keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
+use crate::install::{keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
 use crate::process::identity;
 use crate::telemetry::progress;
 
@@ -132,24 +133,14 @@ impl Slot {
         let digest = made.join(DIGEST_FILE);
         write_whole(&digest, sha256(archive).as_bytes()).with_context(|| format!("write {}", digest.display()))?;
         // A power cut after the rename must not leave the names without the content.
-        sync_file_system(&made).with_context(|| format!("flush {}", made.display()))?;
+        durable::sync_file_system(&made).with_context(|| format!("flush {}", made.display()))?;
         let dir = self.dir();
         if dir.symlink_metadata().is_ok() {
             let old = staging.join("old");
-            std::fs::rename(&dir, &old).with_context(|| format!("move {} aside", dir.display()))?;
+            durable::rename(&dir, &old).with_context(|| format!("move {} aside", dir.display()))?;
         }
-        std::fs::rename(&made, &dir).with_context(|| format!("rename {} into place", dir.display()))
+        durable::rename(&made, &dir).with_context(|| format!("rename {} into place", dir.display()))
     }
-}
-
-/// Flush the file system that `dir` lies on: one call where there are a thousand small files.
-fn sync_file_system(dir: &Path) -> std::io::Result<()> {
-    let dir = std::fs::File::open(dir)?;
-    #[cfg(target_os = "linux")]
-    nix::unistd::syncfs(&dir)?;
-    #[cfg(not(target_os = "linux"))]
-    dir.sync_all()?;
-    Ok(())
 }
 
 fn cannot_create(error: std::io::Error, path: &Path) -> anyhow::Error {

@@ -34,7 +34,7 @@ async fn wheel() -> PathBuf {
     if !wheel.exists() {
         let staging = tempfile::tempdir_in(&dir).unwrap();
         fetch::package(here(), staging.path(), PYTHON).await.unwrap();
-        std::fs::rename(staging.path().join(here().wheel), &wheel).unwrap();
+        crate::durable::rename(&staging.path().join(here().wheel), &wheel).unwrap();
     }
     wheel
 }

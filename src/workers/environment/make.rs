@@ -10,6 +10,7 @@ use super::interpreter;
 use super::marker::{self, Made, State};
 use super::project::{self, Sort};
 use crate::config::{Installer, Python};
+use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::install::{Complaint, last_lines, make_shared_dir, open_to_all};
 use crate::plan::CommandLine;
@@ -41,6 +42,10 @@ pub(super) enum Way {
     PipInside,
 }
 
+/// Keeps the working directory, which is the project's, out of an interpreter's modules (Python 3.11 and newer): as root a
+/// `venv.py` of the project's would run with all rights.
+const SAFE_PATH: (&str, &str) = ("PYTHONSAFEPATH", "1");
+
 /// How long an interpreter may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
@@ -65,16 +70,16 @@ pub(super) fn recover(venv: &Path) -> io::Result<()> {
         State::Absent | State::Foreign | State::Made(_) => {}
     }
     match State::of(venv) {
-        State::Absent if previous.exists() => std::fs::rename(previous, venv),
+        State::Absent if previous.exists() => durable::rename(&previous, venv),
         _ => remove(&previous),
     }
 }
 
 /// Remove a directory so that no part of it is ever seen in its place: without its marker, the rest of an
-/// environment of ours would count as somebody else's.
+/// environment of ours would count as foreign.
 fn discard(venv: &Path) -> io::Result<()> {
     let removed = beside(venv, "removed");
-    match std::fs::rename(venv, &removed) {
+    match durable::rename(venv, &removed) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(()) => remove(&removed),
@@ -104,7 +109,7 @@ pub(super) async fn make(
     let previous = beside(venv, "previous");
     let put_aside = || -> io::Result<()> {
         if matches!(State::of(venv), State::Made(_)) {
-            std::fs::rename(venv, &previous)?;
+            durable::rename(venv, &previous)?;
         }
         make_shared_dir(venv)?;
         marker::begin(venv)
@@ -154,7 +159,7 @@ impl Making<'_> {
             return Err(Failure::new(Code::Config, message).into());
         }
         let program = resolve(&self.python.interpreter, self.directory);
-        let probe = CommandLine::new(&program).args(["-c", PROBE]).dir(self.directory);
+        let probe = CommandLine::new(&program).args(["-c", PROBE]).dir(self.directory).env(SAFE_PATH.0, SAFE_PATH.1);
         let finished = match process::run(&probe, ANSWER_LIMIT).await {
             Err(RunError::NotFound(_)) => {
                 let message = format!(
@@ -193,7 +198,8 @@ impl Making<'_> {
             Way::PipOutside(_) => self.command(&program).args(["-m", "venv", "--without-pip"]),
             Way::PipInside => self.command(&program).args(["-m", "venv"]),
         };
-        self.step("make the Python environment", create.arg(self.venv)).await?;
+        let create = create.arg(self.venv).env(SAFE_PATH.0, SAFE_PATH.1);
+        self.step("make the Python environment", create).await?;
 
         let client = if way == Way::Uv { "uv" } else { "pip" };
         self.shown.say(format!("Installing {} with {client}", self.requirements.display()));
@@ -206,7 +212,8 @@ impl Making<'_> {
                 self.command("uv").args(install).arg(&python)
             }
             Way::PipOutside(runner) => self.command(&python).arg(runner).args(pip),
-            Way::PipInside => self.command(&python).args(["-m", "pip"]).args(pip),
+            // Without the working directory in front of the modules, which would hold for builds too as a variable.
+            Way::PipInside => self.command(&python).args(["-I", "-m", "pip"]).args(pip),
         };
         let install = self.what(install).await?;
         self.step(&format!("install the requirements {}", self.requirements.display()), install).await?;
@@ -237,6 +244,7 @@ impl Making<'_> {
 
     async fn check_uvicorn(&self) -> anyhow::Result<()> {
         let import = self.command(interpreter(self.venv)).args(["-c", "import uvicorn"]);
+        let import = import.env(SAFE_PATH.0, SAFE_PATH.1);
         let finished = process::run(&import, ANSWER_LIMIT).await.context("import uvicorn")?;
         if finished.exit.success() {
             return Ok(());

@@ -2,8 +2,8 @@
 //!
 //! A virtual environment cannot be moved (its scripts hold its path), so it is built in its final place, under a
 //! lock. A marker says "begun" before anything else is in it and what it was made from when it is whole; an earlier
-//! one stands aside meanwhile and comes back if the new one fails. An environment without a marker is somebody
-//! else's: it is used as it is. Running workers' environment must not be remade under them: a caller's duty.
+//! one stands aside meanwhile and comes back if the new one fails. An environment without a marker is
+//! foreign: it is used as it is. The caller must not remake the environment of running workers.
 
 pub mod drivers;
 mod make;
@@ -61,7 +61,7 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
         _ => error,
     })?;
     make::recover(&venv).with_context(|| cannot_create(&venv))?;
-    // Whoever held the lock may have made it.
+    // The former holder of the lock may have made it.
     match State::of(&venv) {
         State::Foreign => return foreign(&venv),
         state if state.is_made(&venv, &wanted) => {
@@ -94,7 +94,7 @@ fn as_it_is(python: &Python, venv: &Path, state: &State, directory: &Path) -> an
     Ok(Environment { python: make::resolve(&python.interpreter, directory), made: false })
 }
 
-/// Somebody else's environment, used as it is.
+/// An environment that Tandem did not make, used as it is.
 fn foreign(venv: &Path) -> anyhow::Result<Environment> {
     let python = interpreter(venv);
     if python.is_file() {

@@ -111,7 +111,7 @@ async fn what_a_killed_making_left_is_made_from_scratch() {
     assert!(!site.exists() && project.beside().is_empty());
 
     // Killed while the old one stood aside: it comes back, and is what was wanted.
-    std::fs::rename(project.venv(), project.state().join(".venv.previous")).unwrap();
+    crate::durable::rename(&project.venv(), &project.state().join(".venv.previous")).unwrap();
     std::fs::create_dir(project.venv()).unwrap();
     marker::begin(&project.venv()).unwrap();
     assert!(!project.ensure().await.unwrap().made);

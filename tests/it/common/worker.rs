@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +15,6 @@ use tandem::plan::CommandLine;
 use tandem::process::{self, Child, Exit, InheritedFd};
 use tandem::workers::environment;
 use tandem::workers::listener::{self, Listener};
-use tandem::workers::notify::{Message, NotifySocket};
 use tokio::io::AsyncRead;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -58,23 +58,12 @@ pub struct Stage {
     flavour: Flavour,
     python: PathBuf,
     listener: Listener,
-    notify: String,
-    heard: Arc<Mutex<Vec<(i32, Message)>>>,
 }
 
 impl Stage {
     pub async fn set(flavour: Flavour) -> Self {
         let listener = listener::bind("127.0.0.1:0".parse().unwrap(), BACKLOG, "test", |_| None).unwrap();
-        let socket = NotifySocket::open().unwrap();
-        let (notify, heard) = (socket.name().to_owned(), Arc::<Mutex<Vec<_>>>::default());
-        let messages = Arc::clone(&heard);
-        tokio::spawn(async move {
-            while let Ok(notice) = socket.recv().await {
-                let said = notice.messages.into_iter().map(|message| (notice.pid, message));
-                messages.lock().unwrap().extend(said);
-            }
-        });
-        Self { flavour, python: flavour.python().await, listener, notify, heard }
+        Self { flavour, python: flavour.python().await, listener }
     }
 
     /// Where the workers listen.
@@ -86,6 +75,8 @@ impl Stage {
     pub fn launch(&self, app: &str, settings: &[(&str, &str)]) -> Worker {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
         let (listener, gate) = (self.listener.inherited(), InheritedFd(Arc::new(reader)));
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let notify = InheritedFd(Arc::new(theirs.into()));
         let apps = root().join("tests/fixtures/apps");
         let mut command = CommandLine::new(&self.python)
             .arg(root().join("src/workers/launcher.py"))
@@ -96,23 +87,23 @@ impl Stage {
             .env("TANDEM_GATE_FD", gate.number().to_string())
             .env("TANDEM_LOOP", self.flavour.event_loop)
             .env("TANDEM_ACCESS_LOG", "0")
-            .env("NOTIFY_SOCKET", &self.notify)
+            .env("TANDEM_NOTIFY_FD", notify.number().to_string())
             .env("PYTHONUNBUFFERED", "1")
             .env("PYTHONDONTWRITEBYTECODE", "1");
         for (name, value) in settings {
             command = command.env(name, value);
         }
-        let (child, output) = process::spawn(&command, &[listener, gate], Signal::SIGKILL).unwrap();
+        let (child, output) = process::spawn(&command, &[listener, gate, notify], Signal::SIGKILL).unwrap();
         let said = Arc::<Mutex<String>>::default();
         let reading = vec![keep(output.stdout.unwrap(), &said), keep(output.stderr.unwrap(), &said)];
-        Worker { child, gate: File::from(writer), said, reading, heard: Arc::clone(&self.heard) }
+        Worker { child, gate: File::from(writer), said, reading, heard: hear(ours) }
     }
 
     /// Start a worker and wait until it is ready.
     pub async fn ready(&self, app: &str, settings: &[(&str, &str)]) -> Worker {
         let mut worker = self.launch(app, settings);
         worker.open_gate();
-        worker.wait_for("READY=1", |worker| worker.has_said(&Message::Ready)).await;
+        worker.wait_for("READY=1", |worker| worker.has_said("READY=1")).await;
         worker
     }
 }
@@ -123,13 +114,29 @@ fn keep(stream: impl AsyncRead + Unpin + Send + 'static, said: &Arc<Mutex<String
     tokio::spawn(async move { process::lines(stream, |line| *said.lock().unwrap() += &format!("{line}\n")).await })
 }
 
+/// Keep all lines of the datagrams that come to `socket`.
+fn hear(socket: UnixDatagram) -> Arc<Mutex<Vec<String>>> {
+    socket.set_nonblocking(true).unwrap();
+    let socket = tokio::net::UnixDatagram::from_std(socket).unwrap();
+    let heard = Arc::<Mutex<Vec<String>>>::default();
+    let lines = Arc::clone(&heard);
+    tokio::spawn(async move {
+        let mut datagram = vec![0; 64 * 1024];
+        while let Ok(length) = socket.recv(&mut datagram).await {
+            let text = String::from_utf8_lossy(&datagram[..length]);
+            lines.lock().unwrap().extend(text.lines().map(str::to_owned));
+        }
+    });
+    heard
+}
+
 /// A worker process, killed with its group on drop.
 pub struct Worker {
     child: Child,
     gate: File,
     said: Arc<Mutex<String>>,
     reading: Vec<JoinHandle<()>>,
-    heard: Arc<Mutex<Vec<(i32, Message)>>>,
+    heard: Arc<Mutex<Vec<String>>>,
 }
 
 impl Worker {
@@ -146,20 +153,19 @@ impl Worker {
         self.said.lock().unwrap().clone()
     }
 
-    /// What it has told of itself so far.
-    pub fn heard(&self) -> Vec<Message> {
-        let heard = self.heard.lock().unwrap();
-        heard.iter().filter(|(pid, _)| *pid == self.child.pid()).map(|(_, message)| message.clone()).collect()
+    /// What it has told of itself so far, line by line.
+    pub fn heard(&self) -> Vec<String> {
+        self.heard.lock().unwrap().clone()
     }
 
-    pub fn has_said(&self, message: &Message) -> bool {
-        self.heard().contains(message)
+    pub fn has_said(&self, line: &str) -> bool {
+        self.heard().iter().any(|said| said == line)
     }
 
     /// Retire it, and wait until it says that it leaves.
     pub async fn retire(&self) {
         self.signal(Signal::SIGWINCH);
-        self.wait_for("STOPPING=1", |worker| worker.has_said(&Message::Stopping)).await;
+        self.wait_for("STOPPING=1", |worker| worker.has_said("STOPPING=1")).await;
     }
 
     /// Wait until `condition` holds.

@@ -1,0 +1,137 @@
+//! A file's new content, written beside the old one and renamed into its place: a reader, and whoever looks after a power
+//! cut, finds the old content or the new one, never a part.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt, fchown};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use super::names::sync_parent;
+
+/// How a file is written.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions<'a> {
+    /// Its permission bits, whatever the umask.
+    pub mode: u32,
+    /// The user id and group id that it shall belong to; `None`: whoever writes it.
+    pub owner: Option<(u32, u32)>,
+    /// Whether it must be there after a power cut. A note that may be lost is not worth three flushes, which take longer
+    /// than a warm start of the server.
+    pub flushed: bool,
+    /// What the name begins with under which it is written. Whoever sweeps away what a killed process left knows it by
+    /// that.
+    pub prefix: &'a str,
+}
+
+impl Default for WriteOptions<'_> {
+    /// The owner's alone, and flushed.
+    fn default() -> Self {
+        Self { mode: 0o600, owner: None, flushed: true, prefix: ".new-" }
+    }
+}
+
+impl WriteOptions<'_> {
+    /// The same with these permission bits.
+    pub fn mode(self, mode: u32) -> Self {
+        Self { mode, ..self }
+    }
+
+    /// The same for what may be lost in a power cut.
+    pub fn unflushed(self) -> Self {
+        Self { flushed: false, ..self }
+    }
+}
+
+/// Give the file `path` this `content`. A link of that name is replaced, not followed.
+///
+/// # Errors
+/// What the file system answered; the old content is then still there, and nothing else.
+pub fn replace(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<()> {
+    // Its name is new (O_EXCL): a link that somebody put there is not followed.
+    let mut file = tempfile::Builder::new().prefix(options.prefix).tempfile_in(directory(path))?;
+    // The owner first, because a change of it takes permission bits away.
+    if let Some((uid, gid)) = options.owner {
+        fchown(file.as_file(), Some(uid), Some(gid))?;
+    }
+    file.as_file().set_permissions(Permissions::from_mode(options.mode))?;
+    file.write_all(content)?;
+    if options.flushed { put(file, path) } else { file.persist(path).map(drop).map_err(|error| error.error) }
+}
+
+/// As [`replace`], where the content differs; a file that says so already is left alone, its mode and owner too.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_if_changed(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<()> {
+    match fs::read(path) {
+        Ok(present) if present == content => Ok(()),
+        _ => replace(path, content, options),
+    }
+}
+
+/// Flush `file`, which was written beside `path`, and let it have that name, in the place of what has it; flush the name.
+///
+/// # Errors
+/// What fsync(2) or rename(2) answered; then `file` is gone, and what was at `path` still there.
+pub fn put(mut file: NamedTempFile, path: &Path) -> io::Result<()> {
+    file.flush()?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    sync_parent(path)
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_with_its_mode_and_leaves_nothing_beside_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, victim) = (temp.path().join("f"), temp.path().join("victim"));
+        fs::write(&victim, "v").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        for options in [WriteOptions::default().mode(0o640), WriteOptions::default().mode(0o644).unflushed()] {
+            replace(&path, b"new", &options).unwrap();
+            let meta = path.symlink_metadata().unwrap();
+            assert!(meta.is_file());
+            assert_eq!((meta.permissions().mode() & 0o7777, fs::read(&path).unwrap()), (options.mode, b"new".to_vec()));
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"v");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_file_that_did_not_change_is_left_alone() {
+        use std::os::unix::fs::MetadataExt;
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("f");
+        let options = WriteOptions::default();
+        let write = |content: &[u8]| {
+            replace_if_changed(&path, content, &options).unwrap();
+            path.metadata().unwrap().ino()
+        };
+        let first = write(b"a");
+        assert_eq!(write(b"a"), first);
+        assert_ne!(write(b"b"), first);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_content_and_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("f");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("inside"), "").unwrap();
+        replace(&path, b"new", &WriteOptions::default()).unwrap_err();
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+        assert!(path.join("inside").exists());
+    }
+}

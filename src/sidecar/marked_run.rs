@@ -1,0 +1,69 @@
+//! What sees to it that no process of a run outlives it: the mark, the keeper, and a note for the next start.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tokio::task::JoinHandle;
+
+use crate::postgres::home::Home;
+use crate::process::keeper::Keeper;
+use crate::process::mark::{self, Run};
+use crate::process::orphans;
+
+/// The note's name in the run directory: it is there while a run goes on, and after one that was killed.
+const NOTE: &str = "running";
+
+/// From before the first child to after the last.
+pub struct MarkedRun {
+    note: PathBuf,
+    keeping: Option<JoinHandle<()>>,
+    dismiss: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl MarkedRun {
+    /// Mark the children from now on, end what a run of this state directory left that was killed, and start the keeper.
+    ///
+    /// The caller holds the state directory: so any other run in it is over.
+    pub async fn begin(home: &Home) -> Self {
+        let note = home.run.join(NOTE);
+        let run = match mark::begin(&home.state) {
+            Ok(run) => run,
+            Err(error) => {
+                tracing::warn!("mark the processes of this run: {error}");
+                return Self { note, keeping: None, dismiss: None };
+            }
+        };
+        if note.exists() {
+            orphans::end_earlier(run.clone()).await;
+        }
+        if let Err(error) = fs::write(&note, run.to_string()) {
+            tracing::warn!("write {}: {error}", note.display());
+        }
+        let (dismiss, dismissed) = tokio::sync::oneshot::channel();
+        let keeping = tokio::task::spawn_local(keep(run, dismissed));
+        Self { note, keeping: Some(keeping), dismiss: Some(dismiss) }
+    }
+
+    /// Every process has ended.
+    pub async fn end(self) {
+        if let (Some(dismiss), Some(keeping)) = (self.dismiss, self.keeping) {
+            let _ = dismiss.send(());
+            let _ = keeping.await;
+        }
+        let _ = fs::remove_file(self.note);
+    }
+}
+
+async fn keep(run: Run, dismissed: tokio::sync::oneshot::Receiver<()>) {
+    match Keeper::start(run) {
+        Ok(Some(mut keeper)) => {
+            tokio::select! {
+                () = keeper.keep() => {}
+                _ = dismissed => {}
+            }
+            keeper.dismiss().await;
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!("start the keeper, which ends the processes of a Tandem that was killed: {error}"),
+    }
+}

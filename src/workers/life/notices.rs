@@ -1,0 +1,93 @@
+//! What a process says of itself, and what becomes of it.
+
+use std::rc::Rc;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::super::notify::{Heard, Message, Notice, NotifySocket};
+use super::{Life, Standing};
+use crate::process;
+
+/// How often one process may say that the application is not safe to fork.
+const FORK_UNSAFE_MAX: usize = 16;
+
+impl Life {
+    /// Hear what the process `pid` says of itself, until this is aborted.
+    pub(super) fn listen(self, pid: i32, notify: Rc<NotifySocket>) -> JoinHandle<()> {
+        tokio::task::spawn_local(async move {
+            let mut overrun = false;
+            let name = self.0.name.clone();
+            let on_heard = |heard| {
+                if heard == Heard::Overrun && !std::mem::replace(&mut overrun, true) {
+                    tracing::warn!(
+                        { service.name = %name },
+                        "something sends more notices in its name than are read: some may be lost, so its silence counts for \
+                         nothing meanwhile"
+                    );
+                }
+                self.hear(pid, heard);
+            };
+            notify.listen(&name, on_heard).await;
+        })
+    }
+
+    /// Take what the socket of process `pid` brought.
+    pub(super) fn hear(&self, pid: i32, heard: Heard) {
+        if self.pid() != Some(pid) {
+            return;
+        }
+        match heard {
+            Heard::Notice(Notice { pid: sender, messages }) if self.may_speak(pid, sender) => {
+                messages.into_iter().for_each(|message| self.understand(message));
+            }
+            Heard::Notice(_) => {}
+            Heard::Overrun => self.forgive(),
+        }
+    }
+
+    /// Whether process `sender` may speak for process `pid`: itself, and where that is another server, whatever is in its
+    /// process group, for such a server's own children may do it.
+    fn may_speak(&self, pid: i32, sender: i32) -> bool {
+        let is_ours = self.of_process(|process| process.gate.is_some()) == Some(true);
+        sender == pid || (!is_ours && process::group_of(sender) == Some(pid))
+    }
+
+    fn understand(&self, message: Message) {
+        match message {
+            Message::Ready => self.report_ready(),
+            Message::Watchdog => {
+                self.of_process(|process| {
+                    // Not armed before it is ready: an import may take its time.
+                    if let Standing::Ready { heartbeat } = &mut process.standing {
+                        *heartbeat = Some(Instant::now());
+                    }
+                });
+            }
+            Message::Counts(counts) => drop(self.of_process(|process| process.counts = Some(counts))),
+            Message::ImportError(text) => {
+                // An application that runs has been imported: one that says otherwise would have its worker given up.
+                let is_starting = self.of_process(|process| matches!(process.standing, Standing::Starting));
+                let mut previous = self.0.previous.borrow_mut();
+                if is_starting == Some(true) && previous.import_error.is_none() {
+                    self.0.roster.log_import_error(&text);
+                    previous.import_error = Some(text);
+                }
+            }
+            Message::ForkUnsafe(findings) => {
+                let count = self.of_process(|process| {
+                    process.unsafe_count += 1;
+                    process.unsafe_count
+                });
+                if count.is_some_and(|count| count <= FORK_UNSAFE_MAX) {
+                    tracing::warn!(
+                        { service.name = %self.0.name },
+                        "the application is not safe to fork: its import leaves behind {}. Workers share connections, and \
+                         have none of the threads: open and start them in the application's startup (its lifespan)",
+                        findings.join(", ")
+                    );
+                }
+            }
+        }
+    }
+}
