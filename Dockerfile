@@ -5,8 +5,9 @@
 #   docker run --rm -v backend-state:/var/lib/tandem backend check       any other command; options of `up` follow the word
 #
 # Any user will do (--user 12345:0, OpenShift, Kubernetes' runAsUser with fsGroup), and so will --read-only with a volume.
-# Parallel queries are faster with --shm-size=256m: Docker's /dev/shm of 64 MB is too small for them.
-# For another application: change what is copied to /srv/app, and config/tandem.toml in it.
+# Parallel queries are faster with the --shm-size that the log names: Docker's /dev/shm of 64 MB is too small for them.
+# For another application: change what is copied to /srv/app, and config/tandem.toml in it. Or build FROM this image: as
+# root COPY a tandem.toml and the requirements, RUN tandem install, COPY the application, and USER 10001:10001 again.
 # Behind a proxy with a certificate of its own: --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt
 
 # Both of one Debian release: the binary must not need a newer glibc than the runtime has.
@@ -58,7 +59,7 @@ COPY config/tandem.toml config/
 # Before the application, which changes more often: PostgreSQL and the Python packages are a layer of their own.
 COPY examples/backend/requirements.txt examples/backend/
 RUN --mount=type=secret,id=ca \
-    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; fi; \
     PIP_NO_CACHE_DIR=1 tandem install
 COPY examples/backend examples/backend
 

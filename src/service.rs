@@ -127,31 +127,44 @@ impl Tail {
 ///
 /// After the end, output still on its way is read for at most `output_limit`: a grandchild may hold the pipe open for
 /// ever.
-pub async fn attend(mut child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
-    child.wait_reading(forward_both(output, name, tail), output_limit).await.0
+pub async fn attend(child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
+    let log = |kind, line: &str| telemetry::child_line(name, kind, line);
+    attend_with(child, output, tail, output_limit, &log).await
+}
+
+/// As [`attend`], for a child whose lines `log` knows how to read.
+pub async fn attend_with(
+    mut child: Child,
+    output: Output,
+    tail: &Tail,
+    output_limit: Duration,
+    log: &dyn Fn(Stream, &str),
+) -> Exit {
+    child.wait_reading(forward_both(output, tail, log), output_limit).await.0
 }
 
 /// As [`attend`]; what the child leaves behind ends with it: its process group before it is reaped, what left the group
 /// right afterwards.
 pub async fn attend_family(mut child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
-    let (exit, _) = child.wait_with_group(forward_both(output, name, tail), output_limit).await;
+    let log = |kind, line: &str| telemetry::child_line(name, kind, line);
+    let (exit, _) = child.wait_with_group(forward_both(output, tail, &log), output_limit).await;
     if let Some(mark) = child.mark() {
         tokio::task::spawn_local(orphans::end_left_by(mark.clone(), name.to_owned()));
     }
     exit
 }
 
-async fn forward_both(output: Output, name: &str, tail: &Tail) {
-    let stdout = forward(output.stdout, Stream::Stdout, name, tail);
-    let stderr = forward(output.stderr, Stream::Stderr, name, tail);
+async fn forward_both(output: Output, tail: &Tail, log: &dyn Fn(Stream, &str)) {
+    let stdout = forward(output.stdout, Stream::Stdout, tail, log);
+    let stderr = forward(output.stderr, Stream::Stderr, tail, log);
     tokio::join!(stdout, stderr);
 }
 
-async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, name: &str, tail: &Tail) {
+async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, tail: &Tail, log: &dyn Fn(Stream, &str)) {
     let Some(stream) = stream else { return };
     process::lines(stream, |line| {
         tail.push(line);
-        telemetry::child_line(name, kind, line);
+        log(kind, line);
     })
     .await;
 }

@@ -10,6 +10,7 @@ mod client;
 mod common;
 #[path = "../figures/mod.rs"]
 mod figures;
+mod follow;
 mod parts;
 mod peers;
 mod probes;
@@ -27,12 +28,13 @@ use table::Table;
 type Part = fn(&mut Bench, &mut Table);
 
 /// In the order of the table.
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("warm", parts::warm),
     ("stack", parts::stack),
     ("first", parts::first),
     ("stop", parts::stop),
     ("crash", parts::crash),
+    ("follow", follow::follow),
     ("idle", parts::idle),
     ("health", parts::health),
     ("workers", parts::workers),

@@ -83,7 +83,7 @@ async fn record(manager: &SchemaManager<'_>, from: Option<&str>, to: Option<&str
     if changed == 1 {
         return Ok(());
     }
-    // Somebody moved the row while the migration ran: Alembic takes no lock that we could see.
+    // The row was changed while the migration ran: Alembic takes no lock that could be checked.
     Err(DbErr::Migration(format!("alembic_version no longer holds {}", from.unwrap_or("nothing"))))
 }
 

@@ -1,4 +1,4 @@
-//! What trades came to, and how well each provider did.
+//! Outcomes of trades, and the performance of each provider.
 
 use sea_orm_migration::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The words the revisions are written in: tables and indexes of `public`, and the columns that keep coming back.
+//! Helpers for the revisions: tables and indexes of `public`, and frequent kinds of columns.
 //!
 //! SQLAlchemy's models give the names: `ix_<table>_<column>` for `index=True`, and with `unique=True` beside it a
 //! unique index, not a constraint.

@@ -5,6 +5,7 @@ use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, query_scalar, raw_sql};
 
 use super::manifest::{Census, Properties};
 use crate::postgres::provision::identifier;
+use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 
 /// Repeatable read gives every statement of the transaction one snapshot. An empty search path makes PostgreSQL qualify
 /// every name that it prints; a row policy would hide rows from a role that is no owner.
@@ -47,21 +48,31 @@ impl Snapshot {
     /// # Errors
     /// The server refuses, as a standby in recovery does.
     pub async fn export(mut session: PgConnection) -> anyhow::Result<Self> {
-        raw_sql(BEGIN).execute(&mut session).await.context("begin a snapshot")?;
-        let id = query_scalar("SELECT pg_catalog.pg_export_snapshot()").fetch_one(&mut session).await;
-        Ok(Self { session, id: id.context("export the snapshot")? })
+        answered(ANSWER_LIMIT, "begin a snapshot", raw_sql(BEGIN).execute(&mut session)).await?;
+        let exported = query_scalar("SELECT pg_catalog.pg_export_snapshot()").fetch_one(&mut session);
+        let id = answered(ANSWER_LIMIT, "export the snapshot", exported).await?;
+        Ok(Self { session, id })
     }
 
-    /// Count all that the snapshot holds.
+    /// The tables that it holds, with their schemas.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn tables(&mut self) -> anyhow::Result<Vec<(String, String)>> {
+        let rows = answered(MAKE_LIMIT, "list the tables", raw_sql(TABLES).fetch_all(&mut self.session)).await?;
+        let names = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        names.collect()
+    }
+
+    /// Count all that the snapshot holds. How long that may take, the caller says (`backup.limit`).
     ///
     /// # Errors
     /// A table cannot be read.
     pub async fn census(&mut self) -> anyhow::Result<Census> {
-        let session = &mut self.session;
         let mut census = Census::default();
-        let tables = raw_sql(TABLES).fetch_all(&mut *session).await.context("list the tables")?;
-        for table in tables {
-            let (schema, name): (String, String) = (table.try_get(0)?, table.try_get(1)?);
+        let tables = self.tables().await?;
+        let session = &mut self.session;
+        for (schema, name) in tables {
             let count = format!("SELECT pg_catalog.count(*) FROM ONLY {}.{}", identifier(&schema), identifier(&name));
             let rows: i64 = query_scalar(AssertSqlSafe(count))
                 .fetch_one(&mut *session)
@@ -70,17 +81,20 @@ impl Snapshot {
             if (schema.as_str(), name.as_str()) == ("public", "alembic_version") {
                 let versions =
                     "SELECT pg_catalog.string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version";
-                census.schema_version =
-                    query_scalar(versions).fetch_one(&mut *session).await.context("read alembic_version")?;
+                let asked = query_scalar(versions).fetch_one(&mut *session);
+                census.schema_version = answered(ANSWER_LIMIT, "read alembic_version", asked).await?;
             }
             census.rows.insert(format!("{schema}.{name}"), rows.cast_unsigned());
         }
-        let constraints = raw_sql(CONSTRAINTS).fetch_all(&mut *session).await.context("list the constraints")?;
+        let constraints =
+            answered(MAKE_LIMIT, "list the constraints", raw_sql(CONSTRAINTS).fetch_all(&mut *session)).await?;
         let mut constraints = constraints.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
         // Here and not in SQL, whose order depends on the database's collation.
         constraints.sort();
         census.constraints = Some(constraints);
-        let row = raw_sql(PROPERTIES).fetch_one(&mut *session).await.context("read what the database is like")?;
+        let row =
+            answered(ANSWER_LIMIT, "read what the database is like", raw_sql(PROPERTIES).fetch_one(&mut *session))
+                .await?;
         census.properties = Some(Properties {
             owner: row.try_get(0)?,
             encoding: row.try_get(1)?,
@@ -98,11 +112,11 @@ impl Snapshot {
     /// The connection is lost.
     pub async fn server_version(&mut self) -> anyhow::Result<String> {
         let version = query_scalar("SELECT pg_catalog.current_setting('server_version')");
-        version.fetch_one(&mut self.session).await.context("ask the server's version")
+        answered(ANSWER_LIMIT, "ask the server's version", version.fetch_one(&mut self.session)).await
     }
 
     /// Let go of it at once.
     pub async fn close(self) {
-        let _closed = sea_orm::sqlx::Connection::close(self.session).await;
+        let _closed = answered(ANSWER_LIMIT, "close", sea_orm::sqlx::Connection::close(self.session)).await;
     }
 }

@@ -19,7 +19,9 @@ use super::reach::Reach;
 use super::room;
 use crate::config::{Backup, Compression, Room, Settings};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
+use crate::postgres::embedded::{PgDumpAllBuilder, PgDumpBuilder, dbname};
 use crate::process::{self, Streamed, Streaming};
+use crate::schema::{ANSWER_LIMIT, answered};
 use crate::telemetry::{self, Progress};
 
 /// The last line of a plain dump: pg_dump writes it when it has written all. Only this shows that a dump is not cut
@@ -30,7 +32,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(60);
 /// Between two words on the terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// How many tables a directory's dump reads at once.
-const JOBS: usize = 2;
+const JOBS: &str = "2";
 
 /// What is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -82,8 +84,8 @@ async fn enough_room(reach: &Reach, catalog: &Catalog, wanted: &Wanted<'_>) -> a
     let last = catalog.entries(Some(wanted.database))?.into_iter().rev().find_map(|entry| entry.manifest.ok());
     let mut session = reach.session(wanted.database).await?;
     let size = query_scalar::<_, i64>("SELECT pg_catalog.pg_database_size(pg_catalog.current_database())");
-    let size = size.fetch_one(&mut session).await.context("ask the database's size")?;
-    let _closed = session.close().await;
+    let size = answered(ANSWER_LIMIT, "ask the database's size", size.fetch_one(&mut session)).await?;
+    let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
     let expected = room::expected(last.map(|manifest| manifest.size_bytes), size.cast_unsigned());
     match room::FileSystem::of(catalog.dir()) {
         Some(there) => Ok(room::check(catalog.dir(), there, expected, wanted.stop_free)?),
@@ -136,6 +138,12 @@ async fn whole(reach: &Reach, catalog: &Catalog, wanted: Wanted<'_>, name: &Name
     Ok(manifest)
 }
 
+/// What every dump is told.
+fn dumping(wanted: &Wanted<'_>, snapshot: &str) -> PgDumpBuilder {
+    let dump = PgDumpBuilder::new().dbname(dbname(wanted.database)).no_password();
+    dump.snapshot(snapshot).lock_wait_timeout(LOCK_LIMIT.as_millis())
+}
+
 /// SQL through our own compression, which takes both cores.
 async fn plain(
     reach: &Reach,
@@ -144,11 +152,7 @@ async fn plain(
     partial: &Partial,
     progress: &Progress,
 ) -> anyhow::Result<Written> {
-    let command = reach
-        .client("pg_dump", wanted.database)
-        .args(["--format=plain", "--no-password"])
-        .arg(format!("--snapshot={snapshot}"))
-        .arg(format!("--lock-wait-timeout={}", LOCK_LIMIT.as_millis()));
+    let command = reach.client(&dumping(&wanted, snapshot).format("plain"));
     let (dump, stream) = Streaming::reading(&command)?;
     let file = partial.create().with_context(|| format!("make {}", partial.path().display()))?;
     let passed = Arc::new(AtomicU64::new(0));
@@ -183,23 +187,15 @@ pub fn ends_whole(tail: &[u8]) -> bool {
 async fn archive(reach: &Reach, wanted: Wanted<'_>, snapshot: &str, path: &Path) -> anyhow::Result<Written> {
     let (format, jobs) = match wanted.format {
         Format::Directory => ("directory", JOBS),
-        _ => ("custom", 1),
+        _ => ("custom", "1"),
     };
     let compress = match wanted.compression {
         Compression::None => "none",
         Compression::Gzip => "gzip",
         Compression::Zstd => "zstd",
     };
-    let command = reach
-        .client("pg_dump", wanted.database)
-        .arg("--no-password")
-        .arg(format!("--format={format}"))
-        .arg(format!("--jobs={jobs}"))
-        .arg(format!("--compress={compress}"))
-        .arg(format!("--snapshot={snapshot}"))
-        .arg(format!("--lock-wait-timeout={}", LOCK_LIMIT.as_millis()))
-        .arg("--file")
-        .arg(path);
+    let dump = dumping(&wanted, snapshot).format(format).jobs(jobs).compress(compress).file(path);
+    let command = reach.client(&dump);
     let finished = process::run(&command, wanted.limit).await?;
     succeeded(
         "pg_dump",
@@ -223,10 +219,8 @@ fn make_private(path: &Path) -> std::io::Result<()> {
 
 /// Roles and their settings. The passwords come along, as verifiers, only where we are the superuser.
 async fn globals(reach: &Reach, catalog: &Catalog, name: &Name, database: &str) -> anyhow::Result<Option<Globals>> {
-    let mut command = reach.client("pg_dumpall", database).args(["--globals-only", "--no-password"]);
-    if !reach.is_superuser() {
-        command = command.arg("--no-role-passwords");
-    }
+    let dump = PgDumpAllBuilder::new().dbname(dbname(database)).globals_only().no_password();
+    let command = reach.client(&if reach.is_superuser() { dump } else { dump.no_role_passwords() });
     let path = catalog.beside(name, "globals.sql");
     let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let partial = Partial::beside(catalog.dir(), &file);

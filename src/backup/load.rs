@@ -15,9 +15,11 @@ use super::manifest::Properties;
 use super::name::Format;
 use super::reach::Reach;
 use crate::config::Compression;
+use crate::postgres::embedded::{PgRestoreBuilder, PsqlBuilder, dbname};
 use crate::postgres::provision::identifier;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Streamed, Streaming};
+use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry::Progress;
 
 /// How much of the stream's end is looked at for the trailer, in bytes.
@@ -27,12 +29,9 @@ const BLOCK_SIZE: usize = 1 << 18;
 /// Between two words on the terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// How many tables a directory's restore fills at once.
-const JOBS: usize = 2;
+const JOBS: &str = "2";
 /// How long roles may take to be made.
 const ROLES_LIMIT: Duration = Duration::from_secs(60);
-/// How long a database may take to be made: template0 is small, and a checkpoint may be due.
-const CREATE_LIMIT: Duration = Duration::from_secs(120);
-
 /// What is to be brought in.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -64,9 +63,8 @@ pub async fn create(reach: &Reach, name: &str, owner: &str, properties: Option<&
     }
     let mut session = reach.aside(name).await?;
     let create = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
-    let created = tokio::time::timeout(CREATE_LIMIT, create).await.context("make a database: the server hangs")?;
-    created.with_context(|| format!("make database {name}"))?;
-    session.close().await.context("close the connection to PostgreSQL")
+    answered(MAKE_LIMIT, &format!("make database {name}"), create).await?;
+    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
 /// Drop the database `name` and whoever is in it.
@@ -76,8 +74,9 @@ pub async fn create(reach: &Reach, name: &str, owner: &str, properties: Option<&
 pub async fn drop(reach: &Reach, name: &str) -> anyhow::Result<()> {
     let mut session = reach.aside(name).await?;
     let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name));
-    raw_sql(AssertSqlSafe(statement)).execute(&mut session).await.with_context(|| format!("drop database {name}"))?;
-    session.close().await.context("close the connection to PostgreSQL")
+    let dropped = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
+    answered(MAKE_LIMIT, &format!("drop database {name}"), dropped).await?;
+    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
 /// Make the roles that a globals file describes, those that are missing; for a server that is thrown away afterwards.
@@ -87,7 +86,8 @@ pub async fn drop(reach: &Reach, name: &str) -> anyhow::Result<()> {
 /// The file cannot be read or the server not reached.
 pub async fn roles(reach: &Reach, globals: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(globals).with_context(|| format!("read {}", globals.display()))?;
-    let command = reach.client("psql", SUPERUSER).args(["--no-psqlrc", "--quiet", "--no-password", "--file=-"]);
+    let psql = PsqlBuilder::new().dbname(dbname(SUPERUSER)).no_psqlrc().quiet().no_password().file("-");
+    let command = reach.client(&psql);
     let (psql, mut stdin) = Streaming::writing(&command)?;
     let text: String = text.lines().map(|line| format!("{}\n", in_place(line))).collect();
     // What is there already is an error to psql and none to us.
@@ -112,11 +112,12 @@ fn in_place(line: &str) -> String {
 pub async fn role(reach: &Reach, name: &str) -> anyhow::Result<()> {
     let mut session = reach.session(SUPERUSER).await?;
     let there = query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)");
-    if !there.bind(name).fetch_one(&mut session).await.context("look for a role")? {
+    if !answered(ANSWER_LIMIT, "look for a role", there.bind(name).fetch_one(&mut session)).await? {
         let statement = format!("CREATE ROLE {}", identifier(name));
-        raw_sql(AssertSqlSafe(statement)).execute(&mut session).await.with_context(|| format!("make role {name}"))?;
+        let made = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
+        answered(MAKE_LIMIT, &format!("make role {name}"), made).await?;
     }
-    session.close().await.context("close the connection to PostgreSQL")
+    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
 /// Bring `load` into the empty database `database`, in one transaction where its format allows.
@@ -127,12 +128,13 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
     match load.format {
         Format::Plain => plain(reach, load, database, progress).await,
         Format::Custom | Format::Directory => {
-            let command = reach.pg_restore(database).await?.args(["--exit-on-error", "--no-password"]);
-            let command = match load.format {
-                Format::Directory => command.arg(format!("--jobs={JOBS}")),
-                _ => command.arg("--single-transaction"),
+            let restoring = PgRestoreBuilder::new().exit_on_error().no_password().filename(&load.path);
+            let restoring = match load.format {
+                Format::Directory => restoring.jobs(JOBS),
+                _ => restoring.single_transaction(),
             };
-            let finished = process::run(&command.arg(&load.path), load.limit).await?;
+            let command = reach.pg_restore(restoring, database).await?;
+            let finished = process::run(&command, load.limit).await?;
             let stderr = finished.stderr.lines().map(str::to_owned).collect();
             succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })
         }
@@ -141,17 +143,17 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
 
 async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) -> anyhow::Result<()> {
     // As statements, and not as options of the connection: poolers refuse those.
-    let command = reach.client("psql", database).args([
-        "--no-psqlrc",
-        "--quiet",
-        "--no-password",
-        "--single-transaction",
-        "--set=ON_ERROR_STOP=1",
-        "--command=SET TRANSACTION READ WRITE",
-        "--command=SET statement_timeout = 0",
-        "--file=-",
-    ]);
-    let (psql, stdin) = Streaming::writing(&command)?;
+    let psql = PsqlBuilder::new()
+        .dbname(dbname(database))
+        .no_psqlrc()
+        .quiet()
+        .no_password()
+        .single_transaction()
+        .variable(("ON_ERROR_STOP", "1"))
+        .command("SET TRANSACTION READ WRITE")
+        .command("SET statement_timeout = 0")
+        .file("-");
+    let (psql, stdin) = Streaming::writing(&reach.client(&psql))?;
     let passed = Arc::new(AtomicU64::new(0));
     let (path, compression, counter) = (load.path.clone(), load.compression, passed.clone());
     let feeding = async {

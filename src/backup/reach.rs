@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use sea_orm::sqlx::{ConnectOptions, Connection, PgConnection, Row, raw_sql};
 
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::binaries::Installation;
+use crate::postgres::embedded::{self, CommandBuilder, PgRestoreBuilder, dbname};
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
-use crate::schema;
+use crate::schema::{self, ANSWER_LIMIT};
 
 /// What our sessions are called in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "tandem-backup";
@@ -61,10 +61,8 @@ impl Reach {
         match &self.way {
             Way::Socket { home, port } => {
                 let options = superuser_options(home, *port, database).application_name(APPLICATION_NAME);
-                tokio::time::timeout(CONNECT_LIMIT, options.connect())
-                    .await
-                    .with_context(|| format!("connect to database {database}: no answer within {CONNECT_LIMIT:?}"))?
-                    .with_context(|| format!("connect to database {database} as the superuser"))
+                let what = format!("connect to database {database} as the superuser");
+                schema::answered(CONNECT_LIMIT, &what, options.connect()).await
             }
             Way::Url(url) => {
                 schema::session(&DatabaseUrl { database: database.to_owned(), ..url.clone() }, APPLICATION_NAME).await
@@ -85,7 +83,7 @@ impl Reach {
             }
             opened => opened?,
         };
-        schema::unlimited(&mut session).await.context("free the session from limits")?;
+        schema::unlimited(&mut session).await?;
         Ok(session)
     }
 
@@ -100,24 +98,18 @@ impl Reach {
         }
     }
 
-    /// A program of PostgreSQL's that takes `--dbname`, connected to `database`. The password travels in the environment,
-    /// which other users cannot read.
-    pub fn client(&self, tool: &str, database: &str) -> CommandLine {
-        // A database's name with `=` in it would be read as a connection string.
-        self.program(tool).arg(format!("--dbname=dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'")))
-    }
-
     /// pg_restore, which writes into `database` even where transactions are read-only by default. It cannot be told to set
     /// that itself, so it asks as it connects; a pooler refuses such connections, so only where it must.
     ///
     /// # Errors
     /// As [`Self::session`].
-    pub async fn pg_restore(&self, database: &str) -> anyhow::Result<CommandLine> {
-        let command = self.client("pg_restore", database);
+    pub async fn pg_restore(&self, restoring: PgRestoreBuilder, database: &str) -> anyhow::Result<CommandLine> {
+        let command = self.client(&restoring.dbname(dbname(database)));
         let mut session = self.session(database).await?;
-        let row = raw_sql("SHOW default_transaction_read_only").fetch_one(&mut session).await;
-        let read_only: String = row.and_then(|row| row.try_get(0)).context("ask whether transactions are read-only")?;
-        session.close().await.context("close the connection to PostgreSQL")?;
+        let asked = raw_sql("SHOW default_transaction_read_only").fetch_one(&mut session);
+        let row = schema::answered(ANSWER_LIMIT, "ask whether transactions are read-only", asked).await?;
+        let read_only: String = row.try_get(0)?;
+        schema::answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await?;
         if read_only == "off" {
             return Ok(command);
         }
@@ -129,10 +121,12 @@ impl Reach {
         Ok(command.env("PGOPTIONS", options.trim_start()))
     }
 
-    /// A program of PostgreSQL's that gets in where its arguments do not say otherwise.
-    pub fn program(&self, tool: &str) -> CommandLine {
+    /// A client program as it was built, which gets in where its arguments do not say otherwise. The password travels in the
+    /// environment, which other users cannot read.
+    pub fn client(&self, builder: &impl CommandBuilder) -> CommandLine {
         // What a person's shell says of connections, `process` has taken out.
-        let command = self.installation.command(tool).dir("/").env("PGAPPNAME", APPLICATION_NAME).env_remove("PSQLRC");
+        let command = embedded::command(&self.installation, builder).dir("/");
+        let command = command.env("PGAPPNAME", APPLICATION_NAME).env_remove("PSQLRC");
         match &self.way {
             Way::Socket { home, port } => {
                 command.env("PGHOST", &home.socket_dir).env("PGPORT", port.to_string()).env("PGUSER", SUPERUSER)

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
 use super::catalog::{Catalog, Entry};
+use super::census::Snapshot;
 use super::copies::Copies;
 use super::load::{self, Load};
 use super::manifest::Manifest;
@@ -18,7 +19,7 @@ use super::verify::{altered, census};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, in_words};
 use crate::postgres::provision::identifier;
-use crate::schema;
+use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 
 /// The key of the lock that lets one restore run at a time on a server: "restore" in ASCII.
@@ -153,7 +154,7 @@ impl Restoring {
         let mut session = reach.aside(database).await?;
         reach.refuse_pooler(&mut session).await?;
         let taken = query_scalar("SELECT pg_catalog.pg_try_advisory_lock($1)").bind(LOCK_KEY);
-        if !taken.fetch_one(&mut session).await.context("take the lock of restores")? {
+        if !answered(ANSWER_LIMIT, "take the lock of restores", taken.fetch_one(&mut session)).await? {
             bail!(Failure::new(Code::Temporary, "another restore runs on this server: wait for its end"));
         }
         for left in Belonging::New.all(&mut session, database).await? {
@@ -216,7 +217,8 @@ impl Restoring {
             }
             false => {
                 let rename = format!("ALTER DATABASE {} RENAME TO {}", identifier(&new), identifier(database));
-                raw_sql(AssertSqlSafe(rename)).execute(&mut self.session).await.context("name the database")?;
+                let renamed = raw_sql(AssertSqlSafe(rename)).execute(&mut self.session);
+                answered(MAKE_LIMIT, "name the database", renamed).await?;
                 (None, Duration::ZERO)
             }
         };
@@ -313,7 +315,7 @@ impl Restoring {
 
     /// Let go of the lock at once.
     pub async fn end(self) {
-        let _closed = self.session.close().await;
+        let _closed = answered(ANSWER_LIMIT, "close", self.session.close()).await;
     }
 }
 
@@ -329,5 +331,8 @@ async fn give_up(reach: &Reach, new: &str) {
 /// # Errors
 /// It cannot be reached.
 pub async fn is_empty(reach: &Reach, database: &str) -> anyhow::Result<bool> {
-    Ok(census(reach, database).await?.rows.is_empty())
+    let mut snapshot = Snapshot::export(reach.session(database).await?).await?;
+    let holds_none = snapshot.tables().await?.is_empty();
+    snapshot.close().await;
+    Ok(holds_none)
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, PgConnection, query_scalar, raw_sql};
 
 use crate::postgres::provision::identifier;
+use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 
 /// Make what is missing.
 ///
@@ -14,14 +15,11 @@ use crate::postgres::provision::identifier;
 /// The file cannot be read, or the server refuses.
 pub async fn complete(session: &mut PgConnection, globals: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(globals).with_context(|| format!("read {}", globals.display()))?;
-    let there: Vec<String> = query_scalar("SELECT rolname::text FROM pg_catalog.pg_roles")
-        .fetch_all(&mut *session)
-        .await
-        .context("list the roles")?;
+    let asked = query_scalar("SELECT rolname::text FROM pg_catalog.pg_roles").fetch_all(&mut *session);
+    let there: Vec<String> = answered(ANSWER_LIMIT, "list the roles", asked).await?;
     for statement in missing(&text, &there) {
-        let what = statement.split(" PASSWORD ").next().unwrap_or_default().to_owned();
-        let made = raw_sql(AssertSqlSafe(statement)).execute(&mut *session).await;
-        made.with_context(|| format!("run {what}"))?;
+        let what = format!("run {}", statement.split(" PASSWORD ").next().unwrap_or_default());
+        answered(MAKE_LIMIT, &what, raw_sql(AssertSqlSafe(statement)).execute(&mut *session)).await?;
     }
     Ok(())
 }

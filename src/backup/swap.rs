@@ -2,6 +2,7 @@
 //!
 //! Owner, grants and settings of a database are not in its dump (PostgreSQL documentation, pg_dump, "Notes").
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::reach::Reach;
 use crate::exit::{Code, Failure};
 use crate::postgres::provision::identifier;
+use crate::schema::{ANSWER_LIMIT, answered};
 
 /// Settings whose value is a list of names, each quoted by itself (PostgreSQL's guc.h, GUC_LIST_QUOTE): it is taken as it
 /// is kept.
@@ -88,7 +90,7 @@ impl Belonging {
     /// The connection is lost.
     pub async fn all(self, session: &mut PgConnection, database: &str) -> anyhow::Result<Vec<String>> {
         let names = query_scalar::<_, String>("SELECT datname::text FROM pg_catalog.pg_database");
-        let mut names = names.fetch_all(session).await.context("list the databases")?;
+        let mut names = answered(ANSWER_LIMIT, "list the databases", names.fetch_all(session)).await?;
         names.retain(|name| self.is(name, database));
         names.sort();
         Ok(names)
@@ -101,7 +103,7 @@ impl Belonging {
 /// The connection is lost.
 pub async fn exists(session: &mut PgConnection, name: &str) -> anyhow::Result<bool> {
     let there = query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)").bind(name);
-    there.fetch_one(session).await.context("look for a database")
+    answered(ANSWER_LIMIT, "look for a database", there.fetch_one(session)).await
 }
 
 /// Give `to` the owner, grants, settings, connection limit and comment of `from`.
@@ -110,7 +112,8 @@ pub async fn exists(session: &mut PgConnection, name: &str) -> anyhow::Result<bo
 /// The server refuses.
 pub async fn carry_over(session: &mut PgConnection, from: &str, to: &str) -> anyhow::Result<()> {
     let target = identifier(to);
-    let row = query(DATABASE).bind(from).fetch_one(&mut *session).await.context("look at the database")?;
+    let row =
+        answered(ANSWER_LIMIT, "look at the database", query(DATABASE).bind(from).fetch_one(&mut *session)).await?;
     let (owner, restricted, limit): (String, bool, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let comment: Option<String> = row.try_get(3)?;
     let mut statements = vec![
@@ -123,14 +126,14 @@ pub async fn carry_over(session: &mut PgConnection, from: &str, to: &str) -> any
     if restricted {
         statements.push(format!("REVOKE ALL ON DATABASE {target} FROM PUBLIC"));
     }
-    for row in query(GRANTS).bind(from).fetch_all(&mut *session).await.context("read the grants")? {
+    for row in answered(ANSWER_LIMIT, "read the grants", query(GRANTS).bind(from).fetch_all(&mut *session)).await? {
         let (grantee, privilege, grantable): (Option<String>, String, bool) =
             (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let grantee = grantee.map_or_else(|| "PUBLIC".to_owned(), |name| identifier(&name));
         let option = if grantable { " WITH GRANT OPTION" } else { "" };
         statements.push(format!("GRANT {privilege} ON DATABASE {target} TO {grantee}{option}"));
     }
-    for row in query(SETTINGS).bind(from).fetch_all(&mut *session).await.context("read the settings")? {
+    for row in answered(ANSWER_LIMIT, "read the settings", query(SETTINGS).bind(from).fetch_all(&mut *session)).await? {
         let (role, setting): (Option<String>, String) = (row.try_get(0)?, row.try_get(1)?);
         let (name, value) = setting.split_once('=').context("understand a setting")?;
         let value = if LISTS.contains(&name) { value.to_owned() } else { literal(value) };
@@ -142,8 +145,8 @@ pub async fn carry_over(session: &mut PgConnection, from: &str, to: &str) -> any
         });
     }
     for statement in statements {
-        let what = statement.clone();
-        raw_sql(AssertSqlSafe(statement)).execute(&mut *session).await.with_context(|| format!("run {what}"))?;
+        let what = format!("run {statement}");
+        answered(ANSWER_LIMIT, &what, raw_sql(AssertSqlSafe(statement)).execute(&mut *session)).await?;
     }
     Ok(())
 }
@@ -165,39 +168,37 @@ pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Du
     let mut ending = reach.aside(live).await?;
     wait_for_transactions(&mut session, live, patience).await?;
     let limit = format!("SET statement_timeout = '{STATEMENT_LIMIT}'");
-    raw_sql(AssertSqlSafe(limit)).execute(&mut session).await.context("set a limit for the renames")?;
+    answered(ANSWER_LIMIT, "set a limit for the renames", raw_sql(AssertSqlSafe(limit)).execute(&mut session)).await?;
     let began = Instant::now();
     let [live_id, new_id, kept_id] = [live, new, kept].map(identifier);
     let renames = format!(
         "BEGIN; ALTER DATABASE {live_id} RENAME TO {kept_id}; ALTER DATABASE {new_id} RENAME TO {live_id}; COMMIT"
     );
     // From the first rename on nobody gets in any more; whoever is in must go, and sessions may come until then.
+    let renamed = AtomicBool::new(false);
     let renaming = async {
         raw_sql(AssertSqlSafe(renames)).execute(&mut session).await.context("rename the databases")?;
+        renamed.store(true, Ordering::Relaxed);
         anyhow::Ok(())
     };
+    // Its last question is answered before it is closed: else the server's log has the error of a client that is lost.
     let clearing = async {
-        loop {
+        while !renamed.load(Ordering::Relaxed) {
             end_sessions(&mut ending, &[live, new]).await?;
             sleep(LOOK_AGAIN).await;
         }
+        Ok(())
     };
     end_sessions_until_gone(reach, live).await?;
-    let outcome = tokio::time::timeout(SWAP_LIMIT, async {
-        tokio::select! {
-            renamed = renaming => renamed,
-            cleared = clearing => cleared,
-        }
-    });
-    match outcome.await {
-        Ok(outcome) => outcome?,
+    match tokio::time::timeout(SWAP_LIMIT, async { tokio::try_join!(renaming, clearing) }).await {
+        Ok(outcome) => drop(outcome?),
         Err(_) => {
             let message = format!("sessions in database {live} did not end within {SWAP_LIMIT:?}: nothing was changed");
             bail!(Failure::new(Code::Temporary, message));
         }
     }
     let took = began.elapsed();
-    let _closed = tokio::join!(session.close(), ending.close());
+    let _closed = tokio::time::timeout(ANSWER_LIMIT, async { tokio::join!(session.close(), ending.close()) }).await;
     Ok(took)
 }
 
@@ -208,7 +209,8 @@ async fn wait_for_transactions(session: &mut PgConnection, database: &str, patie
                 AND backend_type = 'client backend' AND state <> 'idle'";
     while Instant::now() < deadline {
         let count: i64 =
-            query_scalar(open).bind(database).fetch_one(&mut *session).await.context("look at sessions")?;
+            answered(ANSWER_LIMIT, "look at sessions", query_scalar(open).bind(database).fetch_one(&mut *session))
+                .await?;
         if count == 0 {
             return Ok(());
         }
@@ -222,7 +224,7 @@ async fn end_sessions(session: &mut PgConnection, databases: &[&str]) -> anyhow:
     let end = "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity \
                WHERE datname = ANY($1) AND pid <> pg_catalog.pg_backend_pid()";
     let databases: Vec<String> = databases.iter().map(|&name| name.to_owned()).collect();
-    query_scalar(end).bind(databases).fetch_one(session).await.context("end sessions")
+    answered(ANSWER_LIMIT, "end sessions", query_scalar(end).bind(databases).fetch_one(session)).await
 }
 
 /// The rename looks every 100 ms only: when it begins, the sessions that are there now are to be gone.
@@ -232,7 +234,7 @@ async fn end_sessions_until_gone(reach: &Reach, database: &str) -> anyhow::Resul
     while end_sessions(&mut session, &[database]).await? > 0 && Instant::now() < deadline {
         sleep(LOOK_AGAIN).await;
     }
-    let _closed = session.close().await;
+    let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words, is_disk_full};
 use crate::harness::Throwaway;
 use crate::postgres::binaries::Installation;
+use crate::postgres::embedded::PgAmCheckBuilder;
 use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
 use crate::process::{self, identity};
@@ -180,12 +181,14 @@ pub async fn try_out(
         return Ok(Err(format!("it does not restore: {}", in_words(&error))));
     }
     progress.say("counting what was restored");
-    let found = census(&reach, DATABASE).await?;
-    let damage = corruption(&reach, trial.load.limit).await?;
+    let limit = trial.load.limit;
+    let found = tokio::time::timeout(limit, census(&reach, DATABASE)).await;
+    let found = found.with_context(|| format!("count what was restored: longer than backup.limit, {limit:?}"))??;
+    let damage = corruption(&reach, limit).await?;
     Ok(Ok((found, damage.into_iter().collect())))
 }
 
-/// What `database` of a server holds now.
+/// What `database` of a server holds now. Counting takes as long as it takes: the caller sets a limit.
 ///
 /// # Errors
 /// It cannot be read.
@@ -210,8 +213,8 @@ fn like(properties: Option<&Properties>) -> Properties {
 
 /// What pg_amcheck says of tables and indexes (PostgreSQL documentation, pg_amcheck).
 async fn corruption(reach: &Reach, limit: Duration) -> anyhow::Result<Option<String>> {
-    let options = ["--install-missing", "--no-password", "--jobs=2", DATABASE];
-    let finished = process::run(&reach.program("pg_amcheck").args(options), limit).await?;
+    let check = PgAmCheckBuilder::new().install_missing().no_password().jobs("2").dbname(DATABASE);
+    let finished = process::run(&reach.client(&check), limit).await?;
     if finished.exit.success() {
         return Ok(None);
     }

@@ -39,8 +39,6 @@ const PROTECTED: &[(&str, &str)] = &[
     ("include", "write the settings themselves"),
     ("include_dir", "write the settings themselves"),
     ("include_if_exists", "write the settings themselves"),
-    ("logging_collector", "Tandem reads the server's output and logs it"),
-    ("log_destination", "Tandem reads the server's output and logs it"),
     ("max_connections", "use postgres.max_connections, which the connection budget counts with"),
     ("shared_buffers", "use postgres.shared_buffers"),
     ("password_encryption", "Tandem's pg_hba.conf asks for SCRAM"),

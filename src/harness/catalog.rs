@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
 use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, query, query_scalar, raw_sql};
 use tokio::time::{Instant, sleep};
@@ -10,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::postgres::home::Home;
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
+use crate::schema::{MAKE_LIMIT, answered};
 
 /// Where every sequence stands, as one text: a test that only took numbers changed no row.
 pub const SEQUENCES: &str = "SELECT coalesce(string_agg(format('%I.%I=%s', schemaname, sequencename, last_value), ','
@@ -44,7 +44,8 @@ pub async fn holds_anything(inside: &mut PgConnection) -> anyhow::Result<bool> {
                          OR EXISTS (SELECT FROM pg_proc WHERE oid >= 16384) OR EXISTS (SELECT FROM pg_namespace WHERE oid >= 16384)
                          OR EXISTS (SELECT FROM pg_extension WHERE oid >= 16384)
                          OR EXISTS (SELECT FROM pg_largeobject_metadata)";
-    query_scalar(statement).fetch_one(inside).await.context("look for what the migrations made")
+    let asked = query_scalar(statement).fetch_one(inside);
+    answered(MAKE_LIMIT, "look for what the migrations made", asked).await
 }
 
 /// A way in for the superuser.
@@ -78,7 +79,8 @@ impl Catalog {
     /// The server refuses.
     pub async fn warm(&self, template: &str) -> anyhow::Result<()> {
         let options = superuser_options(&self.home, self.port, template);
-        options.connect().await?.close().await?;
+        let connected = async { options.connect().await?.close().await };
+        answered(MAKE_LIMIT, "connect to the template", connected).await?;
         self.end_backends(template).await
     }
 
@@ -125,7 +127,8 @@ impl Catalog {
     /// The server does not answer.
     pub async fn busy(&self, names: &[String]) -> anyhow::Result<Vec<String>> {
         let busy = "SELECT DISTINCT datname::text FROM pg_stat_activity WHERE datname = ANY($1)";
-        query_scalar(busy).bind(names).fetch_all(&self.keeping).await.context("see who is connected")
+        let asked = query_scalar(busy).bind(names).fetch_all(&self.keeping);
+        answered(MAKE_LIMIT, "see who is connected", asked).await
     }
 
     /// End the connections to the databases `names`.
@@ -134,8 +137,7 @@ impl Catalog {
     /// The server does not answer.
     pub async fn disconnect(&self, names: &[String]) -> anyhow::Result<()> {
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY($1)";
-        query(end).bind(names).execute(&self.keeping).await.context("end connections")?;
-        Ok(())
+        answered(MAKE_LIMIT, "end connections", query(end).bind(names).execute(&self.keeping)).await.map(drop)
     }
 
     /// Those of the databases `names`, which nobody is connected to any more, that are as they were cloned.
@@ -147,11 +149,16 @@ impl Catalog {
         let unchanged = "SELECT datname::text FROM pg_stat_database WHERE datname = ANY($1)
                          AND tup_inserted + tup_updated + tup_deleted = 0
                          AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = datid)";
-        let mut found: Vec<String> = query_scalar(unchanged).bind(names).fetch_all(&self.keeping).await?;
+        let asked = query_scalar(unchanged).bind(names).fetch_all(&self.keeping);
+        let mut found: Vec<String> = answered(MAKE_LIMIT, "see what was changed", asked).await?;
         for place in (0..found.len()).rev() {
-            let mut inside = superuser_options(&self.home, self.port, &found[place]).connect().await?;
-            let sequences: String = query_scalar(SEQUENCES).fetch_one(&mut inside).await?;
-            inside.close().await?;
+            let options = superuser_options(&self.home, self.port, &found[place]);
+            let asked = async {
+                let mut inside = options.connect().await?;
+                let sequences: String = query_scalar(SEQUENCES).fetch_one(&mut inside).await?;
+                inside.close().await.map(|()| sequences)
+            };
+            let sequences = answered(MAKE_LIMIT, "read the sequences", asked).await?;
             if sequences != self.sequences {
                 found.remove(place);
             }
@@ -185,8 +192,17 @@ impl Catalog {
     }
 }
 
+/// A session of the superuser's in `database`.
+///
+/// # Errors
+/// The server refuses, or does not answer.
+pub async fn enter(home: &Home, port: u16, database: &str) -> anyhow::Result<PgConnection> {
+    let what = format!("connect to database {database} as the superuser");
+    answered(MAKE_LIMIT, &what, superuser_options(home, port, database).connect()).await
+}
+
 async fn execute(pool: &PgPool, statement: String) -> anyhow::Result<()> {
     let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
-    raw_sql(AssertSqlSafe(statement)).execute(pool).await.with_context(|| format!("run {what}"))?;
-    Ok(())
+    let asked = raw_sql(AssertSqlSafe(statement)).execute(pool);
+    answered(MAKE_LIMIT, &format!("run {what}"), asked).await.map(drop)
 }

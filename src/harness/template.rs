@@ -20,7 +20,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 use serde::{Deserialize, Serialize};
 
 use super::janitor::Janitor;
@@ -36,12 +36,13 @@ use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::cluster;
 use crate::postgres::data::THROWAWAY_MARKER;
+use crate::postgres::embedded::{self, PsqlBuilder};
 use crate::postgres::home::{Home, make_dir};
-use crate::postgres::provision::{identifier, superuser_options};
+use crate::postgres::provision::identifier;
 use crate::postgres::scram;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, RunError, identity};
-use crate::schema;
+use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 use crate::workers::environment;
 use crate::workers::surroundings::{Surroundings, scheme};
@@ -54,6 +55,8 @@ const IMAGES_MAX: usize = 12;
 const LOCK_LIMIT: Duration = Duration::from_secs(900);
 /// How long a seed may take.
 const SEED_LIMIT: Duration = Duration::from_secs(600);
+/// How long one statement over what the migrations and seeds made may take.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(600);
 /// Calls the seed's function with the URL of the database.
 const CALL: &str = "import importlib, sys; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(sys.argv[3])";
 
@@ -237,7 +240,7 @@ impl Recipe {
             self.in_a_place(async |_, home| {
                 make_dir(&home.data, 0o700, home.server.as_ref())?;
                 // Small segments: a cluster is copied for each run.
-                cluster::initdb(home, &self.installation, &home.data, &["--wal-segsize=1"]).await?;
+                cluster::initdb(home, &self.installation, &home.data, |initdb| initdb.wal_segsize("1")).await?;
                 mark(home, &Facts::default())?;
                 image::pack(&home.data, &image)
             })
@@ -292,7 +295,7 @@ impl Recipe {
         let verb = if postgres.user == SUPERUSER { "ALTER" } else { "CREATE" };
 
         // Not the database `postgres`, which may have to be made anew.
-        let mut root = superuser_options(home, port, "template1").connect().await.context("connect as superuser")?;
+        let mut root = catalog::enter(home, port, "template1").await?;
         run(&mut root, format!("{verb} ROLE {user} LOGIN CREATEDB PASSWORD '{verifier}'")).await?;
         if postgres.database == SUPERUSER {
             run(&mut root, format!("DROP DATABASE {database}")).await?;
@@ -309,22 +312,23 @@ impl Recipe {
             parameters: Vec::new(),
         };
         self.migrate(&url).await?;
-        let mut made = superuser_options(home, port, &postgres.database).connect().await?;
+        let mut made = catalog::enter(home, port, &postgres.database).await?;
         self.check_made(&mut made).await?;
-        made.close().await?;
+        answered(ANSWER_LIMIT, "close the connection", made.close()).await?;
         for seed in &self.seeds {
             self.seed(seed, &url).await?;
         }
 
-        let mut inside = superuser_options(home, port, &postgres.database).connect().await?;
+        let mut inside = catalog::enter(home, port, &postgres.database).await?;
         // Clones then have the planner's statistics, and no row whose visibility must be noted at its first reading.
         run(&mut inside, "VACUUM (ANALYZE)".into()).await?;
-        facts.sequences =
-            query_scalar(catalog::SEQUENCES).fetch_one(&mut inside).await.context("read the sequences")?;
-        inside.close().await?;
+        let asked = query_scalar(catalog::SEQUENCES).fetch_one(&mut inside);
+        facts.sequences = answered(MAKE_LIMIT, "read the sequences", asked).await?;
+        answered(ANSWER_LIMIT, "close the connection", inside.close()).await?;
         // What a migration or a seed left connected would keep the database from being renamed and cloned.
         let others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1";
-        sea_orm::sqlx::query(others).bind(&postgres.database).execute(&mut root).await.context("end connections")?;
+        let asked = sea_orm::sqlx::query(others).bind(&postgres.database).execute(&mut root);
+        answered(MAKE_LIMIT, "end connections", asked).await?;
         run(&mut root, format!("ALTER DATABASE {database} RENAME TO {DATABASE}")).await?;
         run(&mut root, format!("ALTER DATABASE {DATABASE} OWNER TO {SUPERUSER}")).await?;
         // Nobody changes it by mistake. Tandem itself connects once before it clones: see `Databases::fill`.
@@ -373,9 +377,10 @@ impl Recipe {
     async fn seed(&self, seed: &Seed, url: &DatabaseUrl) -> anyhow::Result<()> {
         let around = self.around(url);
         let command = match seed {
-            Seed::Sql { path, .. } => CommandLine::new(self.installation.tool("psql"))
-                .args(["-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f"])
-                .arg(path),
+            Seed::Sql { path, .. } => {
+                let psql = PsqlBuilder::new().no_psqlrc().quiet().single_transaction();
+                embedded::command(&self.installation, &psql.variable(("ON_ERROR_STOP", "1")).file(path))
+            }
             Seed::Python { module, function, .. } => {
                 let url = url.with_scheme(&around.scheme()).expose();
                 CommandLine::new(self.python.clone()).args(["-c", CALL, module, function, url.expose()])
@@ -437,6 +442,6 @@ fn password() -> anyhow::Result<String> {
 
 async fn run(connection: &mut PgConnection, statement: String) -> anyhow::Result<()> {
     let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
-    raw_sql(AssertSqlSafe(statement)).execute(connection).await.with_context(|| format!("run {what}"))?;
-    Ok(())
+    let asked = raw_sql(AssertSqlSafe(statement)).execute(connection);
+    answered(STATEMENT_LIMIT, &format!("run {what}"), asked).await.map(drop)
 }

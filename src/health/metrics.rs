@@ -23,6 +23,8 @@ pub fn metrics(picture: &Picture) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("tandem");
     disks(&mut registry, picture);
     backups(&mut registry, picture);
+    let answers = picture.database.sample.as_ref().map(|sample| i64::from(sample.outcome.is_ok()));
+    gauge(&mut registry, "database_available", "Whether the database answers and workers can use it", answers);
     let ready = picture.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
     gauge(&mut registry, "workers_ready", "Workers that answer requests", Some(count(ready)));
     gauge(&mut registry, "workers_wanted", "Workers that there should be", Some(i64::from(picture.workers_wanted)));

@@ -99,6 +99,9 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
+    /// It ended the probe's own session, as it does when one of its processes dies, and let no other in at once.
+    #[error("the server ended Tandem's session")]
+    SessionEnded,
     #[error("the server did not answer within {}", tenths(*.0))]
     Hung(Duration),
     /// The server answered with an error; its SQLSTATE (five ASCII characters) names which.

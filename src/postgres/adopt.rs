@@ -1,7 +1,8 @@
-//! A cluster that somebody else made, such as a volume of PostgreSQL's container image: its superuser may have any name.
+//! Take over a cluster that Tandem did not make, such as a volume of PostgreSQL's container image: its superuser may have
+//! any name.
 //!
-//! Tandem administers every cluster as the role `postgres`, by peer authentication alone. Where there is no such role, it is
-//! made once, without a password, by PostgreSQL's single-user mode, which asks for none. Callers hold the
+//! Tandem administers every cluster as the role `postgres`, with peer authentication only. If that role is missing, it is
+//! created once, without a password, in PostgreSQL's single-user mode, which needs no authentication. Callers hold the
 //! [`super::lock::StateLock`].
 
 use std::fs;
@@ -18,11 +19,11 @@ use super::{server, stale};
 use crate::exit::{Code, Failure, with_disk_full};
 use crate::process::Streaming;
 
-/// How long it may take; crash recovery comes first where the cluster was not stopped.
+/// How long the single-user session may take. Crash recovery comes first if the cluster was not shut down.
 const LIMIT: Duration = Duration::from_secs(600);
-/// The configuration of that one session.
+/// The configuration file of the single-user session.
 const CONF: &str = "tandem.adopting.conf";
-/// By which the line that tells of the role is known.
+/// Marks the output line that reports the new role.
 const MADE: &str = "Tandem administers this cluster as role";
 
 /// Make sure that the cluster of `home` has the role that Tandem needs; costs a look into one file where `files` have been
@@ -35,7 +36,7 @@ pub async fn adopt(home: &Home, installation: &Installation, files: &Rendered) -
         return Ok(());
     }
     let conf = home.data.join(CONF);
-    // Its own may name libraries and files that are not here.
+    // The cluster's own configuration may name libraries and files that this machine lacks.
     write_whole(&conf, &files.conf, 0o600, home.server.as_ref())?;
     let outcome = make_role(home, installation).await;
     fs::remove_file(&conf).with_context(|| format!("remove {}", conf.display()))?;
@@ -52,7 +53,7 @@ async fn make_role(home: &Home, installation: &Installation) -> anyhow::Result<(
         .args(["-c", config.as_str(), "-c", "shared_preload_libraries=", "-c", "archive_mode=off"])
         .arg("template1");
     let (running, mut input) = Streaming::writing(&command)?;
-    // A line is a statement. What the server raises goes to its log, which is standard error.
+    // Each input line is one statement. RAISE messages go to the server's log, here standard error.
     writeln!(
         input,
         "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{SUPERUSER}') THEN \

@@ -1,6 +1,6 @@
 //! Make the cluster and configure it: a real initdb in a staging directory, one sync, one rename.
 //!
-//! Whatever interrupts it, the data directory is whole or absent. Callers hold the [`super::lock::StateLock`].
+//! After any interruption the data directory is complete or absent. Callers hold the [`super::lock::StateLock`].
 
 use std::fs;
 use std::io;
@@ -11,19 +11,20 @@ use anyhow::{Context, bail};
 
 use super::binaries::Installation;
 use super::data::{Found, inspect};
+use super::embedded::{self, InitDbBuilder};
 use super::files::{free_bytes, write_whole};
 use super::home::{Home, make_dir};
 use super::names;
-use super::settings::{Rendered, SUPERUSER};
+use super::settings::Rendered;
 use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
 use crate::process::{self, identity};
 use crate::telemetry;
 
-/// initdb takes half a second of CPU; a machine that needs longer than this is not going to serve.
+/// Limit for initdb, which takes half a second of CPU time.
 const INITDB_LIMIT: Duration = Duration::from_secs(180);
-/// What a new cluster takes: 38 MB of it, and the first WAL segments.
+/// Room that a new cluster needs: 38 MB and the first WAL segments.
 const ROOM: u64 = 60 * 1024 * 1024;
 const STAGING_PREFIX: &str = ".staging-";
 /// How long the removal of a staging directory goes on while a killed initdb still writes into it.
@@ -51,7 +52,7 @@ pub async fn ensure(home: &Home, installation: &Installation) -> anyhow::Result<
     let _progress = telemetry::progress(format!("making a PostgreSQL cluster in {}", home.data.display()));
     let staging = Staging(parent.join(format!("{STAGING_PREFIX}{}", std::process::id())));
     make_dir(&staging.0, 0o700, home.server.as_ref())?;
-    initdb(home, installation, &staging.0, &["--data-checksums"]).await?;
+    initdb(home, installation, &staging.0, InitDbBuilder::data_checksums).await?;
     let (from, to) = (staging.0.clone(), home.data.clone());
     tokio::task::spawn_blocking(move || put_in_place(&from, &to)).await?.map_err(|error| explain_place(home, error))?;
     Ok(Cluster { fresh: true })
@@ -123,16 +124,21 @@ pub fn check_reach(home: &Home, installation: &Installation) -> anyhow::Result<(
     ))
 }
 
-/// Let initdb fill the empty directory `staging`; `more` are options beside those of every cluster here. Nothing is synced.
+/// Let initdb fill the empty directory `staging`; `more` adds options to those of every cluster here. Nothing is synced.
 ///
 /// # Errors
 /// [`Failure`] with [`Code::CannotCreate`] and what initdb said.
-pub async fn initdb(home: &Home, installation: &Installation, staging: &Path, more: &[&str]) -> anyhow::Result<()> {
+pub async fn initdb(
+    home: &Home,
+    installation: &Installation,
+    staging: &Path,
+    more: impl FnOnce(InitDbBuilder) -> InitDbBuilder,
+) -> anyhow::Result<()> {
     let finished = process::run(&initdb_command(home, installation, staging, more), INITDB_LIMIT).await?;
     if finished.exit.success() {
         return Ok(());
     }
-    // Of shared memory it says the same, and that is another place.
+    // Full shared memory gives the same message.
     let of_disk = |line: &str| line.contains("No space left on device") && !line.contains("shared memory");
     let full = finished.stderr.lines().any(of_disk) || free_bytes(staging).is_some_and(|free| free < ROOM);
     if full {
@@ -144,17 +150,25 @@ pub async fn initdb(home: &Home, installation: &Installation, staging: &Path, mo
     bail!(Failure::new(Code::CannotCreate, format!("initdb failed ({}): {said}", finished.exit)))
 }
 
-fn initdb_command(home: &Home, installation: &Installation, staging: &Path, more: &[&str]) -> CommandLine {
-    let command = CommandLine::new(installation.tool("initdb"))
-        .arg("--pgdata")
-        .arg(staging)
-        .args(["--username", SUPERUSER, "--auth-local=peer", "--auth-host=scram-sha-256"])
-        .args(["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=libc"])
+fn initdb_command(
+    home: &Home,
+    installation: &Installation,
+    staging: &Path,
+    more: impl FnOnce(InitDbBuilder) -> InitDbBuilder,
+) -> CommandLine {
+    let initdb = InitDbBuilder::from(&embedded::server(home, installation, 0))
+        .pgdata(staging)
+        .auth_local("peer")
+        .auth_host("scram-sha-256")
+        .encoding("UTF8")
+        .locale("C.UTF-8")
+        .locale_provider("libc")
         // initdb's own servers need 1 MB of it, which a small or closed /dev/shm does not have.
-        .args(["--set", "dynamic_shared_memory_type=mmap"])
-        .args(more)
+        .set("dynamic_shared_memory_type=mmap")
         // One syncfs follows, which is as durable as syncing every file.
-        .args(["--no-sync", "--no-instructions"])
+        .no_sync()
+        .no_instructions();
+    let command = embedded::command(installation, &more(initdb))
         .clean_env()
         // initdb starts its server through /bin/sh. A LANG that the machine does not have breaks it.
         .env("PATH", super::server::PATH)

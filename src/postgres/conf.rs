@@ -1,4 +1,4 @@
-//! Read configuration files as PostgreSQL does: of the lines with one name, the last holds.
+//! Read configuration files as PostgreSQL does: if a setting occurs several times, the last line wins.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ pub fn altered(data: &Path) -> BTreeMap<String, String> {
     parse(&std::fs::read_to_string(data.join("postgresql.auto.conf")).unwrap_or_default())
 }
 
-/// What `text` sets, by lower-case name. Lines that PostgreSQL would not take are left out.
+/// The settings in `text`, by lower-case name. Lines that PostgreSQL would reject are left out.
 pub fn parse(text: &str) -> BTreeMap<String, String> {
     text.lines().filter_map(assignment).collect()
 }

@@ -1,4 +1,4 @@
-//! Whether the data directory may be used: absent, ours, or something that must be refused with words.
+//! Decide whether the data directory may be used: it is absent, ours, or refused with an explanation.
 
 use std::fs;
 use std::io;
@@ -12,13 +12,13 @@ use crate::process::identity;
 
 /// The major version that Tandem runs.
 pub const MAJOR: &str = "16";
-/// A file in the data directory of a throwaway cluster: its data was never meant to survive.
+/// Marks the data directory of a throwaway cluster, whose data may be lost at any time.
 pub const THROWAWAY_MARKER: &str = "tandem.throwaway";
 
 /// A file that makes a server follow another one (PostgreSQL documentation, "Standby Server Operation").
 const STANDBY_SIGNAL: &str = "standby.signal";
 
-/// What is at the data directory's place.
+/// What was found at the data directory's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Nothing, or an empty directory.
@@ -91,7 +91,7 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
         let ways = format!("give it to that user (chown -R {wanted} {data}), or set postgres.run_as to its owner");
         return Err(refuse(format!("{data} belongs to user id {owner}, but PostgreSQL would run as {wanted}: {ways}")));
     }
-    // PostgreSQL itself refuses a data directory that others can read; a restored copy often is one.
+    // PostgreSQL refuses a data directory that others can read, as a restored copy often is.
     if meta.permissions().mode() & 0o027 != 0 {
         return Err(refuse(format!("{data} is open to other users, which PostgreSQL refuses: chmod 0700 {data}")));
     }

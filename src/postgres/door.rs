@@ -1,6 +1,6 @@
-//! The workers' door: the address, role and password that they get in with, which are not the superuser's.
+//! Check the database the way a worker reaches it: over its address, with its role and password.
 //!
-//! A server that answers over its unix socket may still let no worker in, or let it write nothing.
+//! A server that answers the superuser on its unix socket may still refuse workers, or allow them no writes.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,12 @@ use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::schema;
 
-/// How often a door that is shut is tried again.
+/// Time between two checks while workers are refused.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often a whole session is opened at one that is open: it costs milliseconds, a knock microseconds.
+/// Time between two full sessions while workers are let in: a session costs milliseconds, a knock microseconds.
 const SESSION: Duration = Duration::from_secs(60);
 
-/// The door, and what was last found there.
+/// The workers' way in, and the result of the last check.
 pub struct Door {
     options: PgConnectOptions,
     address: (String, u16),
@@ -39,8 +39,8 @@ impl Door {
         }
     }
 
-    /// What keeps a worker from writing. A session tells, at first and now and then; between two of them a knock does, each
-    /// time that it is `due`.
+    /// Why a worker cannot write, if it cannot. The first check and one a minute open a session; the checks between them only
+    /// knock, and only when `due`.
     pub async fn ask(&mut self, due: bool, limit: Duration) -> Option<Fault> {
         let fresh = self.entered.is_some_and(|at| at.elapsed() < SESSION);
         let fault = match self.found {
@@ -65,7 +65,7 @@ impl Door {
         fault
     }
 
-    /// Get in as a worker does; whether its sessions are read-only.
+    /// Connect as a worker does. Returns whether its sessions are read-only.
     async fn enter(&self) -> Result<bool, sqlx::Error> {
         let mut connection = self.options.connect().await?;
         let read_only = query_scalar("SELECT current_setting('default_transaction_read_only')::bool")
@@ -76,7 +76,7 @@ impl Door {
     }
 }
 
-/// What a refusal at the door means. A server whose connections are all taken serves those that have them.
+/// The fault that a refusal stands for. A server without a free connection still serves the workers that have one.
 fn fault(answer: &Answer) -> Option<Fault> {
     match (answer.from, answer.fault()) {
         (From::Network, _) => Some(Fault::Door("the server takes no connections", None)),

@@ -1,4 +1,4 @@
-//! Waiting for room on a full disk: slowly, for as long as that is the cause, and without starting a server in vain.
+//! Wait for room on a full disk, without starting a server that would fail again.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use super::files::file_system;
 
 /// How much more must be free before a start is tried: a WAL segment and what comes with it.
 const MORE: u64 = 16 * 1024 * 1024;
-/// A start is tried this often in any case: quotas and used-up inodes are not to be seen in the free bytes.
+/// A start is tried this often even if the free bytes did not grow: they show neither quotas nor inodes.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
-/// How long a look at the file system may take: one that hangs is none that has room.
+/// Limit for asking the file system. One that hangs counts as full.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
-/// There is no more room than when the last server ended for want of it.
+/// The disk has no more room than when the last server failed for lack of it.
 #[derive(Debug, thiserror::Error)]
 #[error("the disk is still full")]
 pub struct StillFull;
@@ -25,7 +25,7 @@ pub struct Room {
     total: Option<u64>,
 }
 
-/// The wait; off by default.
+/// Whether, and since when, the server waits for room.
 #[derive(Debug, Default)]
 pub struct Wait(Cell<Option<(Instant, Room)>>);
 
@@ -34,7 +34,7 @@ impl Wait {
         self.0.get().is_some()
     }
 
-    /// A server of the cluster in `data` ended because the disk is full.
+    /// Begin to wait: the server of the cluster in `data` ended because the disk is full.
     pub async fn begin(&self, data: &Path) -> Room {
         let path = data.join("pg_wal");
         let there = look(path.clone()).await;
@@ -54,7 +54,7 @@ impl Wait {
         there
     }
 
-    /// The file system, if a start would be in vain: there is not more room than there was.
+    /// The state of the file system, if a start would fail again because the room did not grow.
     pub async fn still(&self, data: &Path) -> Option<Room> {
         let (began, before) = self.0.get()?;
         let now = look(data.join("pg_wal")).await;
@@ -65,13 +65,13 @@ impl Wait {
         (!grown && began.elapsed() < TRY_AGAIN).then_some(now)
     }
 
-    /// It was something else, or there is room again.
+    /// Stop waiting: the server failed for another reason, or there is room again.
     pub fn end(&self) {
         self.0.set(None);
     }
 }
 
-/// Not on the event loop: a file system can hang.
+/// Ask on another thread, because a file system can hang.
 async fn look(path: PathBuf) -> Room {
     let look = tokio::task::spawn_blocking(move || file_system(&path));
     match tokio::time::timeout(LOOK_LIMIT, look).await {

@@ -1,4 +1,4 @@
-//! Where things lie: the state directory, the cluster, the run directory, the socket directory, and whose they are.
+//! Paths and owners of the state directory, the cluster, the run directory and the socket directory.
 //!
 //! Resolving looks and touches nothing, so that `tandem url` and `tandem psql` find what `tandem up` made;
 //! [`Home::prepare`] makes the directories. Must not know what is in a cluster: that is `data` and `cluster`.
@@ -34,10 +34,10 @@ const SHORT_ROOT: &str = "/tmp";
 /// Where root keeps state that the server's user could not reach beside the configuration.
 const ROOT_STATE: &str = "/var/lib/tandem";
 
-/// Where one deployment's PostgreSQL lies.
+/// The directories of one deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home {
-    /// What Tandem keeps: everything below lies in it, except a socket directory that had to move.
+    /// Tandem's state directory. The other directories lie in it, except a socket directory whose path would be too long.
     pub state: PathBuf,
     /// The data directory.
     pub data: PathBuf,
@@ -45,7 +45,7 @@ pub struct Home {
     pub run: PathBuf,
     /// Where the server's unix socket is; only its user and root may enter.
     pub socket_dir: PathBuf,
-    /// Tandem's own unix socket, for whoever asks a running Tandem; only its user and root may.
+    /// Tandem's control socket; only its user and root may connect.
     pub control: PathBuf,
     /// Where workers of another server speak of themselves; made when there is one.
     pub notify: PathBuf,

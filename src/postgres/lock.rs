@@ -1,8 +1,8 @@
 //! One Tandem per state directory, and one per data directory: advisory locks that the kernel releases with the process that
 //! holds them.
 //!
-//! The second is for two state directories with one data directory, as when a volume is mounted into both: a lock follows the
-//! directory itself, through bind mounts and namespaces of this machine.
+//! The second lock protects a data directory that two state directories share, for example a volume mounted into both: a lock
+//! belongs to the directory itself, through bind mounts and namespaces of one machine.
 
 use std::fs::File;
 use std::io;

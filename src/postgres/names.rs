@@ -1,8 +1,8 @@
-//! A name for a user that the passwd database does not know: OpenShift, `docker run --user` and Kubernetes' `runAsUser`
+//! Give a name to a user that the passwd database does not know: OpenShift, `docker run --user` and Kubernetes' `runAsUser`
 //! start a container with any number.
 //!
-//! initdb, `postgres --single` and peer authentication ask for the name of a uid (getpwuid(3)). nss_wrapper, a library that
-//! is loaded before the others, answers PostgreSQL's own programs from a file of ours; workers and commands never see it.
+//! initdb, `postgres --single` and peer authentication look up the name of a uid (getpwuid(3)). The preloaded library
+//! nss_wrapper answers them from a file that Tandem writes. Only PostgreSQL's own programs get it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! How the postmaster is kept: its restart policy and its stop ladder. Pure.
+//! The postmaster's restart policy and stop ladder. Pure.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ const ABANDON_LIMIT: Duration = Duration::from_secs(30);
 /// The postmaster's policy: SIGINT is its fast shutdown, SIGQUIT its immediate one (PostgreSQL documentation, "Shutting
 /// Down the Server").
 ///
-/// Signals go to the postmaster alone: its backends give the same signals other meanings. SIGKILL is for one that acts
-/// on nothing; what it leaves behind is cleared before the next start.
+/// Signals go to the postmaster alone: its backends give the same signals other meanings. SIGKILL is the last
+/// rung; what it leaves behind is cleared before the next start.
 pub fn policy(postgres: &Postgres, stop: &Stop) -> Policy {
     let rung = |signal, grace| Rung { signal, group: false, grace };
     let ladder = vec![

@@ -1,4 +1,4 @@
-//! The port the server listens on: the one that was asked for, or the next free one when nobody asked.
+//! Choose the port that the server listens on: the configured one, or else the next free one.
 
 use std::io;
 use std::net::{IpAddr, TcpListener};

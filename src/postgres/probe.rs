@@ -3,11 +3,13 @@
 //!
 //! Must not decide what a bad sample means: that is `supervise/` and `health/`.
 
+use std::cell::Cell;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
-use sea_orm::sqlx::{self, ConnectOptions, Row, raw_sql};
+use sea_orm::sqlx::{self, Row, raw_sql};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -15,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::door::Door;
 use super::home::Home;
 use super::provision::superuser_options;
+use super::session::Session;
 use super::trouble::Answer;
 use crate::exit::what_the_server_said;
 use crate::health::picture::Fault;
@@ -23,14 +26,21 @@ use crate::schema;
 
 /// The first packet of a client that asks for TLS: length 8, code 80877103 (PostgreSQL documentation, "SSLRequest").
 const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
-/// Until the next session is opened in place of one that somebody ended.
+/// Pause before another session is opened in place of one that was terminated.
 const ENDED_PAUSE: Duration = Duration::from_millis(20);
-/// How old the facts that change slowly may be.
+/// How long the postmaster may take to answer after our session ended, before readiness is withdrawn. It takes less than a
+/// millisecond.
+const AT_ONCE: Duration = Duration::from_millis(8);
+/// The same for a server elsewhere, which is asked in a whole session.
+const AT_ONCE_ELSEWHERE: Duration = Duration::from_millis(100);
+/// How long opening the session that is watched may take.
+const WATCH_LIMIT: Duration = Duration::from_secs(1);
+/// Maximum age of the facts that change slowly.
 const FACTS_AGE_MAX: Duration = Duration::from_secs(10);
-/// How long asking for them may take: a lock on `alembic_version` says nothing about the server's health.
+/// Limit for reading them: a lock on `alembic_version` says nothing about the server's health.
 const FACTS_LIMIT: Duration = Duration::from_millis(250);
 
-/// What one look at the server found.
+/// The result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     pub available: bool,
@@ -55,7 +65,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// There is no server to ask, because of `fault`.
+    /// The sample of a server that cannot be asked because of `fault`.
     pub fn failed(fault: Fault) -> Self {
         Self {
             available: false,
@@ -77,16 +87,30 @@ impl Sample {
     }
 }
 
-/// Takes samples over one connection that it keeps.
+/// Why a pause between two samples is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The time has passed.
+    Due,
+    /// Our own session ended: the server restarts all its sessions, or somebody ended this one.
+    Alarm,
+}
+
+/// Takes samples over one session that it keeps, and whose end it notices between two samples.
 pub struct Probe {
     options: PgConnectOptions,
     /// The unix socket of a server that Tandem runs; `None`: a server elsewhere.
     socket: Option<PathBuf>,
-    connection: Option<PgConnection>,
+    session: Option<Session>,
+    /// Whether the postmaster has answered in the sample that is being taken.
+    knocked: Rc<Cell<bool>>,
+    /// The last alarm after which a new session answered: the server may end idle sessions as a habit, so there is at
+    /// most one such alarm in each pause.
+    false_alarm: Option<Instant>,
     facts: Facts,
-    /// Where the workers get in, where that is another way than ours.
+    /// The workers' way in, if it differs from the probe's.
     door: Option<Door>,
-    /// The last fault of a server that answers, so that each is logged once.
+    /// The last fault of a server that answers; each is logged once.
     noted: Option<Fault>,
 }
 
@@ -123,18 +147,74 @@ impl Probe {
     }
 
     fn new(options: PgConnectOptions, socket: Option<PathBuf>) -> Self {
-        Self { options, socket, connection: None, facts: Facts::default(), door: None, noted: None }
+        let (session, false_alarm, door, noted) = (None, None, None, None);
+        let (knocked, facts) = (Rc::default(), Facts::default());
+        Self { options, socket, session, knocked, false_alarm, facts, door, noted }
     }
 
-    /// Ask at the workers' door too, which is at `url`.
+    /// Also check the workers' way in, at `url`.
     pub fn at_the_door(mut self, url: &DatabaseUrl) -> Self {
         self.door = Some(Door::new(url));
         self
     }
 
-    /// Ask for the slow facts with the next sample, because they have changed: after migrations, say.
+    /// Read the slow facts again with the next sample, for example after migrations.
     pub fn refresh(&mut self) {
         self.facts.asked = None;
+    }
+
+    /// Wait for `pause`, at most until our own session ends.
+    ///
+    /// When a backend or an auxiliary process of PostgreSQL dies, the postmaster ends every session and recovers. Behind a
+    /// pooler nothing is seen of this: it keeps its clients' sessions while it loses its own.
+    pub async fn pause(&mut self, pause: Duration) -> Woken {
+        let over = tokio::time::Instant::now() + pause;
+        let is_habit = self.false_alarm.is_some_and(|at| at.elapsed() < pause);
+        if !is_habit && let Some(session) = &mut self.session {
+            match timeout(pause.min(WATCH_LIMIT), session.watch(&self.options)).await {
+                Ok(true) => {
+                    let ended = tokio::time::timeout_at(over, session.ended()).await.is_ok();
+                    return if ended { self.alarm() } else { Woken::Due };
+                }
+                Ok(false) => return self.alarm(),
+                // There may be no more connections to be had: this session stays, and the next sample shows its end.
+                Err(_) => {}
+            }
+        }
+        tokio::time::sleep_until(over).await;
+        Woken::Due
+    }
+
+    fn alarm(&mut self) -> Woken {
+        self.session = None;
+        Woken::Alarm
+    }
+
+    /// Take a sample after an alarm, within `deadline`: a new session tells whether the server serves. `withdraw` gets a
+    /// sample that says no if nothing answers at once.
+    ///
+    /// A server that recovers refuses a session as soon as it is asked for one. A restore that swaps databases makes it wait,
+    /// and terminates it as well: that is no outage, so the session may take its time once the postmaster has answered.
+    pub async fn sample_after_alarm(&mut self, deadline: Duration, withdraw: impl FnOnce(Sample)) -> Sample {
+        let at_once = if self.socket.is_some() { AT_ONCE } else { AT_ONCE_ELSEWHERE };
+        let knocked = self.knocked.clone();
+        let sample = {
+            let mut asked = std::pin::pin!(self.sample(deadline));
+            match timeout(at_once, &mut asked).await {
+                Ok(sample) => sample,
+                Err(_) => {
+                    if !knocked.get() {
+                        withdraw(Sample::failed(Fault::SessionEnded));
+                    }
+                    asked.await
+                }
+            }
+        };
+        if sample.available {
+            self.false_alarm = Some(Instant::now());
+            tracing::debug!("the probe's session was ended; a new one answers");
+        }
+        sample
     }
 
     /// Take a sample within `deadline`.
@@ -152,8 +232,8 @@ impl Probe {
         };
         let mut fault = vitals.fault;
         if let Some(refused) = &refused {
-            // In the middle of an exchange, or broken: the next sample starts anew.
-            self.connection = None;
+            // The session is broken or in the middle of an exchange: the next sample opens another.
+            self.session = None;
             let said = || refused.answer.as_ref().map_or(Fault::Unreachable, Answer::fault);
             fault = Some(if hung { Fault::Hung(latency) } else { said() });
         } else {
@@ -185,26 +265,30 @@ impl Probe {
 
     /// The number of client connections and whether one can write, once both the postmaster and a backend have answered.
     async fn ask(&mut self) -> Result<Vitals, Refused> {
+        self.knocked.set(false);
         if let Some(socket) = &self.socket {
             knock(UnixStream::connect(socket)).await.map_err(|error| {
                 let text = format!("the server takes no connections: {error}");
                 Refused { text, answer: None }
             })?;
+            self.knocked.set(true);
         }
-        if let Some(connection) = &mut self.connection
+        if let Some(session) = &mut self.session
+            && let Ok(connection) = session.connection().await
             && let Ok(vitals) = vitals(connection).await
         {
             return Ok(vitals);
         }
-        // Somebody may have ended this one session, as a restore does when it swaps databases: a new one tells.
-        self.connection = None;
+        // This one session may have been terminated, as a restore does when it swaps databases: ask in a new one.
+        self.session = None;
         self.refresh();
         let refused =
             |error: sqlx::Error| Refused { text: what_the_server_said(&error), answer: Some(Answer::of(&error)) };
         loop {
             match self.anew().await {
-                // Ended as well: a server that shuts down would not have let it in. The deadline ends this.
-                Err(error) if is_ended_by_somebody(&error) => sleep(ENDED_PAUSE).await,
+                // Terminated as well. A server that shuts down lets no session in, so this is a restore. The deadline ends
+                // the loop.
+                Err(error) if is_terminated(&error) => sleep(ENDED_PAUSE).await,
                 answer => return answer.map_err(refused),
             }
         }
@@ -212,29 +296,30 @@ impl Probe {
 
     /// Ask in a new session.
     async fn anew(&mut self) -> Result<Vitals, sqlx::Error> {
-        let connection = self.options.connect().await?;
-        vitals(self.connection.insert(connection)).await
+        let session = Session::open(&self.options).await?;
+        vitals(self.session.insert(session).connection().await?).await
     }
 
-    /// Whether the facts were old enough to be asked for.
+    /// Read the slow facts if they are too old. Returns whether they were.
     async fn ask_facts(&mut self, limit: Duration) -> bool {
         if self.facts.asked.is_some_and(|asked| asked.elapsed() < FACTS_AGE_MAX) {
             return false;
         }
-        let Some(connection) = &mut self.connection else { return false };
-        match timeout(limit, facts(connection)).await {
+        let Some(session) = &mut self.session else { return false };
+        let asked = async { facts(session.connection().await?).await };
+        match timeout(limit, asked).await {
             Ok(Ok(facts)) => self.facts = facts,
-            // Not worth a word each second: the old facts stand.
+            // Not worth a log line each second: the old facts are kept.
             Ok(Err(error)) => tracing::debug!("ask for the schema version: {}", what_the_server_said(&error)),
-            Err(_) => self.connection = None,
+            Err(_) => self.session = None,
         }
         self.facts.asked = Some(Instant::now());
         true
     }
 }
 
-/// Connect anew and have the answer to one packet. A backend that is there already goes on answering when the postmaster
-/// hangs; only a new connection proves that it lives. PostgreSQL logs nothing about a client that leaves after this.
+/// Open a connection and wait for the answer to one packet. Existing backends go on answering while the postmaster hangs, so
+/// only a new connection proves that it works. PostgreSQL logs nothing about a client that leaves after this packet.
 pub(super) async fn knock<S>(connecting: impl Future<Output = std::io::Result<S>>) -> std::io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -244,13 +329,13 @@ where
     stream.read_u8().await.map(|_| ())
 }
 
-/// Whether somebody ended the session (admin_shutdown, as pg_terminate_backend does).
-fn is_ended_by_somebody(error: &sqlx::Error) -> bool {
+/// Whether the session was terminated (admin_shutdown, as by pg_terminate_backend).
+fn is_terminated(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).as_deref() == Some("57P01")
 }
 
 async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {
-    // In one exchange, as all that a probe asks: behind a pooler a prepared statement may be unknown where it is executed.
+    // One exchange of the simple protocol: behind a pooler another server process may execute a prepared statement.
     let row = raw_sql(
         "SELECT count(*), pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool
          FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'",
@@ -263,7 +348,7 @@ async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {
 }
 
 async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-    // A role without the right to read it would fill the server's log with its tries.
+    // Without the privilege check, a role that may not read the table would fill the server's log with errors.
     let row = raw_sql(
         "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
                 coalesce(has_table_privilege(to_regclass('public.alembic_version'), 'SELECT'), false)

@@ -1,6 +1,6 @@
-//! What the application needs in the cluster: its role, its database, `pg_stat_statements`.
+//! Create what the application needs in the cluster: its role, its database, `pg_stat_statements`.
 //!
-//! Idempotent: on a cluster that is as it should be, one connection asks one question and changes nothing.
+//! Idempotent: if nothing is missing, this costs one connection and one query.
 
 use anyhow::{Context, bail};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
@@ -10,10 +10,10 @@ use super::home::Home;
 use super::scram;
 use super::secret::Password;
 use super::settings::SUPERUSER;
-use crate::exit::{Code, Failure};
-use crate::schema::blank;
+use crate::exit::{Code, Failure, sql_state};
+use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered, blank};
 
-/// What is to be there.
+/// What the application needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// The application's role, owner of the database.
@@ -22,7 +22,7 @@ pub struct Wanted<'a> {
     pub database: &'a str,
 }
 
-/// What the server says there is.
+/// What the server already has.
 #[derive(Debug)]
 struct Present {
     durable: bool,
@@ -37,7 +37,7 @@ struct Role {
     verifier: Option<String>,
 }
 
-/// What the server, a role or a database may set for everybody, and what would cut our own work short.
+/// Settings of the server, a role or a database that could interrupt Tandem's own statements, with values that do not.
 const UNLIMITED: [(&str, &str); 5] = [
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
@@ -52,7 +52,7 @@ pub fn superuser_options(home: &Home, port: u16, database: &str) -> PgConnectOpt
     options.username(SUPERUSER).ssl_mode(PgSslMode::Disable)
 }
 
-/// Bring the running server of `home` to what is `wanted`; `fresh` says that the cluster was made just now.
+/// Create or change what is `wanted` in the running server of `home`; `fresh` says that the cluster was just created.
 ///
 /// # Errors
 /// When the server refuses; [`Failure`] with [`Code::Config`] when it runs without fsync or full_page_writes.
@@ -67,7 +67,7 @@ pub async fn provision(home: &Home, port: u16, wanted: &Wanted<'_>, fresh: bool)
     role(&mut connection, wanted, present.role.as_ref()).await?;
     let (database, owner) = (identifier(wanted.database), identifier(wanted.user));
     if wanted.database == SUPERUSER {
-        // initdb has made it. Its owner may create schemas and tables in it; nobody else may.
+        // initdb has made it. Only its owner may create schemas and tables in it.
         run(&mut connection, format!("ALTER DATABASE {database} OWNER TO {owner}")).await?;
     } else {
         run(&mut connection, format!("CREATE DATABASE {database} OWNER {owner}")).await?;
@@ -83,21 +83,21 @@ async fn enter(home: &Home, port: u16, database: &str) -> anyhow::Result<Option<
     // A power cut in the next 0.2 s may take back what is not flushed at once; the next start makes it again. CREATE
     // DATABASE flushes by itself, so nothing can be in the database without it.
     let options = superuser_options(home, port, database).options([("synchronous_commit", "off")]);
-    match options.connect().await {
+    match answered(ANSWER_LIMIT, "connect to PostgreSQL as its superuser", options.connect()).await {
         Ok(connection) => Ok(Some(connection)),
         // invalid_catalog_name
-        Err(error) if error.as_database_error().and_then(|error| error.code()).as_deref() == Some("3D000") => Ok(None),
-        Err(error) => Err(error).context("connect to PostgreSQL as its superuser"),
+        Err(error) if sql_state(&error).as_deref() == Some("3D000") => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 async fn close(connection: PgConnection) -> anyhow::Result<()> {
-    connection.close().await.context("close the connection to PostgreSQL")
+    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", connection.close()).await
 }
 
 async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Result<Present> {
     type Row = (bool, Option<bool>, Option<String>, Option<String>, bool);
-    let row: Row = query_as(
+    let asked = query_as(
         "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool,
                 role.rolcanlogin, role.rolpassword,
                 (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $2),
@@ -106,9 +106,8 @@ async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Res
     )
     .bind(wanted.user)
     .bind(wanted.database)
-    .fetch_one(connection)
-    .await
-    .context("ask PostgreSQL what it holds")?;
+    .fetch_one(connection);
+    let row: Row = answered(ANSWER_LIMIT, "ask PostgreSQL what it holds", asked).await?;
     let (durable, can_login, verifier, owner, statements) = row;
     let role = can_login.map(|can_login| Role { can_login, verifier });
     let present = Present { durable, role, owner, statements };
@@ -120,13 +119,13 @@ async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Res
     Ok(present)
 }
 
-/// The database is there: mend what is not as wanted.
+/// The database exists: change what differs from `wanted`.
 async fn complete(connection: &mut PgConnection, wanted: &Wanted<'_>, present: &Present) -> anyhow::Result<()> {
     role(connection, wanted, present.role.as_ref()).await?;
     if let Some(owner) = present.owner.as_deref().filter(|&owner| owner != wanted.user) {
         let (database, user) = (wanted.database, wanted.user);
         if database == SUPERUSER && owner == SUPERUSER {
-            // Every cluster has it from the start, for nobody in particular.
+            // Every cluster has this database from the start, and nothing uses it.
             let (database, user) = (identifier(database), identifier(user));
             run(connection, format!("ALTER DATABASE {database} OWNER TO {user}")).await?;
             return finish(connection, present).await;
@@ -140,7 +139,7 @@ async fn finish(connection: &mut PgConnection, present: &Present) -> anyhow::Res
     if present.statements { Ok(()) } else { statements(connection).await }
 }
 
-/// Make or mend the application's role.
+/// Create the application's role, or give it the configured password.
 async fn role(connection: &mut PgConnection, wanted: &Wanted<'_>, present: Option<&Role>) -> anyhow::Result<()> {
     let password = wanted.password.secret.expose();
     let verb = match present {
@@ -160,17 +159,18 @@ async fn role(connection: &mut PgConnection, wanted: &Wanted<'_>, present: Optio
 async fn statements(connection: &mut PgConnection) -> anyhow::Result<()> {
     let available = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_stat_statements')";
     // A PostgreSQL without contrib has none, and is used without.
-    if query_scalar(available).fetch_one(&mut *connection).await.context("ask for pg_stat_statements")? {
+    let asked = query_scalar(available).fetch_one(&mut *connection);
+    if answered(ANSWER_LIMIT, "ask for pg_stat_statements", asked).await? {
         run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements".to_owned()).await?;
     }
     Ok(())
 }
 
-/// Run one statement of this file's own making.
+/// Run one statement that this file has composed.
 async fn run(connection: &mut PgConnection, statement: String) -> anyhow::Result<()> {
     let what = statement.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
-    raw_sql(AssertSqlSafe(statement)).execute(connection).await.with_context(|| format!("run {what}"))?;
-    Ok(())
+    let asked = raw_sql(AssertSqlSafe(statement)).execute(connection);
+    answered(MAKE_LIMIT, &format!("run {what}"), asked).await.map(drop)
 }
 
 /// `name` as SQL's delimited identifier.

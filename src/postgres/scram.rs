@@ -1,5 +1,7 @@
 //! SCRAM-SHA-256 verifiers, computed here (RFC 5802, RFC 7677), so that a password never crosses to the server: not into
 //! its log, `pg_stat_activity` or `pg_stat_statements`. Pure, except for the salt.
+//!
+//! The crate `postgres-protocol` makes them with 4,096 rounds only, and cannot tell whether one belongs to a password.
 
 use std::borrow::Cow;
 use std::num::NonZeroU32;
@@ -41,36 +43,17 @@ pub fn matches(verifier: &str, password: &str) -> bool {
 fn with_salt(password: &str, iterations: NonZeroU32, salt: &[u8]) -> String {
     // What cannot be prepared is used as it is: so do the server and libpq (RFC 5802's SASLprep is for text).
     let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
-    let salted = pbkdf2_block(prepared.as_bytes(), salt, iterations);
+    // `Hi()` of RFC 5802 is the first block of PBKDF2.
+    let salted: [u8; 32] = pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(prepared.as_bytes(), salt, iterations.get());
     let stored_key = Sha256::digest(keyed(&salted, b"Client Key"));
     let server_key = keyed(&salted, b"Server Key");
     let encode = |bytes: &[u8]| STANDARD.encode(bytes);
     format!("SCRAM-SHA-256${iterations}:{}${}:{}", encode(salt), encode(&stored_key), encode(&server_key))
 }
 
-/// `Hi()` of RFC 5802: the first and only block of PBKDF2.
-fn pbkdf2_block(password: &[u8], salt: &[u8], iterations: NonZeroU32) -> [u8; 32] {
-    let mac = mac(password);
-    let mut last = finish(mac.clone(), &[salt, &1_u32.to_be_bytes()]);
-    let mut sum = last;
-    for _ in 1..iterations.get() {
-        last = finish(mac.clone(), &[&last]);
-        sum.iter_mut().zip(last).for_each(|(sum, byte)| *sum ^= byte);
-    }
-    sum
-}
-
 fn keyed(key: &[u8], message: &[u8]) -> [u8; 32] {
-    finish(mac(key), &[message])
-}
-
-fn mac(key: &[u8]) -> Hmac<Sha256> {
-    <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length (RFC 2104)")
-}
-
-fn finish(mut mac: Hmac<Sha256>, parts: &[&[u8]]) -> [u8; 32] {
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
+    let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length (RFC 2104)");
+    mac.chain_update(message).finalize().into_bytes().into()
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub fn existing(home: &Home, given: Option<&Secret>) -> anyhow::Result<Option<Pa
             Ok(Some(Password { secret: Secret::new(text), generated: true }))
         }
         Ok(_) => {
-            // Taken as it is, a rest of it would become the role's password, guarded by a single round of SCRAM.
+            // A truncated file would become a short password that a single round of SCRAM protects.
             let what = format!("the password file {} is damaged: it is not what Tandem wrote", path.display());
             let ways = "remove it, and the next `tandem up` makes another password; or give your own with postgres.password_file";
             Err(Failure::new(Code::CannotCreate, format!("{what}; {ways}")).into())

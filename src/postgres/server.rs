@@ -13,7 +13,7 @@ use crate::process::identity;
 
 /// Where archive commands and initdb find the system's programs.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Between two looks at postmaster.pid: one costs 20 µs, and the server is ready after some 30 ms.
+/// Time between two reads of postmaster.pid: one costs 20 µs, and the server is ready after some 30 ms.
 const READY_POLL: Duration = Duration::from_millis(2);
 /// The postmaster's own OOM score; its children go back to [`OOM_SCORE_CHILD`].
 const OOM_SCORE_POSTMASTER: &str = "-900";
@@ -50,7 +50,7 @@ pub fn program(home: &Home, installation: &Installation, extra_env: &[(String, S
     extra_env.iter().fold(command, |command, (name, value)| command.env(name, value))
 }
 
-/// Keep the OOM killer from the postmaster, whose end would be everybody's; needs root, and is no error without.
+/// Protect the postmaster from the OOM killer, because its death ends every session. Without root this does nothing.
 pub fn oom_protect(pid: i32) {
     if identity::is_root()
         && let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_POSTMASTER)
@@ -67,7 +67,7 @@ pub fn ready(data: &Path, pid: i32) -> bool {
     lines.next() == Some(pid.to_string().as_str()) && lines.nth(6) == Some("ready")
 }
 
-/// Wait until [`ready`]. The caller sets the limit, and watches the child.
+/// Wait until [`ready`]. The caller sets the limit and watches the child.
 pub async fn wait_ready(data: &Path, pid: i32) {
     while !ready(data, pid) {
         tokio::time::sleep(READY_POLL).await;
@@ -80,8 +80,8 @@ pub fn running_port(data: &Path) -> Option<u16> {
     text.lines().nth(3)?.trim().parse().ok()
 }
 
-/// As [`running_port`], of a server that `home` reaches: one that another state directory, or somebody else, runs on the same
-/// data has its socket elsewhere (line 5).
+/// As [`running_port`], but only if the server's socket directory (line 5) is that of `home`: a server that another state
+/// directory runs on the same data has its socket elsewhere.
 pub fn own_running_port(home: &Home) -> Option<u16> {
     let text = fs::read_to_string(home.data.join("postmaster.pid")).ok()?;
     let own = text.lines().nth(4).is_some_and(|dir| Path::new(dir.trim_end()) == home.socket_dir);

@@ -1,4 +1,4 @@
-//! The postmaster as a supervised service: clear what a dead one left, start, watch, and say when it answers.
+//! The postmaster as a supervised service: clear what a dead one left, start it, watch it, report when it answers.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,17 +13,19 @@ use tokio::time::sleep;
 
 use super::binaries::Installation;
 use super::home::Home;
-use super::probe::{Probe, Sample};
+use super::probe::{Probe, Sample, Woken};
 use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
-use super::{conf, full, lock, provision, server, stale};
+use super::{conf, full, lock, log, provision, server, stale};
 use crate::config::Postgres as Settings;
-use crate::exit::{Code, Failure, code_of, in_words, is_disk_full, what_the_server_said};
+use crate::exit::{Code, Failure, code_of, in_words, is_disk_full};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
+use crate::schema;
 use crate::service::{self, ProcessReporter, Reporter, Tail};
 use crate::supervise::state::{ChildAction, Ending, Generation};
+use crate::telemetry;
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "postgres";
@@ -44,15 +46,15 @@ pub type Reading = Option<(Instant, Sample)>;
 /// What the postmaster is started with and how it is watched.
 pub struct Launch {
     pub home: Home,
-    /// Known once the install job has found it.
+    /// Set by the install job.
     pub installation: Rc<RefCell<Option<Installation>>>,
-    /// Where the workers find the application's database, which a fresh cluster does not have.
+    /// The workers' way to the application's database, which does not exist yet in a new cluster.
     pub url: DatabaseUrl,
     pub stocked: Rc<Cell<Stocked>>,
     pub settings: Settings,
     /// How long a server of an earlier run gets to stop (`stop.postgres_grace`).
     pub grace: Duration,
-    /// Whether a full disk is waited for. A command with one job ends instead, and lets go of the lock.
+    /// Whether the server waits while the disk is full. A command with one job ends instead and releases the lock.
     pub waits_for_room: bool,
     pub samples: watch::Sender<Reading>,
 }
@@ -67,22 +69,22 @@ struct Shared {
     tail: Tail,
     server: Cell<Server>,
     last_exit: Cell<Option<Exit>>,
-    /// Told when nobody wants to know any more whether the server answers.
+    /// Notified when the probe is no longer needed.
     unwatch: Notify,
     /// The task that runs the server, and which one that is.
     task: RefCell<Option<(Generation, AbortHandle)>>,
-    /// Why it cannot run, once that is known to last.
+    /// Why the server cannot run until a person does something.
     lasting: RefCell<Option<Lasting>>,
     full: full::Wait,
 }
 
-/// The process, as far as signals and probes go.
+/// Whether there is a process to signal and to probe.
 #[derive(Clone, Copy, Debug, Default)]
 enum Server {
     #[default]
     Absent,
     Running(i32),
-    /// It was told to end: it refuses connections, and a probe would only fill its log.
+    /// It was told to stop: it refuses connections, and probing it would only fill its log.
     Told(i32),
 }
 
@@ -101,17 +103,17 @@ impl Postmaster {
         }))
     }
 
-    /// How the last server ended, if one has.
+    /// The exit of the last server process.
     pub fn last_exit(&self) -> Option<Exit> {
         self.0.last_exit.get()
     }
 
-    /// Why it cannot run, where that lasts until a person does something.
+    /// Why the server cannot run until a person does something.
     pub fn lasting(&self) -> Option<Lasting> {
         self.0.lasting.borrow().clone()
     }
 
-    /// Close the probe's connection ahead of the shutdown, which would terminate it with a FATAL in the log.
+    /// Close the probe's session before the shutdown, which would terminate it with a FATAL in the log.
     pub fn unwatch(&self) {
         self.0.unwatch.notify_one();
     }
@@ -146,11 +148,14 @@ impl Postmaster {
                 if let Server::Running(own) | Server::Told(own) = shared.server.get()
                     && own == pid
                 {
-                    shared.server.set(Server::Told(pid));
+                    if matches!(shared.server.replace(Server::Told(pid)), Server::Running(_)) {
+                        // It ends every session, and takes no other.
+                        shared.show(Fault::Down);
+                    }
                     service::signal(pid, rung);
                 }
             }
-            // The wait for room says itself what it does.
+            // The wait for room logs this itself.
             ChildAction::Restart(_) if shared.full.is_on() => {}
             ChildAction::Restart(delay) => {
                 tracing::warn!({ service.name = NAME }, "ended; restart {}", service::after(delay))
@@ -170,7 +175,7 @@ impl Postmaster {
 }
 
 impl Shared {
-    /// Run one postmaster from spawn to its end, probing it all the while.
+    /// Run one postmaster from spawn to exit, and probe it meanwhile.
     async fn run(&self, reporter: &ProcessReporter) -> anyhow::Result<Ending> {
         let home = &self.launch.home;
         if let Some(there) = self.full.still(&home.data).await {
@@ -178,18 +183,19 @@ impl Shared {
             return Err(full::StillFull.into());
         }
         let installation = self.launch.installation.borrow().clone().context("no PostgreSQL was installed")?;
-        // Before anything is ended: the directory may be another one than at the start, after a restore.
+        // Before any process is ended: after a restore, this may be another directory than at the start.
         lock::hold_data(&home.data)?;
         let environment = stale::clear(home, self.launch.grace).await?;
         let command = server::command(home, &installation, &environment);
         let lines = self.tail.count();
-        // SIGINT is the fast shutdown: should Tandem be killed, the server stops cleanly and needs no recovery.
+        // SIGINT is the fast shutdown: if Tandem is killed, the server shuts down cleanly and needs no recovery.
         let (child, output) = process::spawn(&command, &[], OsSignal::SIGINT)?;
         let own = child.pid();
         server::oom_protect(own);
         self.server.set(Server::Running(own));
         // From here on its end ends the task.
         self.task.take();
+        self.show(Fault::Starting);
         reporter.spawned(own);
         let answered = Cell::new(false);
         let watch = async {
@@ -198,8 +204,12 @@ impl Shared {
                 () = self.unwatch.notified() => std::future::pending::<std::convert::Infallible>().await,
             }
         };
+        let reader = log::Reader::default();
+        let log = |stream, line: &str| {
+            telemetry::child_line_at(reader.level(line), NAME, stream, &log::shown(line));
+        };
         let exit = tokio::select! {
-            exit = service::attend(child, output, NAME, &self.tail, OUTPUT_LIMIT) => exit,
+            exit = service::attend_with(child, output, &self.tail, OUTPUT_LIMIT, &log) => exit,
             never = watch => match never {},
         };
         let told = matches!(self.server.replace(Server::Absent), Server::Told(_));
@@ -223,7 +233,7 @@ impl Shared {
         Ok(if self.lasting.borrow().is_some() { Ending::Unstartable } else { ending })
     }
 
-    /// What the last `lines` of a server mean for the next one; `answered` says that this one had been in use.
+    /// What the last `lines` of a server mean for the next start; `answered`: this server had answered queries.
     async fn why(&self, lines: &[String], answered: bool) -> Ending {
         let home = &self.launch.home;
         if lines::tell_of_a_full_disk(lines) && !self.launch.waits_for_room {
@@ -249,14 +259,14 @@ impl Shared {
         Ending::Ended
     }
 
-    /// What an error that came before the process means for the next one.
+    /// What an error before the spawn means for the next start.
     fn judge(&self, error: &anyhow::Error) -> Ending {
         if error.is::<full::StillFull>() {
             return Ending::Starved;
         }
         tracing::error!({ service.name = NAME }, "start PostgreSQL: {}", in_words(error));
         let code = code_of(error);
-        // A full disk has that code too, and may pass.
+        // A full disk has this code too, and may pass.
         if is_disk_full(error) || !error.is::<Failure>() || !matches!(code, Code::CannotCreate | Code::Config) {
             return Ending::Ended;
         }
@@ -274,7 +284,7 @@ impl Shared {
         self.launch.samples.send_replace(Some((Instant::now(), Sample::failed(fault))));
     }
 
-    /// Say when the server answers, when it stops answering, and when it answers again.
+    /// Probe the server, and report when it begins and when it ceases to answer.
     async fn watch_over(
         &self,
         pid: i32,
@@ -285,61 +295,87 @@ impl Shared {
     ) -> std::convert::Infallible {
         let launch = &self.launch;
         server::wait_ready(&launch.home.data, pid).await;
-        let began = Instant::now();
         let mut stocked = launch.stocked.get();
         let mut probe = launch.probe(stocked);
         let mut answered = false;
+        let mut silent_since = Instant::now();
+        let mut woken = Woken::Due;
         loop {
             if launch.stocked.get() != stocked {
-                // A new probe looks at everything anew: the database that is there now, the tables that it has now.
+                // The database has been created or migrated: probe it, and read its tables again.
                 stocked = launch.stocked.get();
                 probe = launch.probe(stocked);
             }
             if matches!(self.server.get(), Server::Told(_)) {
                 std::future::pending::<()>().await;
             }
-            let sample = probe.sample(launch.settings.probe_deadline).await;
-            let answers = sample.available;
-            match &sample.error {
-                Some(error) if answered && matches!(self.server.get(), Server::Running(_)) => {
-                    tracing::warn!({ service.name = NAME }, "does not answer, readiness is withdrawn: {error}");
+            let (deadline, was_answered) = (launch.settings.probe_deadline, answered);
+            let sample = match woken {
+                Woken::Due => probe.sample(deadline).await,
+                Woken::Alarm => {
+                    let withdraw = |sample| {
+                        self.take(reporter, sample, &mut answered);
+                    };
+                    probe.sample_after_alarm(deadline, withdraw).await
                 }
-                None if !answered => tracing::debug!({ service.name = NAME }, "answers after {:?}", sample.latency),
-                Some(_) | None => {}
-            }
-            let lasting = match has_answered.get() || answers {
+            };
+            let lasting = match has_answered.get() || sample.available {
                 true => None,
-                // It may start over and over by itself, and never come to an answer.
+                // The server may restart its processes over and over, and never answer.
                 false => {
                     self.lasting(&sample, stocked, installation).or_else(|| self.lasting_in(&self.tail.since(lines)))
                 }
             };
-            launch.samples.send_replace(Some((Instant::now(), sample)));
+            self.take(reporter, sample, &mut answered);
             if let Some(lasting) = lasting {
                 self.lasting.replace(Some(lasting));
                 reporter.unfit();
                 std::future::pending::<()>().await;
             }
-            if answers {
+            if answered {
                 has_answered.set(true);
                 self.full.end();
+            } else if was_answered {
+                silent_since = Instant::now();
             }
-            if answers != answered {
-                if answers {
-                    reporter.ready();
-                } else {
-                    reporter.hung();
-                }
-            }
-            answered = answers;
-            sleep(if answers { launch.settings.probe_interval } else { retry(began.elapsed()) }).await;
+            woken = match answered {
+                true if launch.waits_for_room => probe.pause(launch.settings.probe_interval).await,
+                // A command with one job is over before anything could be noticed.
+                true => due_after(launch.settings.probe_interval).await,
+                false => due_after(retry(silent_since.elapsed(), has_answered.get())).await,
+            };
         }
     }
 
-    /// What lasts, of what a server said that has never answered otherwise.
+    /// Publish `sample`, and tell the tree and the log where it says otherwise than the last one, which `answered` or did not.
+    fn take(&self, reporter: &ProcessReporter, sample: Sample, answered: &mut bool) {
+        if matches!(self.server.get(), Server::Told(_)) {
+            // It was asked before it was told to end.
+            return;
+        }
+        let answers = sample.available;
+        match &sample.error {
+            Some(error) if *answered => {
+                tracing::warn!({ service.name = NAME }, "does not answer, readiness is withdrawn: {error}");
+            }
+            None if !*answered => tracing::debug!({ service.name = NAME }, "answers after {:?}", sample.latency),
+            Some(_) | None => {}
+        }
+        self.launch.samples.send_replace(Some((Instant::now(), sample)));
+        if answers != *answered {
+            if answers {
+                reporter.ready();
+            } else {
+                reporter.hung();
+            }
+        }
+        *answered = answers;
+    }
+
+    /// The lasting error in the answer of a server that has never served.
     fn lasting(&self, sample: &Sample, stocked: Stocked, installation: &Installation) -> Option<Lasting> {
         let answer = sample.answer.as_ref()?;
-        // A restore that is being cut short may be putting the application's database back.
+        // An interrupted restore may be putting the application's database back.
         if stocked != Stocked::Unknown && answer.from == trouble::From::Server(*b"3D000") {
             return None;
         }
@@ -351,12 +387,19 @@ impl Shared {
     }
 }
 
-/// After its end the server has nothing more to say; a line that is on its way gets this long.
+/// How long output is read after the server's exit.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(50);
 
-/// When a server that does not answer is asked again. Each question may leave a line in its log.
-fn retry(waited: Duration) -> Duration {
+async fn due_after(pause: Duration) -> Woken {
+    sleep(pause).await;
+    Woken::Due
+}
+
+/// When a server that does not answer is asked again. Each question may leave a line in its log, and one that recovers by
+/// itself, as after the death of a process of its own, does so for a tenth of a second at least.
+fn retry(waited: Duration, has_answered: bool) -> Duration {
     match waited.as_secs() {
+        0 if has_answered => Duration::from_millis(50),
         0 => Duration::from_millis(20),
         1..5 => Duration::from_millis(100),
         5..30 => Duration::from_millis(500),
@@ -374,11 +417,14 @@ impl Launch {
     }
 }
 
+/// How long the checkpoint before a shutdown may take; the shutdown makes its own in any case.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
+
 /// Write out what is dirty, so that the shutdown finds little left to write. Best effort.
 pub async fn checkpoint(home: Home, port: u16) {
     let options = provision::superuser_options(&home, port, SUPERUSER);
     let done = async { sea_orm::sqlx::query("CHECKPOINT").execute(&mut options.connect().await?).await };
-    if let Err(error) = done.await {
-        tracing::debug!({ service.name = NAME }, "checkpoint before the shutdown: {}", what_the_server_said(&error));
+    if let Err(error) = schema::answered(CHECKPOINT_LIMIT, "checkpoint before the shutdown", done).await {
+        tracing::debug!({ service.name = NAME }, "{}", in_words(&error));
     }
 }

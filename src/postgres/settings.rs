@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::conf;
+use super::{conf, log};
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
 
@@ -35,6 +35,11 @@ const OWNED: [&str; 11] = [
     "port",
     "unix_socket_directories",
 ];
+
+/// Where the log goes. An operator may send it elsewhere in `[postgres.settings]`, and Tandem then reads nothing of it.
+const LOG_PLACE: [(&str, &str); 2] = [("log_destination", "stderr"), ("logging_collector", "off")];
+const LINE_PREFIX: &str = "log_line_prefix";
+const LANGUAGE: &str = "lc_messages";
 
 /// What the files depend on.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +122,42 @@ pub fn overrides(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec
     told.collect()
 }
 
+/// What Tandem does not see because of how the operator has the server write its log.
+pub fn unseen(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
+    let given = |name: &str| {
+        let mut given = postgres.settings.iter();
+        given.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    };
+    let set = |name: &str| altered.get(name).map(String::as_str).or_else(|| given(name));
+    let mut told = Vec::new();
+    let collected = given(LOG_PLACE[1].0).is_some_and(|value| !matches!(value, "off" | "false" | "no" | "0"));
+    let elsewhere = given(LOG_PLACE[0].0).is_some_and(|value| !value.split(',').any(|place| place.trim() == "stderr"));
+    if collected || elsewhere {
+        told.push(
+            "[postgres.settings] sends the server's log elsewhere (logging_collector, log_destination): `tandem logs` does \
+             not have it, and why a start fails is only in there"
+                .to_owned(),
+        );
+    }
+    if let Some(prefix) = set(LINE_PREFIX) {
+        told.push(format!(
+            "log_line_prefix = {prefix:?} holds: severities of the server's log are found by their words, and whether a \
+             statement of the application's failed or the server itself may be mistaken"
+        ));
+    }
+    if let Some(language) = set(LANGUAGE).filter(|value| !is_english(value)) {
+        told.push(format!(
+            "lc_messages = {language:?} holds: severities of the server's log are found by SQLSTATE, and why a start fails \
+             is known in English only"
+        ));
+    }
+    told
+}
+
+fn is_english(locale: &str) -> bool {
+    locale.is_empty() || locale == "C" || locale.starts_with("C.") || locale == "POSIX" || locale.starts_with("en")
+}
+
 /// Render the files.
 ///
 /// # Errors
@@ -163,15 +204,24 @@ fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
                 check(name)?;
                 line(&mut text, name, value);
             }
+            own_log(&mut text);
         }
         Purpose::Recovery(settings) => {
             text.push_str("\n# Recovery\n");
+            own_log(&mut text);
             for (name, value) in settings {
                 line(&mut text, name, value);
             }
         }
     }
     Ok(text)
+}
+
+/// Such a server's log is read for what went wrong, or how far it came.
+fn own_log(text: &mut String) {
+    for (name, value) in LOG_PLACE.into_iter().chain([(LINE_PREFIX, log::PREFIX), (LANGUAGE, "C")]) {
+        line(text, name, value);
+    }
 }
 
 /// What a server without a future does without: whatever makes data survive a crash of the machine, and whatever runs by
@@ -211,15 +261,15 @@ fn fixed(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
         ("shared_preload_libraries", preload(inputs)),
         // The default, fsync, opens every file before crash recovery: 2.6 s against 0.3 s on a busy disk.
         ("recovery_init_sync_method", if cfg!(target_os = "linux") { "syncfs" } else { "fsync" }.into()),
-        ("log_destination", "stderr".into()),
-        ("logging_collector", "off".into()),
+        (LOG_PLACE[0].0, LOG_PLACE[0].1.into()),
+        (LOG_PLACE[1].0, LOG_PLACE[1].1.into()),
         // Tandem stamps each line with the time; what it cannot know is who.
-        ("log_line_prefix", "[%p] %q%u@%d ".into()),
+        (LINE_PREFIX, log::PREFIX.into()),
         ("log_checkpoints", "off".into()),
         ("log_timezone", "UTC".into()),
         ("timezone", "UTC".into()),
         ("datestyle", "iso, mdy".into()),
-        ("lc_messages", locale.clone()),
+        (LANGUAGE, locale.clone()),
         ("lc_monetary", locale.clone()),
         ("lc_numeric", locale.clone()),
         ("lc_time", locale),
@@ -337,7 +387,9 @@ fn check(name: &str) -> Result<(), Failure> {
     if !name.split('.').all(word) {
         return Err(Failure::new(Code::Config, format!("[postgres.settings]: {name:?} is not the name of a setting")));
     }
-    if OWNED.contains(&name.to_ascii_lowercase().as_str()) {
+    let lower = name.to_ascii_lowercase();
+    let goes_elsewhere = LOG_PLACE.iter().any(|(own, _)| *own == lower);
+    if OWNED.contains(&lower.as_str()) && !goes_elsewhere {
         let message = format!("[postgres.settings]: `{name}` is set by Tandem; use the keys of [postgres] instead");
         return Err(Failure::new(Code::Config, message));
     }

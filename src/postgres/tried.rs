@@ -1,4 +1,4 @@
-//! Settings tried before a start: PostgreSQL itself reads the rendered files, and starts nothing.
+//! Check settings before a start: PostgreSQL reads the rendered files and starts nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub async fn try_settings(installation: &Installation, postgres: &Postgres) -> a
         purpose: Purpose::Durable,
     })?;
     std::fs::write(dir.path().join("postgresql.conf"), &files.conf)?;
-    // It is the one thing that the program does for root too, if it comes first.
+    // `-C` as the first argument is the one mode in which `postgres` runs as root.
     let command = installation.command("postgres").args(["-C", "port", "-D"]).arg(dir.path()).env("LC_ALL", "C");
     let finished = process::run(&command, LIMIT).await?;
     if finished.exit.success() {

@@ -79,7 +79,7 @@ fn spawn(run: &Run) -> io::Result<(PipeWriter, Child)> {
     let (listens, orders) = io::pipe()?;
     // The running program, though another may lie at its path by now.
     let command = CommandLine::new("/proc/self/exe").arg(NAME).arg(run.to_string()).clean_env().dir("/");
-    let process = spawn_with(&command, None, Streams { stdin: Stdio::from(listens), ..Streams::none() })?;
+    let process = spawn_with(&command, None, Streams::new(Stdio::from(listens), Stdio::null(), Stdio::null()))?;
     Ok((orders, process))
 }
 

@@ -97,14 +97,16 @@ pub async fn end_strays() {
         reap();
         // One that is traced stays until its tracer lets go of it, and cannot be reaped before.
         let left = apart(|| {
-            let families = families(&strays());
-            let count = families.len();
-            kill(families);
-            let left: Vec<Stat> = children().into_iter().filter(|child| !is_own(child.pid)).collect();
-            (count, left)
+            let count = kill(families(&strays())).len();
+            let left = children().into_iter().filter(|child| !is_own(child.pid));
+            let (left, others): (Vec<Stat>, Vec<Stat>) = left.partition(|child| is_within_reach(child.pid));
+            (count, left, others)
         });
-        let Some((count, left)) = left.await else { return };
+        let Some((count, left, others)) = left.await else { return };
         if left.is_empty() {
+            if !others.is_empty() {
+                tracing::info!("left alone, since they are another user's: {}", listed(&others));
+            }
             return;
         }
         if count > told {
@@ -113,13 +115,22 @@ pub async fn end_strays() {
             told = count;
         }
         if began.elapsed() > STRAY_LIMIT {
-            let names: Vec<String> = left.iter().map(|stat| format!("{} (pid {})", stat.comm, stat.pid)).collect();
-            let names = names.join(", ");
+            let names = listed(&left);
             tracing::error!("killed, and not gone after {STRAY_LIMIT:?}: {names}; a debugger or a disk holds it");
             return;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+fn listed(processes: &[Stat]) -> String {
+    processes.iter().map(|stat| format!("{} (pid {})", stat.comm, stat.pid)).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether this process may signal `pid`: of what falls to the first process of a container some is another user's, as what
+/// `docker exec --user 0` left behind (kill(2), EPERM).
+fn is_within_reach(pid: i32) -> bool {
+    nix::sys::signal::kill(Pid::from_raw(pid), None) != Err(nix::errno::Errno::EPERM)
 }
 
 /// End what the child with `mark` left behind when it ended: descendants that are in other process groups, and whose
@@ -198,11 +209,12 @@ pub(super) fn end_marked(
     ended
 }
 
-/// Kill each of `processes` that is still the same; their pids and names.
+/// Kill each of `processes` that is still the same and within reach; their pids and names.
 fn kill(processes: Vec<Identifier>) -> BTreeMap<i32, String> {
     let mut killed = BTreeMap::new();
     // All at once: a chain of them, each in a session of its own, would otherwise go link by link.
-    let held: Vec<Stranger> = processes.into_iter().filter_map(Stranger::hold_this).collect();
+    let within_reach = processes.into_iter().filter(|process| is_within_reach(process.pid));
+    let held: Vec<Stranger> = within_reach.filter_map(Stranger::hold_this).collect();
     for process in held {
         let name = Process::new(process.pid()).and_then(|process| process.stat()).map(|stat| stat.comm);
         process.signal(Signal::SIGKILL);

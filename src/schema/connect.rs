@@ -13,6 +13,12 @@ use crate::plan::{DatabaseUrl, Secret};
 /// How long a server may take to accept one connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a server may take to answer what costs it no work.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a server may take for what writes files: to make a database, a role or an extension.
+pub const MAKE_LIMIT: Duration = Duration::from_secs(120);
+
 /// SeaORM creates and reads its table through the search path, so this comes first for the migrator alone.
 pub(super) const OWN_SCHEMA: &str = "tandem";
 
@@ -46,7 +52,7 @@ pub async fn connect(url: &DatabaseUrl, application_name: &str) -> anyhow::Resul
     pool(url, options(url, application_name), 2, None).await
 }
 
-/// The one connection that migrations run on. Dropped in the middle of a statement, it goes at once.
+/// The one connection that migrations run on. When dropped in the middle of a statement, it closes at once.
 pub(super) struct Migrating(pub DatabaseConnection);
 
 impl Drop for Migrating {
@@ -67,18 +73,30 @@ pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyho
 /// # Errors
 /// As [`connect`].
 pub async fn session(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<PgConnection> {
-    tokio::time::timeout(CONNECT_LIMIT, options(url, application_name).connect())
-        .await
-        .with_context(|| format!("connect to {url}: no answer within {CONNECT_LIMIT:?}"))?
-        .with_context(|| format!("connect to {url}"))
+    answered(CONNECT_LIMIT, &format!("connect to {url}"), options(url, application_name).connect()).await
+}
+
+/// What the server answers to `asked` within `limit`. `what` is asked, in words.
+///
+/// # Errors
+/// [`Code::Temporary`] when there is no answer within `limit`: the server hangs. Otherwise what the server says.
+pub async fn answered<T>(
+    limit: Duration,
+    what: &str,
+    asked: impl Future<Output = Result<T, sqlx::Error>>,
+) -> anyhow::Result<T> {
+    let answer = tokio::time::timeout(limit, asked).await.map_err(|_| {
+        Failure::new(Code::Temporary, format!("{what}: no answer within {limit:?}, the database server hangs"))
+    })?;
+    answer.with_context(|| what.to_owned())
 }
 
 /// Free `session` from the limits that server, role or database set: for work that takes as long as it takes.
 ///
 /// # Errors
-/// The connection is lost.
-pub async fn unlimited(session: &mut PgConnection) -> Result<(), sqlx::Error> {
-    raw_sql(UNLIMITED).execute(session).await.map(drop)
+/// The connection is lost, or the server does not answer.
+pub async fn unlimited(session: &mut PgConnection) -> anyhow::Result<()> {
+    answered(ANSWER_LIMIT, "free the session from limits", raw_sql(UNLIMITED).execute(session)).await.map(drop)
 }
 
 /// Refuse a connection pooler that hands one server process to several clients: what belongs to a session, as the lock of
@@ -92,7 +110,7 @@ pub async fn refuse_shared_sessions(
     first: &mut PgConnection,
 ) -> anyhow::Result<()> {
     // The look itself must not be cut short. Nothing is set where nothing limits: it would stay in the pooler's sessions.
-    let row = raw_sql(LOOKED_AT).fetch_one(&mut *first).await.context("ask for the database")?;
+    let row = answered(ANSWER_LIMIT, "ask for the database", raw_sql(LOOKED_AT).fetch_one(&mut *first)).await?;
     let mut second = session(&DatabaseUrl { database: row.try_get(0)?, ..url.clone() }, application_name).await?;
     let mut seen = None;
     for _ in 0..POOLER_LOOKS {
@@ -110,13 +128,14 @@ pub async fn refuse_shared_sessions(
             ));
         }
     }
-    let _closed = second.close().await;
+    let _closed = tokio::time::timeout(ANSWER_LIMIT, second.close()).await;
     Ok(())
 }
 
 async fn server_process(session: &mut PgConnection) -> anyhow::Result<i32> {
     // In one exchange: a prepared statement may be unknown to the process that its execution goes to.
-    let row = raw_sql("SELECT pg_catalog.pg_backend_pid()").fetch_one(session).await.context("ask for the process")?;
+    let asked = raw_sql("SELECT pg_catalog.pg_backend_pid()").fetch_one(session);
+    let row = answered(ANSWER_LIMIT, "ask for the server process", asked).await?;
     Ok(row.try_get(0)?)
 }
 
@@ -134,7 +153,7 @@ async fn pool(
         .max_lifetime(None)
         .after_connect(move |session, _| {
             Box::pin(async move {
-                unlimited(session).await?;
+                raw_sql(UNLIMITED).execute(&mut *session).await?;
                 match more {
                     Some(more) => raw_sql(more).execute(session).await.map(drop),
                     None => Ok(()),
@@ -147,8 +166,8 @@ async fn pool(
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
-/// Options that nothing of this process's environment is in: the driver takes PGHOST, PGSSLMODE and others from there.
-/// Its PGOPTIONS cannot be unsaid, so `main` takes that out of the environment.
+/// Options without anything from this process's environment, where the driver reads PGHOST, PGSSLMODE and others.
+/// PGOPTIONS cannot be reset here, so `main` removes it from the environment.
 pub fn blank(database: &str, application_name: &str) -> PgConnectOptions {
     let options = PgConnectOptions::new_without_pgpass().host("localhost").port(5432).password("");
     options

@@ -1,11 +1,10 @@
-//! Read where a database is, changing nothing.
+//! Read which revision a database is at. Changes nothing.
 
 use std::collections::BTreeSet;
 
-use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, Row, raw_sql};
 
-use super::connect::session;
+use super::connect::{ANSWER_LIMIT, MAKE_LIMIT, answered, session};
 use crate::plan::DatabaseUrl;
 
 /// What a database says about its schema.
@@ -38,9 +37,9 @@ pub async fn has_tables(url: &DatabaseUrl) -> anyhow::Result<bool> {
     const ANY: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p', 'f') AND oid >= 16384
         AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE objid = pg_class.oid AND deptype = 'e'))";
     let mut session = session(url, "tandem").await?;
-    let row = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{ANY}"))).fetch_one(&mut session).await;
-    let any = row.and_then(|row| row.try_get(0)).context("look for tables")?;
-    session.close().await.context("close the connection")?;
+    let asked = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{ANY}"))).fetch_one(&mut session);
+    let any = answered(ANSWER_LIMIT, "look for tables", asked).await?.try_get(0)?;
+    answered(ANSWER_LIMIT, "close the connection", session.close()).await?;
     Ok(any)
 }
 
@@ -48,10 +47,8 @@ pub async fn has_tables(url: &DatabaseUrl) -> anyhow::Result<bool> {
 ///
 /// Every boot waits for this, so it uses the simple protocol: one round trip each, where a prepared statement has three.
 pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<Found> {
-    let row = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{TABLES}")))
-        .fetch_one(&mut *session)
-        .await
-        .context("list the database's tables")?;
+    let asked = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{TABLES}"))).fetch_one(&mut *session);
+    let row = answered(ANSWER_LIMIT, "list the database's tables", asked).await?;
     let (recorded, tables) = (row.try_get::<bool, _>(0)?, row.try_get::<Vec<String>, _>(1)?);
     let mut found = Found { tables: tables.into_iter().collect(), ..Found::default() };
     found.alembic = found.tables.contains("alembic_version").then(Vec::new);
@@ -63,7 +60,9 @@ pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<Found>
         return Ok(found);
     }
     let sql = AssertSqlSafe(format!("{UNLIMITED}{}", sources.join(" UNION ALL ")));
-    for row in raw_sql(sql).fetch_all(&mut *session).await.context("read the recorded revisions")? {
+    // A migration that another tool runs may have locked the tables for as long as it takes.
+    let asked = raw_sql(sql).fetch_all(&mut *session);
+    for row in answered(MAKE_LIMIT, "read the recorded revisions", asked).await? {
         let (source, revision) = (row.try_get::<&str, _>(0)?, row.try_get(1)?);
         let rows = if source == "alembic" { &mut found.alembic } else { &mut found.recorded };
         rows.get_or_insert_default().push(revision);

@@ -10,7 +10,7 @@ use anyhow::Context;
 use sea_orm::sqlx::{Connection, PgConnection, query_as, query_scalar};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connect;
+use super::connect::{self, ANSWER_LIMIT, answered};
 use crate::exit::{Code, Failure, in_words, what_the_server_said};
 use crate::plan::DatabaseUrl;
 
@@ -20,16 +20,14 @@ pub const LOCK_KEY: i64 = 0x7461_6e64_656d;
 /// What our sessions are called in `pg_stat_activity`.
 pub(super) const APPLICATION_NAME: &str = "tandem-migrate";
 
-/// How often a session that only holds the lock says something.
+/// How often the session that holds the lock sends something.
 const KEPT_ALIVE: Duration = Duration::from_secs(20);
-
-/// How long the server may take to answer the session that holds the lock: it asks nothing that takes work.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a lock held by somebody else is tried again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Who holds it, in this database: the two halves of a 64-bit key (PostgreSQL documentation, "pg_locks").
+/// The session that holds the lock in this database, found by the two halves of the 64-bit key (PostgreSQL documentation,
+/// "pg_locks").
 const HOLDER: &str = "
     SELECT lock.pid, coalesce(activity.application_name, ''), coalesce(activity.client_addr::text, 'this machine')
     FROM pg_catalog.pg_locks AS lock LEFT JOIN pg_catalog.pg_stat_activity AS activity USING (pid)
@@ -73,9 +71,7 @@ impl Lock {
         let mut announced = false;
         loop {
             let taken = query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut session);
-            let taken = timeout(ANSWER_LIMIT, taken).await;
-            let taken = taken.with_context(|| format!("take the migration lock: no answer within {ANSWER_LIMIT:?}"))?;
-            if taken.context("take the migration lock")? {
+            if answered(ANSWER_LIMIT, "take the migration lock", taken).await? {
                 return Ok(Self { session });
             }
             if Instant::now() >= deadline {
@@ -100,10 +96,7 @@ impl Lock {
 
     /// Make sure that the lock is still held: the server may have restarted since.
     pub async fn check(&mut self) -> anyhow::Result<()> {
-        let answered = timeout(ANSWER_LIMIT, self.session.ping()).await;
-        let answered =
-            answered.with_context(|| format!("keep the migration lock: no answer within {ANSWER_LIMIT:?}"))?;
-        answered.context("keep the migration lock")
+        answered(ANSWER_LIMIT, "keep the migration lock", self.session.ping()).await
     }
 
     /// Let go of the lock at once.
@@ -142,11 +135,12 @@ impl Lock {
 }
 
 async fn holder(session: &mut PgConnection) -> String {
-    match query_as::<_, (i32, String, String)>(HOLDER).bind(LOCK_KEY).fetch_optional(session).await {
+    let asked = query_as::<_, (i32, String, String)>(HOLDER).bind(LOCK_KEY).fetch_optional(session);
+    match answered(ANSWER_LIMIT, "ask the server", asked).await {
         Ok(Some((pid, name, place))) if name.is_empty() => format!("server process {pid}, from {place}"),
         Ok(Some((pid, name, place))) => format!("{name} (server process {pid}, from {place})"),
         Ok(None) => "it ended just now".to_owned(),
-        Err(error) => format!("who holds the lock is unknown ({})", what_the_server_said(&error)),
+        Err(error) => format!("who holds the lock is unknown ({})", in_words(&error)),
     }
 }
 
@@ -157,11 +151,11 @@ mod tests {
     use sea_orm::sqlx::postgres::PgSslMode;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[tokio::test]
-    async fn a_server_that_hangs_holds_up_neither_the_work_nor_its_end() {
+    /// A session of a server that lets it in and says nothing more, and the server's end of it.
+    async fn mute() -> (PgConnection, tokio::net::TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        // Lets a session in (AuthenticationOk, ReadyForQuery), and says nothing more.
+        // AuthenticationOk, ReadyForQuery.
         let server = async {
             let (mut socket, _) = listener.accept().await.unwrap();
             assert!(socket.read(&mut [0; 1024]).await.unwrap() > 0);
@@ -170,8 +164,38 @@ mod tests {
         };
         let options = connect::blank("app", APPLICATION_NAME).host("127.0.0.1").port(port).username("app");
         let options = options.ssl_mode(PgSslMode::Disable);
-        let (_socket, session) = tokio::join!(server, options.connect());
-        let mut lock = Lock { session: session.unwrap() };
+        let (socket, session) = tokio::join!(server, options.connect());
+        (session.unwrap(), socket)
+    }
+
+    #[tokio::test]
+    async fn no_question_of_a_migration_waits_for_ever() {
+        let url = DatabaseUrl::parse("postgresql://app@127.0.0.1/app").unwrap();
+        let (mut session, _socket) = mute().await;
+        tokio::time::pause();
+        let said = |error: anyhow::Error| {
+            let text = format!("{error:#}");
+            assert!(text.contains("no answer within") && crate::exit::code_of(&error) == Code::Temporary, "{text}");
+        };
+        said(connect::unlimited(&mut session).await.unwrap_err());
+        tokio::time::resume();
+        let (mut session, _socket) = mute().await;
+        tokio::time::pause();
+        said(connect::refuse_shared_sessions(&url, APPLICATION_NAME, &mut session).await.unwrap_err());
+        tokio::time::resume();
+        let (mut session, _socket) = mute().await;
+        tokio::time::pause();
+        assert!(holder(&mut session).await.contains("no answer within"));
+        tokio::time::resume();
+        let (mut session, _socket) = mute().await;
+        tokio::time::pause();
+        said(super::super::inspect::inspect(&mut session).await.unwrap_err());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_holds_up_neither_the_work_nor_its_end() {
+        let (session, _socket) = mute().await;
+        let mut lock = Lock { session };
         tokio::time::pause();
         let begun = Instant::now();
         let work = async {

@@ -15,7 +15,9 @@ mod position;
 mod run;
 pub mod tool;
 
-pub use connect::{blank, connect, options, refuse_shared_sessions, session, unlimited};
+pub use connect::{
+    ANSWER_LIMIT, MAKE_LIMIT, answered, blank, connect, options, refuse_shared_sessions, session, unlimited,
+};
 pub use inspect::has_tables;
 pub use lock::{LOCK_KEY, locked};
 pub use new::new;

@@ -1,4 +1,4 @@
-//! Go from where a database is to where it shall be, one revision at a time, under the lock.
+//! Migrate a database up or down, one revision at a time, under the lock.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::position::{Position, locate, revision_at};
 use crate::exit::{Code, Failure, sql_state};
 use crate::plan::DatabaseUrl;
 
-/// What a run of migrations did.
+/// The result of a run of migrations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Migrations applied, in order.
@@ -103,7 +103,7 @@ async fn go(url: &DatabaseUrl, goal: Goal, lock_limit: Duration) -> anyhow::Resu
 }
 
 async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Result<Outcome> {
-    // Whoever held the lock before may have done all or part of it.
+    // The previous holder of the lock may have done all or part of it.
     let found = inspect(lock.session()).await?;
     let position = locate(&found, REVISIONS)?;
     let target = target(position, goal)?;
@@ -125,7 +125,7 @@ async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Re
     result
 }
 
-/// What a role needs that migrates.
+/// A right that the migrating role needs.
 #[derive(Clone, Copy, Debug)]
 enum Right {
     /// To make Tandem's own schema.

@@ -1,10 +1,10 @@
-//! What is known of the tool that `migrations.run` names: how it tells where a database is, and how it goes back. Pure.
+//! Alembic and Django as migration tools: the commands for status and rollback that follow from `migrations.run`. Pure.
 
 use std::path::Path;
 
 use crate::exit::{Code, Failure};
 
-/// A tool whose words are known.
+/// A tool whose commands Tandem knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     Alembic,
@@ -25,7 +25,7 @@ pub struct Known {
 const DJANGO_OPTIONS: [&str; 3] = ["--database", "--settings", "--pythonpath"];
 
 impl Known {
-    /// What `command` runs, if it is a tool that is known.
+    /// The tool in `command`, if Tandem knows it.
     pub fn of(command: &[String]) -> Option<Self> {
         let place = |names: &[&str]| {
             command.iter().position(|word| {
@@ -96,7 +96,7 @@ fn django_options(words: &[String]) -> Vec<String> {
     kept
 }
 
-/// What a command that is not known makes of `tandem migrate WORD`.
+/// The error of `tandem migrate WORD` for a command that Tandem does not know.
 pub fn unknown(command: &[String], word: &str) -> Failure {
     let message = format!(
         "migrations.run is `{}`, and Tandem knows `migrate {word}` of Alembic (… upgrade …), of Django (manage.py migrate) and \

@@ -3,8 +3,9 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch as channel;
 
 use super::Context;
@@ -13,9 +14,10 @@ use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
 use crate::exit::{Code, Failure};
 use crate::health::server as health;
-use crate::postgres::probe::Probe;
+use crate::postgres::probe::{Probe, Sample, Woken};
 use crate::postgres::service::Reading;
 use crate::process::ports;
+use crate::supervise::tree::TreeEvent;
 use crate::watch;
 use crate::workers::care;
 use crate::workers::launch::{self, Launch};
@@ -25,6 +27,8 @@ use crate::{control, systemd};
 
 /// Length of the health port's listening queue.
 const HEALTH_BACKLOG: u32 = 128;
+/// How soon at most a server elsewhere that does not answer is asked again.
+const RETRY: Duration = Duration::from_millis(500);
 
 impl Sidecar {
     /// Bind the application's socket and the health port, and look after the workers.
@@ -70,7 +74,7 @@ impl Sidecar {
         if settings.postgres.mode == PostgresMode::Attach {
             let probe = Probe::attached(&self.context.url);
             let (context, samples) = (self.context.clone(), self.samples.clone());
-            self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples)));
+            self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples, self.events.clone())));
         }
         Ok(())
     }
@@ -135,18 +139,40 @@ impl Sidecar {
     }
 }
 
-/// Sample a server that somebody else runs, for ever.
-async fn sample(mut probe: Probe, context: Rc<Context>, samples: channel::Sender<Reading>) {
+/// Sample a server that somebody else runs, for ever; `events` wakes the tree when it begins or ceases to serve.
+async fn sample(
+    mut probe: Probe,
+    context: Rc<Context>,
+    samples: channel::Sender<Reading>,
+    events: UnboundedSender<TreeEvent>,
+) {
     let settings = context.settings();
     let postgres = &settings.postgres;
     let mut stocked = context.database.get();
+    let mut woken = Woken::Due;
+    let publish = |sample: Sample| {
+        let (serves, now) = (sample.serves(), std::time::Instant::now());
+        let before = samples.send_replace(Some((now, sample))).map(|(_, sample)| sample);
+        if before.is_none_or(|before| before.serves() != serves) {
+            let _ = events.send(TreeEvent::Tick);
+        }
+    };
     loop {
         if context.database.get() != stocked {
             stocked = context.database.get();
             probe.refresh();
         }
-        let sample = probe.sample(postgres.probe_deadline).await;
-        samples.send_replace(Some((std::time::Instant::now(), sample)));
-        tokio::time::sleep(postgres.probe_interval).await;
+        let sample = match woken {
+            Woken::Due => probe.sample(postgres.probe_deadline).await,
+            Woken::Alarm => probe.sample_after_alarm(postgres.probe_deadline, publish).await,
+        };
+        let answers = sample.available;
+        publish(sample);
+        woken = if answers {
+            probe.pause(postgres.probe_interval).await
+        } else {
+            tokio::time::sleep(postgres.probe_interval.min(RETRY)).await;
+            Woken::Due
+        };
     }
 }

@@ -106,6 +106,9 @@ pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     for told in settings::overrides(&conf::altered(&context.home.data), &context.settings().postgres) {
         tracing::warn!("{told}");
     }
+    for told in settings::unseen(&conf::altered(&context.home.data), &context.settings().postgres) {
+        tracing::info!("{told}");
+    }
     Ok(())
 }
 

@@ -386,7 +386,8 @@ impl Shell for Sidecar {
         self.stop_limit = tree.stop_sum().total();
         self.after_ready(tree);
         self.view.publish(tree, &self.services, &self.context);
-        self.upstream.show(self.view.phase(), &self.view.line(&self.context));
+        let fault = self.samples.borrow().as_ref().and_then(|(_, sample)| sample.fault);
+        self.upstream.show(self.view.phase(), &self.view.line(&self.context, fault));
         self.operator.see(Known::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();

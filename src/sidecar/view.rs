@@ -188,8 +188,8 @@ impl View {
         });
     }
 
-    /// How things are, in one line.
-    pub fn line(&self, context: &Context) -> String {
+    /// How things are, in one line; `fault` is what the database has.
+    pub fn line(&self, context: &Context, fault: Option<picture::Fault>) -> String {
         if self.phase != Public::Serving {
             return self.phase.to_string();
         }
@@ -199,7 +199,8 @@ impl View {
         let ready = ready.map(|worker| worker.slot).collect::<HashSet<_>>().len();
         let (listen, wanted) = (context.settings().workers.listen, picture.workers_wanted);
         let roll = picture.roll.as_ref().map(|roll| format!("; {roll}")).unwrap_or_default();
-        format!("serving on {listen}, {ready} of {wanted} workers ready{roll}")
+        let fault = fault.map(|fault| format!("; database: {fault}")).unwrap_or_default();
+        format!("serving on {listen}, {ready} of {wanted} workers ready{fault}{roll}")
     }
 
     /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.

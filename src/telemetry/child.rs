@@ -26,6 +26,11 @@ impl Stream {
 
 /// Log `line`, which `service` wrote, at the level that it seems to have.
 pub fn child_line(service: &str, stream: Stream, line: &str) {
+    child_line_at(level(line), service, stream, line);
+}
+
+/// Log `line`, which `service` wrote, at `level`.
+pub fn child_line_at(level: Level, service: &str, stream: Stream, line: &str) {
     let stream = stream.name();
     // A tracing call site has one level, so there is one per level.
     macro_rules! emit {
@@ -33,7 +38,7 @@ pub fn child_line(service: &str, stream: Stream, line: &str) {
             tracing::event!(target: TARGET, $level, service.name = service, output.stream = stream, "{line}")
         };
     }
-    match level(service, line) {
+    match level {
         Level::ERROR => emit!(Level::ERROR),
         Level::WARN => emit!(Level::WARN),
         Level::INFO => emit!(Level::INFO),
@@ -44,22 +49,14 @@ pub fn child_line(service: &str, stream: Stream, line: &str) {
     }
 }
 
-/// The level that `line` names, or `INFO`. PostgreSQL's severity follows its `log_line_prefix`, so it may stand
-/// anywhere; Python's `logging` and Uvicorn begin with theirs.
-fn level(service: &str, line: &str) -> Level {
+/// The level that `line` names, or `INFO`: Python's `logging` and Uvicorn begin with theirs. PostgreSQL's lines are read in
+/// `postgres::log`.
+fn level(line: &str) -> Level {
     let line = clean(line, Colours::Drop);
-    let severity = if service.starts_with("postgres") {
-        // `LOG:  text`: the two spaces tell a severity from a word in a statement.
-        line.split_once(":  ").and_then(|(before, _)| before.rsplit(' ').next())
-    } else {
-        line.trim_start_matches(['[', ' ']).split([':', ' ', ']']).next()
-    };
-    match severity {
-        // Somebody's wish, and at a stop Tandem's own: the sessions that it ends are told so by the server.
-        Some("FATAL") if line.ends_with("terminating connection due to administrator command") => Level::INFO,
-        Some("ERROR" | "FATAL" | "PANIC" | "CRITICAL") => Level::ERROR,
+    match line.trim_start_matches(['[', ' ']).split([':', ' ', ']']).next() {
+        Some("ERROR" | "FATAL" | "CRITICAL") => Level::ERROR,
         Some("WARNING" | "WARN") => Level::WARN,
-        Some("DEBUG" | "DEBUG1" | "DEBUG2" | "DEBUG3" | "DEBUG4" | "DEBUG5") => Level::DEBUG,
+        Some("DEBUG") => Level::DEBUG,
         _ => Level::INFO,
     }
 }
@@ -71,27 +68,17 @@ mod tests {
     #[test]
     fn the_level_is_what_the_line_says() {
         let table = [
-            ("postgres", "2026-01-01 00:00:00 UTC [7] LOG:  database system is ready", Level::INFO),
-            ("postgres", "LOG:  statement: SELECT 'ERROR:  no'", Level::INFO),
-            ("postgres", "[7] app@db WARNING:  there is no transaction", Level::WARN),
-            ("postgres", "ERROR:  relation \"x\" does not exist at character 15", Level::ERROR),
-            ("postgres", "[7] FATAL:  the database system is starting up", Level::ERROR),
-            ("postgres", "[7] a@b FATAL:  terminating connection due to administrator command", Level::INFO),
-            ("postgres", "PANIC:  could not write", Level::ERROR),
-            ("postgres", "DEBUG2:  checkpointer", Level::DEBUG),
-            ("postgres", "HINT:  Is another postmaster running?", Level::INFO),
-            ("postgres", "no severity at all", Level::INFO),
-            ("worker-0", "INFO:     Started server process [1]", Level::INFO),
-            ("worker-0", "\x1b[31mERROR\x1b[0m:    Exception in ASGI application", Level::ERROR),
-            ("worker-0", "WARNING:root:low", Level::WARN),
-            ("worker-0", "[CRITICAL] out", Level::ERROR),
-            ("worker-0", "DEBUG:asyncio:Using selector", Level::DEBUG),
-            ("worker-0", "the word ERROR: in the middle", Level::INFO),
-            ("worker-0", "ERRORS are not ERROR", Level::INFO),
-            ("worker-0", "", Level::INFO),
+            ("INFO:     Started server process [1]", Level::INFO),
+            ("\x1b[31mERROR\x1b[0m:    Exception in ASGI application", Level::ERROR),
+            ("WARNING:root:low", Level::WARN),
+            ("[CRITICAL] out", Level::ERROR),
+            ("DEBUG:asyncio:Using selector", Level::DEBUG),
+            ("the word ERROR: in the middle", Level::INFO),
+            ("ERRORS are not ERROR", Level::INFO),
+            ("", Level::INFO),
         ];
-        for (service, line, expected) in table {
-            assert_eq!(level(service, line), expected, "{service}: {line}");
+        for (line, expected) in table {
+            assert_eq!(level(line), expected, "{line}");
         }
     }
 }

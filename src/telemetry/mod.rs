@@ -22,7 +22,7 @@ use crate::config::{LogFormat, libraries};
 use crate::exit::{self, Code, Failure, in_words};
 
 pub use banner::banner;
-pub use child::{Stream, child_line};
+pub use child::{Stream, child_line, child_line_at};
 pub use format::{OWN, rfc3339, text_line};
 pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
 pub use terminal::{Progress, progress};

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::common::plain::Plain;
 use crate::common::project::Project;
+use crate::common::refusal;
 use crate::common::tandem::{self, Tandem, lives, wait_for};
 use ::tandem::process::identity;
 use nix::sys::signal::{Signal, kill};
@@ -90,4 +91,19 @@ fn another_server_gets_ready_by_its_answer() {
     assert!(!may_trace(tandem.pid()));
     wait_for("two workers", || tandem.workers().len() == 2);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
+fn throwaway_servers_have_ended_before_they_are_copied() {
+    if !identity::is_root() {
+        return;
+    }
+    let project = Project::app_with("plain:app", "migrations.run = 'none'\nworkers.count = 1");
+    // Made anew, whatever lies in the cache.
+    let run = |args: &[&str]| refusal::said(without_ptrace(&project).args(args).output().unwrap());
+    run(&["test", "--rebuild", "--", "true"]).expect(0, &[]);
+    project.configure(&format!("cache_dir = '{}'", project.dir().join("cache").display()));
+    run(&["migrate", "up"]).expect(0, &[]);
+    run(&["backup"]).expect(0, &[]);
+    run(&["backup", "verify", "--all"]).expect(0, &["verified"]);
 }

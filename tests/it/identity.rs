@@ -10,7 +10,7 @@ use crate::common::namespace::mount_namespace;
 use crate::common::project::{Project, root};
 use crate::common::refusal;
 use crate::common::skip::skip;
-use crate::common::tandem::{self, Process, Tandem};
+use crate::common::tandem::{self, Process, Tandem, wait_for};
 use ::tandem::plan::Identity;
 use ::tandem::process::identity;
 
@@ -236,6 +236,41 @@ fn an_ordinary_user_gets_all_of_it_and_owns_all_of_it() {
     let mut tandem = Tandem::start_as(&project, ordinary(&project));
     tandem.wait_ready();
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+/// What somebody else left behind in a container, as with `docker exec --user 0`, falls to its first process.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+fn an_ordinary_user_as_pid_1_waits_for_no_process_of_another() {
+    if server().is_none() {
+        return;
+    }
+    let project = open_project("migrations.run = 'none'");
+    let ordinary = ordinary(&project);
+    let user = identity::lookup("nobody").unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "setpriv", "--clear-groups"]);
+    command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.gid)]).arg(ordinary.get_program());
+    command.current_dir(project.dir());
+    for (name, value) in ordinary.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut tandem = Tandem::start_as(&project, command);
+    tandem.wait_ready();
+    let first = tandem.descendants().into_iter().find(|process| process.parent == tandem.pid()).unwrap().pid;
+    let left = ["--pid", "sh", "-c", "sleep 1000 & exec true"];
+    assert!(Command::new("nsenter").args(["--target", &first.to_string()]).args(left).status().unwrap().success());
+    let is_foreign = |process: &Process| process.args.contains("sleep 1000") && process.parent == first;
+    wait_for("the adoption", || tandem.descendants().iter().any(is_foreign));
+
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(tandem.wait_code(), 0, "{}", tandem.log());
+    let log = tandem.log();
+    assert!(log.contains("left alone, since they are another user's: sleep"), "{log}");
+    assert!(!log.contains("not gone") && !log.contains("not permitted"), "{log}");
 }
 
 #[test]

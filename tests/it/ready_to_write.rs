@@ -94,7 +94,8 @@ fn a_server_that_takes_no_writes_is_not_attached_to_and_one_that_stops_taking_th
     tandem.wait_ready();
     read_only("on");
     as_superuser(&owner, "postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'app'");
-    assert!(missing(&project, &tandem).contains("default_transaction_read_only is on"));
+    // The end of the session that is watched is told first.
+    wait_for("the reason", || missing(&project, &tandem).contains("default_transaction_read_only is on"));
     read_only("off");
     as_superuser(&owner, "postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'app'");
     tandem.wait_ready();

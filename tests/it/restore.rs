@@ -66,6 +66,8 @@ fn a_restore_brings_rows_owner_grants_and_settings_back_and_can_be_undone() {
     restore(&project, &["--drop-kept"]);
     assert_eq!(databases(&project), ["app"]);
     refusal::run(&project, &["restore", "--undo", "--yes"]).expect(1, &["nothing to put back"]);
+    // What a restore asks for is answered before it lets go of its sessions.
+    assert!(!tandem.log().contains("connection to client lost"), "{}", tandem.log());
 }
 
 #[test]
@@ -199,7 +201,7 @@ fn a_server_that_hangs_is_told_within_its_limit() {
     stop(Signal::SIGSTOP);
     let refused = refusal::run(&project, &["backup"]);
     stop(Signal::SIGCONT);
-    refused.expect(1, &["no answer within 20s"]);
+    refused.expect(75, &["no answer within 20s"]);
     assert!(!names(&dir(&project)).iter().any(|name| name.contains("backup_20")), "{:?}", names(&dir(&project)));
 }
 

@@ -27,6 +27,7 @@ use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
 use crate::postgres::binaries::Installation;
+use crate::postgres::embedded::{self, PgBaseBackupBuilder};
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
@@ -243,14 +244,17 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
 }
 
 fn command(source: &Source<'_>, name: &str) -> CommandLine {
-    CommandLine::new(source.installation.tool("pg_basebackup"))
-        .args(["--pgdata=-", "--format=tar", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password"])
+    let server = embedded::server(source.home, source.installation, source.port);
+    let backup = PgBaseBackupBuilder::from(&server)
+        .pgdata("-")
+        .format("tar")
+        .checkpoint("fast")
+        .manifest_checksums("SHA256")
+        .no_password()
         // The archive has it, and the server waits until it does: so a backup proves that archiving works.
-        .arg("--wal-method=none")
-        .arg(format!("--label={name}"))
-        .arg("--host")
-        .arg(&source.home.socket_dir)
-        .args(["--port", &source.port.to_string(), "--username", SUPERUSER])
+        .wal_method("none")
+        .label(name);
+    embedded::command(source.installation, &backup)
         .clean_env()
         .env("PATH", crate::postgres::server::PATH)
         .env("LANG", "C")

@@ -17,6 +17,7 @@ use crate::config::{Settings, memory};
 use crate::exit::{Code, Failure, with_disk_full};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
+use crate::postgres::log;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::{self, Archiving, Inputs, Purpose, SUPERUSER};
 use crate::postgres::{cluster, server, shared_memory};
@@ -75,8 +76,9 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
     let (told, progress) = (said.clone(), telemetry::progress(format!("Recovering to {}", recovery.target)));
     let reading = tokio::task::spawn_local(async move {
         let Some(stderr) = output.stderr else { return };
+        let reader = log::Reader::default();
         let hear = |line: &str| {
-            telemetry::child_line(NAME, Stream::Stderr, line);
+            telemetry::child_line_at(reader.level(line), NAME, Stream::Stderr, &log::shown(line));
             told.borrow_mut().hear(line);
         };
         process::lines(stderr, hear).await;

@@ -13,7 +13,7 @@ use super::manifest::MAJOR;
 use super::{Installation, find, libraries, unpack};
 use crate::durable::{self, Lock};
 use crate::exit::{Code, Failure, code_of};
-use crate::install::{keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
+use crate::install::{is_of_a_lower_layer, keep_out_of_git, lock, make_shared_dir, sha256, write_whole};
 use crate::process::identity;
 use crate::telemetry::progress;
 
@@ -136,10 +136,22 @@ impl Slot {
         durable::sync_file_system(&made).with_context(|| format!("flush {}", made.display()))?;
         let dir = self.dir();
         if dir.symlink_metadata().is_ok() {
-            let old = staging.join("old");
-            durable::rename(&dir, &old).with_context(|| format!("move {} aside", dir.display()))?;
+            put_away(&dir, &staging.join("old")).with_context(|| format!("move {} aside", dir.display()))?;
         }
         durable::rename(&made, &dir).with_context(|| format!("rename {} into place", dir.display()))
+    }
+}
+
+/// Move an installation that is to be replaced to `old`; of a lower layer, it is removed, what makes it count first.
+fn put_away(dir: &Path, old: &Path) -> std::io::Result<()> {
+    match durable::rename(dir, old) {
+        Err(error) if is_of_a_lower_layer(&error) => {
+            for counts in [CHECKED_FILE, DIGEST_FILE] {
+                durable::remove(&dir.join(counts))?;
+            }
+            durable::remove(dir)
+        }
+        renamed => renamed,
     }
 }
 

@@ -1,6 +1,6 @@
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeValLike;
-use sea_orm::sqlx::raw_sql;
+use sea_orm::sqlx::{ConnectOptions, raw_sql};
 
 use super::*;
 use crate::plan::Secret;

@@ -101,3 +101,44 @@ async fn a_cluster_without_fsync_is_refused() {
         server.stop(Signal::SIGINT).await;
     }
 }
+
+/// A server that takes connections and says `first` to each, and nothing more.
+async fn mute(listener: tokio::net::UnixListener, first: &'static [u8]) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut open = Vec::new();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut startup = [0; 1024];
+        assert!(stream.read(&mut startup).await.unwrap() > 0);
+        stream.write_all(first).await.unwrap();
+        open.push(stream);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_holds_up_neither_the_boot_nor_the_checkpoint() {
+    let place = place();
+    let (home, port) = (&place.home, 5999);
+    let password = given("x");
+    let wanted = Wanted { user: "ffe", password: &password, database: "ffe" };
+    // A stopped postmaster, and one that was stopped after it had let the session in (AuthenticationOk, ReadyForQuery).
+    for first in [&b""[..], b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I"] {
+        let socket = home.socket(port);
+        let serving = mute(tokio::net::UnixListener::bind(&socket).unwrap(), first);
+        let asking = async {
+            tokio::time::pause();
+            for fresh in [true, false] {
+                let error = provision(home, port, &wanted, fresh).await.unwrap_err();
+                assert!(format!("{error:#}").contains("no answer within"), "{error:#}");
+                assert_eq!(code_of(&error), Code::Temporary);
+            }
+            crate::postgres::service::checkpoint(home.clone(), port).await;
+            tokio::time::resume();
+        };
+        tokio::select! {
+            () = asking => {}
+            () = serving => unreachable!("it has no end"),
+        }
+        std::fs::remove_file(socket).unwrap();
+    }
+}

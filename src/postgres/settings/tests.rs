@@ -38,7 +38,7 @@ fn the_three_files() {
         recovery_init_sync_method = 'syncfs'
         log_destination = 'stderr'
         logging_collector = 'off'
-        log_line_prefix = '[%p] %q%u@%d '
+        log_line_prefix = '[%p] %e %q(%u@%d) '
         log_checkpoints = 'off'
         log_timezone = 'UTC'
         timezone = 'UTC'

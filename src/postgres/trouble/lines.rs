@@ -1,13 +1,11 @@
-//! The last lines of a server that ended before it answered: what they say cannot go better the next time. Pure.
+//! Find lasting errors in the last log lines of a server that ended before it answered. Pure.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Lasting;
 use crate::exit::Code;
-
-/// The levels that a line may have here.
-const LEVELS: [&str; 4] = ["FATAL:", "PANIC:", "ERROR:", "LOG:"];
+use crate::postgres::log::{Line, Severity};
 
 /// Where settings come from.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +20,7 @@ pub struct Settings<'a> {
 /// Whether the server ended because a disk is full.
 pub fn tell_of_a_full_disk(lines: &[String]) -> bool {
     let full = |line: &String| {
-        let last = line.contains("FATAL:") || line.contains("PANIC:");
+        let last = Line::of(line).is_fatal();
         let full = line.contains("No space left on device") || line.contains("Disk quota exceeded");
         // Shared memory is on no disk.
         last && full && !line.contains("shared memory")
@@ -30,16 +28,18 @@ pub fn tell_of_a_full_disk(lines: &[String]) -> bool {
     lines.iter().any(full)
 }
 
-/// What lasts, of what `lines` say.
+/// The lasting error that `lines` report.
 pub fn lasting(lines: &[String], settings: Settings<'_>) -> Option<Lasting> {
-    let lines: Vec<&String> = lines.iter().filter(|line| is_the_servers_own(line)).collect();
-    let wrong = lines.iter().find_map(|line| Some((said(line), setting(line, settings)?)));
+    // Not a session's: what a client is refused says nothing about the server.
+    let lines = lines.iter().map(|line| Line::of(line));
+    let lines: Vec<Line<'_>> = lines.filter(|line| line.severity.is_some() && !line.is_of_session).collect();
+    let wrong = lines.iter().find_map(|line| Some((line.text, setting(line, settings)?)));
     if let Some((said, name)) = wrong {
         let why = format!("{said}: {}", place(&name, settings));
         return Some(Lasting { code: Code::Config, why });
     }
     let find = |words: &[&str]| {
-        lines.iter().find(|line| words.iter().any(|words| line.contains(words))).map(|line| said(line))
+        lines.iter().find(|line| words.iter().any(|words| line.text.contains(words))).map(|line| line.text)
     };
     let data = settings.data.display();
     if let Some(said) = find(&["contains errors"]) {
@@ -49,9 +49,9 @@ pub fn lasting(lines: &[String], settings: Settings<'_>) -> Option<Lasting> {
     if let Some(said) = find(&["has wrong ownership", "has invalid permissions"]) {
         return Some(Lasting { code: Code::CannotCreate, why: said.to_owned() });
     }
-    if let Some(said) = lines.iter().find(|line| line.contains("FATAL:") && line.ends_with("Permission denied")) {
+    if let Some(said) = lines.iter().find(|line| line.is_fatal() && line.text.ends_with("Permission denied")) {
         let way = format!("every file in {data} must belong to the user that PostgreSQL runs as: chown -R it");
-        return Some(Lasting { code: Code::GaveUp, why: format!("{}: {way}", self::said(said)) });
+        return Some(Lasting { code: Code::GaveUp, why: format!("{}: {way}", said.text) });
     }
     let damage = ["could not locate a valid checkpoint record", "database files are incompatible with server"];
     find(&damage).map(|said| {
@@ -60,21 +60,11 @@ pub fn lasting(lines: &[String], settings: Settings<'_>) -> Option<Lasting> {
     })
 }
 
-/// Whether `line` is of the server itself, and not of a session: those have user and database before the level.
-fn is_the_servers_own(line: &str) -> bool {
-    let level = LEVELS.iter().filter_map(|level| line.find(level)).min();
-    level.is_some_and(|at| at == 0 || line[..at].ends_with("] "))
-}
-
-/// A line without its prefix and its level.
-fn said(line: &str) -> &str {
-    LEVELS.iter().find_map(|level| Some(line.split_once(level)?.1.trim())).unwrap_or(line)
-}
-
 /// The setting that `line` complains of.
-fn setting(line: &str, settings: Settings<'_>) -> Option<String> {
-    let quoted = |before: &str| Some(line.split_once(before)?.1.split('"').next()?.to_owned());
-    if !line.contains("FATAL:") && !line.contains("LOG:") {
+fn setting(line: &Line<'_>, settings: Settings<'_>) -> Option<String> {
+    let text = line.text;
+    let quoted = |before: &str| Some(text.split_once(before)?.1.split('"').next()?.to_owned());
+    if !line.is_fatal() && line.severity != Some(Severity::Log) {
         return None;
     }
     let library = quoted("could not access file \"").or_else(|| quoted("could not load library \""));
@@ -88,12 +78,12 @@ fn setting(line: &str, settings: Settings<'_>) -> Option<String> {
     }
     let complaint =
         ["unrecognized configuration parameter", "invalid value for", "valid range for", "requires a", "cannot be set"];
-    if complaint.iter().any(|words| line.contains(words))
+    if complaint.iter().any(|words| text.contains(words))
         && let Some(name) = quoted("parameter \"")
     {
         return Some(name);
     }
-    if !line.contains("FATAL:") {
+    if !line.is_fatal() {
         return None;
     }
     let known = [
@@ -103,7 +93,7 @@ fn setting(line: &str, settings: Settings<'_>) -> Option<String> {
         ("private key file", "ssl"),
         ("superuser_reserved_connections", "superuser_reserved_connections"),
     ];
-    known.iter().find(|(words, _)| line.contains(words)).map(|(_, name)| (*name).to_owned())
+    known.iter().find(|(words, _)| text.contains(words)).map(|(_, name)| (*name).to_owned())
 }
 
 /// Where the setting `name` is set, and how to set it otherwise.

@@ -1,5 +1,4 @@
-//! What an answer of the server means: that it passes, that a disk is full, or that it lasts until a person does something.
-//! Pure.
+//! Classify an error of the server: it passes, a disk is full, or it lasts until a person does something. Pure.
 //!
 //! A server that starts answers too: with 57P03 while it recovers, but with 28000 where there is no such role. The first is
 //! waited for; waiting for the second would take the whole `ready_limit` and fill the server's log. [`lines`] is the same
@@ -15,42 +14,42 @@ use crate::exit::Code;
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 
-/// Why there is no connection.
+/// An error that kept a connection from being made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub from: From,
-    /// In the words of whoever it is from, without a password.
+    /// Its text, without a password.
     pub text: String,
 }
 
-/// Who said it.
+/// Where the error comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     /// The server, with its SQLSTATE.
     Server([u8; 5]),
-    /// One of the two sides, while they agreed on TLS.
+    /// The TLS handshake.
     Tls,
     /// The driver, about the URL.
     Url,
-    /// The network, or nobody.
+    /// The network: nothing answered.
     Network,
 }
 
-/// What it means.
+/// What the error means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// It may be otherwise in a moment.
+    /// The error may pass by itself.
     Passing,
     /// A disk is full.
     Full,
     Lasting(Lasting),
 }
 
-/// What stays as it is until a person does something.
+/// An error that lasts until a person does something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lasting {
     pub code: Code,
-    /// What is wrong, and the way out.
+    /// What is wrong, and what to do.
     pub why: String,
 }
 
@@ -59,7 +58,7 @@ pub struct Lasting {
 pub enum Server<'a> {
     /// Tandem runs it, with the program `postgres` on the cluster in `data`.
     Own { postgres: &'a Path, data: &'a Path },
-    /// Somebody else runs it.
+    /// A server that Tandem attaches to.
     Other(&'a DatabaseUrl),
 }
 
@@ -80,7 +79,7 @@ impl Answer {
         Self { from, text }
     }
 
-    /// The same for the health port, which shows no free text.
+    /// The error as a [`Fault`] for the health port, which shows no free text.
     pub fn fault(&self) -> Fault {
         let sqlstate = match self.from {
             From::Server(code) if &code == b"57P03" => return Fault::Starting,
@@ -96,7 +95,7 @@ impl Answer {
         }
     }
 
-    /// What it means when `server` says it.
+    /// What the error means when it comes from `server`.
     pub fn meaning(&self, server: Server<'_>) -> Meaning {
         match kind(self) {
             Kind::Passing => Meaning::Passing,
@@ -119,7 +118,7 @@ enum Kind {
     Lasting(Code, &'static str),
 }
 
-/// The SQLSTATEs are in PostgreSQL's documentation, appendix A. What is not known here may pass.
+/// The SQLSTATEs are in PostgreSQL's documentation, appendix A. An error that is not listed here counts as passing.
 fn kind(answer: &Answer) -> Kind {
     let text = answer.text.as_str();
     let code = match answer.from {

@@ -12,7 +12,7 @@ use super::project::{self, Sort};
 use crate::config::{Installer, Python};
 use crate::durable;
 use crate::exit::{Code, Failure};
-use crate::install::{Complaint, last_lines, make_shared_dir, open_to_all};
+use crate::install::{Complaint, copy_dir, is_of_a_lower_layer, last_lines, make_shared_dir, open_to_all};
 use crate::plan::CommandLine;
 use crate::process::{self, Finished, RunError};
 use crate::telemetry::{Progress, progress};
@@ -70,8 +70,36 @@ pub(super) fn recover(venv: &Path) -> io::Result<()> {
         State::Absent | State::Foreign | State::Made(_) => {}
     }
     match State::of(venv) {
-        State::Absent if previous.exists() => durable::rename(&previous, venv),
+        State::Absent if previous.exists() => bring_back(&previous, venv),
         _ => remove(&previous),
+    }
+}
+
+/// Let the environment that stood aside be in its place again.
+fn bring_back(previous: &Path, venv: &Path) -> io::Result<()> {
+    match durable::rename(previous, venv) {
+        Err(error) if is_of_a_lower_layer(&error) => {
+            let copy = beside(venv, "removed");
+            copy_dir(previous, &copy)?;
+            durable::rename(&copy, venv)?;
+            remove(previous)
+        }
+        renamed => renamed,
+    }
+}
+
+/// Let the environment stand aside while a new one is made in its place.
+fn put_aside(venv: &Path, previous: &Path) -> io::Result<()> {
+    match durable::rename(venv, previous) {
+        Err(error) if is_of_a_lower_layer(&error) => {
+            let copy = beside(venv, "removed");
+            copy_dir(venv, &copy)?;
+            durable::rename(&copy, previous)?;
+            // From here on what is left of it in its place is no environment.
+            marker::begin(venv)?;
+            empty(venv)
+        }
+        renamed => renamed,
     }
 }
 
@@ -81,9 +109,21 @@ fn discard(venv: &Path) -> io::Result<()> {
     let removed = beside(venv, "removed");
     match durable::rename(venv, &removed) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if is_of_a_lower_layer(&error) => empty(venv),
         Err(error) => Err(error),
         Ok(()) => remove(&removed),
     }
+}
+
+/// Empty the directory of an unfinished environment, its marker last.
+fn empty(venv: &Path) -> io::Result<()> {
+    for entry in venv.read_dir()? {
+        let entry = entry?;
+        if entry.file_name() != marker::MARKER_FILE {
+            if entry.file_type()?.is_dir() { remove(&entry.path())? } else { std::fs::remove_file(entry.path())? }
+        }
+    }
+    std::fs::remove_file(venv.join(marker::MARKER_FILE))
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
@@ -107,14 +147,14 @@ pub(super) async fn make(
     // Before the old one is touched: what can be known to fail.
     let way = making.choose().await?;
     let previous = beside(venv, "previous");
-    let put_aside = || -> io::Result<()> {
+    let begin = || -> io::Result<()> {
         if matches!(State::of(venv), State::Made(_)) {
-            durable::rename(venv, &previous)?;
+            put_aside(venv, &previous)?;
         }
         make_shared_dir(venv)?;
         marker::begin(venv)
     };
-    put_aside().with_context(|| super::cannot_create(venv))?;
+    begin().with_context(|| super::cannot_create(venv))?;
     let built = tokio::time::timeout(python.limit, making.build(way, wanted)).await.unwrap_or_else(|_| {
         let message = format!(
             "making the Python environment took longer than {:?} (`python.limit`); the index may be slow or out of reach",

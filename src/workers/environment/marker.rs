@@ -9,7 +9,7 @@ use super::interpreter;
 use crate::exit::{Code, Failure};
 use crate::install::{sha256, write_whole};
 
-const MARKER_FILE: &str = ".tandem-environment.json";
+pub(super) const MARKER_FILE: &str = ".tandem-environment.json";
 /// What the marker holds until the environment is whole.
 const BEGUN: &[u8] = b"{\"begun\": true}\n";
 

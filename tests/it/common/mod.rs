@@ -14,6 +14,7 @@ pub mod pitr;
 pub mod plain;
 pub mod ports;
 pub mod project;
+pub mod readiness;
 pub mod refusal;
 pub mod server;
 pub mod skip;

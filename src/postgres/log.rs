@@ -1,0 +1,268 @@
+//! The lines of the server's log, read as what they are: how severe, whose, and with which SQLSTATE. Pure.
+//!
+//! Tandem reads the server's standard error. PostgreSQL writes its structured formats (jsonlog, csvlog) into files alone,
+//! which rotate and have to be followed; so the lines begin with a [`PREFIX`] of Tandem's own instead, which a client
+//! cannot imitate: inside a message every line but the first begins with a tab. An operator's own `log_line_prefix` holds,
+//! and severities are then found by their words.
+
+use std::cell::Cell;
+
+use tracing::Level;
+
+/// `log_line_prefix`: process and SQLSTATE, then of a session the user and the database in brackets.
+pub const PREFIX: &str = "[%p] %e %q(%u@%d) ";
+
+/// The SQLSTATE of a session that somebody ended (admin_shutdown): at a stop Tandem itself.
+const ENDED_BY_SOMEBODY: &str = "57P01";
+const ENDED_WORDS: &str = "terminating connection due to administrator command";
+
+/// How severe a message is, and what its further lines are (PostgreSQL's source, src/backend/utils/error/elog.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    Debug,
+    /// `LOG`, `INFO`, `NOTICE`.
+    Log,
+    Warning,
+    /// A statement failed.
+    Error,
+    /// A session ended, or the server did not start.
+    Fatal,
+    /// All sessions ended.
+    Panic,
+    /// `DETAIL`, `HINT`, `CONTEXT`, `STATEMENT` or another line of the message before.
+    Part,
+}
+
+/// The words for them. They are translated by `lc_messages`, and the SQLSTATE is not.
+const WORDS: [(&str, Severity); 21] = [
+    ("DEBUG", Severity::Debug),
+    ("DEBUG1", Severity::Debug),
+    ("DEBUG2", Severity::Debug),
+    ("DEBUG3", Severity::Debug),
+    ("DEBUG4", Severity::Debug),
+    ("DEBUG5", Severity::Debug),
+    ("LOG", Severity::Log),
+    ("INFO", Severity::Log),
+    ("NOTICE", Severity::Log),
+    ("WARNING", Severity::Warning),
+    ("ERROR", Severity::Error),
+    ("FATAL", Severity::Fatal),
+    ("PANIC", Severity::Panic),
+    ("DETAIL", Severity::Part),
+    ("HINT", Severity::Part),
+    ("CONTEXT", Severity::Part),
+    ("STATEMENT", Severity::Part),
+    ("QUERY", Severity::Part),
+    ("LOCATION", Severity::Part),
+    ("BACKTRACE", Severity::Part),
+    ("INTERNAL QUERY", Severity::Part),
+];
+
+/// One line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// `None`: the line has no word that is known.
+    pub severity: Option<Severity>,
+    /// Known where the line begins with [`PREFIX`].
+    pub sqlstate: Option<&'a str>,
+    /// Whether a client's session wrote it.
+    pub is_of_session: bool,
+    /// What it says, behind the severity.
+    pub text: &'a str,
+}
+
+impl<'a> Line<'a> {
+    pub fn of(line: &'a str) -> Self {
+        if line.starts_with('\t') {
+            let text = line.trim_start();
+            return Self { severity: Some(Severity::Part), sqlstate: None, is_of_session: true, text };
+        }
+        Self::with_own_prefix(line).unwrap_or_else(|| Self::with_any_prefix(line))
+    }
+
+    fn with_own_prefix(line: &'a str) -> Option<Self> {
+        let (sqlstate, rest) = behind_process(line)?;
+        let is_of_session = rest.starts_with('(');
+        // A user's or a database's name may hold anything: the severity is searched behind it.
+        let from =
+            if is_of_session { rest.find("@").and_then(|at| Some(at + rest[at..].find(") ")? + 2))? } else { 0 };
+        let message = &rest[from..];
+        let (severity, text) = match message.split_once(":  ") {
+            Some((word, text)) => (severity(word), text.trim()),
+            None => (None, message),
+        };
+        Some(Self { severity, sqlstate: Some(sqlstate), is_of_session, text })
+    }
+
+    /// By the two spaces behind the severity, which tell it from a word in a statement.
+    fn with_any_prefix(line: &'a str) -> Self {
+        let found = line.match_indices(":  ").find_map(|(end, _)| {
+            let before = &line[..end];
+            let begin = before.rfind(' ').map_or(0, |space| space + 1);
+            Some((severity(&before[begin..])?, begin, end))
+        });
+        let Some((severity, begin, end)) = found else {
+            return Self { severity: None, sqlstate: None, is_of_session: false, text: line };
+        };
+        // PostgreSQL's own prefix, which holds until the configuration is read, ends with the process.
+        let is_of_session = begin != 0 && !line[..begin].ends_with("] ");
+        Self { severity: Some(severity), sqlstate: None, is_of_session, text: line[end + 3..].trim() }
+    }
+
+    /// Whether it ends a session or the server, whoever wrote it.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.severity, Some(Severity::Fatal | Severity::Panic))
+    }
+
+    /// The level that it has in Tandem's log; `None` for a part of the message before it.
+    ///
+    /// A statement of a client's that fails is the client's error, and a warning here.
+    fn level(&self) -> Option<Level> {
+        Some(match self.severity {
+            Some(Severity::Part) => return None,
+            Some(Severity::Debug) => Level::DEBUG,
+            Some(Severity::Log) => Level::INFO,
+            Some(Severity::Warning) => Level::WARN,
+            Some(Severity::Fatal) if self.is_end_by_somebody() => Level::INFO,
+            Some(Severity::Error) if self.is_of_session => Level::WARN,
+            Some(Severity::Error | Severity::Fatal | Severity::Panic) => Level::ERROR,
+            None => match self.sqlstate {
+                None => Level::INFO,
+                Some(code) => level_of(code, self.is_of_session),
+            },
+        })
+    }
+
+    fn is_end_by_somebody(&self) -> bool {
+        self.sqlstate == Some(ENDED_BY_SOMEBODY) || (self.sqlstate.is_none() && self.text.ends_with(ENDED_WORDS))
+    }
+}
+
+/// The SQLSTATE behind the number of the process, and the rest of the line.
+fn behind_process(line: &str) -> Option<(&str, &str)> {
+    let (process, rest) = line.strip_prefix('[')?.split_once("] ")?;
+    let (sqlstate, rest) = rest.split_at_checked(5)?;
+    let is_state = sqlstate.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+    let is_process = !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit());
+    if is_state && is_process { Some((sqlstate, rest.strip_prefix(' ')?)) } else { None }
+}
+
+fn severity(word: &str) -> Option<Severity> {
+    WORDS.iter().find(|(known, _)| *known == word).map(|(_, severity)| *severity)
+}
+
+/// The level of a message in a language that is not known here, by its SQLSTATE (PostgreSQL documentation, appendix A).
+fn level_of(sqlstate: &str, is_of_session: bool) -> Level {
+    match (sqlstate, sqlstate.get(..2).unwrap_or_default()) {
+        (ENDED_BY_SOMEBODY, _) | (_, "00" | "02") => Level::INFO,
+        (_, "01") => Level::WARN,
+        // What ends a session: who may not enter, what there is not enough of, an operator, the system, damage.
+        (_, "28" | "53" | "57" | "58" | "F0" | "XX") => Level::ERROR,
+        _ if is_of_session => Level::WARN,
+        _ => Level::ERROR,
+    }
+}
+
+/// Reads lines in the order in which the server writes them, so that what belongs to a message has its level.
+#[derive(Debug)]
+pub struct Reader(Cell<Level>);
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self(Cell::new(Level::INFO))
+    }
+}
+
+impl Reader {
+    /// The level of `line`. The server writes a message with all its lines in one piece.
+    pub fn level(&self, line: &str) -> Level {
+        let level = Line::of(line).level().unwrap_or(self.0.get());
+        self.0.set(level);
+        level
+    }
+}
+
+/// `line` as it is shown: without the SQLSTATE of a success, which every other line has.
+pub fn shown(line: &str) -> std::borrow::Cow<'_, str> {
+    match behind_process(line) {
+        Some(("00000", rest)) => format!("{}{rest}", &line[..line.len() - rest.len() - "00000 ".len()]).into(),
+        _ => line.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels(text: &str) -> Vec<Level> {
+        let reader = Reader::default();
+        text.lines().map(|line| reader.level(line)).collect()
+    }
+
+    #[test]
+    fn each_severity_has_its_level_here() {
+        let table = [
+            ("[7] 00000 LOG:  database system is ready", Level::INFO),
+            ("[7] 00000 (a@d) LOG:  statement: SELECT 'ERROR:  no'", Level::INFO),
+            ("[7] 25P01 (app@db) WARNING:  there is no transaction", Level::WARN),
+            ("[7] 42P01 (app@db) ERROR:  relation \"x\" does not exist at character 15", Level::WARN),
+            ("[7] 58030 ERROR:  could not write", Level::ERROR),
+            ("[7] 57P03 FATAL:  the database system is starting up", Level::ERROR),
+            ("[7] 57P01 (a@b) FATAL:  terminating connection due to administrator command", Level::INFO),
+            (
+                "[7] 57P01 (a@b) FATAL:  Verbindung wird abgebrochen aufgrund von Anweisung des Administrators",
+                Level::INFO,
+            ),
+            ("[7] XX000 PANIC:  could not write", Level::ERROR),
+            ("[7] 00000 DEBUG2:  checkpointer", Level::DEBUG),
+            // Another language: the SQLSTATE tells.
+            ("[7] 42P01 (app@db) FEHLER:  Relation »x« existiert nicht", Level::WARN),
+            ("[7] 53100 PANIK:  konnte nicht schreiben", Level::ERROR),
+            ("[7] 28P01 (app@db) ВАЖНО:  пользователь не прошёл проверку", Level::ERROR),
+            ("[7] 01000 (app@db) ATTENTION :  x", Level::WARN),
+            ("[7] 00000 PROTOKOLL:  bereit", Level::INFO),
+            // An operator's prefix, and PostgreSQL's own.
+            ("2026-01-01 00:00:00 UTC [7] LOG:  database system is ready", Level::INFO),
+            ("[7] app@db ERROR:  relation \"x\" does not exist", Level::WARN),
+            ("ERROR:  x", Level::ERROR),
+            ("[7] FATAL:  the database system is starting up", Level::ERROR),
+            ("[7] a@b FATAL:  terminating connection due to administrator command", Level::INFO),
+            ("no severity at all", Level::INFO),
+            ("", Level::INFO),
+        ];
+        for (line, expected) in table {
+            assert_eq!(Reader::default().level(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_a_message_has_its_level() {
+        let text = "[7] 42601 (a@b) ERROR:  syntax error at or near \"FATAL\"\n\
+                    [7] 42601 (a@b) STATEMENT:  SELECT\n\
+                    \tFATAL:  of the statement's own\n\
+                    [8] 00000 LOG:  checkpoint starting\n\
+                    [9] 53300 FATAL:  sorry, too many clients already\n\
+                    [9] 53300 HINT:  Wait.";
+        let (warn, error) = (Level::WARN, Level::ERROR);
+        assert_eq!(levels(text), [warn, warn, warn, Level::INFO, error, error]);
+    }
+
+    #[test]
+    fn a_client_cannot_write_in_the_servers_name() {
+        let forged = "[7] 28000 (LOG:  x@y) FATAL:  role \"LOG:  x\" does not exist";
+        let line = Line::of(forged);
+        assert!(line.is_of_session && line.severity == Some(Severity::Fatal), "{line:?}");
+        let forged = Line::of("\tFATAL:  data directory \"/d\" has wrong ownership");
+        assert!(forged.is_of_session && !forged.is_fatal());
+        let own = Line::of("[7] 42704 LOG:  unrecognized configuration parameter \"x\"");
+        assert_eq!((own.is_of_session, own.sqlstate), (false, Some("42704")));
+        assert_eq!(own.text, "unrecognized configuration parameter \"x\"");
+    }
+
+    #[test]
+    fn a_success_is_shown_without_its_sqlstate() {
+        assert_eq!(shown("[7] 00000 LOG:  ready 00000 LOG:  ready"), "[7] LOG:  ready 00000 LOG:  ready");
+        assert_eq!(shown("[7] 42P01 (a@b) ERROR:  x"), "[7] 42P01 (a@b) ERROR:  x");
+        assert_eq!(shown("2026 [7] LOG:  x"), "2026 [7] LOG:  x");
+    }
+}
