@@ -202,12 +202,6 @@ signal.")]
         #[command(subcommand)]
         command: Wal,
     },
-    /// What ends the processes of a Tandem that was killed
-    #[command(hide = true)]
-    Keeper {
-        /// The run, as its processes are marked
-        run: String,
-    },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
     Completions {
@@ -265,7 +259,7 @@ pub enum Backup {
     Scheduled,
     /// Restore backups into a throwaway server and compare what is there with what was backed up
     Verify {
-        /// The backup's name in `tandem backup list` [default: the newest]
+        /// `latest`, or the backup's name in `tandem backup list` [default: latest]
         #[arg(conflicts_with_all = ["latest", "all"])]
         name: Option<String>,
         /// Verify the newest backup
@@ -371,6 +365,9 @@ pub struct RestoreArgs {
     /// the workers connect again
     #[arg(long, value_enum, value_name = "drain|tell", default_value_t = RestoreWorkers::Drain)]
     pub workers: RestoreWorkers,
+    /// With `latest`: accept an older backup when the newest one is incomplete or bad
+    #[arg(long, conflicts_with_all = ["undo", "drop_kept"])]
+    pub older: bool,
     /// Accept a backup of a database with another name
     #[arg(long)]
     pub other_database: bool,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use tandem::cli::{Cli, Command};
 use tandem::exit::{Code, code_of};
-use tandem::process::{handed, umask};
+use tandem::process::{handed, keeper, umask};
 use tandem::{commands, signals, telemetry};
 
 /// How long work on other threads may go on after the end, before it is cut off.
@@ -18,6 +18,10 @@ fn main() -> ExitCode {
     unsafe { tandem::config::set_libpq_aside() };
     umask::tighten();
     handed::seal();
+    if let Some(run) = keeper::asked_for(std::env::args_os()) {
+        keeper::main(&run);
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -28,10 +32,6 @@ fn main() -> ExitCode {
     if let Command::Wal { command } = cli.command {
         // Once a segment: what it does not need, it does not wait for.
         return ExitCode::from(commands::wal(&command));
-    }
-    if let Command::Keeper { run } = &cli.command {
-        commands::keeper(run);
-        return ExitCode::SUCCESS;
     }
     // Before the runtime, whose threads take over what is blocked.
     signals::block();

@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::DeserializeOwned;
 
 use super::files::{self, PARTIAL};
+use super::ledger;
 use super::manifest::{LAYOUT, Manifest, Verdict};
 use super::name::Name;
 use super::retention::{self, Fate, Known, Rules, State};
@@ -169,16 +170,21 @@ impl Catalog {
         })
     }
 
-    /// The newest backup of `database` that is whole and was not found bad.
+    /// The newest backup of `database`, which must be whole and not found bad; with `older` the newest of those that are.
     ///
     /// # Errors
-    /// [`Failure`]: there is none.
-    pub fn latest_sound(&self, database: &str) -> anyhow::Result<Entry> {
+    /// [`Failure`]: there is none, or a newer one would be passed over without `older`.
+    pub fn latest_sound(&self, database: &str, older: bool) -> anyhow::Result<Entry> {
         let mut entries = self.entries(Some(database))?;
+        let mut passed_over = Vec::new();
         while let Some(entry) = entries.pop() {
             match entry.standing() {
-                State::Proven | State::Unverified => return Ok(entry),
-                State::Bad | State::Incomplete => tracing::warn!("{} is {}: passed over", entry.name, entry.state()),
+                State::Proven | State::Unverified if older || passed_over.is_empty() => return Ok(entry),
+                State::Proven | State::Unverified => return Err(is_older(&passed_over, &entry.name).into()),
+                State::Bad | State::Incomplete => {
+                    tracing::warn!("{} is {}: passed over", entry.name, entry.state());
+                    passed_over.push((entry.name.clone(), entry.state()));
+                }
             }
         }
         self.latest(database).and_then(|_| {
@@ -200,7 +206,8 @@ impl Catalog {
     /// # Errors
     /// It cannot be removed.
     pub fn remove(&self, name: &Name) -> anyhow::Result<()> {
-        let beside = ["manifest.json", "verdict.json", "globals.sql"].map(|ending| self.beside(name, ending));
+        let beside =
+            ["manifest.json", "verdict.json", "globals.sql", ledger::ENDING].map(|ending| self.beside(name, ending));
         for path in beside.iter().chain([&self.dir.join(name.to_string())]) {
             durable::remove(path).with_context(|| format!("remove {}", path.display()))?;
         }
@@ -250,7 +257,21 @@ impl Entry {
     }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+/// The newest backups, the newest first, cannot be restored, and nobody has said that an older one will do.
+pub fn is_older(passed_over: &[(Name, &str)], sound: &Name) -> Failure {
+    let named: Vec<String> = passed_over.iter().map(|(name, state)| format!("{name} is {state}")).collect();
+    let lost = passed_over.first().map_or(TimeDelta::zero(), |(newest, _)| newest.taken - sound.taken);
+    let lost = humantime::format_duration(std::time::Duration::from_secs(lost.num_seconds().unsigned_abs()));
+    let message = format!(
+        "the latest backup cannot be restored: {}. The newest one that can be is {sound}, taken {lost} earlier: what was written \
+         since then is not in it. Nothing was changed; to restore that one, name it, or say --older",
+        named.join(", ")
+    );
+    Failure::new(Code::Failed, message)
+}
+
+/// What is written in a file, or why it cannot be read.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
     let text = fs::read(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "it has no manifest".to_owned(),
         _ => format!("{} cannot be read: {error}", path.display()),

@@ -12,24 +12,90 @@ use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = ''; SET LOCAL row_security = off; \
                      SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; \
                      SET LOCAL lock_timeout = 0; SET LOCAL TimeZone = 'UTC'";
-/// The tables whose rows pg_dump writes: neither the system's nor those that an extension brings along.
-const TABLES: &str = "
-    SELECT namespace.nspname::text, class.relname::text FROM pg_catalog.pg_class AS class
-    JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
-    WHERE class.relkind = 'r' AND class.relpersistence <> 't'
-      AND namespace.nspname !~ '^pg_' AND namespace.nspname <> 'information_schema'
-      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS depend WHERE depend.classid = 'pg_catalog.pg_class'::regclass
-                      AND depend.objid = class.oid AND depend.deptype = 'e')
-    ORDER BY 1, 2";
-const CONSTRAINTS: &str = "
-    SELECT constraint_.conrelid::regclass::text || ' ' || constraint_.conname || ' '
-           || pg_catalog.pg_get_constraintdef(constraint_.oid)
-    FROM pg_catalog.pg_constraint AS constraint_
-    JOIN pg_catalog.pg_class AS class ON class.oid = constraint_.conrelid
-    JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
-    WHERE namespace.nspname !~ '^pg_' AND namespace.nspname <> 'information_schema'
-      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS depend WHERE depend.classid = 'pg_catalog.pg_class'::regclass
-                      AND depend.objid = class.oid AND depend.deptype = 'e')";
+/// What is neither the system's nor brought along by an extension, of the relation `class` in `namespace`.
+macro_rules! ours {
+    () => {
+        "namespace.nspname !~ '^pg_' AND namespace.nspname <> 'information_schema' AND class.relpersistence <> 't'
+         AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS depend WHERE depend.classid = 'pg_catalog.pg_class'::regclass
+                         AND depend.objid = class.oid AND depend.deptype = 'e')"
+    };
+}
+/// The relation that `oid`, an expression, leads to, and its schema.
+macro_rules! of_relation {
+    ($oid:literal) => {
+        concat!(
+            "JOIN pg_catalog.pg_class AS class ON class.oid = ",
+            $oid,
+            " JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace WHERE ",
+            ours!()
+        )
+    };
+}
+/// The tables whose rows pg_dump writes, and the partitioned table that each is a partition of.
+const TABLES: &str = concat!(
+    "SELECT namespace.nspname::text, class.relname::text, root_schema.nspname::text || '.' || root.relname::text
+     FROM pg_catalog.pg_class AS class
+     JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+     LEFT JOIN pg_catalog.pg_class AS root ON class.relispartition AND root.oid = pg_catalog.pg_partition_root(class.oid)
+     LEFT JOIN pg_catalog.pg_namespace AS root_schema ON root_schema.oid = root.relnamespace
+     WHERE class.relkind = 'r' AND ",
+    ours!(),
+    " ORDER BY 1, 2"
+);
+const CONSTRAINTS: &str = concat!(
+    "SELECT constraint_.conrelid::regclass::text || ' ' || constraint_.conname || ' '
+            || pg_catalog.pg_get_constraintdef(constraint_.oid)
+     FROM pg_catalog.pg_constraint AS constraint_ ",
+    of_relation!("constraint_.conrelid")
+);
+/// Everything else that pg_dump writes and that has a name which a reload keeps. Columns by name and type: of tables that
+/// inherit, a reload may order them in another way. Indexes as pg_dump takes them: not those that were never finished.
+const OBJECTS: &str = concat!(
+    "SELECT CASE class.relkind WHEN 'v' THEN 'view ' WHEN 'm' THEN 'materialized view ' WHEN 'S' THEN 'sequence '
+                               WHEN 'f' THEN 'foreign table ' WHEN 'p' THEN 'partitioned table ' ELSE 'columns of ' END
+            || class.oid::regclass::text
+            || CASE class.relkind WHEN 'm' THEN CASE WHEN class.relispopulated THEN ' with rows' ELSE ' without rows' END
+               WHEN 'S' THEN '' ELSE coalesce(': ' || (
+                   SELECT string_agg(attribute.attname || ' ' || pg_catalog.format_type(attribute.atttypid, attribute.atttypmod),
+                                     ', ' ORDER BY attribute.attname COLLATE \"C\")
+                   FROM pg_catalog.pg_attribute AS attribute
+                   WHERE attribute.attrelid = class.oid AND attribute.attnum > 0 AND NOT attribute.attisdropped), '') END
+     FROM pg_catalog.pg_class AS class
+     JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+     WHERE class.relkind IN ('r', 'v', 'm', 'S', 'f', 'p') AND ",
+    ours!(),
+    " UNION ALL SELECT 'index ' || index.indexrelid::regclass::text || ' on ' || index.indrelid::regclass::text
+      FROM pg_catalog.pg_index AS index ",
+    of_relation!("index.indexrelid"),
+    " AND index.indisready AND (index.indisvalid OR class.relkind = 'I')
+      UNION ALL SELECT 'trigger ' || trigger.tgname || ' on ' || trigger.tgrelid::regclass::text
+      FROM pg_catalog.pg_trigger AS trigger ",
+    of_relation!("trigger.tgrelid"),
+    " AND NOT trigger.tgisinternal AND trigger.tgparentid = 0
+      UNION ALL SELECT 'policy ' || policy.polname || ' on ' || policy.polrelid::regclass::text
+      FROM pg_catalog.pg_policy AS policy ",
+    of_relation!("policy.polrelid"),
+    " UNION ALL SELECT CASE routine.prokind WHEN 'p' THEN 'procedure ' WHEN 'a' THEN 'aggregate ' ELSE 'function ' END
+             || routine.oid::regprocedure::text
+      FROM pg_catalog.pg_proc AS routine
+      JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = routine.pronamespace
+      WHERE namespace.nspname !~ '^pg_' AND namespace.nspname <> 'information_schema'
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS depend WHERE depend.classid = 'pg_catalog.pg_proc'::regclass
+                        AND depend.objid = routine.oid AND depend.deptype IN ('e', 'i'))
+      UNION ALL SELECT 'type ' || type.oid::regtype::text
+      FROM pg_catalog.pg_type AS type
+      JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = type.typnamespace
+      WHERE type.typtype IN ('e', 'd', 'r') AND namespace.nspname !~ '^pg_' AND namespace.nspname <> 'information_schema'
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS depend WHERE depend.classid = 'pg_catalog.pg_type'::regclass
+                        AND depend.objid = type.oid AND depend.deptype = 'e')
+      UNION ALL SELECT 'extension ' || extname FROM pg_catalog.pg_extension
+      UNION ALL SELECT 'event trigger ' || evtname FROM pg_catalog.pg_event_trigger AS event
+      WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS depend
+                        WHERE depend.classid = 'pg_catalog.pg_event_trigger'::regclass AND depend.objid = event.oid
+                          AND depend.deptype = 'e')
+      UNION ALL SELECT 'publication ' || pubname FROM pg_catalog.pg_publication
+      UNION ALL SELECT 'large objects: ' || count(*) FROM pg_catalog.pg_largeobject_metadata"
+);
 const PROPERTIES: &str = "
     SELECT pg_catalog.pg_get_userbyid(datdba)::text, pg_catalog.pg_encoding_to_char(encoding)::text, datcollate::text,
            datctype::text, datlocprovider::text, daticulocale::text
@@ -54,13 +120,13 @@ impl Snapshot {
         Ok(Self { session, id })
     }
 
-    /// The tables that it holds, with their schemas.
+    /// The schema and name of each table that it holds, and the partitioned table that it is a partition of.
     ///
     /// # Errors
     /// The server does not answer.
-    pub async fn tables(&mut self) -> anyhow::Result<Vec<(String, String)>> {
+    pub async fn tables(&mut self) -> anyhow::Result<Vec<(String, String, Option<String>)>> {
         let rows = answered(MAKE_LIMIT, "list the tables", raw_sql(TABLES).fetch_all(&mut self.session)).await?;
-        let names = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        let names = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)));
         names.collect()
     }
 
@@ -72,7 +138,10 @@ impl Snapshot {
         let mut census = Census::default();
         let tables = self.tables().await?;
         let session = &mut self.session;
-        for (schema, name) in tables {
+        for (schema, name, root) in tables {
+            if let Some(root) = root {
+                census.partitions.insert(format!("{schema}.{name}"), root);
+            }
             let count = format!("SELECT pg_catalog.count(*) FROM ONLY {}.{}", identifier(&schema), identifier(&name));
             let rows: i64 = query_scalar(AssertSqlSafe(count))
                 .fetch_one(&mut *session)
@@ -86,12 +155,8 @@ impl Snapshot {
             }
             census.rows.insert(format!("{schema}.{name}"), rows.cast_unsigned());
         }
-        let constraints =
-            answered(MAKE_LIMIT, "list the constraints", raw_sql(CONSTRAINTS).fetch_all(&mut *session)).await?;
-        let mut constraints = constraints.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-        // Here and not in SQL, whose order depends on the database's collation.
-        constraints.sort();
-        census.constraints = Some(constraints);
+        census.constraints = Some(sorted(session, "list the constraints", CONSTRAINTS).await?);
+        census.objects = Some(sorted(session, "list what else there is", OBJECTS).await?);
         let row =
             answered(ANSWER_LIMIT, "read what the database is like", raw_sql(PROPERTIES).fetch_one(&mut *session))
                 .await?;
@@ -119,4 +184,12 @@ impl Snapshot {
     pub async fn close(self) {
         let _closed = answered(ANSWER_LIMIT, "close", sea_orm::sqlx::Connection::close(self.session)).await;
     }
+}
+
+/// The texts that `query` finds. Sorted here and not in SQL, whose order depends on the database's collation.
+async fn sorted(session: &mut PgConnection, what: &str, query: &'static str) -> anyhow::Result<Vec<String>> {
+    let rows = answered(MAKE_LIMIT, what, raw_sql(query).fetch_all(session)).await?;
+    let mut texts = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+    texts.sort();
+    Ok(texts)
 }

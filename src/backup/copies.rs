@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::catalog::{Catalog, Entry};
+use super::catalog::{Catalog, Entry, is_older};
 use super::files::Partial;
 use super::manifest::Manifest;
 use super::name::{Format, Name};
@@ -49,7 +49,7 @@ impl Copies {
     /// # Errors
     /// As [`Copies::configured`].
     pub fn open(settings: &Settings, text: &str) -> anyhow::Result<Self> {
-        let destination = Destination::parse(text, &settings.surroundings.0).map_err(Failure::from)?;
+        let destination = Destination::parse(text, &settings.cloud_variables.0).map_err(Failure::from)?;
         let patience = Patience { retry_max: settings.backup.retry_limit, ..Patience::default() };
         let mut store = Store::open(&destination, patience).map_err(Failure::from)?;
         if !settings.backup.encrypt_to.is_empty() {
@@ -107,14 +107,24 @@ impl Copies {
         Ok(held)
     }
 
-    /// The backup that `wanted` names, or with `latest` the newest whole one of `database`; `None` when there is none.
+    /// The backup that `wanted` names, or with `latest` the newest one of `database`, which must be whole; with `older` the newest
+    /// of those that are. `None` when there is none.
     ///
     /// # Errors
-    /// The place cannot be listed.
-    pub async fn find(&self, wanted: &str, database: &str) -> anyhow::Result<Option<Name>> {
+    /// The place cannot be listed, or a newer one would be passed over without `older`.
+    pub async fn find(&self, (wanted, older): (&str, bool), database: &str) -> anyhow::Result<Option<Name>> {
         let held = self.list().await?;
         let found = match wanted {
-            "latest" => held.iter().rev().find(|held| held.whole && held.name.database == database),
+            "latest" => {
+                let of_it: Vec<&Held> = held.iter().rev().filter(|held| held.name.database == database).collect();
+                let whole = of_it.iter().position(|held| held.whole);
+                let cut: Vec<_> =
+                    of_it.iter().take(whole.unwrap_or(0)).map(|held| (held.name.clone(), "incomplete")).collect();
+                if let Some(sound) = whole.filter(|_| !older && !cut.is_empty()) {
+                    return Err(is_older(&cut, &of_it[sound].name).into());
+                }
+                whole.map(|at| of_it[at])
+            }
             wanted => held.iter().find(|held| held.name.to_string() == wanted || held.name.stem() == wanted),
         };
         Ok(found.map(|held| held.name.clone()))

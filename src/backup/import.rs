@@ -84,6 +84,7 @@ pub async fn import(
             compression: Compression::Gzip,
             sql_bytes: Some(written.stream_bytes),
             limit: means.settings.backup.limit,
+            in_one: true,
         },
         globals: Some(globals.path().to_owned()),
         properties: None,

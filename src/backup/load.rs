@@ -42,6 +42,17 @@ pub struct Load {
     pub sql_bytes: Option<u64>,
     /// How long it may take.
     pub limit: Duration,
+    /// Whether all of it is one transaction, which holds a lock on every table and index until its end.
+    pub in_one: bool,
+}
+
+/// A server's default locks (`max_locks_per_transaction`, 64 for each of its connections) are enough for so many tables and
+/// their indexes in one transaction.
+const IN_ONE_MAX: usize = 500;
+
+/// Whether a database of so many tables is restored in one transaction on a server whose locks are not known.
+pub fn fits_in_one(tables: usize) -> bool {
+    tables <= IN_ONE_MAX
 }
 
 /// Make the empty database `name` like `properties`, or like the server's own where nothing is known.
@@ -120,7 +131,8 @@ pub async fn role(reach: &Reach, name: &str) -> anyhow::Result<()> {
     answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
-/// Bring `load` into the empty database `database`, in one transaction where its format allows.
+/// Bring `load` into the empty database `database`, which is worth nothing when that fails: in one transaction where that is
+/// wanted and its format allows it.
 ///
 /// # Errors
 /// What the file or the server did not bear. The database is worth nothing then.
@@ -128,31 +140,32 @@ pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progres
     match load.format {
         Format::Plain => plain(reach, load, database, progress).await,
         Format::Custom | Format::Directory => {
+            reach.let_write(database, true).await?;
             let restoring = PgRestoreBuilder::new().exit_on_error().no_password().filename(&load.path);
             let restoring = match load.format {
                 Format::Directory => restoring.jobs(JOBS),
-                _ => restoring.single_transaction(),
+                _ if load.in_one => restoring.single_transaction(),
+                _ => restoring,
             };
-            let command = reach.pg_restore(restoring, database).await?;
+            let command = reach.client(&restoring.dbname(dbname(database)));
             let finished = process::run(&command, load.limit).await?;
             let stderr = finished.stderr.lines().map(str::to_owned).collect();
-            succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })
+            succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })?;
+            reach.let_write(database, false).await
         }
     }
 }
 
 async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) -> anyhow::Result<()> {
     // As statements, and not as options of the connection: poolers refuse those.
-    let psql = PsqlBuilder::new()
-        .dbname(dbname(database))
-        .no_psqlrc()
-        .quiet()
-        .no_password()
-        .single_transaction()
-        .variable(("ON_ERROR_STOP", "1"))
-        .command("SET TRANSACTION READ WRITE")
-        .command("SET statement_timeout = 0")
-        .file("-");
+    let psql =
+        PsqlBuilder::new().dbname(dbname(database)).no_psqlrc().quiet().no_password().variable(("ON_ERROR_STOP", "1"));
+    let psql = match load.in_one {
+        true => psql.single_transaction().command("SET TRANSACTION READ WRITE"),
+        // What is lost with the server is lost with a database that nobody uses yet; the swap's own commit waits for the disk.
+        false => psql.command("SET default_transaction_read_only = off").command("SET synchronous_commit = off"),
+    };
+    let psql = psql.command("SET statement_timeout = 0").file("-");
     let (psql, stdin) = Streaming::writing(&reach.client(&psql))?;
     let passed = Arc::new(AtomicU64::new(0));
     let (path, compression, counter) = (load.path.clone(), load.compression, passed.clone());

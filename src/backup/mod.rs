@@ -4,9 +4,9 @@
 //! name · manifest        what a backup is called, what is written down beside it (pure)
 //! reach ─> census        the server; what it holds, in one snapshot
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
-//! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster
+//! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster; differences: what is compared (pure)
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
-//! copies ─> store            off the machine, checked after they went; sealed if asked for
+//! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
 //! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention · room     the directory of backups, which of them may go, whether one more fits (pure)
 //! pitr                   recovery to any moment: the WAL archive, base backups, retention, backlog, restore
@@ -19,9 +19,11 @@ pub mod catalog;
 mod census;
 mod compress;
 pub mod copies;
+mod differences;
 pub mod dump;
 mod files;
 pub mod import;
+mod ledger;
 pub mod load;
 pub mod manifest;
 pub mod name;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sea_orm::sqlx::{ConnectOptions, Connection, PgConnection, Row, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, raw_sql};
 
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::binaries::Installation;
-use crate::postgres::embedded::{self, CommandBuilder, PgRestoreBuilder, dbname};
+use crate::postgres::embedded::{self, CommandBuilder};
 use crate::postgres::home::Home;
-use crate::postgres::provision::superuser_options;
+use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
 use crate::schema::{self, ANSWER_LIMIT};
 
@@ -98,27 +98,20 @@ impl Reach {
         }
     }
 
-    /// pg_restore, which writes into `database` even where transactions are read-only by default. It cannot be told to set
-    /// that itself, so it asks as it connects; a pooler refuses such connections, so only where it must.
+    /// Let our role write into `database` even where transactions are read-only by default, or take that back. For
+    /// pg_restore, which cannot be told to set it: what a role has set for one database wins over all else. Not as an option
+    /// of its connection, which a pooler refuses; and from outside, so that no session of a pool has the old default.
     ///
     /// # Errors
     /// As [`Self::session`].
-    pub async fn pg_restore(&self, restoring: PgRestoreBuilder, database: &str) -> anyhow::Result<CommandLine> {
-        let command = self.client(&restoring.dbname(dbname(database)));
-        let mut session = self.session(database).await?;
-        let asked = raw_sql("SHOW default_transaction_read_only").fetch_one(&mut session);
-        let row = schema::answered(ANSWER_LIMIT, "ask whether transactions are read-only", asked).await?;
-        let read_only: String = row.try_get(0)?;
-        schema::answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await?;
-        if read_only == "off" {
-            return Ok(command);
-        }
-        let given = match &self.way {
-            Way::Socket { .. } => "",
-            Way::Url(url) => url.parameter("options").unwrap_or_default(),
-        };
-        let options = format!("{given} -c default_transaction_read_only=off");
-        Ok(command.env("PGOPTIONS", options.trim_start()))
+    pub async fn let_write(&self, database: &str, lets: bool) -> anyhow::Result<()> {
+        let change =
+            if lets { "SET default_transaction_read_only = off" } else { "RESET default_transaction_read_only" };
+        let statement = format!("ALTER ROLE CURRENT_USER IN DATABASE {} {change}", identifier(database));
+        let mut session = self.aside(database).await?;
+        let changed = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
+        schema::answered(ANSWER_LIMIT, "let transactions write", changed).await?;
+        schema::answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
     }
 
     /// A client program as it was built, which gets in where its arguments do not say otherwise. The password travels in the

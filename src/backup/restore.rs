@@ -13,6 +13,7 @@ use super::copies::Copies;
 use super::load::{self, Load};
 use super::manifest::Manifest;
 use super::reach::Reach;
+use super::retention::State;
 use super::roles;
 use super::swap::{self, Belonging};
 use super::verify::{altered, census};
@@ -47,19 +48,19 @@ pub struct Restored {
 }
 
 /// Find the backup that a person calls `source`: a name, a path, an address such as `s3://bucket/prefix/latest`, or `latest`. What is
-/// not here is fetched from the places for copies.
+/// not here is fetched from the places for copies. `latest` is the newest there is, and an older one only where `older` says so.
 ///
 /// # Errors
-/// [`Failure`]: there is none.
+/// [`Failure`]: there is none, or only an older one.
 pub async fn source(
     catalog: &Catalog,
     settings: &Settings,
-    source: &str,
+    (source, older): (&str, bool),
     database: &str,
 ) -> anyhow::Result<(Catalog, Entry)> {
     if let Some((place, name)) = source.rsplit_once('/').filter(|_| source.contains("://")) {
         let copies = Copies::open(settings, place)?;
-        let found = copies.find(name, database).await?.ok_or_else(|| {
+        let found = copies.find((name, older), database).await?.ok_or_else(|| {
             let destination = &copies.destination;
             let message = format!(
                 "{destination} holds no backup {name} of {database}: `tandem backup list --from {destination}`"
@@ -81,15 +82,16 @@ pub async fn source(
             Err(error) => Err(error),
         };
     }
-    let here = if source == "latest" { catalog.latest_sound(database) } else { catalog.find(source) };
+    let here = if source == "latest" { catalog.latest_sound(database, older) } else { catalog.find(source) };
     let missing = match here {
         Ok(entry) => return Ok((catalog.clone(), entry)),
         Err(missing) => missing,
     };
     for copies in Copies::configured(settings)? {
         // A place that cannot be looked at may hold what is wanted: that is not the same as none.
-        let found = copies.find(source, database).await;
-        if let Some(name) = found.with_context(|| format!("look for backups in {}", copies.destination))? {
+        let found = copies.find((source, older), database).await;
+        let found = found.with_context(|| format!("look for backups in {}", copies.destination))?;
+        if let Some(name) = found.filter(|name| catalog.entry(name.clone()).standing() != State::Bad) {
             return Ok((catalog.clone(), copies.fetch(&name, catalog).await?));
         }
     }
@@ -255,6 +257,7 @@ impl Restoring {
             compression: manifest.compression,
             sql_bytes: manifest.sql_bytes,
             limit: settings.backup.limit,
+            in_one: load::fits_in_one(manifest.census.rows.len()),
         };
         load::load(reach, &loading, new, progress).await?;
         progress.say(format!("restoring {}: comparing", entry.name));

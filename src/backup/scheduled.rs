@@ -10,7 +10,9 @@ use super::catalog::{Catalog, Entry};
 use super::copies::Copies;
 use super::dump::{self, Wanted};
 use super::files;
+use super::ledger;
 use super::manifest::Verdict;
+use super::name::Format;
 use super::reach::Reach;
 use super::retention::{Fate, Rules};
 use super::verify::{Means, verify};
@@ -60,21 +62,59 @@ async fn whole(
     let settings = means.settings;
     let manifest = dump::take(reach, catalog, Wanted::of(settings, database), run.started).await?;
     (run.name, run.size_bytes) = (Some(manifest.file.clone()), Some(manifest.size_bytes));
-    send(settings, catalog, &catalog.find(&manifest.file)?).await?;
+    // The proof comes first: a copy of what does not restore would be the newest one in its place.
+    let proven = prove(means, catalog, database, &manifest.file, run).await;
+    let sent = send_missing(settings, catalog, database).await;
+    // Whatever became of these, the disk must not fill up with old ones.
+    let pruned = prune(settings, catalog, database, run.started).await;
+    if let Ok(fates) = &pruned {
+        let removed = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_)));
+        run.removed = removed.map(|(entry, _)| entry.name.to_string()).collect();
+    }
+    let proven = proven.and_then(|proof| match proof {
+        Proof::Bad(problems) => Err(Failure::new(Code::Failed, format!("{} is bad: {problems}", manifest.file)).into()),
+        Proof::Good | Proof::NotDue => Ok(()),
+    });
+    first_of([proven, sent, pruned.map(drop)])
+}
+
+/// What came of the proof of a new backup.
+enum Proof {
+    NotDue,
+    Good,
+    /// What is wrong with it.
+    Bad(String),
+}
+
+/// Verify the new backup where a proof is due.
+///
+/// # Errors
+/// It could not be tried.
+async fn prove(
+    means: &Means<'_>,
+    catalog: &Catalog,
+    database: &str,
+    file: &str,
+    run: &mut Run,
+) -> anyhow::Result<Proof> {
     let entries = catalog.entries(Some(database))?;
     let proofs = entries.iter().filter_map(|entry| entry.verdict.as_ref().filter(|verdict| verdict.good()));
-    if due(settings.backup.verify, proofs.map(|verdict| verdict.verified).max(), run.started) {
-        let verdict: Verdict = verify(means, catalog, &catalog.find(&manifest.file)?).await?;
-        if !verdict.good() {
-            let problems = verdict.problems.join("\n  ");
-            return Err(Failure::new(Code::Failed, format!("{} is bad: {problems}", manifest.file)).into());
-        }
-        run.verified = true;
+    if !due(means.settings.backup.verify, proofs.map(|verdict| verdict.verified).max(), run.started) {
+        return Ok(Proof::NotDue);
     }
-    let fates = prune(settings, catalog, database, run.started).await?;
-    let removed = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_)));
-    run.removed = removed.map(|(entry, _)| entry.name.to_string()).collect();
-    Ok(())
+    let verdict: Verdict = verify(means, catalog, &catalog.find(file)?).await?;
+    run.verified = verdict.good();
+    Ok(if verdict.good() { Proof::Good } else { Proof::Bad(verdict.problems.join("\n  ")) })
+}
+
+/// The first error of several; the others are logged.
+fn first_of(outcomes: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut errors = outcomes.into_iter().filter_map(Result::err);
+    let first = errors.next();
+    for other in errors {
+        tracing::error!("{}", in_words(&other));
+    }
+    first.map_or(Ok(()), Err)
 }
 
 /// Copy a backup to every place that `settings` name. All are tried, whatever becomes of one.
@@ -82,22 +122,73 @@ async fn whole(
 /// # Errors
 /// What the first that failed said.
 pub async fn send(settings: &Settings, catalog: &Catalog, entry: &Entry) -> anyhow::Result<()> {
-    let mut outcome = Ok(());
+    let mut outcomes = Vec::new();
     for copies in Copies::configured(settings)? {
-        if let Err(error) = copies.send(catalog, entry).await {
-            match outcome {
-                Ok(()) => outcome = Err(error),
-                Err(_) => tracing::error!("{}", in_words(&error)),
-            }
-        }
+        let sent = copies.send(catalog, entry).await;
+        outcomes.push(sent.and_then(|()| ledger::record(catalog, entry, &copies.destination.to_string())));
     }
-    outcome
+    first_of(outcomes)
 }
 
-/// Remove what retention lets go, here and the copies of it.
+/// Copy every sound backup of `database` to the places that lack it, the newest first.
 ///
 /// # Errors
-/// One cannot be removed.
+/// What the first place that failed said; the others are served all the same.
+async fn send_missing(settings: &Settings, catalog: &Catalog, database: &str) -> anyhow::Result<()> {
+    let mut entries = catalog.entries(Some(database))?;
+    if let Some(refused) = entries.last().filter(|newest| newest.name.format == Format::Directory) {
+        return send(settings, catalog, refused).await;
+    }
+    entries.retain(ledger::is_to_be_copied);
+    let mut outcomes = Vec::new();
+    for copies in Copies::configured(settings)? {
+        outcomes.push(send_missing_to(&copies, catalog, &entries).await);
+    }
+    first_of(outcomes)
+}
+
+async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[Entry]) -> anyhow::Result<()> {
+    let destination = copies.destination.to_string();
+    let lacks = |entry: &&Entry| !ledger::is_copied(catalog, entry, &destination);
+    let missing: Vec<&Entry> = entries.iter().rev().filter(lacks).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // Nothing is written down of what was sent before there was a ledger.
+    let held = copies.list().await.with_context(|| match missing.as_slice() {
+        [one] => format!("the copy in {destination} is missing: {} is in {} only", one.name, catalog.dir().display()),
+        more => format!("{destination} lacks {} backups, which are in {} only", more.len(), catalog.dir().display()),
+    })?;
+    for entry in missing {
+        if !held.iter().any(|held| held.whole && held.name == entry.name) {
+            copies.send(catalog, entry).await?;
+        }
+        ledger::record(catalog, entry, &destination)?;
+    }
+    Ok(())
+}
+
+/// What retention says of each backup of `database`; it lets none go that a destination lacks.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn fates(
+    settings: &Settings,
+    catalog: &Catalog,
+    database: &str,
+    now: DateTime<Utc>,
+) -> anyhow::Result<Vec<(Entry, Fate)>> {
+    let mut fates = catalog.fates(database, &Rules::of(&settings.backup), now)?;
+    let configured = Copies::configured(settings)?;
+    let destinations: Vec<String> = configured.iter().map(|copies| copies.destination.to_string()).collect();
+    ledger::keep_uncopied(catalog, &mut fates, &destinations);
+    Ok(fates)
+}
+
+/// Remove what retention lets go, here and the copies of it. A copy in a place that is out of reach is removed later.
+///
+/// # Errors
+/// One cannot be removed here.
 pub async fn prune(
     settings: &Settings,
     catalog: &Catalog,
@@ -105,14 +196,23 @@ pub async fn prune(
     now: DateTime<Utc>,
 ) -> anyhow::Result<Vec<(Entry, Fate)>> {
     let _lock = catalog.lock()?;
-    let (fates, places) = (catalog.fates(database, &Rules::of(&settings.backup), now)?, Copies::configured(settings)?);
+    let (fates, places) = (fates(settings, catalog, database, now)?, Copies::configured(settings)?);
     for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {
-        // The copies first: what is gone here is asked for nowhere any more.
+        // Written down before the backup goes: afterwards nothing else would remember its copies.
         for copies in &places {
-            let removed = copies.remove(&entry.name).await;
-            removed.with_context(|| format!("remove the copy of {} in {}", entry.name, copies.destination))?;
+            ledger::set_left(catalog, &copies.destination.to_string(), &entry.name, true)?;
         }
         catalog.remove(&entry.name)?;
+    }
+    for copies in &places {
+        let destination = copies.destination.to_string();
+        for name in ledger::left(catalog, &destination) {
+            if let Err(error) = copies.remove(&name).await {
+                tracing::warn!("the copy of {name} in {destination} stays for now: {}", in_words(&error));
+                break;
+            }
+            ledger::set_left(catalog, &destination, &name, false)?;
+        }
     }
     Ok(fates)
 }

@@ -10,15 +10,18 @@ use crate::backup::copies::Copies;
 use crate::backup::dump::{self, Wanted};
 use crate::backup::import;
 use crate::backup::manifest::{Manifest, Verdict};
-use crate::backup::retention::{Fate, Rules};
+use crate::backup::retention::Fate;
 use crate::backup::scheduled;
 use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::running::say;
 use crate::commands::table::{plain, size};
 use crate::commands::{backup_base, open};
-use crate::exit::Code;
+use crate::exit::{Code, code_of, in_words};
 use crate::postgres::home::Home;
+
+/// What `tandem restore` calls the newest backup by.
+const LATEST: &str = "latest";
 
 /// Take a backup, or look at those that there are.
 ///
@@ -69,7 +72,7 @@ async fn prune(common: &Common, dry_run: bool, json: bool) -> anyhow::Result<Cod
     let catalog = Catalog::of(&settings, &Home::resolve(&settings)?);
     let database = open::database_name(&settings);
     let fates = match dry_run {
-        true => catalog.fates(&database, &Rules::of(&settings.backup), Utc::now())?,
+        true => scheduled::fates(&settings, &catalog, &database, Utc::now())?,
         false => scheduled::prune(&settings, &catalog, &database, Utc::now()).await?,
     };
     if json {
@@ -96,16 +99,28 @@ async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> a
     let home = Home::resolve(&settings)?;
     let catalog = Catalog::of(&settings, &home);
     let entries = match name {
-        Some(name) => vec![catalog.find(name)?],
+        Some(name) if name != LATEST => vec![catalog.find(name)?],
         None if all => catalog.entries(None)?,
-        None => vec![catalog.latest(&open::database_name(&settings))?],
+        _ => vec![catalog.latest(&open::database_name(&settings))?],
     };
     let installation = open::installation(&settings).await?;
     let means = Means { settings: &settings, home: &home, installation: &installation };
-    let (mut verdicts, mut good) = (Vec::new(), true);
+    let (mut verdicts, mut code) = (Vec::new(), Code::Stopped);
     for entry in &entries {
-        let verdict = verify::verify(&means, &catalog, entry).await?;
-        good &= verdict.good();
+        let verdict = match verify::verify(&means, &catalog, entry).await {
+            Ok(verdict) => verdict,
+            // One that cannot be tried keeps no other from being verified.
+            Err(error) if all => {
+                tracing::error!("{}: not verified: {}", entry.name, in_words(&error));
+                verdicts.push(serde_json::json!({ "name": entry.name.to_string(), "error": in_words(&error) }));
+                code = if code == Code::Stopped { code_of(&error) } else { code };
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if !verdict.good() {
+            code = Code::Failed;
+        }
         if json {
             verdicts.push(serde_json::json!({ "name": entry.name.to_string(), "verdict": verdict }));
         } else {
@@ -115,7 +130,7 @@ async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> a
     if json {
         say(&serde_json::to_string_pretty(&verdicts)?)?;
     }
-    Ok(if good { Code::Stopped } else { Code::Failed })
+    Ok(code)
 }
 
 /// A verdict in words.

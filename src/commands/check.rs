@@ -29,7 +29,7 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
     // Now and on this machine: it may resolve where the deployment runs.
     loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
     let stop = boot::stop_ladder(&loaded.settings);
-    let notices: Vec<String> = loaded.notices.iter().cloned().chain(stop.notice()).collect();
+    let notices: Vec<String> = loaded.notices.iter().chain(&loaded.remarks).cloned().chain(stop.notice()).collect();
     if json {
         let mut told = loaded.to_json();
         told["stop"] = serde_json::json!({

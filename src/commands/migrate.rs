@@ -25,15 +25,21 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
         return Ok(Code::Stopped);
     }
     let home = Home::resolve(&settings)?;
-    let running = settings.postgres.mode == PostgresMode::Attach || server::own_running_port(&home).is_some();
-    if running {
+    if settings.postgres.mode == PostgresMode::Attach {
         lookup::check(&settings.postgres).await?;
-        let url = open::url(&settings, &home)?;
-        act(&settings, &home, &url, command).await?;
+        act(&settings, &home, &open::url(&settings, &home)?, command).await?;
         return Ok(Code::Stopped);
     }
     home.prepare()?;
-    let _lock = StateLock::take(&home, "tandem migrate")?;
+    // What is written of a server says nothing once its Tandem was killed: the lock tells whether one runs.
+    let _lock = match (StateLock::take(&home, "tandem migrate"), server::own_running_port(&home)) {
+        (Ok(lock), _) => lock,
+        (Err(_), Some(_)) => {
+            act(&settings, &home, &open::url(&settings, &home)?, command).await?;
+            return Ok(Code::Stopped);
+        }
+        (Err(held), None) => return Err(held),
+    };
     let context = Context::resolve(configuration, home).await?;
     let url = context.url.clone();
     let home = context.home.clone();

@@ -8,7 +8,7 @@ use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::process::{self, Finished};
 use crate::schema;
-use crate::schema::tool::{Known, Tool, listed, unknown};
+use crate::schema::tool::{KnownTool, Tool, listed, unknown};
 use crate::sidecar;
 use crate::workers::surroundings::Surroundings;
 use crate::workers::{environment, launch};
@@ -27,7 +27,7 @@ pub struct Place<'a> {
 /// # Errors
 /// What the tool said; [`Code::Usage`] where Tandem does not know the tool's word for it.
 pub async fn act(place: &Place<'_>, command: Migrate) -> anyhow::Result<()> {
-    let known = Known::of(place.run);
+    let known = KnownTool::of(place.run);
     match command {
         Migrate::Up => Ok(say(&place.alone(place.run).await?.trimmed())?),
         Migrate::Down { steps } => {
@@ -39,7 +39,7 @@ pub async fn act(place: &Place<'_>, command: Migrate) -> anyhow::Result<()> {
     }
 }
 
-async fn status(place: &Place<'_>, known: &Known, json: bool) -> anyhow::Result<()> {
+async fn status(place: &Place<'_>, known: &KnownTool, json: bool) -> anyhow::Result<()> {
     let mut printed = Vec::new();
     for command in known.status() {
         printed.push(place.run(&command).await?.stdout);

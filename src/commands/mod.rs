@@ -29,7 +29,6 @@ use clap::CommandFactory;
 use crate::cli::{Cli, Command};
 use crate::exit::Code;
 
-pub use crate::process::keeper::main as keeper;
 pub use wal::run as wal;
 
 /// Run what was typed; the process's exit code.
@@ -56,10 +55,6 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
         Command::Install { json } => install::run(&common, json).await,
         Command::Wal { command } => return Ok(wal(&command)),
-        Command::Keeper { run } => {
-            keeper(&run);
-            Ok(Code::Stopped)
-        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut std::io::stdout());
             Ok(Code::Stopped)

@@ -39,7 +39,7 @@ pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
 
 async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Result<()> {
     let (catalog, entry) =
-        restore::source(&Catalog::of(&at.settings, &at.home), &at.settings, source, &at.name).await?;
+        restore::source(&Catalog::of(&at.settings, &at.home), &at.settings, (source, args.older), &at.name).await?;
     let manifest = restore::check(&entry, &at.settings, &at.name, args.other_database).await?;
     let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
     confirm(args.yes, &question(&at.name, &entry.name.to_string(), manifest))?;

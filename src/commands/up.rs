@@ -20,6 +20,9 @@ pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>, 
     // Whoever collects its lines collects the last one too.
     telemetry::expect(LogFormat::Auto);
     let configuration = open::configure(source)?;
+    for remark in &configuration.loaded.remarks {
+        tracing::info!("{remark}");
+    }
     let configuration = Configuration { reload, ..configuration };
     telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));
     let home = Home::resolve(&configuration.loaded.settings)?;

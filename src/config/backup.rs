@@ -34,11 +34,11 @@ pub enum Compression {
     Zstd,
 }
 
-/// What the environment says of clouds: where they are and what lets one in. `Debug` shows none of it.
+/// The variables by which the places for copies are reached: addresses, proxies and keys. `Debug` shows no value.
 #[derive(Clone, Default)]
-pub struct Surroundings(pub BTreeMap<String, String>);
+pub struct CloudVariables(pub BTreeMap<String, String>);
 
-impl Surroundings {
+impl CloudVariables {
     /// What is said to Tandem alone, and of an environment, later ones winning, what is about clouds and ways to them.
     pub(super) fn of(own: &Said, environment: impl Iterator<Item = (String, String)>) -> Self {
         let about = |name: &str| {
@@ -54,7 +54,7 @@ impl Surroundings {
     }
 }
 
-impl std::fmt::Debug for Surroundings {
+impl std::fmt::Debug for CloudVariables {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_set().entries(self.0.keys()).finish()
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::backup::{Backup, Disk, Surroundings};
+use super::backup::{Backup, CloudVariables, Disk};
 use super::credentials::Said;
 use super::database::Database;
 use super::drop_env::DropEnv;
@@ -57,7 +57,7 @@ pub fn settings(
         processes,
         backup: Backup::of(values),
         restore_if_empty: values.text("restore.if_empty"),
-        surroundings: Surroundings::of(
+        cloud_variables: CloudVariables::of(
             clouds.own,
             clouds.dropped.into_iter().chain(workers_env).chain(environment.clone()),
         ),
@@ -166,6 +166,7 @@ fn python(values: &Values) -> Python {
     Python {
         interpreter: path.map_or(interpreter, |path| path.to_string_lossy().into_owned()),
         requirements: values.path("python.requirements"),
+        groups: values.list("python.groups").unwrap_or_default(),
         venv: values.path("python.venv"),
         managed: values.boolean("python.managed"),
         installer: match values.word("python.installer").as_str() {

@@ -54,8 +54,15 @@ const ARCHIVING: [&str; 6] =
 const ARCHIVE_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs(12 * 24 * 3600);
 
 /// Look for what cannot work.
-pub fn check(settings: &Settings, values: &Values, complete: bool, problems: &mut Problems, notices: &mut Vec<String>) {
-    let mut checker = Checker { settings, values, problems, notices };
+pub fn check(
+    settings: &Settings,
+    values: &Values,
+    complete: bool,
+    problems: &mut Problems,
+    notices: &mut Vec<String>,
+    remarks: &mut Vec<String>,
+) {
+    let mut checker = Checker { settings, values, problems, notices, remarks };
     checker.names();
     checker.app(complete);
     checker.files();
@@ -84,6 +91,7 @@ struct Checker<'a> {
     values: &'a Values,
     problems: &'a mut Problems,
     notices: &'a mut Vec<String>,
+    remarks: &'a mut Vec<String>,
 }
 
 impl Checker<'_> {
@@ -389,7 +397,7 @@ impl Checker<'_> {
                 let help = "it follows from [postgres]; leave it out".to_owned();
                 self.problems.add(&entry.origin, format!("workers get {name} from Tandem"), Some(help));
             } else if references::NAMES.contains(&name) {
-                self.notices.push(format!(
+                self.remarks.push(format!(
                     "workers.env.{name} ({}) has no effect: Tandem says there where its own database is",
                     entry.origin
                 ));

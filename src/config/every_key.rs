@@ -108,6 +108,13 @@ pub const KEYS: &[Key] = &[
     key(Restart, "migrations.limit", Kind::Duration, r#""10m""#, "Longest time for the migrations in all"),
     key(Restart, "python.interpreter", Kind::Program, r#""python3""#, "The interpreter that makes the environment"),
     open(Restart, "python.requirements", Kind::Path, "none", "What to install into the environment"),
+    key(
+        Restart,
+        "python.groups",
+        Kind::List,
+        "[]",
+        "Dependency groups of a uv.lock or pyproject.toml that are installed too",
+    ),
     open(Restart, "python.venv", Kind::Path, "venv in the state directory", "The virtual environment"),
     key(
         Restart,

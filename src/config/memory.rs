@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use super::cgroup::{Version, memory_groups};
+
 /// Taken where the system does not say (no `/proc`).
 const UNKNOWN: u64 = 2 * 1024 * 1024 * 1024;
 
@@ -13,24 +15,13 @@ pub fn available() -> u64 {
 
 fn under(proc: &Path, cgroups: &Path) -> u64 {
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let own = read(&proc.join("self/cgroup"));
-    let groups = own.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
-        match controllers {
-            "" => Some((cgroups.to_path_buf(), path, "memory.max")),
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                Some((cgroups.join("memory"), path, "memory.limit_in_bytes"))
-            }
-            _ => None,
-        }
-    });
-    let limits = groups.filter_map(|(root, path, file)| {
-        // Every group on the way up limits its children. In a container without a namespace of its own the path is the
-        // host's and does not exist here; the root then is the container's own group.
-        let own = root.join(path);
-        let up = own.ancestors().take_while(|dir| dir.starts_with(&root));
-        up.filter_map(|dir| read(&dir.join(file)).trim().parse::<u64>().ok()).min()
+    let groups = memory_groups(proc, cgroups).into_iter();
+    let limits = groups.filter_map(|group| {
+        let file = match group.version {
+            Version::One => "memory.limit_in_bytes",
+            Version::Two => "memory.max",
+        };
+        group.dirs.iter().filter_map(|dir| read(&dir.join(file)).trim().parse::<u64>().ok()).min()
     });
     limits.chain(total(&read(&proc.join("meminfo")))).min().unwrap_or(UNKNOWN)
 }

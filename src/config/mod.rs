@@ -12,6 +12,7 @@
 
 mod backup;
 mod build;
+pub mod cgroup;
 mod check;
 mod credentials;
 mod database;
@@ -43,7 +44,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Alarm, AtLimit, Backup, BackupFormat, Compression, Disk, Pitr, Retention, Surroundings, Verify};
+pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
 pub use diff::{Change, Effect, changes};
 pub use drop_env::DropEnv;
 pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
@@ -107,6 +108,8 @@ pub struct Loaded {
     pub origins: BTreeMap<String, Origin>,
     /// What the operator should know and need not act on; secrets do not occur.
     pub notices: Vec<String>,
+    /// What is good to know once, and changes nothing: `tandem check` and `tandem up` tell it, no other command does.
+    pub remarks: Vec<String>,
     rows: Vec<Row>,
     meanings: diff::Meanings,
 }
@@ -155,7 +158,8 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     settings.choose_max_connections(memory);
     notices.extend(foreign::notices(&source.environment, &settings, &values));
     notices.extend(check::shared_credentials(&settings, &own));
-    check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices);
+    let mut remarks = Vec::new();
+    check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices, &mut remarks);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
     rows.extend(rows::libpq(&source.environment, &values, &settings));
@@ -164,7 +168,7 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
         std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
     );
     let meanings = diff::Meanings::of(&values, &settings);
-    Ok(Loaded { origins: rows::origins(&values), settings, notices, rows, meanings })
+    Ok(Loaded { origins: rows::origins(&values), settings, notices, remarks, rows, meanings })
 }
 
 impl Loaded {
@@ -181,7 +185,7 @@ impl Loaded {
             "directory": self.settings.directory,
             "keys": self.rows,
             "connections": { "total": budget.total(), "max": budget.max_connections },
-            "notices": self.notices,
+            "notices": self.notices.iter().chain(&self.remarks).collect::<Vec<_>>(),
         })
     }
 

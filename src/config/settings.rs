@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::backup::{Backup, Disk, Surroundings};
+use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use crate::plan::libpq::TEST_SOCKET;
 use crate::plan::{DatabaseUrl, Secret};
@@ -39,7 +39,7 @@ pub struct Settings {
     pub backup: Backup,
     /// Restored at the start when the database is empty: `latest`, a name, a path or an address.
     pub restore_if_empty: Option<String>,
-    pub surroundings: Surroundings,
+    pub cloud_variables: CloudVariables,
     pub inherited: Inherited,
     pub disk: Disk,
     /// Bytes of memory that all of it may use: the machine's, or the container's limit.
@@ -174,6 +174,8 @@ pub struct Python {
     pub interpreter: String,
     /// What to install; `None`: nothing, the environment is used as it is.
     pub requirements: Option<PathBuf>,
+    /// Which dependency groups of a `uv.lock` or `pyproject.toml` are installed too.
+    pub groups: Vec<String>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
     /// Whether Tandem makes and updates `venv`; if not, somebody else made it and it must not be touched.

@@ -79,7 +79,9 @@ impl Project {
 fn summary(loaded: &Loaded) -> String {
     let rows = loaded.rows().iter().filter(|row| row.origin != "default");
     let rows = rows.map(|row| format!("{} = {} ({})", row.key, row.value, row.origin));
-    rows.chain(loaded.notices.iter().map(|notice| format!("notice: {notice}"))).collect::<Vec<_>>().join("\n")
+    rows.chain(loaded.notices.iter().chain(&loaded.remarks).map(|notice| format!("notice: {notice}")))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]

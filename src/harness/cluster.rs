@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::databases::Databases;
+use super::facts::Facts;
 use super::image;
 use super::janitor::Janitor;
 use super::place::{Place, candidates};
 use super::postmaster::{Postmaster, Spec};
-use super::template::{self, Facts, Recipe, Template};
+use super::template::{self, Recipe, Template};
 use crate::exit::{in_words, is_disk_full};
 use crate::plan::{DatabaseUrl, Secret};
 use crate::postgres::home::Home;

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context;
-use sea_orm::sqlx::{ConnectOptions, PgConnection, query_as, query_scalar};
+use sea_orm::sqlx::{ConnectOptions, PgConnection, query_as, query_scalar, raw_sql};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
@@ -247,7 +247,9 @@ impl Watch {
             }
         };
         if self.live.as_ref().is_none_or(|live| live.postmaster != postmaster) {
-            let session = superuser_options(&self.home, port, SUPERUSER).connect().await?;
+            let mut session = superuser_options(&self.home, port, SUPERUSER).connect().await?;
+            // A session that is to be ended may have ended by itself, which the server would warn of.
+            raw_sql("SET client_min_messages = error").execute(&mut session).await?;
             self.live = Some(Live { postmaster, session });
         }
         let Some(live) = &mut self.live else { return Ok(None) };

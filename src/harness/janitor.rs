@@ -2,7 +2,8 @@
 //!
 //! What ends a run in an orderly way does the same as `kill -9`: nothing. So its caller waits for no shutdown, and there is
 //! one way to clean up, which every run tests. The server itself dies with Tandem (PR_SET_PDEATHSIG); the shell makes
-//! sure of that, ends what the command left, removes the directory and the kernel's shared memory, and lays out a spare data directory.
+//! sure of that, ends what the command left, removes the directory and the kernel's shared memory, and lays out a spare
+//! data directory. Where there is none and no other run, it removes the place of all runs as well.
 
 use std::io::{self, PipeWriter, Write};
 use std::path::Path;
@@ -49,6 +50,16 @@ if [ -n "$image" ] && [ ! -e "$spare" ]; then
     fi
     rm -rf "$new"
 fi
+# As `leave` in place.rs: what waits for this lock looks afterwards whether it still is the one at its path.
+base=${dir%/*} lock=${dir%/*}/lock
+others() { find "$base" -mindepth 1 -maxdepth 1 ! -name lock 2>/dev/null; }
+[ -z "$(others)" ] && command -v flock >/dev/null || exit 0
+umask 077
+exec 9<>"$lock"
+if flock -w 10 9 && [ "/proc/$$/fd/9" -ef "$lock" ] && [ -z "$(others)" ]; then
+    rm -f "$lock"
+    rmdir "$base"
+fi 2>/dev/null
 "#;
 
 /// The janitor of one run. Dropping it, as every end of this process does, sets it to work.

@@ -41,6 +41,7 @@ mod client;
 mod cluster;
 pub mod databases;
 mod desk;
+mod facts;
 mod guard;
 mod guard_words;
 mod image;

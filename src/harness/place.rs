@@ -8,7 +8,8 @@
 //!     making-…/, gone-…/         one as it is made and removed
 //! ```
 //!
-//! The janitor removes a run's directory; what a power cut or a killed janitor leaves, the next run sweeps.
+//! The janitor removes a run's directory, and the last one all of it; what a power cut or a killed janitor leaves, the next
+//! run sweeps.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -94,8 +95,7 @@ impl Place {
     pub async fn take(root: &Path) -> anyhow::Result<Self> {
         let cannot =
             || Failure::new(Code::CannotCreate, format!("cannot make a directory for tests in {}", root.display()));
-        let base = base(root)?;
-        let guard = guard(&base.join(LOCK)).await?;
+        let (base, guard) = enter(root).await?;
         let dead = dead(&base);
         let dir = tempfile::Builder::new().prefix(RUN).permissions(Permissions::from_mode(0o711)).tempdir_in(&base);
         let dir = dir.with_context(cannot)?.keep();
@@ -153,6 +153,12 @@ impl Place {
         }
     }
 
+    /// Remove it, and all that works in it.
+    pub async fn remove(self) {
+        remains::remove(&self.dir).await;
+        leave(&self.base);
+    }
+
     /// Note that the server in it stays when the run ends.
     ///
     /// # Errors
@@ -198,23 +204,65 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(base)
 }
 
-/// The lock that every run holds for a moment. Polled: whoever holds it may have been stopped (SIGSTOP), for good.
-async fn guard(path: &Path) -> anyhow::Result<Lock> {
+/// Our own directory in `root`, and the lock that every run holds for a moment. Polled: whoever holds it may have been
+/// stopped (SIGSTOP), for good.
+async fn enter(root: &Path) -> anyhow::Result<(PathBuf, Lock)> {
     let began = Instant::now();
     loop {
-        match lock(path) {
-            Ok(held) => return Ok(held),
-            Err(error) if error.is_held() && began.elapsed() < GUARD_LIMIT => sleep(LOOK_AGAIN).await,
+        let is_early = began.elapsed() < GUARD_LIMIT;
+        // The last janitor may remove the directory at any moment before the lock is ours.
+        let base = match base(root) {
+            Err(error) if is_early && root.exists() && is_missing(&error) => continue,
+            made => made?,
+        };
+        let path = base.join(LOCK);
+        match lock(&path) {
+            Ok(held) if is_at(&held, &path) => return Ok((base, held)),
+            // It was removed after it had been opened.
+            Ok(_) if is_early => {}
+            Err(error) if is_early && error.is_held() => {}
+            Err(LockError::Open(error)) if is_early && error.kind() == io::ErrorKind::NotFound => {}
             Err(LockError::Held(holder)) => {
                 let (holder, path) = (holder.named("another test run"), path.display());
                 let what = format!("{holder} holds {path} for longer than {GUARD_LIMIT:?}: is one stopped?");
                 return Err(Failure::new(Code::Temporary, what).into());
             }
-            Err(error) => {
+            refused => {
+                let error = refused.err().map_or(io::ErrorKind::NotFound.into(), LockError::into_io);
                 let failure = Failure::new(Code::Temporary, format!("lock {}", path.display()));
-                return Err(anyhow::Error::new(error.into_io()).context(failure));
+                return Err(anyhow::Error::new(error).context(failure));
             }
         }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds.into_iter().any(|kind| kind == io::ErrorKind::NotFound)
+}
+
+/// Whether the locked file is the one at `path`: what removes the directory holds the lock, so it stays that from now on.
+fn is_at(held: &Lock, path: &Path) -> bool {
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let (held, there) = (held.file().metadata().map(identity), path.symlink_metadata().map(identity));
+    held.ok().zip(there.ok()).is_some_and(|(held, there)| held == there)
+}
+
+/// Remove the directory `base` if nothing but its lock is in it, and no run is about to take it.
+fn leave(base: &Path) {
+    let path = base.join(LOCK);
+    let is_empty = || entries(base, "").all(|entry| entry == path);
+    if !is_empty() {
+        return;
+    }
+    if let Ok(held) = lock(&path)
+        && is_at(&held, &path)
+        && is_empty()
+    {
+        let _ = fs::remove_file(&path);
+        // Not if a run has begun since to make the lock anew.
+        let _ = fs::remove_dir(base);
     }
 }
 
@@ -250,6 +298,60 @@ mod tests {
         drop(first);
         let third = Place::take(root.path()).await.unwrap();
         assert!(!dead.exists() && second.dir.exists() && third.dir.exists());
+    }
+
+    #[tokio::test]
+    async fn the_last_to_leave_removes_the_directory_and_those_who_come_meanwhile_get_theirs() {
+        let root = tempfile::tempdir().unwrap();
+        let alone = Place::take(root.path()).await.unwrap();
+        let base = alone.base.clone();
+        alone.remove().await;
+        assert!(!base.exists() && root.path().exists());
+        // What another run still has, or has laid out for the next one, stays.
+        let (first, second) = (Place::take(root.path()).await.unwrap(), Place::take(root.path()).await.unwrap());
+        let spare = second.spare("abc");
+        fs::create_dir(&spare).unwrap();
+        first.remove().await;
+        assert!(second.dir.exists());
+        second.remove().await;
+        assert!(spare.exists());
+        fs::remove_dir(&spare).unwrap();
+        leave(&base);
+        assert!(!base.exists());
+
+        // A lock that was opened before it was removed is none.
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    leave(&base);
+                }
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            std::thread::scope(|inner| {
+                inner
+                    .spawn(|| {
+                        runtime.block_on(async {
+                            for _ in 0..300 {
+                                let (base, held) = enter(root.path()).await.unwrap();
+                                let run = tempfile::tempdir_in(&base).unwrap();
+                                assert!(is_at(&held, &base.join(LOCK)));
+                                drop(held);
+                                fs::write(run.path().join("file"), "").unwrap();
+                            }
+                        })
+                    })
+                    .join()
+            })
+            .unwrap();
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(
+            !base.exists() || {
+                leave(&base);
+                !base.exists()
+            }
+        );
     }
 
     #[tokio::test]

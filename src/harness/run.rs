@@ -12,7 +12,7 @@ use super::guard::Guard;
 use super::stack::Stack;
 use super::template::Recipe;
 use super::{client, desk, integresql, leads, plugin};
-use crate::config::{MigrationRun, Settings};
+use crate::config::{MigrationRun, Python, Settings};
 use crate::control;
 use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl};
@@ -229,7 +229,7 @@ fn not_started(job: &Job, error: &std::io::Error) -> anyhow::Result<u8> {
     let Some(program) = job.command.first() else { bail!(Failure::new(Code::Usage, "no command was given")) };
     let (code, what) = match error.kind() {
         std::io::ErrorKind::NotFound if program == "pytest" => {
-            let ways = "add it to the file of python.requirements, or install it (pip install pytest)";
+            let ways = ways_to_pytest(&job.settings.python);
             (NOT_FOUND, format!("pytest is not installed: {ways}; another command goes after `--`"))
         }
         std::io::ErrorKind::NotFound => (NOT_FOUND, format!("{program}: command not found")),
@@ -237,6 +237,21 @@ fn not_started(job: &Job, error: &std::io::Error) -> anyhow::Result<u8> {
     };
     eprintln!("tandem: {what}");
     Ok(code)
+}
+
+/// How pytest comes into the Python environment that the tests get.
+fn ways_to_pytest(python: &Python) -> String {
+    let own = || python.venv.as_ref().filter(|_| !python.managed);
+    let file = python.requirements.as_ref();
+    let name = file.and_then(|file| file.file_name()).and_then(|name| name.to_str()).unwrap_or_default();
+    match (own(), file, name) {
+        (Some(venv), ..) => format!("install it into {} (`python.venv`), which is used as it is", venv.display()),
+        (None, _, "uv.lock" | "pyproject.toml") => {
+            "add it to a dependency group (`uv add --dev pytest` makes one called dev) and write python.groups = [\"dev\"]".to_owned()
+        }
+        (None, Some(file), _) => format!("add it to {} (`python.requirements`)", file.display()),
+        (None, None, _) => "install it (pip install pytest), or name a file that lists it with python.requirements".to_owned(),
+    }
 }
 
 /// What the server has to say about a failed run.
@@ -279,4 +294,33 @@ fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
     }
     eprintln!("  end it:  kill -INT {pid}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Installer;
+
+    #[test]
+    fn the_way_to_pytest_is_the_one_of_the_environment_that_is_used() {
+        let python = |requirements: Option<&str>, venv: Option<&str>, managed| Python {
+            interpreter: "python3".into(),
+            requirements: requirements.map(PathBuf::from),
+            groups: Vec::new(),
+            venv: venv.map(PathBuf::from),
+            managed,
+            installer: Installer::Auto,
+            limit: Duration::from_secs(1),
+        };
+        for (python, words) in [
+            (python(Some("/app/uv.lock"), None, true), "python.groups = [\"dev\"]"),
+            (python(Some("/app/pyproject.toml"), Some("/app/.venv"), true), "python.groups"),
+            (python(Some("/app/dev.txt"), None, true), "add it to /app/dev.txt (`python.requirements`)"),
+            (python(Some("/app/uv.lock"), Some("/app/.venv"), false), "install it into /app/.venv (`python.venv`)"),
+            (python(None, None, true), "pip install pytest"),
+        ] {
+            let ways = ways_to_pytest(&python);
+            assert!(ways.contains(words), "{ways}");
+        }
+    }
 }

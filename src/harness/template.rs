@@ -9,8 +9,8 @@
 //!
 //! It is made from an empty cluster, which is packed and kept in the same way, so that a changed migration costs no initdb.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -21,8 +21,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
-use serde::{Deserialize, Serialize};
 
+use super::facts::Facts;
 use super::janitor::Janitor;
 use super::key::Key;
 use super::place::{Place, candidates};
@@ -35,7 +35,6 @@ use crate::install;
 use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::cluster;
-use crate::postgres::data::THROWAWAY_MARKER;
 use crate::postgres::embedded::{self, PsqlBuilder};
 use crate::postgres::home::{Home, make_dir};
 use crate::postgres::provision::identifier;
@@ -78,27 +77,6 @@ pub struct Recipe {
 pub struct Template {
     pub key: String,
     pub image: PathBuf,
-}
-
-/// What is known of the databases in a template; it lies in the data directory, which only the server's user reads.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Facts {
-    /// Of the application's role.
-    pub password: String,
-    /// Where the sequences stand, by [`catalog::SEQUENCES`].
-    pub sequences: String,
-}
-
-impl Facts {
-    /// Of the data directory `data`.
-    ///
-    /// # Errors
-    /// It was not made here.
-    pub fn of(data: &Path) -> anyhow::Result<Self> {
-        let path = data.join(THROWAWAY_MARKER);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
-    }
 }
 
 /// The template for `recipe`, made if it is not there yet, or if `rebuild` asks for it.
@@ -241,7 +219,7 @@ impl Recipe {
                 make_dir(&home.data, 0o700, home.server.as_ref())?;
                 // Small segments: a cluster is copied for each run.
                 cluster::initdb(home, &self.installation, &home.data, |initdb| initdb.wal_segsize("1")).await?;
-                mark(home, &Facts::default())?;
+                Facts::default().note(home)?;
                 image::pack(&home.data, &image)
             })
             .await?;
@@ -261,7 +239,7 @@ impl Recipe {
                 lines if lines.is_empty() => "make the tests' template".to_owned(),
                 lines => format!("make the tests' template (the server's last lines:\n  {lines})"),
             })?;
-            mark(home, &facts)?;
+            facts.note(home)?;
             postmaster.shut_down().await?;
             image::pack(&home.data, image)
         })
@@ -275,10 +253,13 @@ impl Recipe {
         for root in roots {
             let place = Place::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
-            home.prepare()?;
-            cluster::check_reach(&home, &self.installation)?;
-            outcome = work(&place, &home).await;
-            super::remains::remove(&place.dir).await;
+            let worked = async {
+                home.prepare()?;
+                cluster::check_reach(&home, &self.installation)?;
+                work(&place, &home).await
+            };
+            outcome = worked.await;
+            place.remove().await;
             if !outcome.as_ref().is_err_and(is_disk_full) {
                 break;
             }
@@ -423,14 +404,6 @@ impl Recipe {
         }
         Ok(())
     }
-}
-
-fn mark(home: &Home, facts: &Facts) -> anyhow::Result<()> {
-    let path = home.data.join(THROWAWAY_MARKER);
-    fs::write(&path, serde_json::to_string(facts)?).with_context(|| format!("write {}", path.display()))?;
-    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-    let owner = home.server.as_ref();
-    owner.map_or(Ok(()), |owner| Ok(std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid))?))
 }
 
 /// Letters, digits, `-` and `_`: nothing that a URL must encode.

@@ -12,6 +12,9 @@ use crate::postgres::home::Home;
 /// The role that its template is made with; it owns nothing that comes later.
 const OWNER: &str = "tandem_throwaway";
 
+/// How many connections it takes: each has its part of the table of locks.
+const CONNECTIONS: u32 = 20;
+
 /// A running server that holds nothing. Dropped, it ends, and its directory goes.
 pub struct Throwaway {
     cluster: Cluster,
@@ -35,6 +38,7 @@ impl Throwaway {
         settings.test.settings = more.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         settings.test.dir = Some(dir.to_owned());
         settings.test.spare = false;
+        settings.test.max_connections = CONNECTIONS;
         let recipe = Recipe {
             settings: Rc::new(settings),
             migrations: MigrationRun::None,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::binaries::Installation;
-use super::data::{Found, inspect};
+use super::data::{DataDirectory, inspect};
 use super::embedded::{self, InitDbBuilder};
 use super::files::{free_bytes, write_whole};
 use super::home::{Home, make_dir};
@@ -44,7 +44,7 @@ pub struct Cluster {
 pub async fn ensure(home: &Home, installation: &Installation) -> anyhow::Result<Cluster> {
     let parent = home.data.parent().context("the data directory has no parent")?;
     sweep(parent).await;
-    if inspect(home)? == Found::Cluster {
+    if inspect(home)? == DataDirectory::Cluster {
         return Ok(Cluster { fresh: false });
     }
     home.trusted_users()?;

@@ -20,7 +20,7 @@ const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// What was found at the data directory's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum DataDirectory {
     /// Nothing, or an empty directory.
     Nothing,
     /// A PostgreSQL 16 cluster of the server's user.
@@ -32,12 +32,12 @@ pub enum Found {
 /// # Errors
 /// [`Failure`] with [`Code::CannotCreate`] for a directory that is foreign, unreadable, no cluster, or of another major
 /// version.
-pub fn inspect(home: &Home) -> anyhow::Result<Found> {
+pub fn inspect(home: &Home) -> anyhow::Result<DataDirectory> {
     let data = home.data.display();
     let refuse = |message: String| anyhow::Error::new(Failure::new(Code::CannotCreate, message));
     let entries = match fs::read_dir(&home.data) {
         Ok(entries) => entries.collect::<io::Result<Vec<_>>>().with_context(|| format!("read {data}"))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(DataDirectory::Nothing),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
             return Err(refuse(format!(
                 "{data} is a file, where the data directory belongs: move it away, or set state_dir to another place"
@@ -51,7 +51,7 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
         }
     };
     if entries.is_empty() {
-        return Ok(Found::Nothing);
+        return Ok(DataDirectory::Nothing);
     }
     let version = match fs::read_to_string(home.data.join("PG_VERSION")) {
         Ok(version) => version,
@@ -95,7 +95,7 @@ pub fn inspect(home: &Home) -> anyhow::Result<Found> {
     if meta.permissions().mode() & 0o027 != 0 {
         return Err(refuse(format!("{data} is open to other users, which PostgreSQL refuses: chmod 0700 {data}")));
     }
-    Ok(Found::Cluster)
+    Ok(DataDirectory::Cluster)
 }
 
 #[cfg(test)]
@@ -113,10 +113,10 @@ mod tests {
     fn only_an_empty_place_or_our_own_cluster_is_taken() {
         let temp = tempfile::tempdir().unwrap();
         let home = Home::at(temp.path(), None);
-        assert_eq!(inspect(&home).unwrap(), Found::Nothing);
+        assert_eq!(inspect(&home).unwrap(), DataDirectory::Nothing);
         fs::create_dir_all(&home.data).unwrap();
         fs::set_permissions(&home.data, fs::Permissions::from_mode(0o700)).unwrap();
-        assert_eq!(inspect(&home).unwrap(), Found::Nothing);
+        assert_eq!(inspect(&home).unwrap(), DataDirectory::Nothing);
 
         fs::write(home.data.join("thesis.txt"), "years of work").unwrap();
         assert!(refused(&home).contains("holds no PostgreSQL cluster"));
@@ -125,7 +125,7 @@ mod tests {
         fs::write(home.data.join("PG_VERSION"), "").unwrap();
         assert!(refused(&home).contains("empty PG_VERSION"));
         fs::write(home.data.join("PG_VERSION"), "16\n").unwrap();
-        assert_eq!(inspect(&home).unwrap(), Found::Cluster);
+        assert_eq!(inspect(&home).unwrap(), DataDirectory::Cluster);
 
         fs::write(home.data.join(STANDBY_SIGNAL), "").unwrap();
         assert!(refused(&home).contains("takes no writes"));

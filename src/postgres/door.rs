@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::probe::knock;
-use super::trouble::{Answer, From};
+use super::trouble::{Answer, AnswerSource};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::schema;
@@ -79,8 +79,8 @@ impl Door {
 /// The fault that a refusal stands for. A server without a free connection still serves the workers that have one.
 fn fault(answer: &Answer) -> Option<Fault> {
     match (answer.from, answer.fault()) {
-        (From::Network, _) => Some(Fault::Door("the server takes no connections", None)),
+        (AnswerSource::Network, _) => Some(Fault::Door("the server takes no connections", None)),
         (_, Fault::Lasting(what, code)) => Some(Fault::Door(what, code)),
-        (From::Server(_) | From::Tls | From::Url, _) => None,
+        (AnswerSource::Server(_) | AnswerSource::Tls | AnswerSource::Url, _) => None,
     }
 }

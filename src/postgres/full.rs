@@ -1,4 +1,4 @@
-//! Wait for room on a full disk, without starting a server that would fail again.
+//! RoomWait for room on a full disk, without starting a server that would fail again.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -20,22 +20,22 @@ pub struct StillFull;
 
 /// A file system as last seen.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Room {
+pub struct FreeSpace {
     pub free: Option<u64>,
     total: Option<u64>,
 }
 
 /// Whether, and since when, the server waits for room.
 #[derive(Debug, Default)]
-pub struct Wait(Cell<Option<(Instant, Room)>>);
+pub struct RoomWait(Cell<Option<(Instant, FreeSpace)>>);
 
-impl Wait {
+impl RoomWait {
     pub fn is_on(&self) -> bool {
         self.0.get().is_some()
     }
 
     /// Begin to wait: the server of the cluster in `data` ended because the disk is full.
-    pub async fn begin(&self, data: &Path) -> Room {
+    pub async fn begin(&self, data: &Path) -> FreeSpace {
         let path = data.join("pg_wal");
         let there = look(path.clone()).await;
         let path = path.canonicalize().unwrap_or(path);
@@ -55,7 +55,7 @@ impl Wait {
     }
 
     /// The state of the file system, if a start would fail again because the room did not grow.
-    pub async fn still(&self, data: &Path) -> Option<Room> {
+    pub async fn still(&self, data: &Path) -> Option<FreeSpace> {
         let (began, before) = self.0.get()?;
         let now = look(data.join("pg_wal")).await;
         let grown = matches!((before.free, now.free), (Some(before), Some(now)) if now >= before.saturating_add(MORE));
@@ -72,11 +72,11 @@ impl Wait {
 }
 
 /// Ask on another thread, because a file system can hang.
-async fn look(path: PathBuf) -> Room {
+async fn look(path: PathBuf) -> FreeSpace {
     let look = tokio::task::spawn_blocking(move || file_system(&path));
     match tokio::time::timeout(LOOK_LIMIT, look).await {
-        Ok(Ok(Some((free, total)))) => Room { free: Some(free), total: Some(total) },
-        _ => Room::default(),
+        Ok(Ok(Some((free, total)))) => FreeSpace { free: Some(free), total: Some(total) },
+        _ => FreeSpace::default(),
     }
 }
 
@@ -88,12 +88,12 @@ mod tests {
     async fn nothing_is_started_before_there_is_more_room() {
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("pg_wal")).unwrap();
-        let wait = Wait::default();
+        let wait = RoomWait::default();
         assert!(wait.still(temp.path()).await.is_none() && !wait.is_on());
         let there = wait.begin(temp.path()).await;
         assert!(there.free.is_some() && wait.is_on());
         assert!(wait.still(temp.path()).await.is_some());
-        let less = Room { free: Some(0), ..there };
+        let less = FreeSpace { free: Some(0), ..there };
         wait.0.set(Some((Instant::now(), less)));
         assert!(wait.still(temp.path()).await.is_none(), "there is more now");
         wait.0.set(Some((Instant::now() - TRY_AGAIN, there)));

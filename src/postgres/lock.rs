@@ -40,7 +40,8 @@ impl StateLock {
                 Err(Failure::new(Code::CannotCreate, message).into())
             }
             Err(LockError::Open(error)) => {
-                let why = format!("cannot open the lock {}{}", path.display(), identity::refused(&path, &error));
+                let refused = identity::refused_below(&home.state, &path, &error);
+                let why = format!("cannot open the lock {}{refused}", path.display());
                 Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why)))
             }
             Err(LockError::Refused(error)) => Err(anyhow::Error::new(error).context(Failure::new(

@@ -28,6 +28,12 @@ use crate::schema;
 const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
 /// Pause before another session is opened in place of one that was terminated.
 const ENDED_PAUSE: Duration = Duration::from_millis(20);
+/// The SQLSTATE of a session that was terminated, as by pg_terminate_backend.
+const ADMIN_SHUTDOWN: &str = "57P01";
+/// The SQLSTATE of a session in a database that does not exist.
+const NO_DATABASE: &str = "3D000";
+/// How often a database that was there is looked for again.
+const RENAMED_MAX: u32 = 5;
 /// How long the postmaster may take to answer after our session ended, before readiness is withdrawn. It takes less than a
 /// millisecond.
 const AT_ONCE: Duration = Duration::from_millis(8);
@@ -102,12 +108,14 @@ pub struct Probe {
     /// The unix socket of a server that Tandem runs; `None`: a server elsewhere.
     socket: Option<PathBuf>,
     session: Option<Session>,
+    /// Whether a session in the database has ever answered.
+    has_answered: bool,
     /// Whether the postmaster has answered in the sample that is being taken.
     knocked: Rc<Cell<bool>>,
     /// The last alarm after which a new session answered: the server may end idle sessions as a habit, so there is at
     /// most one such alarm in each pause.
     false_alarm: Option<Instant>,
-    facts: Facts,
+    facts: SlowFacts,
     /// The workers' way in, if it differs from the probe's.
     door: Option<Door>,
     /// The last fault of a server that answers; each is logged once.
@@ -115,7 +123,7 @@ pub struct Probe {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Facts {
+struct SlowFacts {
     asked: Option<Instant>,
     schema_version: Option<String>,
     tables: Vec<String>,
@@ -148,8 +156,8 @@ impl Probe {
 
     fn new(options: PgConnectOptions, socket: Option<PathBuf>) -> Self {
         let (session, false_alarm, door, noted) = (None, None, None, None);
-        let (knocked, facts) = (Rc::default(), Facts::default());
-        Self { options, socket, session, knocked, false_alarm, facts, door, noted }
+        let (knocked, facts) = (Rc::default(), SlowFacts::default());
+        Self { options, socket, session, has_answered: false, knocked, false_alarm, facts, door, noted }
     }
 
     /// Also check the workers' way in, at `url`.
@@ -244,7 +252,7 @@ impl Probe {
             }
             self.note(fault);
         }
-        let Facts { schema_version, tables, max_connections, .. } = self.facts.clone();
+        let SlowFacts { schema_version, tables, max_connections, .. } = self.facts.clone();
         let available = refused.is_none();
         let (error, answer) = refused.map_or((None, None), |refused| (Some(refused.text), refused.answer));
         let connections = vitals.connections;
@@ -284,12 +292,21 @@ impl Probe {
         self.refresh();
         let refused =
             |error: sqlx::Error| Refused { text: what_the_server_said(&error), answer: Some(Answer::of(&error)) };
+        let mut renamed = 0;
         loop {
             match self.anew().await {
                 // Terminated as well. A server that shuts down lets no session in, so this is a restore. The deadline ends
                 // the loop.
-                Err(error) if is_terminated(&error) => sleep(ENDED_PAUSE).await,
-                answer => return answer.map_err(refused),
+                Err(error) if has_code(&error, ADMIN_SHUTDOWN) => sleep(ENDED_PAUSE).await,
+                // Between the two renames of a restore, the name that the session looked up belongs to no database.
+                Err(error) if self.has_answered && renamed < RENAMED_MAX && has_code(&error, NO_DATABASE) => {
+                    renamed += 1;
+                    sleep(ENDED_PAUSE).await;
+                }
+                answer => {
+                    self.has_answered |= answer.is_ok();
+                    return answer.map_err(refused);
+                }
             }
         }
     }
@@ -329,9 +346,8 @@ where
     stream.read_u8().await.map(|_| ())
 }
 
-/// Whether the session was terminated (admin_shutdown, as by pg_terminate_backend).
-fn is_terminated(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("57P01")
+fn has_code(error: &sqlx::Error, code: &str) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some(code)
 }
 
 async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {
@@ -347,7 +363,7 @@ async fn vitals(connection: &mut PgConnection) -> Result<Vitals, sqlx::Error> {
     Ok(Vitals { connections: u32::try_from(count).unwrap_or(u32::MAX), fault })
 }
 
-async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+async fn facts(connection: &mut PgConnection) -> Result<SlowFacts, sqlx::Error> {
     // Without the privilege check, a role that may not read the table would fill the server's log with errors.
     let row = raw_sql(
         "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
@@ -367,7 +383,7 @@ async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
         None
     };
     let max_connections = u32::try_from(max_connections).ok();
-    Ok(Facts { asked: Some(Instant::now()), schema_version, tables, max_connections })
+    Ok(SlowFacts { asked: Some(Instant::now()), schema_version, tables, max_connections })
 }
 
 #[cfg(test)]

@@ -26,13 +26,13 @@ pub struct Wanted<'a> {
 #[derive(Debug)]
 struct Present {
     durable: bool,
-    role: Option<Role>,
+    role: Option<PresentRole>,
     owner: Option<String>,
     statements: bool,
 }
 
 #[derive(Debug)]
-struct Role {
+struct PresentRole {
     can_login: bool,
     verifier: Option<String>,
 }
@@ -109,7 +109,7 @@ async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Res
     .fetch_one(connection);
     let row: Row = answered(ANSWER_LIMIT, "ask PostgreSQL what it holds", asked).await?;
     let (durable, can_login, verifier, owner, statements) = row;
-    let role = can_login.map(|can_login| Role { can_login, verifier });
+    let role = can_login.map(|can_login| PresentRole { can_login, verifier });
     let present = Present { durable, role, owner, statements };
     if !present.durable {
         let message = "PostgreSQL runs without fsync or full_page_writes: a power cut would destroy this data";
@@ -140,11 +140,13 @@ async fn finish(connection: &mut PgConnection, present: &Present) -> anyhow::Res
 }
 
 /// Create the application's role, or give it the configured password.
-async fn role(connection: &mut PgConnection, wanted: &Wanted<'_>, present: Option<&Role>) -> anyhow::Result<()> {
+async fn role(connection: &mut PgConnection, wanted: &Wanted<'_>, present: Option<&PresentRole>) -> anyhow::Result<()> {
     let password = wanted.password.secret.expose();
     let verb = match present {
         None => "CREATE",
-        Some(Role { can_login: true, verifier: Some(verifier) }) if scram::matches(verifier, password) => return Ok(()),
+        Some(PresentRole { can_login: true, verifier: Some(verifier) }) if scram::matches(verifier, password) => {
+            return Ok(());
+        }
         Some(_) => {
             tracing::info!("giving role {} the configured password", wanted.user);
             "ALTER"

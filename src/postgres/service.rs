@@ -32,7 +32,7 @@ pub const NAME: &str = "postgres";
 
 /// How far the application's database has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stocked {
+pub enum DatabaseStage {
     /// It may not exist yet.
     #[default]
     Unknown,
@@ -41,7 +41,7 @@ pub enum Stocked {
 }
 
 /// A sample, and when it was taken; `None` while no server runs.
-pub type Reading = Option<(Instant, Sample)>;
+pub type DatabaseReading = Option<(Instant, Sample)>;
 
 /// What the postmaster is started with and how it is watched.
 pub struct Launch {
@@ -50,13 +50,13 @@ pub struct Launch {
     pub installation: Rc<RefCell<Option<Installation>>>,
     /// The workers' way to the application's database, which does not exist yet in a new cluster.
     pub url: DatabaseUrl,
-    pub stocked: Rc<Cell<Stocked>>,
+    pub stocked: Rc<Cell<DatabaseStage>>,
     pub settings: Settings,
     /// How long a server of an earlier run gets to stop (`stop.postgres_grace`).
     pub grace: Duration,
     /// Whether the server waits while the disk is full. A command with one job ends instead and releases the lock.
     pub waits_for_room: bool,
-    pub samples: watch::Sender<Reading>,
+    pub samples: watch::Sender<DatabaseReading>,
 }
 
 /// The service.
@@ -67,7 +67,7 @@ struct Shared {
     launch: Launch,
     reporter: Reporter,
     tail: Tail,
-    server: Cell<Server>,
+    server: Cell<ServerProcess>,
     last_exit: Cell<Option<Exit>>,
     /// Notified when the probe is no longer needed.
     unwatch: Notify,
@@ -75,12 +75,12 @@ struct Shared {
     task: RefCell<Option<(Generation, AbortHandle)>>,
     /// Why the server cannot run until a person does something.
     lasting: RefCell<Option<Lasting>>,
-    full: full::Wait,
+    full: full::RoomWait,
 }
 
 /// Whether there is a process to signal and to probe.
 #[derive(Clone, Copy, Debug, Default)]
-enum Server {
+enum ServerProcess {
     #[default]
     Absent,
     Running(i32),
@@ -99,7 +99,7 @@ impl Postmaster {
             unwatch: Notify::default(),
             task: RefCell::default(),
             lasting: RefCell::default(),
-            full: full::Wait::default(),
+            full: full::RoomWait::default(),
         }))
     }
 
@@ -145,10 +145,10 @@ impl Postmaster {
             }
             ChildAction::Disown(pid) => process::signal(pid, OsSignal::SIGKILL),
             ChildAction::Signal { pid, rung, .. } => {
-                if let Server::Running(own) | Server::Told(own) = shared.server.get()
+                if let ServerProcess::Running(own) | ServerProcess::Told(own) = shared.server.get()
                     && own == pid
                 {
-                    if matches!(shared.server.replace(Server::Told(pid)), Server::Running(_)) {
+                    if matches!(shared.server.replace(ServerProcess::Told(pid)), ServerProcess::Running(_)) {
                         // It ends every session, and takes no other.
                         shared.show(Fault::Down);
                     }
@@ -192,7 +192,7 @@ impl Shared {
         let (child, output) = process::spawn(&command, &[], OsSignal::SIGINT)?;
         let own = child.pid();
         server::oom_protect(own);
-        self.server.set(Server::Running(own));
+        self.server.set(ServerProcess::Running(own));
         // From here on its end ends the task.
         self.task.take();
         self.show(Fault::Starting);
@@ -212,7 +212,7 @@ impl Shared {
             exit = service::attend_with(child, output, &self.tail, OUTPUT_LIMIT, &log) => exit,
             never = watch => match never {},
         };
-        let told = matches!(self.server.replace(Server::Absent), Server::Told(_));
+        let told = matches!(self.server.replace(ServerProcess::Absent), ServerProcess::Told(_));
         self.last_exit.set(Some(exit));
         if !exit.success() {
             tracing::warn!({ service.name = NAME }, "PostgreSQL ended: {exit}");
@@ -277,7 +277,7 @@ impl Shared {
     fn lasting_in(&self, lines: &[String]) -> Option<Lasting> {
         let data = &self.launch.home.data;
         let (given, altered) = (&self.launch.settings.settings, &conf::altered(data));
-        lines::lasting(lines, lines::Settings { given, altered, data })
+        lines::lasting(lines, lines::SettingSources { given, altered, data })
     }
 
     fn show(&self, fault: Fault) {
@@ -306,7 +306,7 @@ impl Shared {
                 stocked = launch.stocked.get();
                 probe = launch.probe(stocked);
             }
-            if matches!(self.server.get(), Server::Told(_)) {
+            if matches!(self.server.get(), ServerProcess::Told(_)) {
                 std::future::pending::<()>().await;
             }
             let (deadline, was_answered) = (launch.settings.probe_deadline, answered);
@@ -349,7 +349,7 @@ impl Shared {
 
     /// Publish `sample`, and tell the tree and the log where it says otherwise than the last one, which `answered` or did not.
     fn take(&self, reporter: &ProcessReporter, sample: Sample, answered: &mut bool) {
-        if matches!(self.server.get(), Server::Told(_)) {
+        if matches!(self.server.get(), ServerProcess::Told(_)) {
             // It was asked before it was told to end.
             return;
         }
@@ -373,14 +373,14 @@ impl Shared {
     }
 
     /// The lasting error in the answer of a server that has never served.
-    fn lasting(&self, sample: &Sample, stocked: Stocked, installation: &Installation) -> Option<Lasting> {
+    fn lasting(&self, sample: &Sample, stocked: DatabaseStage, installation: &Installation) -> Option<Lasting> {
         let answer = sample.answer.as_ref()?;
         // An interrupted restore may be putting the application's database back.
-        if stocked != Stocked::Unknown && answer.from == trouble::From::Server(*b"3D000") {
+        if stocked != DatabaseStage::Unknown && answer.from == trouble::AnswerSource::Server(*b"3D000") {
             return None;
         }
         let (postgres, data) = (installation.tool("postgres"), &self.launch.home.data);
-        match answer.meaning(trouble::Server::Own { postgres: &postgres, data }) {
+        match answer.meaning(trouble::AskedServer::Own { postgres: &postgres, data }) {
             Meaning::Lasting(lasting) => Some(lasting),
             Meaning::Passing | Meaning::Full => None,
         }
@@ -408,9 +408,9 @@ fn retry(waited: Duration, has_answered: bool) -> Duration {
 }
 
 impl Launch {
-    fn probe(&self, stocked: Stocked) -> Probe {
+    fn probe(&self, stocked: DatabaseStage) -> Probe {
         let port = self.url.port;
-        if stocked == Stocked::Unknown {
+        if stocked == DatabaseStage::Unknown {
             return Probe::managed(&self.home, port, SUPERUSER);
         }
         Probe::managed(&self.home, port, &self.url.database).at_the_door(&self.url)

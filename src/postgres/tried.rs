@@ -39,7 +39,7 @@ pub async fn try_settings(installation: &Installation, postgres: &Postgres) -> a
         return Ok(());
     }
     let said: Vec<String> = finished.stderr.lines().map(str::to_owned).collect();
-    let places = lines::Settings { given: &postgres.settings, altered: &BTreeMap::new(), data: dir.path() };
+    let places = lines::SettingSources { given: &postgres.settings, altered: &BTreeMap::new(), data: dir.path() };
     match lines::lasting(&said, places) {
         Some(lasting) => Err(Failure::new(lasting.code, lasting.why).into()),
         // What else may be wrong is found by the start, which has all the files.

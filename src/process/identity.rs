@@ -65,6 +65,20 @@ pub fn refused(path: &Path, error: &io::Error) -> String {
     )
 }
 
+/// As [`refused`], for a file of Tandem's below `top` that a start as another user made: all of what that user made is refused.
+pub fn refused_below(top: &Path, path: &Path, error: &io::Error) -> String {
+    let (Ok(meta), io::ErrorKind::PermissionDenied) = (path.symlink_metadata(), error.kind()) else {
+        return refused(path, error);
+    };
+    let (uid, gid, owner, top) = (Uid::effective(), Gid::effective(), meta.uid(), top.display());
+    format!(
+        " as user id {uid}: it belongs to {owner}:{}, mode {:04o}; give that user's files to this one (chown -R {uid}:{gid} \
+         {top}; where it is a container's volume, on the host), or run Tandem as user id {owner}",
+        meta.gid(),
+        meta.permissions().mode() & 0o7777
+    )
+}
+
 /// Whether the permission bit `bit` (4 read, 2 write, 1 search) of `meta` is open to `identity`.
 fn may(meta: &std::fs::Metadata, identity: &Identity, bit: u32) -> bool {
     let mode = meta.permissions().mode();

@@ -7,6 +7,7 @@
 //!
 //! As the first process of a container Tandem needs none: the kernel ends the others with it (pid_namespaces(7)).
 
+use std::ffi::OsString;
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::process::Stdio;
@@ -22,8 +23,9 @@ use super::spawn::{Streams, spawn_with};
 use super::stranger::Identifier;
 use crate::plan::CommandLine;
 
-/// The subcommand that runs it, and its name in lists of processes: `pkill tandem` is not to end it.
-pub const NAME: &str = "keeper";
+/// The first argument of the process. It is no subcommand of the command line: a keeper needs nothing that goes with one,
+/// and takes the less memory for it.
+const NAME: &str = "keeper";
 /// How often it looks at what there is below Tandem, for descendants that do not carry the mark.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long it goes on ending what was left.
@@ -83,11 +85,18 @@ fn spawn(run: &Run) -> io::Result<(PipeWriter, Child)> {
     Ok((orders, process))
 }
 
+/// The run that a process with these arguments is the keeper of, if it is to be one.
+pub fn asked_for(args: impl IntoIterator<Item = OsString>) -> Option<Run> {
+    let args: Vec<OsString> = args.into_iter().skip(1).collect();
+    let [name, run] = args.as_slice() else { return None };
+    if name == NAME { Run::parse(run.to_str()?) } else { None }
+}
+
 /// What the process does: wait for the end of Tandem, its parent, and end what it left.
-pub fn main(run: &str) {
-    let Some(run) = Run::parse(run) else { return };
+pub fn main(run: &Run) {
     // What asks Tandem for its end, a terminal or systemd, asks its whole group or control group.
     let _ = SigSet::all().thread_block();
+    // Its name in lists of processes: `pkill tandem` is not to end it.
     let _ = nix::sys::prctl::set_name(c"keeper");
     let parent = nix::unistd::getppid().as_raw();
     let mut stdin = io::stdin().lock();
@@ -104,7 +113,7 @@ pub fn main(run: &str) {
     if !matches!(stdin.read(&mut [0; 16]), Ok(0)) {
         return;
     }
-    let is_ours = |mark: &Mark| mark.run == run;
+    let is_ours = |mark: &Mark| mark.run == *run;
     orphans::end_marked(is_ours, &below, LIMIT);
 }
 

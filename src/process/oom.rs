@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use crate::config::cgroup::{Version, memory_groups};
+
 /// How much sooner than Tandem a worker is killed: as if it had three tenths of the machine's memory more (proc_pid_oom_score_adj(5)).
 const SOONER: i32 = 300;
 const SCORE_MAX: i32 = 1000;
@@ -40,20 +42,13 @@ fn kills() -> Option<u64> {
 /// The count of this process's memory group, or the machine's where there is none.
 fn under(proc: &Path, cgroups: &Path) -> Option<u64> {
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let own = read(&proc.join("self/cgroup"));
-    let files = own.lines().flat_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next().unwrap_or("-"), fields.next().unwrap_or_default());
-        let path = path.trim_start_matches('/');
-        // Inside a container without a namespace of its own the path is the host's, and the root is the group.
-        match controllers {
-            "" => vec![cgroups.join(path).join("memory.events"), cgroups.join("memory.events")],
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                let root = cgroups.join("memory");
-                vec![root.join(path).join("memory.oom_control"), root.join("memory.oom_control")]
-            }
-            _ => Vec::new(),
-        }
+    let groups = memory_groups(proc, cgroups).into_iter();
+    let files = groups.flat_map(|group| {
+        let file = match group.version {
+            Version::One => "memory.oom_control",
+            Version::Two => "memory.events",
+        };
+        group.dirs.into_iter().map(move |dir| dir.join(file))
     });
     let all: Vec<PathBuf> = files.chain([proc.join("vmstat")]).collect();
     all.iter().find_map(|path| count(&read(path)))

@@ -9,7 +9,7 @@ use crate::plan::DatabaseUrl;
 
 /// What a database says about its schema.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct SchemaState {
     /// Tables and views of `public`.
     pub tables: BTreeSet<String>,
     /// The rows of `public.alembic_version`, sorted, or `None` without the table.
@@ -46,11 +46,11 @@ pub async fn has_tables(url: &DatabaseUrl) -> anyhow::Result<bool> {
 /// Read the state of `session`'s database, in two questions.
 ///
 /// Every boot waits for this, so it uses the simple protocol: one round trip each, where a prepared statement has three.
-pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<Found> {
+pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<SchemaState> {
     let asked = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{TABLES}"))).fetch_one(&mut *session);
     let row = answered(ANSWER_LIMIT, "list the database's tables", asked).await?;
     let (recorded, tables) = (row.try_get::<bool, _>(0)?, row.try_get::<Vec<String>, _>(1)?);
-    let mut found = Found { tables: tables.into_iter().collect(), ..Found::default() };
+    let mut found = SchemaState { tables: tables.into_iter().collect(), ..SchemaState::default() };
     found.alembic = found.tables.contains("alembic_version").then(Vec::new);
     found.recorded = recorded.then(Vec::new);
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use migration::{Revision, revision};
 
-use super::inspect::Found;
+use super::inspect::SchemaState;
 use crate::exit::{Code, Failure};
 
 /// A place between revisions.
@@ -40,7 +40,7 @@ pub(super) fn revision_at(revisions: &[Revision], applied: usize) -> Option<&'st
 ///
 /// # Errors
 /// A [`Code::Schema`] failure when it is newer than `revisions`, or says different things about itself.
-pub(super) fn locate(found: &Found, revisions: &[Revision]) -> Result<Position, Failure> {
+pub(super) fn locate(found: &SchemaState, revisions: &[Revision]) -> Result<Position, Failure> {
     let applied = applied_by_alembic(found, revisions)?;
     let names: Vec<&str> = revisions.iter().map(|revision| revision.migration.name()).collect();
     let rows = found.recorded.as_deref().unwrap_or_default();
@@ -51,7 +51,7 @@ pub(super) fn locate(found: &Found, revisions: &[Revision]) -> Result<Position, 
     Ok(Position { applied, recorded: found.recorded.is_some() && rows.iter().eq(&names[..applied]) })
 }
 
-fn applied_by_alembic(found: &Found, revisions: &[Revision]) -> Result<usize, Failure> {
+fn applied_by_alembic(found: &SchemaState, revisions: &[Revision]) -> Result<usize, Failure> {
     match found.alembic.as_deref().unwrap_or_default() {
         [] => Ok(0),
         [one] => (1..=revisions.len())
@@ -66,7 +66,7 @@ fn applied_by_alembic(found: &Found, revisions: &[Revision]) -> Result<usize, Fa
     }
 }
 
-fn check_tables(found: &Found, revisions: &[Revision], applied: usize) -> Result<(), Failure> {
+fn check_tables(found: &SchemaState, revisions: &[Revision], applied: usize) -> Result<(), Failure> {
     let expected = tables_at(revisions, applied);
     let missing: Vec<&str> = expected.iter().copied().filter(|table| !found.tables.contains(*table)).collect();
     let at = match revision_at(revisions, applied) {
@@ -117,15 +117,15 @@ mod tests {
     use super::*;
 
     /// A database that is consistently at the first `applied` revisions.
-    fn at(applied: usize) -> Found {
-        Found {
+    fn at(applied: usize) -> SchemaState {
+        SchemaState {
             tables: tables_at(REVISIONS, applied).into_iter().chain(["alembic_version"]).map(str::to_owned).collect(),
             alembic: Some(revision_at(REVISIONS, applied).into_iter().map(str::to_owned).collect()),
             recorded: Some(REVISIONS[..applied].iter().map(|one| one.migration.name().to_owned()).collect()),
         }
     }
 
-    fn refused(found: &Found, message: Expect) {
+    fn refused(found: &SchemaState, message: Expect) {
         let failure = locate(found, REVISIONS).unwrap_err();
         assert_eq!(failure.code, Code::Schema);
         message.assert_eq(&failure.to_string());
@@ -133,14 +133,14 @@ mod tests {
 
     #[test]
     fn every_revision_is_found_recorded_or_not() {
-        assert_eq!(locate(&Found::default(), REVISIONS).unwrap(), Position { applied: 0, recorded: false });
+        assert_eq!(locate(&SchemaState::default(), REVISIONS).unwrap(), Position { applied: 0, recorded: false });
         for applied in 0..=REVISIONS.len() {
             assert_eq!(locate(&at(applied), REVISIONS).unwrap(), Position { applied, recorded: true });
-            let by_alembic = Found { recorded: None, ..at(applied) };
+            let by_alembic = SchemaState { recorded: None, ..at(applied) };
             assert_eq!(locate(&by_alembic, REVISIONS).unwrap(), Position { applied, recorded: false });
             // Alembic moved it since we last looked: its word counts.
             for rows in 0..=REVISIONS.len() {
-                let moved = Found { recorded: at(rows).recorded, ..at(applied) };
+                let moved = SchemaState { recorded: at(rows).recorded, ..at(applied) };
                 assert_eq!(locate(&moved, REVISIONS).unwrap(), Position { applied, recorded: rows == applied });
             }
         }
@@ -156,13 +156,13 @@ mod tests {
     #[test]
     fn the_future_is_refused() {
         refused(
-            &Found { alembic: Some(vec!["005_later".into()]), ..at(4) },
+            &SchemaState { alembic: Some(vec!["005_later".into()]), ..at(4) },
             expect![
                 "alembic_version names revision 005_later, and this tandem knows 001_initial_auth_schema to 004_add_indexes only: a newer version migrated this database. Start that version, or let it go back to 004_add_indexes first (`tandem migrate down`). Nothing was changed."
             ],
         );
         refused(
-            &Found { recorded: Some(vec!["m001_initial_auth_schema".into(), "m005_later".into()]), ..at(4) },
+            &SchemaState { recorded: Some(vec!["m001_initial_auth_schema".into(), "m005_later".into()]), ..at(4) },
             expect![
                 "tandem.seaql_migrations names revision m005_later, and this tandem knows 001_initial_auth_schema to 004_add_indexes only: a newer version migrated this database. Start that version, or let it go back to 004_add_indexes first (`tandem migrate down`). Nothing was changed."
             ],
@@ -172,25 +172,25 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         refused(
-            &Found { alembic: Some(vec!["001_initial_auth_schema".into(), "004_add_indexes".into()]), ..at(4) },
+            &SchemaState { alembic: Some(vec!["001_initial_auth_schema".into(), "004_add_indexes".into()]), ..at(4) },
             expect![
                 "alembic_version holds 2 revisions at once (001_initial_auth_schema, 004_add_indexes), which only branched histories do. Bring it to one of them with `alembic upgrade` or `alembic downgrade`. Nothing was changed."
             ],
         );
         refused(
-            &Found { alembic: at(3).alembic, ..at(2) },
+            &SchemaState { alembic: at(3).alembic, ..at(2) },
             expect![
                 "alembic_version says 003_portfolio_memory_schema, but public has no provider_performance, thompson_stats, trade_outcomes. Restore the database, or correct alembic_version with `alembic stamp REVISION`. Nothing was changed."
             ],
         );
         refused(
-            &Found { alembic: None, ..at(1) },
+            &SchemaState { alembic: None, ..at(1) },
             expect![
                 "there is no alembic_version, but public already has api_keys, auth_audit. If these tables are the application's, write down which revision they are at with `alembic stamp REVISION`; if not, use another database. Nothing was changed."
             ],
         );
         refused(
-            &Found { alembic: at(1).alembic, ..at(2) },
+            &SchemaState { alembic: at(1).alembic, ..at(2) },
             expect![
                 "alembic_version says 001_initial_auth_schema, but public already has cache_stats, decision_cache. If these tables are the application's, write down which revision they are at with `alembic stamp REVISION`; if not, use another database. Nothing was changed."
             ],

@@ -7,7 +7,7 @@ use migration::{Migrator, MigratorTrait, REVISIONS};
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 
 use super::connect;
-use super::inspect::{Found, inspect};
+use super::inspect::{SchemaState, inspect};
 use super::lock::{APPLICATION_NAME, Lock};
 use super::position::{Position, locate, revision_at};
 use crate::exit::{Code, Failure, sql_state};
@@ -15,7 +15,7 @@ use crate::plan::DatabaseUrl;
 
 /// The result of a run of migrations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct MigrationOutcome {
     /// Migrations applied, in order.
     pub applied: Vec<String>,
     /// Migrations rolled back, in order.
@@ -29,7 +29,7 @@ pub struct Outcome {
 
 /// One known migration, and whether it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
+pub struct RevisionStatus {
     pub name: String,
     pub revision: String,
     pub applied: bool,
@@ -50,7 +50,7 @@ enum Goal {
 /// # Errors
 /// [`Code::Schema`] when the database is newer than this binary or contradicts itself; [`Code::Temporary`] when a limit
 /// has passed; otherwise what the server answered, with the name of the migration that failed.
-pub async fn up(url: &DatabaseUrl, lock_limit: Duration, limit: Duration) -> anyhow::Result<Outcome> {
+pub async fn up(url: &DatabaseUrl, lock_limit: Duration, limit: Duration) -> anyhow::Result<MigrationOutcome> {
     within(limit, go(url, Goal::Head, lock_limit)).await
 }
 
@@ -58,7 +58,12 @@ pub async fn up(url: &DatabaseUrl, lock_limit: Duration, limit: Duration) -> any
 ///
 /// # Errors
 /// As [`up`]; [`Code::Usage`] when fewer than `steps` revisions are in.
-pub async fn down(url: &DatabaseUrl, steps: usize, lock_limit: Duration, limit: Duration) -> anyhow::Result<Outcome> {
+pub async fn down(
+    url: &DatabaseUrl,
+    steps: usize,
+    lock_limit: Duration,
+    limit: Duration,
+) -> anyhow::Result<MigrationOutcome> {
     within(limit, go(url, Goal::Down(steps), lock_limit)).await
 }
 
@@ -66,12 +71,12 @@ pub async fn down(url: &DatabaseUrl, steps: usize, lock_limit: Duration, limit: 
 ///
 /// # Errors
 /// As [`up`].
-pub async fn status(url: &DatabaseUrl) -> anyhow::Result<Vec<Status>> {
+pub async fn status(url: &DatabaseUrl) -> anyhow::Result<Vec<RevisionStatus>> {
     let mut session = connect::session(url, APPLICATION_NAME).await?;
     let position = locate(&inspect(&mut session).await?, REVISIONS)?;
     let statuses = REVISIONS.iter().enumerate().map(|(index, revision)| {
         let name = revision.migration.name();
-        Status {
+        RevisionStatus {
             name: name.to_owned(),
             revision: migration::revision(name).to_owned(),
             applied: index < position.applied,
@@ -80,7 +85,10 @@ pub async fn status(url: &DatabaseUrl) -> anyhow::Result<Vec<Status>> {
     Ok(statuses.collect())
 }
 
-async fn within(limit: Duration, work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Result<Outcome> {
+async fn within(
+    limit: Duration,
+    work: impl Future<Output = anyhow::Result<MigrationOutcome>>,
+) -> anyhow::Result<MigrationOutcome> {
     let started = Instant::now();
     let mut outcome = tokio::time::timeout(limit, work).await.map_err(|_| {
         let message = format!("migrations did not end within {limit:?}; the unfinished one was rolled back");
@@ -90,11 +98,11 @@ async fn within(limit: Duration, work: impl Future<Output = anyhow::Result<Outco
     Ok(outcome)
 }
 
-async fn go(url: &DatabaseUrl, goal: Goal, lock_limit: Duration) -> anyhow::Result<Outcome> {
+async fn go(url: &DatabaseUrl, goal: Goal, lock_limit: Duration) -> anyhow::Result<MigrationOutcome> {
     let mut session = connect::session(url, APPLICATION_NAME).await?;
     let position = locate(&inspect(&mut session).await?, REVISIONS)?;
     if position.recorded && target(position, goal)? == position.applied {
-        return Ok(Outcome { revision: revision(position.applied), ..Outcome::default() });
+        return Ok(MigrationOutcome { revision: revision(position.applied), ..MigrationOutcome::default() });
     }
     let mut lock = Lock::take(url, session, lock_limit).await?;
     let result = go_locked(url, goal, &mut lock).await;
@@ -102,7 +110,7 @@ async fn go(url: &DatabaseUrl, goal: Goal, lock_limit: Duration) -> anyhow::Resu
     result
 }
 
-async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Result<Outcome> {
+async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Result<MigrationOutcome> {
     // The previous holder of the lock may have done all or part of it.
     let found = inspect(lock.session()).await?;
     let position = locate(&found, REVISIONS)?;
@@ -113,7 +121,7 @@ async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Re
         let adopted = record(database, &found, position)
             .await
             .map_err(|error| rights(url, error.context("write down which migrations are in"), Right::Schema))?;
-        let mut outcome = Outcome { adopted, ..Outcome::default() };
+        let mut outcome = MigrationOutcome { adopted, ..MigrationOutcome::default() };
         let stepped = step(database, lock, position.applied, target, &mut outcome).await;
         stepped.map_err(|error| rights(url, error, Right::Tables))?;
         outcome.revision = revision(target);
@@ -170,7 +178,11 @@ fn revision(applied: usize) -> Option<String> {
 }
 
 /// Make SeaORM's bookkeeping say what `alembic_version` says. Returns the revision if it was news.
-async fn record(database: &DatabaseConnection, found: &Found, position: Position) -> anyhow::Result<Option<String>> {
+async fn record(
+    database: &DatabaseConnection,
+    found: &SchemaState,
+    position: Position,
+) -> anyhow::Result<Option<String>> {
     if position.recorded {
         return Ok(None);
     }
@@ -204,7 +216,7 @@ async fn step(
     lock: &mut Lock,
     applied: usize,
     target: usize,
-    outcome: &mut Outcome,
+    outcome: &mut MigrationOutcome,
 ) -> anyhow::Result<()> {
     for migrated in REVISIONS.iter().take(target).skip(applied) {
         let (name, started) = (migrated.migration.name(), Instant::now());

@@ -13,7 +13,7 @@ pub enum Tool {
 
 /// The command of `migrations.run`, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownTool {
     pub tool: Tool,
     /// All that stands before the word for migrating: the program, and options such as `-c alembic.ini`.
     before: Vec<String>,
@@ -24,7 +24,7 @@ pub struct Known {
 /// Options of Django's `migrate` that say where, not what.
 const DJANGO_OPTIONS: [&str; 3] = ["--database", "--settings", "--pythonpath"];
 
-impl Known {
+impl KnownTool {
     /// The tool in `command`, if Tandem knows it.
     pub fn of(command: &[String]) -> Option<Self> {
         let place = |names: &[&str]| {
@@ -154,17 +154,17 @@ mod tests {
             ("uv run alembic upgrade head", "uv run alembic current", "uv run alembic downgrade -2"),
         ];
         for (command, status, down) in cases {
-            let known = Known::of(&words(command)).unwrap();
+            let known = KnownTool::of(&words(command)).unwrap();
             assert_eq!((known.tool, &known.status()[0]), (Tool::Alembic, &words(status)));
             assert_eq!(known.down(2).unwrap(), words(down));
         }
-        let django = Known::of(&words("python manage.py migrate --noinput --settings a.b --database=x")).unwrap();
+        let django = KnownTool::of(&words("python manage.py migrate --noinput --settings a.b --database=x")).unwrap();
         assert_eq!(django.status(), [words("python manage.py showmigrations --settings a.b --database=x")]);
         assert_eq!(django.down(1).unwrap_err().code, Code::Usage);
-        assert_eq!(Known::of(&words("python -m django migrate")).unwrap().tool, Tool::Django);
+        assert_eq!(KnownTool::of(&words("python -m django migrate")).unwrap().tool, Tool::Django);
         for command in ["sh -c alembic-upgrade", "alembic upgrade head --sql", "flask db upgrade", "alembic", "migrate"]
         {
-            assert_eq!(Known::of(&words(command)), None, "{command}");
+            assert_eq!(KnownTool::of(&words(command)), None, "{command}");
         }
     }
 

@@ -13,7 +13,7 @@ use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
-use crate::postgres::service::Stocked;
+use crate::postgres::service::DatabaseStage;
 use crate::postgres::stale;
 use crate::workers::surroundings::Surroundings;
 
@@ -73,7 +73,7 @@ pub struct Context {
     /// What the migrations did, for the health port.
     pub migrations: RefCell<Migrations>,
     /// How far the database has come, for the probe.
-    pub database: Rc<Cell<Stocked>>,
+    pub database: Rc<Cell<DatabaseStage>>,
 }
 
 impl Context {

@@ -15,7 +15,7 @@ use crate::config::{PostgresMode, WorkerSocket};
 use crate::exit::{Code, Failure};
 use crate::health::server as health;
 use crate::postgres::probe::{Probe, Sample, Woken};
-use crate::postgres::service::Reading;
+use crate::postgres::service::DatabaseReading;
 use crate::process::ports;
 use crate::supervise::tree::TreeEvent;
 use crate::watch;
@@ -143,7 +143,7 @@ impl Sidecar {
 async fn sample(
     mut probe: Probe,
     context: Rc<Context>,
-    samples: channel::Sender<Reading>,
+    samples: channel::Sender<DatabaseReading>,
     events: UnboundedSender<TreeEvent>,
 ) {
     let settings = context.settings();

@@ -18,7 +18,7 @@ use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
-use crate::postgres::service::Stocked;
+use crate::postgres::service::DatabaseStage;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::trouble::{self, Meaning};
 use crate::postgres::{adopt, binaries, cluster, conf, lookup, port, probe::Probe, provision, shared_memory};
@@ -118,7 +118,7 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     let wanted = Wanted { user: &context.url.user, password, database: &context.url.database };
     provision::provision(&context.home, context.url.port, &wanted, context.fresh.get()).await?;
     context.fresh.set(false);
-    context.database.set(Stocked::Provisioned);
+    context.database.set(DatabaseStage::Provisioned);
     Ok(())
 }
 
@@ -135,7 +135,7 @@ pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
                 return Ok(sample.max_connections);
             }
             answers = sample.available;
-            let meaning = sample.answer.as_ref().map(|answer| answer.meaning(trouble::Server::Other(url)));
+            let meaning = sample.answer.as_ref().map(|answer| answer.meaning(trouble::AskedServer::Other(url)));
             if let Some(Meaning::Lasting(lasting)) = meaning {
                 return Err(Failure::new(lasting.code, format!("the database {url}: {}", lasting.why)));
             }
@@ -186,7 +186,7 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
         took: Some(began.elapsed()),
         finished: Some(SystemTime::now()),
     };
-    context.database.set(Stocked::Migrated);
+    context.database.set(DatabaseStage::Migrated);
     Ok(())
 }
 
@@ -211,7 +211,7 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         return Ok(());
     }
     let catalog = Catalog::of(&settings, &context.home);
-    let found = restore::source(&catalog, &settings, source, database).await;
+    let found = restore::source(&catalog, &settings, (source, false), database).await;
     let (catalog, entry) = match found {
         Ok(found) => found,
         // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.

@@ -18,7 +18,7 @@ use super::view::{Endpoints, View};
 use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
 use crate::companions::Companion;
 use crate::config::{AfterReady, PostgresMode};
-use crate::postgres::service::{self as postmaster, Postmaster, Reading};
+use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
 use crate::supervise::task::Shell;
 use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
@@ -43,7 +43,7 @@ pub struct Sidecar {
     pub(super) jobs: HashMap<JobRun, JoinHandle<()>>,
     /// The error of the job that failed.
     pub(super) error: Rc<RefCell<Option<anyhow::Error>>>,
-    pub(super) samples: watch::Sender<Reading>,
+    pub(super) samples: watch::Sender<DatabaseReading>,
     pub(super) view: View,
     /// The workers that the hook after the start was last run for.
     pub(super) hooked: BTreeSet<i32>,

@@ -24,7 +24,7 @@ use crate::durable::{self, WriteOptions};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
-use crate::postgres::service::Reading;
+use crate::postgres::service::DatabaseReading;
 use crate::supervise::state::State;
 use crate::supervise::tree::{Role, Tree, TreePhase};
 use crate::telemetry;
@@ -206,7 +206,7 @@ impl View {
     /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.
     pub fn follow(
         &self,
-        mut readings: watch::Receiver<Reading>,
+        mut readings: watch::Receiver<DatabaseReading>,
         roster: Roster,
         context: Rc<Context>,
     ) -> impl Future<Output = ()> + use<> {
@@ -352,7 +352,7 @@ fn keep_facts(known: &mut Sample, sample: &mut Sample) {
 }
 
 /// A reading as the health port shows it. Its error's text stays in the log: it may quote a connection string.
-fn sample(reading: Reading) -> picture::Sample {
+fn sample(reading: DatabaseReading) -> picture::Sample {
     let Some((taken, sample)) = reading else {
         return picture::Sample { taken: Instant::now(), outcome: Err(picture::Fault::Down) };
     };

@@ -90,7 +90,7 @@ async fn a_worker_that_cannot_be_measured_holds_up_no_other() {
     // As the kernel, while the process's memory is locked.
     fn stuck(_: i32) -> Option<u64> {
         while !ANSWERED.load(std::sync::atomic::Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::park_timeout(Duration::from_millis(5));
         }
         Some(1)
     }

@@ -22,7 +22,7 @@ const LAUNCHER: &str = "launcher.py";
 const TEMPLATE: &str = "template.py";
 
 /// What a worker consists of, by file name. The launcher loads the others from beside it, by path and not by import:
-/// the run directory is in nobody's `sys.path`.
+/// the run directory is in no process's `sys.path`.
 const FILES: &[(&str, &str)] = &[
     (LAUNCHER, include_str!("launcher.py")),
     ("drain.py", include_str!("drain.py")),
@@ -45,7 +45,7 @@ pub struct Launch {
     pub listener: Rc<RefCell<Option<InheritedFd>>>,
     /// The interpreter of the Python environment, known once that is made.
     pub python: Rc<RefCell<PathBuf>>,
-    /// Whom the workers run as, known once the interpreter is.
+    /// The user that workers run as, known once the interpreter is.
     pub identity: Rc<RefCell<Option<Identity>>>,
 }
 
@@ -198,11 +198,11 @@ fn protocol(settings: &Settings) -> Vec<(String, Option<String>)> {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), Some(value))).collect()
 }
 
-/// The user that workers run as: only root has a choice. `python` is the environment's interpreter, whose real place
-/// may lie in a home directory.
+/// The user that workers run as, where Tandem runs as root. `python` is the environment's interpreter, which may really
+/// lie in a home directory.
 ///
 /// # Errors
-/// `workers.run_as` names nobody, or somebody who cannot reach the code.
+/// `workers.run_as` names no user, or one that cannot reach the code.
 pub fn identity_for(settings: &Settings, run: &Path, python: &Path) -> anyhow::Result<Option<Identity>> {
     if !identity::is_root() {
         return Ok(None);

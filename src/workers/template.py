@@ -7,14 +7,16 @@ describes the environment that both are started with. In addition:
   TANDEM_PRELOAD      "strict": refuse to fork an app that is not safe to fork
 
 A request is {"slot": N, "environment": {...}} with four descriptors: the read end of the worker's own gate, the write
-ends of its stdout and stderr, and its own end of the socket pair on which it speaks. The answer is {"slot": N, "pid": P}, or {"slot": N, "error": "..."} when there was
-no process to be had. The worker leads a process group of its own and is Tandem's child, as if Tandem had spawned it:
-its parent, forked in between, has ended by the time of the answer, and orphans fall to Tandem (PR_SET_CHILD_SUBREAPER).
+ends of its stdout and stderr, and its own end of the socket pair on which it speaks. The answer is
+{"slot": N, "pid": P}, or {"slot": N, "error": "..."} when the fork failed. The worker leads a process group of its own
+and is Tandem's child, as if Tandem had spawned it: its parent, forked in between, has ended by the time of the answer,
+and orphans become Tandem's children (PR_SET_CHILD_SUBREAPER).
 
-The environment of a request holds the worker's own values (PGAPPNAME, ...), and is in force before the gate opens. What
-the app read while it was imported it read from the template's environment, which has none of a slot's own.
+The environment of a request holds the worker's own values (PGAPPNAME, ...). They are set before the gate opens. While
+the app was imported it read the template's environment, which has no values of a slot.
 
-Says READY=1 once the app is imported, and as the launcher X_TANDEM_IMPORT_ERROR. And, whenever there is something new:
+The template says READY=1 once the app is imported and X_TANDEM_IMPORT_ERROR as the launcher does. Whenever there is
+something new, it says
 
   X_TANDEM_FORK_UNSAFE=<json list of strings>    threads and connections that exist at the moment of a fork
 
@@ -74,7 +76,7 @@ class Template:
             self.uvicorn, self.config = self.launcher.load_config(self.orders)
         except BaseException as error:
             self.launcher.fail_import(error, self.notifier)
-        # What the app left in cycles goes now; a collection in a worker then neither walks nor copies what is shared.
+        # Free now what the app left in cycles; a collection in a worker then neither walks nor copies shared memory.
         gc.collect()
         gc.freeze()
         self.check()
@@ -130,7 +132,7 @@ class Template:
         return json.loads(data), list(numbers)
 
     def become_worker(self, request, descriptors):
-        """Take on what is this worker's own, and serve."""
+        """Take over the worker's own descriptors and environment, and serve."""
         gate_fd, stdout, stderr, notify_fd = descriptors
         for source, target in ((stdout, 1), (stderr, 2)):
             os.dup2(source, target)
@@ -189,7 +191,7 @@ def leave_worker(writer):
         worker = os.fork()
         if worker == 0:
             return True
-        # Before anybody knows the pid: a signal to its group shall find it.
+        # Before its pid is told: a signal to its group must reach it.
         os.setpgid(worker, worker)
         os.write(writer, b"%d" % worker)
     except OSError as error:

@@ -123,6 +123,18 @@ fn a_part_of_the_state_that_is_somebody_elses_is_refused_with_owner_and_way() {
     let mut command = as_user(&project, user.uid, user.gid);
     refusal::said(command.args(["migrate", "status"]).output().unwrap()).expect(73, &words);
 
+    // The volume was given to that user once root had used it: all that root made is to go with it.
+    let state = project.state();
+    fs::write(state.join("lock"), "").unwrap();
+    fs::set_permissions(state.join("lock"), Permissions::from_mode(0o600)).unwrap();
+    chown(&state, Some(user.uid), Some(user.gid)).unwrap();
+    let whole = format!("chown -R {}:{} {}", user.uid, user.gid, state.display());
+    let mut command = as_user(&project, user.uid, user.gid);
+    refusal::said(command.args(["migrate", "status"]).output().unwrap())
+        .expect(73, &[&whole, "belongs to 0:0, mode 0600", "or run Tandem as user id 0"]);
+    fs::remove_file(state.join("lock")).unwrap();
+    chown(&state, Some(0), Some(0)).unwrap();
+
     // Root's server was another user's.
     let run = project.state().join("run");
     fs::create_dir_all(run.join("postgres")).unwrap();

@@ -7,6 +7,7 @@ use crate::common::plain::Plain;
 use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::tandem::{self, Tandem, lives, wait_for};
+use crate::identity::{open_project, uid};
 use ::tandem::process::identity;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -80,16 +81,15 @@ fn another_server_gets_ready_by_its_answer() {
     if !identity::is_root() {
         return;
     }
-    let project = Project::app_with(
-        "plain:app",
-        "migrations.run = 'none'\nworkers.count = 2\nworkers.ready = '/'\n\
-         workers.command = ['uvicorn', '--fd', '{fd}', 'plain:app']",
-    );
-    let project = project.without("workers.app");
+    let lines =
+        "migrations.run = 'none'\nworkers.ready = '/'\nworkers.command = ['uvicorn', '--fd', '{fd}', 'plain:app']";
+    let project = open_project(lines).without("workers.app");
     let mut tandem = Tandem::start_as(&project, without_ptrace(&project));
     tandem.wait_ready();
     assert!(!may_trace(tandem.pid()));
-    wait_for("two workers", || tandem.workers().len() == 2);
+    let worker = tandem.workers()[0];
+    let process = tandem.descendants().into_iter().find(|process| process.pid == worker).unwrap();
+    assert_ne!(uid(&process), 0, "it runs as another user");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 

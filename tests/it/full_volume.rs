@@ -1,37 +1,8 @@
 //! A disk that fills under the server: it is said as what it is, waited for, and over once there is room.
 
-use std::fs;
-use std::process::Command;
-
-use crate::common::namespace::mount_namespace;
 use crate::common::project::Project;
+use crate::common::small_disk::Filling;
 use crate::common::tandem::{self, Tandem, wait_for};
-
-/// `tandem` with the project's data on a disk of 160 MB. What the test does to it goes by files: `fill` fills it, `free` makes
-/// room again.
-fn on_a_small_disk(project: &Project) -> Option<Command> {
-    let namespace = mount_namespace()?;
-    let script = "small=\"$0\"/small; mkdir \"$small\"; mount -t tmpfs -o size=160m,mode=0755 tmpfs \"$small\"
-        cp -a \"$0\"/.tandem/. \"$small\"; mount --bind \"$small\" \"$0\"/.tandem
-        ( while [ -d \"$0\" ]; do
-            [ ! -e \"$0\"/fill ] || { rm \"$0\"/fill; dd if=/dev/zero of=\"$small\"/filler bs=64k 2>/dev/null || true; touch \"$0\"/filled; }
-            [ ! -e \"$0\"/free ] || { rm -f \"$0\"/free \"$small\"/filler; touch \"$0\"/freed; }
-            kill -0 $$ || exit 0
-            sleep 0.05
-          done ) &
-        exec \"$@\"";
-    let binary = tandem::command(project);
-    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
-    let mut command = Command::new("unshare");
-    command.args(namespace).args(["sh", "-euc", script]).arg(project.dir()).arg(binary.get_program());
-    command.current_dir(project.dir()).env("PYTHONDONTWRITEBYTECODE", "1").env_remove("DATABASE_URL");
-    Some(command)
-}
-
-fn do_it(project: &Project, what: &str, done: &str) {
-    fs::write(project.dir().join(what), "").unwrap();
-    wait_for(done, || project.dir().join(done).exists());
-}
 
 #[test]
 fn a_full_disk_is_told_and_waited_for_and_the_server_comes_back_by_itself() {
@@ -40,12 +11,12 @@ fn a_full_disk_is_told_and_waited_for_and_the_server_comes_back_by_itself() {
     let project = Project::app_with("plain:app", lines);
     let mut first = Tandem::up(&project);
     assert_eq!(first.stop(), 0, "{}", first.log());
-    let Some(command) = on_a_small_disk(&project) else { return };
-    let mut tandem = Tandem::start_as(&project, command);
+    let Some(disk) = Filling::prepare(&project, "160m") else { return };
+    let mut tandem = disk.up();
     tandem.wait_ready();
     let psql = |sql: &str| tandem::run(&project, &["psql", "-XAtqc", sql]);
     assert!(psql("CREATE TABLE kept AS SELECT 42 AS n").status.success());
-    do_it(&project, "fill", "filled");
+    disk.fill();
     // WAL that has no room to go to ends the server.
     let write = "SELECT count(pg_logical_emit_message(false, 'x', repeat(md5(n::text), 30000))) FROM generate_series(1, 100) AS n";
     let began = std::time::Instant::now();
@@ -63,7 +34,7 @@ fn a_full_disk_is_told_and_waited_for_and_the_server_comes_back_by_itself() {
 
     // No start is tried in vain, and none fails for good.
     assert!(!tandem.log().contains("gives up"));
-    do_it(&project, "free", "freed");
+    disk.free();
     tandem.wait_ready();
     let log = tandem.log();
     assert!(log.contains("there is room on the disk again") && tries(&log) <= before + 1, "{log}");

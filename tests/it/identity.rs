@@ -69,7 +69,7 @@ fn open_dir(name: &str) -> PathBuf {
 }
 
 /// The real uid of a process.
-fn uid(process: &Process) -> u32 {
+pub fn uid(process: &Process) -> u32 {
     procfs::process::Process::new(process.pid).unwrap().status().unwrap().ruid
 }
 

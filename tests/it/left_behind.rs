@@ -6,6 +6,7 @@ use crate::common::control;
 use crate::common::project::Project;
 use crate::common::skip::skip;
 use crate::common::tandem::{self, Process, Tandem, processes, still_lives, wait_for};
+use crate::identity::open_project;
 use crate::other_servers;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,10 +64,9 @@ fn escaped(project: &Project, kind: u32) -> Vec<Process> {
     processes().into_iter().filter(|process| process.args == words).collect()
 }
 
-/// A project whose workers, companion and hook let processes escape: kinds 0, 1 and 2.
+/// A project whose workers, companion and hook let processes escape: kinds 0, 1 and 2. As root it starts them as others.
 fn project() -> Project {
-    let project = Project::app_with("plain:app", "migrations.run = 'none'\nworkers.count = 1\nworkers.ready = '/'");
-    let project = project.without("workers.app");
+    let project = open_project("migrations.run = 'none'\nworkers.ready = '/'").without("workers.app");
     project.write("escape.py", ESCAPE);
     project.write("server.py", SERVER);
     let dir = project.dir().display().to_string();

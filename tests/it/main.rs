@@ -13,6 +13,9 @@ mod figures;
 #[path = "../../benches/workers/load/mod.rs"]
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod load;
+#[path = "../../benches/faults/schedule/mod.rs"]
+#[allow(dead_code, reason = "the benchmarks use all of it")]
+mod schedule;
 
 mod abandoned;
 mod address;
@@ -20,6 +23,7 @@ mod as_worker;
 mod backup;
 mod backup_copies;
 mod backup_import;
+mod backup_proof;
 mod backup_schedule;
 mod backup_store;
 mod backup_verify;
@@ -27,6 +31,7 @@ mod bad_archive;
 mod bad_database;
 mod bad_disk;
 mod bad_input;
+mod busy_live_database;
 mod commands;
 mod companions;
 mod container;
@@ -34,6 +39,7 @@ mod control;
 mod dockerfile;
 mod dotenv;
 mod false_pid;
+mod faults;
 mod fewer_rights;
 mod follows_database;
 mod full_volume;
@@ -50,6 +56,7 @@ mod locks;
 mod lower_layer;
 mod migrator;
 mod other_servers;
+mod out_of_memory;
 mod own_database;
 mod pid_one;
 mod pitr;

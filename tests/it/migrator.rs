@@ -162,20 +162,26 @@ async fn a_pooler_in_transaction_mode_is_told_of_and_one_in_session_mode_is_used
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     // It refuses options of the startup, which are not needed.
     server.sql("postgres", &format!("ALTER ROLE {APP_ROLE} CREATEDB")).await;
-    for format in ["plain", "custom"] {
+    for format in ["plain", "custom", "directory"] {
         let chosen = format!("backup.format={format}");
         run_at(&ours, &through(port), &["backup", "--set", &chosen]).expect(0, &[]);
         run_at(&ours, &through(port), &["restore", "latest", "--yes", "--set", &chosen]).expect(0, &["now: 5 rows"]);
     }
-    // To the server itself both also write where transactions are read-only by default.
+    // All of them also write where transactions are read-only by default, and leave that as it was.
     server.sql("postgres", &format!("ALTER ROLE {APP_ROLE} SET default_transaction_read_only = on")).await;
-    for format in ["sql.gz", "dump"] {
-        let direct = format!("postgresql://{APP_ROLE}:pw@127.0.0.1:{}/pooled", url.port);
-        let backups = fs::read_dir(ours.state().join("backups")).unwrap().flatten();
-        let mut names = backups.map(|entry| entry.file_name().into_string().unwrap());
-        let name = names.find(|name| name.contains("_backup_") && name.ends_with(format)).unwrap();
-        run_at(&ours, &direct, &["restore", &name, "--yes"]).expect(0, &["now: 5 rows"]);
+    let (_fresh, fresh) = pooler(place.path(), url.port, "pw", "session");
+    for port in [url.port, fresh] {
+        for format in ["sql.gz", "dump", "dir"] {
+            let backups = fs::read_dir(ours.state().join("backups")).unwrap().flatten();
+            let mut names = backups.map(|entry| entry.file_name().into_string().unwrap());
+            let name = names.find(|name| name.contains("_backup_") && name.ends_with(format)).unwrap();
+            run_at(&ours, &through(port), &["restore", &name, "--yes"]).expect(0, &["now: 5 rows"]);
+        }
     }
+    assert_eq!(
+        server.sql("pooled", "SELECT count(*) FROM pg_db_role_setting WHERE setrole <> 0 AND setdatabase <> 0").await,
+        "0"
+    );
     server.sql("postgres", &format!("ALTER ROLE {APP_ROLE} RESET default_transaction_read_only")).await;
     // What is migrated already needs no lock.
     let (_transaction, port) = pooler(place.path(), url.port, "pw", "transaction");

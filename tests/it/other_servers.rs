@@ -17,6 +17,7 @@ async fn venv() -> PathBuf {
         interpreter: "python3".into(),
         requirements: Some(root().join("tests/fixtures/servers.txt")),
         venv: Some(venv.clone()),
+        groups: Vec::new(),
         managed: true,
         installer: Installer::Auto,
         limit: LIMIT,

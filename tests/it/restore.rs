@@ -189,7 +189,7 @@ fn latest_passes_over_what_is_incomplete_or_bad() {
     let incomplete = backup(&project, &[]);
     let stem = incomplete["file"].as_str().unwrap().split('.').next().unwrap();
     fs::remove_file(dir(&project).join(format!("{stem}.manifest.json"))).unwrap();
-    let restored = refusal::run(&project, &["restore", "latest", "--yes"]);
+    let restored = refusal::run(&project, &["restore", "latest", "--yes", "--older"]);
     restored.expect(0, &["is incomplete: passed over", "is bad: passed over", good["file"].as_str().unwrap()]);
 }
 

@@ -9,7 +9,7 @@ use migration::{Migrator, MigratorTrait};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, Statement};
 use tandem::exit::{Code, code_of};
 use tandem::plan::DatabaseUrl;
-use tandem::schema::{self, Outcome, Status};
+use tandem::schema::{self, MigrationOutcome, RevisionStatus};
 use tokio::time::{Instant, sleep};
 
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -24,11 +24,11 @@ const SCHEMA: [&str; 5] = ["--schema-only", "--no-owner", "--no-privileges", "--
 /// Everything, rows too: what a refusal must not change.
 const EVERYTHING: [&str; 1] = ["--inserts"];
 
-async fn up(url: &DatabaseUrl) -> Outcome {
+async fn up(url: &DatabaseUrl) -> MigrationOutcome {
     schema::up(url, LOCK_LIMIT, LIMIT).await.unwrap()
 }
 
-async fn down(url: &DatabaseUrl, steps: usize) -> Outcome {
+async fn down(url: &DatabaseUrl, steps: usize) -> MigrationOutcome {
     schema::down(url, steps, LOCK_LIMIT, LIMIT).await.unwrap()
 }
 
@@ -146,7 +146,11 @@ async fn a_current_database_is_left_alone_without_waiting_for_the_lock() {
         let outcome = up(&url).await;
         assert_eq!(
             outcome,
-            Outcome { revision: Some(schema::head()), duration: outcome.duration, ..Outcome::default() }
+            MigrationOutcome {
+                revision: Some(schema::head()),
+                duration: outcome.duration,
+                ..MigrationOutcome::default()
+            }
         );
         fastest = fastest.min(outcome.duration);
     }
@@ -345,11 +349,11 @@ async fn a_socket_directory_is_a_host() {
     assert_eq!(up(&url).await.applied.len(), 4);
 }
 
-fn statuses(applied: usize) -> Vec<Status> {
+fn statuses(applied: usize) -> Vec<RevisionStatus> {
     REVISIONS
         .iter()
         .enumerate()
-        .map(|(index, revision)| Status {
+        .map(|(index, revision)| RevisionStatus {
             name: format!("m{revision}"),
             revision: (*revision).to_owned(),
             applied: index < applied,

@@ -12,16 +12,17 @@
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, bail};
+use nix::fcntl::OFlag;
 
 use super::compare::{Damaged, same};
 use super::header::Header;
 use super::wal::{Name, Segment};
-use crate::durable::{self, WriteOptions, sync_dir};
+use crate::durable::{self, WriteOptions, open_itself, sync_dir};
 
 /// zstd's level: the fastest that is not worse than gzip, 28 ms for 16 MB.
 const LEVEL: i32 = 1;
@@ -106,7 +107,10 @@ impl Archive {
                 .create(&self.dir)
                 .with_context(|| self.cannot_make(&self.dir))?;
             if let Some((uid, gid)) = owner {
-                chown(&self.dir, Some(uid), Some(gid)).with_context(|| self.cannot_make(&self.dir))?;
+                // Itself: another user may own the directory that it is in, and put a link in its place meanwhile.
+                let made = open_itself(&self.dir, OFlag::O_DIRECTORY);
+                made.and_then(|made| fchown(made, Some(uid), Some(gid)))
+                    .with_context(|| self.cannot_make(&self.dir))?;
             }
             self.dir.parent().map_or(Ok(()), sync_dir).with_context(|| self.cannot_make(&self.dir))?;
         }
@@ -359,7 +363,7 @@ impl Archive {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) => return Err(error),
         }
-        self.give_away(&File::open(dir)?)?;
+        self.give_away(&open_itself(dir, OFlag::O_DIRECTORY)?)?;
         dir.parent().map_or(Ok(()), sync_dir)
     }
 

@@ -3,10 +3,11 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
+use nix::fcntl::OFlag;
 
 use super::archive::Archive;
 use super::catalog::{self, Base};
@@ -14,7 +15,7 @@ use super::header::Header;
 use super::manifest::{self, Manifest, Seen};
 use super::timeline::Lineage;
 use super::wal::{Name, Segment};
-use crate::durable::sync_file_system;
+use crate::durable::{open_itself, sync_file_system};
 use crate::plan::Identity;
 
 /// How much is read at once, in bytes.
@@ -77,7 +78,8 @@ fn make_dir(dir: &Path, owner: Option<&Identity>) -> io::Result<()> {
         return Ok(());
     }
     DirBuilder::new().mode(0o700).create(dir)?;
-    owner.map_or(Ok(()), |owner| chown(dir, Some(owner.uid), Some(owner.gid)))
+    // The directory that it is in may be the owner's by now, who could put a link in its place.
+    owner.map_or(Ok(()), |owner| fchown(open_itself(dir, OFlag::O_DIRECTORY)?, Some(owner.uid), Some(owner.gid)))
 }
 
 /// A new file of the server's.
@@ -130,8 +132,11 @@ pub fn carry_over(names: &[Name], from: &Path, to: &Path, owner: Option<&Identit
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::super::archive::tests::{SYSTEM, segment};
     use super::*;
+    use crate::process::identity;
 
     #[test]
     fn what_was_written_and_not_archived_is_carried_over() {
@@ -162,5 +167,41 @@ mod tests {
     fn a_path_out_of_the_backup_is_refused() {
         assert_eq!(inside(Path::new("./base/1/2")).unwrap(), Path::new("base/1/2"));
         assert!(inside(Path::new("../x")).is_err() && inside(Path::new("/etc/passwd")).is_err());
+    }
+    #[test]
+    fn a_link_in_the_place_of_a_directory_that_was_made_does_not_lead_to_another_owner() {
+        let Some(owner) = identity::lookup("nobody").filter(|_| identity::is_root()) else {
+            return crate::skip::skip("only root can give something away");
+        };
+        let temp = tempfile::tempdir().unwrap();
+        let archive = Archive::new(temp.path().join("pitr"));
+        archive.prepare(SYSTEM, Some((owner.uid, owner.gid))).unwrap();
+        let made: [(PathBuf, Box<dyn Fn(&Path)>); 2] = [
+            (temp.path().join("base"), Box::new(|dir| drop(make_dir(dir, Some(&owner))))),
+            (archive.dir().join("base_1"), Box::new(|dir| drop(archive.make_dir(dir)))),
+        ];
+        for (dir, make) in made {
+            let (aside, victim) = (dir.with_extension("aside"), dir.with_extension("victim"));
+            fs::create_dir(&victim).unwrap();
+            let ended = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                // What the owner of the directory around it can do at any moment.
+                scope.spawn(|| {
+                    while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                        if fs::rename(&dir, &aside).is_ok() {
+                            let _ = std::os::unix::fs::symlink(&victim, &dir);
+                            let _ = fs::remove_dir(&aside);
+                        }
+                    }
+                });
+                for _ in 0..10_000 {
+                    make(&dir);
+                    let _ = fs::remove_dir(&dir);
+                    let _ = fs::remove_file(&dir);
+                }
+                ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            assert_eq!(victim.metadata().unwrap().uid(), 0, "{}", dir.display());
+        }
     }
 }

@@ -21,7 +21,7 @@ use super::{command, layout};
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
 use crate::postgres::binaries::Installation;
-use crate::postgres::data::{Found, inspect};
+use crate::postgres::data::{DataDirectory, inspect};
 use crate::postgres::free_bytes;
 use crate::postgres::home::{Home, make_dir};
 use crate::postgres::stale;
@@ -64,7 +64,7 @@ pub struct Restored {
 /// No base backup leads there, or the WAL on the way is known to have a gap.
 pub fn find(wish: &Wish<'_>) -> anyhow::Result<Way> {
     let pg_wal = wish.home.data.join("pg_wal");
-    if inspect(wish.home)? == Found::Cluster {
+    if inspect(wish.home)? == DataDirectory::Cluster {
         let (ours, theirs) = (super::start::system_identifier(&wish.home.data)?, wish.archive.system_identifier()?);
         if theirs.is_some_and(|theirs| theirs != ours) {
             bail!("{} is the archive of another cluster than the one here", wish.archive.dir().display());

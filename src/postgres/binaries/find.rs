@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::known::Known;
+use super::known::FileAnswerCache;
 use super::manifest::MAJOR;
 use super::{Installation, libraries};
 use crate::plan::CommandLine;
 use crate::process;
 
-/// How long a program may take to say its version.
+/// Limit for a program's `--version`.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
 /// The programs that Tandem uses; a PostgreSQL without one of them is passed over.
@@ -41,22 +41,22 @@ const MODULE_DIRS: &[&str] = &[
     "../../lib/postgresql16",
 ];
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub(super) struct Search {
     pub found: Option<Installation>,
-    /// The first that is as wanted but for its contrib modules.
+    /// The first that lacks nothing but the contrib modules.
     pub bare: Option<Installation>,
-    /// Each PostgreSQL that was looked at and not taken, with the reason.
+    /// Each PostgreSQL that was found and not chosen, with the reason.
     pub passed_over: Vec<String>,
 }
 
 /// The first PostgreSQL 16 in `search_path` (the value of PATH), where a `pg_config` points, or in the usual places.
-pub(super) async fn system(known: &mut Known, search_path: &OsStr) -> Search {
+pub(super) async fn system(known: &mut FileAnswerCache, search_path: &OsStr) -> Search {
     system_in(known, search_path, USUAL_DIRS).await
 }
 
-async fn system_in(known: &mut Known, search_path: &OsStr, usual: &[&str]) -> Search {
+async fn system_in(known: &mut FileAnswerCache, search_path: &OsStr, usual: &[&str]) -> Search {
     let mut search = Search::default();
     let mut seen = Vec::new();
     let in_path: Vec<PathBuf> = std::env::split_paths(search_path).collect();
@@ -76,8 +76,8 @@ async fn system_in(known: &mut Known, search_path: &OsStr, usual: &[&str]) -> Se
     search
 }
 
-/// Take the PostgreSQL in `dir` if it is there, of the right version and complete, or note why not.
-async fn consider(dir: &Path, known: &mut Known, seen: &mut Vec<PathBuf>, search: &mut Search) {
+/// Choose the PostgreSQL in `dir` if it has the right version and is complete, or note why not.
+async fn consider(dir: &Path, known: &mut FileAnswerCache, seen: &mut Vec<PathBuf>, search: &mut Search) {
     // Debian links single programs into PATH: the directory they really lie in holds the others.
     let Ok(postgres) = dir.join("postgres").canonicalize() else { return };
     let Some(bin) = postgres.parent().map(Path::to_path_buf) else { return };
@@ -122,11 +122,11 @@ pub(super) fn lacks_contrib(bin: &Path) -> bool {
     found.peek().is_some() && !found.any(|dir| dir.join(format!("pg_stat_statements.{suffix}")).exists())
 }
 
-/// The version of the server in `bin`, as it says itself; asked once per state of the file.
+/// The version that the server in `bin` reports; asked again only when the file has changed.
 ///
 /// # Errors
 /// When it does not start or does not name a version; a missing shared library is named with its package.
-pub(super) async fn version(bin: &Path, known: &mut Known) -> anyhow::Result<String> {
+pub(super) async fn version(bin: &Path, known: &mut FileAnswerCache) -> anyhow::Result<String> {
     let postgres = bin.join("postgres");
     if let Some(version) = known.get("version", &postgres) {
         return Ok(version.to_owned());
@@ -139,8 +139,8 @@ pub(super) async fn version(bin: &Path, known: &mut Known) -> anyhow::Result<Str
     Ok(version)
 }
 
-/// Where `pg_config` says the programs are; asked once per state of the file.
-async fn configured_bin(pg_config: &Path, known: &mut Known) -> Option<PathBuf> {
+/// The directory of the programs that `pg_config` reports; asked again only when the file has changed.
+async fn configured_bin(pg_config: &Path, known: &mut FileAnswerCache) -> Option<PathBuf> {
     if !pg_config.is_file() {
         return None;
     }
@@ -191,7 +191,7 @@ mod tests {
         pretend(&dirs[0], "15.18", TOOLS).await;
         pretend(&dirs[1], "16.1", &TOOLS[..2]).await;
         pretend(&dirs[2], "16.4", TOOLS).await;
-        let mut known = Known::open(root.path());
+        let mut known = FileAnswerCache::open(root.path());
         let path = std::env::join_paths(&dirs[..2]).unwrap();
         let search = system_in(&mut known, &path, &[]).await;
         assert_eq!(search.found, None);
@@ -211,7 +211,7 @@ mod tests {
         let module = |name: &str| lib.join(format!("{name}.{}", std::env::consts::DLL_EXTENSION));
         assert!(!lacks_contrib(&bin), "where the modules are is not known");
         std::fs::write(module("plpgsql"), "").unwrap();
-        let mut known = Known::open(root.path());
+        let mut known = FileAnswerCache::open(root.path());
         let search = system_in(&mut known, bin.as_os_str(), &[]).await;
         assert_eq!((search.found, search.bare.unwrap().bin), (None, bin.clone()));
         assert!(search.passed_over[0].contains("without pg_stat_statements"), "{:?}", search.passed_over);
@@ -229,7 +229,7 @@ mod tests {
         std::fs::create_dir(&config).unwrap();
         script(&config.join("pg_config"), &format!("#!/bin/sh\necho {}", real.display())).await;
         for path in [linked, config] {
-            let mut known = Known::open(root.path());
+            let mut known = FileAnswerCache::open(root.path());
             assert_eq!(system_in(&mut known, path.as_os_str(), &[]).await.found.unwrap().bin, real);
         }
     }
@@ -238,7 +238,7 @@ mod tests {
     async fn a_known_version_costs_no_process() {
         let root = tempfile::tempdir().unwrap();
         pretend(root.path(), "16.4", TOOLS).await;
-        let mut known = Known::open(root.path());
+        let mut known = FileAnswerCache::open(root.path());
         known.remember("version", &root.path().join("postgres"), "16.99");
         let found = system_in(&mut known, root.path().as_os_str(), &[]).await.found.unwrap();
         assert_eq!(found.version, "16.99");

@@ -1,7 +1,7 @@
-//! Answers that are worth a process or a whole-file digest, remembered until the file they are about changes.
+//! A cache of what was found out about files, such as versions and digests. An entry holds until its file changes.
 //!
 //! A warm start has milliseconds: asking a system PostgreSQL for its version costs five of them, a stat a few
-//! microseconds. A memory that cannot be read or written only costs time.
+//! microseconds. A cache that cannot be read or written only costs time.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -11,19 +11,19 @@ use crate::install::{make_shared_dir, write_whole};
 
 /// What was found out about files, by question and path.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct FileAnswerCache {
     file: PathBuf,
-    answers: BTreeMap<String, Answer>,
+    answers: BTreeMap<String, CachedAnswer>,
 }
 
 #[derive(Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-struct Answer {
+struct CachedAnswer {
     /// Which state of the file the answer is about.
     stamp: String,
     answer: String,
 }
 
-impl Known {
+impl FileAnswerCache {
     /// What is remembered in `root`.
     pub(super) fn open(root: &Path) -> Self {
         let file = root.join("known.json");
@@ -40,7 +40,7 @@ impl Known {
     /// Remember the answer to `question` about `path` as it is now.
     pub(super) fn remember(&mut self, question: &str, path: &Path, answer: &str) {
         let Some(stamp) = stamp(path) else { return };
-        let answer = Answer { stamp, answer: answer.to_owned() };
+        let answer = CachedAnswer { stamp, answer: answer.to_owned() };
         let key = key(question, path);
         if self.answers.get(&key) == Some(&answer) {
             return;
@@ -75,10 +75,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("postgres");
         std::fs::write(&file, "16").unwrap();
-        let mut known = Known::open(dir.path());
+        let mut known = FileAnswerCache::open(dir.path());
         assert_eq!(known.get("version", &file), None);
         known.remember("version", &file, "16.3");
-        let known = Known::open(dir.path());
+        let known = FileAnswerCache::open(dir.path());
         assert_eq!((known.get("version", &file), known.get("bindir", &file)), (Some("16.3"), None));
         std::fs::write(&file, "160").unwrap();
         assert_eq!(known.get("version", &file), None);

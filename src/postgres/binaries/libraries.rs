@@ -1,5 +1,5 @@
-//! What the programs need from the system (shared libraries, the C library's age, time zones), and what to install
-//! where it is missing.
+//! Check what the programs need from the system (shared libraries, a new enough C library, time zones), and name the
+//! packages to install.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::install::last_lines;
 use crate::plan::CommandLine;
 use crate::process::{self, Finished, RunError};
 
-/// How long one program may take to say what it needs; a first start reads it from disk.
+/// Limit for one program to report what it needs. Its first start reads it from disk.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Programs that together load every library that any of them loads.
@@ -164,7 +164,7 @@ fn failure(lacks: &BTreeSet<Lack>) -> anyhow::Error {
     Failure::new(Code::Config, describe(lacks, Distribution::here())).into()
 }
 
-/// The package that ends `lack`.
+/// The package that provides what is missing.
 fn package(distribution: Distribution, lack: &Lack) -> Option<&'static str> {
     match lack {
         Lack::Library(name) => distribution.package(name),

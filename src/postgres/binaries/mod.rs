@@ -20,7 +20,7 @@ use crate::config::BinarySource;
 use crate::exit::{Code, Failure};
 use crate::install::sha256_file;
 use crate::plan::CommandLine;
-use known::Known;
+use known::FileAnswerCache;
 use manifest::{MAJOR, Pinned, VERSION};
 use slot::Slot;
 
@@ -90,7 +90,7 @@ pub async fn ensure(
 ) -> anyhow::Result<Installation> {
     // Children work in directories of their own, where a relative path would lead elsewhere.
     let root = std::path::absolute(cache_dir).context("find the current directory")?.join("postgresql");
-    let mut known = Known::open(&root);
+    let mut known = FileAnswerCache::open(&root);
     match source {
         BinarySource::Auto => {
             let search = find::system(&mut known, search_path).await;
@@ -127,7 +127,7 @@ pub async fn ensure(
 /// The same if it is there already; nothing is fetched, unpacked or reported.
 pub async fn present(source: &BinarySource, cache_dir: &Path, search_path: &OsStr) -> Option<Installation> {
     let root = std::path::absolute(cache_dir).ok()?.join("postgresql");
-    let mut known = Known::open(&root);
+    let mut known = FileAnswerCache::open(&root);
     if let BinarySource::Path(path, _) = source {
         return if path.is_dir() { from_directory(path, &mut known).await.ok() } else { None };
     }
@@ -143,7 +143,7 @@ pub async fn present(source: &BinarySource, cache_dir: &Path, search_path: &OsSt
     is_there.then(|| Installation::at(bin, VERSION.to_owned(), String::new(), false))
 }
 
-async fn from_system(known: &mut Known, search_path: &OsStr) -> anyhow::Result<Installation> {
+async fn from_system(known: &mut FileAnswerCache, search_path: &OsStr) -> anyhow::Result<Installation> {
     let search = find::system(known, search_path).await;
     search.found.or(search.bare).ok_or_else(|| {
         let seen = match search.passed_over[..] {
@@ -191,7 +191,7 @@ async fn from_theseus(root: PathBuf) -> anyhow::Result<Installation> {
 }
 
 /// A directory that the operator made: used as it is.
-async fn from_directory(path: &Path, known: &mut Known) -> anyhow::Result<Installation> {
+async fn from_directory(path: &Path, known: &mut FileAnswerCache) -> anyhow::Result<Installation> {
     let refuse = |what: String| Failure::new(Code::Config, format!("`postgres.source` is {}: {what}", path.display()));
     let bin = [path.join("bin"), path.to_path_buf()].into_iter().find(|bin| bin.join("postgres").is_file());
     let bin = bin.ok_or_else(|| refuse("it holds no bin/postgres".into()))?;
@@ -211,7 +211,7 @@ async fn from_archive(
     path: &Path,
     expected: Option<&str>,
     root: PathBuf,
-    known: &mut Known,
+    known: &mut FileAnswerCache,
 ) -> anyhow::Result<Installation> {
     let is_wheel = path.extension().is_some_and(|extension| extension == "whl");
     let named_tar = path.to_string_lossy().ends_with(".tar.gz") || path.extension().is_some_and(|ext| ext == "tgz");

@@ -1,4 +1,4 @@
-//! One unpacked installation in the cache: complete or not there, whatever happens meanwhile.
+//! One unpacked installation in the cache. It is complete or absent, also after a crash.
 //!
 //! It is made in a staging directory under the lock of the cache, gets its digest file last, and is renamed into
 //! place. A process that dies half-way leaves a staging directory, which the next holder of the lock sweeps away.
@@ -142,7 +142,8 @@ impl Slot {
     }
 }
 
-/// Move an installation that is to be replaced to `old`; of a lower layer, it is removed, what makes it count first.
+/// Move the installation that is replaced to `old`. One in a lower layer of an overlay cannot be moved and is removed, its
+/// marker files first.
 fn put_away(dir: &Path, old: &Path) -> std::io::Result<()> {
     match durable::rename(dir, old) {
         Err(error) if is_of_a_lower_layer(&error) => {

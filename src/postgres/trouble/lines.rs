@@ -9,7 +9,7 @@ use crate::postgres::log::{Line, Severity};
 
 /// Where settings come from.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings<'a> {
+pub struct SettingSources<'a> {
     /// `[postgres.settings]`.
     pub given: &'a BTreeMap<String, String>,
     /// postgresql.auto.conf, which wins.
@@ -29,7 +29,7 @@ pub fn tell_of_a_full_disk(lines: &[String]) -> bool {
 }
 
 /// The lasting error that `lines` report.
-pub fn lasting(lines: &[String], settings: Settings<'_>) -> Option<Lasting> {
+pub fn lasting(lines: &[String], settings: SettingSources<'_>) -> Option<Lasting> {
     // Not a session's: what a client is refused says nothing about the server.
     let lines = lines.iter().map(|line| Line::of(line));
     let lines: Vec<Line<'_>> = lines.filter(|line| line.severity.is_some() && !line.is_of_session).collect();
@@ -61,7 +61,7 @@ pub fn lasting(lines: &[String], settings: Settings<'_>) -> Option<Lasting> {
 }
 
 /// The setting that `line` complains of.
-fn setting(line: &Line<'_>, settings: Settings<'_>) -> Option<String> {
+fn setting(line: &Line<'_>, settings: SettingSources<'_>) -> Option<String> {
     let text = line.text;
     let quoted = |before: &str| Some(text.split_once(before)?.1.split('"').next()?.to_owned());
     if !line.is_fatal() && line.severity != Some(Severity::Log) {
@@ -97,7 +97,7 @@ fn setting(line: &Line<'_>, settings: Settings<'_>) -> Option<String> {
 }
 
 /// Where the setting `name` is set, and how to set it otherwise.
-fn place(name: &str, settings: Settings<'_>) -> String {
+fn place(name: &str, settings: SettingSources<'_>) -> String {
     let has = |values: &BTreeMap<String, String>| values.keys().any(|key| key.eq_ignore_ascii_case(name));
     let data = settings.data.display();
     if has(settings.altered) {
@@ -137,7 +137,7 @@ mod tests {
         let map =
             |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let (given, altered) = (map(given), map(altered));
-        let settings = Settings { given: &given, altered: &altered, data: Path::new("/d") };
+        let settings = SettingSources { given: &given, altered: &altered, data: Path::new("/d") };
         lasting(&lines(text), settings).map(|lasting| (lasting.code, lasting.why))
     }
 

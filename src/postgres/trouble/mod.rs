@@ -17,14 +17,14 @@ use crate::plan::DatabaseUrl;
 /// An error that kept a connection from being made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    pub from: From,
+    pub from: AnswerSource,
     /// Its text, without a password.
     pub text: String,
 }
 
 /// Where the error comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum AnswerSource {
     /// The server, with its SQLSTATE.
     Server([u8; 5]),
     /// The TLS handshake.
@@ -55,7 +55,7 @@ pub struct Lasting {
 
 /// The server that answered.
 #[derive(Clone, Copy, Debug)]
-pub enum Server<'a> {
+pub enum AskedServer<'a> {
     /// Tandem runs it, with the program `postgres` on the cluster in `data`.
     Own { postgres: &'a Path, data: &'a Path },
     /// A server that Tandem attaches to.
@@ -69,12 +69,12 @@ impl Answer {
         let sqlstate = error.as_database_error().and_then(|error| error.code());
         let sqlstate = sqlstate.and_then(|code| <[u8; 5]>::try_from(code.as_bytes()).ok());
         let from = match (sqlstate, error) {
-            (Some(code), _) => From::Server(code),
-            (None, sqlx::Error::Tls(_)) => From::Tls,
+            (Some(code), _) => AnswerSource::Server(code),
+            (None, sqlx::Error::Tls(_)) => AnswerSource::Tls,
             // The handshake's own errors come as errors of the stream.
-            (None, sqlx::Error::Io(error)) if error.to_string().contains("peer certificate") => From::Tls,
-            (None, sqlx::Error::Configuration(_)) => From::Url,
-            (None, _) => From::Network,
+            (None, sqlx::Error::Io(error)) if error.to_string().contains("peer certificate") => AnswerSource::Tls,
+            (None, sqlx::Error::Configuration(_)) => AnswerSource::Url,
+            (None, _) => AnswerSource::Network,
         };
         Self { from, text }
     }
@@ -82,10 +82,10 @@ impl Answer {
     /// The error as a [`Fault`] for the health port, which shows no free text.
     pub fn fault(&self) -> Fault {
         let sqlstate = match self.from {
-            From::Server(code) if &code == b"57P03" => return Fault::Starting,
-            From::Server(code) => Some(code),
-            From::Tls | From::Url => None,
-            From::Network => return Fault::Unreachable,
+            AnswerSource::Server(code) if &code == b"57P03" => return Fault::Starting,
+            AnswerSource::Server(code) => Some(code),
+            AnswerSource::Tls | AnswerSource::Url => None,
+            AnswerSource::Network => return Fault::Unreachable,
         };
         match (kind(self), sqlstate) {
             (Kind::Full, _) => Fault::Full(None),
@@ -96,14 +96,14 @@ impl Answer {
     }
 
     /// What the error means when it comes from `server`.
-    pub fn meaning(&self, server: Server<'_>) -> Meaning {
+    pub fn meaning(&self, server: AskedServer<'_>) -> Meaning {
         match kind(self) {
             Kind::Passing => Meaning::Passing,
             Kind::Full => Meaning::Full,
             Kind::Lasting(code, _) => {
                 let way = match server {
-                    Server::Own { postgres, data } => way_of_own(self, postgres, data),
-                    Server::Other(url) => way_of_other(self, url),
+                    AskedServer::Own { postgres, data } => way_of_own(self, postgres, data),
+                    AskedServer::Other(url) => way_of_other(self, url),
                 };
                 Meaning::Lasting(Lasting { code, why: format!("{}: {way}", self.text.trim_end_matches('.')) })
             }
@@ -122,10 +122,10 @@ enum Kind {
 fn kind(answer: &Answer) -> Kind {
     let text = answer.text.as_str();
     let code = match answer.from {
-        From::Network => return Kind::Passing,
-        From::Tls => return Kind::Lasting(Code::Config, "the two sides do not agree on TLS"),
-        From::Url => return Kind::Lasting(Code::Config, "the database URL cannot be used"),
-        From::Server(code) => code,
+        AnswerSource::Network => return Kind::Passing,
+        AnswerSource::Tls => return Kind::Lasting(Code::Config, "the two sides do not agree on TLS"),
+        AnswerSource::Url => return Kind::Lasting(Code::Config, "the database URL cannot be used"),
+        AnswerSource::Server(code) => code,
     };
     let file = text.starts_with("could not open") || text.starts_with("could not read");
     match &code {
@@ -156,23 +156,23 @@ fn way_of_own(answer: &Answer, postgres: &Path, data: &Path) -> String {
         format!("as the server's user: echo '{statement}' | {postgres} --single -D {shown} template1")
     };
     match answer.from {
-        From::Server(code) if &code == b"28000" && answer.text.contains("does not exist") => {
+        AnswerSource::Server(code) if &code == b"28000" && answer.text.contains("does not exist") => {
             let make = alone("CREATE ROLE postgres SUPERUSER LOGIN");
             format!("Tandem administers the cluster as the role `postgres`. Make it, {make}")
         }
-        From::Server(code) if &code == b"28000" && answer.text.contains("not permitted to log in") => {
+        AnswerSource::Server(code) if &code == b"28000" && answer.text.contains("not permitted to log in") => {
             format!("Tandem administers the cluster as that role. Let it in, {}", alone("ALTER ROLE postgres LOGIN"))
         }
-        From::Server(code) if &code == b"3D000" => {
+        AnswerSource::Server(code) if &code == b"3D000" => {
             format!("Tandem administers the cluster from that database. Make it, {}", alone("CREATE DATABASE postgres"))
         }
-        From::Server(code) if &code == b"42501" && answer.text.starts_with("could not") => {
+        AnswerSource::Server(code) if &code == b"42501" && answer.text.starts_with("could not") => {
             format!("every file in {shown} must belong to the user that PostgreSQL runs as: chown -R it")
         }
-        From::Server(code) if &code == b"58P01" && !answer.text.starts_with("could not open") => {
+        AnswerSource::Server(code) if &code == b"58P01" && !answer.text.starts_with("could not open") => {
             format!("look at the preload libraries in [postgres.settings] and in {shown}/postgresql.auto.conf")
         }
-        From::Server([b'X' | b'5', ..]) => "restore a backup (`tandem restore`)".to_owned(),
+        AnswerSource::Server([b'X' | b'5', ..]) => "restore a backup (`tandem restore`)".to_owned(),
         _ => format!("look at [postgres.settings], and at {shown}/postgresql.auto.conf, where ALTER SYSTEM writes"),
     }
 }
@@ -180,7 +180,7 @@ fn way_of_own(answer: &Answer, postgres: &Path, data: &Path) -> String {
 fn way_of_other(answer: &Answer, url: &DatabaseUrl) -> String {
     let (user, database) = (&url.user, &url.database);
     match answer.from {
-        From::Server(code) => match &code {
+        AnswerSource::Server(code) => match &code {
             b"28P01" if url.password.is_none() => "the URL has no password: give it one".to_owned(),
             b"28P01" => format!("look at the user and the password in the URL ({user})"),
             b"28000" => format!("look at the user in the URL ({user}), and at that server's pg_hba.conf"),
@@ -193,8 +193,8 @@ fn way_of_other(answer: &Answer, url: &DatabaseUrl) -> String {
             }
             _ => "look at the URL, and at that server's settings".to_owned(),
         },
-        From::Tls => "look at sslmode and sslrootcert in the URL".to_owned(),
-        From::Url | From::Network => "look at the URL".to_owned(),
+        AnswerSource::Tls => "look at sslmode and sslrootcert in the URL".to_owned(),
+        AnswerSource::Url | AnswerSource::Network => "look at the URL".to_owned(),
     }
 }
 

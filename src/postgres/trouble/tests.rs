@@ -1,11 +1,11 @@
 use super::*;
 
 fn said(code: &[u8; 5], text: &str) -> Answer {
-    Answer { from: From::Server(*code), text: text.into() }
+    Answer { from: AnswerSource::Server(*code), text: text.into() }
 }
 
 fn own(answer: &Answer) -> Meaning {
-    answer.meaning(Server::Own { postgres: Path::new("/pg/bin/postgres"), data: Path::new("/srv/data") })
+    answer.meaning(AskedServer::Own { postgres: Path::new("/pg/bin/postgres"), data: Path::new("/srv/data") })
 }
 
 #[test]
@@ -18,7 +18,7 @@ fn what_passes_is_waited_for_and_what_lasts_is_not() {
         let answer = said(code.as_bytes().try_into().unwrap(), "whatever it says");
         assert_eq!(own(&answer), Meaning::Passing, "{code}");
     }
-    assert_eq!(own(&Answer { from: From::Network, text: "Connection refused".into() }), Meaning::Passing);
+    assert_eq!(own(&Answer { from: AnswerSource::Network, text: "Connection refused".into() }), Meaning::Passing);
     assert_eq!(own(&said(b"53100", "could not extend file: No space left on device")), Meaning::Full);
 
     let lasting: [(&[u8; 5], &str, Code, &str); 11] = [
@@ -57,10 +57,10 @@ fn a_server_elsewhere_has_ways_out_of_its_own_and_no_password_is_shown() {
         (said(b"28000", "no pg_hba.conf entry for host"), &url, "pg_hba.conf"),
         (said(b"42501", "permission denied for database \"shop\""), &url, "GRANT CONNECT"),
         (said(b"08P01", "unsupported startup parameter: extra_float_digits"), &url, "pooler"),
-        (Answer { from: From::Tls, text: "server does not support TLS".into() }, &url, "sslmode"),
+        (Answer { from: AnswerSource::Tls, text: "server does not support TLS".into() }, &url, "sslmode"),
     ];
     for (answer, url, way) in cases {
-        let Meaning::Lasting(lasting) = answer.meaning(Server::Other(url)) else { panic!("{answer:?} passes") };
+        let Meaning::Lasting(lasting) = answer.meaning(AskedServer::Other(url)) else { panic!("{answer:?} passes") };
         assert_eq!(lasting.code, Code::Config);
         assert!(lasting.why.contains(way) && !lasting.why.contains("hunter2"), "{}", lasting.why);
     }
@@ -72,5 +72,5 @@ fn the_health_port_is_told_in_fixed_words() {
     assert_eq!(shown(said(b"57P03", "the database system is starting up")), "the server is starting or recovering");
     assert_eq!(shown(said(b"28P01", "for user \"secret\"")), "the password is refused (SQLSTATE 28P01)");
     assert_eq!(shown(said(b"53300", "too many clients")), "the server answered with SQLSTATE 53300");
-    assert_eq!(shown(Answer { from: From::Tls, text: "x".into() }), "the two sides do not agree on TLS");
+    assert_eq!(shown(Answer { from: AnswerSource::Tls, text: "x".into() }), "the two sides do not agree on TLS");
 }

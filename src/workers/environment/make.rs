@@ -219,6 +219,13 @@ impl Making<'_> {
             return Err(Failure::new(Code::Config, message).into());
         }
         let way = judge(&finished.stdout, &self.python.interpreter, uv)?;
+        if Sort::of(self.requirements) == Sort::Lines && !self.python.groups.is_empty() {
+            let message = format!(
+                "`python.groups` names groups of a uv.lock or a pyproject.toml, and {} (`python.requirements`) has none",
+                self.requirements.display()
+            );
+            return Err(Failure::new(Code::Config, message).into());
+        }
         if Sort::of(self.requirements) == Sort::UvLock && way != Way::Uv {
             let message = format!(
                 "only uv reads {} (`python.requirements`), and it is not installed, not in PATH, or not the installer that \
@@ -270,12 +277,13 @@ impl Making<'_> {
         Ok(match Sort::of(self.requirements) {
             Sort::Lines if text.contains("--hash=") => install.arg("--require-hashes").arg("-r").arg(self.requirements),
             Sort::Lines => install.arg("-r").arg(self.requirements),
-            Sort::Project => install.args(project::dependencies(&text, self.requirements)?),
+            Sort::Project => install.args(project::dependencies(&text, self.requirements, &self.python.groups)?),
             Sort::UvLock => {
                 let lines = self.venv.join(".tandem-requirements.txt");
                 let directory = self.requirements.parent().unwrap_or(self.directory);
-                let export = ["export", "--quiet", "--frozen", "--no-dev", "--no-emit-project", "--project"];
-                let export = self.command("uv").args(export).arg(directory).arg("--output-file").arg(&lines);
+                let export = ["export", "--quiet", "--frozen", "--no-emit-project", "--project"];
+                let export = self.command("uv").args(export).arg(directory).args(project::export(&self.python.groups));
+                let export = export.arg("--output-file").arg(&lines);
                 self.step(&format!("read {}", self.requirements.display()), export).await?;
                 install.arg("-r").arg(lines)
             }

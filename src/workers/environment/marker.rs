@@ -16,7 +16,7 @@ const BEGUN: &[u8] = b"{\"begun\": true}\n";
 /// What an environment was made from. Which installer made it does not matter: the packages are the same.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub(super) struct Made {
-    /// SHA-256 of the requirements, with all files that they include.
+    /// SHA-256 of the requirements, with all files that they include, and of the names of the groups.
     requirements: String,
     /// The interpreter as the configuration names it.
     interpreter: String,
@@ -28,8 +28,9 @@ pub(super) struct Made {
 
 impl Made {
     /// What an environment has to be made from.
-    pub(super) fn wanted(requirements: &Path, interpreter: &str) -> anyhow::Result<Self> {
-        let content = content(requirements)?;
+    pub(super) fn wanted(requirements: &Path, groups: &[String], interpreter: &str) -> anyhow::Result<Self> {
+        let mut content = content(requirements)?;
+        groups.iter().for_each(|group| content.extend(format!("group {group}\n").into_bytes()));
         Ok(Self { requirements: sha256(&content), interpreter: interpreter.to_owned(), real: PathBuf::new() })
     }
 
@@ -117,7 +118,9 @@ mod tests {
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("requirements.txt", "-r base.txt # first\n-c https://x/y.txt\nfastapi\n");
         write("base.txt", "uvicorn==0.1\n-r requirements.txt\n");
-        let wanted = || Made::wanted(&dir.path().join("requirements.txt"), "python3").unwrap();
+        let with = |groups: &[String]| Made::wanted(&dir.path().join("requirements.txt"), groups, "python3").unwrap();
+        let wanted = || with(&[]);
+        assert_ne!(wanted(), with(&["dev".to_owned()]));
         let before = wanted();
         assert_eq!(before, wanted());
         write("base.txt", "uvicorn==0.2\n-r requirements.txt\n");

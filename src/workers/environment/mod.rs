@@ -45,7 +45,7 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
     if !python.managed || state == State::Foreign {
         return foreign(&venv);
     }
-    let wanted = Made::wanted(&requirements, &python.interpreter)?;
+    let wanted = Made::wanted(&requirements, &python.groups, &python.interpreter)?;
     if state.is_made(&venv, &wanted) {
         return Ok(Environment { python: interpreter(&venv), made: false });
     }

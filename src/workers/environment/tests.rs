@@ -23,6 +23,7 @@ impl Project {
             interpreter: "python3".into(),
             requirements: Some("requirements.txt".into()),
             venv: None,
+            groups: Vec::new(),
             managed: true,
             installer: Installer::Pip,
             limit: Duration::from_secs(300),

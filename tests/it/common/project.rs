@@ -120,6 +120,7 @@ pub async fn python() -> PathBuf {
         interpreter: "python3".into(),
         requirements: Some(requirements()),
         venv: Some(venv()),
+        groups: Vec::new(),
         managed: true,
         installer: Installer::Auto,
         limit: LIMIT,

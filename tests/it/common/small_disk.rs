@@ -6,7 +6,7 @@ use std::process::Command;
 use super::namespace::mount_namespace;
 use super::project::Project;
 use super::refusal::{self, Refusal};
-use super::tandem;
+use super::tandem::{self, Tandem, wait_for};
 
 /// Run the binary with `args` while the project's state is on a disk of `size`, which `fill` fills: a script that begins the
 /// command that its arguments are, makes `$small/filler`, and leaves the command's exit code in `$code`. The state is what
@@ -62,4 +62,56 @@ fn filled_when(name: &str, before: &str, after: &str) -> String {
          {after}
          set +e; wait $command; code=$?"
     )
+}
+
+/// A disk under a project's state that a test fills and frees while `tandem up` runs on it.
+pub struct Filling<'a> {
+    project: &'a Project,
+    size: &'static str,
+    namespace: &'static [&'static str],
+}
+
+impl<'a> Filling<'a> {
+    /// Of `size`; the project has been started once and does not run. `None` as for [`mount_namespace`].
+    pub fn prepare(project: &'a Project, size: &'static str) -> Option<Self> {
+        Some(Self { project, size, namespace: mount_namespace()? })
+    }
+
+    /// Start `tandem up` on it.
+    pub fn up(&self) -> Tandem {
+        // What the test does to it goes by files, for it is in another namespace.
+        let script = format!(
+            "small=\"$0\"/small; mkdir \"$small\"; mount -t tmpfs -o size={},mode=0755 tmpfs \"$small\"
+            cp -a \"$0\"/.tandem/. \"$small\"; mount --bind \"$small\" \"$0\"/.tandem
+            ( while [ -d \"$0\" ]; do
+                [ ! -e \"$0\"/fill ] || {{ rm \"$0\"/fill; dd if=/dev/zero of=\"$small\"/filler bs=64k 2>/dev/null || true; touch \"$0\"/filled; }}
+                [ ! -e \"$0\"/free ] || {{ rm -f \"$0\"/free \"$small\"/filler; touch \"$0\"/freed; }}
+                kill -0 $$ || exit 0
+                sleep 0.05
+              done ) &
+            exec \"$@\"",
+            self.size
+        );
+        let binary = tandem::command(self.project);
+        #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+        let mut command = Command::new("unshare");
+        command.args(self.namespace).args(["sh", "-euc", &script]).arg(self.project.dir()).arg(binary.get_program());
+        command.current_dir(self.project.dir()).env("PYTHONDONTWRITEBYTECODE", "1").env_remove("DATABASE_URL");
+        Tandem::start_as(self.project, command)
+    }
+
+    /// Leave no room on it.
+    pub fn fill(&self) {
+        self.wait_for("fill", "filled");
+    }
+
+    /// Give all the room back that [`Filling::fill`] took.
+    pub fn free(&self) {
+        self.wait_for("free", "freed");
+    }
+
+    fn wait_for(&self, what: &str, done: &str) {
+        fs::write(self.project.dir().join(what), "").unwrap();
+        wait_for(done, || self.project.dir().join(done).exists());
+    }
 }

@@ -1,0 +1,184 @@
+//! In what a restored database differs from the one that was dumped, in words. Pure.
+//!
+//! Only what a dump and a reload keep is compared. PostgreSQL writes some definitions down in another way after a reload
+//! (`CHECK (s IN ('a', 'b'))` on a varchar is one), chooses some names anew (the foreign keys of partitions), and puts rows
+//! into other partitions where these depend on OIDs (PostgreSQL documentation, pg_dump, `--load-via-partition-root`).
+
+use std::collections::BTreeMap;
+
+use super::manifest::Census;
+
+/// What a constraint's definition begins with.
+const KINDS: [&str; 6] = ["CHECK (", "FOREIGN KEY (", "PRIMARY KEY (", "UNIQUE ", "EXCLUDE ", "TRIGGER"];
+/// What a definition may end with beside its expression.
+const FLAGS: [&str; 5] =
+    [" NOT VALID", " NO INHERIT", " DEFERRABLE", " DEFERRABLE INITIALLY DEFERRED", " INITIALLY DEFERRED"];
+
+impl Census {
+    /// In what `found`, the restored database, differs from this; empty when in nothing.
+    pub fn differences(&self, found: &Self) -> Vec<String> {
+        let mut differences = Vec::new();
+        if self.schema_version != found.schema_version {
+            let say = |version: &Option<String>| version.clone().unwrap_or_else(|| "none".to_owned());
+            let (wanted, got) = (say(&self.schema_version), say(&found.schema_version));
+            differences.push(format!("the schema's version is {got}, not {wanted}"));
+        }
+        differences.extend(self.rows_that_differ(found));
+        if let (Some(wanted), Some(got)) = (&self.constraints, &found.constraints) {
+            differences.extend(lost_and_new("constraint ", wanted, got, comparable));
+        }
+        if let (Some(wanted), Some(got)) = (&self.objects, &found.objects) {
+            differences.extend(lost_and_new("", wanted, got, str::to_owned));
+        }
+        differences
+    }
+
+    fn rows_that_differ(&self, found: &Self) -> Vec<String> {
+        let mut differences = Vec::new();
+        let root = |table: &str| self.partitions.get(table).or_else(|| found.partitions.get(table)).cloned();
+        let mut totals = BTreeMap::<String, (u64, u64)>::new();
+        for (table, &rows) in &self.rows {
+            let Some(&got) = found.rows.get(table) else {
+                differences.push(format!("table {table} is missing"));
+                continue;
+            };
+            if let Some(root) = root(table) {
+                let total = totals.entry(root).or_default();
+                *total = (total.0 + rows, total.1 + got);
+            } else if got != rows {
+                differences.push(format!("table {table} has {got} rows, not {rows}"));
+            }
+        }
+        let unequal = totals.iter().filter(|(_, (rows, got))| rows != got);
+        differences.extend(unequal.map(|(root, (rows, got))| format!("table {root} has {got} rows, not {rows}")));
+        let more = found.rows.keys().filter(|table| !self.rows.contains_key(*table));
+        differences.extend(more.map(|table| format!("table {table} is not in the manifest")));
+        differences
+    }
+}
+
+/// What only one of two lists has, each counted as often as it is there; named as it stands, compared by `key`.
+fn lost_and_new(what: &str, wanted: &[String], got: &[String], key: fn(&str) -> String) -> Vec<String> {
+    let mut balance = BTreeMap::<String, (Vec<&String>, Vec<&String>)>::new();
+    for one in wanted {
+        balance.entry(key(one)).or_default().0.push(one);
+    }
+    for one in got {
+        balance.entry(key(one)).or_default().1.push(one);
+    }
+    let (mut lost, mut new) = (Vec::new(), Vec::new());
+    for (wanted, got) in balance.into_values() {
+        let only = |these: &[&String], those: &[&String]| -> Vec<String> {
+            // Of equal ones, those that have the same name in both are there.
+            let (named, renamed): (Vec<&&String>, Vec<&&String>) = these.iter().partition(|one| those.contains(*one));
+            let spare = those.len().saturating_sub(named.len());
+            renamed.into_iter().skip(spare).map(|one| String::clone(one)).collect()
+        };
+        lost.extend(only(&wanted, &got).into_iter().map(|one| format!("{what}{one} is missing")));
+        new.extend(only(&got, &wanted).into_iter().map(|one| format!("{what}{one} is not in the manifest")));
+    }
+    lost.sort();
+    new.sort();
+    lost.into_iter().chain(new).collect()
+}
+
+/// A constraint without what a reload may change: its name, and the text of an expression.
+fn comparable(constraint: &str) -> String {
+    let (table, rest) = constraint.split_at(table_end(constraint));
+    let kind = KINDS.iter().filter_map(|kind| Some((rest.find(&format!(" {kind}"))?, kind))).min();
+    let Some((at, kind)) = kind else { return constraint.to_owned() };
+    let definition = &rest[at + 1..];
+    if !matches!(*kind, "CHECK (" | "EXCLUDE ") {
+        return format!("{table} {definition}");
+    }
+    let flags: String = FLAGS.into_iter().filter(|flag| definition.ends_with(flag)).collect();
+    format!("{table} {kind}…{flags}")
+}
+
+/// Where the qualified name ends that `text` begins with; quoted parts may hold blanks, and doubled quotes.
+fn table_end(text: &str) -> usize {
+    let mut quoted = false;
+    for (at, char) in text.char_indices() {
+        match char {
+            '"' => quoted = !quoted,
+            ' ' if !quoted => return at,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn census(rows: &[(&str, u64)], constraints: &[&str], version: Option<&str>) -> Census {
+        Census {
+            schema_version: version.map(str::to_owned),
+            rows: rows.iter().map(|(table, rows)| ((*table).to_owned(), *rows)).collect(),
+            constraints: Some(constraints.iter().map(|&one| one.to_owned()).collect()),
+            ..Census::default()
+        }
+    }
+
+    #[test]
+    fn each_difference_is_named() {
+        let wanted = census(&[("public.a", 1), ("public.b", 2)], &["public.a a_pkey PRIMARY KEY (id)"], Some("004"));
+        assert_eq!(wanted.differences(&wanted), Vec::<String>::new());
+        let found = census(&[("public.a", 3), ("public.c", 0)], &["public.c x"], None);
+        assert_eq!(
+            wanted.differences(&found),
+            [
+                "the schema's version is none, not 004",
+                "table public.a has 3 rows, not 1",
+                "table public.b is missing",
+                "table public.c is not in the manifest",
+                "constraint public.a a_pkey PRIMARY KEY (id) is missing",
+                "constraint public.c x is not in the manifest",
+            ]
+        );
+        let unknown = Census { constraints: None, ..wanted.clone() };
+        assert_eq!(unknown.differences(&Census { constraints: Some(vec![]), ..wanted }), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_a_reload_writes_in_another_way_is_no_difference() {
+        let as_made = census(
+            &[],
+            &[
+                r#"public."odd "" CHECK (table" c1 CHECK (((s)::text = ANY ((ARRAY['a'::character varying])::text[])))"#,
+                "public.child parent_fk_1 FOREIGN KEY (id) REFERENCES public.other(id)",
+                "public.spans e EXCLUDE USING gist (span WITH &&) WHERE ((n > 0))",
+            ],
+            None,
+        );
+        let reloaded = census(
+            &[],
+            &[
+                r#"public."odd "" CHECK (table" c1 CHECK (((s)::text = ANY (ARRAY[('a'::character varying)::text])))"#,
+                "public.child child_id_fkey FOREIGN KEY (id) REFERENCES public.other(id)",
+                "public.spans e EXCLUDE USING gist (span WITH &&) WHERE (n > 0)",
+            ],
+            None,
+        );
+        assert_eq!(as_made.differences(&reloaded), Vec::<String>::new());
+        let fewer = census(&[], &["public.child child_id_fkey FOREIGN KEY (id) REFERENCES public.else(id)"], None);
+        let differences = as_made.differences(&fewer);
+        assert_eq!(differences.len(), 4, "{differences:#?}");
+        let checks = |flag: &str| census(&[], &[&format!("public.t c CHECK ((n > 0)){flag}")], None);
+        assert_eq!(checks("").differences(&checks(" NOT VALID")).len(), 2, "an unproven one is another one");
+        let two = census(&[], &["public.t a CHECK ((n > 0))", "public.t b CHECK ((n > 1))"], None);
+        let one = census(&[], &["public.t b CHECK ((n > 1))"], None);
+        assert_eq!(two.differences(&one), ["constraint public.t a CHECK ((n > 0)) is missing"]);
+    }
+
+    #[test]
+    fn rows_may_lie_in_other_partitions_of_the_same_table() {
+        let in_partitions = |rows: [u64; 2]| Census {
+            partitions: [("s.p1", "s.p"), ("s.p2", "s.p")].map(|(leaf, root)| (leaf.into(), root.into())).into(),
+            ..census(&[("s.p1", rows[0]), ("s.p2", rows[1])], &[], None)
+        };
+        assert_eq!(in_partitions([1, 5]).differences(&in_partitions([4, 2])), Vec::<String>::new());
+        assert_eq!(in_partitions([1, 5]).differences(&in_partitions([4, 1])), ["table s.p has 5 rows, not 6"]);
+    }
+}

@@ -1,0 +1,40 @@
+//! It holds: a short schedule of faults of all kinds, while rows are written through the application. The long one is a
+//! bench (`cargo bench --bench faults`).
+
+use crate::schedule::plan::{Blow, Schedule, Victim, kinds};
+use crate::schedule::{self, Options};
+
+/// Another order of faults with every change of it.
+const SEED: u64 = 11;
+const FAULTS: usize = 30;
+
+#[test]
+fn a_schedule_of_faults_loses_no_acknowledged_row_and_leaves_no_process() {
+    #[expect(clippy::disallowed_methods, reason = "a test program has no configuration")]
+    let given = std::env::var("FAULTS_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or(SEED);
+    println!("seed {seed}: FAULTS_SEED={seed} runs it again");
+    let options = Options { seed, faults: FAULTS, withdrawals: 0, slack: 4, say: true };
+    let outcome = schedule::run(options).unwrap();
+    let broken = outcome.broken();
+    assert!(broken.is_empty(), "seed {seed}:\n{}\n{outcome:#?}", broken.join("\n"));
+    assert!(outcome.hits >= FAULTS && outcome.acknowledged > FAULTS, "seed {seed}: {outcome:#?}");
+}
+
+#[test]
+fn a_schedule_is_the_same_for_the_same_seed_and_has_every_kind_of_fault() {
+    let faults = |seed| {
+        let mut schedule = Schedule::new(seed);
+        (0..kinds().len()).map(|done| schedule.next(done, 1_000).kind).collect::<Vec<_>>()
+    };
+    assert_eq!(faults(7), faults(7));
+    assert_ne!(faults(7), faults(8));
+    let (mut all, mut every) = (faults(7), kinds());
+    all.sort();
+    every.sort();
+    assert_eq!(all, every);
+    assert!(every.iter().any(|kind| kind.victim == Victim::Supervisor && kind.blow == Blow::Kill));
+    // The later ones all meet the same supervisor.
+    let mut schedule = Schedule::new(7);
+    assert!((0..500).all(|_| !schedule.next(400, 1_000).kind.ends_the_supervisor()));
+}
