@@ -1,7 +1,6 @@
 //! What most commands begin with: the configuration, the log, the state directory.
 
 use crate::backup::reach::Reach;
-use crate::boot;
 use crate::cli::Common;
 use crate::config::{self, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
@@ -47,8 +46,7 @@ pub fn configure(source: Source) -> anyhow::Result<Configuration> {
     loaded.settings.hide_secrets();
     let log = &loaded.settings.log;
     telemetry::init(log.format, &log.filter, log.colour)?;
-    let stop = boot::stop_ladder(&loaded.settings).notice();
-    for notice in loaded.notices.iter().chain(&stop) {
+    for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
     Ok(Configuration { source, loaded, reload: false })
