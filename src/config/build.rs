@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::backup::{Backup, Disk, CloudVariables};
+use super::backup::{Backup, CloudVariables, Disk};
 use super::credentials::Said;
 use super::database::Database;
 use super::drop_env::DropEnv;

@@ -44,7 +44,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Alarm, AtLimit, Backup, BackupFormat, Compression, Disk, Pitr, Retention, CloudVariables, Verify};
+pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
 pub use diff::{Change, Effect, changes};
 pub use drop_env::DropEnv;
 pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};

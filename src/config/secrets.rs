@@ -23,7 +23,8 @@ impl Settings {
         // Whoever chose the role's name for its password hides nothing by it, and the name is in many texts.
         let names = [&postgres.user, &postgres.database, &self.name];
         let passwords = passwords.map(Secret::expose).filter(|password| !names.iter().any(|name| name == password));
-        let mut secrets: BTreeSet<String> = passwords.chain(self.cloud_variables.secrets()).map(str::to_owned).collect();
+        let mut secrets: BTreeSet<String> =
+            passwords.chain(self.cloud_variables.secrets()).map(str::to_owned).collect();
         if let Some(Alarm::Webhook(address)) = &self.backup.on_failure {
             secrets.insert(address.expose().to_owned());
             secrets.extend(tokens(address.expose()));

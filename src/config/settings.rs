@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::backup::{Backup, Disk, CloudVariables};
+use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use crate::plan::libpq::TEST_SOCKET;
 use crate::plan::{DatabaseUrl, Secret, StopLadder};
