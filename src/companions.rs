@@ -1,14 +1,17 @@
 //! Companions: `[[process]]` entries, kept beside the workers. Nobody waits for them, and none of them ends the whole.
 
 use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal as OsSignal;
 
 use crate::config::{ProcessSettings, Workers};
+use crate::event_loop::{self, Hangs};
 use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
-use crate::process::{self, Exit, oom};
+use crate::process::{self, Child, Exit, Output, oom};
 use crate::supervise::service::{self, Reporter, Service, Tail};
 use crate::supervise::state::{Action, Ending, Event};
 
@@ -37,78 +40,93 @@ pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
     }
 }
 
-/// One companion. `command` makes its command line anew for each start, when all it needs is known.
-pub struct Companion {
+/// Makes a companion's command line, anew for each start: when all it needs is known.
+pub type MakeCommand = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<CommandLine, Hangs>>>>>;
+
+/// One companion. Its clones are the same companion.
+#[derive(Clone)]
+pub struct Companion(Rc<Inner>);
+
+struct Inner {
     name: String,
-    command: Box<dyn Fn() -> CommandLine>,
+    command: MakeCommand,
     reporter: Reporter,
     tail: Tail,
-    pid: Rc<Cell<Option<i32>>>,
-    last_exit: Rc<Cell<Option<Exit>>>,
+    pid: Cell<Option<i32>>,
+    last_exit: Cell<Option<Exit>>,
 }
 
 impl Companion {
-    pub fn new(name: String, command: Box<dyn Fn() -> CommandLine>, reporter: Reporter) -> Self {
-        Self { name, command, reporter, tail: Tail::default(), pid: Rc::default(), last_exit: Rc::default() }
+    pub fn new(name: String, command: MakeCommand, reporter: Reporter) -> Self {
+        let (tail, pid, last_exit) = (Tail::default(), Cell::default(), Cell::default());
+        Self(Rc::new(Inner { name, command, reporter, tail, pid, last_exit }))
     }
 
     /// Its name, in the log and everywhere else.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// How the last process ended, if one has.
     pub fn last_exit(&self) -> Option<Exit> {
-        self.last_exit.get()
+        self.0.last_exit.get()
     }
 
-    fn spawn(&self) {
-        let command = (self.command)();
-        let (child, output) = match process::spawn(&command, &[], OsSignal::SIGKILL) {
-            Ok(spawned) => spawned,
+    /// Start it, and report its life to its end.
+    async fn run(self) {
+        let inner = &*self.0;
+        let (child, output) = match self.start().await {
+            Ok(started) => started,
             Err(error) => {
-                let program = command.program().display();
-                tracing::error!({ service.name = %self.name }, "start {program} ([[process]] {}): {error}", self.name);
-                self.reporter.say(Event::SpawnFailed(Ending::Ended));
+                tracing::error!({ service.name = %inner.name }, "{error}");
+                inner.reporter.say(Event::SpawnFailed(Ending::Ended));
                 return;
             }
         };
         let group = child.pid();
         oom::take_first(group);
-        self.pid.set(Some(group));
-        self.reporter.say(Event::Spawned(group));
+        inner.pid.set(Some(group));
+        inner.reporter.say(Event::Spawned(group));
         // Nobody waits for it, so that it is there is all there is to say.
-        self.reporter.say(Event::Ready);
-        let (reporter, name, tail) = (self.reporter.clone(), self.name.clone(), self.tail.clone());
-        let (pid, last_exit) = (self.pid.clone(), self.last_exit.clone());
-        tokio::task::spawn_local(async move {
-            let exit = service::attend_family(child, output, &name, &tail, OUTPUT_LIMIT).await;
-            pid.set(None);
-            last_exit.set(Some(exit));
-            reporter.say(Event::Exited(Ending::Ended));
-        });
+        inner.reporter.say(Event::Ready);
+        let exit = service::attend_family(child, output, &inner.name, &inner.tail, OUTPUT_LIMIT).await;
+        inner.pid.set(None);
+        inner.last_exit.set(Some(exit));
+        inner.reporter.say(Event::Exited(Ending::Ended));
+    }
+
+    async fn start(&self) -> io::Result<(Child, Output)> {
+        let name = &self.0.name;
+        let failed = |program: &str, error: io::Error| {
+            io::Error::new(error.kind(), format!("start {program} ([[process]] {name}): {error}"))
+        };
+        let command = (self.0.command)().await.map_err(|hangs| failed("its program", io::Error::other(hangs)))?;
+        let started = process::spawn_aside(&command, &[], OsSignal::SIGKILL).await;
+        started.map_err(|error| failed(&command.program().display().to_string(), error))
     }
 }
 
 impl Service for Companion {
     fn act(&mut self, action: Action) {
         match action {
-            Action::Spawn(_) => self.spawn(),
+            Action::Spawn(_) => {
+                event_loop::spawn("a companion", self.clone().run());
+            }
             Action::Signal(rung) => {
-                if let Some(pid) = self.pid.get() {
+                if let Some(pid) = self.0.pid.get() {
                     service::signal(pid, rung);
                 }
             }
             Action::Restart(delay) => {
                 let how = self.last_exit().map_or("could not be started".into(), |exit| format!("ended: {exit}"));
-                tracing::warn!({ service.name = %self.name }, "{how}; restart {}", service::after(delay));
+                tracing::warn!({ service.name = %self.0.name }, "{how}; restart {}", service::after(delay));
             }
-            Action::GiveUp => tracing::error!({ service.name = %self.name }, "failed too often, rests"),
+            Action::GiveUp => tracing::error!({ service.name = %self.0.name }, "failed too often, rests"),
             Action::Release | Action::Withdraw => {}
         }
     }
 
     fn tail(&self) -> Vec<String> {
-        self.tail.lines()
+        self.0.tail.lines()
     }
 }

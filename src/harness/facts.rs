@@ -11,7 +11,7 @@ use crate::postgres::home::Home;
 use crate::postgres::write_whole;
 
 /// What is known.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct TemplateFacts {
     /// Of the application's role.
     pub password: String,

@@ -144,6 +144,8 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
     tokio::task::spawn_local(endpoint::serve(socket, databases.clone()));
     let mut say = |name: &str, value: String| environment.0.push((name.to_owned(), Some(value)));
     say(client::VARIABLE, cluster.home.control.display().to_string());
+    // A `tandem` among the tests finds PostgreSQL where this one did.
+    say("TANDEM_CACHE_DIR", settings.cache_dir.display().to_string());
     let inherited = &job.inherited;
     let plugin = plugin::write(&cluster.home.run)?;
     for (name, value) in plugin::variables(&plugin, |name| inherited.get(name).cloned()) {

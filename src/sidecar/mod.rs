@@ -5,6 +5,7 @@
 
 mod backups;
 mod context;
+mod disks;
 mod doors;
 mod hooks;
 mod jobs;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::companions;
 use crate::config::{PostgresMode, Preload, ProcessSettings, Settings};
 use crate::control::{Order, ScaleTo};
+use crate::event_loop;
 use crate::exit::{Code, Failure};
 use crate::postgres;
 use crate::process::orphans;
@@ -34,7 +36,6 @@ use crate::workers;
 pub use context::{Configuration, Context};
 pub use jobs::migration_command;
 use marked_run::MarkedRun;
-pub use view::Endpoints;
 
 /// One step of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,9 +197,10 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
             }
         }
     };
+    event_loop::measure();
     let cause = tokio::select! {
-        cause = task::run(tree, receiver, &mut shell) => cause,
-        () = signals => anyhow::bail!("the signal stream ended"),
+        cause = event_loop::timed("the tree of services", task::run(tree, receiver, &mut shell)) => cause,
+        () = event_loop::timed("the signals", signals) => anyhow::bail!("the signal stream ended"),
     };
     tokio::select! {
         () = orphans::end_strays() => marked.end().await,

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::state;
 use super::tree::{Event, ServiceId};
+use crate::event_loop;
 use crate::plan::{Rung, Signal};
 use crate::process::{self, Child, Exit, Output, orphans};
 use crate::telemetry::{self, Stream};
@@ -113,7 +114,7 @@ pub async fn attend_family(mut child: Child, output: Output, name: &str, tail: &
     let log = |kind, line: &str| telemetry::child_line(name, kind, line);
     let (exit, _) = child.wait_with_group(forward_both(output, tail, &log), output_limit).await;
     if let Some(mark) = child.mark() {
-        tokio::task::spawn_local(orphans::end_left_by(mark.clone(), name.to_owned()));
+        event_loop::spawn("what a child left", orphans::end_left_by(mark.clone(), name.to_owned()));
     }
     exit
 }

@@ -21,6 +21,7 @@ use super::launch::Launch;
 use super::life::{Life, Roster, Started};
 use super::notify::NotifySocket;
 use super::surroundings::Variables;
+use crate::event_loop;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, InheritedFd, mark, orphans};
 use crate::supervise::service::{Reporter, Service};
@@ -110,21 +111,21 @@ impl Template {
         Ok(Started { child, output, gate: Some(gate), notify: Some(notify) })
     }
 
-    fn try_spawn(&self, intent: Intent) -> io::Result<()> {
+    async fn try_spawn(&self, intent: Intent) -> io::Result<()> {
         let listener = self.launch.listener()?;
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
         let (gate_end, notify_end) = (InheritedFd(Arc::new(gate_end)), InheritedFd(Arc::new(notify_end)));
         let (channel, theirs) = fd_channel::pair()?;
         let theirs = InheritedFd(Arc::new(theirs));
-        let command = self.launch.template_environment().apply(self.launch.template());
+        let command = self.launch.aside(|launch| launch.template_environment().apply(launch.template())).await?;
         let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_NOTIFY_FD", notify_end.number().to_string())
             .env("TANDEM_FORK_FD", theirs.number().to_string());
         let (mut child, output) =
-            process::spawn(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL)?;
+            process::spawn_aside(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL).await?;
         child.share_mark();
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
         self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, intent);
@@ -147,9 +148,12 @@ impl Service for Template {
     fn act(&mut self, action: Action) {
         match action {
             Action::Spawn(intent) => {
-                if let Err(error) = self.try_spawn(intent) {
-                    self.life.fail(&error);
-                }
+                let template = self.clone();
+                event_loop::spawn("the start of the template", async move {
+                    if let Err(error) = template.try_spawn(intent).await {
+                        template.life.fail(&error);
+                    }
+                });
             }
             other => self.life.act(other),
         }
