@@ -67,7 +67,7 @@ pub struct Policy {
     pub backoff_first: Duration,
     pub backoff_step: Duration,
     pub backoff_max: Duration,
-    /// More failures than this within `period`, and the child gives up.
+    /// More failures than this within `period`, or since it was last ready, and the child gives up.
     pub intensity: usize,
     pub period: Duration,
     /// Delay before a child that gave up is tried again, where its siblings still serve.
