@@ -5,7 +5,7 @@ use crate::common::tandem::{self, Tandem};
 
 /// Each start fails only after the period in which failures are counted.
 const APP: &str = "import asyncio\n\n\nasync def app(scope, receive, send):\n    await receive()\n    await asyncio.sleep(1.5)\n    \
-                   raise RuntimeError('slow_failure: the exchange did not answer')\n";
+                   await send({'type': 'lifespan.startup.failed', 'message': 'slow_failure: the exchange did not answer'})\n";
 
 #[test]
 fn a_startup_that_fails_slowly_trips_the_breaker_too() {
