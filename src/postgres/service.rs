@@ -51,7 +51,7 @@ pub enum DatabaseStage {
 pub type DatabaseReading = Option<(Instant, Sample)>;
 
 /// What the postmaster is started with and how it is watched.
-pub struct Launch {
+pub struct PostmasterSetup {
     pub home: Home,
     /// Set by the install job.
     pub installation: Rc<RefCell<Option<Installation>>>,
@@ -71,7 +71,7 @@ pub struct Postmaster(Rc<Shared>);
 
 /// What the service shares with the task that runs one server.
 struct Shared {
-    launch: Launch,
+    launch: PostmasterSetup,
     reporter: Reporter,
     tail: Tail,
     server: Cell<ServerProcess>,
@@ -96,7 +96,7 @@ enum ServerProcess {
 }
 
 impl Postmaster {
-    pub fn new(launch: Launch, reporter: Reporter) -> Self {
+    pub fn new(launch: PostmasterSetup, reporter: Reporter) -> Self {
         Self(Rc::new(Shared {
             launch,
             reporter,
@@ -435,7 +435,7 @@ fn retry(waited: Duration, has_answered: bool) -> Duration {
     }
 }
 
-impl Launch {
+impl PostmasterSetup {
     fn probe(&self, stocked: DatabaseStage) -> Probe {
         let port = self.url.port;
         if stocked == DatabaseStage::Unknown {

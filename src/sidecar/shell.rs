@@ -142,7 +142,7 @@ impl Sidecar {
 
     fn stock_postmaster(&mut self, id: ServiceId) {
         let context = &self.context;
-        let launch = postmaster::Launch {
+        let launch = postmaster::PostmasterSetup {
             home: context.home.clone(),
             installation: context.installation.clone(),
             url: context.url.clone(),
