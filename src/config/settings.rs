@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use crate::plan::libpq::TEST_SOCKET;
-use crate::plan::{DatabaseUrl, Secret, StopLadder};
+use crate::plan::{DatabaseUrl, Secret};
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -62,12 +62,6 @@ impl Settings {
             None if !holds(&self.directory) && holds(&self.workers.app_dir) => &self.workers.app_dir,
             None => &self.directory,
         }
-    }
-
-    /// The rungs of an orderly stop.
-    pub fn stop_ladder(&self) -> StopLadder {
-        let server = (self.postgres.mode == PostgresMode::Managed).then_some(self.stop.postgres_grace);
-        StopLadder::new(self.stop.drain_delay, self.stop.grace, server, self.stop.platform_grace)
     }
 }
 

@@ -165,6 +165,8 @@ pub enum WorkerState {
     Ready,
     /// Leaves: accepts nothing new, finishes what it has.
     Retiring,
+    /// SIGKILL did not end it; it is killed again and again.
+    Abandoned,
     /// No process: waits before the next attempt.
     Resting,
     /// No process, and none to come: restarted too often.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::jobs;
+use crate::boot;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
@@ -193,7 +194,7 @@ impl Context {
             // Whoever scaled by hand does not want it undone by a reload that is about something else.
             settings.workers.count = current.settings.workers.count;
         }
-        let notices = loaded.notices.clone();
+        let notices = loaded.notices.iter().cloned().chain(boot::stop_ladder(&settings).notice()).collect();
         let current = Current { settings: Rc::new(settings), loaded: Rc::new(loaded) };
         Ok(Reading { current, live, rolled, restart, notices })
     }
