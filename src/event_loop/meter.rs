@@ -194,7 +194,7 @@ mod tests {
         let turns = std::thread::spawn(|| {
             ON.set(true);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(timed("a task that waits", tokio::time::sleep(STALL * 2)));
+            runtime.block_on(timed("a task that waits", async { tokio::time::sleep(STALL * 2).await }));
             let quick = measured();
             let slow = timed("a slow task", async {
                 step("a slow step", || "the step in words".into(), || block(STALL + Duration::from_millis(50)));

@@ -106,7 +106,8 @@ mod tests {
         });
         let pid = pid.join().unwrap();
         assert_eq!(super::super::group_of(pid), Some(pid), "it lives");
-        signal_group(pid, Signal::SIGKILL);
+        // Its handle went with the thread, so it is no child that `signal_group` would signal.
+        nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         tokio::time::timeout(LIMIT, super::super::ended(pid)).await.unwrap();
     }
 }
