@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::context::{Context, Reading};
+use super::context::{Context, Reread};
 use super::known::{Known, KnownService};
 use super::{Step, plan};
 use crate::config::Settings;
@@ -374,7 +374,7 @@ fn may_scale(settings: &Settings, wanted: u32) -> Result<(), String> {
 }
 
 /// What became of each key that changed.
-fn told(reading: &Reading) -> Vec<String> {
+fn told(reading: &Reread) -> Vec<String> {
     let lines = [
         ("holds at once", &reading.live),
         ("holds in the workers that come now", &reading.rolled),
