@@ -13,10 +13,10 @@ use super::value::{self, Raw, Typed};
 use super::{Source, dotenv, foreign, references, text};
 use crate::plan::libpq;
 
-/// The key that says what is taken from the workers.
+/// The key of the variables that workers do not get.
 const DROP_ENV: &str = "workers.drop_env";
 
-/// One value, as somebody wrote it somewhere.
+/// One value as it was written in one layer.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The key, such as `workers.count` or `workers.env.LANG`.
@@ -36,11 +36,11 @@ impl Entry {
     }
 }
 
-/// Who speaks; later ones win.
+/// The layers. Later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Layer {
-    /// What platforms set for whatever they run: all that somebody wrote wins.
+    /// Variables that platforms set for every program. They lose against anything that was written for Tandem.
     Platform,
     File,
     /// `.env` lines that are not Tandem's: the workers' own variables.
@@ -70,11 +70,11 @@ pub struct Gathered {
     /// The `[[process]]` tables of the file.
     pub processes: Vec<ProcessTable>,
     pub notices: Vec<String>,
-    /// Whether all files could be read; if not, what is missing may stand there.
+    /// Whether all files could be read. If not, a missing key may be in one of them.
     pub complete: bool,
-    /// What lets Tandem alone into clouds.
+    /// Credentials for Tandem alone.
     pub own: Said,
-    /// What `.env` says and `workers.drop_env` takes from the workers.
+    /// Variables of `.env` that `workers.drop_env` drops.
     pub dropped: BTreeMap<String, String>,
 }
 
@@ -156,7 +156,7 @@ impl Gathered {
         }
     }
 
-    /// What `workers.drop_env` says, before its entry has won.
+    /// The winning `workers.drop_env`, before the entries are merged.
     fn drop_env(&self, source: &Source) -> DropEnv {
         let flag =
             source.flags.iter().rev().find(|flag| flag.key == DROP_ENV).map(|flag| Raw::Word(flag.value.clone()));
@@ -168,7 +168,7 @@ impl Gathered {
         }
     }
 
-    /// Take out what `.env` says to the workers and `drop_env` takes from them. What `[workers.env]` says stays.
+    /// Move the variables of `.env` that `drop_env` matches out of the workers' entries. Those of `[workers.env]` stay.
     fn take_dropped(&mut self, drop_env: &DropEnv) {
         let is_dropped = |entry: &mut Entry| {
             let name = entry.key.strip_prefix("workers.env.").filter(|_| entry.is_of(Layer::Workers));

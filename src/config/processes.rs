@@ -34,7 +34,7 @@ fn is_reserved(name: &str) -> bool {
     slot || ["postgres", "template", "tandem", "workers", "migrate"].contains(&name)
 }
 
-/// Read all of them. What is wrong is told, and the rest of it is used so that more can be told.
+/// Read all tables. Problems are reported, and the rest of a table is still read, to find more of them.
 pub fn settings(written: &[ProcessTable], directory: &Path, problems: &mut Problems) -> Vec<ProcessSettings> {
     let mut names = BTreeSet::new();
     let read = written.iter().map(|process| {

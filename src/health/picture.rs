@@ -165,6 +165,8 @@ pub enum WorkerState {
     Ready,
     /// It accepts nothing new, and finishes what it has.
     Retiring,
+    /// SIGKILL did not end it; it is killed again and again.
+    Abandoned,
     /// No process: the next attempt comes after a pause.
     Resting,
     /// No process: it was restarted too often.

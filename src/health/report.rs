@@ -10,6 +10,9 @@ use crate::http::Counts;
 use crate::phase::Phase;
 use crate::telemetry::rfc3339;
 
+/// The state of a service whose process outlives SIGKILL, as `supervise::state` calls it.
+const ABANDONED: &str = "abandoned";
+
 /// The moment of an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
@@ -218,10 +221,15 @@ pub fn liveness(picture: &Picture, now: Now) -> Liveness {
 /// The status and the reasons for it.
 fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
     let missing = missing(picture, now);
+    let abandoned = picture.services.iter().filter(|service| service.state == ABANDONED);
+    let abandoned = abandoned.map(|service| {
+        let pid = service.pid.unwrap_or_default();
+        format!("{}: process {pid} does not end, though it gets SIGKILL", service.name)
+    });
     if !missing.is_empty() {
-        return (Status::Unhealthy, missing);
+        return (Status::Unhealthy, missing.into_iter().chain(abandoned).collect());
     }
-    let mut reasons = Vec::new();
+    let mut reasons: Vec<String> = abandoned.collect();
     let ready = workers_ready(picture);
     if ready < picture.workers_wanted {
         reasons.push(format!("{ready} of {} workers are ready", picture.workers_wanted));
@@ -230,7 +238,7 @@ fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
         match worker.state {
             WorkerState::Resting => reasons.push(format!("worker {} rests after a crash", worker.slot)),
             WorkerState::GaveUp => reasons.push(format!("worker {} gave up", worker.slot)),
-            WorkerState::Starting | WorkerState::Ready | WorkerState::Retiring => {}
+            WorkerState::Starting | WorkerState::Ready | WorkerState::Retiring | WorkerState::Abandoned => {}
         }
     }
     reasons.extend(picture.hook.clone());

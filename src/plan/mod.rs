@@ -11,6 +11,6 @@ mod url;
 
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity, in_one_line};
-pub use ladder::StopLadder;
-pub use policy::{KILL_GRACE, Ladder, Policy, Rung, STARVED_PAUSE, Signal};
+pub use ladder::{StopLadder, StopTerm};
+pub use policy::{KILL_AGAIN, KILL_GRACE, Ladder, Policy, Rung, STARVED_PAUSE, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

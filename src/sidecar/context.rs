@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::jobs;
+use crate::boot;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
@@ -19,9 +20,8 @@ use crate::postgres::service::DatabaseStage;
 use crate::postgres::stale;
 use crate::workers::surroundings::Surroundings;
 
-/// How long reading the configuration again may take, the look-up of a host's name included: a resolver that has no answer
-/// says so after 10 s (resolv.conf(5), `timeout` and `attempts`).
-const READ_LIMIT: Duration = Duration::from_secs(15);
+/// How long reading the configuration again may take: its files may lie on a disk that hangs.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How long a look at what a command line needs may take: whether a program is in the Python environment.
 const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 
@@ -174,11 +174,10 @@ impl Context {
     /// Read the configuration again, and adopt nothing of it.
     ///
     /// # Errors
-    /// Every error of the configuration at once; [`Hangs`] when a file or the resolver does not answer.
+    /// Every error of the configuration at once; [`Hangs`] when a file does not answer.
     pub async fn read_again(&self) -> anyhow::Result<Reread> {
         let source = self.source.clone();
-        let what = "read the configuration again (its files, and the name of the database's host)";
-        let loaded = within(READ_LIMIT, what, move || crate::config::load(&source)).await??;
+        let loaded = within(READ_LIMIT, "read the configuration again", move || crate::config::load(&source)).await??;
         loaded.settings.hide_secrets();
         let current = self.current.borrow();
         let keys = |old: &Loaded, wanted| -> Vec<String> {
@@ -194,7 +193,7 @@ impl Context {
             // A reload that is about something else does not undo a `tandem scale`.
             settings.workers.count = current.settings.workers.count;
         }
-        let notices = loaded.notices.clone();
+        let notices = loaded.notices.iter().cloned().chain(boot::stop_ladder(&settings).notice()).collect();
         let current = Current { settings: Rc::new(settings), loaded: Rc::new(loaded) };
         Ok(Reread { current, live, rolled, restart, notices })
     }

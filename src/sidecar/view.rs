@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::services::Services;
-use super::{Context, Step};
+use super::Context;
+use super::services::{ServiceKind, Services};
+use crate::boot::Step;
 use crate::config::{PostgresMode, Preload, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
 use crate::postgres::service::DatabaseReading;
 use crate::supervise::state::State;
-use crate::supervise::tree::{Phase, Role, Tree};
+use crate::supervise::tree::{Role, Tree, TreePhase};
 use crate::telemetry;
 use crate::workers::life::Roster;
 
@@ -70,17 +71,17 @@ impl View {
     }
 
     /// Note that the tree entered `phase`.
-    pub fn enter(&mut self, phase: Phase, steps: &[Step]) {
+    pub fn enter(&mut self, phase: TreePhase, steps: &[Step]) {
         self.phase = match phase {
-            Phase::Idle => Public::Installing,
-            Phase::Booting { stage } => {
+            TreePhase::Idle => Public::Installing,
+            TreePhase::Booting { stage } => {
                 self.began.push((steps[stage], Instant::now()));
                 public(steps[stage])
             }
-            Phase::Serving => Public::Serving,
-            Phase::Draining { .. } => Public::Draining,
-            Phase::Stopping { .. } => Public::Stopping,
-            Phase::Stopped { .. } => Public::Stopped,
+            TreePhase::Serving => Public::Serving,
+            TreePhase::Draining { .. } => Public::Draining,
+            TreePhase::Stopping { .. } => Public::Stopping,
+            TreePhase::Stopped { .. } => Public::Stopped,
         };
     }
 
@@ -95,7 +96,7 @@ impl View {
             .map(|id| {
                 let member = &tree.members[&id];
                 let life = services.life(id);
-                let retiring = member.role == Role::Retiring;
+                let retiring = member.role == Role::Retiring && !member.child.is_abandoned();
                 let state = worker_state(member.child.state);
                 picture::Worker {
                     slot: u32::try_from(member.place).unwrap_or(u32::MAX),
@@ -215,7 +216,7 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
         let (name, pid, state) = (services.name(id), member.child.pid(), member.child.label());
         let same = before.iter().find(|service| service.name == name && service.pid == pid);
         picture::Service {
-            kind: services.kind(id),
+            kind: services.kind(id).map_or("gone", ServiceKind::name),
             pid,
             state,
             role: match member.role {
@@ -286,13 +287,14 @@ fn name(step: Step) -> &'static str {
 
 fn worker_state(state: State) -> picture::WorkerState {
     match state {
-        State::Spawning { .. } | State::Held { .. } | State::Starting { .. } => picture::WorkerState::Starting,
+        State::Spawning { .. } | State::Cancelling { .. } | State::Held { .. } | State::Starting { .. } => {
+            picture::WorkerState::Starting
+        }
         State::Ready { .. } => picture::WorkerState::Ready,
-        State::Hung { .. }
-        | State::Replacing { .. }
-        | State::Restarting { .. }
-        | State::Stopping { .. }
-        | State::Abandoned { .. } => picture::WorkerState::Retiring,
+        State::Hung { .. } | State::Replacing { .. } | State::Restarting { .. } | State::Stopping { .. } => {
+            picture::WorkerState::Retiring
+        }
+        State::Abandoned { .. } => picture::WorkerState::Abandoned,
         State::Down | State::Backoff { .. } => picture::WorkerState::Resting,
         State::GaveUp => picture::WorkerState::GaveUp,
     }

@@ -15,6 +15,7 @@ use nix::sys::signal::Signal as OsSignal;
 use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::launch::Launch;
@@ -24,8 +25,8 @@ use super::surroundings::Variables;
 use crate::event_loop;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, InheritedFd, mark, orphans};
-use crate::supervise::service::{Reporter, Service};
-use crate::supervise::state::{Action, Intent};
+use crate::service::Reporter;
+use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "template";
@@ -40,6 +41,8 @@ pub struct Template {
     life: Life,
     /// To the process that is there now.
     channel: Rc<RefCell<Option<ForkChannel>>>,
+    /// The start under way, or the last one.
+    starting: Rc<RefCell<Option<JoinHandle<()>>>>,
 }
 
 /// One request at a time; empty once one was left unanswered, for its answer would be taken for the next one's.
@@ -64,7 +67,7 @@ impl Template {
     /// The template of `launch`.
     pub fn new(launch: Rc<Launch>, roster: Roster, reporter: Reporter) -> Self {
         let life = Life::of_template(NAME.to_owned(), roster, reporter);
-        Self { launch, life, channel: Rc::default() }
+        Self { launch, life, channel: Rc::default(), starting: Rc::default() }
     }
 
     /// Whether workers can be forked now.
@@ -111,7 +114,7 @@ impl Template {
         Ok(Started { child, output, gate: Some(gate), notify: Some(notify) })
     }
 
-    async fn try_spawn(&self, intent: Intent) -> io::Result<()> {
+    async fn try_spawn(&self, of: (Generation, Intent)) -> io::Result<()> {
         let listener = self.launch.listener()?;
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
@@ -128,7 +131,7 @@ impl Template {
             process::spawn_aside(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL).await?;
         child.share_mark();
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
-        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, intent);
+        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);
         Ok(())
     }
 }
@@ -144,22 +147,31 @@ async fn ask(channel: &Channel, request: &ForkRequest<'_>) -> io::Result<ForkAns
     Ok(answer)
 }
 
-impl Service for Template {
-    fn act(&mut self, action: Action) {
+impl Template {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         match action {
-            Action::Spawn(intent) => {
+            ChildAction::Spawn(generation, intent) => {
                 let template = self.clone();
-                event_loop::spawn("the start of the template", async move {
-                    if let Err(error) = template.try_spawn(intent).await {
-                        template.life.fail(&error);
+                let starting = event_loop::spawn("the start of the template", async move {
+                    if let Err(error) = template.try_spawn((generation, intent)).await {
+                        template.life.fail(generation, &error);
                     }
                 });
+                *self.starting.borrow_mut() = Some(starting);
+            }
+            ChildAction::CancelSpawn(generation) => {
+                if let Some(starting) = self.starting.take() {
+                    starting.abort();
+                }
+                self.life.cancelled(generation);
             }
             other => self.life.act(other),
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.life.tail()
     }
 }

@@ -17,6 +17,7 @@ mod load;
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod schedule;
 
+mod abandoned;
 mod address;
 mod as_worker;
 mod backup;
@@ -90,6 +91,7 @@ mod test_places;
 mod test_terminal;
 mod tidy;
 mod tidy_blocking;
+mod told_stop;
 mod up;
 mod wal_archive;
 mod worker_notices;
