@@ -1,8 +1,8 @@
 //! Starts children without waiting for them on the event loop.
 //!
-//! std's `Command::spawn` returns when the child has executed its program: it waits for the working directory and for the
-//! program's file, and a disk that hangs makes it wait for ever. So threads of their own do it. They never end, because a
-//! child's death signal comes with the end of the *thread* that spawned it (prctl(2), PR_SET_PDEATHSIG).
+//! std's `Command::spawn` returns after the child has executed its program. So it waits for the disks of the working
+//! directory and of the program, which may hang. Threads of this room call it. They never end, because the kernel sends a
+//! child's death signal when the *thread* that spawned it ends (prctl(2), PR_SET_PDEATHSIG).
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -19,7 +19,7 @@ use super::spawn::{InheritedFd, signal_group, spawn};
 use crate::event_loop::Call;
 use crate::plan::CommandLine;
 
-/// How long fork(2), chdir(2) and execve(2) may take: milliseconds where no disk hangs.
+/// How long fork(2), chdir(2) and execve(2) may take. If no disk hangs, they take milliseconds.
 const SPAWN_LIMIT: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
