@@ -41,13 +41,14 @@
 //!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
-//! durable/     files that are whole or absent, and locks: the only door to rename(2) and flock(2)
+//! event_loop/  what may block, on other threads and behind limits; what runs on the loop, timed
+//! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
 //! supervise/   a crate of its own, pure: policies · state, step and climb (one child) · tree (all of them and the boot
 //!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
-//! scrub        the last wall: known secrets are taken out of what others read
+//! scrub        removes known secrets from logs, reports and errors
 //! ```
 //!
 //! # What always holds
@@ -55,6 +56,7 @@
 //! - No worker imports the application before the migrations are in.
 //! - Tandem is not ready while PostgreSQL does not answer, and says so before it stops anything.
 //! - PostgreSQL is stopped after the last worker, and by its postmaster's pid alone.
+//! - No file, pipe, disk or resolver that hangs holds up the event loop: health, signals and control go on answering.
 //! - A stop ends within the time that `tandem check` tells, whatever the children do, and leaves no process behind that
 //!   SIGKILL ends.
 //! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves.
@@ -69,6 +71,7 @@ pub mod companions;
 pub mod config;
 pub mod control;
 pub mod durable;
+pub mod event_loop;
 pub mod exit;
 pub mod harness;
 pub mod health;

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     }
     // Before the runtime, whose threads take over what is blocked.
     signals::block();
+    telemetry::tell_panics();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -44,11 +45,10 @@ fn main() -> ExitCode {
     };
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, commands::run(cli));
     runtime.shutdown_timeout(THREADS_LIMIT);
-    match outcome {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            telemetry::failure(&error);
-            ExitCode::from(code_of(&error) as u8)
-        }
-    }
+    let code = outcome.unwrap_or_else(|error| {
+        telemetry::failure(&error);
+        code_of(&error) as u8
+    });
+    telemetry::close();
+    ExitCode::from(code)
 }

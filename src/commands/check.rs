@@ -7,7 +7,7 @@ use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
 use crate::postgres::{binaries, lookup, tried};
 
-/// Let PostgreSQL, where it is there already, look at what is in `[postgres.settings]`.
+/// Let PostgreSQL check `[postgres.settings]`, if it is installed already.
 async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
     let postgres = &settings.postgres;
     if postgres.mode == PostgresMode::Attach || postgres.settings.is_empty() {

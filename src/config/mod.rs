@@ -106,7 +106,7 @@ impl std::fmt::Debug for Flag {
 pub struct Loaded {
     pub settings: Settings,
     pub origins: BTreeMap<String, Origin>,
-    /// What the operator should know and need not act on; secrets do not occur.
+    /// Warnings for the operator. They never contain secrets.
     pub notices: Vec<String>,
     /// What is good to know once, and changes nothing: `tandem check` and `tandem up` tell it, no other command does.
     pub remarks: Vec<String>,
@@ -140,7 +140,7 @@ pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
 fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
-    let layers::Written { entries, processes, mut notices, complete, own, dropped } =
+    let layers::Gathered { entries, processes, mut notices, complete, own, dropped } =
         layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     own::settle(&mut merged, &found.directory, &mut problems, &mut notices);

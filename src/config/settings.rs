@@ -75,7 +75,7 @@ impl std::fmt::Debug for Inherited {
     }
 }
 
-/// Whose PostgreSQL it is.
+/// Which PostgreSQL server is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostgresMode {
     /// Tandem runs it.
@@ -178,7 +178,7 @@ pub struct Python {
     pub groups: Vec<String>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
-    /// Whether Tandem makes and updates `venv`; if not, somebody else made it and it must not be touched.
+    /// Whether Tandem makes and updates `venv`. If not, Tandem only uses it.
     pub managed: bool,
     /// `auto`, `uv` or `pip`.
     pub installer: Installer,
@@ -223,7 +223,7 @@ pub enum Readiness {
     Http(String),
 }
 
-/// Whose the listening socket of `workers.command` is.
+/// Who binds the listening socket of `workers.command`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerSocket {
     /// Tandem's, handed down.

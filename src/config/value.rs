@@ -1,4 +1,4 @@
-//! From what was written to what was meant: one value, read as its key's kind. Pure.
+//! Converts one value as it was written to its key's kind. Pure.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,7 +24,7 @@ pub enum Raw {
 /// Free room on a file system that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Room {
-    /// Of the whole.
+    /// Of the file system's size.
     Percent(f64),
     Bytes(u64),
 }
@@ -92,7 +92,7 @@ impl fmt::Debug for Typed {
 /// Why a value cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// What is accepted in its place.
+    /// The values that are accepted.
     pub expected: String,
     /// The accepted value that was most likely meant.
     pub suggestion: Option<String>,

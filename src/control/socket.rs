@@ -37,9 +37,11 @@ pub fn open(path: &Path) -> anyhow::Result<ControlSocket> {
     let bound = || -> io::Result<ControlSocket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
+        // Blocks: before the loop turns.
         // connect(2) is refused until listen(2), whatever the mode; so no client comes in between these lines (unix(7)).
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         socket.listen(BACKLOG)?;
+        // Blocks: before the loop turns.
         socket.set_nonblocking(true)?;
         let meta = path.symlink_metadata()?;
         let listener =
@@ -54,6 +56,7 @@ pub fn open(path: &Path) -> anyhow::Result<ControlSocket> {
 /// Remove what a dead supervisor left at `path`.
 fn clear(path: &Path) -> anyhow::Result<()> {
     let cannot = |why: String| Failure::new(Code::CannotCreate, why);
+    // Blocks: before the loop turns.
     let meta = match path.symlink_metadata() {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -62,6 +65,7 @@ fn clear(path: &Path) -> anyhow::Result<()> {
     if !meta.file_type().is_socket() {
         bail!(cannot(format!("{} is in the control socket's place and is no socket: remove it", path.display())));
     }
+    // Blocks: before the loop turns.
     match knock(path) {
         // No process listens: its supervisor was killed.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
@@ -119,6 +123,7 @@ fn may_enter(uid: u32, own: u32) -> bool {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        // Blocks: at the end of all, when nothing is left to answer for.
         let ours = self.path.symlink_metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == self.file);
         if ours {
             let _ = fs::remove_file(&self.path);

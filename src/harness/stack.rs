@@ -59,7 +59,7 @@ impl Stack {
         loop {
             tried += 1;
             match Self::on_free_ports(args, recipe, cluster).await {
-                // Free when it was asked for, a port may be somebody else's a moment later.
+                // Free when it was asked for, a port may be taken by another program a moment later.
                 Err(error) if tried < PORT_TRIES && error.to_string().contains("is taken") => {}
                 outcome => return outcome,
             }

@@ -97,11 +97,15 @@ pub fn reasons(picture: &Picture) -> Vec<String> {
     let same = picture.disk == picture.backup_disk;
     let disks = [("data", picture.disk), ("backups", picture.backup_disk)];
     let low = disks.into_iter().take(if same { 1 } else { 2 }).filter_map(|(whose, disk)| low(whose, disk));
+    let unanswered = picture.backups.unanswered.map(|_| "the directory of backups does not answer".to_owned());
     let archiving = picture.backups.pitr.as_ref().and_then(|pitr| pitr.trouble.clone());
-    failed.into_iter().chain(archiving).chain(low).collect()
+    failed.into_iter().chain(unanswered).chain(archiving).chain(low).collect()
 }
 
 fn low(whose: &str, disk: Disk) -> Option<String> {
+    if disk.unanswered.is_some() {
+        return Some(format!("disk of the {whose}: it does not answer, its numbers are old"));
+    }
     let (free, wanted) = (disk.free_bytes?, disk.wanted_bytes?);
     (free < wanted).then(|| {
         let [free, wanted] = [free, wanted].map(|bytes| bytes >> 20);

@@ -1,14 +1,16 @@
 //! What `/metrics` answers: free room, backups, WAL and workers as OpenMetrics text. Pure.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::picture::{Disk, Picture, WorkerState};
+use super::picture::{Disk, Picture, Supervisor, WorkerState};
 
 /// What an answer says that it is (OpenMetrics 1.0).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -19,7 +21,7 @@ type Labels = Vec<(&'static str, &'static str)>;
 ///
 /// # Errors
 /// It cannot be written as text.
-pub fn metrics(picture: &Picture) -> Result<String, fmt::Error> {
+pub fn metrics(picture: &Picture, supervisor: Supervisor) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("tandem");
     disks(&mut registry, picture);
     backups(&mut registry, picture);
@@ -28,9 +30,25 @@ pub fn metrics(picture: &Picture) -> Result<String, fmt::Error> {
     let ready = picture.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
     gauge(&mut registry, "workers_ready", "Workers that answer requests", Some(count(ready)));
     gauge(&mut registry, "workers_wanted", "Workers that there should be", Some(i64::from(picture.workers_wanted)));
+    own(&mut registry, supervisor);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+fn own(registry: &mut Registry, supervisor: Supervisor) {
+    let longest: Gauge<f64, AtomicU64> = Gauge::default();
+    longest.set(supervisor.longest_stall.as_secs_f64());
+    registry.register("loop_stall_seconds_max", "The longest that the event loop stood still since the start", longest);
+    let counters = [
+        ("loop_stalls", "How often the event loop stood still for longer than 250 ms", supervisor.stalls),
+        ("log_lines_dropped", "Lines of the log that standard error did not take", supervisor.log_lines_dropped),
+    ];
+    for (name, help, value) in counters {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    }
 }
 
 fn disks(registry: &mut Registry, picture: &Picture) {
@@ -41,6 +59,11 @@ fn disks(registry: &mut Registry, picture: &Picture) {
         ("disk_size", "Size of a file system"),
         ("disk_warn_free", "Free room below which health degrades"),
     ];
+    let family = Family::<Labels, Gauge>::default();
+    for (whose, disk) in [("data", picture.disk), ("backups", picture.backup_disk)] {
+        family.get_or_create(&vec![("file_system", whose)]).set(i64::from(disk.unanswered.is_none()));
+    }
+    registry.register("disk_answers", "Whether a file system answers", family);
     for (place, (name, help)) in metrics.into_iter().enumerate() {
         let family = Family::<Labels, Gauge>::default();
         for (whose, values) in [("data", data), ("backups", backups)] {

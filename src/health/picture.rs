@@ -191,6 +191,8 @@ pub struct Disk {
     pub total_bytes: Option<u64>,
     /// What should be free at least (`disk.warn_free`).
     pub wanted_bytes: Option<u64>,
+    /// Since when it does not answer; the numbers are older then.
+    pub unanswered: Option<Instant>,
 }
 
 /// What is known of backups.
@@ -209,6 +211,8 @@ pub struct Backups {
     pub pitr: Option<Pitr>,
     /// When the last base backup ended, once that is known.
     pub last_base: Option<SystemTime>,
+    /// Since when the directory of backups does not answer; what is said of it is older then.
+    pub unanswered: Option<Instant>,
 }
 
 /// A scheduled run that has ended.
@@ -221,6 +225,17 @@ pub struct BackupRun {
     pub verified: bool,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// What the supervisor has measured of itself since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Supervisor {
+    /// The longest that its event loop stood still.
+    pub longest_stall: Duration,
+    /// How often it stood still for longer than a stall's limit.
+    pub stalls: u64,
+    /// Lines of the log that standard error did not take.
+    pub log_lines_dropped: u64,
 }
 
 /// Point-in-time recovery: how the archiving of WAL is.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use super::backups::{self, BackupsReport};
-use super::picture::{Picture, Worker, WorkerState};
+use super::picture::{Disk, Picture, Supervisor, Worker, WorkerState};
 use crate::http::Counts;
 use crate::phase::Phase;
 use crate::telemetry::rfc3339;
@@ -20,6 +20,8 @@ pub struct Now {
     pub instant: Instant,
     /// For the time stamp.
     pub wall: SystemTime,
+    /// What was measured until now.
+    pub supervisor: Supervisor,
 }
 
 /// The verdict on the whole.
@@ -62,6 +64,7 @@ pub struct Report<'a> {
     pub migrations: MigrationsReport<'a>,
     pub backups: BackupsReport<'a>,
     pub disk: DiskReport,
+    pub supervisor: SupervisorReport,
 }
 
 /// The guide's `database` object, key for key, and then ours.
@@ -116,6 +119,22 @@ pub struct DiskReport {
     pub backup_free_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_total_bytes: Option<u64>,
+    /// For how long the file system has not answered; its numbers are as old.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unanswered_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_unanswered_seconds: Option<f64>,
+}
+
+/// `supervisor`: how Tandem itself does.
+#[derive(Debug, Serialize)]
+pub struct SupervisorReport {
+    /// The longest that its event loop stood still since the start.
+    pub longest_stall_ms: f64,
+    /// How often that took longer than 250 ms.
+    pub stalls: u64,
+    /// Lines of the log that nobody took from standard error.
+    pub log_lines_dropped: u64,
 }
 
 /// `/ready`: the three conditions, and what is missing of them in words.
@@ -170,6 +189,13 @@ pub fn report(picture: &Picture, now: Now) -> Report<'_> {
             total_bytes: picture.disk.total_bytes,
             backup_free_bytes: picture.backup_disk.free_bytes,
             backup_total_bytes: picture.backup_disk.total_bytes,
+            unanswered_seconds: unanswered(picture.disk, now),
+            backup_unanswered_seconds: unanswered(picture.backup_disk, now),
+        },
+        supervisor: SupervisorReport {
+            longest_stall_ms: seconds(now.supervisor.longest_stall * 1000),
+            stalls: now.supervisor.stalls,
+            log_lines_dropped: now.supervisor.log_lines_dropped,
         },
     }
 }
@@ -285,6 +311,10 @@ fn workers_ready(picture: &Picture) -> u32 {
     slots.sort_unstable();
     slots.dedup();
     u32::try_from(slots.len()).unwrap_or(u32::MAX)
+}
+
+fn unanswered(disk: Disk, now: Now) -> Option<f64> {
+    disk.unanswered.map(|since| seconds(age(since, now)))
 }
 
 fn age(then: Instant, now: Now) -> Duration {

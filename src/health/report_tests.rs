@@ -9,7 +9,11 @@ use crate::process::Exit;
 const AGE_MAX: Duration = Duration::from_secs(4);
 
 fn now() -> Now {
-    Now { instant: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_250) }
+    Now {
+        instant: Instant::now(),
+        wall: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_250),
+        supervisor: Supervisor { longest_stall: Duration::from_micros(1_500), stalls: 0, log_lines_dropped: 3 },
+    }
 }
 
 fn worker(slot: u32, state: WorkerState, now: Now) -> Worker {
@@ -201,7 +205,7 @@ fn the_report_has_the_keys_that_users_were_promised() {
         took: Some(Duration::from_millis(87)),
         finished: Some(now.wall),
     };
-    picture.disk = Disk { free_bytes: Some(10), total_bytes: Some(20), wanted_bytes: None };
+    picture.disk = Disk { free_bytes: Some(10), total_bytes: Some(20), ..Disk::default() };
     let text = serde_json::to_string_pretty(&report(&picture, now)).unwrap();
     expect![[r#"
         {
@@ -269,6 +273,11 @@ fn the_report_has_the_keys_that_users_were_promised() {
           "disk": {
             "free_bytes": 10,
             "total_bytes": 20
+          },
+          "supervisor": {
+            "longest_stall_ms": 1.5,
+            "stalls": 0,
+            "log_lines_dropped": 3
           }
         }"#]]
     .assert_eq(&text.replace(env!("CARGO_PKG_VERSION"), "VERSION"));
@@ -289,4 +298,21 @@ fn wal_that_is_not_archived_degrades_and_is_told() {
     let shown = serde_json::to_value(&report.backups).unwrap();
     assert_eq!((&shown["pitr"]["ready_segments"], &shown["pitr"]["failing"]), (&3.into(), &true.into()), "{shown}");
     assert!(shown["pitr"]["last_archived"].as_str().unwrap().ends_with('Z') && shown["pitr"]["enabled"] == true);
+}
+
+#[test]
+fn a_disk_that_does_not_answer_degrades_and_its_numbers_stay() {
+    let now = now();
+    let since = now.instant.checked_sub(Duration::from_secs(7)).unwrap();
+    let mut picture = picture(now);
+    picture.backup_disk = Disk { free_bytes: Some(10), unanswered: Some(since), ..Disk::default() };
+    picture.backups.unanswered = Some(since);
+    assert_eq!(answers(&picture, now), DEGRADED, "it still serves");
+    let report = report(&picture, now);
+    assert_eq!(
+        report.reasons,
+        ["the directory of backups does not answer", "disk of the backups: it does not answer, its numbers are old"]
+    );
+    assert_eq!((report.disk.backup_free_bytes, report.disk.backup_unanswered_seconds), (Some(10), Some(7.0)));
+    assert_eq!(report.disk.unanswered_seconds, None);
 }

@@ -7,16 +7,16 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Response};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::metrics;
-use super::picture::Picture;
+use super::picture::{Picture, Supervisor};
 use super::report::{self, Now};
-use crate::http::server::{self, Port, json_text};
+use crate::http::server::{self, Port, json};
 use crate::scrub::scrubbed;
+use crate::{event_loop, telemetry};
 
 /// What the port offers, as `/` shows it.
 const INDEX: &[(&str, &str)] = &[
@@ -40,7 +40,7 @@ pub async fn serve(listener: TcpListener, pictures: watch::Receiver<Arc<Picture>
 /// The answer to one request.
 fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes>> {
     // tokio's clock, so that tests can turn it.
-    let now = Now { instant: Instant::now().into_std(), wall: SystemTime::now() };
+    let now = Now { instant: Instant::now().into_std(), wall: SystemTime::now(), supervisor: supervisor() };
     let known = matches!(path, "/" | "/metrics" | "/health" | "/healthz" | "/ready" | "/readyz" | "/live" | "/livez");
     if known && !matches!(*method, Method::GET | Method::HEAD) {
         let mut response = json(405, &serde_json::json!({"error": "this port is read-only: GET or HEAD"}));
@@ -56,7 +56,7 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
             let readiness = report::readiness(picture, now);
             json(readiness.http_code(), &readiness)
         }
-        "/metrics" => match metrics::metrics(picture) {
+        "/metrics" => match metrics::metrics(picture, now.supervisor) {
             Ok(text) => plain(text, metrics::CONTENT_TYPE),
             Err(error) => json(500, &serde_json::json!({"error": error.to_string()})),
         },
@@ -70,16 +70,10 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
     }
 }
 
-/// `body` as JSON with status `code`, without secrets: some of the words in it are not Tandem's own, such as the last error
-/// of a backup or the reason of a restart.
-fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
-    match serde_json::to_string(body) {
-        Ok(text) => json_text(code, scrubbed(&text).into_owned()),
-        Err(error) => {
-            tracing::error!(%error, "write an answer");
-            json_text(500, "{}".to_owned())
-        }
-    }
+/// What this process has measured of itself.
+fn supervisor() -> Supervisor {
+    let measured = event_loop::measured();
+    Supervisor { longest_stall: measured.longest, stalls: measured.stalls, log_lines_dropped: telemetry::dropped() }
 }
 
 /// `text` as it is, which says that it is `content_type`.

@@ -27,6 +27,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
+use crate::event_loop;
+use crate::scrub::scrubbed;
+
 /// Connections at once; one more ends the oldest.
 pub const CONNECTIONS_MAX: usize = 128;
 /// How long a request's head may take to arrive, and how long a connection may idle between two requests.
@@ -107,7 +110,8 @@ where
                 stream.set_write_timeout(Some(L::WRITE_LIMIT));
                 let answering = Arc::default();
                 let task = connection(Box::pin(stream), answer.clone(), Arc::clone(&answering), closing.subscribe());
-                open.take(OpenConnection { task: tasks.spawn(task), answering });
+                let task = tasks.spawn(event_loop::timed(listener.name(), task));
+                open.take(OpenConnection { task, answering });
             }
             Err(error) => {
                 tracing::warn!(%error, "accept on {}", listener.name());
@@ -205,10 +209,11 @@ where
     let _ = connection.await;
 }
 
-/// `body` as JSON with status `code`. hyper adds the length, and leaves the body out for HEAD.
+/// `body` as JSON with status `code`, and without secrets: some of the words in it are not Tandem's own, such as the last error
+/// of a backup or the reason of a restart. hyper adds the length, and leaves the body out for HEAD.
 pub fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_string(body) {
-        Ok(text) => json_text(code, text),
+        Ok(text) => json_text(code, scrubbed(&text).into_owned()),
         Err(error) => {
             tracing::error!(%error, "write an answer");
             json_text(500, "{}".to_owned())

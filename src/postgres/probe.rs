@@ -98,7 +98,7 @@ impl Sample {
 pub enum Woken {
     /// The time has passed.
     Due,
-    /// Our own session ended: the server restarts all its sessions, or somebody ended this one.
+    /// Our own session ended: the server ends all its sessions, or this one was terminated.
     Alarm,
 }
 
@@ -275,6 +275,7 @@ impl Probe {
     async fn ask(&mut self) -> Result<Vitals, Refused> {
         self.knocked.set(false);
         if let Some(socket) = &self.socket {
+            // Blocks: never, it is tokio's.
             knock(UnixStream::connect(socket)).await.map_err(|error| {
                 let text = format!("the server takes no connections: {error}");
                 Refused { text, answer: None }

@@ -54,8 +54,8 @@ impl ServerProcesses {
         let (place, owner) = (Place::of(&meta), meta.uid());
         let own = namespace_of(std::process::id().cast_signed());
         for pid in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
-            // A shell that somebody left in the data directory is not ours to end. Its name comes first: a look at the
-            // directory of some other process could wait for a disk that hangs.
+            // A shell in the data directory is not to be ended. The name is read first: a look at the directory of another
+            // process could wait for a disk that hangs.
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             let Some(process) = (name.trim_end() == "postgres").then(|| Stranger::hold(pid)).flatten() else {
                 continue;

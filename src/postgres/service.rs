@@ -8,7 +8,6 @@ use anyhow::Context as _;
 use nix::sys::signal::Signal as OsSignal;
 use sea_orm::sqlx::ConnectOptions;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::binaries::Installation;
@@ -18,17 +17,24 @@ use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
 use super::{conf, full, lock, log, provision, server, stale};
 use crate::config::Postgres as Settings;
+use crate::event_loop::{self, elsewhere, within};
 use crate::exit::{Code, Failure, code_of, in_words, is_disk_full};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
 use crate::schema;
-use crate::service::{self, ProcessReporter, Reporter, Tail};
-use crate::supervise::state::{ChildAction, Ending, Generation};
+use crate::service::{self, ProcessReporter, Reporter, Start, Tail};
+use crate::supervise::state::{ChildAction, Ending};
 use crate::telemetry;
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "postgres";
+
+/// How long the look at the data directory may take before a start, the end of what an earlier server left included: that
+/// has limits of its own, which add up to half a minute.
+const PREPARE_LIMIT: Duration = Duration::from_secs(40);
+/// How long a file of the data directory may take to be read.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 
 /// How far the application's database has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,8 +77,7 @@ struct Shared {
     last_exit: Cell<Option<Exit>>,
     /// Notified when the probe is no longer needed.
     unwatch: Notify,
-    /// The task that runs the server, and which one that is.
-    task: RefCell<Option<(Generation, AbortHandle)>>,
+    start: Start,
     /// Why the server cannot run until a person does something.
     lasting: RefCell<Option<Lasting>>,
     full: full::RoomWait,
@@ -97,7 +102,7 @@ impl Postmaster {
             server: Cell::default(),
             last_exit: Cell::default(),
             unwatch: Notify::default(),
-            task: RefCell::default(),
+            start: Start::default(),
             lasting: RefCell::default(),
             full: full::RoomWait::default(),
         }))
@@ -126,20 +131,16 @@ impl Postmaster {
         match action {
             ChildAction::Spawn(generation, _) => {
                 let reporter = shared.reporter.of(generation);
-                let task = tokio::task::spawn_local(async move {
+                let task = event_loop::spawn("the postmaster's life", async move {
                     match shared.run(&reporter).await {
                         Ok(ending) => reporter.exited(ending),
                         Err(error) => reporter.failed(shared.judge(&error)),
                     }
                 });
-                *self.0.task.borrow_mut() = Some((generation, task.abort_handle()));
+                self.0.start.begun(&task);
             }
             ChildAction::CancelSpawn(generation) => {
-                if let Some((of, task)) = shared.task.take()
-                    && of == generation
-                    && !task.is_finished()
-                {
-                    task.abort();
+                if shared.start.cancel() {
                     shared.reporter.of(generation).failed(Ending::Ended);
                 }
             }
@@ -183,18 +184,22 @@ impl Shared {
             return Err(full::StillFull.into());
         }
         let installation = self.launch.installation.borrow().clone().context("no PostgreSQL was installed")?;
-        // Before any process is ended: after a restore, this may be another directory than at the start.
-        lock::hold_data(&home.data)?;
-        let environment = stale::clear(home, self.launch.grace).await?;
-        let command = server::command(home, &installation, &environment);
+        let (place, programs, grace) = (home.clone(), installation.clone(), self.launch.grace);
+        let command = elsewhere(move || async move {
+            // Before any process is ended: after a restore, this may be another directory than at the start.
+            lock::hold_data(&place.data)?;
+            let environment = stale::clear(&place, grace).await?;
+            anyhow::Ok(server::command(&place, &programs, &environment))
+        });
+        let late = |_| anyhow::anyhow!("{} does not answer (looked for {PREPARE_LIMIT:?})", home.data.display());
+        let command = tokio::time::timeout(PREPARE_LIMIT, command).await.map_err(late)??;
         let lines = self.tail.count();
         // SIGINT is the fast shutdown: if Tandem is killed, the server shuts down cleanly and needs no recovery.
-        let (child, output) = process::spawn(&command, &[], OsSignal::SIGINT)?;
+        let (child, output) = process::spawn_aside(&command, &[], OsSignal::SIGINT).await?;
         let own = child.pid();
         server::oom_protect(own);
         self.server.set(ServerProcess::Running(own));
-        // From here on its end ends the task.
-        self.task.take();
+        self.start.done();
         self.show(Fault::Starting);
         reporter.spawned(own);
         let answered = Cell::new(false);
@@ -206,6 +211,10 @@ impl Shared {
         };
         let reader = log::Reader::default();
         let log = |stream, line: &str| {
+            // The probe's session ends as well, and a new one is refused; on a busy machine that takes longer.
+            if answered.get() && log::Line::of(line).ends_every_session() {
+                self.show(Fault::Starting);
+            }
             telemetry::child_line_at(reader.level(line), NAME, stream, &log::shown(line));
         };
         let exit = tokio::select! {
@@ -217,7 +226,8 @@ impl Shared {
         if !exit.success() {
             tracing::warn!({ service.name = NAME }, "PostgreSQL ended: {exit}");
             // A busy backend would block every restart ("pre-existing shared memory block is still in use").
-            if let Err(error) = stale::end_orphaned_backends(&home.data).await {
+            let data = home.data.clone();
+            if let Err(error) = elsewhere(move || async move { stale::end_orphaned_backends(&data).await }).await {
                 tracing::error!({ service.name = NAME }, "{}", in_words(&error));
             }
         }
@@ -251,7 +261,7 @@ impl Shared {
         if answered || self.lasting.borrow().is_some() {
             return Ending::Ended;
         }
-        let lasting = self.lasting_in(lines);
+        let lasting = self.lasting_in(lines).await;
         if lasting.is_some() {
             self.show(Fault::Lasting("PostgreSQL cannot start, as the log says", None));
         }
@@ -274,10 +284,16 @@ impl Shared {
         Ending::Unstartable
     }
 
-    fn lasting_in(&self, lines: &[String]) -> Option<Lasting> {
-        let data = &self.launch.home.data;
-        let (given, altered) = (&self.launch.settings.settings, &conf::altered(data));
-        lines::lasting(lines, lines::SettingSources { given, altered, data })
+    async fn lasting_in(&self, lines: &[String]) -> Option<Lasting> {
+        let (lines, data) = (lines.to_vec(), self.launch.home.data.clone());
+        let given = self.launch.settings.settings.clone();
+        let what = format!("read postgresql.auto.conf in {}", data.display());
+        let judge = move || {
+            // Blocks: called by `within`.
+            let settings = lines::SettingSources { given: &given, altered: &conf::altered(&data), data: &data };
+            lines::lasting(&lines, settings)
+        };
+        within(READ_LIMIT, what, judge).await.ok().flatten()
     }
 
     fn show(&self, fault: Fault) {
@@ -294,7 +310,8 @@ impl Shared {
         has_answered: &Cell<bool>,
     ) -> std::convert::Infallible {
         let launch = &self.launch;
-        server::wait_ready(&launch.home.data, pid).await;
+        let data = launch.home.data.clone();
+        elsewhere(move || async move { server::wait_ready(&data, pid).await }).await;
         let mut stocked = launch.stocked.get();
         let mut probe = launch.probe(stocked);
         let mut answered = false;
@@ -322,9 +339,10 @@ impl Shared {
             let lasting = match has_answered.get() || sample.available {
                 true => None,
                 // The server may restart its processes over and over, and never answer.
-                false => {
-                    self.lasting(&sample, stocked, installation).or_else(|| self.lasting_in(&self.tail.since(lines)))
-                }
+                false => match self.lasting(&sample, stocked, installation) {
+                    None => self.lasting_in(&self.tail.since(lines)).await,
+                    lasting => lasting,
+                },
             };
             self.take(reporter, sample, &mut answered);
             if let Some(lasting) = lasting {

@@ -1,4 +1,4 @@
-//! What an earlier server left: its processes, `postmaster.pid`, socket locks.
+//! What an earlier server left behind: its processes, `postmaster.pid`, socket locks.
 //!
 //! A server of another pid namespace, such as a container with the same volume, is refused and never touched. Callers hold
 //! the [`super::lock::StateLock`] and the data directory, so no other Tandem runs a server here.
@@ -22,16 +22,16 @@ use crate::process::look::{RIGHT, apart};
 /// How long a leftover server may take for a fast shutdown, rollback and a checkpoint, where no configuration says it
 /// (`stop.postgres_grace`).
 pub const FAST_GRACE: Duration = Duration::from_secs(10);
-/// How long for an immediate one: the postmaster itself kills what is left after 5 s.
+/// How long an immediate shutdown may take: the postmaster itself kills what is left after 5 s.
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(6);
-/// How long backends of a dead postmaster get to notice; those in a long query never do.
+/// How long the backends of a dead postmaster get to notice its end; those in a long query never do.
 const NOTICE_LIMIT: Duration = Duration::from_millis(50);
 /// How long the kernel may take to end what was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(2);
-/// How long a server elsewhere gets to end before it is refused: its container may be stopping just now.
+/// How long a server of another namespace gets to end before it is refused: its container may be stopping.
 const ELSEWHERE_LIMIT: Duration = Duration::from_secs(5);
-/// Between two looks for it.
+/// How often it is looked for.
 const ELSEWHERE_POLL: Duration = Duration::from_millis(100);
 
 /// Make the way free for a new postmaster of `home`; returns what its environment must hold. A server of an earlier run gets

@@ -246,11 +246,10 @@ impl Watch {
     /// Wait until it is worth looking at `pid` again.
     async fn wait(&self, pid: i32) {
         let Self::Pidfd(pidfd) = self else { return sleep(LOOK_AGAIN).await };
-        match pidfd.readable().await {
-            Ok(_) if has_ended(pid) => {}
-            Ok(mut guard) => guard.clear_ready(),
-            // The runtime is being shut down.
-            Err(_) => sleep(LOOK_AGAIN).await,
+        let is_ready = pidfd.readable().await.is_ok();
+        if !is_ready || !has_ended(pid) {
+            // A debugger holds it: the kernel shows its end to its parent when the debugger lets go of it.
+            sleep(LOOK_AGAIN).await;
         }
     }
 }
@@ -319,6 +318,7 @@ pub fn adopt(
 
 /// The real, effective and saved user ids of a process.
 fn users(pid: i32) -> io::Result<[u32; 3]> {
+    // Blocks: for no disk.
     let status = procfs::process::Process::new(pid).and_then(|process| process.status()).map_err(io::Error::other)?;
     Ok([status.ruid, status.euid, status.suid])
 }

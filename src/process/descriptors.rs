@@ -1,4 +1,6 @@
 //! The sockets that processes have open, as `/proc` shows them.
+//!
+//! Blocks: called on threads of its callers' own.
 
 use std::fs;
 use std::io;

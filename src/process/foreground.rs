@@ -27,6 +27,7 @@ pub struct Foreground {
 pub fn spawn_foreground(command: &CommandLine) -> io::Result<Foreground> {
     let stdin = io::stdin();
     let in_front = stdin.is_terminal() && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp());
+    // Blocks: until the command runs, for which alone Tandem was started.
     let child = spawn_with(command, Some(Signal::SIGKILL), Streams::inherited())?;
     let foreground = Foreground { child, terminal: in_front.then_some(stdin) };
     foreground.bring_forward();

@@ -24,23 +24,24 @@ pub fn take(number: RawFd, judge: impl FnOnce(BorrowedFd<'_>) -> anyhow::Result<
         return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
     }
     // SAFETY: a number below zero was turned away; the first call says whether the number is open, and nothing else is
-    // done with one that is not. Nobody closes it meanwhile: whoever owns it here would have taken it through this door.
+    // done with one that is not. It is not closed meanwhile: an owner in this process would have taken it through here.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl(fd, FcntlArg::F_GETFD)?;
     judge(fd)?;
     fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     taken.insert(number);
-    // SAFETY: it is open, nobody owned it when the process began, and it is given away once.
+    // SAFETY: it is open, had no owner when the process began, and is given away once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Numbers that [`seal`] has closed to children.
+/// The numbers that [`seal`] has closed to children.
 static SEALED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// Let no child inherit what whoever started this process handed down beside the standard streams: a socket of another
-/// service, the end of a pipe that somebody waits for. For the program, before it opens anything of its own.
+/// Close the descriptors that this process was started with, beside the standard streams, to its children: one may be a
+/// socket of another service, or a pipe whose end a process waits for. For the program, before it opens anything itself.
 pub fn seal() {
     let mut sealed = SEALED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Blocks: for no disk, and before anything else.
     let listing = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let numbers: Vec<RawFd> = listing.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for number in numbers.into_iter().filter(|number| *number > 2) {
@@ -51,12 +52,12 @@ pub fn seal() {
     }
 }
 
-/// What [`seal`] has closed to children.
+/// The descriptors that [`seal`] has closed to children.
 pub(super) fn sealed() -> Vec<RawFd> {
     SEALED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Let the child that this process is, between fork and exec, or becomes, have them again. Async-signal-safe.
+/// Open them again to the program that this process executes next. Async-signal-safe: a child calls it between fork and exec.
 pub(super) fn unseal(numbers: &[RawFd]) {
     for &number in numbers {
         set_flags(number, FdFlag::empty());

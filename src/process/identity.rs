@@ -1,4 +1,7 @@
 //! The user of this process, the users of children, and what a user can reach.
+//!
+//! Blocks: it asks the passwd database, which may be on the network, and looks at directories. Called before the event loop
+//! turns, or elsewhere.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

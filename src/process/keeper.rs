@@ -1,4 +1,4 @@
-//! The keeper: a small process beside Tandem that ends what Tandem started, should Tandem be killed.
+//! The keeper: a small process beside Tandem. When Tandem is killed, it ends what Tandem started.
 //!
 //! Tandem's children get a death signal (prctl(2), PR_SET_PDEATHSIG) and their groups a lifeline (see `spawn`). What left
 //! its group and its session, or cleared its death signal, outlives both: nothing but a process can look for it. The
@@ -81,6 +81,7 @@ fn spawn(run: &Run) -> io::Result<(PipeWriter, Child)> {
     let (listens, orders) = io::pipe()?;
     // The running program, though another may lie at its path by now.
     let command = CommandLine::new("/proc/self/exe").arg(NAME).arg(run.to_string()).clean_env().dir("/");
+    // Blocks: for nothing but fork(2): the program is in memory, the directory is the root.
     let process = spawn_with(&command, None, Streams::new(Stdio::from(listens), Stdio::null(), Stdio::null()))?;
     Ok((orders, process))
 }

@@ -2,6 +2,8 @@
 //!
 //! The kernel grants a read lease on a file only if no process of the machine has it open for writing (fcntl(2),
 //! F_SETLEASE). The lease is given back at once.
+//!
+//! Blocks: on a thread of its own; its callers run elsewhere, and can be given up.
 
 use std::path::PathBuf;
 

@@ -6,11 +6,13 @@
 
 use std::io;
 use std::thread;
+use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use procfs::process::Process;
 
 use super::identity;
+use crate::event_loop::within;
 
 /// The right that is missing where even [`as_owner`] is refused.
 pub const RIGHT: &str = "CAP_SYS_PTRACE";
@@ -40,7 +42,11 @@ pub fn as_owner<T: Send>(pid: i32, read: impl Fn() -> io::Result<T> + Sync) -> i
     asked.unwrap_or(Err(refused))
 }
 
-/// Do `work`, which looks at many processes, on another thread than the event loop's. `None` when that fails.
+/// How long a look at many processes may take: one whose memory is locked, as a disk that hangs may keep it, holds it up.
+const LOOK_LIMIT: Duration = Duration::from_secs(30);
+
+/// Do `work`, which looks at many processes, on another thread than the event loop's. `None` when it does not come to an end
+/// within 30 s, or an earlier look still has not.
 pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
+    within(LOOK_LIMIT, "look at the processes in /proc", work).await.ok()
 }

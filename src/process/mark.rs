@@ -79,6 +79,7 @@ impl fmt::Display for Mark {
 /// # Errors
 /// The directory is not there.
 pub fn begin(state: &Path) -> io::Result<Run> {
+    // Blocks: before the loop turns.
     let meta = std::fs::metadata(state)?;
     let place = format!("{:x}-{:x}", meta.dev(), meta.ino());
     Ok(RUN.get_or_init(|| Run { place, id: format!("{:016x}", rand::random::<u64>()) }).clone())
@@ -95,6 +96,7 @@ pub fn next(orderly: bool) -> Option<Mark> {
 /// # Errors
 /// The process is gone, or this user may not look at it.
 pub fn of(pid: i32) -> io::Result<Option<Mark>> {
+    // Blocks: for as long as that process's memory is locked; called through `apart`.
     let environment = look::as_owner(pid, || std::fs::read(format!("/proc/{pid}/environ")))?;
     let value = environment.split(|&byte| byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(NAME.as_bytes())?.strip_prefix(b"=")?;

@@ -36,6 +36,7 @@ pub async fn within<T: Send + 'static>(
     read: impl FnOnce(i32) -> T + Send + 'static,
 ) -> Result<T, Late> {
     let open = Open::begin(pid, limit).ok_or(Late)?;
+    // Blocks: another thread, as what follows.
     let reading = spawn_blocking(move || {
         let _open = open;
         read(pid)
@@ -92,6 +93,7 @@ pub fn of_one(pid: i32) -> Option<u64> {
 /// The memory of each of `pids` with all its descendants, in bytes; PSS where that can be read, else RSS. `None` for a
 /// process that is gone, and for one that the kernel says nothing of within [`LIMIT`].
 pub async fn of_families(pids: &[i32]) -> Vec<Option<u64>> {
+    // Blocks: other threads.
     let children =
         Arc::new(timeout(LIMIT, spawn_blocking(children)).await.ok().and_then(Result::ok).unwrap_or_default());
     let measured = pids.iter().map(|&pid| {

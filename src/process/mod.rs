@@ -2,6 +2,7 @@
 //!
 //! Must not decide anything: what to run is `plan/`'s, when to restart is `supervise/`'s.
 
+mod aside;
 mod child;
 mod descriptors;
 pub mod fd_channel;
@@ -24,6 +25,7 @@ mod stream;
 pub mod umask;
 mod wait;
 
+pub use aside::spawn_aside;
 pub use child::{Child, Exit, Output, adopt};
 pub use foreground::{Foreground, spawn_foreground};
 pub use run::{Finished, OUTPUT_LIMIT, RunError, run, run_with};

@@ -1,4 +1,6 @@
 //! The kernel's OOM killer: which process it kills first, and whether it has killed one.
+//!
+//! Blocks: never; these files of the kernel's wait for no disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};

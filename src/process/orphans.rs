@@ -1,4 +1,4 @@
-//! Processes whose parent died under us: adopt them, reap them, and leave none behind.
+//! Processes whose parent has ended and that fell to this one: adopt them, reap them, and leave none behind.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,11 +19,11 @@ pub const STRAY_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at what was killed.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// How many wait for a process that they are about to adopt.
+/// How many adoptions are under way.
 static HOLDS: AtomicUsize = AtomicUsize::new(0);
 
 /// While one of these lives, [`reap`] does nothing: the status of a process that ends before it could be adopted (see
-/// [`super::adopt`]) is kept for whoever adopts it.
+/// [`super::adopt`]) is kept for the code that adopts it.
 #[derive(Debug)]
 pub struct Hold(());
 
@@ -69,6 +69,7 @@ pub fn reap() {
         if is_own(pid.as_raw()) {
             return;
         }
+        // Blocks: never (WNOHANG).
         let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
 }
@@ -263,7 +264,9 @@ pub(super) fn listed_below(root: i32) -> Vec<Stat> {
 }
 
 /// The processes whose parent is `parent`, whichever thread spawned them, zombies included.
+// Blocks: for no disk.
 fn listed_children(parent: i32) -> procfs::ProcResult<Vec<Stat>> {
+    // These files of the kernel's wait for nothing.
     let tasks = Process::new(parent)?.tasks()?;
     let each = tasks.map(|task| task?.children()).collect::<Result<Vec<_>, _>>()?;
     let stat = |pid: u32| Process::new(pid.cast_signed()).and_then(|process| process.stat()).ok();
@@ -288,6 +291,7 @@ fn alive() -> Vec<Stat> {
 }
 
 fn everything() -> impl Iterator<Item = Stat> {
+    // Blocks: for no disk; it takes milliseconds, and is for `apart`, or for kernels that list no children.
     let processes = procfs::process::all_processes().into_iter().flatten();
     processes.filter_map(Result::ok).filter_map(|process| process.stat().ok())
 }

@@ -1,4 +1,7 @@
-//! Who listens on a TCP port of this machine.
+//! Which processes have a TCP port or a connection of this machine.
+//!
+//! Blocks: it goes through all of `/proc`, which takes milliseconds where there are many processes. Called before the
+//! event loop turns, or through `event_loop::within`.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,7 +14,7 @@ use procfs::process::Process;
 
 use super::{descriptors, look};
 
-/// A TCP port of loopback that nobody has at the moment. Whoever binds it must be ready to find it taken.
+/// A TCP port of loopback that is free at the moment. The caller must be ready to find it taken when it binds it.
 ///
 /// # Errors
 /// None is left.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::aside::spawn_aside;
 use super::child::{Exit, Output};
-use super::spawn::{lines, signal_group, spawn};
+use super::spawn::{lines, signal_group};
 use crate::plan::CommandLine;
 
 /// How long the rest of the output is read after the command has ended: a process that it left behind, such as a daemon, may
@@ -84,10 +85,11 @@ pub async fn run(command: &CommandLine, limit: Duration) -> Result<Finished, Run
 /// # Errors
 /// As [`run`].
 pub async fn run_with(command: &CommandLine, limit: Duration, on_line: impl FnMut(&str)) -> Result<Finished, RunError> {
-    let (mut child, mut output) = spawn(command, &[], Signal::SIGKILL).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => RunError::NotFound(command.name()),
-        _ => RunError::Spawn(command.name(), error),
-    })?;
+    let (mut child, mut output) =
+        spawn_aside(command, &[], Signal::SIGKILL).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => RunError::NotFound(command.name()),
+            _ => RunError::Spawn(command.name(), error),
+        })?;
     let _group = Group(child.pid());
     let (mut stdout, mut stderr) = (String::new(), String::new());
     let shown = std::cell::RefCell::new((on_line, VecDeque::new()));

@@ -1,5 +1,5 @@
-//! Which of this process's descendants has a connection to a server of this machine, or to any at an address. Reads `/proc`
-//! and asks the kernel for its sockets, so it may block: not for the event loop's thread.
+//! Which descendant of this process has a connection to a server of this machine, or to any server at an address. It reads
+//! `/proc` and asks the kernel for its sockets, which may block: not for the event loop's thread.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! Start one child: own process group, death signal, identity, inherited descriptors, piped output.
 //!
 //! Children must be spawned from a thread that lives as long as the process, because the parent-death signal follows
-//! the spawning *thread* (prctl(2), PR_SET_PDEATHSIG): Tandem's runtime is single-threaded and lives on the main one.
+//! the spawning *thread* (prctl(2), PR_SET_PDEATHSIG): the main one, or one of `aside`'s.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
@@ -42,7 +42,8 @@ impl InheritedFd {
     }
 }
 
-/// Start `command` in a process group of its own, with `death` as the signal that it gets when Tandem dies.
+/// Start `command` in a process group of its own, with `death` as the signal it gets should Tandem die. Waits until the
+/// child has executed its program: not for the event loop, which has [`super::spawn_aside`].
 ///
 /// Standard input is empty; standard output and error come back as [`Output`].
 ///
@@ -89,6 +90,7 @@ impl Streams {
     /// # Errors
     /// `log` cannot be written.
     pub fn to_log(log: &Path) -> io::Result<Self> {
+        // Blocks: for `tandem test` alone.
         let file = File::options().append(true).create(true).mode(0o600).open(log)?;
         Ok(Self::new(Stdio::null(), file.try_clone()?.into(), file.into()))
     }
@@ -99,6 +101,7 @@ impl Streams {
 ///
 /// # Errors
 /// As [`spawn`].
+// Blocks: until the child has executed its program, as its documentation says.
 pub fn spawn_with(command: &CommandLine, death: Option<Signal>, streams: Streams) -> io::Result<Child> {
     start(command, &[], death, streams).map(|(_, child)| child)
 }
@@ -127,7 +130,7 @@ fn lifeline() -> io::Result<OwnedFd> {
         None => {
             let (reader, writer) = io::pipe()?;
             let writer = match fcntl(&writer, FcntlArg::F_DUPFD_CLOEXEC(WRITER_MIN)) {
-                // SAFETY: the number is new, and nobody else's.
+                // SAFETY: the number is new and has no other owner.
                 #[expect(unsafe_code, reason = "fcntl(2) gives a bare number")]
                 Ok(number) => unsafe { PipeWriter::from_raw_fd(number) },
                 // Fewer descriptors are allowed (RLIMIT_NOFILE): then it stays where it is.
@@ -136,6 +139,7 @@ fn lifeline() -> io::Result<OwnedFd> {
             LIFELINE.get_or_init(|| (reader, writer))
         }
     };
+    // Blocks: never, it is a pipe whose other end is here too.
     Ok(File::open(format!("/proc/self/fd/{}", pipe.0.as_raw_fd()))?.into())
 }
 

@@ -63,6 +63,7 @@ impl Streaming {
 
     fn start(command: &CommandLine, stdin: Stdio, stdout: Stdio) -> io::Result<Self> {
         let (errors, stderr) = io::pipe()?;
+        // Blocks: until the program runs; for commands and boot jobs, which run elsewhere.
         let child = spawn_with(command, Some(Signal::SIGKILL), Streams::new(stdin, stdout, stderr.into()))?;
         let errors = Receiver::from_owned_fd(errors.into())?;
         let said = Arc::new(Mutex::new(Vec::new()));

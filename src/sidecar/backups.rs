@@ -5,18 +5,20 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
 use super::Context;
+use super::disks::LOOK_LIMIT;
 use crate::backup::catalog::Catalog;
 use crate::backup::pitr;
 use crate::backup::retention::State;
 use crate::backup::scheduled::{self, Run};
 use crate::config::{Alarm, PostgresMode, Settings};
+use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
 use crate::health::picture::{self, Picture};
 use crate::plan::libpq::stays_attached;
@@ -59,22 +61,17 @@ async fn bases(context: Rc<Context>) {
 
 /// Take dumps as they are due.
 async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
-    let (mut after, mut last) = {
-        let settings = context.settings();
-        let catalog = Catalog::of(&settings, &context.home);
-        let last = scheduled::last(&catalog);
-        (begin(&settings, &catalog, &context.url.database, last.as_ref()), last)
-    };
+    let (mut after, mut last) = begin(&context).await;
     let mut seen = Seen::default();
     loop {
         let settings = context.settings();
+        let catalog = Catalog::of(&settings, &context.home);
+        seen = look(seen, &catalog, &context.url.database).await;
         let now = Utc::now();
         // A clock that was set back makes nothing wait until it is there again.
         after = after.min(now);
         let schedule = planned(&settings);
         let next = schedule.as_ref().and_then(|schedule| schedule.next(after));
-        let catalog = Catalog::of(&settings, &context.home);
-        seen.look(&catalog, &context.url.database);
         let show = |running, last: Option<&Run>| {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
             pictures.send_modify(|picture| {
@@ -90,7 +87,7 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
             after = Utc::now();
             if let Some(error) = &run.error {
                 tracing::error!("the scheduled backup failed: {error}");
-                scheduled::record(&catalog, &run);
+                record(&catalog, &run).await;
                 alarm(&context, &settings, error).await;
             }
             last = Some(run);
@@ -102,14 +99,35 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     }
 }
 
-/// The moment after which the first run is looked for: the last backup's, so that one that was missed is due at once.
-fn begin(settings: &Settings, catalog: &Catalog, database: &str, last: Option<&Run>) -> DateTime<Utc> {
-    let now = Utc::now();
-    if !settings.backup.catch_up {
-        return now;
+/// The moment after which the first run is looked for, and the last run. That moment is the last backup's, so that one
+/// that was missed is due at once. Waits for a disk that hangs: what is due cannot be known before.
+async fn begin(context: &Context) -> (DateTime<Utc>, Option<Run>) {
+    loop {
+        let settings = context.settings();
+        let (catalog, database) = (Catalog::of(&settings, &context.home), context.url.database.clone());
+        let catch_up = settings.backup.catch_up;
+        let look = move || {
+            // Blocks: called by `within`.
+            let last = scheduled::last(&catalog);
+            let newest = if catch_up { catalog.newest(&database).ok().flatten() } else { None };
+            (newest.max(last.as_ref().filter(|_| catch_up).map(|run| run.started)), last)
+        };
+        let what = format!("read the last backups in {}", Catalog::of(&settings, &context.home).dir().display());
+        match within(LOOK_LIMIT, what, look).await {
+            Ok((newest, last)) => {
+                let now = Utc::now();
+                return (newest.map_or(now, |newest| newest.min(now)), last);
+            }
+            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
     }
-    let newest = catalog.newest(database).ok().flatten();
-    newest.max(last.map(|run| run.started)).map_or(now, |last| last.min(now))
+}
+
+/// Write down what came of a run; a disk that hangs keeps nobody from the alarm.
+async fn record(catalog: &Catalog, run: &Run) {
+    let (catalog, run) = (catalog.clone(), run.clone());
+    let what = format!("write down in {} what came of the last backup", catalog.dir().display());
+    let _ = within(LOOK_LIMIT, what, move || scheduled::record(&catalog, &run)).await;
 }
 
 fn planned(settings: &Settings) -> Option<Schedule> {
@@ -129,10 +147,11 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
     if !wanted || settings.postgres.mode == PostgresMode::Attach {
         return Ok(());
     }
-    // On another thread: the archive's disk may hang.
     let archive = pitr::archive(settings, &context.home);
-    let bases = tokio::task::spawn_blocking(move || pitr::catalog::bases(&archive)).await;
-    let newest = bases.ok().and_then(Result::ok).and_then(|bases| bases.last().map(|base| base.ended.into()));
+    // Blocks: called by `within`.
+    let look = move || pitr::catalog::bases(&archive).ok().and_then(|bases| Some(bases.last()?.ended.into()));
+    let newest = within(LOOK_LIMIT, "look whether a base backup is due", look).await;
+    let newest = newest.map_err(|hangs| hangs.to_string())?;
     if !scheduled::base_due(newest, Utc::now()) {
         return Ok(());
     }
@@ -210,9 +229,10 @@ async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
 
 async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String], error: &str) -> anyhow::Result<()> {
     // As Tandem's own user, as the backups are made.
-    let application = format!("{}-alarm", settings.name);
+    let (owned, application, dir) = (words.to_vec(), format!("{}-alarm", settings.name), settings.directory.clone());
     let command = context
-        .around(|around| Surroundings { identity: None, ..around }.command(words, &application, &settings.directory));
+        .around_aside(move |around| Surroundings { identity: None, ..around }.command(&owned, &application, &dir))
+        .await?;
     // It may send a mail, by a program that takes more rights.
     let command = command.context("it names no program")?.no_new_privs(false);
     let command = context
@@ -227,31 +247,45 @@ async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String],
 }
 
 /// What the directory of backups held when it was last looked at: manifests are long, and it changes once a day.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Seen {
     changed: Option<SystemTime>,
     dir: PathBuf,
     count: usize,
     newest: Option<SystemTime>,
     newest_verified: Option<SystemTime>,
+    /// Since when the directory does not answer; the rest is older then.
+    unanswered: Option<Instant>,
+}
+
+/// What the directory holds now; what was `seen` where it does not answer.
+async fn look(seen: Seen, catalog: &Catalog, database: &str) -> Seen {
+    let what = format!("look for backups in {}", catalog.dir().display());
+    let (before, catalog, database) = (seen.clone(), catalog.clone(), database.to_owned());
+    match within(LOOK_LIMIT, what, move || before.look(&catalog, &database)).await {
+        Ok(now) => now,
+        Err(Hangs { since, .. }) => Seen { unanswered: Some(since), ..seen },
+    }
 }
 
 impl Seen {
     /// Look again, if anything has changed.
-    fn look(&mut self, catalog: &Catalog, database: &str) {
+    fn look(self, catalog: &Catalog, database: &str) -> Self {
+        // Blocks: called by `within`.
         let changed = catalog.dir().metadata().and_then(|meta| meta.modified()).ok();
         if changed == self.changed && self.dir == catalog.dir() {
-            return;
+            return Self { unanswered: None, ..self };
         }
         let entries = catalog.entries(Some(database)).unwrap_or_default();
         let proven = entries.iter().rev().find(|entry| entry.standing() == State::Proven);
-        *self = Self {
+        Self {
             changed,
             dir: catalog.dir().to_owned(),
             count: entries.len(),
             newest: entries.last().map(|entry| entry.name.taken.into()),
             newest_verified: proven.map(|entry| entry.name.taken.into()),
-        };
+            unanswered: None,
+        }
     }
 }
 
@@ -278,6 +312,7 @@ fn shown(
         count: seen.count,
         newest: seen.newest,
         newest_verified: seen.newest_verified,
+        unanswered: seen.unanswered,
         ..picture::Backups::default()
     }
 }

@@ -4,10 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::jobs;
 use crate::boot;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
+use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::postgres::binaries::Installation;
@@ -16,6 +18,12 @@ use crate::postgres::secret::Password;
 use crate::postgres::service::DatabaseStage;
 use crate::postgres::stale;
 use crate::workers::surroundings::Surroundings;
+
+/// How long reading the configuration again may take, the look-up of a host's name included: a resolver that has no answer
+/// says so after 10 s (resolv.conf(5), `timeout` and `attempts`).
+const READ_LIMIT: Duration = Duration::from_secs(15);
+/// How long a look at what a command line needs may take: whether a program is in the Python environment.
+const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 
 /// The configuration, and all that it can be read from again.
 pub struct Configuration {
@@ -85,6 +93,7 @@ impl Context {
         let Configuration { source, loaded, reload } = configuration;
         if loaded.settings.postgres.mode == PostgresMode::Managed {
             // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
+            // Blocks: before the loop turns.
             stale::end_leftover(&home, loaded.settings.stop.postgres_grace).await?;
         }
         let (url, password) = jobs::database_url(&loaded.settings, &home)?;
@@ -115,6 +124,30 @@ impl Context {
         work(Surroundings { settings, url, python: &python, identity: identity.as_ref(), of_tests: settings.in_test() })
     }
 
+    /// As [`Context::around`], on another thread: for what looks at the disk, where a program is for example.
+    ///
+    /// # Errors
+    /// The disk does not answer.
+    pub async fn around_aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Surroundings<'_>) -> T + Send + 'static,
+    ) -> Result<T, Hangs> {
+        let (python, identity) = (self.python.borrow().clone(), self.worker_identity.borrow().clone());
+        let (settings, url) = ((*self.settings()).clone(), self.url.clone());
+        let what = format!("look into the Python environment of {}", python.display());
+        let call = move || {
+            let of_tests = settings.in_test();
+            work(Surroundings {
+                settings: &settings,
+                url: &url,
+                python: &python,
+                identity: identity.as_ref(),
+                of_tests,
+            })
+        };
+        within(COMMAND_LIMIT, what, call).await
+    }
+
     /// `command` with what tells it, and a `tandem` in it, where this deployment is.
     pub fn whereabouts(&self, command: CommandLine) -> CommandLine {
         let settings = self.settings();
@@ -141,9 +174,11 @@ impl Context {
     /// Read the configuration again, and adopt nothing of it.
     ///
     /// # Errors
-    /// Every error of the configuration at once.
-    pub fn read_again(&self) -> anyhow::Result<Reading> {
-        let loaded = crate::config::load(&self.source)?;
+    /// Every error of the configuration at once; [`Hangs`] when a file or the resolver does not answer.
+    pub async fn read_again(&self) -> anyhow::Result<Reading> {
+        let source = self.source.clone();
+        let what = "read the configuration again (its files, and the name of the database's host)";
+        let loaded = within(READ_LIMIT, what, move || crate::config::load(&source)).await??;
         loaded.settings.hide_secrets();
         let current = self.current.borrow();
         let keys = |old: &Loaded, wanted| -> Vec<String> {

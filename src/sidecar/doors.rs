@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch as channel;
 
-use super::Context;
 use super::shell::Sidecar;
+use super::{Context, disks};
 use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
+use crate::event_loop;
 use crate::exit::{Code, Failure};
 use crate::health::server as health;
 use crate::postgres::probe::{Probe, Sample, Woken};
@@ -38,6 +39,7 @@ impl Sidecar {
         let port = listener::bind(settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
         let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
         // What a Tandem that was killed left there.
+        // Blocks: before the loop turns.
         let _ = std::fs::remove_dir_all(&self.context.home.notify);
         launch::write_files(&self.context.home.run)?;
         *self.services.launch().borrow_mut() = Some(Rc::new(Launch {
@@ -50,31 +52,30 @@ impl Sidecar {
             identity: self.context.worker_identity.clone(),
         }));
         let roster = self.services.roster();
-        self.tasks.push(tokio::task::spawn_local(self.tend(roster.clone())));
+        self.tasks.push(event_loop::spawn("the care of workers", self.tend(roster.clone())));
         let pictures = self.view.pictures();
-        self.tasks.push(tokio::task::spawn_local(self.view.follow(
-            self.samples.subscribe(),
-            roster,
-            self.context.clone(),
-        )));
+        let picture = self.view.picture();
+        self.tasks.push(event_loop::spawn("the picture", self.view.follow(self.samples.subscribe(), roster)));
+        let room = disks::follow_room(picture.clone(), self.context.clone());
+        self.tasks.push(event_loop::spawn("the room on disks", room));
         let pitr = &settings.backup.pitr;
         if pitr.enabled && settings.postgres.mode == PostgresMode::Managed {
             let wal = self.context.home.data.join("pg_wal");
             let watch = Watch::new(wal, pitr.clone(), SystemTime::now());
-            self.tasks.push(tokio::task::spawn_local(self.view.follow_archiving(watch)));
+            self.tasks.push(event_loop::spawn("the archiving of WAL", disks::follow_archiving(picture.clone(), watch)));
             let archive = pitr::archive(&settings, &self.context.home);
-            self.tasks.push(tokio::task::spawn_local(self.view.follow_bases(archive)));
+            self.tasks.push(event_loop::spawn("base backups", disks::follow_bases(picture, archive)));
         }
         if self.context.reload {
             let sources = self.sources()?;
-            self.tasks.push(tokio::task::spawn_local(self.operator.clone().follow(sources)));
+            self.tasks.push(event_loop::spawn("saved sources", self.operator.clone().follow(sources)));
         }
         let never = std::future::pending();
-        self.tasks.push(tokio::task::spawn_local(health::serve(port, pictures, never)));
+        self.tasks.push(event_loop::spawn("the health port", health::serve(port, pictures, never)));
         if settings.postgres.mode == PostgresMode::Attach {
             let probe = Probe::attached(&self.context.url);
             let (context, samples) = (self.context.clone(), self.samples.clone());
-            self.tasks.push(tokio::task::spawn_local(sample(probe, context, samples, self.events.clone())));
+            self.tasks.push(event_loop::spawn("the probe", sample(probe, context, samples, self.events.clone())));
         }
         Ok(())
     }
@@ -126,9 +127,10 @@ impl Sidecar {
         let closing = async {
             let _ = closing.await;
         };
-        let served = tokio::task::spawn_local(control::serve(socket, self.view.pictures(), asks, closing));
+        let served = control::serve(socket, self.view.pictures(), asks, closing);
+        let served = event_loop::spawn("the control socket", served);
         self.control = Some((close, served));
-        self.tasks.push(tokio::task::spawn_local(self.operator.clone().carry_out(orders)));
+        self.tasks.push(event_loop::spawn("orders", self.operator.clone().carry_out(orders)));
         Ok(())
     }
 

@@ -46,15 +46,22 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     };
     let Some(words) = words else { return Ok(()) };
     let application = format!("{}-hook", settings.name);
-    let command = context.around(|around| around.command(words, &application, &settings.directory));
-    let Some(command) = command.map(|command| context.whereabouts(command)) else { return Ok(()) };
+    let (owned, dir) = (words.clone(), settings.directory.clone());
+    let command = context.around_aside(move |around| around.command(&owned, &application, &dir)).await;
     let service = turn.service();
     let mut last = String::new();
     let on_line = |line: &str| {
         telemetry::child_line(service, Stream::Stderr, line);
         line.clone_into(&mut last);
     };
-    let ended = process::run_with(&command, hooks.limit, on_line).await;
+    let ended = match command {
+        Ok(None) => return Ok(()),
+        Ok(Some(command)) => {
+            let command = context.whereabouts(command);
+            process::run_with(&command, hooks.limit, on_line).await.map_err(anyhow::Error::from)
+        }
+        Err(hangs) => Err(hangs.into()),
+    };
     let why = match ended {
         Ok(finished) if finished.exit.success() => {
             tracing::info!({ service.name = service }, "done");
@@ -63,8 +70,10 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
         }
         Ok(finished) if last.is_empty() => format!("ended with {}", finished.exit),
         Ok(finished) => format!("ended with {}: {last}", finished.exit),
-        Err(RunError::Limit(_, limit)) => format!("did not end within {limit:?} (hooks.limit) and was killed"),
-        Err(error) => error.to_string(),
+        Err(error) => match error.downcast_ref() {
+            Some(RunError::Limit(_, limit)) => format!("did not end within {limit:?} (hooks.limit) and was killed"),
+            _ => error.to_string(),
+        },
     };
     let short = why.split(':').next().unwrap_or_default();
     context.hook_failure.replace(Some(format!("{} {short}; the log has the rest", turn.key())));

@@ -12,9 +12,11 @@ use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
+use crate::event_loop::{Hangs, elsewhere};
 use crate::exit::{Code, Failure, code_of, in_words};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
+use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
@@ -53,63 +55,84 @@ pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(Databas
 
 /// [`super::Step::Install`]: both at once, since neither needs the other.
 pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
-    let settings = &*context.settings();
-    let postgres = async {
-        match settings.postgres.mode {
-            PostgresMode::Attach => Ok(None),
-            PostgresMode::Managed => {
-                let python = &settings.python.interpreter;
-                binaries::ensure(&settings.postgres.source, &settings.cache_dir, python, settings.search_path.as_ref())
-                    .await
-                    .map(Some)
+    let (settings, home) = ((*context.settings()).clone(), context.home.clone());
+    let found = elsewhere(move || async move {
+        let postgres = async {
+            match settings.postgres.mode {
+                PostgresMode::Attach => Ok(None),
+                PostgresMode::Managed => installation(&settings).await.map(Some),
             }
-        }
-    };
-    let python = environment::ensure(&settings.python, &context.home.state, &settings.directory);
-    let (installation, environment) = tokio::try_join!(postgres, python)?;
+        };
+        // Blocks: elsewhere.
+        let python = environment::ensure(&settings.python, &home.state, &settings.directory);
+        let (installation, environment) = tokio::try_join!(postgres, python)?;
+        let identity = launch::identity_for(&settings, &home.run, &environment.python)?;
+        anyhow::Ok((installation, environment.python, identity))
+    });
+    let (installation, python, identity) = found.await?;
     *context.installation.borrow_mut() = installation;
-    let identity = launch::identity_for(settings, &context.home.run, &environment.python)?;
     *context.worker_identity.borrow_mut() = identity;
-    *context.python.borrow_mut() = environment.python;
-    check_migrations(&context)
+    *context.python.borrow_mut() = python;
+    check_migrations(&context).await
+}
+
+/// The PostgreSQL that `settings` ask for.
+async fn installation(settings: &Settings) -> anyhow::Result<Installation> {
+    let (source, python) = (&settings.postgres.source, &settings.python.interpreter);
+    // Blocks: for jobs that run elsewhere.
+    binaries::ensure(source, &settings.cache_dir, python, settings.search_path.as_ref()).await
 }
 
 /// [`super::Step::Cluster`].
 pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
-    let fresh = cluster::ensure(&context.home, &installation).await?.fresh;
+    let (settings, home, port) = ((*context.settings()).clone(), context.home.clone(), context.url.port);
+    let fresh = elsewhere(move || async move { make_cluster(&settings, &home, &installation, port).await }).await?;
     context.fresh.set(fresh);
+    Ok(())
+}
+
+/// Make or open the cluster in `home` and write its settings; whether it was made.
+async fn make_cluster(
+    settings: &Settings,
+    home: &Home,
+    installation: &Installation,
+    port: u16,
+) -> anyhow::Result<bool> {
+    // Blocks: for a job that runs elsewhere, as all of this.
+    let fresh = cluster::ensure(home, installation).await?.fresh;
     if !installation.has_statements() {
         let bin = installation.bin.display();
         tracing::warn!(
             "the PostgreSQL in {bin} has no pg_stat_statements (contrib): it runs without statistics of statements"
         );
     }
-    // On another thread: the archive may be on a disk that hangs, and a stop must not.
-    let (wanted, home) = ((*context.settings()).clone(), context.home.clone());
-    let archiving = tokio::task::spawn_blocking(move || pitr::archiving(&wanted, &home)).await??;
+    let archiving = pitr::archiving(settings, home)?;
     let files = settings::render(&Inputs {
-        postgres: &context.settings().postgres,
-        socket_dir: &context.home.socket_dir,
-        port: context.url.port,
+        postgres: &settings.postgres,
+        socket_dir: &home.socket_dir,
+        port,
+        // Blocks: elsewhere.
         memory: memory::available(),
-        shared: shared_memory::available(context.home.server.as_ref()),
-        trusted_users: &context.home.trusted_users()?,
+        shared: shared_memory::available(home.server.as_ref()),
+        trusted_users: &home.trusted_users()?,
         archiving: archiving.as_ref(),
         statements: installation.has_statements(),
         purpose: Purpose::Durable,
     })?;
     if !fresh {
-        adopt::adopt(&context.home, &installation, &files).await?;
+        adopt::adopt(home, installation, &files).await?;
     }
-    cluster::configure(&context.home, &files)?;
-    for told in settings::overrides(&conf::altered(&context.home.data), &context.settings().postgres) {
+    cluster::configure(home, &files)?;
+    // Blocks: elsewhere.
+    for told in settings::overrides(&conf::altered(&home.data), &settings.postgres) {
         tracing::warn!("{told}");
     }
-    for told in settings::unseen(&conf::altered(&context.home.data), &context.settings().postgres) {
+    // Blocks: elsewhere.
+    for told in settings::unseen(&conf::altered(&home.data), &settings.postgres) {
         tracing::info!("{told}");
     }
-    Ok(())
+    Ok(fresh)
 }
 
 /// [`super::Step::Provision`].
@@ -193,25 +216,33 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
 /// Bring a backup into a database that holds nothing, where that is wanted: before the migrations, which go on from there.
 async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
     let settings = context.settings();
-    let Some(source) = &settings.restore_if_empty else { return Ok(()) };
+    let Some(source) = settings.restore_if_empty.clone() else { return Ok(()) };
     let installed = context.installation.borrow().clone();
+    let (settings, home, url) = ((*settings).clone(), context.home.clone(), context.url.clone());
+    elsewhere(move || async move { restore_from(&source, &settings, &home, &url, installed).await }).await
+}
+
+async fn restore_from(
+    source: &str,
+    settings: &Settings,
+    home: &Home,
+    url: &DatabaseUrl,
+    installed: Option<Installation>,
+) -> anyhow::Result<()> {
     let installation = match installed {
         Some(installation) => installation,
-        None => {
-            let (source, python) = (&settings.postgres.source, &settings.python.interpreter);
-            binaries::ensure(source, &settings.cache_dir, python, settings.search_path.as_ref()).await?
-        }
+        None => installation(settings).await?,
     };
     let reach = match settings.postgres.mode {
-        PostgresMode::Managed => Reach::superuser(&context.home, context.url.port, installation),
-        PostgresMode::Attach => Reach::url(&context.url, installation),
+        PostgresMode::Managed => Reach::superuser(home, url.port, installation),
+        PostgresMode::Attach => Reach::url(url, installation),
     };
-    let database = &context.url.database;
+    let database = &url.database;
     if !restore::is_empty(&reach, database).await? {
         return Ok(());
     }
-    let catalog = Catalog::of(&settings, &context.home);
-    let found = restore::source(&catalog, &settings, (source, false), database).await;
+    let catalog = Catalog::of(settings, home);
+    let found = restore::source(&catalog, settings, (source, false), database).await;
     let (catalog, entry) = match found {
         Ok(found) => found,
         // The very first start has nothing to restore. If the backups could not be looked at, that is not known, and an
@@ -222,11 +253,11 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error.context("restore.if_empty")),
     };
-    restore::check(&entry, &settings, database, false).await.context("restore.if_empty")?;
+    restore::check(&entry, settings, database, false).await.context("restore.if_empty")?;
     let Some(mut restoring) = begin_if_empty(&reach, database, settings.migrations.lock_limit).await? else {
         return Ok(());
     };
-    let restored = restoring.restore(&reach, (&catalog, &entry), &settings, database, Duration::ZERO).await?;
+    let restored = restoring.restore(&reach, (&catalog, &entry), settings, database, Duration::ZERO).await?;
     if let Some(kept) = &restored.kept {
         // It held nothing.
         load::drop(&reach, kept).await?;
@@ -275,28 +306,33 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Opt
 }
 
 /// The command of the companion in `place`: with the workers' environment, as their user.
-pub fn companion(context: &Context, place: usize) -> CommandLine {
-    let settings = context.settings();
-    let companion = &settings.processes[place];
-    let application = format!("{}-{}", settings.name, companion.name);
-    context.around(|around| {
-        let command = around.command(&companion.command, &application, &companion.dir);
-        let command = command.unwrap_or_else(|| CommandLine::new("")).env("TANDEM_BASE_URL", settings.base_url());
-        around.resolve(&companion.env, &application).apply(command)
-    })
+///
+/// # Errors
+/// The disk that the Python environment is on does not answer.
+pub async fn companion(context: Rc<Context>, place: usize) -> Result<CommandLine, Hangs> {
+    context
+        .around_aside(move |around| {
+            let settings = around.settings;
+            let companion = &settings.processes[place];
+            let application = format!("{}-{}", settings.name, companion.name);
+            let command = around.command(&companion.command, &application, &companion.dir);
+            let command = command.unwrap_or_else(|| CommandLine::new("")).env("TANDEM_BASE_URL", settings.base_url());
+            around.resolve(&companion.env, &application).apply(command)
+        })
+        .await
 }
 
 /// A program of the migrations that is not there is told before the server is started for it.
-fn check_migrations(context: &Context) -> anyhow::Result<()> {
+async fn check_migrations(context: &Context) -> anyhow::Result<()> {
     let settings = context.settings();
     let MigrationRun::Command(words) = &settings.migrations.run else { return Ok(()) };
-    match words.first() {
-        Some(program) if !context.around(|around| around.finds(program)) => {
-            let text = format!("migrations.run: {program} is neither in the Python environment nor in PATH");
-            bail!(Failure::new(Code::Config, text))
-        }
-        _ => Ok(()),
+    let Some(program) = words.first().cloned() else { return Ok(()) };
+    let wanted = program.clone();
+    if !context.around_aside(move |around| around.finds(&wanted)).await? {
+        let text = format!("migrations.run: {program} is neither in the Python environment nor in PATH");
+        bail!(Failure::new(Code::Config, text));
     }
+    Ok(())
 }
 
 /// The command that `words` say, as a migration is run. As the workers' user: such a command imports all of the
@@ -311,7 +347,8 @@ pub fn migration_command(around: &Surroundings<'_>, words: &[String]) -> anyhow:
 
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
-    let command = context.around(|around| migration_command(&around, words))?;
+    let owned = words.to_vec();
+    let command = context.around_aside(move |around| migration_command(&around, &owned)).await??;
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
     let what = format!("migrations: `{}`", in_one_line(words));
     let finished = match process::run_with(&command, settings.migrations.limit, on_line).await {

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::event_loop::{self, within};
 use crate::postgres::home::Home;
 use crate::process::keeper::Keeper;
 use crate::process::mark::{self, Run};
@@ -12,6 +14,9 @@ use crate::process::orphans;
 
 /// The note's name in the run directory: it is there while a run goes on, and after one that was killed.
 const NOTE: &str = "running";
+
+/// How long its removal may take.
+const NOTE_LIMIT: Duration = Duration::from_secs(1);
 
 /// From before the first child to after the last.
 pub struct MarkedRun {
@@ -33,14 +38,16 @@ impl MarkedRun {
                 return Self { note, keeping: None, dismiss: None };
             }
         };
+        // Blocks: before the loop turns.
         if note.exists() {
             orphans::end_earlier(run.clone()).await;
         }
+        // Blocks: before the loop turns.
         if let Err(error) = fs::write(&note, run.to_string()) {
             tracing::warn!("write {}: {error}", note.display());
         }
         let (dismiss, dismissed) = tokio::sync::oneshot::channel();
-        let keeping = tokio::task::spawn_local(keep(run, dismissed));
+        let keeping = event_loop::spawn("the keeper", keep(run, dismissed));
         Self { note, keeping: Some(keeping), dismiss: Some(dismiss) }
     }
 
@@ -50,7 +57,8 @@ impl MarkedRun {
             let _ = dismiss.send(());
             let _ = keeping.await;
         }
-        let _ = fs::remove_file(self.note);
+        let what = format!("remove {}", self.note.display());
+        let _ = within(NOTE_LIMIT, what, move || fs::remove_file(self.note)).await;
     }
 }
 

@@ -6,6 +6,7 @@
 mod answers;
 mod backups;
 mod context;
+mod disks;
 mod doors;
 mod hooks;
 mod jobs;
@@ -22,6 +23,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::boot::{self, Step};
 use crate::control::{Order, ScaleTo};
+use crate::event_loop;
 use crate::exit::{Code, Failure};
 use crate::postgres::service::Postmaster;
 use crate::process::orphans;
@@ -31,7 +33,6 @@ use crate::supervise::tree::{Cause, ServiceId, Tree, TreeEvent};
 pub use context::{Configuration, Context};
 pub use jobs::migration_command;
 use marked_run::MarkedRun;
-pub use view::Endpoints;
 
 /// Something to do with the database up, instead of serving.
 pub type Errand = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
@@ -75,9 +76,10 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
             }
         }
     };
+    event_loop::measure();
     let cause = tokio::select! {
-        cause = task::run(tree, receiver, &mut shell) => cause,
-        () = signals => anyhow::bail!("the signal stream ended"),
+        cause = event_loop::timed("the tree of services", task::run(tree, receiver, &mut shell)) => cause,
+        () = event_loop::timed("the signals", signals) => anyhow::bail!("the signal stream ended"),
     };
     tokio::select! {
         () = orphans::end_strays() => marked.end().await,

@@ -20,6 +20,7 @@ use super::services::ServiceKind;
 use crate::boot::{self, Step};
 use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
+use crate::event_loop::{self, Hangs, within};
 use crate::exit::{Code, in_words};
 use crate::supervise::state::ChildEvent;
 use crate::supervise::tree::{RollId, Scope, ServiceId, TreeEvent};
@@ -28,6 +29,8 @@ use crate::watch::Watch;
 use crate::workers::launch::Launch;
 use crate::workers::life::Roster;
 
+/// How long the removal of byte code may take.
+const BYTE_CODE_LIMIT: Duration = Duration::from_secs(2);
 /// What an order gets beyond the limits of what it asks for: the supervisor has other things to do too.
 const ORDER_MARGIN: Duration = Duration::from_secs(30);
 
@@ -94,7 +97,7 @@ impl Operator {
     pub async fn carry_out(self: Rc<Self>, mut asks: UnboundedReceiver<Ask>) {
         while let Some(Ask { order, answer }) = asks.recv().await {
             let operator = self.clone();
-            tokio::task::spawn_local(async move {
+            event_loop::spawn("an order", async move {
                 // The client may have gone; the order is carried out all the same.
                 let _ = answer.send(operator.obey(order).await);
             });
@@ -103,7 +106,7 @@ impl Operator {
 
     /// Carry out an order whose answer goes to the log, such as a signal's.
     pub fn in_background(self: Rc<Self>, order: Order) {
-        tokio::task::spawn_local(async move {
+        event_loop::spawn("an order by signal", async move {
             let answer = self.obey(order).await;
             // What came before it, and what went wrong, was logged as it came.
             if let Some(last) = answer.words.last().filter(|_| answer.is_done()) {
@@ -134,12 +137,13 @@ impl Operator {
             return answer;
         }
         let _reloading = self.upstream.reloading();
-        let reading = match self.context.read_again() {
+        let reading = match self.context.read_again().await {
             Ok(reading) => reading,
             Err(error) => {
                 let text = format!("{}\nnothing was changed: Tandem goes on as before", in_words(&error));
                 tracing::error!("reload: {text}");
-                return Answer::failed(Code::Config, text);
+                let code = if error.is::<Hangs>() { Code::Temporary } else { Code::Config };
+                return Answer::failed(code, text);
             }
         };
         let settings = reading.current.settings();
@@ -192,7 +196,10 @@ impl Operator {
                 more => format!("{} files", more.len()),
             };
             tracing::info!("{what} changed: the workers are replaced");
-            changed.iter().for_each(|source| forget_byte_code(source));
+            let sources = changed.clone();
+            let forget = move || sources.iter().for_each(|source| forget_byte_code(source));
+            // What cannot be removed is compiled anew when its source is a second older.
+            let _ = within(BYTE_CODE_LIMIT, "remove the byte code of changed sources", forget).await;
             self.roster.lives().iter().for_each(|life| life.note(format!("{what} changed")));
             let began = Instant::now();
             if let RollReport::Done(count) = self.roll(Scope::All).await {
@@ -388,6 +395,7 @@ enum Waited<T> {
 fn forget_byte_code(source: &Path) {
     let (Some(dir), Some(stem)) = (source.parent(), source.file_stem().and_then(OsStr::to_str)) else { return };
     let starts = format!("{stem}.");
+    // Blocks: called by `within`.
     for entry in std::fs::read_dir(dir.join("__pycache__")).into_iter().flatten().flatten() {
         if entry.file_name().to_str().is_some_and(|name| name.starts_with(&starts) && name.ends_with(".pyc")) {
             let _ = std::fs::remove_file(entry.path());

@@ -15,10 +15,11 @@ use super::known::Known;
 use super::orders::{Operator, RollReport};
 use super::services::{Service, Services};
 use super::task::Shell;
-use super::view::{Endpoints, View};
+use super::view::View;
 use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
-use crate::companions::Companion;
+use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
+use crate::event_loop;
 use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
 use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
@@ -85,7 +86,7 @@ impl Sidecar {
         let upstream = Rc::new(match goal {
             Goal::Serve => {
                 let (upstream, telling) = Upstream::of_process();
-                tasks.push(tokio::task::spawn_local(telling));
+                tasks.push(event_loop::spawn("the supervisor above", telling));
                 upstream
             }
             // An errand is over when it ends, and says so by its exit code.
@@ -158,8 +159,8 @@ impl Sidecar {
     fn stock_companion(&mut self, id: ServiceId, place: usize) {
         let context = self.context.clone();
         let Some(name) = context.settings().processes.get(place).map(|process| process.name.clone()) else { return };
-        let command = move || jobs::companion(&context, place);
-        let companion = Companion::new(name, Box::new(command), self.services.reporter(id));
+        let command: MakeCommand = Box::new(move || Box::pin(jobs::companion(context.clone(), place)));
+        let companion = Companion::new(name, command, self.services.reporter(id));
         self.services.insert(id, Service::Companion(companion));
     }
 
@@ -173,13 +174,11 @@ impl Sidecar {
         self.error.borrow_mut().take().unwrap_or_else(|| anyhow!("a step of the boot failed"))
     }
 
-    /// Close the health port and remove what said where to reach us; last the control socket, whose followers get the
-    /// last line too.
+    /// Close the health port; last the control socket, whose followers get the last line too.
     pub async fn close(mut self) {
         for task in self.tasks.drain(..) {
             task.abort();
         }
-        Endpoints::remove(&self.context.home.run);
         self.services.name_what_is_left();
         if let Some(began) = self.stop_began {
             tracing::info!("stopped in {:.0?}", began.elapsed());
@@ -210,7 +209,7 @@ impl Sidecar {
                 Step::Postgres | Step::Template | Step::Workers | Step::Companions => Ok(()),
             }
         };
-        let handle = tokio::task::spawn_local(async move {
+        let handle = event_loop::spawn("a step of the boot", async move {
             let event = match job.await {
                 Ok(()) => TreeEvent::JobSucceeded(run),
                 Err(cause) => {
@@ -251,13 +250,9 @@ impl Sidecar {
     }
 
     fn serving(&mut self) {
-        let endpoints = Endpoints::new(&self.context);
-        if let Err(error) = endpoints.write(&self.context.home.run) {
-            tracing::warn!("write {}: {error}", self.context.home.run.display());
-        }
         self.view.banner(&self.context);
         let keep = backups::keep(self.context.clone(), self.view.picture());
-        self.backups.get_or_insert_with(|| tokio::task::spawn_local(keep));
+        self.backups.get_or_insert_with(|| event_loop::spawn("scheduled backups", keep));
     }
 
     /// Run the hook after the start, and where that is wanted again whenever there are other workers.
@@ -281,7 +276,7 @@ impl Sidecar {
         self.settled_since = None;
         self.hooked = pids;
         let (context, events, error) = (self.context.clone(), self.events.clone(), self.error.clone());
-        self.hook = Some(tokio::task::spawn_local(async move {
+        self.hook = Some(event_loop::spawn("hooks.after_ready", async move {
             if let Err(why) = hooks::run(context, hooks::Turn::AfterReady).await {
                 *error.borrow_mut() = Some(anyhow!(why));
                 let _ = events.send(TreeEvent::HookFailed);
@@ -299,7 +294,7 @@ impl Sidecar {
         }
         self.settled_since = Some(Instant::now());
         let events = self.events.clone();
-        tokio::task::spawn_local(async move {
+        event_loop::spawn("workers that leave", async move {
             tokio::time::sleep(LEAVING).await;
             let _ = events.send(TreeEvent::Tick);
         });
@@ -309,7 +304,7 @@ impl Sidecar {
     fn before_stop(&mut self) {
         let (context, events) = (self.context.clone(), self.events.clone());
         self.end_hook();
-        self.hook = Some(tokio::task::spawn_local(async move {
+        self.hook = Some(event_loop::spawn("hooks.before_stop", async move {
             if let Err(why) = hooks::run(context, hooks::Turn::BeforeStop).await {
                 tracing::error!("{why}; the stop goes on");
             }
@@ -344,7 +339,8 @@ impl Sidecar {
         }
         if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
             // What is written out while the workers drain need not be at the shutdown: 192 ms become 62 ms.
-            tokio::task::spawn_local(postmaster::checkpoint(self.context.home.clone(), self.context.url.port));
+            let checkpoint = postmaster::checkpoint(self.context.home.clone(), self.context.url.port);
+            event_loop::spawn("the checkpoint before the stop", checkpoint);
         }
     }
 
@@ -355,6 +351,16 @@ impl Sidecar {
 
 impl Shell for Sidecar {
     fn act(&mut self, action: TreeAction) {
+        event_loop::step("an action", || format!("{action:?}"), || self.carry_out(action));
+    }
+
+    fn observe(&mut self, tree: &Tree) {
+        event_loop::step("observe", || "publish what others read".to_owned(), || self.publish(tree));
+    }
+}
+
+impl Sidecar {
+    fn carry_out(&mut self, action: TreeAction) {
         match action {
             TreeAction::RunJob(run) => self.run_job(run),
             TreeAction::CancelJob(run) => {
@@ -378,7 +384,7 @@ impl Shell for Sidecar {
         }
     }
 
-    fn observe(&mut self, tree: &Tree) {
+    fn publish(&mut self, tree: &Tree) {
         if self.hook.as_ref().is_some_and(JoinHandle::is_finished) {
             self.hook = None;
         }

@@ -1,26 +1,15 @@
-//! What others may know of the tree: the picture for the health port, the banner, and the file that says where to
-//! reach a running Tandem.
+//! What others may know of the tree: the picture for the health port, and the banner.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Context;
 use super::services::{ServiceKind, Services};
-use crate::backup::catalog::Catalog;
-use crate::backup::pitr::archive::Archive;
-use crate::backup::pitr::backlog::{Condition, Watch};
-use crate::backup::pitr::catalog;
-use crate::backup::room::FileSystem;
 use crate::boot::Step;
-use crate::config::{PostgresMode, Preload, Room, Settings};
-use crate::durable::{self, WriteOptions};
+use crate::config::{PostgresMode, Preload, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
@@ -29,55 +18,6 @@ use crate::supervise::state::State;
 use crate::supervise::tree::{Role, Tree, TreePhase};
 use crate::telemetry;
 use crate::workers::life::Roster;
-
-/// How often the archiving of WAL is looked at: a few entries of one directory.
-const ARCHIVING_LOOK: Duration = Duration::from_secs(2);
-/// How often base backups are looked for.
-const BASES_LOOK: Duration = Duration::from_secs(10);
-
-/// Where a running Tandem is reached; written when it serves, removed when it stops.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Endpoints {
-    pub pid: u32,
-    pub app: SocketAddr,
-    pub health: SocketAddr,
-    pub postgres_host: String,
-    pub postgres_port: u16,
-}
-
-impl Endpoints {
-    pub fn new(context: &Context) -> Self {
-        let settings = context.settings();
-        Self {
-            pid: std::process::id(),
-            app: settings.workers.listen,
-            health: settings.health.listen,
-            postgres_host: context.url.host.clone(),
-            postgres_port: context.url.port,
-        }
-    }
-
-    fn path(run: &Path) -> PathBuf {
-        run.join("endpoints.json")
-    }
-
-    /// Write them for other commands of Tandem's.
-    ///
-    /// # Errors
-    /// The run directory cannot be written.
-    pub fn write(&self, run: &Path) -> std::io::Result<()> {
-        durable::replace(&Self::path(run), &serde_json::to_vec(self)?, &WriteOptions::default().unflushed())
-    }
-
-    /// Those of the Tandem that serves from `run`, if one does.
-    pub fn read(run: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(Self::path(run)).ok()?).ok()
-    }
-
-    pub fn remove(run: &Path) {
-        let _ = std::fs::remove_file(Self::path(run));
-    }
-}
 
 /// How far we are, since when, and the picture of it.
 pub struct View {
@@ -208,15 +148,11 @@ impl View {
         &self,
         mut readings: watch::Receiver<DatabaseReading>,
         roster: Roster,
-        context: Rc<Context>,
     ) -> impl Future<Output = ()> + use<> {
         let pictures = self.picture.clone();
-        let wal = context.home.data.join("pg_wal");
         async move {
             let mut known = Sample::failed(picture::Fault::Down);
             loop {
-                let settings = context.settings();
-                let backups = Catalog::of(&settings, &context.home);
                 let mut reading = readings.borrow_and_update().clone();
                 if let Some((_, sample)) = &mut reading {
                     keep_facts(&mut known, sample);
@@ -224,8 +160,6 @@ impl View {
                 pictures.send_modify(|picture| {
                     let picture = Arc::make_mut(picture);
                     picture.database.sample = Some(sample(reading));
-                    picture.disk = disk(&wal, settings.disk.warn_free);
-                    picture.backup_disk = disk(backups.dir(), settings.disk.warn_free);
                     for worker in &mut picture.workers {
                         worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
                     }
@@ -236,45 +170,6 @@ impl View {
                 if readings.changed().await.is_err() {
                     return;
                 }
-            }
-        }
-    }
-
-    /// Put how the archiving of WAL is into the picture; for ever.
-    pub fn follow_archiving(&self, mut watch: Watch) -> impl Future<Output = ()> + use<> {
-        let pictures = self.picture.clone();
-        async move {
-            loop {
-                let Condition { sample, failing, trouble, .. } = watch.look(SystemTime::now());
-                let pitr = picture::Pitr {
-                    ready_segments: sample.ready,
-                    backlog: sample.waiting(),
-                    last_archived: sample.last_archived,
-                    failing,
-                    given_up: sample.given_up.is_some(),
-                    trouble,
-                };
-                pictures.send_modify(|picture| Arc::make_mut(picture).backups.pitr = Some(pitr));
-                tokio::time::sleep(ARCHIVING_LOOK).await;
-            }
-        }
-    }
-
-    /// Put the last base backup into the picture; for ever. Its disk may hang, and then only this does not go on.
-    pub fn follow_bases(&self, archive: Archive) -> impl Future<Output = ()> + use<> {
-        let pictures = self.picture.clone();
-        async move {
-            let mut warned = false;
-            loop {
-                let archive = archive.clone();
-                let bases = tokio::task::spawn_blocking(move || catalog::bases(&archive)).await;
-                let last = bases.ok().and_then(Result::ok).and_then(|bases| Some(bases.last()?.ended));
-                if last.is_none() && !warned {
-                    tracing::warn!("there is no base backup yet, and WAL alone restores nothing: `tandem backup base`");
-                    warned = true;
-                }
-                pictures.send_modify(|picture| Arc::make_mut(picture).backups.last_base = last);
-                tokio::time::sleep(BASES_LOOK).await;
             }
         }
     }
@@ -364,16 +259,6 @@ fn sample(reading: DatabaseReading) -> picture::Sample {
         None => Err(picture::Fault::Unreachable),
     };
     picture::Sample { taken, outcome }
-}
-
-/// The file system that `path` really is on: a link is followed.
-fn disk(path: &Path, warn_free: Room) -> picture::Disk {
-    let Some(there) = FileSystem::of(path) else { return picture::Disk::default() };
-    picture::Disk {
-        free_bytes: Some(there.free),
-        total_bytes: Some(there.total),
-        wanted_bytes: Some(warn_free.bytes(there.total)),
-    }
 }
 
 fn public(step: Step) -> Public {

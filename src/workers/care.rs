@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::life::{Life, Roster};
 use crate::config::{MemoryKind, Settings, Workers};
+use crate::event_loop;
 use crate::process::memory;
 use crate::supervise::plan::ServiceId;
 
@@ -166,7 +167,7 @@ impl Record {
 /// Have the memory of process `pid` measured. That may take for ever, so nothing here waits for it.
 fn measure(records: &Records, pid: i32, name: String, read: fn(i32) -> Option<u64>) {
     let records = Rc::clone(records);
-    tokio::task::spawn_local(async move {
+    event_loop::spawn("the measuring of memory", async move {
         let found = match memory::within(memory::LIMIT, pid, read).await {
             Ok(Some(bytes)) => Measurement::Measured(bytes),
             Ok(None) => Measurement::Unknown,

@@ -17,6 +17,7 @@ impl Gate {
     /// No descriptor is left.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        // Blocks: never; one byte is written to it, and a pipe holds more.
         Ok((Self(File::from(writer)), reader))
     }
 

@@ -1,6 +1,7 @@
 //! What a worker is launched with: the launcher, written into the run directory, and each slot's environment.
 
 use std::cell::RefCell;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::notify::NotifySocket;
 use super::surroundings::{Surroundings, Variables};
 use crate::config::{Preload, Readiness, Settings, WorkerSocket};
 use crate::durable::{self, WriteOptions};
+use crate::event_loop::within;
 use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::process::InheritedFd;
@@ -28,6 +30,9 @@ const FILES: &[(&str, &str)] = &[
     ("drain.py", include_str!("drain.py")),
     (TEMPLATE, include_str!("template.py")),
 ];
+
+/// How long a look for what a start needs may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Users that a web application may run as where root starts it, the better one first.
 const USERS: [&str; 2] = ["www-data", "nobody"];
@@ -53,6 +58,25 @@ impl Launch {
     /// The same with other settings.
     pub fn with(&self, settings: Rc<Settings>) -> Self {
         Self { settings, ..self.clone() }
+    }
+
+    /// Let `make` look for what a start needs, a program in the Python environment for example, on another thread: the
+    /// disk that it is on may hang.
+    ///
+    /// # Errors
+    /// The disk does not answer.
+    pub async fn aside<T: Send + 'static>(&self, make: impl FnOnce(&Self) -> T + Send + 'static) -> io::Result<T> {
+        let (settings, url, run, notify) =
+            ((*self.settings).clone(), self.url.clone(), self.run.clone(), self.notify.clone());
+        let listener = self.listener.borrow().clone();
+        let (python, identity) = (self.python.borrow().clone(), self.identity.borrow().clone());
+        let what = format!("look into the Python environment of {}", python.display());
+        let call = move || {
+            let (listener, python) = (Rc::new(RefCell::new(listener)), Rc::new(RefCell::new(python)));
+            let identity = Rc::new(RefCell::new(identity));
+            make(&Self { settings: Rc::new(settings), url, run, notify, listener, python, identity })
+        };
+        within(LOOK_LIMIT, what, call).await.map_err(io::Error::other)
     }
 
     /// The application's socket.
@@ -208,8 +232,10 @@ pub fn identity_for(settings: &Settings, run: &Path, python: &Path) -> anyhow::R
         return Ok(None);
     }
     let app_dir = settings.workers.app_dir.as_path();
+    // Blocks: for the boot's first job, which runs elsewhere.
     if let Some(name) = &settings.workers.run_as {
         let text = format!("workers.run_as: there is no user `{name}` on this machine");
+        // Blocks: for that job.
         let found = identity::lookup(name).ok_or_else(|| Failure::new(Code::Config, text))?;
         if let Some(barrier) = [app_dir, run, python].iter().find_map(|path| identity::barrier(path, &found)) {
             let barrier = barrier.display();
@@ -221,6 +247,7 @@ pub fn identity_for(settings: &Settings, run: &Path, python: &Path) -> anyhow::R
         }
         return Ok(Some(found));
     }
+    // Blocks: for that job.
     let barred = |user: &Identity| [app_dir, run, python].iter().find_map(|path| identity::barrier(path, user));
     let found = USERS.iter().filter_map(|name| identity::lookup(name)).find(|user| barred(user).is_none());
     if found.is_none() {

@@ -17,6 +17,7 @@ use nix::sys::signal::Signal as OsSignal;
 
 use super::gate::Gate;
 use super::notify::NotifySocket;
+use crate::event_loop;
 use crate::http::Counts;
 use crate::plan::{Ladder, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
@@ -304,7 +305,7 @@ impl Life {
         }
         let (life, notify) = (self.clone(), notify.map(Rc::new));
         let listening = notify.as_ref().map(|notify| life.clone().listen(pid, Rc::clone(notify)));
-        tokio::task::spawn_local(async move {
+        event_loop::spawn("a worker's life", async move {
             let exit = service::attend_family(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
             if let Some(listening) = listening {
                 listening.abort();

@@ -111,6 +111,7 @@ impl NotifySocket {
         // A new process of a service may come before the old one has gone.
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let path = dir.join(format!("{service}.{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        // Blocks: called by `Launch::aside`, as all of this.
         match fs::remove_file(&path) {
             // Left by a Tandem that was killed.
             Ok(()) => {}
@@ -123,6 +124,7 @@ impl NotifySocket {
         bind(fd.as_raw_fd(), &UnixAddr::new(&path)?)?;
         let socket = Self { socket: UnixDatagram::from_std(fd.into())?, path: Some(path) };
         if let Some(path) = &socket.path {
+            // Blocks: called by `Launch::aside`.
             chown(path, user.map(|user| user.uid), user.map(|user| user.gid))?;
             fs::set_permissions(path, Permissions::from_mode(0o600))?;
         }
@@ -182,8 +184,15 @@ impl NotifySocket {
 
 impl Drop for NotifySocket {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        let Some(path) = self.path.take() else { return };
+        let remove = move || {
+            // Blocks: another thread. No other socket has this path.
             let _ = fs::remove_file(path);
+        };
+        match tokio::runtime::Handle::try_current() {
+            // Blocks: another thread.
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
         }
     }
 }
@@ -196,6 +205,7 @@ fn make_private(dir: &Path, user: Option<&Identity>) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     // The directory itself and no link in its place, which in /tmp could be anybody's.
+    // Blocks: called by `Launch::aside`, as all of this.
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
     let opened: File =
         std::os::unix::fs::OpenOptionsExt::custom_flags(File::options().read(true), flags.bits()).open(dir)?;

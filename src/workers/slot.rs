@@ -5,13 +5,11 @@
 //! worker ends. Where there is a template, a worker is forked off it instead; while the template is not ready, a worker is
 //! spawned as without one.
 
-use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal as OsSignal;
-use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::launch::Launch;
@@ -20,8 +18,9 @@ use super::notify::NotifySocket;
 use super::readiness;
 use super::template::Template;
 use crate::config::Readiness;
+use crate::event_loop;
 use crate::process::{self, InheritedFd};
-use crate::service::Reporter;
+use crate::service::{Reporter, Start};
 use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// One slot. Its clones are the same slot.
@@ -31,8 +30,7 @@ pub struct Slot {
     launch: Rc<Launch>,
     template: Option<Template>,
     life: Life,
-    /// The fork under way, or the last one.
-    fork: Rc<RefCell<Option<JoinHandle<()>>>>,
+    start: Start,
 }
 
 impl Slot {
@@ -45,7 +43,7 @@ impl Slot {
         reporter: Reporter,
     ) -> Self {
         let life = Life::of_worker(name(number), launch.settings.workers.watchdog, roster, reporter);
-        Self { number, launch, template, life, fork: Rc::default() }
+        Self { number, launch, template, life, start: Start::default() }
     }
 
     pub fn number(&self) -> usize {
@@ -57,74 +55,73 @@ impl Slot {
         &self.life
     }
 
-    fn spawn(&self, of: (Generation, Intent)) {
-        match &self.template {
-            Some(template) if template.is_ready() => {
-                let forking = tokio::task::spawn_local(fork(template.clone(), self.clone(), of));
-                *self.fork.borrow_mut() = Some(forking);
+    async fn spawn(self, of: (Generation, Intent)) {
+        let template = self.template.as_ref().filter(|template| template.is_ready());
+        if let Some(template) = template {
+            match self.fork(template).await {
+                Ok(started) => return self.life.begin(started, of),
+                Err(error) => {
+                    let name = self.life.name();
+                    tracing::error!({ service.name = %name }, "fork off the template: {error}; it is spawned instead");
+                }
             }
-            Some(_) | None => self.spawn_alone(of),
         }
-    }
-
-    fn spawn_alone(&self, of: (Generation, Intent)) {
         let spawned = match &self.launch.settings.workers.command {
-            Some(words) => self.spawn_other_server(words, of),
-            None => self.spawn_launcher(of),
+            Some(words) => self.spawn_other_server(words, of).await,
+            None => self.spawn_launcher(of).await,
         };
         if let Err(error) = spawned {
             self.life.fail(of.0, &error);
         }
     }
 
-    fn spawn_launcher(&self, of: (Generation, Intent)) -> io::Result<()> {
+    async fn fork(&self, template: &Template) -> io::Result<Started> {
+        let number = self.number;
+        let environment = self.launch.aside(move |launch| launch.environment(number)).await?;
+        template.fork(number, environment).await
+    }
+
+    async fn spawn_launcher(&self, of: (Generation, Intent)) -> io::Result<()> {
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
         let listener = self.launch.listener()?;
         let (gate_end, notify_end) = (InheritedFd(Arc::new(gate_end)), InheritedFd(Arc::new(notify_end)));
-        let command = self.launch.environment(self.number).apply(self.launch.launcher());
+        let number = self.number;
+        let command = self.launch.aside(move |launch| launch.environment(number).apply(launch.launcher())).await?;
         let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_NOTIFY_FD", notify_end.number().to_string());
         // SIGKILL: a worker that hangs or is stopped acts on nothing less.
-        let (child, output) = process::spawn(&command, &[listener, gate_end, notify_end], OsSignal::SIGKILL)?;
+        let (child, output) =
+            process::spawn_aside(&command, &[listener, gate_end, notify_end], OsSignal::SIGKILL).await?;
         self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);
         Ok(())
     }
 
-    fn spawn_other_server(&self, words: &[String], of: (Generation, Intent)) -> io::Result<()> {
+    async fn spawn_other_server(&self, words: &[String], of: (Generation, Intent)) -> io::Result<()> {
         let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
-        let notify = self.launch.notify_socket(&name(self.number))?;
-        let path = notify.as_ref().and_then(NotifySocket::path);
-        let command = self.launch.other_server(words, self.number, listener.as_ref(), path);
+        let label = name(self.number);
+        let notify = self.launch.aside(move |launch| launch.notify_socket(&label)).await??;
+        let path = notify.as_ref().and_then(NotifySocket::path).map(ToOwned::to_owned);
+        let (number, owned, fd) = (self.number, words.to_vec(), listener.clone());
+        let make = move |launch: &Launch| launch.other_server(&owned, number, fd.as_ref(), path.as_deref());
+        let command = self.launch.aside(make).await?;
         let fds: Vec<InheritedFd> = listener.into_iter().collect();
-        let (child, output) =
-            process::spawn(&command, &fds, OsSignal::SIGKILL).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
-                    let text =
-                        format!("{} (workers.command) is not there: install it, or write its path", words.join(" "));
-                    io::Error::new(error.kind(), text)
-                }
-                _ => error,
-            })?;
+        let spawned = process::spawn_aside(&command, &fds, OsSignal::SIGKILL).await;
+        let (child, output) = spawned.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                let text = format!("{} (workers.command) is not there: install it, or write its path", words.join(" "));
+                io::Error::new(error.kind(), text)
+            }
+            _ => error,
+        })?;
         self.life.begin(Started { child, output, gate: None, notify }, of);
         if let Readiness::Http(path) = &self.launch.settings.workers.ready {
             let address = self.launch.settings.workers.listen;
-            tokio::task::spawn_local(readiness::watch(self.life.clone(), address, path.clone()));
+            event_loop::spawn("a worker's readiness", readiness::watch(self.life.clone(), address, path.clone()));
         }
         Ok(())
-    }
-}
-
-/// Fork the worker of `slot` off `template`; if that fails, spawn it.
-async fn fork(template: Template, slot: Slot, of: (Generation, Intent)) {
-    match template.fork(slot.number, slot.launch.environment(slot.number)).await {
-        Ok(started) => slot.life.begin(started, of),
-        Err(error) => {
-            tracing::error!({ service.name = %slot.life.name() }, "fork off the template: {error}; it is spawned instead");
-            slot.spawn_alone(of);
-        }
     }
 }
 
@@ -132,12 +129,13 @@ impl Slot {
     /// Carry out one action, without waiting.
     pub fn act(&self, action: ChildAction) {
         match action {
-            ChildAction::Spawn(generation, intent) => self.spawn((generation, intent)),
+            ChildAction::Spawn(generation, intent) => {
+                let task = event_loop::spawn("the start of a worker", self.clone().spawn((generation, intent)));
+                self.start.begun(&task);
+            }
             ChildAction::CancelSpawn(generation) => {
                 // The template may fork it all the same: it then finds its gate closed, and ends.
-                if let Some(forking) = self.fork.take() {
-                    forking.abort();
-                }
+                self.start.cancel();
                 self.life.cancelled(generation);
             }
             other => self.life.act(other),

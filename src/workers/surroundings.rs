@@ -9,6 +9,9 @@
 //!   < the Python environment                              VIRTUAL_ENV, its bin first in PATH
 //!   < where the database is                               DATABASE_URL, PG*, POSTGRES_*, DB_POOL_*
 //! ```
+//!
+//! Blocks: it looks whether programs and files are there. Used through `around_aside`, [`super::launch::Launch::aside`], or
+//! by commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -21,9 +21,10 @@ use super::launch::Launch;
 use super::life::{Life, Roster, Started};
 use super::notify::NotifySocket;
 use super::surroundings::Variables;
+use crate::event_loop;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, InheritedFd, mark, orphans};
-use crate::service::Reporter;
+use crate::service::{Reporter, Start};
 use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// The service's name, in the log and everywhere else.
@@ -39,6 +40,7 @@ pub struct Template {
     life: Life,
     /// To the process that is there now.
     channel: Rc<RefCell<Option<ForkChannel>>>,
+    start: Start,
 }
 
 /// One request at a time; empty once one was left unanswered, for its answer would be taken for the next one's.
@@ -63,7 +65,7 @@ impl Template {
     /// The template of `launch`.
     pub fn new(launch: Rc<Launch>, roster: Roster, reporter: Reporter) -> Self {
         let life = Life::of_template(NAME.to_owned(), roster, reporter);
-        Self { launch, life, channel: Rc::default() }
+        Self { launch, life, channel: Rc::default(), start: Start::default() }
     }
 
     /// Whether workers can be forked now.
@@ -110,21 +112,21 @@ impl Template {
         Ok(Started { child, output, gate: Some(gate), notify: Some(notify) })
     }
 
-    fn try_spawn(&self, of: (Generation, Intent)) -> io::Result<()> {
+    async fn try_spawn(&self, of: (Generation, Intent)) -> io::Result<()> {
         let listener = self.launch.listener()?;
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
         let (gate_end, notify_end) = (InheritedFd(Arc::new(gate_end)), InheritedFd(Arc::new(notify_end)));
         let (channel, theirs) = fd_channel::pair()?;
         let theirs = InheritedFd(Arc::new(theirs));
-        let command = self.launch.template_environment().apply(self.launch.template());
+        let command = self.launch.aside(|launch| launch.template_environment().apply(launch.template())).await?;
         let command = command
             .env("TANDEM_LISTEN_FD", listener.number().to_string())
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_NOTIFY_FD", notify_end.number().to_string())
             .env("TANDEM_FORK_FD", theirs.number().to_string());
         let (mut child, output) =
-            process::spawn(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL)?;
+            process::spawn_aside(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL).await?;
         child.share_mark();
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
         self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);
@@ -148,9 +150,17 @@ impl Template {
     pub fn act(&self, action: ChildAction) {
         match action {
             ChildAction::Spawn(generation, intent) => {
-                if let Err(error) = self.try_spawn((generation, intent)) {
-                    self.life.fail(generation, &error);
-                }
+                let template = self.clone();
+                let task = event_loop::spawn("the start of the template", async move {
+                    if let Err(error) = template.try_spawn((generation, intent)).await {
+                        template.life.fail(generation, &error);
+                    }
+                });
+                self.start.begun(&task);
+            }
+            ChildAction::CancelSpawn(generation) => {
+                self.start.cancel();
+                self.life.cancelled(generation);
             }
             other => self.life.act(other),
         }

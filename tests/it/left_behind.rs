@@ -241,7 +241,8 @@ fn what_cannot_be_ended_holds_a_stop_for_a_moment_and_is_named() {
     for again in [false, true] {
         let mut tandem = Tandem::up(&project);
         wait_for("what escapes", || escaped(&project, 2).len() == 2);
-        let held = escaped(&project, 2).remove(0);
+        // One that fell to Tandem, and that a wait for the end of all its children would wait for.
+        let held = escaped(&project, 2).into_iter().find(|process| process.parent == tandem.pid()).unwrap();
         let mut tracer = std::process::Command::new("python3")
             .args(["-c", TRACER, &held.pid.to_string()])
             .stdout(std::process::Stdio::piped())

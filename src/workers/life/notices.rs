@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::super::notify::{Heard, Message, Notice, NotifySocket};
 use super::{Life, Standing};
+use crate::event_loop;
 use crate::process;
 
 /// How often one process may say that the application is not safe to fork.
@@ -15,7 +16,7 @@ const FORK_UNSAFE_MAX: usize = 16;
 impl Life {
     /// Hear what the process `pid` says of itself, until this is aborted.
     pub(super) fn listen(self, pid: i32, notify: Rc<NotifySocket>) -> JoinHandle<()> {
-        tokio::task::spawn_local(async move {
+        event_loop::spawn("a worker's notices", async move {
             let mut overrun = false;
             let name = self.0.name.clone();
             let on_heard = |heard| {

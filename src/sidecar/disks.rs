@@ -1,0 +1,123 @@
+//! Keeps the picture's knowledge of the disks: free room, WAL that waits for the archive, the last base backup.
+//!
+//! A disk may hang, as a network mount does whose server is gone. So every look is made on another thread, behind a limit;
+//! what was last known stays in the picture and is marked as old.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+
+use super::Context;
+use crate::backup::catalog::Catalog;
+use crate::backup::pitr::archive::Archive;
+use crate::backup::pitr::backlog::{Condition, Watch};
+use crate::backup::pitr::catalog;
+use crate::backup::room::FileSystem;
+use crate::config::Room;
+use crate::event_loop::{Hangs, within};
+use crate::health::picture::{self, Picture};
+
+/// How often free room is looked at.
+const ROOM_LOOK: Duration = Duration::from_secs(1);
+/// How often the archiving of WAL is looked at: a few entries of one directory.
+const ARCHIVING_LOOK: Duration = Duration::from_secs(2);
+/// How often base backups are looked for.
+const BASES_LOOK: Duration = Duration::from_secs(10);
+/// How long one look may take. A healthy disk answers within milliseconds, a spinning one that wakes up within seconds.
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
+
+type Pictures = watch::Sender<Arc<Picture>>;
+
+/// Put the free room of the data's and the backups' file systems into the picture; for ever.
+pub async fn follow_room(pictures: Pictures, context: Rc<Context>) {
+    let data = context.home.data.join("pg_wal");
+    let of_data = |context: &Context| (data.clone(), context.settings().disk.warn_free);
+    let of_backups = |context: &Context| {
+        let settings = context.settings();
+        (Catalog::of(&settings, &context.home).dir().to_owned(), settings.disk.warn_free)
+    };
+    // Side by side: one that hangs does not hold up the other.
+    tokio::join!(
+        follow_one(&pictures, &context, of_data, |picture| &mut picture.disk),
+        follow_one(&pictures, &context, of_backups, |picture| &mut picture.backup_disk),
+    );
+}
+
+/// Look at one file system, for ever. `place` says where it is and what should be free of it.
+async fn follow_one(
+    pictures: &Pictures,
+    context: &Context,
+    place: impl Fn(&Context) -> (PathBuf, Room),
+    entry: fn(&mut Picture) -> &mut picture::Disk,
+) {
+    let mut last = picture::Disk::default();
+    loop {
+        let (path, warn_free) = place(context);
+        let what = format!("look at the file system of {}", path.display());
+        last = match within(LOOK_LIMIT, what, move || disk(&path, warn_free)).await {
+            Ok(seen) => seen,
+            Err(Hangs { since, .. }) => picture::Disk { unanswered: Some(since), ..last },
+        };
+        pictures.send_if_modified(|picture| {
+            let changed = *entry(Arc::make_mut(picture)) != last;
+            *entry(Arc::make_mut(picture)) = last;
+            changed
+        });
+        tokio::time::sleep(ROOM_LOOK).await;
+    }
+}
+
+/// The file system that `path` really is on: a link is followed.
+fn disk(path: &Path, warn_free: Room) -> picture::Disk {
+    // Blocks: called by `within`.
+    let Some(there) = FileSystem::of(path) else { return picture::Disk::default() };
+    picture::Disk {
+        free_bytes: Some(there.free),
+        total_bytes: Some(there.total),
+        wanted_bytes: Some(warn_free.bytes(there.total)),
+        unanswered: None,
+    }
+}
+
+/// Put how the archiving of WAL is into the picture; for ever.
+pub async fn follow_archiving(pictures: Pictures, watch: Watch) {
+    let watch = Arc::new(std::sync::Mutex::new(watch));
+    loop {
+        let watch = watch.clone();
+        let look = move || watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner).look(SystemTime::now());
+        if let Ok(condition) = within(LOOK_LIMIT, "look at the WAL that waits for the archive", look).await {
+            let Condition { sample, failing, trouble, .. } = condition;
+            let pitr = picture::Pitr {
+                ready_segments: sample.ready,
+                backlog: sample.waiting(),
+                last_archived: sample.last_archived,
+                failing,
+                given_up: sample.given_up.is_some(),
+                trouble,
+            };
+            pictures.send_modify(|picture| Arc::make_mut(picture).backups.pitr = Some(pitr));
+        }
+        tokio::time::sleep(ARCHIVING_LOOK).await;
+    }
+}
+
+/// Put the last base backup into the picture; for ever.
+pub async fn follow_bases(pictures: Pictures, archive: Archive) {
+    let mut warned = false;
+    loop {
+        let archive = archive.clone();
+        // Blocks: called by `within`.
+        let look = move || catalog::bases(&archive).ok().and_then(|bases| Some(bases.last()?.ended));
+        if let Ok(last) = within(LOOK_LIMIT, "look for base backups", look).await {
+            if last.is_none() && !warned {
+                tracing::warn!("there is no base backup yet, and WAL alone restores nothing: `tandem backup base`");
+                warned = true;
+            }
+            pictures.send_modify(|picture| Arc::make_mut(picture).backups.last_base = last);
+        }
+        tokio::time::sleep(BASES_LOOK).await;
+    }
+}

@@ -1,0 +1,316 @@
+//! Standard error, written by a thread of its own: whoever speaks puts its lines into a queue and goes on.
+//!
+//! A reader that stops reading (Ctrl-S, `| less`, a stalled ssh, a blocking log driver) stops write(2), and with it whoever
+//! calls it. Here that is this thread alone. What does not fit into the queue meanwhile is dropped and counted, and the gap
+//! is named in its place as soon as somebody reads again; the ring ([`super::ring()`]) has those lines too.
+//!
+//! Bounded in bytes. Crates that do the same (`tracing-appender`) bound the number of lines, which here may have 64 KB
+//! each, and do not say in the log what is missing.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::terminal::Spinners;
+use super::{Look, format, look};
+
+/// How many bytes may wait for the reader of standard error.
+const SIZE_MAX: usize = 1 << 20;
+/// How often spinners turn.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What waits to be written or shown.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// To be written in one piece.
+    Text(Vec<u8>),
+    /// So many texts are missing here.
+    Dropped(u64),
+    /// A spinner with a number of its own begins to turn beside this text.
+    Turn(u64, String),
+    /// It shows another text.
+    Say(u64, String),
+    /// It goes.
+    End(u64),
+}
+
+/// The queue before standard error.
+#[derive(Default)]
+pub(super) struct Outlet {
+    waiting: Mutex<Waiting>,
+    /// Something came.
+    news: Condvar,
+    /// Everything was written.
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    entries: VecDeque<Entry>,
+    /// Of the texts among them.
+    bytes: usize,
+    /// How many texts were dropped or could not be written since the start.
+    dropped: u64,
+    /// Full a moment ago: nothing is taken before half of it is written, or every second line would be a gap.
+    full: bool,
+    /// The end is near: whatever comes now is kept.
+    urgent: bool,
+    /// The thread has taken an entry and is not done with it.
+    writing: bool,
+    /// Somebody waited for the reader in vain, and nothing was written since.
+    stuck: bool,
+    has_thread: bool,
+}
+
+impl Waiting {
+    /// Take `entry`, or count it where there is no room.
+    fn put(&mut self, entry: Entry) {
+        match &entry {
+            Entry::Text(text) if self.has_room(text.len()) => self.bytes += text.len(),
+            Entry::Text(_) => return self.drop_one(),
+            // Only the last word of each spinner counts, so these stay few.
+            Entry::Say(number, _) => {
+                let same = |other: &&mut Entry| matches!(other, Entry::Say(their, _) if their == number);
+                if let Some(before) = self.entries.iter_mut().rev().find(same) {
+                    *before = entry;
+                    return;
+                }
+            }
+            Entry::Dropped(_) | Entry::Turn(..) | Entry::End(_) => {}
+        }
+        self.entries.push_back(entry);
+    }
+
+    fn has_room(&mut self, length: usize) -> bool {
+        self.full = if self.full { self.bytes > SIZE_MAX / 2 } else { self.bytes + length > SIZE_MAX };
+        self.urgent || !self.full
+    }
+
+    fn drop_one(&mut self) {
+        self.dropped += 1;
+        match self.entries.back_mut() {
+            Some(Entry::Dropped(count)) => *count += 1,
+            _ => self.entries.push_back(Entry::Dropped(1)),
+        }
+    }
+
+    fn take(&mut self) -> Option<Entry> {
+        let entry = self.entries.pop_front()?;
+        if let Entry::Text(text) = &entry {
+            self.bytes -= text.len();
+        }
+        Some(entry)
+    }
+}
+
+impl Outlet {
+    /// Have `entry` written or shown. Does not wait.
+    pub(super) fn put(&'static self, entry: Entry) {
+        let mut waiting = self.lock();
+        if !waiting.has_thread {
+            waiting.has_thread = true;
+            let thread = std::thread::Builder::new().name("log".into()).spawn(|| self.write_for_ever());
+            if thread.is_err() {
+                // No thread can be had, so this one has to wait for the reader; the next entry tries again.
+                waiting.has_thread = false;
+                drop(waiting);
+                return drop(write(&mut Spinners::default(), entry));
+            }
+        }
+        waiting.put(entry);
+        drop(waiting);
+        self.news.notify_one();
+    }
+
+    /// As [`Outlet::put`], room or none.
+    pub(super) fn put_urgent(&'static self, text: Vec<u8>) {
+        let before = std::mem::replace(&mut self.lock().urgent, true);
+        self.put(Entry::Text(text));
+        self.lock().urgent = before;
+    }
+
+    /// From now on drop nothing: what comes are the last words.
+    pub(super) fn urge(&self) {
+        self.lock().urgent = true;
+    }
+
+    /// Wait until everything is written, at most `limit`; where the last wait was in vain, and `patient` is not set, not
+    /// at all.
+    pub(super) fn flush(&self, limit: Duration, patient: bool) {
+        let deadline = Instant::now() + limit;
+        let mut waiting = self.lock();
+        while waiting.has_thread && (waiting.writing || !waiting.entries.is_empty()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || (waiting.stuck && !patient) {
+                waiting.stuck = true;
+                return;
+            }
+            waiting = self.done.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// How many lines could not be written since the start.
+    pub(super) fn dropped(&self) -> u64 {
+        self.lock().dropped
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_for_ever(&self) {
+        let mut spinners = Spinners::default();
+        loop {
+            let mut waiting = self.lock();
+            let entry = loop {
+                if let Some(entry) = waiting.take() {
+                    break Some(entry);
+                }
+                waiting.writing = false;
+                self.done.notify_all();
+                if spinners.are_none() {
+                    waiting = self.news.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+                let (woken, timeout) = self.news.wait_timeout(waiting, TICK).unwrap_or_else(PoisonError::into_inner);
+                waiting = woken;
+                if timeout.timed_out() && waiting.entries.is_empty() {
+                    break None;
+                }
+            };
+            waiting.writing = true;
+            drop(waiting);
+            let written = match entry {
+                Some(entry) => write(&mut spinners, entry),
+                None => {
+                    spinners.tick();
+                    Ok(())
+                }
+            };
+            let mut waiting = self.lock();
+            waiting.stuck = false;
+            if written.is_err() {
+                // The reader is gone, or a disk is full: there is nowhere else to say so.
+                waiting.dropped += 1;
+            }
+        }
+    }
+}
+
+/// Write or show one entry; waits for whoever reads standard error.
+fn write(spinners: &mut Spinners, entry: Entry) -> io::Result<()> {
+    match entry {
+        Entry::Text(text) => spinners.suspend(|| write_all(&text)),
+        Entry::Dropped(count) => spinners.suspend(|| write_all(gap(count, look(), SystemTime::now()).as_bytes())),
+        Entry::Turn(number, text) => {
+            spinners.turn(number, text);
+            Ok(())
+        }
+        Entry::Say(number, text) => {
+            spinners.say(number, text);
+            Ok(())
+        }
+        Entry::End(number) => {
+            spinners.end(number);
+            Ok(())
+        }
+    }
+}
+
+/// Write all of `text` to standard error, past the lock that the standard library has on it: a writer that waits for its
+/// reader must not hold up whoever prints a last word.
+fn write_all(mut text: &[u8]) -> io::Result<()> {
+    // Blocks: the thread of the queue, and no other.
+    let stderr = io::stderr();
+    while !text.is_empty() {
+        match nix::unistd::write(&stderr, text) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(length) => text = &text[length..],
+            Err(Errno::EINTR) => {}
+            // Somebody who shares the terminal or the pipe has set O_NONBLOCK on it (open(2)).
+            Err(Errno::EAGAIN) => {
+                let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut fds, PollTimeout::NONE)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The line that stands in the place of `count` others.
+fn gap(count: u64, look: Look, now: SystemTime) -> String {
+    let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
+    let text =
+        format!("{count} {lines} {were} dropped here: standard error was not read. `tandem logs` has the newest");
+    match look {
+        Look::Text { colour } => format::text_line(colour, now, format::OWN, "WARN", &text),
+        Look::Json => {
+            let line = format::object(&[
+                ("timestamp", format::rfc3339(now).into()),
+                ("level", "WARN".into()),
+                ("target", "tandem".into()),
+                ("service.name", format::OWN.into()),
+                ("message", text.into()),
+                ("log.dropped", count.into()),
+            ]);
+            line + "\n"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(length: usize) -> Entry {
+        Entry::Text(vec![b'x'; length])
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_in_its_place() {
+        let mut waiting = Waiting::default();
+        let tenth = SIZE_MAX / 10;
+        for _ in 0..10 {
+            waiting.put(text(tenth));
+        }
+        for _ in 0..3 {
+            waiting.put(text(tenth));
+        }
+        assert_eq!((waiting.entries.len(), waiting.entries.back()), (11, Some(&Entry::Dropped(3))));
+        // One line of room is not enough to go on: the gap would be as long as the log.
+        waiting.take();
+        waiting.put(text(tenth));
+        assert_eq!(waiting.entries.back(), Some(&Entry::Dropped(4)));
+        for _ in 0..5 {
+            waiting.take();
+        }
+        waiting.put(text(tenth));
+        assert_eq!(waiting.entries.back(), Some(&text(tenth)));
+        assert_eq!((waiting.dropped, waiting.bytes), (4, 5 * tenth));
+    }
+
+    #[test]
+    fn last_words_always_fit() {
+        let mut waiting = Waiting::default();
+        waiting.put(text(SIZE_MAX));
+        waiting.urgent = true;
+        waiting.put(text(10));
+        assert_eq!((waiting.dropped, waiting.entries.back()), (0, Some(&text(10))));
+    }
+
+    #[test]
+    fn a_gap_is_a_line_like_any_other() {
+        let now = SystemTime::UNIX_EPOCH;
+        let line = gap(3, Look::Text { colour: false }, now);
+        assert!(line.contains("WARN 3 lines were dropped here: standard error was not read"), "{line}");
+        let object: serde_json::Value = serde_json::from_str(&gap(1, Look::Json, now)).unwrap();
+        assert_eq!((object["log.dropped"].as_u64(), object["level"].as_str()), (Some(1), Some("WARN")));
+        assert!(object["message"].as_str().unwrap().starts_with("1 line was dropped here"));
+    }
+}
