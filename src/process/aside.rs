@@ -51,7 +51,19 @@ pub async fn spawn_aside(command: &CommandLine, fds: &[InheritedFd], death: Sign
         }
     };
     hand_over(Box::new(job))?;
-    call.wait(SPAWN_LIMIT, async { started.await.ok() }).await.map_err(late)?
+    let mut started = Started(started);
+    call.wait(SPAWN_LIMIT, async { (&mut started.0).await.ok() }).await.map_err(late)?
+}
+
+/// A child on its way. It may come in the moment in which it is not waited for any more: then it is killed.
+struct Started(oneshot::Receiver<io::Result<(Child, Output)>>);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Ok(Ok((child, _output))) = self.0.try_recv() {
+            signal_group(child.pid(), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Let an idle thread do `job`, or a new one where each is busy.
