@@ -1,4 +1,5 @@
-//! Companions: `[[process]]` entries, kept beside the workers. Nobody waits for them, and none of them ends the whole.
+//! Companions: `[[process]]` entries, kept beside the workers. The boot does not wait for them, and their failure never
+//! stops Tandem.
 
 use std::cell::Cell;
 use std::io;
@@ -12,15 +13,19 @@ use crate::config::{ProcessSettings, Workers};
 use crate::event_loop::{self, Hangs};
 use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
-use crate::supervise::service::{self, Reporter, Service, Tail};
-use crate::supervise::state::{Action, Ending, Event};
+use crate::service::{self, Reporter, Start, Tail};
+use crate::supervise::state::{ChildAction, Ending, Generation};
 
 /// How long output of a process that has ended is still read.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
 
+/// Longest time for a process.
+const SPAWN_LIMIT: Duration = Duration::from_secs(15);
+
 /// How a companion is kept: as a worker is, but it may end as slowly as it says. Pure.
 pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
     Policy {
+        spawn_limit: SPAWN_LIMIT,
         // It is ready as soon as it is there.
         ready_limit: KILL_GRACE,
         hang_limit: None,
@@ -36,6 +41,7 @@ pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
         rest: workers.restart_period,
+        abandon_limit: workers.ready_limit,
         starved_pause: STARVED_PAUSE,
     }
 }
@@ -52,6 +58,7 @@ struct Inner {
     command: MakeCommand,
     reporter: Reporter,
     tail: Tail,
+    start: Start,
     pid: Cell<Option<i32>>,
     last_exit: Cell<Option<Exit>>,
 }
@@ -59,7 +66,7 @@ struct Inner {
 impl Companion {
     pub fn new(name: String, command: MakeCommand, reporter: Reporter) -> Self {
         let (tail, pid, last_exit) = (Tail::default(), Cell::default(), Cell::default());
-        Self(Rc::new(Inner { name, command, reporter, tail, pid, last_exit }))
+        Self(Rc::new(Inner { name, command, reporter, tail, start: Start::default(), pid, last_exit }))
     }
 
     /// Its name, in the log and everywhere else.
@@ -73,26 +80,28 @@ impl Companion {
     }
 
     /// Start it, and report its life to its end.
-    async fn run(self) {
+    async fn run(self, generation: Generation) {
         let inner = &*self.0;
+        let reporter = inner.reporter.of(generation);
         let (child, output) = match self.start().await {
             Ok(started) => started,
             Err(error) => {
                 tracing::error!({ service.name = %inner.name }, "{error}");
-                inner.reporter.say(Event::SpawnFailed(Ending::Ended));
+                reporter.failed(Ending::Ended);
                 return;
             }
         };
         let group = child.pid();
         oom::take_first(group);
         inner.pid.set(Some(group));
-        inner.reporter.say(Event::Spawned(group));
-        // Nobody waits for it, so that it is there is all there is to say.
-        inner.reporter.say(Event::Ready);
+        inner.start.done();
+        reporter.spawned(group);
+        // It has no word for ready: that it is there is all that there is to say.
+        reporter.ready();
         let exit = service::attend_family(child, output, &inner.name, &inner.tail, OUTPUT_LIMIT).await;
         inner.pid.set(None);
         inner.last_exit.set(Some(exit));
-        inner.reporter.say(Event::Exited(Ending::Ended));
+        reporter.exited(Ending::Ended);
     }
 
     async fn start(&self) -> io::Result<(Child, Output)> {
@@ -106,27 +115,35 @@ impl Companion {
     }
 }
 
-impl Service for Companion {
-    fn act(&mut self, action: Action) {
+impl Companion {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         match action {
-            Action::Spawn(_) => {
-                event_loop::spawn("a companion", self.clone().run());
+            ChildAction::Spawn(generation, _) => {
+                self.0.start.begun(&event_loop::spawn("a companion", self.clone().run(generation)));
             }
-            Action::Signal(rung) => {
-                if let Some(pid) = self.0.pid.get() {
+            ChildAction::CancelSpawn(generation) => {
+                if self.0.start.cancel() {
+                    self.0.reporter.of(generation).failed(Ending::Ended);
+                }
+            }
+            ChildAction::Signal { pid, rung, .. } => {
+                if self.0.pid.get() == Some(pid) {
                     service::signal(pid, rung);
                 }
             }
-            Action::Restart(delay) => {
+            ChildAction::Disown(pid) => process::signal_group(pid, OsSignal::SIGKILL),
+            ChildAction::Restart(delay) => {
                 let how = self.last_exit().map_or("could not be started".into(), |exit| format!("ended: {exit}"));
                 tracing::warn!({ service.name = %self.0.name }, "{how}; restart {}", service::after(delay));
             }
-            Action::GiveUp => tracing::error!({ service.name = %self.0.name }, "failed too often, rests"),
-            Action::Release | Action::Withdraw => {}
+            ChildAction::GiveUp => tracing::error!({ service.name = %self.0.name }, "failed too often, rests"),
+            ChildAction::Abandon { .. } | ChildAction::Release | ChildAction::Withdraw => {}
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.0.tail.lines()
     }
 }

@@ -6,8 +6,8 @@
 //! config ─> plan ─> postgres ─> schema ─> workers ─> health        and a stop runs it backwards
 //! ```
 //!
-//! `sidecar` holds THE boot list. `supervise` walks it: a pure automaton decides, `sidecar`'s shell acts, and what comes
-//! of it returns as an event. `postgres` and `workers` never meet: the database's URL travels through `plan`.
+//! `boot` holds THE boot list. `supervise` walks it: a pure automaton decides, `sidecar`'s shell acts, and what comes of
+//! it returns as an event. `postgres` and `workers` never meet: the database's URL travels through `plan`.
 //!
 //! # The rooms, from the top of the house down
 //!
@@ -17,10 +17,11 @@
 //! main         parse, run, map the outcome to an exit code
 //! commands/    one file a subcommand: flags into one call, its result into words
 //! cli          what can be typed
-//! sidecar/     the boot list, its jobs, the shell that carries out the tree's actions, the services behind their
-//!              numbers, people's orders, what others see of it
+//! sidecar/     the boot's jobs, the shell that carries out the tree's actions, the services behind their numbers,
+//!              people's orders, what others see of it
 //! backup/      backups that are proven to restore: dump, verify, restore, retention, schedule, copies off the machine
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
+//! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe
 //! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · slot ·
@@ -29,24 +30,25 @@
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
-//! companions   processes beside the workers, which nobody waits for
+//! companions   processes beside the workers, which the boot does not wait for
 //! signals      the signals Tandem gets, as words
 //! systemd/     the supervisor above: what it is told, the socket that it hands down
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
-//! supervise/   state and step (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old, pure) ·
-//!              task (the loop) · service
+//! service      what every kept process has in common: its events, its lines, its signals
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
 //!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
 //!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! config/      what the operator wrote: layers, typed settings, all problems at once
 //! event_loop/  what may block, on other threads and behind limits; what runs on the loop, timed
-//! durable/     files that are whole or absent, and locks: the only door to rename(2) and flock(2)
+//! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
+//! supervise/   a crate of its own, pure: policies · state, step and climb (one child) · tree (all of them and the boot
+//!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
-//! scrub        the last wall: known secrets are taken out of what others read
+//! scrub        removes known secrets from logs, reports and errors
 //! ```
 //!
 //! # What always holds
@@ -55,12 +57,14 @@
 //! - Tandem is not ready while PostgreSQL does not answer, and says so before it stops anything.
 //! - PostgreSQL is stopped after the last worker, and by its postmaster's pid alone.
 //! - No file, pipe, disk or resolver that hangs holds up the event loop: health, signals and control go on answering.
-//! - A stop ends within its ladder, whatever the children do, and leaves no process behind.
+//! - A stop ends within the time that `tandem check` tells, whatever the children do, and leaves no process behind that
+//!   SIGKILL ends.
 //! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves.
 //!
-//! `supervise/simulation.rs` drives the tree through 100,000 random histories a run to hold these.
+//! `supervise/simulation/` drives the tree through a million random histories a run to hold these.
 
 pub mod backup;
+pub mod boot;
 pub mod cli;
 pub mod commands;
 pub mod companions;
@@ -79,12 +83,13 @@ pub mod postgres;
 pub mod process;
 pub mod schema;
 pub mod scrub;
+pub mod service;
 pub mod sidecar;
 pub mod signals;
 #[cfg(test)]
 #[path = "../tests/it/common/skip.rs"]
 mod skip;
-pub mod supervise;
+pub use ::supervise;
 pub mod systemd;
 pub mod telemetry;
 pub mod watch;

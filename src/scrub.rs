@@ -1,28 +1,26 @@
-//! The last wall before a text that others read (the log, `/health`, `tandem status`, an error): the secrets that this
-//! process knows are taken out of it. No text should hold one; but some are not Tandem's own words, such as what pg_dump,
-//! a cloud or an application said.
+//! Removes the secrets that this process knows from texts that others read: the log, `/health`, `tandem status`, errors. Tandem
+//! puts no secret into them itself, but they quote pg_dump, clouds and the application.
 //!
-//! What is learnt once is known for as long as the process lives: a password that was changed may still stand in what
-//! somebody says later.
+//! A secret stays known until the process ends: an old password may still appear in a later text.
 
 use std::borrow::Cow;
 use std::sync::{PoisonError, RwLock};
 
-/// What stands in the place of a secret.
+/// The text that replaces a secret.
 pub const HIDDEN: &str = "********";
 
-/// Values as short as this are words, and hiding them would garble what is said.
+/// Shorter values are ordinary words: hiding them would make texts unreadable.
 const LENGTH_MIN: usize = 8;
-/// Passwords that are also words of Tandem's own.
+/// Passwords that are also ordinary words of Tandem's texts.
 const WORDS: [&str; 3] = ["password", "postgres", "postgresql"];
 
-/// What age's secret keys begin with.
+/// The prefix of age's secret keys.
 const AGE_KEY: &str = "AGE-SECRET-KEY-1";
 
-/// The longest first, so that none leaves the rest of another.
+/// The longest first, so that a secret inside another one leaves no rest.
 static KNOWN: RwLock<Vec<String>> = RwLock::new(Vec::new());
 
-/// Take `secret` out of every text from now on, as it is and as JSON and URLs write it.
+/// Hide `secret` in every text from now on, also in the forms that JSON and URLs give it.
 pub fn learn(secret: &str) {
     if secret.len() < LENGTH_MIN || WORDS.contains(&secret) {
         return;

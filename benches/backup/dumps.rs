@@ -34,7 +34,7 @@ enum Kind {
     TandemZstd,
     Guide,
     Peer,
-    /// Writes nothing: what the server and pg_dump take to say it all, which nobody who starts one pg_dump is below.
+    /// Writes nothing: what the server and pg_dump take to produce it: the floor for every tool that starts one pg_dump.
     Floor,
 }
 

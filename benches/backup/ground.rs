@@ -1,4 +1,4 @@
-//! Where the comparison takes place: a project whose Tandem runs, a database that is filled, PostgreSQL's programs.
+//! What the comparison runs on: a project that Tandem runs, a filled database, PostgreSQL's programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -160,7 +160,7 @@ impl Ground {
         self.project.state().join("backups")
     }
 
-    /// Who owns the database.
+    /// The owner of the database.
     pub fn role(&self) -> &str {
         &self.role
     }

@@ -22,7 +22,7 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
     ground.archive_wal()?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
-        // Whoever comes second finds another database: they take turns at that.
+        // The second of a pair finds another database, so the pairs take turns at which is first.
         for archives in [pair % 2 == 0, pair % 2 == 1] {
             archive(ground, archives)?;
             let rate = pgbench(ground)?;

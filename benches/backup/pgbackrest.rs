@@ -48,7 +48,7 @@ impl Repository {
 /// A full backup; what it costs, and what it takes, in bytes.
 pub fn backup(ground: &Ground) -> Result<(String, Cost, f64)> {
     let repository = Repository::make(ground)?;
-    // The server archives elsewhere: nobody waits for the WAL here.
+    // The server archives elsewhere: its WAL is not waited for.
     let mut command = repository.command(ground);
     let cost = gauge::run(command.args(["--no-archive-check", "--type=full", "backup"]), gauge::SLOW)?;
     #[expect(clippy::cast_precision_loss, reason = "gigabytes at most")]

@@ -10,7 +10,7 @@ use crate::sheet::{Sheet, Table};
 
 /// How much longer a verification may take than a plain restore.
 const VERIFY: f64 = 1.2;
-/// How long nobody may get in, in seconds.
+/// How long the database refuses sessions, in seconds.
 const SWAP: f64 = 0.2;
 
 pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {

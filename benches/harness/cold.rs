@@ -95,7 +95,7 @@ fn once(mut command: Command) -> Result<Start> {
     let mut child = command.stdout(Stdio::piped()).stderr(errors.try_clone()?).spawn().context("start it")?;
     let lines = BufReader::new(child.stdout.take().context("its output")?).lines();
     let (tell, told) = mpsc::channel();
-    // Servers that stay keep the pipe open: nobody waits for its end.
+    // Servers that stay keep the pipe open, so its end is not waited for.
     std::thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
             let answered = Instant::now();

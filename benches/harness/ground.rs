@@ -25,7 +25,7 @@ const TAIL: u64 = 2000;
 /// The ground that all stand on.
 pub struct Ground {
     pub project: Project,
-    /// Who runs everything, when we are root: PostgreSQL refuses root.
+    /// The user that runs everything, when we are root: PostgreSQL refuses root.
     user: Option<User>,
     pub venv: PathBuf,
     /// Programs of the PostgreSQL that Tandem runs, which peers get too where they take one.
@@ -66,7 +66,7 @@ impl Ground {
         Ok(ground)
     }
 
-    /// Let the user who runs everything own `path`.
+    /// Let the user that runs everything own `path`.
     fn give(&self, path: &Path) -> Result<()> {
         if let Some(user) = &self.user {
             chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
@@ -74,7 +74,7 @@ impl Ground {
         Ok(())
     }
 
-    /// A new directory below `parent` of the user who runs everything.
+    /// A new directory below `parent` of the user that runs everything.
     pub fn dir(&self, parent: &Path, name: &str) -> Result<PathBuf> {
         let dir = parent.join(name);
         fs::create_dir_all(&dir)?;
@@ -103,7 +103,7 @@ impl Ground {
         self.project.dir().join(name)
     }
 
-    /// The program `path` as the user who runs everything, with temporary files in `tmp`.
+    /// The program `path` as the user that runs everything, with temporary files in `tmp`.
     pub fn program(&self, path: impl AsRef<Path>, tmp: &Path) -> Command {
         #[expect(clippy::disallowed_methods, reason = "a benchmark starts what it compares")]
         let mut command = Command::new(path.as_ref());

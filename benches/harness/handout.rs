@@ -118,7 +118,7 @@ impl Drop for Harness {
 fn raw(ground: &Ground, demand: Demand, count: usize) -> Result<Vec<f64>> {
     let harness = Harness::start(ground)?;
     let mut client = Client::connect(&harness.socket)?;
-    // A pool need not fill before somebody has asked once.
+    // A pool need not fill before it was asked once.
     let first = client.take()?;
     client.give_back(&first)?;
     let mut took = Vec::new();

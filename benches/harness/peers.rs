@@ -1,4 +1,4 @@
-//! Who is compared by cold starts, and how each is asked for a server: as its own documentation says.
+//! The servers that cold starts are compared with, and how each is started: as its own documentation says.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -94,7 +94,7 @@ fn ways(ground: &Ground, pace: Pace) -> Result<Vec<Way>> {
         tmp: best.clone(),
         tests: pace.tests,
         command: tandem,
-        // Who uses Tandem has no pytest-postgresql to load.
+        // A suite that uses Tandem has no pytest-postgresql to load.
         options: &["-p", "no:pytest_postgresql"],
         tests_in: "test_tandem.py",
         is_rival: false,

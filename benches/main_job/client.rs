@@ -1,4 +1,4 @@
-//! PostgreSQL's and HTTP's protocols, as much as a first answer takes: the same small client for whoever is measured.
+//! PostgreSQL's and HTTP's protocols, as much as a first answer takes: the same small client for all that are measured.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};

@@ -1,4 +1,4 @@
-//! A thousand health probes a second, whoever is late: each is due at its own time, and its latency counts from there.
+//! A thousand health probes a second, even when answers are late: each is due at its own time, and its latency counts from there.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};

@@ -1,4 +1,4 @@
-//! What nobody planned: a worker killed, a worker that hangs, the supervisor killed.
+//! Faults: a worker killed, a worker that hangs, the supervisor killed.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -98,7 +98,7 @@ pub fn block(turn: &mut Turn) -> Result<()> {
     Ok(())
 }
 
-/// Block the worker that a connection leads to; who it is, and the connection.
+/// Block the worker that a connection leads to. Returns its process id and the connection.
 fn block_one(port: u16) -> Result<(i32, TcpStream)> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;

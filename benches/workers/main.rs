@@ -96,7 +96,7 @@ impl Turn<'_> {
 
 type Section = fn(&mut Turn) -> Result<()>;
 
-/// In the order of the table: the name, the row that says so when the section fails, and whom it is for.
+/// In the order of the table: the name, the row that says so when the section fails, and whether peers are measured too.
 const SECTIONS: [(&str, &str, Section, bool); 8] = [
     ("rolls", rolls::FAILED, rolls::rolls, true),
     ("broken", rolls::BROKEN, rolls::broken, true),
@@ -193,7 +193,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Should somebody end the run early: end what it started.
+/// End what the run has started when a signal ends it early.
 fn end_with_us() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
     std::thread::spawn(move || {

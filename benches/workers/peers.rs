@@ -1,4 +1,4 @@
-//! Who is compared, and how each is started and told to roll: as its own documentation says, and at its best.
+//! The servers that are compared, and how each is started and told to roll: as its own documentation says, and at its best.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -246,7 +246,7 @@ fn supervisord(site: &Site) -> Command {
         uvicorn = uvicorn.display(),
         app = app.display(),
     );
-    // As somebody else, `user` is not ours to set.
+    // As another user, `user` is not ours to set.
     let text = if nix::unistd::Uid::effective().is_root() { text } else { text.replace("user = root\n", "") };
     fs::write(site.file("supervisord.conf"), text).unwrap();
     let mut command = site.tool("supervisord");

@@ -23,7 +23,7 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const ROLL_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(1);
-/// Just enough to see who answers.
+/// Just enough requests to see which workers answer.
 pub const PROBES: [Group; 1] = [Group { kind: Kind::New, clients: 4, pause: (5_000, 15_000) }];
 
 /// A server with its four workers.

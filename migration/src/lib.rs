@@ -5,7 +5,7 @@
 //! (`004_add_indexes`). [`alembic`] writes Alembic's row inside each migration's own transaction, so a migration file
 //! needs to know nothing of it.
 //!
-//! SeaORM's bookkeeping must not lie in `public`: whoever runs [`Migrator`] connects with a `search_path` that names
+//! SeaORM's bookkeeping must not lie in `public`: the caller of [`Migrator`] connects with a `search_path` that names
 //! another schema first, and every migration therefore writes `public` before its tables' names (see [`table`]).
 
 mod alembic;

@@ -20,10 +20,10 @@ use crate::commands::{backup_base, open};
 use crate::exit::{Code, code_of, in_words};
 use crate::postgres::home::Home;
 
-/// What `tandem restore` calls the newest backup by.
+/// The name that stands for the newest backup.
 const LATEST: &str = "latest";
 
-/// Take a backup, or look at those that there are.
+/// Run one of the backup commands.
 ///
 /// # Errors
 /// What failed.
@@ -109,7 +109,7 @@ async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> a
     for entry in &entries {
         let verdict = match verify::verify(&means, &catalog, entry).await {
             Ok(verdict) => verdict,
-            // One that cannot be tried keeps no other from being verified.
+            // An error of one backup does not stop the verification of the others.
             Err(error) if all => {
                 tracing::error!("{}: not verified: {}", entry.name, in_words(&error));
                 verdicts.push(serde_json::json!({ "name": entry.name.to_string(), "error": in_words(&error) }));
@@ -169,7 +169,7 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
     .await
 }
 
-/// What `tandem up` starts: its last line is for the one who started it.
+/// The process that `tandem up` starts for the schedule. `tandem up` reads the last line that it prints.
 async fn scheduled(common: &Common) -> anyhow::Result<Code> {
     open::with_database(common, Vec::new(), "tandem backup", async move |at: open::Database| {
         let means = Means { settings: &at.settings, home: &at.home, installation: at.reach.installation() };
@@ -180,7 +180,7 @@ async fn scheduled(common: &Common) -> anyhow::Result<Code> {
     .await
 }
 
-/// What was made, in words.
+/// A new backup in words.
 fn told(catalog: &Catalog, manifest: &Manifest) -> String {
     let (rows, tables) = (manifest.census.rows_total(), manifest.census.rows.len());
     let schema = manifest.census.schema_version.as_ref().map_or_else(String::new, |it| format!(", schema {it}"));

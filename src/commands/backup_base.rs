@@ -33,7 +33,7 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
     let source = Source { home: &home, port, installation: &installation, archive: &archive, keep };
     let made = tokio::select! {
         made = base::make(&source) => made?,
-        // Dropped, it takes along what it has begun.
+        // Dropping the future ends pg_basebackup and removes the unfinished backup.
         _ = tokio::signal::ctrl_c() => return Err(Failure::new(Code::Failed, "interrupted; nothing of it is left").into()),
     };
     drop(progress);

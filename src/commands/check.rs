@@ -1,12 +1,13 @@
 //! `tandem check`
 
+use crate::boot;
 use crate::cli::Common;
 use crate::commands::open;
 use crate::config::{PostgresMode, Settings};
 use crate::exit::Code;
 use crate::postgres::{binaries, lookup, tried};
 
-/// Let PostgreSQL, where it is there already, look at what is in `[postgres.settings]`.
+/// Let PostgreSQL check `[postgres.settings]`, if it is installed already.
 async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
     let postgres = &settings.postgres;
     if postgres.mode == PostgresMode::Attach || postgres.settings.is_empty() {
@@ -27,12 +28,21 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
     try_settings(&loaded.settings).await?;
     // Now and on this machine: it may resolve where the deployment runs.
     loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
+    let stop = boot::stop_ladder(&loaded.settings);
+    let notices: Vec<String> = loaded.notices.iter().chain(&loaded.remarks).cloned().chain(stop.notice()).collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&loaded.to_json())?);
+        let mut told = loaded.to_json();
+        told["stop"] = serde_json::json!({
+            "seconds": stop.total().as_secs_f64(),
+            "platform_seconds": stop.platform_grace.as_secs_f64(),
+        });
+        told["notices"] = notices.into();
+        println!("{}", serde_json::to_string_pretty(&told)?);
         return Ok(Code::Stopped);
     }
-    println!("{}\n{}", loaded.table(all), loaded.plan());
-    for notice in loaded.notices.iter().chain(&loaded.remarks) {
+    let platform = humantime::format_duration(stop.platform_grace);
+    println!("{}\n{}stop: {stop}, the platform grants {platform}\n", loaded.table(all), loaded.connections());
+    for notice in &notices {
         println!("notice: {notice}");
     }
     Ok(Code::Stopped)

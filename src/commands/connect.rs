@@ -42,7 +42,7 @@ pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
 }
 
-/// psql for the server: of the version that is run here; for a server elsewhere the one that this machine has, if any.
+/// Find psql: Tandem's own, or for an attached server the one in PATH, if there is one.
 async fn client(settings: &Settings) -> anyhow::Result<CommandLine> {
     let in_path = std::env::split_paths(&settings.search_path).map(|dir| dir.join("psql")).find(|psql| psql.is_file());
     match (settings.postgres.mode, in_path) {
@@ -51,7 +51,7 @@ async fn client(settings: &Settings) -> anyhow::Result<CommandLine> {
     }
 }
 
-/// Over the unix socket, where the server knows its own user and root by their names (peer) and asks for no password.
+/// Connect over the unix socket, where peer authentication accepts the server's user and root without a password.
 fn as_superuser(command: CommandLine, settings: &Settings) -> anyhow::Result<CommandLine> {
     if settings.postgres.mode == PostgresMode::Attach {
         let text = "the server is run by somebody else: its superuser's name and password are theirs";
@@ -61,7 +61,7 @@ fn as_superuser(command: CommandLine, settings: &Settings) -> anyhow::Result<Com
     Ok(command.env("PGHOST", socket).env("PGUSER", SUPERUSER).env_remove("PGPASSWORD"))
 }
 
-/// Print the URL: in the plain scheme, which `psql` and every driver take, unless another is asked for.
+/// Print the URL, by default with the plain scheme that `psql` and every driver accept.
 ///
 /// # Errors
 /// There is no database yet.
@@ -76,7 +76,7 @@ pub fn url(common: &Common, scheme: Option<&str>, json: bool) -> anyhow::Result<
     Ok(Code::Stopped)
 }
 
-/// Print what says where the database is in the environment of a worker, as lines that a shell can read.
+/// Print the database variables of a worker's environment as lines that a shell can read.
 ///
 /// # Errors
 /// There is no database yet.

@@ -6,7 +6,7 @@ use crate::cli::{Common, Database};
 use crate::commands::open;
 use crate::commands::running::say;
 use crate::exit::{Code, Failure};
-use crate::harness::{Asked, Client, VARIABLE};
+use crate::harness::{Client, NewDatabase, VARIABLE};
 use crate::plan::DatabaseUrl;
 
 /// Get a database, or give one back.
@@ -22,7 +22,7 @@ pub async fn run(common: &Common, command: Database) -> anyhow::Result<Code> {
     })?);
     match command {
         Database::New { shared, json } => {
-            let lease = client.new_database(&Asked { shared, label: None }).await?;
+            let lease = client.new_database(&NewDatabase { shared, label: None }).await?;
             say(&if json { serde_json::to_string(&lease)? } else { lease.url })?;
         }
         Database::Drop { database, failed, json } => {

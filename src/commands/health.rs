@@ -10,7 +10,7 @@ use crate::health::client;
 /// Ask the health port; 0 for a 2xx answer, 1 for any other and for none.
 ///
 /// # Errors
-/// Nobody answers.
+/// The health port does not answer.
 pub async fn run(common: &Common, ready: bool, json: bool, limit: u64) -> anyhow::Result<Code> {
     let loaded = open::load(common, Vec::new())?;
     let path = if ready { "/ready" } else { "/health" };
@@ -23,7 +23,7 @@ pub async fn run(common: &Common, ready: bool, json: bool, limit: u64) -> anyhow
     Ok(if (200..300).contains(&status) { Code::Stopped } else { Code::Failed })
 }
 
-/// What a report says, in a word or two: /health has a status, /ready says yes or no.
+/// A report in a word or two: the status of `/health`, or yes or no for `/ready`.
 fn word(report: &serde_json::Value) -> &str {
     match (report["status"].as_str(), report["ready"].as_bool()) {
         (Some(status), _) => status,

@@ -12,7 +12,7 @@ use crate::postgres::{lookup, server};
 use crate::schema;
 use crate::sidecar::{self, Context, Goal};
 
-/// Do one thing with the schema. Where no server runs, one is started for it and stopped afterwards.
+/// Run one of the migrate commands. If no server runs, start one for it and stop it afterwards.
 ///
 /// # Errors
 /// What the migrations or the start of the server said.
@@ -31,7 +31,7 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
         return Ok(Code::Stopped);
     }
     home.prepare()?;
-    // What is written of a server says nothing once its Tandem was killed: the lock tells whether one runs.
+    // The server's files may be left over from a Tandem that was killed; the lock tells whether one runs.
     let _lock = match (StateLock::take(&home, "tandem migrate"), server::own_running_port(&home)) {
         (Ok(lock), _) => lock,
         (Err(_), Some(_)) => {

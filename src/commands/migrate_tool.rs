@@ -1,4 +1,4 @@
-//! `tandem migrate` where `migrations.run` names a tool of the application's: its own words, under the same lock.
+//! `tandem migrate` if `migrations.run` is a command such as Alembic's: runs that tool's commands under the migration lock.
 
 use crate::cli::Migrate;
 use crate::commands::running::say;
@@ -13,16 +13,16 @@ use crate::sidecar;
 use crate::workers::surroundings::Surroundings;
 use crate::workers::{environment, launch};
 
-/// Where the tool works.
+/// What the tool runs with.
 pub struct Place<'a> {
     pub settings: &'a Settings,
     pub home: &'a Home,
     pub url: &'a DatabaseUrl,
-    /// What `migrations.run` says.
+    /// The words of `migrations.run`.
     pub run: &'a [String],
 }
 
-/// Do what `command` says.
+/// Run `command` with the tool.
 ///
 /// # Errors
 /// What the tool said; [`Code::Usage`] where Tandem does not know the tool's word for it.
@@ -79,7 +79,7 @@ fn revision(line: &str) -> Option<&str> {
 }
 
 impl Place<'_> {
-    /// Run `words` while nobody else migrates.
+    /// Run `words` under the migration lock.
     async fn alone(&self, words: &[String]) -> anyhow::Result<Finished> {
         schema::locked(self.url, self.settings.migrations.lock_limit, self.run(words)).await
     }
@@ -102,7 +102,7 @@ impl Place<'_> {
 }
 
 trait Trimmed {
-    /// All that was printed, without what is empty around it.
+    /// The output without blank lines around it.
     fn trimmed(&self) -> String;
 }
 

@@ -1,4 +1,4 @@
-//! One file a subcommand: turn flags into one call, turn the result into words. No logic.
+//! One file per subcommand: it turns flags into one call and the result into words. No logic.
 
 mod backup;
 mod backup_base;
@@ -31,7 +31,7 @@ use crate::exit::Code;
 
 pub use wal::run as wal;
 
-/// Run what was typed; the process's exit code.
+/// Run the command and return the exit code.
 ///
 /// # Errors
 /// Whatever the command says; `exit::code_of` knows the exit code.

@@ -1,4 +1,4 @@
-//! What most commands begin with: the configuration, the log, the state directory.
+//! The first steps of most commands: load the configuration, start the log, find the state directory.
 
 use crate::backup::reach::Reach;
 use crate::cli::Common;
@@ -78,7 +78,7 @@ pub fn source(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Source> {
         flags.push(flag("log.format", format.clone(), "--log-format"));
     }
     let source = Source::of_process(common.config.clone(), flags)?;
-    // The configuration may turn out to be wrong, and is told in the form that was asked for outside of it.
+    // An error of the configuration is printed in the format that the flag or the environment asks for.
     let format = common.log_format.as_ref().or_else(|| source.environment.get(LOG_FORMAT));
     match format.map(String::as_str) {
         Some("json") => telemetry::expect(LogFormat::Json),
@@ -88,8 +88,8 @@ pub fn source(common: &Common, mut flags: Vec<Flag>) -> anyhow::Result<Source> {
     Ok(source)
 }
 
-/// Where the application's database is, as far as can be told without starting anything: a running server's own port,
-/// else the configured one.
+/// The URL of the application's database, found without starting anything: with the port of the running server, else with the
+/// configured one.
 ///
 /// # Errors
 /// There is no password yet, because nothing was ever started here.
@@ -118,11 +118,11 @@ pub struct Database {
     pub settings: Settings,
     pub home: Home,
     pub reach: Reach,
-    /// What the database is called.
+    /// The database's name.
     pub name: String,
 }
 
-/// Do something with the application's database. Where no server runs, one is started for it and stopped afterwards.
+/// Run `work` with the application's database. If no server runs, start one for it and stop it afterwards.
 ///
 /// # Errors
 /// What `work` or the start of the server said.
@@ -144,7 +144,7 @@ where
         return Ok(Code::Stopped);
     }
     home.prepare()?;
-    // What is written of a server says nothing once its Tandem was killed: whether one runs, the lock tells.
+    // The server's files may be left over from a Tandem that was killed; the lock tells whether one runs.
     let _lock = match (StateLock::take(&home, command), server::own_running_port(&home)) {
         (Ok(lock), _) => lock,
         (Err(_), Some(port)) => {
@@ -171,7 +171,7 @@ async fn database(settings: Settings, home: Home, port: Option<u16>) -> anyhow::
     Ok(Database { settings, home, reach, name })
 }
 
-/// What the application's database is called.
+/// The name of the application's database.
 pub fn database_name(settings: &Settings) -> String {
     settings.postgres.url.as_ref().map_or(&settings.postgres.database, |url| &url.database).clone()
 }

@@ -5,7 +5,7 @@ use crate::commands::running;
 use crate::control::Order;
 use crate::exit::Code;
 
-/// Have the configuration read again and every worker replaced.
+/// Ask the running Tandem to read its configuration again and to replace every worker.
 ///
 /// # Errors
 /// No Tandem runs, or the old workers had to stay.

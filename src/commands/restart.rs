@@ -5,7 +5,7 @@ use crate::commands::running;
 use crate::control::Order;
 use crate::exit::Code;
 
-/// Have the processes of `service` replaced.
+/// Ask the running Tandem to replace the processes of `service`.
 ///
 /// # Errors
 /// No Tandem runs, it has no such service, or the old process had to stay.

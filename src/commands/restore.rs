@@ -16,12 +16,12 @@ use crate::commands::running::say;
 use crate::control::{Order, client};
 use crate::exit::{Code, Failure, in_words};
 
-/// What a person types to have the database replaced.
+/// The word that a person types to confirm a restore.
 const WORD: &str = "RESTORE";
 /// How long open transactions may take to end when workers are drained.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Restore a backup, put back what a restore has replaced, or drop it.
+/// Restore a backup, put back the database that a restore replaced, or drop it.
 ///
 /// # Errors
 /// What failed; the database is as it was then.
@@ -50,7 +50,7 @@ async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Res
     Ok(())
 }
 
-/// What is about to happen.
+/// What the restore will do, in words.
 fn question(database: &str, name: &str, manifest: &Manifest) -> String {
     let (rows, tables) = (manifest.census.rows_total(), manifest.census.rows.len());
     format!(
@@ -113,10 +113,10 @@ fn patience(args: &RestoreArgs) -> Duration {
     if args.workers == RestoreWorkers::Drain { PATIENCE } else { Duration::ZERO }
 }
 
-/// Have a person type the word, unless it was said that it is meant.
+/// Ask a person to type the word, unless `--yes` was given.
 ///
 /// # Errors
-/// Nobody is there to be asked, or says something else.
+/// Standard input is not a terminal, or another word was typed.
 pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
     if yes {
         return Ok(());
@@ -138,7 +138,7 @@ pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// New workers in the place of those that may remember what was there. Where none run, there is nothing to do.
+/// Replace the workers, which may remember rows of the old database. Without a running Tandem there is nothing to do.
 async fn roll_workers(at: &Database, args: &RestoreArgs) {
     if args.workers != RestoreWorkers::Drain || !at.home.control.exists() {
         return;

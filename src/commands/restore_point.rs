@@ -14,7 +14,7 @@ use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::{cluster, stale};
 
-/// Bring the stopped database back to a moment.
+/// Recover the stopped database to a point in time.
 ///
 /// # Errors
 /// A server runs, nobody agreed, or what [`restore::find`] and [`restore::restore_cluster`] say.
@@ -58,7 +58,7 @@ fn target(args: &RestoreArgs) -> anyhow::Result<Target> {
     }
 }
 
-/// What is about to happen.
+/// What the recovery will do, in words.
 fn question(wish: &Wish<'_>, way: &Way) -> String {
     let base = &way.base;
     format!(

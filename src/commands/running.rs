@@ -1,4 +1,4 @@
-//! What the commands that speak to a running Tandem begin and end with: its control socket, and its answer.
+//! The first and last steps of commands that talk to a running Tandem: find its control socket, print its answer.
 
 use std::path::PathBuf;
 
@@ -33,9 +33,9 @@ pub fn socket(common: &Common) -> anyhow::Result<PathBuf> {
     Ok(usual)
 }
 
-/// Give `order`, which is called `what`, and print what came of it.
+/// Send `order`, which messages call `what`, and print the answer.
 ///
-/// Ctrl-C ends the waiting and takes nothing back.
+/// Ctrl-C ends the waiting; the order is still carried out.
 ///
 /// # Errors
 /// No Tandem runs, or it refused or failed, with the exit code that it names.
@@ -55,7 +55,7 @@ pub async fn order(common: &Common, order: Order, what: &str) -> anyhow::Result<
     Ok(Code::Stopped)
 }
 
-/// Print a line. Who reads it may have had enough (`| head`): that is no error.
+/// Print a line. A reader that closed the pipe (`| head`) is not an error.
 ///
 /// # Errors
 /// Standard output cannot be written for another reason.

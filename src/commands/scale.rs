@@ -5,10 +5,10 @@ use crate::commands::running;
 use crate::control::{Order, ScaleTo};
 use crate::exit::{Code, Failure};
 
-/// Have as many workers as `workers` says.
+/// Ask the running Tandem for this number of workers.
 ///
 /// # Errors
-/// It is no number, no Tandem runs, or so many cannot be had.
+/// It is not a number, no Tandem runs, or the pools of so many workers exceed `max_connections`.
 pub async fn run(common: &Common, workers: &str) -> anyhow::Result<Code> {
     let to = parse(workers).ok_or_else(|| {
         let text = format!("{workers:?} is no number of workers: write 4 for four, +1 for one more, -1 for one less");

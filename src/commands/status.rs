@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Cursor home, then clear what is below (ECMA-48).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Print what every process of the running Tandem is at.
+/// Print the state of every process of the running Tandem.
 ///
 /// # Errors
 /// No Tandem runs; with `watch`, none ran when it began.
@@ -32,7 +32,7 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
     loop {
         match &status {
             Ok(status) => running::say(&format!("{clear}{}", shown(status, json)?))?,
-            // It may be on its way up again.
+            // Tandem may be restarting.
             Err(error) => eprintln!("{clear}tandem: {}", in_words(error)),
         }
         tokio::time::sleep(INTERVAL).await;
@@ -44,7 +44,7 @@ fn shown(status: &Status, json: bool) -> anyhow::Result<String> {
     Ok(if json { serde_json::to_string(status)? } else { table(status) })
 }
 
-/// One row a process, Tandem's own first, and what they have in all.
+/// One row per process, Tandem's own first, and a row with the total.
 fn table(status: &Status) -> String {
     let mut table = Table::new();
     table.set_header(["SERVICE", "PID", "STATE", "UPTIME", "RESTARTS", "REQUESTS", "IN FLIGHT", "MEMORY"]);

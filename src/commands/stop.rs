@@ -15,7 +15,7 @@ pub async fn run(common: &Common) -> anyhow::Result<Code> {
     let pid = client::supervisor(&socket).await?;
     let progress = telemetry::progress("Waiting for tandem to stop");
     let answer = client::order(&socket, &Order::Stop).await?;
-    // One that is at its end already answers that it does nothing else, which is what was wanted.
+    // A Tandem that is stopping already answers that it does nothing else: that is a success here.
     if answer.code != Code::Temporary as u8 {
         answer.into_result()?;
     }

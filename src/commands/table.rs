@@ -1,4 +1,4 @@
-//! How tables, ages and sizes look on a terminal.
+//! Tables, ages and sizes as text for a terminal.
 
 use std::time::Duration;
 

@@ -7,22 +7,22 @@ use crate::exit::{Code, Failure};
 use crate::harness::run::{self, Job, Keep};
 use crate::telemetry;
 
-/// Run a command with a throwaway server around it; its exit code.
+/// Run a command with a throwaway server and return its exit code.
 ///
 /// # Errors
 /// What kept the command from being started.
 pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
-    // Whatever database the project has, tests get one of their own.
+    // The project's own database does not matter: tests get a server of their own.
     let managed = open::flag("postgres.mode", "managed", "tandem test");
     let mut source = Source { appless: !args.workers, ..open::source(common, vec![managed])? };
     let other = config::attached(&open::source(common, Vec::new())?);
-    // It need not even be PostgreSQL's.
+    // Its URL need not even be PostgreSQL's.
     source.environment.remove("DATABASE_URL");
     let loaded = config::load(&source)?;
     loaded.settings.hide_secrets();
     let settings = loaded.settings;
     let is_default = |key: &str| matches!(loaded.origins.get(key), None | Some(Origin::Default));
-    // What the command prints is what the caller came for.
+    // The command's output matters, not Tandem's log.
     let filter = if is_default("log.filter") { "warn" } else { &settings.log.filter };
     let format = if is_default("log.format") { LogFormat::Text } else { settings.log.format };
     telemetry::init(format, filter, settings.log.colour)?;
@@ -53,7 +53,7 @@ pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
     .await
 }
 
-/// What `--migrations` says: a word, or a command line.
+/// Parse `--migrations`: a word, or a command line.
 fn migrations(words: &str) -> Result<MigrationRun, Failure> {
     match words.trim() {
         "none" => Ok(MigrationRun::None),

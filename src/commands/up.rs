@@ -1,5 +1,6 @@
 //! `tandem up`
 
+use crate::boot;
 use crate::cli::Common;
 use crate::commands::open;
 use crate::config::LogFormat;
@@ -22,6 +23,9 @@ pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>, 
     let configuration = open::configure(source)?;
     for remark in &configuration.loaded.remarks {
         tracing::info!("{remark}");
+    }
+    if let Some(notice) = boot::stop_ladder(&configuration.loaded.settings).notice() {
+        tracing::warn!("{notice}");
     }
     let configuration = Configuration { reload, ..configuration };
     telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));

@@ -4,15 +4,15 @@ use crate::backup::pitr::ahead;
 use crate::backup::pitr::archive::Archive;
 use crate::cli::Wal;
 
-/// PostgreSQL asks again for a file that could not be archived.
+/// The exit code after which PostgreSQL tries to archive the file again.
 const NOT_ARCHIVED: u8 = 1;
-/// To PostgreSQL the file is not there: recovery ends, or goes on with what the data directory has.
+/// The exit code for a file that is not in the archive: recovery ends, or goes on with the files of the data directory.
 const NOT_THERE: u8 = 1;
 /// Beyond 125 recovery ends with an error (PostgreSQL's src/common/wait_error.c): what cannot be read must not be taken
 /// for the end of the archive.
 const STOP_RECOVERY: u8 = 200;
 
-/// Push or fetch one file; the process's exit code.
+/// Push or fetch one file and return the exit code.
 pub fn run(command: &Wal) -> u8 {
     match command {
         Wal::Push { archive, path } => match ahead::push(&Archive::new(archive), path) {

@@ -39,7 +39,7 @@ pub enum Compression {
 pub struct CloudVariables(pub BTreeMap<String, String>);
 
 impl CloudVariables {
-    /// What is said to Tandem alone, and of an environment, later ones winning, what is about clouds and ways to them.
+    /// Tandem's `own` credentials and the cloud and proxy variables of `environment`. Later variables win.
     pub(super) fn of(own: &Said, environment: impl Iterator<Item = (String, String)>) -> Self {
         let about = |name: &str| {
             let name = name.to_uppercase();
@@ -48,7 +48,7 @@ impl CloudVariables {
         Self(credentials::together(own, environment.filter(|(name, _)| about(name))))
     }
 
-    /// What in it lets somebody in.
+    /// The values that are credentials.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter(|(name, _)| credentials::lets_in(name)).map(|(_, value)| value.as_str())
     }
@@ -60,7 +60,7 @@ impl std::fmt::Debug for CloudVariables {
     }
 }
 
-/// Whom to tell.
+/// What is called when a scheduled backup fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alarm {
     /// Program first.
@@ -159,7 +159,7 @@ pub struct Backup {
     pub destinations: Vec<String>,
     /// How long one that is out of reach is tried again.
     pub retry_limit: Duration,
-    /// Recipients of age, for whom copies are sealed; none: copies are as they are.
+    /// The age recipients that copies are encrypted for; empty: copies are not encrypted.
     pub encrypt_to: Vec<String>,
     /// The file with what opens sealed copies.
     pub identity_file: Option<PathBuf>,

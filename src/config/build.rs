@@ -78,7 +78,7 @@ pub fn settings(
     }
 }
 
-/// What is said of clouds beside the environment.
+/// Cloud variables that are not in the environment.
 pub struct Clouds<'a> {
     /// To Tandem alone.
     pub own: &'a Said,

@@ -76,7 +76,6 @@ pub fn check(
     checker.backup();
     checker.archiving();
     checker.budget();
-    checker.notices.extend(settings.stop_ladder().notice());
 }
 
 /// A notice where the workers get what lets one into the places for copies.

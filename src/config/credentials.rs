@@ -1,4 +1,4 @@
-//! What lets Tandem alone into a cloud, for the copies of its backups: no child gets any of it.
+//! The credentials for copies of backups that only Tandem gets. No child inherits them.
 //!
 //! ```text
 //! tandem.backup in $CREDENTIALS_DIRECTORY      systemd's LoadCredential=tandem.backup:/path
@@ -6,8 +6,8 @@
 //!   < TANDEM_BACKUP_AWS_ACCESS_KEY_ID and so on, in .env or the environment
 //! ```
 //!
-//! Each is a set of the names that the cloud's own tools use. Where one of them says anything of a cloud, what the
-//! environment says of that cloud under the common names is the application's, and Tandem leaves it alone.
+//! Each source sets variables that the cloud's own tools use. If one of them sets any variable of a cloud, Tandem ignores
+//! the common variables of that cloud in the environment: they are the application's.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -20,35 +20,35 @@ use super::rows::{HIDDEN, Row};
 use super::values::Values;
 use super::{dotenv, text};
 
-/// What the names of each cloud's variables begin with, and the scheme of its addresses.
+/// The prefix of each cloud's variables, and the scheme of its addresses.
 pub(super) const CLOUDS: [(&str, &str); 3] = [("AWS_", "s3://"), ("GOOGLE_", "gs://"), ("AZURE_", "az://")];
-/// What stands before such a name where it is said to Tandem alone.
+/// The prefix of a variable that only Tandem reads.
 const PREFIX: &str = "TANDEM_BACKUP_";
 /// The name of systemd's credential.
 const CREDENTIAL: &str = "tandem.backup";
 /// The key of the file.
 const KEY: &str = "backup.credentials_file";
 
-/// Values by the clouds' own names, each with where it was said.
+/// Values by the cloud's variable, each with its origin.
 pub(super) type Said = BTreeMap<String, (String, Origin)>;
 
-/// The cloud's own name that the variable `name` stands for, if it is said to Tandem alone.
+/// The cloud's variable that `name` sets for Tandem alone, if it sets one.
 pub(super) fn own_name(name: &str) -> Option<&str> {
     name.strip_prefix(PREFIX).filter(|name| cloud_of(name).is_some())
 }
 
-/// What the names of the cloud that `name` speaks of begin with.
+/// The prefix of the cloud that the variable `name` belongs to.
 fn cloud_of(name: &str) -> Option<&'static str> {
     CLOUDS.iter().map(|(start, _)| *start).find(|start| name.starts_with(start))
 }
 
-/// Whether the variable of a cloud called `name` lets somebody in, and does not only say where or how.
+/// Whether the cloud variable `name` holds a credential, and not an address or an option.
 pub(super) fn lets_in(name: &str) -> bool {
     const TELLING: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "SERVICE_ACCOUNT"];
     cloud_of(name).is_some() && TELLING.iter().any(|word| name.contains(word))
 }
 
-/// All that is said to Tandem alone. `written` is what `.env` and the environment say.
+/// Read the credentials of all three sources. `written` are those of `.env` and the environment.
 pub(super) fn read(source: &Source, written: Said, values: &Values, problems: &mut Problems) -> Said {
     let mut said = Said::new();
     if let Some(dir) = source.environment.get("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty()) {
@@ -68,7 +68,7 @@ pub(super) fn read(source: &Source, written: Said, values: &Values, problems: &m
     said
 }
 
-/// Whether only its owner can read the file: Tandem, or root.
+/// Check that only its owner can read the file, and that the owner is Tandem's user or root.
 fn closed(path: &Path) -> Result<(), (String, Option<String>)> {
     let meta = path.metadata().map_err(|error| (format!("cannot be read: {error}"), None))?;
     let shown = path.display();
@@ -87,7 +87,7 @@ fn closed(path: &Path) -> Result<(), (String, Option<String>)> {
     Ok(())
 }
 
-/// The variables in the file at `path`, which `origin` names.
+/// Read the variables in the file at `path`. `origin` says who named the file.
 fn file(path: &Path, origin: &Origin, problems: &mut Problems) -> Said {
     let text = match text::read(path) {
         Ok(text) => text,
@@ -97,7 +97,7 @@ fn file(path: &Path, origin: &Origin, problems: &mut Problems) -> Said {
         }
     };
     let at = |line| Origin::Line { file: path.to_path_buf(), line, name: None };
-    // Nothing is put in for `${NAME}`: what it stood for would be in the environment.
+    // `${NAME}` is not replaced: a credential must not come from the environment by this way.
     let (variables, bad) = dotenv::parse(&text, &|_| None);
     bad.into_iter().for_each(|bad| problems.add(&at(bad.line), bad.message, None));
     let mut said = Said::new();
@@ -107,14 +107,14 @@ fn file(path: &Path, origin: &Origin, problems: &mut Problems) -> Said {
             said.insert(name.to_owned(), (value, at(line)));
         } else {
             let help =
-                "here stand names such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_ACCOUNT_KEY and GOOGLE_SERVICE_ACCOUNT_KEY";
+                "write variables such as AWS_ACCESS_KEY_ID, AZURE_STORAGE_ACCOUNT_KEY or GOOGLE_SERVICE_ACCOUNT_KEY";
             problems.add(&at(line), format!("{name} is no variable of a cloud"), Some(help.to_owned()));
         }
     }
     said
 }
 
-/// What holds for backups: `said`, and of `common`, which the application shares, the clouds of which `said` says nothing.
+/// The variables for backups: Tandem's own (`said`), and the `common` ones of each cloud that has none of its own.
 pub(super) fn together(said: &Said, common: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
     let taken = |name: &str| cloud_of(name).is_some_and(|cloud| said.keys().any(|own| own.starts_with(cloud)));
     let shared = common.filter(|(name, _)| !taken(name));
@@ -122,7 +122,7 @@ pub(super) fn together(said: &Said, common: impl Iterator<Item = (String, String
     shared.chain(own).collect()
 }
 
-/// For `tandem check`: what is said to Tandem alone, and where.
+/// The rows of `tandem check` for Tandem's own credentials.
 pub(super) fn rows(said: &Said) -> impl Iterator<Item = Row> + '_ {
     said.iter().map(|(name, (_, origin))| Row {
         key: format!("{PREFIX}{name}"),
@@ -132,7 +132,7 @@ pub(super) fn rows(said: &Said) -> impl Iterator<Item = Row> + '_ {
     })
 }
 
-/// A warning where children inherit what lets one into a place for copies: the variables are `inherited`.
+/// A warning if children inherit credentials for a destination of copies. `inherited` are the names that children get.
 pub(super) fn notice<'a>(
     said: &Said,
     destinations: &[String],
@@ -150,8 +150,8 @@ pub(super) fn notice<'a>(
     names.dedup();
     let (first, patterns) = (names.first()?, starts.iter().map(|start| format!("\"{start}*\"")).collect::<Vec<_>>());
     Some(format!(
-        "the workers get {}, which lets whoever breaks into the application delete the copies of the backups: write \
-         {PREFIX}{first} and so on instead, or put them into backup.credentials_file, or take them from the workers with \
+        "the workers inherit {}: an attacker who controls the application could delete the copies of the backups. Set \
+         {PREFIX}{first} and so on instead, or use backup.credentials_file, or keep them from the workers with \
          workers.drop_env = [{}]",
         names.join(", "),
         patterns.join(", ")
@@ -195,7 +195,7 @@ mod tests {
             notice(&said(own), &destinations, inherited.iter().copied())
         };
         let both = told(&[], &["s3://bucket", "az://container"]).unwrap();
-        assert!(both.contains("AWS_ACCESS_KEY_ID, AZURE_CLIENT_SECRET,") && !both.contains("AWS_REGION"), "{both}");
+        assert!(both.contains("AWS_ACCESS_KEY_ID, AZURE_CLIENT_SECRET:") && !both.contains("AWS_REGION"), "{both}");
         assert!(both.contains("workers.drop_env = [\"AWS_*\", \"AZURE_*\"]"), "{both}");
         let one = told(&["AWS_ACCESS_KEY_ID"], &["s3://bucket", "az://container"]).unwrap();
         assert!(!one.contains("AWS_ACCESS"), "{one}");

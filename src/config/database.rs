@@ -1,4 +1,4 @@
-//! Whose PostgreSQL it is, and who gets in: `postgres.mode`, `DATABASE_URL` and the password, settled among the layers.
+//! Which PostgreSQL server is used and how to log in: `postgres.mode`, `DATABASE_URL` and the password of all layers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::value::Raw;
 use super::{keys, text};
 use crate::plan::{DatabaseUrl, Secret, libpq};
 
-/// What was settled.
+/// The result.
 pub struct Database {
     pub mode: PostgresMode,
     /// The server to attach to.
@@ -23,7 +23,7 @@ pub struct Database {
 
 const MANAGED: Database = Database { mode: PostgresMode::Managed, url: None, scheme: None, unresolved_help: None };
 
-/// The rank of the parts of a URL that is attached to: nothing else may say who gets in there.
+/// The rank of the parts of the URL of an attached server: they win over user and password from anywhere else.
 const RANK_ATTACHED: u8 = u8::MAX;
 
 /// Settle mode, user, password and database; the winners are left in `merged`.
@@ -94,8 +94,8 @@ fn with_url(
     }
 }
 
-/// What to do where the name in `url` does not resolve. Whether it does is not asked here: a resolver may take as long as it
-/// likes, and another minute it answers otherwise.
+/// Advice for the case that the host name in `url` does not resolve. It is not looked up here: a resolver may block for a
+/// long time, and a name that does not resolve now may resolve a minute later.
 fn unresolved_help(url: &DatabaseUrl, entry: &Entry) -> Option<String> {
     let plain = url.host.starts_with('/') || url.host == "localhost" || url.host.parse::<IpAddr>().is_ok();
     if plain {

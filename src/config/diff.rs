@@ -10,7 +10,7 @@ use super::settings::Settings;
 use super::value::Typed;
 use super::values::Values;
 
-/// One key whose value is another than before.
+/// One key whose value changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Such as `workers.count`, `workers.env.LANG` or `process.frontend`.

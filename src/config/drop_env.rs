@@ -1,13 +1,13 @@
-//! `workers.drop_env`: names of variables that no child of Tandem's gets, as patterns such as `AWS_*`.
+//! `workers.drop_env`: the variables that no child gets, as patterns such as `AWS_*`.
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-/// Which variables are taken away.
+/// The patterns.
 #[derive(Clone, Debug, Default)]
 pub struct DropEnv(GlobSet);
 
 impl DropEnv {
-    /// Those that match one of `patterns`; a pattern that is none takes away nothing.
+    /// Compile `patterns`. An invalid pattern matches nothing; [`unreadable`] reports it.
     pub(super) fn of(patterns: &[String]) -> Self {
         let mut set = GlobSetBuilder::new();
         for glob in patterns.iter().filter_map(|pattern| Glob::new(pattern).ok()) {
@@ -16,13 +16,13 @@ impl DropEnv {
         Self(set.build().unwrap_or_default())
     }
 
-    /// Whether `name` is taken away.
+    /// Whether the variable `name` is dropped.
     pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name)
     }
 }
 
-/// The first of `patterns` that is none.
+/// The first invalid pattern of `patterns`.
 pub(super) fn unreadable(patterns: &[String]) -> Option<&String> {
     patterns.iter().find(|pattern| Glob::new(pattern).is_err())
 }

@@ -59,9 +59,12 @@ pub fn names_kept_from_children(is_tandem: bool) -> Vec<OsString> {
     std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(kept)).collect()
 }
 
-/// Whether the variable `name` is said to Tandem and to no child. A process below `tandem test` is known by the other one.
+/// By these, processes below `tandem test` and below a Tandem (`process::mark`) are known, however deep they are.
+const INHERITED: [&str; 2] = [TEST_SOCKET, "TANDEM_RUN"];
+
+/// Whether the variable `name` is the operator's, for Tandem alone.
 fn is_operators(name: &str) -> bool {
-    name.starts_with("TANDEM_") && name != TEST_SOCKET
+    name.starts_with("TANDEM_") && !INHERITED.contains(&name)
 }
 
 /// Whether the user wants no colours (no-color.org).

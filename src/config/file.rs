@@ -62,7 +62,7 @@ fn project_directory(file: &Path) -> PathBuf {
 /// What a file says.
 pub struct Read {
     pub entries: Vec<Entry>,
-    pub processes: Vec<processes::Written>,
+    pub processes: Vec<processes::ProcessTable>,
 }
 
 /// Read `text`, which messages call `shown`. Returns `None` when it is not TOML at all.
@@ -91,7 +91,7 @@ struct Reader<'a> {
     directory: &'a Path,
     problems: &'a mut Problems,
     entries: Vec<Entry>,
-    processes: Vec<processes::Written>,
+    processes: Vec<processes::ProcessTable>,
 }
 
 impl Reader<'_> {
@@ -187,7 +187,7 @@ impl Reader<'_> {
                     value => entries.push(self.written(&name, &origin, value)),
                 }
             }
-            self.processes.push(processes::Written { origin, entries });
+            self.processes.push(processes::ProcessTable { origin, entries });
         }
     }
 }

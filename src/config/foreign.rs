@@ -90,7 +90,7 @@ pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut
     entries
 }
 
-/// What the operator should know of foreign names in `environment` and in `.env`.
+/// Notices about foreign names in `environment` and in `.env`.
 pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, values: &Values) -> Vec<String> {
     let given = |name: &str| environment.get(name).filter(|value| !value.is_empty());
     let anywhere = |name: &str| given(name).or_else(|| settings.workers.env.get(name));

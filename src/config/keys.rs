@@ -28,7 +28,7 @@ pub enum Kind {
     /// A duration, or `never`.
     DurationOrNever,
     Size,
-    /// Free room: a part of the whole, or a size.
+    /// Free space on a disk: a percentage or a size.
     Room,
     /// An http address, never shown, or a command as a list.
     UrlOrCommand,
@@ -46,7 +46,7 @@ pub enum Kind {
     SecretTable,
 }
 
-/// What holds when nobody says anything.
+/// The value of a key that is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Default {
     /// A TOML value.

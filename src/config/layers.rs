@@ -8,15 +8,15 @@ use super::drop_env::DropEnv;
 use super::file::{self, Found};
 use super::keys;
 use super::problem::{Origin, Problems};
-use super::processes::Written as Process;
+use super::processes::ProcessTable;
 use super::value::{self, Raw, Typed};
 use super::{Source, dotenv, foreign, references, text};
 use crate::plan::libpq;
 
-/// The key that says what is taken from the workers.
+/// The key of the variables that workers do not get.
 const DROP_ENV: &str = "workers.drop_env";
 
-/// One value, as somebody wrote it somewhere.
+/// One value as it was written in one layer.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The key, such as `workers.count` or `workers.env.LANG`.
@@ -36,11 +36,11 @@ impl Entry {
     }
 }
 
-/// Who speaks; later ones win.
+/// The layers. Later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Layer {
-    /// What platforms set for whatever they run: all that somebody wrote wins.
+    /// Variables that platforms set for every program. They lose against anything that was written for Tandem.
     Platform,
     File,
     /// `.env` lines that are not Tandem's: the workers' own variables.
@@ -65,22 +65,22 @@ impl Layer {
 }
 
 /// Everything that was written, and what came up while reading it.
-pub struct Written {
+pub struct Gathered {
     pub entries: Vec<Entry>,
     /// The `[[process]]` tables of the file.
-    pub processes: Vec<Process>,
+    pub processes: Vec<ProcessTable>,
     pub notices: Vec<String>,
-    /// Whether all files could be read; if not, what is missing may stand there.
+    /// Whether all files could be read. If not, a missing key may be in one of them.
     pub complete: bool,
-    /// What lets Tandem alone into clouds.
+    /// Credentials for Tandem alone.
     pub own: Said,
-    /// What `.env` says and `workers.drop_env` takes from the workers.
+    /// Variables of `.env` that `workers.drop_env` drops.
     pub dropped: BTreeMap<String, String>,
 }
 
 /// Read all layers.
-pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Written {
-    let mut written = Written {
+pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Gathered {
+    let mut written = Gathered {
         entries: Vec::new(),
         processes: Vec::new(),
         notices: Vec::new(),
@@ -127,7 +127,7 @@ fn shown(path: &Path, cwd: &Path) -> PathBuf {
     path.strip_prefix(cwd).unwrap_or(path).to_path_buf()
 }
 
-impl Written {
+impl Gathered {
     fn dotenv(&mut self, layer: Layer, directory: &Path, source: &Source, problems: &mut Problems) {
         let path = directory.join(".env");
         let file = shown(&path, &source.cwd);
@@ -156,18 +156,19 @@ impl Written {
         }
     }
 
-    /// What `workers.drop_env` says, before its entry has won.
+    /// The winning `workers.drop_env`, before the entries are merged.
     fn drop_env(&self, source: &Source) -> DropEnv {
-        let flags = source.flags.iter().filter(|flag| flag.key == DROP_ENV).map(|flag| Raw::Word(flag.value.clone()));
+        let flag =
+            source.flags.iter().rev().find(|flag| flag.key == DROP_ENV).map(|flag| Raw::Word(flag.value.clone()));
         let entries = self.entries.iter().filter(|entry| entry.key == DROP_ENV);
         let highest = entries.max_by_key(|entry| entry.rank).map(|entry| entry.raw.clone());
-        match flags.last().or(highest).map(|raw| value::read(keys::Kind::List, &raw)) {
+        match flag.or(highest).map(|raw| value::read(keys::Kind::List, &raw)) {
             Some(Ok(Typed::List(patterns))) => DropEnv::of(&patterns),
             _ => DropEnv::default(),
         }
     }
 
-    /// Take out what `.env` says to the workers and `drop_env` takes from them. What `[workers.env]` says stays.
+    /// Move the variables of `.env` that `drop_env` matches out of the workers' entries. Those of `[workers.env]` stay.
     fn take_dropped(&mut self, drop_env: &DropEnv) {
         let is_dropped = |entry: &mut Entry| {
             let name = entry.key.strip_prefix("workers.env.").filter(|_| entry.is_of(Layer::Workers));

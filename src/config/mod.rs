@@ -106,7 +106,7 @@ impl std::fmt::Debug for Flag {
 pub struct Loaded {
     pub settings: Settings,
     pub origins: BTreeMap<String, Origin>,
-    /// What the operator should know and need not act on; secrets do not occur.
+    /// Warnings for the operator. They never contain secrets.
     pub notices: Vec<String>,
     /// What is good to know once, and changes nothing: `tandem check` and `tandem up` tell it, no other command does.
     pub remarks: Vec<String>,
@@ -140,7 +140,7 @@ pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
 fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
-    let layers::Written { entries, processes, mut notices, complete, own, dropped } =
+    let layers::Gathered { entries, processes, mut notices, complete, own, dropped } =
         layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     own::settle(&mut merged, &found.directory, &mut problems, &mut notices);
@@ -177,25 +177,22 @@ impl Loaded {
         &self.rows
     }
 
-    /// The rows, the plan's sums and the notices as JSON.
+    /// The rows, the sum of connections and the notices as JSON.
     pub fn to_json(&self) -> serde_json::Value {
-        let (budget, ladder) = (self.settings.budget(), self.settings.stop_ladder());
+        let budget = self.settings.budget();
         serde_json::json!({
             "file": self.settings.file,
             "directory": self.settings.directory,
             "keys": self.rows,
             "connections": { "total": budget.total(), "max": budget.max_connections },
-            "stop": { "seconds": ladder.total().as_secs_f64(), "platform_seconds": ladder.platform_grace.as_secs_f64() },
             "notices": self.notices.iter().chain(&self.remarks).collect::<Vec<_>>(),
         })
     }
 
-    /// What the values come to: the connection budget and the stop ladder, in words.
-    pub fn plan(&self) -> String {
-        let (budget, ladder) = (self.settings.budget(), self.settings.stop_ladder());
-        let platform = humantime::format_duration(ladder.platform_grace);
-        let (sum, chosen) = (budget.arithmetic(), self.settings.why_so_many_connections());
-        format!("connections: {sum}{chosen}\nstop: {ladder}, the platform grants {platform}\n")
+    /// The connection budget, in words.
+    pub fn connections(&self) -> String {
+        let (sum, chosen) = (self.settings.budget().arithmetic(), self.settings.why_so_many_connections());
+        format!("connections: {sum}{chosen}\n")
     }
 
     /// The rows as aligned text; many variables of the workers in one line, unless `all`.

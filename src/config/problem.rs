@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: collected until everything was looked at, then told at once.
+//! The problems of a configuration. They are collected until all of it was read, and then reported together.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

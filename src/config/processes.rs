@@ -21,7 +21,7 @@ pub const ENV: &str = "process.env";
 
 /// One `[[process]]`, as it was written.
 #[derive(Clone, Debug)]
-pub struct Written {
+pub struct ProcessTable {
     /// Where its header stands.
     pub origin: Origin,
     /// Keys such as `process.name` and `process.env.LANG`.
@@ -34,8 +34,8 @@ fn is_reserved(name: &str) -> bool {
     slot || ["postgres", "template", "tandem", "workers", "migrate"].contains(&name)
 }
 
-/// Read all of them. What is wrong is told, and the rest of it is used so that more can be told.
-pub fn settings(written: &[Written], directory: &Path, problems: &mut Problems) -> Vec<ProcessSettings> {
+/// Read all tables. Problems are reported, and the rest of a table is still read, to find more of them.
+pub fn settings(written: &[ProcessTable], directory: &Path, problems: &mut Problems) -> Vec<ProcessSettings> {
     let mut names = BTreeSet::new();
     let read = written.iter().map(|process| {
         let settings = read(process, directory, problems);
@@ -47,7 +47,7 @@ pub fn settings(written: &[Written], directory: &Path, problems: &mut Problems) 
     read.collect()
 }
 
-fn read(process: &Written, directory: &Path, problems: &mut Problems) -> ProcessSettings {
+fn read(process: &ProcessTable, directory: &Path, problems: &mut Problems) -> ProcessSettings {
     let mut typed = BTreeMap::new();
     let mut env = BTreeMap::new();
     for entry in &process.entries {
@@ -142,7 +142,7 @@ fn variable(name: &str, entry: &Entry, env: &mut BTreeMap<String, String>, probl
     }
 }
 
-fn check_name(process: &Written, name: &str, new: bool, problems: &mut Problems) {
+fn check_name(process: &ProcessTable, name: &str, new: bool, problems: &mut Problems) {
     let origin = origin_of(process, "process.name");
     if !name.chars().all(is_name_letter) || name.starts_with(['.', '-']) {
         problems.add(origin, format!("process.name: {name:?} may hold letters, digits, `-`, `_` and `.`"), None);
@@ -155,7 +155,7 @@ fn check_name(process: &Written, name: &str, new: bool, problems: &mut Problems)
     }
 }
 
-fn check_dir(process: &Written, dir: &Path, problems: &mut Problems) {
+fn check_dir(process: &ProcessTable, dir: &Path, problems: &mut Problems) {
     if !dir.is_dir() {
         let origin = origin_of(process, "process.dir");
         problems.add(origin, format!("process.dir: {} is not a directory", dir.display()), None);
@@ -163,12 +163,12 @@ fn check_dir(process: &Written, dir: &Path, problems: &mut Problems) {
 }
 
 /// Where `key` was written, or else the table's header.
-fn origin_of<'a>(process: &'a Written, key: &str) -> &'a Origin {
+fn origin_of<'a>(process: &'a ProcessTable, key: &str) -> &'a Origin {
     process.entries.iter().find(|entry| entry.key == key).map_or(&process.origin, |entry| &entry.origin)
 }
 
 /// The keys of one process with their values and origins; its variables' values are hidden.
-pub fn rows(settings: &ProcessSettings, written: &Written) -> Vec<Row> {
+pub fn rows(settings: &ProcessSettings, written: &ProcessTable) -> Vec<Row> {
     let row = |key: &Key, free: Option<&str>, value: String, origin: &Origin| Row {
         key: [SECTION, &settings.name, last(key.name)].into_iter().chain(free).collect::<Vec<_>>().join("."),
         value,

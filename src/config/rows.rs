@@ -94,7 +94,7 @@ fn shown(key: &Key, values: &Values, settings: &Settings) -> String {
     }
 }
 
-/// Where each key that somebody wrote comes from.
+/// The origin of each key that is set.
 pub fn origins(values: &Values) -> BTreeMap<String, Origin> {
     let tables = KEYS.iter().flat_map(|key| {
         values.entries(key.name).map(|(name, entry)| (format!("{}.{name}", key.name), entry.origin.clone()))

@@ -1,4 +1,4 @@
-//! The secrets among the settings, for the wall that takes them out of what others read.
+//! Collects the secrets of the settings for `scrub`, which removes them from logs, reports and errors.
 
 use std::collections::BTreeSet;
 
@@ -7,12 +7,12 @@ use super::settings::Settings;
 use crate::plan::Secret;
 use crate::scrub;
 
-/// A part of a web address as long as this is a token, and no word of its path.
+/// A path segment or query value of at least this length counts as a token.
 const TOKEN_LENGTH_MIN: usize = 12;
 
 impl Settings {
-    /// Have the secrets among these settings taken out of every text from now on. It holds for the whole process: for the
-    /// program, not for a library.
+    /// Register the secrets of these settings with `scrub`. This affects the whole process: the program calls it, the library
+    /// does not.
     pub fn hide_secrets(&self) {
         self.secrets().iter().for_each(|secret| scrub::learn(secret));
     }
@@ -20,7 +20,7 @@ impl Settings {
     fn secrets(&self) -> BTreeSet<String> {
         let postgres = &self.postgres;
         let passwords = postgres.password.iter().chain(postgres.url.iter().filter_map(|url| url.password.as_ref()));
-        // Whoever chose the role's name for its password hides nothing by it, and the name is in many texts.
+        // A password that equals the role's name would hide that name in every text.
         let names = [&postgres.user, &postgres.database, &self.name];
         let passwords = passwords.map(Secret::expose).filter(|password| !names.iter().any(|name| name == password));
         let mut secrets: BTreeSet<String> =
@@ -33,7 +33,7 @@ impl Settings {
     }
 }
 
-/// The parts of a web address that may let one in.
+/// The parts of a web address that may be credentials.
 fn tokens(address: &str) -> Vec<String> {
     let Ok(url) = url::Url::parse(address) else { return Vec::new() };
     let path = url.path_segments().into_iter().flatten().map(str::to_owned);

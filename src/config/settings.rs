@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use crate::plan::libpq::TEST_SOCKET;
-use crate::plan::{DatabaseUrl, Secret, StopLadder};
+use crate::plan::{DatabaseUrl, Secret};
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -63,12 +63,6 @@ impl Settings {
             None => &self.directory,
         }
     }
-
-    /// The rungs of an orderly stop.
-    pub fn stop_ladder(&self) -> StopLadder {
-        let server = (self.postgres.mode == PostgresMode::Managed).then_some(self.stop.postgres_grace);
-        StopLadder::new(self.stop.drain_delay, self.stop.grace, server, self.stop.platform_grace)
-    }
 }
 
 /// Tandem's own environment, which its children inherit, libpq's variables excepted. `Debug` shows no value.
@@ -81,7 +75,7 @@ impl std::fmt::Debug for Inherited {
     }
 }
 
-/// Whose PostgreSQL it is.
+/// Which PostgreSQL server is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostgresMode {
     /// Tandem runs it.
@@ -184,7 +178,7 @@ pub struct Python {
     pub groups: Vec<String>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
-    /// Whether Tandem makes and updates `venv`; if not, somebody else made it and it must not be touched.
+    /// Whether Tandem makes and updates `venv`. If not, Tandem only uses it.
     pub managed: bool,
     /// `auto`, `uv` or `pip`.
     pub installer: Installer,
@@ -229,7 +223,7 @@ pub enum Readiness {
     Http(String),
 }
 
-/// Whose the listening socket of `workers.command` is.
+/// Who binds the listening socket of `workers.command`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerSocket {
     /// Tandem's, handed down.

@@ -1,4 +1,4 @@
-//! From what was written to what was meant: one value, read as its key's kind. Pure.
+//! Converts one value as it was written to its key's kind. Pure.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,7 +24,7 @@ pub enum Raw {
 /// Free room on a file system that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Room {
-    /// Of the whole.
+    /// Of the file system's size.
     Percent(f64),
     Bytes(u64),
 }
@@ -92,7 +92,7 @@ impl fmt::Debug for Typed {
 /// Why a value cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// What is accepted in its place.
+    /// The values that are accepted.
     pub expected: String,
     /// The accepted value that was most likely meant.
     pub suggestion: Option<String>,
@@ -187,8 +187,13 @@ pub fn expected(kind: Kind) -> String {
         Kind::Port => "a port: a whole number up to 65535".into(),
         Kind::Boolean => "true or false".into(),
         Kind::BooleanOr(accepted) => format!("true, false or {}", words(accepted)),
-        Kind::Duration => "a duration such as \"30s\", \"500ms\" or \"10m\" (a plain number is seconds)".into(),
-        Kind::DurationOrNever => "a duration such as \"30s\", \"500ms\" or \"10m\", or \"never\"".into(),
+        Kind::Duration => {
+            "a duration such as \"30s\", \"500ms\" or \"10m\" (a plain number is seconds), and no more than a year"
+                .into()
+        }
+        Kind::DurationOrNever => {
+            "a duration such as \"30s\", \"500ms\" or \"10m\", no more than a year, or \"never\"".into()
+        }
         Kind::Room => "a part such as \"10%\", or a size such as \"2GB\"".into(),
         Kind::UrlOrCommand => {
             "an address such as \"https://example.org/hook\", or a command as a list: [\"notify\", \"--now\"]".into()
@@ -245,8 +250,11 @@ fn boolean(raw: &Raw) -> Option<bool> {
     }
 }
 
+/// Longer than any limit is meant, and short enough for every clock to bear a sum of some.
+const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 fn duration(raw: &Raw) -> Option<Duration> {
-    match raw {
+    let duration = match raw {
         Raw::Integer(seconds) => u64::try_from(*seconds).ok().map(Duration::from_secs),
         Raw::Float(seconds) => Duration::try_from_secs_f64(*seconds).ok(),
         Raw::Word(text) | Raw::Text(text) => {
@@ -255,7 +263,8 @@ fn duration(raw: &Raw) -> Option<Duration> {
             seconds.or_else(|| humantime::parse_duration(text).ok())
         }
         _ => None,
-    }
+    };
+    duration.filter(|duration| *duration <= DURATION_MAX)
 }
 
 fn duration_or_never(raw: &Raw) -> Option<Option<Duration>> {
@@ -370,6 +379,9 @@ mod tests {
             (Kind::Duration, "-1s", None),
             (Kind::Duration, "inf", None),
             (Kind::Duration, "soon", None),
+            (Kind::Duration, "366d", Some("1year 18h")),
+            (Kind::Duration, "9223372036854775807", None),
+            (Kind::DurationOrNever, "2 years", None),
             (Kind::DurationOrNever, "never", Some("never")),
             (Kind::DurationOrNever, "0", Some("never")),
             (Kind::Size, "256MB", Some("256MB")),

@@ -1,4 +1,4 @@
-//! All keys with what they came to: the winning entries read as their kinds, defaults where nobody said anything.
+//! All keys with their values: the winning entries, converted to their kinds, and defaults for the rest.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +19,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// Read what was written. A value that cannot be read is a problem, and its key falls back to its default.
+    /// Convert the winning entries. A value that cannot be converted is a problem, and its key gets its default.
     pub fn read(merged: Merged, directory: &Path, problems: &mut Problems) -> Self {
         let mut typed = BTreeMap::new();
         for key in KEYS {
@@ -47,7 +47,7 @@ impl Values {
         self.merged.get(key).map_or(&Origin::Default, |entry| &entry.origin)
     }
 
-    /// Whether somebody wrote `key` anywhere.
+    /// Whether `key` is set in any layer.
     pub fn chosen(&self, key: &str) -> bool {
         *self.origin(key) != Origin::Default
     }
@@ -159,7 +159,7 @@ impl Values {
     }
 }
 
-/// Read one entry as its key's kind; what cannot be read is told.
+/// Convert one entry to its key's kind, or report the problem.
 pub fn read(key: &Key, entry: &Entry, problems: &mut Problems) -> Option<Typed> {
     let error = match value::read(key.kind, &entry.raw) {
         Ok(typed) => return Some(typed),
@@ -173,7 +173,7 @@ pub fn read(key: &Key, entry: &Entry, problems: &mut Problems) -> Option<Typed> 
     None
 }
 
-/// What `key` is when nobody says anything.
+/// The default of `key`.
 pub fn default(key: &Key) -> Typed {
     let Default::Value(text) = key.default else { return Typed::Nothing };
     value::read(key.kind, &default_raw(text)).unwrap_or_else(|error| unreachable!("default of {}: {error:?}", key.name))

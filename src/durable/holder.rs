@@ -1,29 +1,29 @@
-//! Which process holds a lock: the kernel knows (proc_locks(5)). What stands in the lock file is believed only where the
-//! kernel names the same process, for the file may speak of one that has died.
+//! Finds the process that holds a lock, in the kernel's list (proc_locks(5)). The text in the lock file is trusted only if the
+//! kernel names the same process: the process that wrote it may have died.
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-/// So much of a lock file is read.
+/// How much of a lock file is read, in bytes.
 const NOTE_LENGTH_MAX: u64 = 1024;
 
-/// The process that holds a lock. It is looked for when its name is asked for: whoever waits for a lock asks once, and
-/// tries often.
+/// The process that holds a lock. It is looked up in [`Holder::named`], not before: a caller that waits for a lock tries often
+/// and needs the name once.
 #[derive(Debug)]
 pub struct Holder {
-    /// Open on what is locked.
+    /// The locked file.
     file: File,
 }
 
-/// What is known of it.
+/// What is known about the holder.
 enum Known {
-    /// It wrote down who it is.
+    /// It wrote this text into the lock file.
     Signed(String),
-    /// The kernel names it.
+    /// The kernel reports its process id.
     Seen(i32),
-    /// It cannot be seen from here, as one in another container, or has let go a moment ago.
+    /// It is in another container, or released the lock a moment ago.
     Unseen,
 }
 
@@ -32,7 +32,7 @@ impl Holder {
         Self { file }
     }
 
-    /// The holder as the subject of a sentence: `what`, such as "another tandem", where it wrote down who it is.
+    /// The holder as the subject of a sentence. `what`, such as "another tandem", is used if the holder wrote into the file.
     pub fn named(&self, what: &str) -> String {
         match self.known() {
             Known::Signed(note) => format!("{what} ({note})"),
@@ -45,7 +45,7 @@ impl Holder {
         let note = note(&self.file);
         let elsewhere = |note: &Note| note.host != host();
         match (pid(&self.file), note) {
-            // It has another number in its own container.
+            // In its own container the process has another id.
             (Some(pid), Some(note)) if elsewhere(&note) => {
                 Known::Signed(format!("{}; here {}", note.text, describe(pid)))
             }
@@ -57,7 +57,7 @@ impl Holder {
     }
 }
 
-/// What a holder has written into its lock file.
+/// The text that a holder wrote into its lock file.
 struct Note {
     pid: i32,
     host: String,
@@ -66,10 +66,10 @@ struct Note {
 
 fn note(file: &File) -> Option<Note> {
     let mut text = vec![0; NOTE_LENGTH_MAX as usize];
-    // The position belongs to whoever reads on from it; a directory cannot be read.
+    // Reading a directory fails.
     let length = file.read_at(&mut text, 0).ok()?;
     let text = std::str::from_utf8(&text[..length]).ok()?.trim();
-    // Who else writes there writes what he likes.
+    // Another program may write anything there.
     let printable = text.lines().next().filter(|line| !line.chars().any(char::is_control))?;
     let (pid, rest) = printable.strip_prefix("pid ")?.split_once(" on host ")?;
     let host = rest.split(',').next()?.to_owned();
@@ -81,7 +81,7 @@ pub(super) fn host() -> String {
     nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The living process that holds the lock on what `file` is open on.
+/// The living process that holds the lock on `file`.
 fn pid(file: &File) -> Option<i32> {
     let place = place(file)?;
     let of_ours = |lock: &procfs::Lock| {
@@ -90,15 +90,14 @@ fn pid(file: &File) -> Option<i32> {
     let locks = procfs::locks().ok()?;
     let takers = locks.iter().filter(|lock| of_ours(lock)).filter_map(|lock| lock.pid);
     let alive = |pid: &i32| *pid > 0 && fs::exists(format!("/proc/{pid}")).unwrap_or(false);
-    // The kernel names the process that took the lock. That may have ended, and a child of it that inherited the open file
-    // holds the lock now.
+    // The kernel reports the process that took the lock. If that process has ended, a child that inherited the open file
+    // holds it.
     takers.into_iter().find(alive).or_else(|| heir(place))
 }
 
 type Place = (u32, u32, u64);
 
-/// How the kernel calls what `file` is open on: the device of its file system and the inode's own number. On overlay and
-/// btrfs file systems stat(2) shows others.
+/// The device and inode numbers of `file` in the kernel's list. On overlay and btrfs file systems, stat(2) returns others.
 fn place(file: &File) -> Option<Place> {
     let by_kernel = || {
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
@@ -116,8 +115,8 @@ fn place(file: &File) -> Option<Place> {
     })
 }
 
-/// A process that has a file open on which there is a lock of this `place` (proc_pid_fdinfo(5)), among those that we may
-/// look into.
+/// A process that has the locked file at this `place` open (proc_pid_fdinfo(5)), among those that we have the right to look
+/// into.
 fn heir((major, minor, inode): Place) -> Option<i32> {
     let wanted = format!(" {major:02x}:{minor:02x}:{inode} ");
     let holds = |pid: i32| {
@@ -129,7 +128,7 @@ fn heir((major, minor, inode): Place) -> Option<i32> {
     pids.into_iter().find(|pid| holds(*pid))
 }
 
-/// A process in words: its number, its program, its user.
+/// A process in words: its id, its program, its user.
 fn describe(pid: i32) -> String {
     let mut name = String::new();
     let read = File::open(format!("/proc/{pid}/comm")).and_then(|file| file.take(64).read_to_string(&mut name));

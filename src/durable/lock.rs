@@ -1,4 +1,4 @@
-//! A lock on a file (flock(2)), which the kernel releases when the last process that has it open ends: a lock is never
+//! A lock on a file (flock(2)). The kernel releases it when the last process that has the file open ends, so a lock is never
 //! stale.
 
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use super::holder::Holder;
 
-/// Only the owner may open a lock file: whoever can open it can hold it, even if he can only read it.
+/// Only the owner may open a lock file: every user who can open it, even for reading, can hold the lock.
 const MODE: u32 = 0o600;
 
 /// Held until dropped.
@@ -27,18 +27,18 @@ pub enum LockError {
     /// Another process holds it.
     #[error("{} holds the lock", .0.named("a process"))]
     Held(Holder),
-    /// The file system has no locks, as some that work over a network do not.
+    /// The file system does not support locks, as some network file systems do not.
     #[error("lock the file: {0}")]
     Refused(io::Error),
 }
 
 impl LockError {
-    /// Whether another process holds it, so that waiting may help.
+    /// Whether another process holds the lock, so that waiting may help.
     pub fn is_held(&self) -> bool {
         matches!(self, Self::Held(_))
     }
 
-    /// What the kernel answered, where that was the reason.
+    /// The kernel's error; `WouldBlock` if another process holds the lock.
     pub fn into_io(self) -> io::Error {
         match self {
             Self::Open(error) | Self::Refused(error) => error,
@@ -48,21 +48,21 @@ impl LockError {
 }
 
 impl Lock {
-    /// Take the lock file `path`, made if need be, for `purpose`, such as "`tandem up`". Does not wait.
+    /// Lock the file `path`, which is made if it is missing, for `purpose`, such as "`tandem up`". Does not wait.
     ///
-    /// The file stays when the lock is released: were it removed, two processes could hold two files of one name.
+    /// The file stays when the lock is released. If it were removed, two processes could hold locks on two files of that name.
     ///
     /// # Errors
     /// Another process holds it, or it cannot be opened or locked.
     pub fn take(path: &Path, purpose: &str) -> Result<Self, LockError> {
         let file = open(path).map_err(LockError::Open)?;
         let mut lock = Self::on(file)?;
-        // On a full disk the file says nothing, and is locked all the same.
+        // On a full disk nothing can be written; the file is locked all the same.
         let _ = lock.sign(purpose);
         Ok(lock)
     }
 
-    /// Lock what `file` is open on, such as a directory. Does not wait, writes nothing.
+    /// Lock `file`, which may be a directory. Does not wait, and writes nothing.
     ///
     /// # Errors
     /// Another process holds it, or the file system has no locks.
@@ -77,7 +77,7 @@ impl Lock {
         }
     }
 
-    /// The file that is locked.
+    /// The locked file.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -85,13 +85,13 @@ impl Lock {
     fn sign(&mut self, purpose: &str) -> io::Result<()> {
         self.file.set_len(0)?;
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
-        // In containers every holder has the same process id; the host's name tells them apart.
+        // In containers every Tandem has the same process id; the host names differ.
         let (pid, host) = (std::process::id(), super::holder::host());
         write!(self.file, "pid {pid} on host {host}, {purpose}, since {now}")
     }
 }
 
-/// Open the lock file `path`, and close it to others where an earlier version left it open to them.
+/// Open the lock file `path`. If an earlier version made it readable for other users, take that right away.
 fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)

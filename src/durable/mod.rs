@@ -1,16 +1,16 @@
-//! Files that are whole under their name or not there, and locks on files: the only door to rename(2) and flock(2).
+//! Files that appear under their name only when they are complete, and locks on files. The only room that calls rename(2) and
+//! flock(2).
 //!
 //! ```text
 //! write     a file's new content beside the old one, flushed, renamed into its place
 //! names     renaming: over another file, never over another file, two names exchanged; flushing files and names
 //! lock      a lock that the kernel releases with the process that holds it
-//! holder    which process that is, by the kernel's word
+//! holder    the process that holds a lock, as the kernel reports it
 //! ```
 //!
-//! A name that changes on disk is safe after a power cut only when three things were flushed in this order: the content,
-//! the rename, and the directory (fsync(2)). Each caller used to write that sequence by hand.
+//! A change survives a power cut only if the content is flushed before the rename, and the directory after it (fsync(2)).
 //!
-//! This room knows nothing of what the files hold, and logs nothing.
+//! This room does not know what the files contain, and logs nothing.
 
 mod holder;
 mod lock;

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-/// Rename `from` to `to`, in the place of a file or an empty directory that has this name. Nothing is flushed: for what
-/// may be lost in a power cut, and for directories that [`sync_file_system`] has flushed.
+/// Rename `from` to `to`, replacing a file or an empty directory of that name. Nothing is flushed: use it for files that may
+/// be lost in a power cut, and for directories that [`sync_file_system`] has flushed.
 ///
 /// # Errors
 /// What rename(2) answered.
@@ -18,9 +18,8 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Rename `from` to `to`, unless `to` is taken. Nothing is flushed.
 ///
-/// A file system that cannot do this in one step (some that work over a network or in user space) gets a second name for
-/// the file and loses the first. It cannot give a directory a second name, nor can every file system give one to a file:
-/// there `to` is looked at before the rename.
+/// Some file systems over a network or in user space cannot do this in one step. There a file gets a second name (link(2)) and
+/// then loses the first. For a directory, and where there are no hard links, `to` is checked before the rename.
 ///
 /// # Errors
 /// `AlreadyExists` when `to` is taken; what renameat2(2) or link(2) answered.
@@ -53,8 +52,8 @@ fn rename_new_in_steps(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Let two files or directories change their names, in one step: at no moment is either name missing. There is no
-/// fallback on Linux, because it would have such a moment.
+/// Exchange the names of two files or directories in one step: at no moment is either name missing. Linux has no fallback,
+/// because a fallback would have such a moment.
 ///
 /// # Errors
 /// What renameat2(2) answered; then both are as they were.
@@ -75,7 +74,7 @@ pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     }
 }
 
-/// Remove a file or a whole directory; what is gone already is no error.
+/// Remove a file or a whole directory. A missing one is not an error.
 ///
 /// # Errors
 /// What unlink(2) or rmdir(2) answered.
@@ -91,8 +90,8 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Open `path` itself, to change its mode or owner: a link at that name is not followed, not even one that was put there
-/// a moment ago. `kind` may ask for more of it, such as `O_DIRECTORY`.
+/// Open `path` to change its mode or owner, without following a symbolic link at that name. `kind` adds open flags, such as
+/// `O_DIRECTORY`.
 ///
 /// # Errors
 /// It is a link, is not of that kind, or cannot be opened.
@@ -110,7 +109,7 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Flush the name `path`: the directory that it lies in.
+/// Flush the directory that `path` is in.
 ///
 /// # Errors
 /// What fsync(2) answered.
@@ -122,7 +121,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Flush the file `path`, or the directory and all that lies in it, one by one.
+/// Flush the file `path`, or the directory and everything in it, one by one.
 ///
 /// # Errors
 /// What fsync(2) answered.

@@ -1,5 +1,5 @@
-//! A file's new content, written beside the old one and renamed into its place: a reader, and whoever looks after a power
-//! cut, finds the old content or the new one, never a part.
+//! Replaces a file's content: the new content is written beside the old file and renamed over it. A reader finds the old
+//! content or the new one, never a part, also after a power cut.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -15,18 +15,17 @@ use super::names::sync_parent;
 pub struct WriteOptions<'a> {
     /// Its permission bits, whatever the umask.
     pub mode: u32,
-    /// The user id and group id that it shall belong to; `None`: whoever writes it.
+    /// The user id and group id of its owner; `None`: the user that writes it.
     pub owner: Option<(u32, u32)>,
-    /// Whether it must be there after a power cut. A note that may be lost is not worth three flushes, which take longer
-    /// than a warm start of the server.
+    /// Whether it must survive a power cut. Flushing takes longer than a warm start of the server, which is too much for a
+    /// note that may be lost.
     pub flushed: bool,
-    /// What the name begins with under which it is written. Whoever sweeps away what a killed process left knows it by
-    /// that.
+    /// The prefix of the temporary name. Code that removes the leftovers of a killed process looks for it.
     pub prefix: &'a str,
 }
 
 impl Default for WriteOptions<'_> {
-    /// The owner's alone, and flushed.
+    /// Readable for the owner only, and flushed.
     fn default() -> Self {
         Self { mode: 0o600, owner: None, flushed: true, prefix: ".new-" }
     }
@@ -38,20 +37,20 @@ impl WriteOptions<'_> {
         Self { mode, ..self }
     }
 
-    /// The same for what may be lost in a power cut.
+    /// The same without flushing.
     pub fn unflushed(self) -> Self {
         Self { flushed: false, ..self }
     }
 }
 
-/// Give the file `path` this `content`. A link of that name is replaced, not followed.
+/// Write `content` to the file `path`. A symbolic link of that name is replaced, not followed.
 ///
 /// # Errors
-/// What the file system answered; the old content is then still there, and nothing else.
+/// The file system's error; the old content is then still there, and no temporary file.
 pub fn replace(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<()> {
-    // Its name is new (O_EXCL): a link that somebody put there is not followed.
+    // A temporary file has a new name (O_EXCL), so an existing link is not followed.
     let mut file = tempfile::Builder::new().prefix(options.prefix).tempfile_in(directory(path))?;
-    // The owner first, because a change of it takes permission bits away.
+    // The owner first, because chown(2) clears permission bits.
     if let Some((uid, gid)) = options.owner {
         fchown(file.as_file(), Some(uid), Some(gid))?;
     }
@@ -60,7 +59,7 @@ pub fn replace(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::R
     if options.flushed { put(file, path) } else { file.persist(path).map(drop).map_err(|error| error.error) }
 }
 
-/// As [`replace`], where the content differs; a file that says so already is left alone, its mode and owner too.
+/// As [`replace`], but only if the content differs. Otherwise the file, its mode and its owner stay as they are.
 ///
 /// # Errors
 /// As [`replace`].
@@ -71,10 +70,10 @@ pub fn replace_if_changed(path: &Path, content: &[u8], options: &WriteOptions<'_
     }
 }
 
-/// Flush `file`, which was written beside `path`, and let it have that name, in the place of what has it; flush the name.
+/// Flush `file`, a temporary file in the directory of `path`, rename it to `path`, and flush the directory.
 ///
 /// # Errors
-/// What fsync(2) or rename(2) answered; then `file` is gone, and what was at `path` still there.
+/// The error of fsync(2) or rename(2); `file` is then removed, and `path` is as it was.
 pub fn put(mut file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.flush()?;
     file.as_file().sync_all()?;

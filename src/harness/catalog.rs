@@ -92,7 +92,7 @@ impl Catalog {
         self.clone_as(name, "template0").await
     }
 
-    /// End all connections to the database `name`, and let nobody change it any more.
+    /// End all connections to the database `name`, and let no session change it any more.
     ///
     /// # Errors
     /// The server refuses.
@@ -101,7 +101,7 @@ impl Catalog {
         self.run(format!("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false", identifier(name))).await
     }
 
-    /// Drop the database `name`, whoever uses it.
+    /// Drop the database `name`, even while it is in use.
     ///
     /// # Errors
     /// The server refuses.
@@ -121,7 +121,7 @@ impl Catalog {
         execute(&self.making, clone_statement(name, template, &self.owner)).await
     }
 
-    /// Those of the databases `names` that somebody is connected to.
+    /// Those of the databases `names` that have connections.
     ///
     /// # Errors
     /// The server does not answer.
@@ -140,7 +140,7 @@ impl Catalog {
         answered(MAKE_LIMIT, "end connections", query(end).bind(names).execute(&self.keeping)).await.map(drop)
     }
 
-    /// Those of the databases `names`, which nobody is connected to any more, that are as they were cloned.
+    /// Those of the databases `names`, none of which has a connection, that are as they were cloned.
     ///
     /// # Errors
     /// The server does not answer.

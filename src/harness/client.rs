@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::databases::{Census, Lease, Returned};
-use super::desk::Asked;
+use super::endpoint::NewDatabase;
 use crate::control::Answer;
 use crate::exit::{Code, Failure};
 use crate::http::client::{exchange, read_body};
@@ -41,7 +41,7 @@ impl Client {
     ///
     /// # Errors
     /// The harness is gone, or can make none.
-    pub async fn new_database(&self, asked: &Asked) -> anyhow::Result<Lease> {
+    pub async fn new_database(&self, asked: &NewDatabase) -> anyhow::Result<Lease> {
         self.ask(Method::POST, "/databases", serde_json::to_string(asked)?).await
     }
 

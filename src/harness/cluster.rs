@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::databases::Databases;
-use super::facts::Facts;
+use super::facts::TemplateFacts;
 use super::image;
 use super::janitor::Janitor;
-use super::place::{Place, candidates};
+use super::place::{RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::template::{self, Recipe, Template};
 use crate::exit::{in_words, is_disk_full};
@@ -21,7 +21,7 @@ pub struct Cluster {
     pub databases: Databases,
     pub home: Home,
     pub janitor: Janitor,
-    pub place: Place,
+    pub place: RunDir,
 }
 
 /// How a cluster is to be.
@@ -75,7 +75,7 @@ impl Cluster {
 
     async fn at(root: &Path, recipe: &Recipe, template: &Template, wish: Wish) -> anyhow::Result<Self> {
         let settings = &recipe.settings;
-        let place = Place::take(root).await?;
+        let place = RunDir::take(root).await?;
         let spare: Option<PathBuf> = settings.test.spare.then(|| place.wanted_spare(&template.key)).flatten();
         let spare = spare.as_deref().map(|spare| (template.image.as_path(), spare));
         // Before there is anything to clean up.
@@ -86,7 +86,7 @@ impl Cluster {
         if !(takes_spare && place.take_spare(&template.key, &home.data)) {
             image::lay_out(&template.image, &home.data, home.server.as_ref())?;
         }
-        let facts = Facts::of(&home.data)?;
+        let facts = TemplateFacts::of(&home.data)?;
         let postmaster = Postmaster::start(Spec {
             home: home.clone(),
             installation: recipe.installation.clone(),

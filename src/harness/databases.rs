@@ -53,7 +53,7 @@ impl std::fmt::Debug for Lease {
 /// What became of a database that was given back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Returned {
-    /// Whether it is kept for somebody to look at.
+    /// Whether it is kept for a person to look at.
     pub kept: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -84,16 +84,17 @@ struct Inner {
     bounds: Bounds,
     catalog: Catalog,
     shared: OnceCell<()>,
-    desk: Mutex<Desk>,
+    handout: Mutex<Handout>,
     events: mpsc::UnboundedSender<(String, Event)>,
     /// Databases that came back, each with its template's name.
     returned: mpsc::UnboundedSender<(String, String)>,
-    /// Where all the work is done: whoever asks may have a runtime that ends sooner.
+    /// The runtime that does all the work: the caller's may end sooner.
     runtime: Handle,
 }
 
+/// The databases by template, and the callers that wait for one.
 #[derive(Default)]
-struct Desk {
+struct Handout {
     pools: BTreeMap<String, Pool>,
     waiting: BTreeMap<Ticket, oneshot::Sender<Result<String, String>>>,
     tickets: u64,
@@ -114,7 +115,7 @@ impl Databases {
             bounds: bounds(home, settings),
             catalog,
             shared: OnceCell::new(),
-            desk: Mutex::default(),
+            handout: Mutex::default(),
             events,
             returned,
             runtime: Handle::current(),
@@ -130,14 +131,14 @@ impl Databases {
         databases
     }
 
-    /// Begin to make databases ahead, unless that has begun. Whoever never asks for one is not held up by their making.
+    /// Begin to make databases ahead, unless that has begun. A run that never asks for one does not wait for them.
     pub fn fill(&self) {
         {
-            let mut desk = self.desk();
-            if desk.pools.contains_key(DATABASE) {
+            let mut handout = self.handout();
+            if handout.pools.contains_key(DATABASE) {
                 return;
             }
-            desk.pools.insert(DATABASE.to_owned(), Pool::new(PREFIX, self.0.bounds));
+            handout.pools.insert(DATABASE.to_owned(), Pool::new(PREFIX, self.0.bounds));
         }
         let this = self.clone();
         self.0.runtime.spawn(async move {
@@ -156,16 +157,16 @@ impl Databases {
 
     /// Begin to make clones of `template`, called `prefix` and a number.
     pub fn add_pool(&self, template: &str, prefix: &str) {
-        self.desk().pools.insert(template.to_owned(), Pool::new(prefix, self.0.bounds));
+        self.handout().pools.insert(template.to_owned(), Pool::new(prefix, self.0.bounds));
         self.step(template, Event::Resumed);
     }
 
     /// The pool of `template` makes no more clones, and hands none out.
     pub fn remove_pool(&self, template: &str) {
-        self.desk().pools.remove(template);
+        self.handout().pools.remove(template);
     }
 
-    /// A database that nobody else has: a clone of the migrated template.
+    /// A database that no other caller has: a clone of the migrated template.
     ///
     /// # Errors
     /// Clones cannot be made, and why.
@@ -181,19 +182,19 @@ impl Databases {
     pub async fn fresh_of(&self, template: &str) -> anyhow::Result<Lease> {
         let (sender, given) = oneshot::channel();
         let ticket = {
-            let mut desk = self.desk();
-            if !desk.pools.contains_key(template) {
+            let mut handout = self.handout();
+            if !handout.pools.contains_key(template) {
                 bail!("there is no pool of {template}");
             }
-            desk.tickets += 1;
-            let ticket = Ticket(desk.tickets);
-            desk.waiting.insert(ticket, sender);
+            handout.tickets += 1;
+            let ticket = Ticket(handout.tickets);
+            handout.waiting.insert(ticket, sender);
             ticket
         };
         let mut leaving = Leaving(self, template, Some(ticket));
         self.step(template, Event::Asked(ticket));
         let Ok(given) = timeout(FRESH_LIMIT, given).await else {
-            let trouble = self.desk().trouble.clone();
+            let trouble = self.handout().trouble.clone();
             let why = if trouble.is_empty() { "the server does not answer".to_owned() } else { trouble };
             bail!(Failure::new(Code::Temporary, format!("no database came within {FRESH_LIMIT:?}: {why}")));
         };
@@ -229,21 +230,21 @@ impl Databases {
         if name == SHARED {
             return Ok(Returned::default());
         }
-        let template = self.desk().pools.iter().find(|(_, pool)| pool.is_out(name)).map(|(name, _)| name.clone());
+        let template = self.handout().pools.iter().find(|(_, pool)| pool.is_out(name)).map(|(name, _)| name.clone());
         let Some(template) = template else { bail!("{name} is not handed out") };
         self.step(&template, Event::Returned { name: name.to_owned(), failed });
-        let kept = self.desk().pools.get(&template).is_some_and(|pool| pool.kept().iter().any(|kept| kept == name));
+        let kept = self.handout().pools.get(&template).is_some_and(|pool| pool.kept().iter().any(|kept| kept == name));
         Ok(Returned { kept, url: kept.then(|| self.url_of(name)) })
     }
 
     pub fn census(&self) -> Census {
-        let desk = self.desk();
-        let pool = desk.pools.get(DATABASE);
-        let kept = desk.pools.values().flat_map(Pool::kept).map(|name| self.url_of(name)).collect();
+        let handout = self.handout();
+        let pool = handout.pools.get(DATABASE);
+        let kept = handout.pools.values().flat_map(Pool::kept).map(|name| self.url_of(name)).collect();
         Census {
             url: self.0.url.expose().expose().to_owned(),
             ready: pool.map_or(0, Pool::ready),
-            out: desk.pools.values().map(Pool::out).sum(),
+            out: handout.pools.values().map(Pool::out).sum(),
             kept,
             max_connections: self.0.max_connections,
         }
@@ -267,12 +268,12 @@ impl Databases {
         DatabaseUrl { database: name.to_owned(), ..self.0.url.clone() }.expose().expose().to_owned()
     }
 
-    fn desk(&self) -> std::sync::MutexGuard<'_, Desk> {
-        self.0.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn handout(&self) -> std::sync::MutexGuard<'_, Handout> {
+        self.0.handout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn step(&self, template: &str, event: Event) {
-        let actions = self.desk().pools.get_mut(template).map(|pool| pool.step(event));
+        let actions = self.handout().pools.get_mut(template).map(|pool| pool.step(event));
         self.carry_out(template, actions.unwrap_or_default());
     }
 
@@ -283,16 +284,16 @@ impl Databases {
             let say = move |event| drop(say.send((of, event)));
             match action {
                 Action::Give(ticket, name) => {
-                    let asker = self.desk().waiting.remove(&ticket);
+                    let asker = self.handout().waiting.remove(&ticket);
                     let gone = asker.is_none_or(|asker| asker.send(Ok(name.clone())).is_err());
                     if gone {
                         say(Event::Returned { name, failed: false });
                     }
                 }
                 Action::Refuse(ticket) => {
-                    let mut desk = self.desk();
-                    let why = desk.trouble.clone();
-                    if let Some(asker) = desk.waiting.remove(&ticket) {
+                    let mut handout = self.handout();
+                    let why = handout.trouble.clone();
+                    if let Some(asker) = handout.waiting.remove(&ticket) {
                         let _ = asker.send(Err(why));
                     }
                 }
@@ -337,16 +338,16 @@ impl Databases {
         } else {
             in_words(error)
         };
-        let mut desk = self.desk();
-        if desk.trouble != text {
+        let mut handout = self.handout();
+        if handout.trouble != text {
             tracing::warn!("no database can be made at the moment: {text}");
-            desk.trouble = text;
+            handout.trouble = text;
         }
     }
 }
 
 /// See to the databases that came back: end their connections, tell those that are as they were cloned from the others. Many
-/// at a time, for two questions to the server cost as much for one as for all; nobody waits for it.
+/// at a time, because two questions to the server cost as much for one as for all; no caller waits for it.
 async fn clean(databases: Weak<Inner>, mut back: mpsc::UnboundedReceiver<(String, String)>) {
     let mut here: Vec<(String, String, Instant)> = Vec::new();
     loop {
@@ -361,7 +362,7 @@ async fn clean(databases: Weak<Inner>, mut back: mpsc::UnboundedReceiver<(String
         let Some(databases) = databases.upgrade() else { return };
         let outcome = clean_once(&databases, &mut here).await;
         if let Err(error) = outcome {
-            // Whatever they are, nobody gets them again.
+            // Whatever is in them, they are not handed out again.
             tracing::debug!("look at what came back: {}", in_words(&error));
             databases.cleaned(here.drain(..).map(|(template, name, _)| (template, name, false)));
         }
@@ -411,13 +412,13 @@ struct Leaving<'a>(&'a Databases, &'a str, Option<Ticket>);
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.2 {
-            self.0.desk().waiting.remove(&ticket);
+            self.0.handout().waiting.remove(&ticket);
             self.0.step(self.1, Event::Left(ticket));
         }
     }
 }
 
-/// The password of `url`, for who needs its parts.
+/// The password of `url`, for callers that need its parts.
 pub fn password(url: &DatabaseUrl) -> &str {
     url.password.as_ref().map(Secret::expose).unwrap_or_default()
 }

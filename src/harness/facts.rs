@@ -11,15 +11,15 @@ use crate::postgres::home::Home;
 use crate::postgres::write_whole;
 
 /// What is known.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Facts {
+#[derive(Default, Serialize, Deserialize)]
+pub struct TemplateFacts {
     /// Of the application's role.
     pub password: String,
     /// Where the sequences stand, by [`super::catalog::SEQUENCES`].
     pub sequences: String,
 }
 
-impl Facts {
+impl TemplateFacts {
     /// Of the data directory `data`.
     ///
     /// # Errors
@@ -51,9 +51,9 @@ mod tests {
         let victim = temp.path().join("victim");
         fs::write(&victim, "of root").unwrap();
         std::os::unix::fs::symlink(&victim, home.data.join(THROWAWAY_MARKER)).unwrap();
-        Facts { password: "p".into(), sequences: "s".into() }.note(&home).unwrap();
+        TemplateFacts { password: "p".into(), sequences: "s".into() }.note(&home).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "of root");
-        let facts = Facts::of(&home.data).unwrap();
+        let facts = TemplateFacts::of(&home.data).unwrap();
         assert_eq!((facts.password.as_str(), facts.sequences.as_str()), ("p", "s"));
     }
 }

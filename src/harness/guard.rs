@@ -34,7 +34,7 @@ const POLL_SERVER: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(10);
 /// How long the live server may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// Looks at a session before it is known to be somebody else's: a process that was just forked may be missed.
+/// Looks at a session before it counts as another program's: one look may miss a process that was just forked.
 const LOOKS: u8 = 3;
 
 /// The watch. Dropped, it ends.

@@ -2,7 +2,7 @@
 //!
 //! | request below `/api/v1` | answer |
 //! |---|---|
-//! | `POST /templates`, `{"hash": …}` | 200 and an empty database to fill; 423 when somebody fills or has filled it |
+//! | `POST /templates`, `{"hash": …}` | 200 and an empty database to fill; 423 when another client fills or has filled it |
 //! | `PUT /templates/HASH` | 204: it is filled |
 //! | `DELETE /templates/HASH` | 204: it is given up |
 //! | `GET /templates/HASH/tests` | 200 and a clone of it, once it is filled; 404 unknown, 410 given up |

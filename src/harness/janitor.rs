@@ -9,7 +9,7 @@ use std::io::{self, PipeWriter, Write};
 use std::path::Path;
 use std::process::Stdio;
 
-use super::place::Place;
+use super::place::RunDir;
 use super::remains;
 use crate::plan::CommandLine;
 use crate::process::{self, Child, Streams};
@@ -74,7 +74,7 @@ impl Janitor {
     ///
     /// # Errors
     /// No shell can be started.
-    pub fn hire(place: &Place, spare: Option<(&Path, &Path)>) -> io::Result<Self> {
+    pub fn hire(place: &RunDir, spare: Option<(&Path, &Path)>) -> io::Result<Self> {
         let (listens, orders) = io::pipe()?;
         let (image, spare) = spare.unwrap_or((Path::new(""), Path::new("")));
         let command = CommandLine::new("/bin/sh")

@@ -41,6 +41,8 @@ pub fn refuse(recipe: &Recipe, other: Option<&DatabaseUrl>) -> anyhow::Result<()
     };
     let around = Surroundings { settings, url: &url, python: &recipe.python, identity: None, of_tests: true };
     let mut all = settings.inherited.0.clone();
+    // The tests get neither of these.
+    all.retain(|name, _| !name.starts_with("TANDEM_") && !settings.workers.drop_env.matches(name));
     all.extend(around.variables("leads").values());
     // Another server's port is often the usual one, which says nothing without its host.
     if other.is_some() && !all.values().any(|value| names(value, &host)) {

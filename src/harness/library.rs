@@ -12,7 +12,7 @@ use tokio::sync::{OnceCell, oneshot};
 use super::client::{Client, VARIABLE};
 use super::cluster::{Cluster, Wish};
 use super::databases::{Census, Databases, Lease};
-use super::desk::Asked;
+use super::endpoint::NewDatabase;
 use super::template::Recipe;
 use crate::config::{self, Flag, MigrationRun, Source};
 use crate::plan::DatabaseUrl;
@@ -56,7 +56,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// A database that nobody else has. Dropped, it goes; dropped in a panic, it is kept while its server runs.
+/// A database of the caller's own. Dropping it drops the database; in a panic, it is kept while its server runs.
 #[derive(Debug)]
 pub struct Database {
     lease: Lease,
@@ -87,7 +87,7 @@ pub async fn database() -> anyhow::Result<Database> {
     static SERVER: OnceCell<Server> = OnceCell::const_new();
     let source = Source::of_process(None, Vec::new())?;
     if let Some(socket) = source.environment.get(VARIABLE) {
-        let lease = Client::new(socket).new_database(&Asked::default()).await?;
+        let lease = Client::new(socket).new_database(&NewDatabase::default()).await?;
         return Ok(Database { lease, from: From::Elsewhere(socket.into()) });
     }
     SERVER.get_or_try_init(|| Server::start(Options::default())).await?.database().await
@@ -226,7 +226,7 @@ impl Drop for Database {
         let failed = std::thread::panicking();
         match &self.from {
             From::Here(databases) => drop(databases.give_back(&self.lease.name, failed)),
-            // Without a runtime, which may be shutting down; nobody waits for the answer.
+            // Without a runtime, which may be shutting down; the answer is not waited for.
             From::Elsewhere(socket) => {
                 let query = if failed { "?failed=1" } else { "" };
                 let request = format!("DELETE /databases/{}{query} HTTP/1.0\r\n\r\n", self.lease.name);

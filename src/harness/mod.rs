@@ -2,7 +2,7 @@
 //!
 //! # For tests in Rust
 //!
-//! [`database`] hands out a database that nobody else has, a clone of a template that was migrated once. When the
+//! [`database`] hands out a database of the test's own, a clone of a template that was migrated once. When the
 //! [`Database`] is dropped it goes; dropped in a panic, it is kept for as long as the server runs. Under `tandem test` the
 //! databases come from its server; else one is started for this process, with the configuration (`tandem.toml`) of the
 //! working directory, and ends with it. It works in parallel, under `cargo test` as under nextest.
@@ -26,10 +26,10 @@
 //!
 //! ```text
 //! key ─> template ─────> image       what the template consists of; made once, packed into one file
-//!            seed
+//!            seed        facts       and what is known of the databases in it
 //! place ─> cluster ────> postmaster  a directory in memory, the image laid out in it, a server on it
-//!            janitor     remains     and who cleans up, however it ends
-//! pool ──> databases ──> desk        clones made ahead (pure); handed out; over a unix socket (client)
+//!            janitor     remains     and what cleans up, however it ends
+//! pool ──> databases ──> endpoint    clones made ahead (pure); handed out; over a unix socket (client)
 //!            catalog                what the superuser does with them
 //!                        integresql  the same for clients of IntegreSQL's interface
 //! throwaway                          the same server, empty, for a purpose other than tests
@@ -40,7 +40,7 @@ mod catalog;
 mod client;
 mod cluster;
 pub mod databases;
-mod desk;
+mod endpoint;
 mod facts;
 mod guard;
 mod guard_words;
@@ -62,6 +62,6 @@ mod template;
 mod throwaway;
 
 pub use client::{Client, VARIABLE};
-pub use desk::Asked;
+pub use endpoint::NewDatabase;
 pub use library::{Database, Options, Server, database};
 pub use throwaway::Throwaway;

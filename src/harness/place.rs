@@ -39,7 +39,7 @@ const SPARE_ROOM: u64 = 2 * 1024 * 1024 * 1024;
 /// How many spare directories there may be, and how long one waits for a run that wants it.
 const SPARES_MAX: usize = 2;
 const SPARE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// How old a directory is when nobody works on it any more that somebody began to make or to remove.
+/// The age at which a directory that was being made or removed counts as abandoned.
 const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 /// How long to wait for a run that takes its directory, which takes it a millisecond.
 const GUARD_LIMIT: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ const KEPT: &str = "kept";
 
 /// One run's directory.
 #[derive(Debug)]
-pub struct Place {
+pub struct RunDir {
     /// The directory itself.
     pub dir: PathBuf,
     base: PathBuf,
@@ -87,11 +87,11 @@ pub fn candidates(wanted: Option<&Path>, state: &Path) -> (Vec<PathBuf>, Option<
     }
 }
 
-impl Place {
+impl RunDir {
     /// Take a new directory below `root`, and sweep what dead runs left there.
     ///
     /// # Errors
-    /// [`Code::CannotCreate`] when `root` cannot be used, or somebody else has our place in it.
+    /// [`Code::CannotCreate`] when `root` cannot be used, or another user has our place in it.
     pub async fn take(root: &Path) -> anyhow::Result<Self> {
         let cannot =
             || Failure::new(Code::CannotCreate, format!("cannot make a directory for tests in {}", root.display()));
@@ -143,7 +143,7 @@ impl Place {
         room.then_some(wanted)
     }
 
-    /// Remove a directory that another run may be about to take: it gets the whole of it, or nothing.
+    /// Remove a directory that another run may be about to take: that run gets all of it or nothing.
     fn discard(&self, path: &Path) {
         let Some(run) = self.dir.file_name() else { return };
         let gone =
@@ -204,7 +204,7 @@ fn base(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(base)
 }
 
-/// Our own directory in `root`, and the lock that every run holds for a moment. Polled: whoever holds it may have been
+/// Our own directory in `root`, and the lock that every run holds for a moment. Polled: the process that holds it may have been
 /// stopped (SIGSTOP), for good.
 async fn enter(root: &Path) -> anyhow::Result<(PathBuf, Lock)> {
     let began = Instant::now();
@@ -275,7 +275,7 @@ fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
     found.filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix)).map(|entry| entry.path())
 }
 
-/// The directories of runs that are over, each with its lock, so that nobody else removes them too.
+/// The directories of runs that are over, each with its lock, so that no other run removes them too.
 fn dead(base: &Path) -> Vec<(PathBuf, Lock)> {
     let unlocked = entries(base, RUN).filter_map(|dir| {
         let held = lock(&dir.join(LOCK)).ok()?;
@@ -291,24 +291,24 @@ mod tests {
     #[tokio::test]
     async fn a_run_has_a_directory_of_its_own_and_sweeps_those_of_dead_runs_alone() {
         let root = tempfile::tempdir().unwrap();
-        let (first, second) = (Place::take(root.path()).await.unwrap(), Place::take(root.path()).await.unwrap());
+        let (first, second) = (RunDir::take(root.path()).await.unwrap(), RunDir::take(root.path()).await.unwrap());
         assert_ne!(first.dir, second.dir);
         let dead = first.dir.clone();
         fs::write(dead.join("file"), "").unwrap();
         drop(first);
-        let third = Place::take(root.path()).await.unwrap();
+        let third = RunDir::take(root.path()).await.unwrap();
         assert!(!dead.exists() && second.dir.exists() && third.dir.exists());
     }
 
     #[tokio::test]
     async fn the_last_to_leave_removes_the_directory_and_those_who_come_meanwhile_get_theirs() {
         let root = tempfile::tempdir().unwrap();
-        let alone = Place::take(root.path()).await.unwrap();
+        let alone = RunDir::take(root.path()).await.unwrap();
         let base = alone.base.clone();
         alone.remove().await;
         assert!(!base.exists() && root.path().exists());
         // What another run still has, or has laid out for the next one, stays.
-        let (first, second) = (Place::take(root.path()).await.unwrap(), Place::take(root.path()).await.unwrap());
+        let (first, second) = (RunDir::take(root.path()).await.unwrap(), RunDir::take(root.path()).await.unwrap());
         let spare = second.spare("abc");
         fs::create_dir(&spare).unwrap();
         first.remove().await;
@@ -327,10 +327,10 @@ mod tests {
                     leave(&base);
                 }
             });
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             std::thread::scope(|inner| {
                 inner
                     .spawn(|| {
+                        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                         runtime.block_on(async {
                             for _ in 0..300 {
                                 let (base, held) = enter(root.path()).await.unwrap();
@@ -357,7 +357,7 @@ mod tests {
     #[tokio::test]
     async fn a_spare_directory_is_taken_once() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place::take(root.path()).await.unwrap();
+        let place = RunDir::take(root.path()).await.unwrap();
         let data = place.dir.join("data");
         assert!(!place.take_spare("abc", &data));
         fs::create_dir(place.spare("abc")).unwrap();
@@ -368,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn few_spare_directories_wait_and_none_for_long() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place::take(root.path()).await.unwrap();
+        let place = RunDir::take(root.path()).await.unwrap();
         let made = |key: &str| {
             fs::create_dir(place.spare(key)).unwrap();
             place.spare(key)
@@ -385,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn a_spare_directory_that_is_removed_meanwhile_is_taken_whole_or_not_at_all() {
         let root = tempfile::tempdir().unwrap();
-        let (taker, remover) = (Place::take(root.path()).await.unwrap(), Place::take(root.path()).await.unwrap());
+        let (taker, remover) = (RunDir::take(root.path()).await.unwrap(), RunDir::take(root.path()).await.unwrap());
         let mut taken = 0;
         for round in 0..40 {
             let spare = taker.spare("wanted");
@@ -406,9 +406,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_run_that_was_stopped_holds_nobody_up_for_ever() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place::take(root.path()).await.unwrap();
+        let place = RunDir::take(root.path()).await.unwrap();
         let _stopped = lock(&place.base.join(LOCK)).unwrap();
-        let error = Place::take(root.path()).await.unwrap_err();
+        let error = RunDir::take(root.path()).await.unwrap_err();
         assert_eq!(crate::exit::code_of(&error), Code::Temporary);
         assert!(error.to_string().contains("is one stopped?"), "{error}");
     }
@@ -418,7 +418,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let name = format!("tandem-test-{}", Uid::effective());
         std::os::unix::fs::symlink("/", root.path().join(name)).unwrap();
-        let error = Place::take(root.path()).await.unwrap_err();
+        let error = RunDir::take(root.path()).await.unwrap_err();
         assert_eq!(crate::exit::code_of(&error), Code::CannotCreate);
         assert!(error.to_string().contains("test.dir"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! The pytest plugin, which nobody installs: it is written beside the server's socket, and named in the environment.
+//! The pytest plugin. It needs no installation: it is written beside the server's socket, and named in the environment.
 
 use std::path::{Path, PathBuf};
 

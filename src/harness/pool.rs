@@ -8,19 +8,19 @@ use std::collections::{BTreeSet, VecDeque};
 
 /// Clones that may be under way at once: more only share the same two cores.
 const MAKING_MAX: usize = 2;
-/// Attempts to make a clone that may fail in a row before those who wait are told.
+/// Attempts to make a clone that may fail in a row before the waiting callers are told.
 const FAILURES_MAX: u32 = 50;
 
-/// Somebody who waits for a database.
+/// A caller that waits for a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Somebody wants a database.
+    /// A caller wants a database.
     Asked(Ticket),
-    /// Somebody wants one no longer.
+    /// A caller wants one no longer.
     Left(Ticket),
     /// A database comes back.
     Returned {
@@ -52,7 +52,7 @@ pub enum Action {
     Refuse(Ticket),
     /// End its connections, and see whether it was changed.
     Clean(String),
-    /// It stays as it is, for somebody to look at.
+    /// It stays as it is, for a person to look at.
     Keep(String),
     Drop(String),
     /// Say [`Event::Resumed`] in a moment.
@@ -62,7 +62,7 @@ pub enum Action {
 /// The bounds of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Databases that are kept ready while nobody knows how many will be asked for.
+    /// Databases that are kept ready while it is not known how many will be asked for.
     pub ready: usize,
     /// Most that are kept ready when it is known.
     pub ready_max: usize,
@@ -197,7 +197,7 @@ impl Pool {
             actions.push(Action::Make(format!("{}{}", self.prefix, self.serial)));
         }
         let idle = self.waiting.is_empty() && self.making == 0;
-        // After a failure too: the disk may be full of what nobody needs.
+        // After a failure too: the disk may be full of databases that are no longer needed.
         if !self.dropping
             && (idle || self.paused || self.used.len() > self.bounds.used_max)
             && let Some(name) = self.used.pop_front()
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(pool.step(Event::Asked(Ticket(7))), [make(5)], "who comes unexpected gets one all the same");
     }
 
-    /// Whatever comes in whatever order: a database is with one holder at a time, and everybody who waits gets one.
+    /// Whatever comes in whatever order: a database has one holder at a time, and every caller that waits gets one.
     #[test]
     fn random_histories_never_hand_a_database_to_two() {
         for seed in 0..2_000 {

@@ -119,7 +119,7 @@ impl Postmaster {
 
 impl Drop for Postmaster {
     fn drop(&mut self) {
-        // Who ends it by the janitor's hand does not want it started again.
+        // When the janitor ends it, it is not to be started again.
         self.keeping.abort();
     }
 }
@@ -173,7 +173,7 @@ async fn launch(spec: &Spec) -> anyhow::Result<Child> {
     Ok(child)
 }
 
-/// As [`server::wait_ready`], for who waits for nothing else.
+/// As [`server::wait_ready`], for callers that wait for nothing else.
 async fn wait_ready(data: &Path, pid: i32) {
     while !server::ready(data, pid) {
         tokio::time::sleep(READY_POLL).await;

@@ -11,7 +11,7 @@ use super::cluster::{Cluster, Wish};
 use super::guard::Guard;
 use super::stack::Stack;
 use super::template::Recipe;
-use super::{client, desk, integresql, leads, plugin};
+use super::{client, endpoint, integresql, leads, plugin};
 use crate::config::{MigrationRun, Python, Settings};
 use crate::control;
 use crate::exit::{Code, Failure};
@@ -141,9 +141,11 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
         eprintln!("tandem: {names} named another database: the tests get their own there too");
     }
     let socket = control::open(&cluster.home.control)?;
-    tokio::task::spawn_local(desk::serve(socket, databases.clone()));
+    tokio::task::spawn_local(endpoint::serve(socket, databases.clone()));
     let mut say = |name: &str, value: String| environment.0.push((name.to_owned(), Some(value)));
     say(client::VARIABLE, cluster.home.control.display().to_string());
+    // A `tandem` among the tests finds PostgreSQL where this one did.
+    say("TANDEM_CACHE_DIR", settings.cache_dir.display().to_string());
     let inherited = &job.inherited;
     let plugin = plugin::write(&cluster.home.run)?;
     for (name, value) in plugin::variables(&plugin, |name| inherited.get(name).cloned()) {
@@ -155,7 +157,7 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
         say("INTEGRESQL_CLIENT_API_VERSION", "v1".to_owned());
     }
     let bin = around.venv().map(|venv| venv.join("bin"));
-    // Last, and only for who has none: psql, pg_dump and the like.
+    // Last in PATH, so that the user's own psql, pg_dump and so on come first.
     let path = inherited.get("PATH").map(PathBuf::from);
     let places = bin.as_deref().into_iter().chain(path.as_deref()).chain([recipe.installation.bin.as_path()]);
     say("PATH", places.map(|place| place.display().to_string()).collect::<Vec<_>>().join(":"));

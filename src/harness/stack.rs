@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::cluster::Cluster;
 use super::template::Recipe;
+use crate::boot;
 use crate::exit::{Code, Failure};
 use crate::health::client::probe;
 use crate::plan::CommandLine;
@@ -58,7 +59,7 @@ impl Stack {
         loop {
             tried += 1;
             match Self::on_free_ports(args, recipe, cluster).await {
-                // Free when it was asked for, a port may be somebody else's a moment later.
+                // Free when it was asked for, a port may be taken by another program a moment later.
                 Err(error) if tried < PORT_TRIES && error.to_string().contains("is taken") => {}
                 outcome => return outcome,
             }
@@ -117,7 +118,7 @@ impl Stack {
             let last = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n  ");
             bail!(Failure::new(Code::Failed, format!("the stack of --workers {why}; the last it said:\n  {last}")));
         }
-        let stop_limit = settings.stop_ladder().total() + MARGIN;
+        let stop_limit = boot::stop_ladder(settings).total() + MARGIN;
         Ok(Self { child, listen, stop_limit })
     }
 

@@ -4,7 +4,7 @@
 //! <cache>/test/<key>.tar    appears by a rename when it is whole; one maker at a time, under <key>.lock
 //! ```
 //!
-//! An installed cache may be closed to whoever runs here, as in an image: then `cache` in the state directory takes its
+//! An installed cache may be closed to the user who runs this, as in an image: then `cache` in the state directory takes its
 //! place, or a directory for temporary files.
 //!
 //! It is made from an empty cluster, which is packed and kept in the same way, so that a changed migration costs no initdb.
@@ -22,10 +22,10 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
-use super::facts::Facts;
+use super::facts::TemplateFacts;
 use super::janitor::Janitor;
 use super::key::Key;
-use super::place::{Place, candidates};
+use super::place::{RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::seed::Seed;
 use super::{catalog, image};
@@ -50,7 +50,7 @@ use crate::workers::surroundings::{Surroundings, scheme};
 pub const DATABASE: &str = "tandem_template";
 /// How many images are kept, the last used ones.
 const IMAGES_MAX: usize = 12;
-/// How long to wait for whoever makes the same template: its migrations and seeds may take minutes.
+/// How long to wait for another process that makes the same template: its migrations and seeds may take minutes.
 const LOCK_LIMIT: Duration = Duration::from_secs(900);
 /// How long a seed may take.
 const SEED_LIMIT: Duration = Duration::from_secs(600);
@@ -93,7 +93,7 @@ pub async fn ensure(recipe: &Recipe, rebuild: bool) -> anyhow::Result<Template> 
     let dir = open_shelf(&dirs)?;
     let image = dir.join(format!("{key}.tar"));
     let _lock = install::lock(&dir.join(format!("{key}.lock")), "make the tests' template", LOCK_LIMIT).await?;
-    // Whoever held the lock before may have made it.
+    // The process that held the lock before may have made it.
     if rebuild || !touch(&image) {
         let _progress = telemetry::progress(format!("making {}", recipe.words()));
         let empty = recipe.empty(&dir, rebuild).await?;
@@ -128,7 +128,7 @@ fn open_shelf(shelves: &[PathBuf; 3]) -> anyhow::Result<PathBuf> {
         Failure::new(Code::CannotCreate, format!("{text}: name another place with `cache_dir`, or open one of these"))
     };
     make_dir(dir, 0o700, None).with_context(why)?;
-    // In a directory of everybody's, somebody else may have been first.
+    // In a directory that all users share, another user may have been first.
     let meta = dir.symlink_metadata().with_context(why)?;
     let ours = meta.is_dir() && meta.uid() == nix::unistd::Uid::effective().as_raw() && meta.mode() & 0o022 == 0;
     if ours { Ok(dir.clone()) } else { Err(why().into()) }
@@ -219,7 +219,7 @@ impl Recipe {
                 make_dir(&home.data, 0o700, home.server.as_ref())?;
                 // Small segments: a cluster is copied for each run.
                 cluster::initdb(home, &self.installation, &home.data, |initdb| initdb.wal_segsize("1")).await?;
-                Facts::default().note(home)?;
+                TemplateFacts::default().note(home)?;
                 image::pack(&home.data, &image)
             })
             .await?;
@@ -247,11 +247,11 @@ impl Recipe {
     }
 
     /// Do `work` in the first place that has room for it.
-    async fn in_a_place(&self, work: impl AsyncFn(&Place, &Home) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    async fn in_a_place(&self, work: impl AsyncFn(&RunDir, &Home) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let (roots, _) = candidates(self.settings.test.dir.as_deref(), &self.state);
         let mut outcome = Ok(());
         for root in roots {
-            let place = Place::take(&root).await?;
+            let place = RunDir::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
             let worked = async {
                 home.prepare()?;
@@ -268,10 +268,10 @@ impl Recipe {
     }
 
     /// Make role and databases in the empty cluster behind `port`.
-    async fn stock(&self, home: &Home, port: u16) -> anyhow::Result<Facts> {
+    async fn stock(&self, home: &Home, port: u16) -> anyhow::Result<TemplateFacts> {
         let postgres = &self.settings.postgres;
         let (user, database) = (identifier(&postgres.user), identifier(&postgres.database));
-        let mut facts = Facts { password: password()?, ..Facts::default() };
+        let mut facts = TemplateFacts { password: password()?, ..TemplateFacts::default() };
         let verifier = scram::verifier(&facts.password, scram::ITERATIONS_GENERATED)?;
         let verb = if postgres.user == SUPERUSER { "ALTER" } else { "CREATE" };
 
@@ -312,7 +312,7 @@ impl Recipe {
         answered(MAKE_LIMIT, "end connections", asked).await?;
         run(&mut root, format!("ALTER DATABASE {database} RENAME TO {DATABASE}")).await?;
         run(&mut root, format!("ALTER DATABASE {DATABASE} OWNER TO {SUPERUSER}")).await?;
-        // Nobody changes it by mistake. Tandem itself connects once before it clones: see `Databases::fill`.
+        // So that it is not changed by mistake. Tandem itself connects once before it clones: see `Databases::fill`.
         run(&mut root, format!("ALTER DATABASE {DATABASE} IS_TEMPLATE true")).await?;
         run(&mut root, format!("REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC")).await?;
         if postgres.user == SUPERUSER {

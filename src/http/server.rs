@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
 use crate::event_loop;
+use crate::scrub::scrubbed;
 
 /// Connections at once; one more ends the oldest.
 pub const CONNECTIONS_MAX: usize = 128;
@@ -208,10 +209,11 @@ where
     let _ = connection.await;
 }
 
-/// `body` as JSON with status `code`. hyper adds the length, and leaves the body out for HEAD.
+/// `body` as JSON with status `code`, and without secrets: some of the words in it are not Tandem's own, such as the last error
+/// of a backup or the reason of a restart. hyper adds the length, and leaves the body out for HEAD.
 pub fn json(code: u16, body: &impl Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_string(body) {
-        Ok(text) => json_text(code, text),
+        Ok(text) => json_text(code, scrubbed(&text).into_owned()),
         Err(error) => {
             tracing::error!(%error, "write an answer");
             json_text(500, "{}".to_owned())

@@ -1,4 +1,4 @@
-//! What pip or uv could mean by what they printed. Pure.
+//! Finds the reason of a failure in the output of pip or uv. Pure.
 
 /// How many of a failed program's last lines an error shows.
 const LINES_SHOWN_MAX: usize = 12;
@@ -6,14 +6,14 @@ const LINES_SHOWN_MAX: usize = 12;
 /// What pip's list of packages that exclude each other begins with.
 const CONFLICT: &str = "The conflict is caused by:";
 
-/// The kind of trouble that a package installer reported, as far as its words tell.
+/// The reason of a package installer's failure, as far as its output tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Complaint {
     /// The index could not be reached, or broke off.
     Network,
     /// The index answered, but over a certificate that is not trusted.
     Certificate,
-    /// What came was not what the digests say.
+    /// A download does not match its digest.
     Digest,
     /// There is no space left, or a quota is used up.
     DiskFull,
@@ -23,11 +23,11 @@ pub enum Complaint {
     NoMatch,
     /// No choice of releases satisfies all requirements.
     Conflict,
-    /// Something else; the last lines say it best.
+    /// Something else: the error shows the last lines.
     Other,
 }
 
-/// Words that give a complaint away, the telling ones first: a failed connection also ends in "No matching
+/// Words in the output by which a reason is known, the most specific first: a failed connection also ends in "No matching
 /// distribution", and an untrusted certificate in "Max retries exceeded".
 const WORDS: &[(Complaint, &[&str])] = &[
     (Complaint::DiskFull, &["No space left on device", "Disk quota exceeded", "os error 28"]),
@@ -72,7 +72,7 @@ const WORDS: &[(Complaint, &[&str])] = &[
 ];
 
 impl Complaint {
-    /// The first complaint whose words stand in `text`.
+    /// The first reason whose words are in `text`.
     pub fn of(text: &str) -> Self {
         WORDS
             .iter()
@@ -81,9 +81,9 @@ impl Complaint {
     }
 }
 
-/// The last lines of what a program printed, indented for an error message; its errors if it printed any.
+/// The last lines of a program's output, indented for an error message: of standard error, if it printed any there.
 ///
-/// pip names the packages that are in each other's way on its standard output, apart from the error.
+/// pip prints the names of conflicting packages to standard output, apart from the error.
 pub fn last_lines(stdout: &str, stderr: &str) -> String {
     let text = if stderr.trim().is_empty() { stdout } else { stderr };
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();

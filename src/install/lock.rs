@@ -1,4 +1,4 @@
-//! One installation at a time, across processes: a lock that is waited for.
+//! Waits for a lock, so that one process at a time installs.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What putting something on disk once needs: a lock that is waited for, digests, modes that every user can
-//! read, and plain words for what pip and uv printed.
+//! Shared by everything that installs files: a lock that is waited for, digests, modes that let every user read, and plain
+//! words for the output of pip and uv.
 //!
 //! Must not know what is installed: that is `postgres::binaries` and `workers::environment`.
 

@@ -1,4 +1,4 @@
-//! Files that other users must be able to read: as root, `postgres` and the workers run as somebody else.
+//! Files that other users must be able to read: if Tandem runs as root, PostgreSQL and the workers run as other users.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -9,7 +9,8 @@ use crate::durable::{self, WriteOptions};
 
 const SHARED_DIR_MODE: u32 = 0o755;
 
-/// Make `path` and its missing parents so that everybody can search them, whatever the umask; leave those that exist.
+/// Make `path` and its missing parents with a mode that lets every user search them, whatever the umask. Directories that
+/// exist are left as they are.
 ///
 /// # Errors
 /// What mkdir(2) or chmod(2) answered.
@@ -28,8 +29,7 @@ pub fn make_shared_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Let everybody read what lies under `path`, and search or run what its owner can; nobody else may write, whatever the
-/// umask of who made it.
+/// Let every user read everything below `path`, and search or run what its owner can; only the owner may write.
 ///
 /// # Errors
 /// What readdir(3) or chmod(2) answered.
@@ -52,8 +52,8 @@ pub fn open_to_all(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Keep all that lies in `dir` out of Git: `git add -A` would stage a password and a database. A `.gitignore` that is
-/// there already is left as it is.
+/// Keep everything in `dir` out of Git: `git add -A` would stage a password and a database. An existing `.gitignore` is left
+/// as it is.
 pub fn keep_out_of_git(dir: &Path) {
     let path = dir.join(".gitignore");
     if path.symlink_metadata().is_ok() {
@@ -64,7 +64,7 @@ pub fn keep_out_of_git(dir: &Path) {
     }
 }
 
-/// Write a small file that everybody may read.
+/// Write a small file that every user may read.
 ///
 /// # Errors
 /// What the file system answered; the old content is then still there.

@@ -72,7 +72,7 @@ impl Home {
         let run = state.join("run");
         let uid = server.as_ref().map_or_else(own_uid, |server| server.uid);
         let socket_dir = short_enough(run.join("postgres"), SOCKET_NAME_LONGEST, uid);
-        // Whoever looks for a running Tandem must come to the path that it chose: its user's, not the looker's.
+        // The path follows from the user that Tandem runs as, so that other users find the socket of a running Tandem.
         let owner = run.metadata().map_or_else(|_| own_uid(), |meta| meta.uid());
         let control = short_enough(run.clone(), CONTROL_NAME, owner).join(CONTROL_NAME);
         let notify = short_enough(run.join("notify"), NOTIFY_NAME_LONGEST, owner);
@@ -112,7 +112,7 @@ impl Home {
         }
     }
 
-    /// Take from what is private the rights that somebody gave to others: Kubernetes opens a volume to its `fsGroup` each
+    /// Remove rights that others have on private files and directories: Kubernetes opens a volume to its `fsGroup` each
     /// time it mounts it. Not in /tmp, where a directory that was open may hold what others put there.
     fn close_again(&self) -> anyhow::Result<()> {
         let (own, server) = (own_uid(), self.server_uid());
@@ -140,7 +140,7 @@ impl Home {
         Ok(())
     }
 
-    /// Refuse a part of the state directory that the server could not use, because it is somebody else's.
+    /// Refuse a part of the state directory that belongs to another user, because the server could not use it.
     fn check_owner(&self, dir: &Path) -> anyhow::Result<()> {
         let meta = dir.symlink_metadata().with_context(|| format!("look at {}", dir.display()))?;
         if !meta.is_dir() {
@@ -282,7 +282,7 @@ pub fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Resu
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => return Ok(()),
         Err(error) => return Err(cannot(error)),
     }
-    // Only what was made here changes hands: an existing name could be somebody's link to elsewhere, and so could this one
+    // Only what was made here gets another owner: an existing name could be a link to elsewhere, and so could this one
     // be by now, where others may write beside it.
     let made = open_itself(dir, OFlag::O_DIRECTORY).map_err(cannot)?;
     if let Some(owner) = owner {
@@ -297,7 +297,7 @@ pub fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Resu
 }
 
 /// Set `path` to `mode` if it is `owner`'s and gives others more than `allowed`; the mode that it had then. What is
-/// missing, a link or somebody else's is left to whoever checks it.
+/// missing, a link or another user's is left as it is; the caller checks it.
 fn close(path: &Path, owner: u32, allowed: u32, mode: u32) -> io::Result<Option<u32>> {
     let is_open = |meta: &fs::Metadata| meta.uid() == owner && meta.mode() & 0o7777 & !allowed != 0;
     let Ok(meta) = path.symlink_metadata() else { return Ok(None) };
@@ -324,7 +324,7 @@ fn cannot_close(path: &Path) -> Failure {
     Failure::new(Code::CannotCreate, text)
 }
 
-/// Refuse a directory in /tmp that somebody else could have put there, or put something in.
+/// Refuse a directory in /tmp that another user could have made or changed.
 fn check_private(dir: &Path, uid: u32) -> anyhow::Result<()> {
     let meta = dir.symlink_metadata().with_context(|| format!("look at {}", dir.display()))?;
     if meta.is_dir() && meta.uid() == uid && meta.mode() & 0o077 == 0 {

@@ -12,9 +12,9 @@ use tracing::Level;
 /// `log_line_prefix`: process and SQLSTATE, then of a session the user and the database in brackets.
 pub const PREFIX: &str = "[%p] %e %q(%u@%d) ";
 
-/// The SQLSTATE of a session that somebody ended (admin_shutdown): at a stop Tandem itself.
-const ENDED_BY_SOMEBODY: &str = "57P01";
-const ENDED_WORDS: &str = "terminating connection due to administrator command";
+/// The SQLSTATE of a session that was terminated (admin_shutdown), as Tandem does at a stop.
+const TERMINATED: &str = "57P01";
+const TERMINATED_WORDS: &str = "terminating connection due to administrator command";
 
 /// How severe a message is, and what its further lines are (PostgreSQL's source, src/backend/utils/error/elog.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,9 +109,14 @@ impl<'a> Line<'a> {
         Self { severity: Some(severity), sqlstate: None, is_of_session, text: line[end + 3..].trim() }
     }
 
-    /// Whether it ends a session or the server, whoever wrote it.
+    /// Whether it ends a session or the server.
     pub fn is_fatal(&self) -> bool {
         matches!(self.severity, Some(Severity::Fatal | Severity::Panic))
+    }
+
+    /// Whether the postmaster says that one of its processes died, so that it ends all of them and recovers.
+    pub fn ends_every_session(&self) -> bool {
+        !self.is_of_session && self.text == "terminating any other active server processes"
     }
 
     /// The level that it has in Tandem's log; `None` for a part of the message before it.
@@ -123,7 +128,7 @@ impl<'a> Line<'a> {
             Some(Severity::Debug) => Level::DEBUG,
             Some(Severity::Log) => Level::INFO,
             Some(Severity::Warning) => Level::WARN,
-            Some(Severity::Fatal) if self.is_end_by_somebody() => Level::INFO,
+            Some(Severity::Fatal) if self.is_termination() => Level::INFO,
             Some(Severity::Error) if self.is_of_session => Level::WARN,
             Some(Severity::Error | Severity::Fatal | Severity::Panic) => Level::ERROR,
             None => match self.sqlstate {
@@ -133,8 +138,8 @@ impl<'a> Line<'a> {
         })
     }
 
-    fn is_end_by_somebody(&self) -> bool {
-        self.sqlstate == Some(ENDED_BY_SOMEBODY) || (self.sqlstate.is_none() && self.text.ends_with(ENDED_WORDS))
+    fn is_termination(&self) -> bool {
+        self.sqlstate == Some(TERMINATED) || (self.sqlstate.is_none() && self.text.ends_with(TERMINATED_WORDS))
     }
 }
 
@@ -154,7 +159,7 @@ fn severity(word: &str) -> Option<Severity> {
 /// The level of a message in a language that is not known here, by its SQLSTATE (PostgreSQL documentation, appendix A).
 fn level_of(sqlstate: &str, is_of_session: bool) -> Level {
     match (sqlstate, sqlstate.get(..2).unwrap_or_default()) {
-        (ENDED_BY_SOMEBODY, _) | (_, "00" | "02") => Level::INFO,
+        (TERMINATED, _) | (_, "00" | "02") => Level::INFO,
         (_, "01") => Level::WARN,
         // What ends a session: who may not enter, what there is not enough of, an operator, the system, damage.
         (_, "28" | "53" | "57" | "58" | "F0" | "XX") => Level::ERROR,
@@ -256,6 +261,8 @@ mod tests {
         assert!(forged.is_of_session && !forged.is_fatal());
         let own = Line::of("[7] 42704 LOG:  unrecognized configuration parameter \"x\"");
         assert_eq!((own.is_of_session, own.sqlstate), (false, Some("42704")));
+        assert!(Line::of("[7] 00000 LOG:  terminating any other active server processes").ends_every_session());
+        assert!(!Line::of("\tterminating any other active server processes").ends_every_session());
         assert_eq!(own.text, "unrecognized configuration parameter \"x\"");
     }
 

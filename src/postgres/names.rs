@@ -52,7 +52,7 @@ pub fn write(run: &Path) -> anyhow::Result<()> {
     }
     let (uid, gid) = (Uid::effective(), Gid::effective());
     let line = format!("{}:x:{uid}:{gid}::/:/bin/false\n", name_of(uid));
-    // The wrapper asks nobody else: what the system knows stays known.
+    // The wrapper replaces the system's database, so the system's entries are copied into the files.
     for (name, system, line) in [(PASSWD, "/etc/passwd", &*line), (GROUP, "/etc/group", "")] {
         let known = fs::read_to_string(system).unwrap_or_default();
         write_whole(&run.join(name), &format!("{}\n{line}", known.trim_end()), 0o644, None)?;

@@ -8,6 +8,12 @@ use crate::plan::{KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 /// How long an immediate shutdown may take; PostgreSQL itself kills its children after five seconds.
 const IMMEDIATE_GRACE: Duration = Duration::from_secs(6);
 
+/// What may have to be done before a postmaster can be started, beside the fast shutdown of one that was left: its
+/// immediate shutdown, the end of its backends, a wait for a server of another container that is just stopping.
+const SPAWN_ROOM: Duration = Duration::from_secs(30);
+/// How long an abandoned postmaster may still be there, where nothing says how long one may hang.
+const ABANDON_LIMIT: Duration = Duration::from_secs(30);
+
 /// The postmaster's policy: SIGINT is its fast shutdown, SIGQUIT its immediate one (PostgreSQL documentation, "Shutting
 /// Down the Server").
 ///
@@ -21,6 +27,7 @@ pub fn policy(postgres: &Postgres, stop: &Stop) -> Policy {
         rung(Signal::Kill, KILL_GRACE),
     ];
     Policy {
+        spawn_limit: stop.postgres_grace.saturating_add(SPAWN_ROOM),
         ready_limit: postgres.ready_limit,
         hang_limit: postgres.hang_limit,
         ladder,
@@ -33,6 +40,7 @@ pub fn policy(postgres: &Postgres, stop: &Stop) -> Policy {
         intensity: 5,
         period: Duration::from_secs(60),
         rest: Duration::from_secs(60),
+        abandon_limit: postgres.hang_limit.unwrap_or(ABANDON_LIMIT),
         starved_pause: STARVED_PAUSE,
     }
 }

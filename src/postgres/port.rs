@@ -16,7 +16,7 @@ const TRIES: u16 = 100;
 /// Choose a port for a server that listens on `listen`. Port 0 lets the kernel choose.
 ///
 /// # Errors
-/// [`Failure`] with [`Code::Temporary`] when a port that somebody chose is taken, with [`Code::Config`] when `listen` is
+/// [`Failure`] with [`Code::Temporary`] when a configured port is taken, with [`Code::Config`] when `listen` is
 /// not an address of this machine.
 pub fn choose(listen: IpAddr, port: Port) -> anyhow::Result<u16> {
     let first = port.number;
@@ -60,7 +60,7 @@ mod tests {
     use crate::exit::code_of;
 
     #[test]
-    fn a_taken_port_moves_unless_somebody_chose_it() {
+    fn a_taken_port_moves_unless_it_was_configured() {
         let local: IpAddr = "127.0.0.1".parse().unwrap();
         let holder = TcpListener::bind((local, 0)).unwrap();
         let number = holder.local_addr().unwrap().port();

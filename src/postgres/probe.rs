@@ -98,7 +98,7 @@ impl Sample {
 pub enum Woken {
     /// The time has passed.
     Due,
-    /// Our own session ended: the server restarts all its sessions, or somebody ended this one.
+    /// Our own session ended: the server ends all its sessions, or this one was terminated.
     Alarm,
 }
 

@@ -23,8 +23,8 @@ use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
 use crate::schema;
-use crate::supervise::service::{self, Reporter, Service, Tail};
-use crate::supervise::state::{Action, Ending, Event};
+use crate::service::{self, ProcessReporter, Reporter, Start, Tail};
+use crate::supervise::state::{ChildAction, Ending};
 use crate::telemetry;
 
 /// The service's name, in the log and everywhere else.
@@ -50,7 +50,7 @@ pub enum DatabaseStage {
 pub type DatabaseReading = Option<(Instant, Sample)>;
 
 /// What the postmaster is started with and how it is watched.
-pub struct Launch {
+pub struct PostmasterSetup {
     pub home: Home,
     /// Set by the install job.
     pub installation: Rc<RefCell<Option<Installation>>>,
@@ -70,13 +70,14 @@ pub struct Postmaster(Rc<Shared>);
 
 /// What the service shares with the task that runs one server.
 struct Shared {
-    launch: Launch,
+    launch: PostmasterSetup,
     reporter: Reporter,
     tail: Tail,
     server: Cell<ServerProcess>,
     last_exit: Cell<Option<Exit>>,
     /// Notified when the probe is no longer needed.
     unwatch: Notify,
+    start: Start,
     /// Why the server cannot run until a person does something.
     lasting: RefCell<Option<Lasting>>,
     full: full::RoomWait,
@@ -93,7 +94,7 @@ enum ServerProcess {
 }
 
 impl Postmaster {
-    pub fn new(launch: Launch, reporter: Reporter) -> Self {
+    pub fn new(launch: PostmasterSetup, reporter: Reporter) -> Self {
         Self(Rc::new(Shared {
             launch,
             reporter,
@@ -101,6 +102,7 @@ impl Postmaster {
             server: Cell::default(),
             last_exit: Cell::default(),
             unwatch: Notify::default(),
+            start: Start::default(),
             lasting: RefCell::default(),
             full: full::RoomWait::default(),
         }))
@@ -122,21 +124,31 @@ impl Postmaster {
     }
 }
 
-impl Service for Postmaster {
-    fn act(&mut self, action: Action) {
+impl Postmaster {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         let shared = self.0.clone();
         match action {
-            Action::Spawn(_) => {
-                event_loop::spawn("the postmaster's life", async move {
-                    let event = match shared.run().await {
-                        Ok(ending) => Event::Exited(ending),
-                        Err(error) => Event::SpawnFailed(shared.judge(&error)),
-                    };
-                    shared.reporter.say(event);
+            ChildAction::Spawn(generation, _) => {
+                let reporter = shared.reporter.of(generation);
+                let task = event_loop::spawn("the postmaster's life", async move {
+                    match shared.run(&reporter).await {
+                        Ok(ending) => reporter.exited(ending),
+                        Err(error) => reporter.failed(shared.judge(&error)),
+                    }
                 });
+                self.0.start.begun(&task);
             }
-            Action::Signal(rung) => {
-                if let ServerProcess::Running(pid) | ServerProcess::Told(pid) = shared.server.get() {
+            ChildAction::CancelSpawn(generation) => {
+                if shared.start.cancel() {
+                    shared.reporter.of(generation).failed(Ending::Ended);
+                }
+            }
+            ChildAction::Disown(pid) => process::signal(pid, OsSignal::SIGKILL),
+            ChildAction::Signal { pid, rung, .. } => {
+                if let ServerProcess::Running(own) | ServerProcess::Told(own) = shared.server.get()
+                    && own == pid
+                {
                     if matches!(shared.server.replace(ServerProcess::Told(pid)), ServerProcess::Running(_)) {
                         // It ends every session, and takes no other.
                         shared.show(Fault::Down);
@@ -145,26 +157,27 @@ impl Service for Postmaster {
                 }
             }
             // The wait for room logs this itself.
-            Action::Restart(_) if shared.full.is_on() => {}
-            Action::Restart(delay) => {
+            ChildAction::Restart(_) if shared.full.is_on() => {}
+            ChildAction::Restart(delay) => {
                 tracing::warn!({ service.name = NAME }, "ended; restart {}", service::after(delay))
             }
-            Action::GiveUp => match self.lasting() {
+            ChildAction::GiveUp => match self.lasting() {
                 Some(Lasting { why, .. }) => tracing::error!({ service.name = NAME }, "gives up: {why}"),
                 None => tracing::error!({ service.name = NAME }, "failed too often, gives up"),
             },
-            Action::Withdraw | Action::Release => {}
+            ChildAction::Abandon { .. } | ChildAction::Withdraw | ChildAction::Release => {}
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.0.tail.lines()
     }
 }
 
 impl Shared {
     /// Run one postmaster from spawn to exit, and probe it meanwhile.
-    async fn run(&self) -> anyhow::Result<Ending> {
+    async fn run(&self, reporter: &ProcessReporter) -> anyhow::Result<Ending> {
         let home = &self.launch.home;
         if let Some(there) = self.full.still(&home.data).await {
             self.show(Fault::Full(there.free));
@@ -186,17 +199,22 @@ impl Shared {
         let own = child.pid();
         server::oom_protect(own);
         self.server.set(ServerProcess::Running(own));
+        self.start.done();
         self.show(Fault::Starting);
-        self.reporter.say(Event::Spawned(own));
+        reporter.spawned(own);
         let answered = Cell::new(false);
         let watch = async {
             tokio::select! {
-                never = self.watch_over(own, &installation, lines, &answered) => match never {},
+                never = self.watch_over(own, reporter, &installation, lines, &answered) => match never {},
                 () = self.unwatch.notified() => std::future::pending::<std::convert::Infallible>().await,
             }
         };
         let reader = log::Reader::default();
         let log = |stream, line: &str| {
+            // The probe's session ends as well, and a new one is refused; on a busy machine that takes longer.
+            if answered.get() && log::Line::of(line).ends_every_session() {
+                self.show(Fault::Starting);
+            }
             telemetry::child_line_at(reader.level(line), NAME, stream, &log::shown(line));
         };
         let exit = tokio::select! {
@@ -286,6 +304,7 @@ impl Shared {
     async fn watch_over(
         &self,
         pid: i32,
+        reporter: &ProcessReporter,
         installation: &Installation,
         lines: usize,
         has_answered: &Cell<bool>,
@@ -312,7 +331,7 @@ impl Shared {
                 Woken::Due => probe.sample(deadline).await,
                 Woken::Alarm => {
                     let withdraw = |sample| {
-                        self.take(sample, &mut answered);
+                        self.take(reporter, sample, &mut answered);
                     };
                     probe.sample_after_alarm(deadline, withdraw).await
                 }
@@ -325,10 +344,10 @@ impl Shared {
                     lasting => lasting,
                 },
             };
-            self.take(sample, &mut answered);
+            self.take(reporter, sample, &mut answered);
             if let Some(lasting) = lasting {
                 self.lasting.replace(Some(lasting));
-                self.reporter.say(Event::Unfit);
+                reporter.unfit();
                 std::future::pending::<()>().await;
             }
             if answered {
@@ -347,7 +366,7 @@ impl Shared {
     }
 
     /// Publish `sample`, and tell the tree and the log where it says otherwise than the last one, which `answered` or did not.
-    fn take(&self, sample: Sample, answered: &mut bool) {
+    fn take(&self, reporter: &ProcessReporter, sample: Sample, answered: &mut bool) {
         if matches!(self.server.get(), ServerProcess::Told(_)) {
             // It was asked before it was told to end.
             return;
@@ -362,7 +381,11 @@ impl Shared {
         }
         self.launch.samples.send_replace(Some((Instant::now(), sample)));
         if answers != *answered {
-            self.reporter.say(if answers { Event::Ready } else { Event::Hung });
+            if answers {
+                reporter.ready();
+            } else {
+                reporter.hung();
+            }
         }
         *answered = answers;
     }
@@ -402,7 +425,7 @@ fn retry(waited: Duration, has_answered: bool) -> Duration {
     }
 }
 
-impl Launch {
+impl PostmasterSetup {
     fn probe(&self, stocked: DatabaseStage) -> Probe {
         let port = self.url.port;
         if stocked == DatabaseStage::Unknown {

@@ -16,7 +16,7 @@ use crate::exit::{Code, Failure};
 pub const SUPERUSER: &str = "postgres";
 
 const MB: u64 = 1024 * 1024;
-/// Most of the page cache that nobody asked for: each GB of it costs the server some 20 ms at its start, at its recovery
+/// Upper limit of the default page cache: each GB of it costs the server some 20 ms at its start, at its recovery
 /// and, a little less, at its stop. Beyond it the kernel's own cache serves as well, until the database outgrows it.
 const SHARED_BUFFERS_MAX: u64 = 1024 * MB;
 /// How each of the files begins.
@@ -93,7 +93,7 @@ pub struct Rendered {
     pub notice: Option<String>,
 }
 
-/// The settings of the rendered postgresql.conf `conf` that nobody else may change: what reaches the server, its log and the
+/// The settings of the rendered postgresql.conf `conf` that only Tandem may change: what reaches the server, its log and the
 /// connection budget depend on them. `data` is the data directory.
 pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
     let set = conf::parse(conf);
@@ -371,7 +371,7 @@ fn listen_addresses(listen: IpAddr) -> String {
 
 fn preload(inputs: &Inputs<'_>) -> String {
     let more = inputs.postgres.settings.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
-    // Statistics of tests are nobody's, and cost their server some of its start.
+    // A test server does without statistics, which slow its start.
     let wanted = inputs.statements && !matches!(inputs.purpose, Purpose::Throwaway(_));
     let ours = wanted.then_some("pg_stat_statements");
     let more = more.split(',').map(str::trim).filter(|name| !name.is_empty() && Some(*name) != ours);

@@ -47,7 +47,7 @@ const POOLER_LOOKS: usize = 3;
 /// A pool of at most two connections, shown to the server as `application_name`.
 ///
 /// # Errors
-/// Nobody answers there within ten seconds, or lets us in.
+/// The server does not answer within ten seconds, or refuses the connection.
 pub async fn connect(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<DatabaseConnection> {
     pool(url, options(url, application_name), 2, None).await
 }

@@ -23,7 +23,7 @@ pub(super) const APPLICATION_NAME: &str = "tandem-migrate";
 /// How often the session that holds the lock sends something.
 const KEPT_ALIVE: Duration = Duration::from_secs(20);
 
-/// How often a lock held by somebody else is tried again.
+/// Time between two tries while another session holds the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The session that holds the lock in this database, found by the two halves of the 64-bit key (PostgreSQL documentation,
@@ -59,7 +59,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Take the lock on `session`, which is at `url`, waiting at most `limit` for whoever holds it.
+    /// Take the lock on `session`, which is at `url`, waiting at most `limit` for the session that holds it.
     ///
     /// # Errors
     /// A [`Code::Temporary`] failure that names the holder when the limit has passed; [`Code::Config`] for a pooler that

@@ -18,7 +18,7 @@ use crate::health::server as health;
 use crate::postgres::probe::{Probe, Sample, Woken};
 use crate::postgres::service::DatabaseReading;
 use crate::process::ports;
-use crate::supervise::tree::Event;
+use crate::supervise::tree::TreeEvent;
 use crate::watch;
 use crate::workers::care;
 use crate::workers::launch::{self, Launch};
@@ -141,12 +141,12 @@ impl Sidecar {
     }
 }
 
-/// Sample a server that somebody else runs, for ever; `events` wakes the tree when it begins or ceases to serve.
+/// Sample a server that Tandem does not run, for ever; `events` wakes the tree when it begins or ceases to serve.
 async fn sample(
     mut probe: Probe,
     context: Rc<Context>,
     samples: channel::Sender<DatabaseReading>,
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<TreeEvent>,
 ) {
     let settings = context.settings();
     let postgres = &settings.postgres;
@@ -156,7 +156,7 @@ async fn sample(
         let (serves, now) = (sample.serves(), std::time::Instant::now());
         let before = samples.send_replace(Some((now, sample))).map(|(_, sample)| sample);
         if before.is_none_or(|before| before.serves() != serves) {
-            let _ = events.send(Event::Tick);
+            let _ = events.send(TreeEvent::Tick);
         }
     };
     loop {

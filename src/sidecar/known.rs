@@ -1,10 +1,12 @@
-//! What is known of the tree by those who give it orders: a copy after each step, to read and to wait on.
+//! A copy of the tree after each step, which orders read and wait on.
+
+use std::time::Duration;
 
 use crate::phase::Phase as Public;
 use crate::supervise::state::{Moment, State};
-use crate::supervise::tree::{Phase, Role, ServiceId, Tree};
+use crate::supervise::tree::{Role, ServiceId, Tree, TreePhase};
 
-use super::services::Services;
+use super::services::{ServiceKind, Services};
 
 /// The tree after a step.
 #[derive(Clone, Debug, Default)]
@@ -19,13 +21,15 @@ pub struct Known {
 pub struct KnownService {
     pub id: ServiceId,
     pub name: String,
-    pub kind: &'static str,
+    pub kind: Option<ServiceKind>,
     pub role: Role,
     pub state: State,
     pub pid: Option<i32>,
     pub last_reason: Option<String>,
     /// When it last failed, within its policy's period.
     pub failed: Option<Moment>,
+    /// The longest that it takes to end it and to have it ready again.
+    pub restart_limit: Duration,
 }
 
 impl Known {
@@ -39,13 +43,14 @@ impl Known {
             pid: member.child.pid(),
             last_reason: services.last_reason(id),
             failed: member.child.failures.back().copied(),
+            restart_limit: tree.restart_limit(id),
         });
-        Self { serving: tree.phase == Phase::Serving, phase, services: known.collect() }
+        Self { serving: tree.phase == TreePhase::Serving, phase, services: known.collect() }
     }
 
     /// The workers that hold a slot, by slot.
     pub fn workers(&self) -> impl Iterator<Item = &KnownService> {
-        self.standing().filter(|service| service.kind == "worker")
+        self.standing().filter(|service| service.kind == Some(ServiceKind::Worker))
     }
 
     /// Those that hold their places.
@@ -61,6 +66,10 @@ impl Known {
 impl KnownService {
     pub fn is_ready(&self) -> bool {
         matches!(self.state, State::Ready { .. })
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.state, State::Abandoned { .. })
     }
 
     /// Whether its last attempt to start came to nothing.

@@ -11,17 +11,19 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::context::{Context, Reading};
+use super::answers::{aborted, goes_on, interrupted, may_scale, told};
+use super::context::Context;
 use super::known::{Known, KnownService};
-use super::{Step, plan};
+use super::services::ServiceKind;
+use crate::boot::{self, Step};
 use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
 use crate::event_loop::{self, Hangs, within};
 use crate::exit::{Code, in_words};
-use crate::supervise::state;
-use crate::supervise::tree::{Event, RollId, Scope, ServiceId};
+use crate::supervise::state::ChildEvent;
+use crate::supervise::tree::{RollId, Scope, ServiceId, TreeEvent};
 use crate::systemd::Upstream;
 use crate::watch::Watch;
 use crate::workers::launch::Launch;
@@ -29,36 +31,40 @@ use crate::workers::life::Roster;
 
 /// How long the removal of byte code may take.
 const BYTE_CODE_LIMIT: Duration = Duration::from_secs(2);
+/// What an order gets beyond the limits of what it asks for: the supervisor has other things to do too.
+const ORDER_MARGIN: Duration = Duration::from_secs(30);
 
 /// How a roll ended, in words where it failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum RollReport {
     /// So many were replaced.
     Done(usize),
     /// Why, and how many were replaced before.
     Aborted(String, usize),
     Interrupted,
+    /// It goes on after this limit.
+    GoesOn(Duration),
 }
 
-/// Who gives the tree its orders.
+/// Gives the tree the orders of people.
 pub struct Operator {
     context: Rc<Context>,
     steps: Vec<Step>,
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<TreeEvent>,
     known: watch::Sender<Known>,
     /// What new workers are started with.
     launch: Rc<RefCell<Option<Rc<Launch>>>>,
     roster: Roster,
     upstream: Rc<Upstream>,
     rolls: Cell<u64>,
-    waiting: RefCell<HashMap<RollId, oneshot::Sender<Report>>>,
+    waiting: RefCell<HashMap<RollId, oneshot::Sender<RollReport>>>,
 }
 
 impl Operator {
     pub fn new(
         context: Rc<Context>,
         steps: Vec<Step>,
-        events: UnboundedSender<Event>,
+        events: UnboundedSender<TreeEvent>,
         launch: Rc<RefCell<Option<Rc<Launch>>>>,
         roster: Roster,
         upstream: Rc<Upstream>,
@@ -73,14 +79,14 @@ impl Operator {
     }
 
     /// Hear how a roll ended.
-    pub fn hear(&self, id: RollId, report: Report) {
+    pub fn hear(&self, id: RollId, report: RollReport) {
         match &report {
-            Report::Aborted(why, _) => {
+            RollReport::Aborted(why, _) => {
                 // The rest of it, a traceback or last lines, is in the log already.
                 let why = why.lines().next().unwrap_or_default().trim_end_matches(':');
                 tracing::error!("the roll is given up, the workers that are there serve on: {why}");
             }
-            Report::Done(_) | Report::Interrupted => {}
+            RollReport::Done(_) | RollReport::Interrupted | RollReport::GoesOn(_) => {}
         }
         if let Some(waiting) = self.waiting.borrow_mut().remove(&id) {
             let _ = waiting.send(report);
@@ -92,13 +98,13 @@ impl Operator {
         while let Some(Ask { order, answer }) = asks.recv().await {
             let operator = self.clone();
             event_loop::spawn("an order", async move {
-                // Whoever asked may have gone: what was asked for happens all the same.
+                // The client may have gone; the order is carried out all the same.
                 let _ = answer.send(operator.obey(order).await);
             });
         }
     }
 
-    /// Carry out an order that nobody waits for, such as a signal's: the log has its answer.
+    /// Carry out an order whose answer goes to the log, such as a signal's.
     pub fn in_background(self: Rc<Self>, order: Order) {
         event_loop::spawn("an order by signal", async move {
             let answer = self.obey(order).await;
@@ -119,7 +125,7 @@ impl Operator {
     }
 
     fn stop(&self) -> Answer {
-        match self.events.send(Event::Stop) {
+        match self.events.send(TreeEvent::Stop) {
             Ok(()) => Answer::done(vec!["stopping".into()]),
             Err(_) => Answer::failed(Code::Temporary, "it is ending already"),
         }
@@ -152,23 +158,24 @@ impl Operator {
         let before = self.context.adopt(reading.current);
         let settings = self.let_hold();
         if scaled {
-            let _ = self.events.send(Event::Scale(settings.workers.count as usize));
+            let _ = self.events.send(TreeEvent::Scale(settings.workers.count as usize));
         }
         let began = Instant::now();
         match self.roll(Scope::All).await {
-            Report::Done(count) => {
+            RollReport::Done(count) => {
                 words.push(format!("replaced {count} workers in {:.1?}", began.elapsed()));
                 Answer::done(words)
             }
-            Report::Aborted(why, replaced) => {
+            RollReport::Aborted(why, replaced) => {
                 if replaced == 0 && Rc::ptr_eq(&settings, &self.context.settings()) {
                     self.context.adopt(before);
                     let old = self.let_hold();
-                    let _ = self.events.send(Event::Scale(old.workers.count as usize));
+                    let _ = self.events.send(TreeEvent::Scale(old.workers.count as usize));
                 }
                 Answer::failed(Code::Failed, aborted(&why, replaced))
             }
-            Report::Interrupted => interrupted(),
+            RollReport::Interrupted => interrupted(),
+            RollReport::GoesOn(limit) => goes_on("the roll", limit),
         }
     }
 
@@ -177,7 +184,7 @@ impl Operator {
         let settings = self.context.settings();
         let launch = self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone())));
         *self.launch.borrow_mut() = launch;
-        let _ = self.events.send(Event::Replan(Box::new(plan(&settings, &self.steps, self.context.reload))));
+        let _ = self.events.send(TreeEvent::Replan(Box::new(boot::plan(&settings, &self.steps, self.context.reload))));
         settings
     }
 
@@ -195,23 +202,39 @@ impl Operator {
             let _ = within(BYTE_CODE_LIMIT, "remove the byte code of changed sources", forget).await;
             self.roster.lives().iter().for_each(|life| life.note(format!("{what} changed")));
             let began = Instant::now();
-            if let Report::Done(count) = self.roll(Scope::All).await {
+            if let RollReport::Done(count) = self.roll(Scope::All).await {
                 tracing::info!("replaced {count} workers in {:.1?}", began.elapsed());
             }
         }
     }
 
-    /// Replace one worker; nobody waits for it.
+    /// Replace one worker, and do not wait for it.
     pub fn recycle(&self, id: ServiceId) {
-        let _ = self.events.send(Event::Roll(self.next_roll(), Scope::One(id)));
+        let _ = self.events.send(TreeEvent::Roll(self.next_roll(), Scope::One(id)));
     }
 
-    async fn roll(&self, scope: Scope) -> Report {
+    async fn roll(&self, scope: Scope) -> RollReport {
         let (sender, report) = oneshot::channel();
         let id = self.next_roll();
         self.waiting.borrow_mut().insert(id, sender);
-        let _ = self.events.send(Event::Roll(id, scope));
-        report.await.unwrap_or(Report::Interrupted)
+        let _ = self.events.send(TreeEvent::Roll(id, scope));
+        let limit = self.roll_limit();
+        match timeout(limit, report).await {
+            Ok(report) => report.unwrap_or(RollReport::Interrupted),
+            Err(_) => {
+                self.waiting.borrow_mut().remove(&id);
+                RollReport::GoesOn(limit)
+            }
+        }
+    }
+
+    /// The longest that a roll takes which waits for another one: twice the template and every worker, one after another,
+    /// each with its start, its drain and its stop.
+    fn roll_limit(&self) -> Duration {
+        let workers = &self.context.settings().workers;
+        let one = self.known.borrow().workers().map(|worker| worker.restart_limit).max().unwrap_or_default();
+        let count = workers.count.saturating_add(1).saturating_mul(2);
+        one.saturating_add(workers.drain).saturating_mul(count).saturating_add(ORDER_MARGIN)
     }
 
     fn next_roll(&self) -> RollId {
@@ -226,7 +249,7 @@ impl Operator {
         let found = self.known.borrow().standing().find(|service| service.name == name).cloned();
         match found {
             _ if name == "workers" => self.restart_workers(Scope::All).await,
-            Some(worker) if worker.kind == "worker" => {
+            Some(worker) if worker.kind == Some(ServiceKind::Worker) => {
                 self.roster
                     .lives()
                     .iter()
@@ -242,9 +265,12 @@ impl Operator {
     async fn restart_workers(&self, scope: Scope) -> Answer {
         let began = Instant::now();
         match self.roll(scope).await {
-            Report::Done(count) => Answer::done(vec![format!("replaced {count} workers in {:.1?}", began.elapsed())]),
-            Report::Aborted(why, replaced) => Answer::failed(Code::Failed, aborted(&why, replaced)),
-            Report::Interrupted => interrupted(),
+            RollReport::Done(count) => {
+                Answer::done(vec![format!("replaced {count} workers in {:.1?}", began.elapsed())])
+            }
+            RollReport::Aborted(why, replaced) => Answer::failed(Code::Failed, aborted(&why, replaced)),
+            RollReport::Interrupted => interrupted(),
+            RollReport::GoesOn(limit) => goes_on("the roll", limit),
         }
     }
 
@@ -252,8 +278,13 @@ impl Operator {
     async fn restart_in_place(&self, service: &KnownService) -> Answer {
         let (began, name) = (Instant::now(), &service.name);
         tracing::info!({ service.name = %name }, "restart asked for");
-        let _ = self.events.send(Event::Service(service.id, state::Event::Restart));
-        let ended = self.wait(|known| match known.of_id(service.id) {
+        let _ = self.events.send(TreeEvent::Service(service.id, ChildEvent::Restart));
+        let limit = service.restart_limit.saturating_add(ORDER_MARGIN);
+        let ended = self.wait(limit, |known| match known.of_id(service.id) {
+            Some(now) if now.is_abandoned() => {
+                let why = now.last_reason.clone().unwrap_or_default();
+                Some(Err(format!("{why}; it is started again once that process is gone")))
+            }
             Some(now) if now.is_ready() && now.pid != service.pid => Some(Ok(())),
             // A planned end counts as no failure.
             Some(now) if now.failed.is_some() && now.failed != service.failed => {
@@ -263,9 +294,10 @@ impl Operator {
             None => Some(Err("it is gone".into())),
         });
         match ended.await {
-            Some(Ok(())) => Answer::done(vec![format!("restarted {name} in {:.1?}", began.elapsed())]),
-            Some(Err(why)) => Answer::failed(Code::Failed, format!("{name} does not start again: {why}")),
-            None => interrupted(),
+            Waited::For(Ok(())) => Answer::done(vec![format!("restarted {name} in {:.1?}", began.elapsed())]),
+            Waited::For(Err(why)) => Answer::failed(Code::Failed, format!("{name} does not start again: {why}")),
+            Waited::Interrupted => interrupted(),
+            Waited::Limit => goes_on(&format!("the restart of {name}"), limit),
         }
     }
 
@@ -286,9 +318,10 @@ impl Operator {
         tracing::info!("scale from {now} to {wanted} workers");
         self.context.set_worker_count(wanted);
         self.let_hold();
-        let _ = self.events.send(Event::Scale(wanted as usize));
+        let _ = self.events.send(TreeEvent::Scale(wanted as usize));
         let began = Instant::now();
-        let reached = self.wait(|known| {
+        let limit = self.roll_limit();
+        let reached = self.wait(limit, |known| {
             let workers: Vec<_> = known.workers().collect();
             if workers.len() != wanted as usize {
                 return None;
@@ -300,34 +333,35 @@ impl Operator {
             workers.iter().all(|worker| worker.is_ready()).then_some(Ok(()))
         });
         match reached.await {
-            Some(Ok(())) => {
+            Waited::For(Ok(())) => {
                 Answer::done(vec![format!("{now} workers before, {wanted} now, after {:.1?}", began.elapsed())])
             }
-            Some(Err(why)) => {
+            Waited::For(Err(why)) => {
                 let text = format!("{why}\nit is tried again; `tandem scale {now}` takes the new ones back");
                 Answer::failed(Code::Failed, text)
             }
-            None => interrupted(),
+            Waited::Interrupted => interrupted(),
+            Waited::Limit => goes_on(&format!("the change to {wanted} workers"), limit),
         }
     }
 
-    /// Wait until `judge` has come to something; `None` when a stop comes first.
-    async fn wait<T>(&self, judge: impl Fn(&Known) -> Option<T>) -> Option<T> {
+    /// Wait until `judge` has come to something, at most for `limit`.
+    async fn wait<T>(&self, limit: Duration, judge: impl Fn(&Known) -> Option<T>) -> Waited<T> {
         let mut known = self.known.subscribe();
-        // What there is now may not have heard of the order yet.
-        known.changed().await.ok()?;
-        loop {
-            {
+        let judged = async {
+            // What there is now may not have heard of the order yet.
+            while known.changed().await.is_ok() {
                 let now = known.borrow_and_update();
                 if let Some(found) = judge(&now) {
-                    return Some(found);
+                    return Waited::For(found);
                 }
                 if !now.serving {
-                    return None;
+                    return Waited::Interrupted;
                 }
             }
-            known.changed().await.ok()?;
-        }
+            Waited::Interrupted
+        };
+        timeout(limit, judged).await.unwrap_or(Waited::Limit)
     }
 
     fn is_serving(&self, what: &str) -> Result<(), Answer> {
@@ -347,54 +381,13 @@ impl Operator {
     }
 }
 
-/// Whether there may be `wanted` workers.
-fn may_scale(settings: &Settings, wanted: u32) -> Result<(), String> {
-    if wanted == 0 {
-        return Err("no worker would be left to answer; `tandem stop` stops everything".into());
-    }
-    let most = settings.health.workers_min;
-    if wanted < most {
-        return Err(format!("health.workers_min asks for at least {most} ready workers"));
-    }
-    let budget = crate::plan::Budget { workers: wanted, ..settings.budget() };
-    match budget.check() {
-        Err(over) if settings.postgres.mode == crate::config::PostgresMode::Managed => {
-            let later = budget.connections_for(settings.memory);
-            if settings.postgres.max_connections_auto && u64::from(later) >= budget.total() {
-                return Err(format!(
-                    "{over} since the start: with workers.count = {wanted} in the configuration a restart of Tandem makes \
-                     it {later}; or {}",
-                    over.help()
-                ));
-            }
-            Err(format!("{over}: {}", over.help()))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-/// What became of each key that changed.
-fn told(reading: &Reading) -> Vec<String> {
-    let lines = [
-        ("holds at once", &reading.live),
-        ("holds in the workers that come now", &reading.rolled),
-        ("holds only after a restart of Tandem", &reading.restart),
-    ];
-    let told = lines.into_iter().filter(|(_, keys)| !keys.is_empty());
-    let told = told.map(|(what, keys)| format!("{}: {what}", keys.join(", ")));
-    told.chain(reading.notices.iter().cloned()).collect()
-}
-
-fn aborted(why: &str, replaced: usize) -> String {
-    let before = match replaced {
-        0 => "the workers that were there serve on".to_owned(),
-        count => format!("{count} were replaced before, the others that were there serve on"),
-    };
-    format!("{why}\n{before}")
-}
-
-fn interrupted() -> Answer {
-    Answer::failed(Code::Temporary, "a stop came first")
+/// How a wait for the tree ended.
+enum Waited<T> {
+    For(T),
+    /// A stop came first.
+    Interrupted,
+    /// The limit passed first.
+    Limit,
 }
 
 /// Remove what Python compiled from `source`: it takes that for new when size and second of the source are the same, which

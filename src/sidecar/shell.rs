@@ -12,32 +12,36 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::known::Known;
-use super::orders::{Operator, Report};
-use super::services::Services;
+use super::orders::{Operator, RollReport};
+use super::services::{Service, Services};
+use super::task::Shell;
 use super::view::View;
-use super::{Context, Errand, Goal, POSTGRES, Step, backups, hooks, jobs};
+use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
 use crate::event_loop;
 use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
-use crate::supervise::service::Reporter;
-use crate::supervise::task::Shell;
-use crate::supervise::tree::{Action, Cause, Event, JobId, Origin, Outcome, Phase, Role, ServiceId, Stage, Tree};
+use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
 use crate::workers::life::Roster;
 
 /// How long a worker that was told to leave may go on accepting connections: Uvicorn looks for it every 100 ms.
 const LEAVING: Duration = Duration::from_secs(1);
 
+/// As the end of a sentence about the stop.
+fn at_most(limit: Duration) -> String {
+    format!("; in {} at most", humantime::format_duration(limit))
+}
+
 /// The shell around the tree.
 pub struct Sidecar {
     pub(super) context: Rc<Context>,
     pub(super) steps: Vec<Step>,
-    pub(super) events: UnboundedSender<Event>,
+    pub(super) events: UnboundedSender<TreeEvent>,
     pub services: Services,
     pub(super) operator: Rc<Operator>,
     pub(super) errand: Option<Errand>,
-    pub(super) jobs: HashMap<JobId, JoinHandle<()>>,
+    pub(super) jobs: HashMap<JobRun, JoinHandle<()>>,
     /// The error of the job that failed.
     pub(super) error: Rc<RefCell<Option<anyhow::Error>>>,
     pub(super) samples: watch::Sender<DatabaseReading>,
@@ -48,12 +52,17 @@ pub struct Sidecar {
     pub(super) settled_since: Option<Instant>,
     /// The hook that runs.
     pub(super) hook: Option<JoinHandle<()>>,
-    /// Who takes the scheduled backups.
+    /// The task that takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
     /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
     pub(super) tasks: Vec<JoinHandle<()>>,
+    /// Whether processes are being ended.
+    pub(super) stopping: bool,
+    /// When the stop was asked for.
     pub(super) stop_began: Option<Instant>,
+    /// How long the stop may take, as the tree last had it.
+    pub(super) stop_limit: Duration,
     /// Dropped, the first closes the control socket; the second is its end.
     pub(super) control: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
 }
@@ -67,25 +76,12 @@ impl Sidecar {
         context: Context,
         goal: Goal,
         steps: Vec<Step>,
-        events: UnboundedSender<Event>,
+        events: UnboundedSender<TreeEvent>,
     ) -> anyhow::Result<Self> {
         let context = Rc::new(context);
         let settings = context.settings();
         let samples = watch::Sender::new(None);
-        let postmaster = Postmaster::new(
-            postmaster::Launch {
-                home: context.home.clone(),
-                installation: context.installation.clone(),
-                url: context.url.clone(),
-                stocked: context.database.clone(),
-                settings: settings.postgres.clone(),
-                grace: settings.stop.postgres_grace,
-                waits_for_room: matches!(goal, Goal::Serve),
-                samples: samples.clone(),
-            },
-            Reporter::new(POSTGRES, events.clone()),
-        );
-        let services = Services::new(postmaster, Roster::default(), events.clone());
+        let services = Services::new(Roster::default(), events.clone());
         let mut tasks = Vec::new();
         let upstream = Rc::new(match goal {
             Goal::Serve => {
@@ -112,7 +108,9 @@ impl Sidecar {
             backups: None,
             tasks,
             upstream,
+            stopping: false,
             stop_began: None,
+            stop_limit: Duration::ZERO,
             control: None,
             steps,
             events,
@@ -130,28 +128,43 @@ impl Sidecar {
 
     /// Make the first services, as the tree plans them.
     pub fn stock(&mut self, tree: &Tree) {
-        let roll = &tree.plan.roll;
         for (&id, member) in &tree.members {
-            let stage = Some(member.stage);
-            if stage == roll.template {
-                self.services.add(id, Origin::Template);
-            } else if stage == roll.workers {
-                self.services.add(id, Origin::Slot(member.place));
-            } else if let Stage::Aside(_) = tree.plan.stages[member.stage] {
-                self.stock_companion(id, member.place);
+            match self.steps[member.stage] {
+                Step::Postgres => self.stock_postmaster(id),
+                Step::Template => self.services.add(id, Origin::Template),
+                Step::Workers => self.services.add(id, Origin::Slot(member.place)),
+                Step::Companions => self.stock_companion(id, member.place),
+                // These are jobs.
+                Step::Install | Step::Cluster | Step::Attach | Step::Provision | Step::Migrate | Step::Errand => {}
             }
         }
+    }
+
+    fn stock_postmaster(&mut self, id: ServiceId) {
+        let context = &self.context;
+        let launch = postmaster::PostmasterSetup {
+            home: context.home.clone(),
+            installation: context.installation.clone(),
+            url: context.url.clone(),
+            stocked: context.database.clone(),
+            settings: context.settings().postgres.clone(),
+            grace: context.settings().stop.postgres_grace,
+            waits_for_room: self.errand_is_absent(),
+            samples: self.samples.clone(),
+        };
+        let postmaster = Postmaster::new(launch, self.services.reporter(id));
+        self.services.insert(id, Service::Postgres(postmaster));
     }
 
     fn stock_companion(&mut self, id: ServiceId, place: usize) {
         let context = self.context.clone();
         let Some(name) = context.settings().processes.get(place).map(|process| process.name.clone()) else { return };
         let command: MakeCommand = Box::new(move || Box::pin(jobs::companion(context.clone(), place)));
-        let reporter = Reporter::new(id, self.events.clone());
-        self.services.insert(id, Companion::new(name, command, reporter));
+        let companion = Companion::new(name, command, self.services.reporter(id));
+        self.services.insert(id, Service::Companion(companion));
     }
 
-    /// Who gives the tree its orders.
+    /// What gives the tree its orders.
     pub fn operator(&self) -> Rc<Operator> {
         self.operator.clone()
     }
@@ -166,6 +179,7 @@ impl Sidecar {
         for task in self.tasks.drain(..) {
             task.abort();
         }
+        self.services.name_what_is_left();
         if let Some(began) = self.stop_began {
             tracing::info!("stopped in {:.0?}", began.elapsed());
         }
@@ -175,8 +189,8 @@ impl Sidecar {
         }
     }
 
-    fn run_job(&mut self, id: JobId) {
-        let Some(&step) = self.steps.iter().find(|&&step| step as usize == id.0) else { return };
+    fn run_job(&mut self, run: JobRun) {
+        let step = self.steps[run.stage];
         let context = self.context.clone();
         let errand = if step == Step::Errand { self.errand.take() } else { None };
         let (events, error) = (self.events.clone(), self.error.clone());
@@ -197,32 +211,37 @@ impl Sidecar {
         };
         let handle = event_loop::spawn("a step of the boot", async move {
             let event = match job.await {
-                Ok(()) => Event::JobSucceeded(id),
+                Ok(()) => TreeEvent::JobSucceeded(run),
                 Err(cause) => {
                     *error.borrow_mut() = Some(cause);
-                    Event::JobFailed(id)
+                    TreeEvent::JobFailed(run)
                 }
             };
             let _ = events.send(event);
             if step == Step::Errand {
-                let _ = events.send(Event::Stop);
+                let _ = events.send(TreeEvent::Stop);
             }
         });
-        self.jobs.insert(id, handle);
+        self.jobs.insert(run, handle);
     }
 
-    fn enter(&mut self, phase: Phase) {
+    fn enter(&mut self, phase: TreePhase) {
         self.view.enter(phase, &self.steps);
         match phase {
-            Phase::Serving if self.errand_is_absent() => self.serving(),
-            Phase::Draining { hook, .. } => {
-                tracing::info!("stop asked for; readiness is withdrawn, still serving");
+            TreePhase::Serving if self.errand_is_absent() => self.serving(),
+            TreePhase::Draining { hook, .. } => {
+                self.stop_began = Some(Instant::now());
+                tracing::info!("stop asked for; readiness is withdrawn, still serving{}", at_most(self.stop_limit));
                 if hook.is_some() {
                     self.before_stop();
                 }
             }
-            Phase::Stopping { cause, .. } if self.stop_began.is_none() => self.stopping(cause),
-            Phase::Idle | Phase::Booting { .. } | Phase::Serving | Phase::Stopping { .. } | Phase::Stopped { .. } => {}
+            TreePhase::Stopping { cause, .. } if !self.stopping => self.stopping(cause),
+            TreePhase::Idle
+            | TreePhase::Booting { .. }
+            | TreePhase::Serving
+            | TreePhase::Stopping { .. }
+            | TreePhase::Stopped { .. } => {}
         }
     }
 
@@ -260,10 +279,10 @@ impl Sidecar {
         self.hook = Some(event_loop::spawn("hooks.after_ready", async move {
             if let Err(why) = hooks::run(context, hooks::Turn::AfterReady).await {
                 *error.borrow_mut() = Some(anyhow!(why));
-                let _ = events.send(Event::HookFailed);
+                let _ = events.send(TreeEvent::HookFailed);
             }
             // The tree looks again: there may be other workers by now.
-            let _ = events.send(Event::Tick);
+            let _ = events.send(TreeEvent::Tick);
         }));
     }
 
@@ -277,7 +296,7 @@ impl Sidecar {
         let events = self.events.clone();
         event_loop::spawn("workers that leave", async move {
             tokio::time::sleep(LEAVING).await;
-            let _ = events.send(Event::Tick);
+            let _ = events.send(TreeEvent::Tick);
         });
         true
     }
@@ -289,7 +308,7 @@ impl Sidecar {
             if let Err(why) = hooks::run(context, hooks::Turn::BeforeStop).await {
                 tracing::error!("{why}; the stop goes on");
             }
-            let _ = events.send(Event::HookEnded);
+            let _ = events.send(TreeEvent::HookEnded);
         }));
     }
 
@@ -301,16 +320,19 @@ impl Sidecar {
     }
 
     fn stopping(&mut self, cause: Cause) {
+        self.stopping = true;
         self.end_hook();
         // Its process goes with it, and leaves nothing under a final name.
         if let Some(backups) = self.backups.take() {
             backups.abort();
         }
-        self.stop_began = Some(Instant::now());
+        let drained = self.stop_began.is_some();
+        self.stop_began.get_or_insert_with(Instant::now);
         if cause == Cause::Asked && self.errand_is_absent() {
-            tracing::info!("stopping: workers finish what they have, then PostgreSQL");
+            let limit = if drained { String::new() } else { at_most(self.stop_limit) };
+            tracing::info!("stopping: workers finish what they have, then PostgreSQL{limit}");
         }
-        self.services.postmaster.unwatch();
+        self.services.postmasters().for_each(Postmaster::unwatch);
         // Closed here too, so that the kernel refuses new connections as soon as the workers have closed theirs.
         if let Some(launch) = &*self.services.launch().borrow() {
             launch.listener.borrow_mut().take();
@@ -328,7 +350,7 @@ impl Sidecar {
 }
 
 impl Shell for Sidecar {
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: TreeAction) {
         event_loop::step("an action", || format!("{action:?}"), || self.carry_out(action));
     }
 
@@ -338,27 +360,27 @@ impl Shell for Sidecar {
 }
 
 impl Sidecar {
-    fn carry_out(&mut self, action: Action) {
+    fn carry_out(&mut self, action: TreeAction) {
         match action {
-            Action::RunJob(id) => self.run_job(id),
-            Action::CancelJob(id) => {
-                if let Some(handle) = self.jobs.remove(&id) {
+            TreeAction::RunJob(run) => self.run_job(run),
+            TreeAction::CancelJob(run) => {
+                if let Some(handle) = self.jobs.remove(&run) {
                     handle.abort();
                 }
             }
-            Action::Add(id, origin) => self.services.add(id, origin),
-            Action::Service(id, action) => self.services.act(id, action),
-            Action::Swapped(new, old) => self.services.swapped(new, old),
-            Action::Remove(id) => self.services.remove(id),
-            Action::RollEnded(id, outcome) => {
+            TreeAction::Add(id, origin) => self.services.add(id, origin),
+            TreeAction::Service(id, action) => self.services.act(id, action),
+            TreeAction::Swapped(new, old) => self.services.swapped(new, old),
+            TreeAction::Remove(id) => self.services.remove(id),
+            TreeAction::RollEnded(id, outcome) => {
                 let report = match outcome {
-                    Outcome::Done(count) => Report::Done(count),
-                    Outcome::Aborted(failed, replaced) => Report::Aborted(self.services.failure(failed), replaced),
-                    Outcome::Interrupted => Report::Interrupted,
+                    Outcome::Done(count) => RollReport::Done(count),
+                    Outcome::Aborted(failed, replaced) => RollReport::Aborted(self.services.failure(failed), replaced),
+                    Outcome::Interrupted => RollReport::Interrupted,
                 };
                 self.operator.hear(id, report);
             }
-            Action::Enter(phase) => self.enter(phase),
+            TreeAction::Enter(phase) => self.enter(phase),
         }
     }
 
@@ -366,6 +388,8 @@ impl Sidecar {
         if self.hook.as_ref().is_some_and(JoinHandle::is_finished) {
             self.hook = None;
         }
+        self.services.observe(tree);
+        self.stop_limit = tree.stop_sum().total();
         self.after_ready(tree);
         self.view.publish(tree, &self.services, &self.context);
         let fault = self.samples.borrow().as_ref().and_then(|(_, sample)| sample.fault);

@@ -1,4 +1,4 @@
-//! What others may know of the tree: the picture for the health port, and the banner.
+//! What the health port, the control socket and the banner show of the tree.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::services::Services;
-use super::{Context, Step};
+use super::Context;
+use super::services::{ServiceKind, Services};
+use crate::boot::Step;
 use crate::config::{PostgresMode, Preload, Settings};
 use crate::health::picture::{self, Picture};
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
 use crate::postgres::service::DatabaseReading;
 use crate::supervise::state::State;
-use crate::supervise::tree::{Phase, Role, Tree};
+use crate::supervise::tree::{Role, Tree, TreePhase};
 use crate::telemetry;
 use crate::workers::life::Roster;
 
-/// How far we are, since when, and the picture of it.
+/// The phase, when each step began, and the picture for the health port.
 pub struct View {
     picture: watch::Sender<Arc<Picture>>,
     started: Instant,
@@ -36,7 +37,7 @@ impl View {
             started,
             database: picture::Database {
                 sample: None,
-                // One interval, one probe that runs into its deadline, and a moment for the loop itself.
+                // One interval, one probe that passes its deadline, and some room for the event loop.
                 sample_age_max: postgres.probe_interval + postgres.probe_deadline + Duration::from_millis(500),
                 pool_size: settings.pool.size,
             },
@@ -54,7 +55,7 @@ impl View {
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }
 
-    /// Where what is known is put.
+    /// The sender of the picture.
     pub fn picture(&self) -> watch::Sender<Arc<Picture>> {
         self.picture.clone()
     }
@@ -70,17 +71,17 @@ impl View {
     }
 
     /// Note that the tree entered `phase`.
-    pub fn enter(&mut self, phase: Phase, steps: &[Step]) {
+    pub fn enter(&mut self, phase: TreePhase, steps: &[Step]) {
         self.phase = match phase {
-            Phase::Idle => Public::Installing,
-            Phase::Booting { stage } => {
+            TreePhase::Idle => Public::Installing,
+            TreePhase::Booting { stage } => {
                 self.began.push((steps[stage], Instant::now()));
                 public(steps[stage])
             }
-            Phase::Serving => Public::Serving,
-            Phase::Draining { .. } => Public::Draining,
-            Phase::Stopping { .. } => Public::Stopping,
-            Phase::Stopped { .. } => Public::Stopped,
+            TreePhase::Serving => Public::Serving,
+            TreePhase::Draining { .. } => Public::Draining,
+            TreePhase::Stopping { .. } => Public::Stopping,
+            TreePhase::Stopped { .. } => Public::Stopped,
         };
     }
 
@@ -95,7 +96,7 @@ impl View {
             .map(|id| {
                 let member = &tree.members[&id];
                 let life = services.life(id);
-                let retiring = member.role == Role::Retiring;
+                let retiring = member.role == Role::Retiring && !member.child.is_abandoned();
                 let state = worker_state(member.child.state);
                 picture::Worker {
                     slot: u32::try_from(member.place).unwrap_or(u32::MAX),
@@ -127,14 +128,14 @@ impl View {
         });
     }
 
-    /// How things are, in one line; `fault` is what the database has.
+    /// The state in one line, for the supervisor above; `fault` is the database's.
     pub fn line(&self, context: &Context, fault: Option<picture::Fault>) -> String {
         if self.phase != Public::Serving {
             return self.phase.to_string();
         }
         let picture = self.picture.borrow();
         let ready = picture.workers.iter().filter(|worker| worker.state == picture::WorkerState::Ready);
-        // While one replaces another, both are.
+        // During a replacement the old and the new worker of a slot are ready.
         let ready = ready.map(|worker| worker.slot).collect::<HashSet<_>>().len();
         let (listen, wanted) = (context.settings().workers.listen, picture.workers_wanted);
         let roll = picture.roll.as_ref().map(|roll| format!("; {roll}")).unwrap_or_default();
@@ -142,7 +143,7 @@ impl View {
         format!("serving on {listen}, {ready} of {wanted} workers ready{fault}{roll}")
     }
 
-    /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.
+    /// Put each reading of the database and the workers' counts into the picture, for ever.
     pub fn follow(
         &self,
         mut readings: watch::Receiver<DatabaseReading>,
@@ -173,7 +174,7 @@ impl View {
         }
     }
 
-    /// Say once, in one piece, that all is ready: where, how to connect, and how long each step took.
+    /// Print once that everything is ready: the addresses, how to connect, and how long each step took.
     pub fn banner(&self, context: &Context) {
         let settings = &*context.settings();
         let ends = self.began.iter().skip(1).map(|(_, began)| *began).chain([Instant::now()]);
@@ -205,7 +206,7 @@ impl View {
     }
 }
 
-/// Every service of `tree` as the control socket shows it; what did not change since `before` keeps its times.
+/// Every service of `tree` as the control socket shows it; a service that did not change since `before` keeps its times.
 fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<picture::Service> {
     let now = Instant::now();
     let mut ids: Vec<_> = tree.members.keys().copied().collect();
@@ -215,7 +216,7 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
         let (name, pid, state) = (services.name(id), member.child.pid(), member.child.label());
         let same = before.iter().find(|service| service.name == name && service.pid == pid);
         picture::Service {
-            kind: services.kind(id),
+            kind: services.kind(id).map_or("gone", ServiceKind::name),
             pid,
             state,
             role: match member.role {
@@ -234,7 +235,7 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
     ids.into_iter().map(one).collect()
 }
 
-/// Facts that could not be asked for stay as they were `known`: a full disk may keep the server from telling.
+/// Keep the `known` facts where the sample has none: on a full disk the server may not answer the question.
 fn keep_facts(known: &mut Sample, sample: &mut Sample) {
     if sample.max_connections.is_some() {
         known.clone_from(sample);
@@ -286,13 +287,14 @@ fn name(step: Step) -> &'static str {
 
 fn worker_state(state: State) -> picture::WorkerState {
     match state {
-        State::Spawning { .. } | State::Held { .. } | State::Starting { .. } => picture::WorkerState::Starting,
+        State::Spawning { .. } | State::Cancelling { .. } | State::Held { .. } | State::Starting { .. } => {
+            picture::WorkerState::Starting
+        }
         State::Ready { .. } => picture::WorkerState::Ready,
-        State::Hung { .. }
-        | State::Replacing { .. }
-        | State::Restarting { .. }
-        | State::Stopping { .. }
-        | State::Abandoned { .. } => picture::WorkerState::Retiring,
+        State::Hung { .. } | State::Replacing { .. } | State::Restarting { .. } | State::Stopping { .. } => {
+            picture::WorkerState::Retiring
+        }
+        State::Abandoned { .. } => picture::WorkerState::Abandoned,
         State::Down | State::Backoff { .. } => picture::WorkerState::Resting,
         State::GaveUp => picture::WorkerState::GaveUp,
     }

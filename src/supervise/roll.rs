@@ -8,10 +8,10 @@
 
 use std::collections::VecDeque;
 
-use super::state::{self, Moment, State};
-use super::tree::{Action, Member, Need, Origin, Phase, Role, ServiceId, Tree};
+use super::state::{ChildAction, ChildEvent, Moment, State};
+use super::tree::{Need, Origin, Role, ServiceId, Tree, TreeAction, TreePhase};
 
-/// Who asked for a roll.
+/// The number of an order for a roll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RollId(pub u64);
 
@@ -62,6 +62,8 @@ struct Roll {
 pub(super) struct Rolls {
     current: Option<Roll>,
     queued: VecDeque<(RollId, Scope)>,
+    /// How many workers there shall be, while there are fewer.
+    wanted: Option<usize>,
 }
 
 impl Tree {
@@ -71,25 +73,25 @@ impl Tree {
         Some((roll.replaced, roll.waiting.len() + roll.under_way.len()))
     }
 
-    pub(super) fn ask_roll(&mut self, id: RollId, scope: Scope, now: Moment, actions: &mut Vec<Action>) {
-        if self.phase == Phase::Serving {
+    pub(super) fn ask_roll(&mut self, id: RollId, scope: Scope, now: Moment, actions: &mut Vec<TreeAction>) {
+        if self.phase == TreePhase::Serving {
             self.rolls.queued.push_back((id, scope));
             return;
         }
-        if let (Phase::Booting { .. }, Scope::All) = (self.phase, scope) {
+        if let (TreePhase::Booting { .. }, Scope::All) = (self.phase, scope) {
             self.start_anew(now, actions);
         }
-        actions.push(Action::RollEnded(id, Outcome::Interrupted));
+        actions.push(TreeAction::RollEnded(id, Outcome::Interrupted));
     }
 
     /// Nothing serves yet that new ones could take over from: those that are on their way begin anew, and those that rest
     /// try again now.
-    fn start_anew(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn start_anew(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
         // The template first: no worker is to be forked off what it has imported.
         let rolled = [self.plan.roll.template, self.plan.roll.workers];
         let ids: Vec<ServiceId> = rolled.into_iter().flatten().flat_map(|stage| self.of_stage(stage)).collect();
         for id in ids {
-            self.service(id, state::Event::Restart, now, actions);
+            self.service(id, ChildEvent::Restart, now, actions);
         }
     }
 
@@ -97,15 +99,17 @@ impl Tree {
     /// often it fails: another's failure would be the boot's.
     pub(super) fn may_restart(&self, id: ServiceId) -> bool {
         match self.phase {
-            Phase::Serving => true,
-            Phase::Booting { .. } => self.members[&id].plan.need == Need::Never,
-            Phase::Idle | Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped { .. } => false,
+            TreePhase::Serving => true,
+            TreePhase::Booting { .. } => self.members[&id].plan.need == Need::Never,
+            TreePhase::Idle | TreePhase::Draining { .. } | TreePhase::Stopping { .. } | TreePhase::Stopped { .. } => {
+                false
+            }
         }
     }
 
     /// Begin what waits, start the replacements that there is room for, end what is done.
-    pub(super) fn go_on_rolling(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        while self.phase == Phase::Serving {
+    pub(super) fn go_on_rolling(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
+        while self.phase == TreePhase::Serving {
             if self.rolls.current.is_none() && !self.begin_roll(now, actions) {
                 return;
             }
@@ -122,7 +126,7 @@ impl Tree {
         }
     }
 
-    fn begin_roll(&mut self, now: Moment, actions: &mut Vec<Action>) -> bool {
+    fn begin_roll(&mut self, now: Moment, actions: &mut Vec<TreeAction>) -> bool {
         let Some((id, scope)) = self.rolls.queued.pop_front() else { return false };
         let mut ids = vec![id];
         self.rolls.queued.retain(|&(other, wanted)| {
@@ -141,21 +145,20 @@ impl Tree {
         true
     }
 
-    fn new_template(&mut self, now: Moment, actions: &mut Vec<Action>) -> Option<Swap> {
+    fn new_template(&mut self, now: Moment, actions: &mut Vec<TreeAction>) -> Option<Swap> {
         let (stage, plan) = (self.plan.roll.template?, self.plan.roll.preload.clone()?);
         let old = self.standing(stage).first().copied();
         let origin = old.map_or(Origin::Template, Origin::Replaces);
         let new = self.add(stage, 0, Role::Replacement, plan, origin, actions);
-        self.child(new, state::Event::Start, now, actions);
+        self.child(new, ChildEvent::Start, now, actions);
         Some(Swap { old, new })
     }
 
-    fn start_replacements(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn start_replacements(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
         loop {
             let Some(roll) = &self.rolls.current else { return };
             let forkable = roll.template.is_none_or(|swap| self.is_ready_now(swap.new));
-            let room =
-                roll.under_way.len() < self.plan.roll.surge.max(1) && self.extra() < self.plan.roll.extra_max.max(1);
+            let room = roll.under_way.len() < self.plan.roll.surge.max(1) && self.has_room(0);
             if !forkable || !room {
                 return;
             }
@@ -166,7 +169,7 @@ impl Tree {
             if let Some(roll) = &mut self.rolls.current {
                 roll.under_way.push(Swap { old: Some(old), new });
             }
-            self.child(new, state::Event::Start, now, actions);
+            self.child(new, ChildEvent::Start, now, actions);
         }
     }
 
@@ -174,22 +177,24 @@ impl Tree {
         self.members.get(&id).is_some_and(|member| member.child.is_ready())
     }
 
-    /// How many workers there are beyond those that hold a place.
-    fn extra(&self) -> usize {
-        let extra = |member: &&Member| {
-            Some(member.stage) == self.plan.roll.workers && member.role != Role::Standing && !member.child.is_over()
-        };
-        self.members.values().filter(extra).count()
+    /// Whether there may be one worker more, beside those that stand and those on their way in or out; `wanted` are to
+    /// stand.
+    fn has_room(&self, wanted: usize) -> bool {
+        let workers = || self.members.values().filter(|member| Some(member.stage) == self.plan.roll.workers);
+        let standing = workers().filter(|member| member.role == Role::Standing).count();
+        let there = workers().filter(|member| member.role == Role::Standing || !member.child.is_over()).count();
+        there < self.plan.roll.most.max(standing.max(wanted) + 1)
     }
 
     /// Something happened to a replacement: it is ready, on its way, or has failed.
-    pub(super) fn replacement(&mut self, id: ServiceId, event: state::Event, now: Moment, actions: &mut Vec<Action>) {
+    pub(super) fn replacement(&mut self, id: ServiceId, event: ChildEvent, now: Moment, actions: &mut Vec<TreeAction>) {
         let before = actions.len();
         self.child(id, event, now, actions);
         match self.members[&id].child.state {
             State::Spawning { .. } | State::Held { .. } | State::Starting { .. } => {}
             State::Ready { .. } => self.swap(id, now, actions),
             State::Down
+            | State::Cancelling { .. }
             | State::Hung { .. }
             | State::Replacing { .. }
             | State::Restarting { .. }
@@ -197,11 +202,11 @@ impl Tree {
             | State::Backoff { .. }
             | State::GaveUp
             | State::Abandoned { .. } => {
-                // It is not tried again: whoever asked hears of it and decides.
-                let again = |action: &Action| {
-                    matches!(action, Action::Service(_, state::Action::Restart(_) | state::Action::GiveUp))
+                // It is not tried again: the answer to the order says why, and a person decides.
+                let again = |action: &TreeAction| {
+                    matches!(action, TreeAction::Service(_, ChildAction::Restart(_) | ChildAction::GiveUp))
                 };
-                let kept: Vec<Action> = actions.drain(before..).filter(|action| !again(action)).collect();
+                let kept: Vec<TreeAction> = actions.drain(before..).filter(|action| !again(action)).collect();
                 actions.extend(kept);
                 self.abort(id, now, actions);
             }
@@ -209,35 +214,35 @@ impl Tree {
     }
 
     /// A replacement is ready: it holds the place now, and the old one leaves.
-    fn swap(&mut self, new: ServiceId, now: Moment, actions: &mut Vec<Action>) {
+    fn swap(&mut self, new: ServiceId, now: Moment, actions: &mut Vec<TreeAction>) {
         let Some(roll) = &mut self.rolls.current else { return };
         let Some(at) = roll.under_way.iter().position(|swap| swap.new == new) else { return };
         let swap = roll.under_way.remove(at);
         roll.replaced += 1;
         self.commit_template(now, actions);
-        self.take_place(swap, state::Event::Retire, now, actions);
+        self.take_place(swap, ChildEvent::Retire, now, actions);
     }
 
-    fn take_place(&mut self, swap: Swap, leave: state::Event, now: Moment, actions: &mut Vec<Action>) {
+    fn take_place(&mut self, swap: Swap, leave: ChildEvent, now: Moment, actions: &mut Vec<TreeAction>) {
         let restarts = swap.old.and_then(|old| self.members.get(&old)).map_or(0, |old| old.child.restarts);
         if let Some(new) = self.members.get_mut(&swap.new) {
             new.role = Role::Standing;
             new.child.restarts = restarts;
         }
         if let Some(old) = swap.old.filter(|old| self.members.contains_key(old)) {
-            actions.push(Action::Swapped(swap.new, old));
+            actions.push(TreeAction::Swapped(swap.new, old));
             self.leave(old, leave, now, actions);
         }
     }
 
     /// The new template has shown that workers get ready from it.
-    fn commit_template(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn commit_template(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
         if let Some(swap) = self.rolls.current.as_mut().and_then(|roll| roll.template.take()) {
-            self.take_place(swap, state::Event::Stop, now, actions);
+            self.take_place(swap, ChildEvent::Stop, now, actions);
         }
     }
 
-    pub(super) fn leave(&mut self, id: ServiceId, how: state::Event, now: Moment, actions: &mut Vec<Action>) {
+    pub(super) fn leave(&mut self, id: ServiceId, how: ChildEvent, now: Moment, actions: &mut Vec<TreeAction>) {
         if let Some(member) = self.members.get_mut(&id) {
             member.role = Role::Retiring;
         }
@@ -245,70 +250,85 @@ impl Tree {
     }
 
     /// Give up the roll under way: `failed` is why.
-    fn abort(&mut self, failed: ServiceId, now: Moment, actions: &mut Vec<Action>) {
+    fn abort(&mut self, failed: ServiceId, now: Moment, actions: &mut Vec<TreeAction>) {
         let Some(roll) = self.rolls.current.take() else {
-            self.leave(failed, state::Event::Stop, now, actions);
+            self.leave(failed, ChildEvent::Stop, now, actions);
             return;
         };
         self.give_back(&roll, now, actions);
         let outcome = Outcome::Aborted(failed, roll.replaced);
-        actions.extend(roll.ids.into_iter().map(|id| Action::RollEnded(id, outcome)));
+        actions.extend(roll.ids.into_iter().map(|id| TreeAction::RollEnded(id, outcome)));
     }
 
     /// End every replacement that holds no place yet.
-    fn give_back(&mut self, roll: &Roll, now: Moment, actions: &mut Vec<Action>) {
+    fn give_back(&mut self, roll: &Roll, now: Moment, actions: &mut Vec<TreeAction>) {
         for swap in roll.under_way.iter().chain(&roll.template) {
-            self.leave(swap.new, state::Event::Stop, now, actions);
+            self.leave(swap.new, ChildEvent::Stop, now, actions);
         }
     }
 
-    fn end_roll(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn end_roll(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
         let Some(roll) = self.rolls.current.take() else { return };
         if let (true, Some(stage)) = (roll.untemplate, self.plan.roll.template) {
             for id in self.standing(stage) {
-                self.leave(id, state::Event::Stop, now, actions);
+                self.leave(id, ChildEvent::Stop, now, actions);
             }
         }
         let outcome = Outcome::Done(roll.replaced);
-        actions.extend(roll.ids.into_iter().map(|id| Action::RollEnded(id, outcome)));
+        actions.extend(roll.ids.into_iter().map(|id| TreeAction::RollEnded(id, outcome)));
     }
 
     /// A stop comes: there are no rolls any more.
-    pub(super) fn interrupt_rolls(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    pub(super) fn interrupt_rolls(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
         if let Some(roll) = self.rolls.current.take() {
             self.give_back(&roll, now, actions);
-            actions.extend(roll.ids.into_iter().map(|id| Action::RollEnded(id, Outcome::Interrupted)));
+            actions.extend(roll.ids.into_iter().map(|id| TreeAction::RollEnded(id, Outcome::Interrupted)));
         }
         let queued = std::mem::take(&mut self.rolls.queued);
-        actions.extend(queued.into_iter().map(|(id, _)| Action::RollEnded(id, Outcome::Interrupted)));
+        actions.extend(queued.into_iter().map(|(id, _)| TreeAction::RollEnded(id, Outcome::Interrupted)));
     }
 
-    /// Let there be `count` workers: new ones get the next slots, the highest slots leave first.
-    pub(super) fn scale(&mut self, count: usize, now: Moment, actions: &mut Vec<Action>) {
-        let (Phase::Serving, Some(stage), 1..) = (self.phase, self.plan.roll.workers, count) else { return };
-        let standing = self.standing(stage);
-        let plan = standing.first().map(|id| self.members[id].plan.clone());
+    /// Let there be `count` workers: the highest slots leave, or new ones get the next slots as soon as there is room.
+    pub(super) fn scale(&mut self, count: usize, now: Moment, actions: &mut Vec<TreeAction>) {
+        let (TreePhase::Serving, Some(stage), 1..) = (self.phase, self.plan.roll.workers, count) else { return };
         let beyond = self.of_stage(stage).into_iter().filter(|id| self.members[id].place >= count);
         for id in beyond.collect::<Vec<_>>() {
             match self.members[&id].role {
-                Role::Standing => self.leave(id, state::Event::Retire, now, actions),
+                Role::Standing => self.leave(id, ChildEvent::Retire, now, actions),
                 Role::Replacement => self.drop_replacement(id, now, actions),
                 Role::Retiring => {}
             }
         }
-        let Some(plan) = plan else { return };
-        for slot in standing.len()..count {
-            let id = self.add(stage, slot, Role::Standing, plan.clone(), Origin::Slot(slot), actions);
-            self.child(id, state::Event::Start, now, actions);
+        self.rolls.wanted = Some(count);
+    }
+
+    /// Start the workers that are still to come. Those that leave keep their connections until they are gone, so a new one
+    /// waits where the budget has no room for both.
+    pub(super) fn go_on_scaling(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
+        while let (TreePhase::Serving, Some(stage), Some(wanted)) =
+            (self.phase, self.plan.roll.workers, self.rolls.wanted)
+        {
+            let standing = self.standing(stage);
+            let plan = standing.first().map(|id| self.members[id].plan.clone());
+            let (Some(plan), true) = (plan, standing.len() < wanted) else {
+                self.rolls.wanted = None;
+                return;
+            };
+            if !self.has_room(wanted) {
+                return;
+            }
+            let slot = standing.len();
+            let id = self.add(stage, slot, Role::Standing, plan, Origin::Slot(slot), actions);
+            self.child(id, ChildEvent::Start, now, actions);
         }
     }
 
     /// The place that a replacement was for is no more.
-    fn drop_replacement(&mut self, id: ServiceId, now: Moment, actions: &mut Vec<Action>) {
+    fn drop_replacement(&mut self, id: ServiceId, now: Moment, actions: &mut Vec<TreeAction>) {
         if let Some(roll) = &mut self.rolls.current {
             roll.under_way.retain(|swap| swap.new != id);
         }
-        self.leave(id, state::Event::Stop, now, actions);
+        self.leave(id, ChildEvent::Stop, now, actions);
     }
 }
 

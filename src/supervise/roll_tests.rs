@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::tree::{Cause, Event, Need, Plan, RollPlan, ServicePlan, Stage};
+use super::super::state::{Ending, ProcessEvent};
+use super::super::tree::{Cause, Need, Plan, RollPlan, ServicePlan, Stage, TreeEvent};
 use super::*;
-use crate::plan::{Policy, Rung, Signal};
+use crate::policy::{Policy, Rung, Signal};
 
 const NOW: Moment = Duration::from_secs(100);
 const WORKERS: [ServiceId; 3] = [ServiceId(0), ServiceId(1), ServiceId(2)];
@@ -12,6 +13,7 @@ const WORKERS: [ServiceId; 3] = [ServiceId(0), ServiceId(1), ServiceId(2)];
 fn service() -> ServicePlan {
     let rung = |signal, seconds| Rung { signal, group: true, grace: Duration::from_secs(seconds) };
     let policy = Policy {
+        spawn_limit: Duration::from_secs(15),
         ready_limit: Duration::from_secs(60),
         hang_limit: Some(Duration::ZERO),
         ladder: vec![rung(Signal::Term, 10), rung(Signal::Kill, 2)],
@@ -23,6 +25,7 @@ fn service() -> ServicePlan {
         intensity: 5,
         period: Duration::from_secs(60),
         rest: Duration::from_secs(60),
+        abandon_limit: Duration::from_secs(30),
         starved_pause: Duration::from_secs(5),
     };
     ServicePlan { policy, prepare_at: None, need: Need::Always }
@@ -42,17 +45,23 @@ impl World {
             services: vec![service(); 4],
             drain_delay: Duration::ZERO,
             before_stop: None,
-            roll: RollPlan { workers: Some(1), template: Some(0), preload: preload.then(service), surge, extra_max },
+            roll: RollPlan {
+                workers: Some(1),
+                template: Some(0),
+                preload: preload.then(service),
+                surge,
+                most: 3 + extra_max,
+            },
         };
         let mut world = Self { tree: Some(Tree::new(plan)), pid: 10 };
-        world.feed(Event::Begin);
+        world.feed(TreeEvent::Begin);
         if preload {
             world.ready(ServiceId(3));
         }
         for id in WORKERS {
             world.ready(id);
         }
-        assert_eq!(world.tree().phase, Phase::Serving);
+        assert_eq!(world.tree().phase, TreePhase::Serving);
         world
     }
 
@@ -60,29 +69,30 @@ impl World {
         self.tree.as_ref().unwrap()
     }
 
-    fn feed(&mut self, event: Event) -> Vec<Action> {
+    fn feed(&mut self, event: TreeEvent) -> Vec<TreeAction> {
         let (tree, actions) = self.tree.take().unwrap().step(event, NOW);
         self.tree = Some(tree);
         actions
     }
 
-    fn tell(&mut self, id: ServiceId, event: state::Event) -> Vec<Action> {
-        self.feed(Event::Service(id, event))
+    fn tell(&mut self, id: ServiceId, about: ProcessEvent) -> Vec<TreeAction> {
+        let generation = self.tree().members[&id].child.generation;
+        self.feed(TreeEvent::Service(id, ChildEvent::Process(generation, about)))
     }
 
     /// A service that was asked for is there, and ready.
-    fn ready(&mut self, id: ServiceId) -> Vec<Action> {
+    fn ready(&mut self, id: ServiceId) -> Vec<TreeAction> {
         self.pid += 1;
-        self.tell(id, state::Event::Spawned(self.pid));
-        self.tell(id, state::Event::Ready)
+        self.tell(id, ProcessEvent::Spawned(self.pid));
+        self.tell(id, ProcessEvent::Ready)
     }
 
-    fn gone(&mut self, id: ServiceId) -> Vec<Action> {
-        self.tell(id, state::Event::Exited(state::Ending::Ended))
+    fn gone(&mut self, id: ServiceId) -> Vec<TreeAction> {
+        self.tell(id, ProcessEvent::Exited(Ending::Ended))
     }
 
-    fn roll(&mut self, id: u64, scope: Scope) -> Vec<Action> {
-        self.feed(Event::Roll(RollId(id), scope))
+    fn roll(&mut self, id: u64, scope: Scope) -> Vec<TreeAction> {
+        self.feed(TreeEvent::Roll(RollId(id), scope))
     }
 
     fn standing(&self) -> Vec<usize> {
@@ -90,13 +100,13 @@ impl World {
     }
 }
 
-fn added(actions: &[Action]) -> Vec<ServiceId> {
-    actions.iter().filter_map(|action| if let Action::Add(id, _) = action { Some(*id) } else { None }).collect()
+fn added(actions: &[TreeAction]) -> Vec<ServiceId> {
+    actions.iter().filter_map(|action| if let TreeAction::Add(id, _) = action { Some(*id) } else { None }).collect()
 }
 
-fn ended(actions: &[Action]) -> Vec<(u64, Outcome)> {
+fn ended(actions: &[TreeAction]) -> Vec<(u64, Outcome)> {
     let ends = actions.iter().filter_map(|action| match action {
-        Action::RollEnded(id, outcome) => Some((id.0, *outcome)),
+        TreeAction::RollEnded(id, outcome) => Some((id.0, *outcome)),
         _ => None,
     });
     ends.collect()
@@ -108,9 +118,9 @@ fn one_after_another_new_before_old() {
     let first = added(&world.roll(1, Scope::All));
     assert_eq!(first.len(), 1, "the surge is one");
     let actions = world.ready(first[0]);
-    let swapped = actions.iter().position(|action| *action == Action::Swapped(first[0], WORKERS[0]));
+    let swapped = actions.iter().position(|action| *action == TreeAction::Swapped(first[0], WORKERS[0]));
     let told = actions.iter().position(
-        |action| matches!(action, Action::Service(id, state::Action::Signal(rung)) if *id == WORKERS[0] && rung.signal == Signal::Retire),
+        |action| matches!(action, TreeAction::Service(id, ChildAction::Signal { rung, .. }) if *id == WORKERS[0] && rung.signal == Signal::Retire),
     );
     assert!(swapped.is_some() && swapped < told, "{actions:?}");
     assert!(added(&actions).is_empty(), "no connection is left for another beside the one that drains");
@@ -133,22 +143,23 @@ fn drains_overlap_where_there_is_room() {
     assert_eq!(first.len(), 2, "the surge is two");
     let third = added(&world.ready(first[0]));
     assert_eq!(third.len(), 1, "one drains, one comes, and a third has room");
-    assert!(added(&world.ready(first[1])).is_empty(), "nobody is left to be replaced");
+    assert!(added(&world.ready(first[1])).is_empty(), "none is left to be replaced");
     assert_eq!(ended(&world.ready(third[0])), [(1, Outcome::Done(3))]);
 }
 
 #[test]
 fn a_replacement_that_fails_ends_the_roll_and_the_old_one_stays() {
-    for ending in [state::Ending::Ended, state::Ending::Unstartable] {
+    for ending in [Ending::Ended, Ending::Unstartable] {
         let mut world = World::serving(1, 1, false);
         let new = added(&world.roll(1, Scope::All))[0];
-        world.tell(new, state::Event::Spawned(99));
-        let actions = world.tell(new, state::Event::Exited(ending));
+        world.tell(new, ProcessEvent::Spawned(99));
+        let actions = world.tell(new, ProcessEvent::Exited(ending));
         assert_eq!(ended(&actions), [(1, Outcome::Aborted(new, 0))]);
-        let again =
-            |action: &&Action| matches!(action, Action::Service(_, state::Action::Restart(_) | state::Action::GiveUp));
+        let again = |action: &&TreeAction| {
+            matches!(action, TreeAction::Service(_, ChildAction::Restart(_) | ChildAction::GiveUp))
+        };
         assert_eq!(actions.iter().find(again), None, "it is not tried again");
-        assert!(actions.contains(&Action::Remove(new)));
+        assert!(actions.contains(&TreeAction::Remove(new)));
         assert_eq!(world.standing(), [0, 1, 2]);
         assert_eq!(world.tree().rolling(), None);
     }
@@ -178,7 +189,7 @@ fn an_old_one_that_dies_first_is_replaced_all_the_same() {
     let new = added(&world.roll(1, Scope::One(WORKERS[0])))[0];
     world.gone(WORKERS[0]);
     let actions = world.ready(new);
-    assert!(actions.contains(&Action::Remove(WORKERS[0])), "{actions:?}");
+    assert!(actions.contains(&TreeAction::Remove(WORKERS[0])), "{actions:?}");
     assert_eq!(ended(&actions), [(1, Outcome::Done(1))]);
     assert_eq!(world.standing(), [new.0, 1, 2]);
 }
@@ -188,12 +199,12 @@ fn scaling_down_during_a_roll_takes_the_highest_slots_and_their_replacements() {
     let mut world = World::serving(3, 9, false);
     let new = added(&world.roll(1, Scope::All));
     assert_eq!(new.len(), 3);
-    world.feed(Event::Scale(1));
+    world.feed(TreeEvent::Scale(1));
     assert_eq!(world.standing(), [0]);
     assert_eq!(ended(&world.ready(new[0])), [(1, Outcome::Done(1))]);
     assert_eq!(world.standing(), [new[0].0]);
-    assert_eq!(added(&world.feed(Event::Scale(3))).len(), 2);
-    assert!(world.feed(Event::Scale(0)).is_empty(), "no worker would be left");
+    assert_eq!(added(&world.feed(TreeEvent::Scale(3))).len(), 2);
+    assert!(world.feed(TreeEvent::Scale(0)).is_empty(), "no worker would be left");
 }
 
 #[test]
@@ -211,8 +222,8 @@ fn the_template_comes_first_and_takes_its_place_with_the_first_worker() {
 fn a_template_that_cannot_import_ends_the_roll() {
     let mut world = World::serving(1, 9, true);
     let new = added(&world.roll(1, Scope::All))[0];
-    world.tell(new, state::Event::Spawned(99));
-    let actions = world.tell(new, state::Event::Exited(state::Ending::Unstartable));
+    world.tell(new, ProcessEvent::Spawned(99));
+    let actions = world.tell(new, ProcessEvent::Exited(Ending::Unstartable));
     assert_eq!(ended(&actions), [(1, Outcome::Aborted(new, 0))]);
     assert_eq!((world.tree().standing(0), world.standing()), (vec![ServiceId(3)], vec![0, 1, 2]));
 }
@@ -222,8 +233,18 @@ fn a_stop_interrupts_the_roll_and_those_that_wait() {
     let mut world = World::serving(1, 1, false);
     world.roll(1, Scope::All);
     world.roll(2, Scope::One(WORKERS[2]));
-    let actions = world.feed(Event::Stop);
+    let actions = world.feed(TreeEvent::Stop);
     assert_eq!(ended(&actions), [(1, Outcome::Interrupted), (2, Outcome::Interrupted)]);
-    assert!(matches!(world.tree().phase, Phase::Stopping { cause: Cause::Asked, .. }));
+    assert!(matches!(world.tree().phase, TreePhase::Stopping { cause: Cause::Asked, .. }));
     assert_eq!(ended(&world.roll(3, Scope::All)), [(3, Outcome::Interrupted)]);
+}
+
+#[test]
+fn new_slots_wait_for_the_connections_of_those_that_leave() {
+    let mut world = World::serving(1, 1, false);
+    world.feed(TreeEvent::Scale(1));
+    assert_eq!(world.standing(), [0], "two leave, and keep their connections until they are gone");
+    assert_eq!(added(&world.feed(TreeEvent::Scale(3))).len(), 1, "one beyond those wanted has room");
+    assert_eq!(added(&world.gone(WORKERS[2])).len(), 1);
+    assert_eq!(world.standing().len(), 3);
 }

@@ -1,29 +1,41 @@
-//! One child: what it may be doing, what may happen to it, what is to be done about it. `step` is what decides.
+//! One child: what it may be doing, what may happen to it, and what is to be done about it. `step` decides.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::plan::{Ladder, Rung};
+use crate::policy::{Ladder, Rung, Signal};
 
 /// Time since Tandem started.
 pub type Moment = Duration;
 
-/// What a child is wanted for once it runs.
+/// Which process of a service an event speaks of: the first, the second, … An event of a former process counts for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(pub u64);
+
+/// What a child is wanted for once its process is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Intent {
     /// Run up to the gate and wait there.
     Hold,
     /// Run.
     Start,
-    /// End as soon as it is there: a stop came while it was being spawned.
-    Stop,
 }
 
-/// Where on which ladder a child stands that is being ended.
+/// What follows when a process that is being ended is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Nothing.
+    Stop,
+    /// It failed: it is started again, and the failure counts.
+    Replace,
+    /// It did nothing wrong: it is started again at once.
+    Restart,
+}
+
+/// Where a child that is being ended stands: on which ladder, and on which rung of it, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Climb {
     pub ladder: Ladder,
-    /// Counted from 0.
     pub rung: usize,
 }
 
@@ -33,27 +45,31 @@ pub enum State {
     /// No process, and none is wanted.
     Down,
     /// A process was asked for and is not there yet.
-    Spawning { intent: Intent },
+    Spawning { intent: Intent, limit_at: Moment },
+    /// A process was asked for, and its start is broken off; the shell says whether it is there all the same. `wanted` is
+    /// what for, unless it is not wanted any more.
+    Cancelling { wanted: Option<Intent>, limit_at: Moment },
     /// A process waits at the gate.
     Held { pid: i32 },
     /// A process is on its way to ready.
     Starting { pid: i32, limit_at: Moment },
-    /// It said it is ready.
+    /// It said that it is ready.
     Ready { pid: i32, since: Moment },
     /// It lives, but does not answer; readiness is withdrawn.
     Hung { pid: i32, limit_at: Option<Moment> },
     /// It failed, and is being ended in order to be started again.
-    Replacing { pid: i32, at: Place, next_at: Moment },
+    Replacing { pid: i32, at: Climb, next_at: Moment },
     /// It did nothing wrong, and is being ended in order to be started again.
-    Restarting { pid: i32, at: Place, next_at: Moment },
+    Restarting { pid: i32, at: Climb, next_at: Moment },
     /// It is being ended for good.
-    Stopping { pid: i32, at: Place, next_at: Moment },
+    Stopping { pid: i32, at: Climb, next_at: Moment },
     /// No process; the next one is spawned at `until`.
     Backoff { until: Moment, intent: Intent },
-    /// No process; it failed too often, or said it can never start.
+    /// No process; it failed too often, or said that it can never start.
     GaveUp,
-    /// SIGKILL did not end it within the last grace (uninterruptible sleep): it is no longer waited for.
-    Abandoned { pid: i32 },
+    /// SIGKILL did not end it within the last grace: uninterruptible sleep, a tracer, gigabytes to free. It is killed again
+    /// at `kill_at`, and `purpose` holds once it is gone. At `limit_at` it gives up, and goes on being killed.
+    Abandoned { pid: i32, purpose: Purpose, kill_at: Moment, limit_at: Option<Moment> },
 }
 
 /// How a child ended.
@@ -68,22 +84,30 @@ pub enum Ending {
     Starved,
 }
 
-/// What happened to a child, or is wanted of it.
+/// What happened to one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
-    /// Spawn it, up to the gate.
-    Prepare,
-    /// Spawn it, or open its gate.
-    Start,
+pub enum ProcessEvent {
     Spawned(i32),
+    /// There is no process, and none will come.
     SpawnFailed(Ending),
     /// It is ready, or answers again.
     Ready,
     /// It does not answer.
     Hung,
-    Exited(Ending),
     /// It runs, and will never get ready; it says so again, as [`Ending::Unstartable`], when it ends.
     Unfit,
+    Exited(Ending),
+}
+
+/// What happened to a child, or is wanted of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChildEvent {
+    /// Spawn it, up to the gate.
+    Prepare,
+    /// Spawn it, or open its gate.
+    Start,
+    /// Something happened to its process of this generation.
+    Process(Generation, ProcessEvent),
     /// Time has passed.
     Tick,
     /// End it and start it again, though nothing is wrong with it.
@@ -98,13 +122,36 @@ pub enum Event {
     Rest,
 }
 
+/// The rung before: its signal, and the grace that passed without an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    pub signal: Signal,
+    pub grace: Duration,
+}
+
 /// What the shell is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    Spawn(Intent),
+pub enum ChildAction {
+    /// Make the process of this generation; the answer is `Spawned` or `SpawnFailed`.
+    Spawn(Generation, Intent),
+    /// Make no process any more. Where the answer to `Spawn` was not given yet, it is given now.
+    CancelSpawn(Generation),
     /// Open the gate.
     Release,
-    Signal(Rung),
+    /// Climb to `rung` of `ladder`; `passed` is the rung that was waited for in vain, if one was.
+    Signal {
+        pid: i32,
+        rung: Rung,
+        ladder: Ladder,
+        passed: Option<Passed>,
+    },
+    /// SIGKILL did not end the process within this time.
+    Abandon {
+        pid: i32,
+        limit: Duration,
+    },
+    /// This process came after it was given up for lost: kill it.
+    Disown(i32),
     /// It was ready and is not any more.
     Withdraw,
     /// It will be spawned again after this delay.
@@ -116,9 +163,12 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Child {
     pub state: State,
+    /// The process that was asked for last.
+    pub generation: Generation,
     /// When it failed, oldest first, within the policy's period.
     pub failures: VecDeque<Moment>,
-    /// How often it failed since it was last ready: what the pause before the next start grows with.
+    /// How often it failed since it was last ready: the pause before the next start grows with it, and the child gives up
+    /// after so many, however long each start took.
     pub attempts: usize,
     /// Processes spawned after the first, since Tandem started.
     pub restarts: u64,
@@ -126,7 +176,13 @@ pub struct Child {
 
 impl Default for Child {
     fn default() -> Self {
-        Self { state: State::Down, failures: VecDeque::new(), attempts: 0, restarts: 0 }
+        Self {
+            state: State::Down,
+            generation: Generation::default(),
+            failures: VecDeque::new(),
+            attempts: 0,
+            restarts: 0,
+        }
     }
 }
 
@@ -141,8 +197,10 @@ impl Child {
             | State::Replacing { pid, .. }
             | State::Restarting { pid, .. }
             | State::Stopping { pid, .. }
-            | State::Abandoned { pid } => Some(pid),
-            State::Down | State::Spawning { .. } | State::Backoff { .. } | State::GaveUp => None,
+            | State::Abandoned { pid, .. } => Some(pid),
+            State::Down | State::Spawning { .. } | State::Cancelling { .. } | State::Backoff { .. } | State::GaveUp => {
+                None
+            }
         }
     }
 
@@ -150,26 +208,31 @@ impl Child {
         matches!(self.state, State::Ready { .. })
     }
 
-    /// Whether nothing of it is left to wait for and nothing will be spawned.
-    pub fn is_over(&self) -> bool {
-        matches!(self.state, State::Down | State::GaveUp | State::Abandoned { .. })
+    /// Whether SIGKILL did not end its process, which is still there.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.state, State::Abandoned { .. })
     }
 
-    /// When it wants a [`Event::Tick`] at the latest.
+    /// Whether nothing of it is left to wait for and nothing will be spawned. An abandoned process is not waited for.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Down | State::GaveUp | State::Abandoned { purpose: Purpose::Stop, .. })
+    }
+
+    /// When it wants a [`ChildEvent::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         match self.state {
-            State::Starting { limit_at, .. } => Some(limit_at),
+            State::Spawning { limit_at, .. }
+            | State::Cancelling { limit_at, .. }
+            | State::Starting { limit_at, .. } => Some(limit_at),
             State::Hung { limit_at, .. } => limit_at,
             State::Replacing { next_at, .. } | State::Restarting { next_at, .. } | State::Stopping { next_at, .. } => {
                 Some(next_at)
             }
             State::Backoff { until, .. } => Some(until),
-            State::Down
-            | State::Spawning { .. }
-            | State::Held { .. }
-            | State::Ready { .. }
-            | State::GaveUp
-            | State::Abandoned { .. } => None,
+            State::Abandoned { kill_at, limit_at, .. } => {
+                Some(limit_at.map_or(kill_at, |limit_at| limit_at.min(kill_at)))
+            }
+            State::Down | State::Held { .. } | State::Ready { .. } | State::GaveUp => None,
         }
     }
 
@@ -178,6 +241,7 @@ impl Child {
         match self.state {
             State::Down => "down",
             State::Spawning { .. } => "spawning",
+            State::Cancelling { .. } => "cancelling",
             State::Held { .. } => "held",
             State::Starting { .. } => "starting",
             State::Ready { .. } => "ready",

@@ -1,8 +1,16 @@
 //! What can happen to the tree, what it can decide, and what it consists of. Pure data.
 
-use super::plan::{JobId, Plan, ServiceId, ServicePlan};
+use super::plan::{Plan, ServiceId, ServicePlan};
 use super::roll::{Outcome, RollId, Scope};
-use super::state::{self, Child, Moment};
+use super::state::{Child, ChildAction, ChildEvent, Moment};
+
+/// One run of the job of a stage. A job that was broken off runs again, and the end of the earlier run counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct JobRun {
+    pub stage: usize,
+    /// Counted over all jobs.
+    pub run: u64,
+}
 
 /// Why everything is being stopped, or has been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,15 +19,15 @@ pub enum Cause {
     Asked,
     /// A service gave up.
     GaveUp(ServiceId),
-    /// A boot job failed.
-    JobFailed(JobId),
-    /// A hook failed, and is not to be taken lightly.
+    /// The boot job of this stage failed.
+    JobFailed(usize),
+    /// A hook failed and `hooks.on_failure = "stop"`.
     HookFailed,
 }
 
-/// Where the whole tree is.
+/// How far the tree is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum TreePhase {
     /// Not begun.
     Idle,
     /// This stage is under way; those below it are done.
@@ -37,11 +45,12 @@ pub enum Phase {
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum TreeEvent {
     Begin,
-    JobSucceeded(JobId),
-    JobFailed(JobId),
-    Service(ServiceId, state::Event),
+    JobSucceeded(JobRun),
+    JobFailed(JobRun),
+    Service(ServiceId, ChildEvent),
+    /// Time has passed.
     Tick,
     /// Replace workers, new before old.
     Roll(RollId, Scope),
@@ -51,9 +60,9 @@ pub enum Event {
     Replan(Box<Plan>),
     /// A stop was asked for; asked again, it skips the waits.
     Stop,
-    /// What was to be done before the stop is done.
+    /// The hook before the stop has ended.
     HookEnded,
-    /// A hook failed, and is not to be taken lightly.
+    /// A hook failed and `hooks.on_failure = "stop"`.
     HookFailed,
 }
 
@@ -70,18 +79,18 @@ pub enum Origin {
 
 /// What the shell is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    RunJob(JobId),
-    CancelJob(JobId),
+pub enum TreeAction {
+    RunJob(JobRun),
+    CancelJob(JobRun),
     /// There is a service more.
     Add(ServiceId, Origin),
-    Service(ServiceId, state::Action),
+    Service(ServiceId, ChildAction),
     /// The first is ready, and the second leaves.
     Swapped(ServiceId, ServiceId),
     /// Nothing is left of this one.
     Remove(ServiceId),
     RollEnded(RollId, Outcome),
-    Enter(Phase),
+    Enter(TreePhase),
 }
 
 /// What a service is there for.

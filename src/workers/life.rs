@@ -19,11 +19,11 @@ use super::gate::Gate;
 use super::notify::NotifySocket;
 use crate::event_loop;
 use crate::http::Counts;
-use crate::plan::Signal;
-use crate::process::{Child, Exit, Output, oom};
+use crate::plan::{Ladder, Signal};
+use crate::process::{self, Child, Exit, Output, oom};
+use crate::service::{self, ProcessReporter, Reporter, Tail};
 use crate::supervise::plan::ServiceId;
-use crate::supervise::service::{self, Reporter, Tail};
-use crate::supervise::state::{Action, Ending, Event, Intent};
+use crate::supervise::state::{ChildAction, Ending, Generation, Intent};
 
 /// How long output of a process that has ended is still read.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
@@ -106,6 +106,7 @@ enum Current {
 
 struct Process {
     pid: i32,
+    reporter: ProcessReporter,
     began: Instant,
     standing: Standing,
     counts: Option<Counts>,
@@ -242,8 +243,10 @@ impl Life {
 
     /// Report that the process does not answer.
     pub fn report_hang(&self) {
-        self.of_process(|process| process.standing = Standing::Hung);
-        self.0.reporter.say(Event::Hung);
+        self.of_process(|process| {
+            process.standing = Standing::Hung;
+            process.reporter.hung();
+        });
     }
 
     /// Whether there is a process that said that it is ready, and nothing speaks against it since.
@@ -278,13 +281,15 @@ impl Life {
 
     /// The process is there: report it, open its gate where `intent` says so, hear what it says, forward what it prints,
     /// report its end.
-    pub fn begin(&self, started: Started, intent: Intent) {
+    pub fn begin(&self, started: Started, (generation, intent): (Generation, Intent)) {
         let Started { child, output, gate, notify } = started;
         let (inner, pid) = (&self.0, child.pid());
+        let reporter = inner.reporter.of(generation);
         oom::take_first(pid);
         inner.previous.borrow_mut().import_error = None;
         let process = Process {
             pid,
+            reporter: reporter.clone(),
             began: Instant::now(),
             standing: Standing::Starting,
             counts: None,
@@ -294,7 +299,7 @@ impl Life {
         };
         let before = inner.current.replace(Current::Present(process));
         inner.roster.0.lives.borrow_mut().insert(pid, self.clone());
-        inner.reporter.say(Event::Spawned(pid));
+        reporter.spawned(pid);
         if intent != Intent::Hold || matches!(before, Current::Absent { released: true }) {
             self.release();
         }
@@ -309,11 +314,11 @@ impl Life {
                 // What it said last is in the socket before its end is known. An error of the socket was told before.
                 let _ = notify.take(|heard| life.hear(pid, heard));
             }
-            life.end(pid, exit);
+            life.end(pid, exit, &reporter);
         });
     }
 
-    fn end(&self, pid: i32, exit: Exit) {
+    fn end(&self, pid: i32, exit: Exit, reporter: &ProcessReporter) {
         let inner = &self.0;
         inner.roster.0.lives.borrow_mut().remove(&pid);
         let ended = inner.current.replace(Current::Absent { released: false });
@@ -329,42 +334,52 @@ impl Life {
             last.reason = Some(noted.unwrap_or_else(|| why(exit)));
             if last.import_error.is_some() { Ending::Unstartable } else { Ending::Ended }
         };
-        inner.reporter.say(Event::Exited(ending));
+        reporter.exited(ending);
     }
 
-    /// There is no process, and why.
-    pub fn fail(&self, error: &io::Error) {
+    /// There is no process of this generation, and why.
+    pub fn fail(&self, generation: Generation, error: &io::Error) {
         tracing::error!({ service.name = %self.0.name }, "start: {error}");
         self.0.current.replace(Current::Absent { released: false });
-        self.0.reporter.say(Event::SpawnFailed(Ending::Ended));
+        self.0.reporter.of(generation).failed(Ending::Ended);
     }
 
-    /// Carry out any action but [`Action::Spawn`].
-    pub fn act(&self, action: Action) {
+    /// The start of a process of this generation was broken off: say so, unless it is there all the same.
+    pub fn cancelled(&self, generation: Generation) {
+        if self.pid().is_none() {
+            self.0.current.replace(Current::Absent { released: false });
+            self.0.reporter.of(generation).failed(Ending::Ended);
+        }
+    }
+
+    /// Carry out any action but [`ChildAction::Spawn`].
+    pub fn act(&self, action: ChildAction) {
         let name = &self.0.name;
         match action {
-            Action::Spawn(_) | Action::Withdraw => {}
-            Action::Release => self.release(),
-            Action::Signal(rung) => {
-                if rung.signal == Signal::Abort && self.noted().is_none() {
+            ChildAction::Spawn(..) | ChildAction::Withdraw | ChildAction::Abandon { .. } => {}
+            ChildAction::CancelSpawn(generation) => self.cancelled(generation),
+            ChildAction::Disown(pid) => process::signal_group(pid, OsSignal::SIGKILL),
+            ChildAction::Release => self.release(),
+            ChildAction::Signal { pid, rung, ladder, .. } => {
+                if ladder == Ladder::Hang && rung.signal == Signal::Abort && self.noted().is_none() {
                     let why = "did not get ready within workers.ready_limit";
                     tracing::error!({ service.name = %name }, "{why}: it is told to show what it does, and ended");
                     self.note(why.into());
                 }
-                let pid = self.of_process(|process| {
+                let own = self.of_process(|process| {
                     process.standing = Standing::Leaving;
                     process.pid
                 });
-                if let Some(pid) = pid {
+                if own == Some(pid) {
                     service::signal(pid, rung);
                 }
             }
-            Action::Restart(delay) => {
+            ChildAction::Restart(delay) => {
                 let cause = self.last_reason().unwrap_or_else(|| "could not be started".into());
                 tracing::warn!({ service.name = %name }, "ended: {cause}; restart {}", service::after(delay));
             }
-            Action::GiveUp if self.is_unstartable() => tracing::error!({ service.name = %name }, "cannot start"),
-            Action::GiveUp => tracing::error!({ service.name = %name }, "failed too often, gives up"),
+            ChildAction::GiveUp if self.is_unstartable() => tracing::error!({ service.name = %name }, "cannot start"),
+            ChildAction::GiveUp => tracing::error!({ service.name = %name }, "failed too often, gives up"),
         }
     }
 
@@ -388,12 +403,12 @@ impl Life {
             let is_news = matches!(process.standing, Standing::Starting);
             if is_news {
                 process.standing = Standing::Ready { heartbeat: None };
+                process.reporter.ready();
             }
             is_news
         });
         if is_news == Some(true) {
             self.0.roster.0.import_error.borrow_mut().clear();
-            self.0.reporter.say(Event::Ready);
         }
     }
 }

@@ -10,21 +10,35 @@ const RETIRE_ROOM: Duration = Duration::from_secs(5);
 /// How long a hung worker may take to print what its threads are doing.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 
+/// The same for one that is deaf to a stop; with [`DEAF_KILL_GRACE`], no more than SIGKILL alone would get.
+const DEAF_ABORT_GRACE: Duration = Duration::from_secs(1);
+/// How long the kernel gets to end a worker that printed what its threads do.
+const DEAF_KILL_GRACE: Duration = Duration::from_secs(1);
+/// Longest time for a process: a fork off the template, or a start without it where the template does not answer.
+const SPAWN_LIMIT: Duration = Duration::from_secs(25);
+
 /// The policy of every worker.
 ///
 /// Signals go to its whole process group, for a worker may have started processes of its own.
 pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
-    let ladder = vec![
-        Rung { signal: Signal::Term, group: true, grace: stop.grace },
-        Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE },
-    ];
+    let kill = Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE };
+    let term = Rung { signal: Signal::Term, group: true, grace: stop.grace };
+    let ladder = match workers.command {
+        // What another server makes of SIGABRT is a core file.
+        Some(_) => vec![term, kill],
+        None => vec![
+            term,
+            Rung { signal: Signal::Abort, group: false, grace: DEAF_ABORT_GRACE },
+            Rung { grace: DEAF_KILL_GRACE, ..kill },
+        ],
+    };
     // Another server ignores SIGWINCH or means something else by it: it retires by SIGTERM, with more time.
     let retire = match workers.command {
-        Some(_) => Rung { signal: Signal::Term, group: false, grace: workers.drain + RETIRE_ROOM },
-        None => Rung { signal: Signal::Retire, group: false, grace: workers.drain + RETIRE_ROOM },
+        Some(_) => Rung { signal: Signal::Term, group: false, grace: workers.drain.saturating_add(RETIRE_ROOM) },
+        None => Rung { signal: Signal::Retire, group: false, grace: workers.drain.saturating_add(RETIRE_ROOM) },
     };
-    let kill = Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE };
     Policy {
+        spawn_limit: SPAWN_LIMIT,
         ready_limit: workers.ready_limit,
         // The watchdog has waited already.
         hang_limit: Some(Duration::ZERO),
@@ -39,6 +53,7 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
         rest: workers.restart_period,
+        abandon_limit: workers.ready_limit,
         starved_pause: STARVED_PAUSE,
     }
 }

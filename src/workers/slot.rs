@@ -20,8 +20,8 @@ use super::template::Template;
 use crate::config::Readiness;
 use crate::event_loop;
 use crate::process::{self, InheritedFd};
-use crate::supervise::service::{Reporter, Service};
-use crate::supervise::state::{Action, Intent};
+use crate::service::{Reporter, Start};
+use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// One slot. Its clones are the same slot.
 #[derive(Clone)]
@@ -30,6 +30,7 @@ pub struct Slot {
     launch: Rc<Launch>,
     template: Option<Template>,
     life: Life,
+    start: Start,
 }
 
 impl Slot {
@@ -42,7 +43,7 @@ impl Slot {
         reporter: Reporter,
     ) -> Self {
         let life = Life::of_worker(name(number), launch.settings.workers.watchdog, roster, reporter);
-        Self { number, launch, template, life }
+        Self { number, launch, template, life, start: Start::default() }
     }
 
     pub fn number(&self) -> usize {
@@ -54,11 +55,11 @@ impl Slot {
         &self.life
     }
 
-    async fn spawn(self, intent: Intent) {
+    async fn spawn(self, of: (Generation, Intent)) {
         let template = self.template.as_ref().filter(|template| template.is_ready());
         if let Some(template) = template {
             match self.fork(template).await {
-                Ok(started) => return self.life.begin(started, intent),
+                Ok(started) => return self.life.begin(started, of),
                 Err(error) => {
                     let name = self.life.name();
                     tracing::error!({ service.name = %name }, "fork off the template: {error}; it is spawned instead");
@@ -66,11 +67,11 @@ impl Slot {
             }
         }
         let spawned = match &self.launch.settings.workers.command {
-            Some(words) => self.spawn_other_server(words, intent).await,
-            None => self.spawn_launcher(intent).await,
+            Some(words) => self.spawn_other_server(words, of).await,
+            None => self.spawn_launcher(of).await,
         };
         if let Err(error) = spawned {
-            self.life.fail(&error);
+            self.life.fail(of.0, &error);
         }
     }
 
@@ -80,7 +81,7 @@ impl Slot {
         template.fork(number, environment).await
     }
 
-    async fn spawn_launcher(&self, intent: Intent) -> io::Result<()> {
+    async fn spawn_launcher(&self, of: (Generation, Intent)) -> io::Result<()> {
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
         let listener = self.launch.listener()?;
@@ -94,11 +95,11 @@ impl Slot {
         // SIGKILL: a worker that hangs or is stopped acts on nothing less.
         let (child, output) =
             process::spawn_aside(&command, &[listener, gate_end, notify_end], OsSignal::SIGKILL).await?;
-        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, intent);
+        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);
         Ok(())
     }
 
-    async fn spawn_other_server(&self, words: &[String], intent: Intent) -> io::Result<()> {
+    async fn spawn_other_server(&self, words: &[String], of: (Generation, Intent)) -> io::Result<()> {
         let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
         let label = name(self.number);
         let notify = self.launch.aside(move |launch| launch.notify_socket(&label)).await??;
@@ -115,7 +116,7 @@ impl Slot {
             }
             _ => error,
         })?;
-        self.life.begin(Started { child, output, gate: None, notify }, intent);
+        self.life.begin(Started { child, output, gate: None, notify }, of);
         if let Readiness::Http(path) = &self.launch.settings.workers.ready {
             let address = self.launch.settings.workers.listen;
             event_loop::spawn("a worker's readiness", readiness::watch(self.life.clone(), address, path.clone()));
@@ -124,17 +125,25 @@ impl Slot {
     }
 }
 
-impl Service for Slot {
-    fn act(&mut self, action: Action) {
+impl Slot {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         match action {
-            Action::Spawn(intent) => {
-                event_loop::spawn("the start of a worker", self.clone().spawn(intent));
+            ChildAction::Spawn(generation, intent) => {
+                let task = event_loop::spawn("the start of a worker", self.clone().spawn((generation, intent)));
+                self.start.begun(&task);
+            }
+            ChildAction::CancelSpawn(generation) => {
+                // The template may fork it all the same: it then finds its gate closed, and ends.
+                self.start.cancel();
+                self.life.cancelled(generation);
             }
             other => self.life.act(other),
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.life.tail()
     }
 }

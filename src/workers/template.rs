@@ -24,8 +24,8 @@ use super::surroundings::Variables;
 use crate::event_loop;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, InheritedFd, mark, orphans};
-use crate::supervise::service::{Reporter, Service};
-use crate::supervise::state::{Action, Intent};
+use crate::service::{Reporter, Start};
+use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "template";
@@ -40,6 +40,7 @@ pub struct Template {
     life: Life,
     /// To the process that is there now.
     channel: Rc<RefCell<Option<ForkChannel>>>,
+    start: Start,
 }
 
 /// One request at a time; empty once one was left unanswered, for its answer would be taken for the next one's.
@@ -64,7 +65,7 @@ impl Template {
     /// The template of `launch`.
     pub fn new(launch: Rc<Launch>, roster: Roster, reporter: Reporter) -> Self {
         let life = Life::of_template(NAME.to_owned(), roster, reporter);
-        Self { launch, life, channel: Rc::default() }
+        Self { launch, life, channel: Rc::default(), start: Start::default() }
     }
 
     /// Whether workers can be forked now.
@@ -111,7 +112,7 @@ impl Template {
         Ok(Started { child, output, gate: Some(gate), notify: Some(notify) })
     }
 
-    async fn try_spawn(&self, intent: Intent) -> io::Result<()> {
+    async fn try_spawn(&self, of: (Generation, Intent)) -> io::Result<()> {
         let listener = self.launch.listener()?;
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
@@ -128,7 +129,7 @@ impl Template {
             process::spawn_aside(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL).await?;
         child.share_mark();
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
-        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, intent);
+        self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);
         Ok(())
     }
 }
@@ -144,22 +145,29 @@ async fn ask(channel: &Channel, request: &ForkRequest<'_>) -> io::Result<ForkAns
     Ok(answer)
 }
 
-impl Service for Template {
-    fn act(&mut self, action: Action) {
+impl Template {
+    /// Carry out one action, without waiting.
+    pub fn act(&self, action: ChildAction) {
         match action {
-            Action::Spawn(intent) => {
+            ChildAction::Spawn(generation, intent) => {
                 let template = self.clone();
-                event_loop::spawn("the start of the template", async move {
-                    if let Err(error) = template.try_spawn(intent).await {
-                        template.life.fail(&error);
+                let task = event_loop::spawn("the start of the template", async move {
+                    if let Err(error) = template.try_spawn((generation, intent)).await {
+                        template.life.fail(generation, &error);
                     }
                 });
+                self.start.begun(&task);
+            }
+            ChildAction::CancelSpawn(generation) => {
+                self.start.cancel();
+                self.life.cancelled(generation);
             }
             other => self.life.act(other),
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    /// The last lines it printed, oldest first.
+    pub fn tail(&self) -> Vec<String> {
         self.life.tail()
     }
 }

@@ -62,7 +62,8 @@ fn no_other_user_can_hold_a_lock_of_tandems() {
     let script = "while ! test -e go; do sleep 0.05; done";
     let mut testing = tandem::command(&project);
     testing.args(["test", "--migrations", "none", "--set", &set, "--", "sh", "-c", script]);
-    let mut testing = testing.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let testing = testing.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn().unwrap();
+    let mut testing = Holding(testing);
     wait_for("the tests' locks", || locks(&places).len() >= 2);
 
     let found: Vec<_> = [project.state(), places].iter().flat_map(|dir| locks(dir)).collect();
@@ -75,7 +76,7 @@ fn no_other_user_can_hold_a_lock_of_tandems() {
         assert!(!identity::is_root() || !nobody_can_hold(path), "{}", path.display());
     }
     project.write("go", "");
-    assert!(testing.wait().unwrap().success());
+    assert!(testing.0.wait().unwrap().success());
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
@@ -97,8 +98,10 @@ impl Holding {
 
 impl Drop for Holding {
     fn drop(&mut self) {
-        let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
-        let _ = self.0.wait();
+        if self.0.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+            let _ = self.0.wait();
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod load;
 #[allow(dead_code, reason = "the benchmarks use all of it")]
 mod schedule;
 
+mod abandoned;
 mod address;
 mod as_worker;
 mod backup;
@@ -77,6 +78,7 @@ mod secrets;
 mod server_log;
 mod server_refuses;
 mod signals;
+mod slow_failure;
 mod stays_up;
 mod stays_up_database;
 mod stops;
@@ -90,6 +92,7 @@ mod test_places;
 mod test_terminal;
 mod tidy;
 mod tidy_blocking;
+mod told_stop;
 mod up;
 mod wal_archive;
 mod worker_notices;

@@ -14,11 +14,11 @@ use crate::common::alone::alone;
 use crate::common::project::{python, root};
 use nix::sys::signal::Signal as OsSignal;
 use tandem::config::{Flag, Source};
-use tandem::plan::{DatabaseUrl, Rung, Signal};
+use tandem::plan::{DatabaseUrl, Ladder, Rung, Signal};
 use tandem::process::{self, Exit, orphans};
-use tandem::supervise::service::{Reporter, Service};
-use tandem::supervise::state::{Action, Ending, Event, Intent};
-use tandem::supervise::tree::{Event as TreeEvent, ServiceId};
+use tandem::service::Reporter;
+use tandem::supervise::state::{ChildAction, ChildEvent, Ending, Generation, Intent, ProcessEvent};
+use tandem::supervise::tree::{ServiceId, TreeEvent};
 use tandem::workers::launch::{self, Launch};
 use tandem::workers::life::{Life, Roster};
 use tandem::workers::listener::{self, Listener};
@@ -124,8 +124,8 @@ impl Stage {
     /// A stage whose template has imported one of the applications of the fixtures.
     async fn ready(app: &str, database: u16, more: &[(&str, &str)]) -> Self {
         let mut stage = Self::new(&apps(), app, database, more).await;
-        stage.template.act(Action::Spawn(Intent::Start));
-        stage.until(TEMPLATE, Event::Ready).await;
+        stage.template.act(ChildAction::Spawn(Generation(1), Intent::Start));
+        stage.until(TEMPLATE, ProcessEvent::Ready).await;
         stage
     }
 
@@ -133,33 +133,37 @@ impl Stage {
     fn fork(&self, slot: usize) -> Life {
         let reporter = Reporter::new(worker(slot), self.sender.clone());
         let template = Some(self.template.clone());
-        let mut slot = Slot::new(slot, self.launch.clone(), template, self.roster.clone(), reporter);
-        slot.act(Action::Spawn(Intent::Start));
+        let slot = Slot::new(slot, self.launch.clone(), template, self.roster.clone(), reporter);
+        slot.act(ChildAction::Spawn(Generation(1), Intent::Start));
         slot.life().clone()
     }
 
-    async fn next(&mut self) -> (ServiceId, Event) {
+    async fn next(&mut self) -> (ServiceId, ProcessEvent) {
         let event = timeout(LIMIT, self.events.recv()).await;
         match event.unwrap_or_else(|_| panic!("nothing happened within {LIMIT:?}; log:\n{}", self.log.text())) {
-            Some(TreeEvent::Service(id, event)) => (id, event),
+            Some(TreeEvent::Service(id, ChildEvent::Process(_, event))) => (id, event),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn until(&mut self, id: ServiceId, event: Event) {
+    async fn until(&mut self, id: ServiceId, event: ProcessEvent) {
         loop {
             let next = self.next().await;
             if next == (id, event) {
                 return;
             }
-            assert!(!matches!(next, (_, Event::Exited(_))), "{next:?} before {event:?}; log:\n{}", self.log.text());
+            assert!(
+                !matches!(next, (_, ProcessEvent::Exited(_))),
+                "{next:?} before {event:?}; log:\n{}",
+                self.log.text()
+            );
         }
     }
 
     /// The pid that `id` reports next, and how long it takes from there to ready.
     async fn spawned(&mut self, id: ServiceId) -> i32 {
         loop {
-            if let (found, Event::Spawned(pid)) = self.next().await
+            if let (found, ProcessEvent::Spawned(pid)) = self.next().await
                 && found == id
             {
                 return pid;
@@ -188,8 +192,10 @@ fn worker(slot: usize) -> ServiceId {
     ServiceId(slot + 1)
 }
 
-fn term() -> Action {
-    Action::Signal(Rung { signal: Signal::Term, group: true, grace: LIMIT })
+fn tell(life: &Life, signal: Signal) {
+    let rung = Rung { signal, group: true, grace: LIMIT };
+    let pid = life.pid().unwrap();
+    life.act(ChildAction::Signal { pid, rung, ladder: Ladder::Stop, passed: None });
 }
 
 /// Run the test called `name` on an event loop as Tandem's: one thread, which spawns all children. In a process of its own,
@@ -209,7 +215,7 @@ fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
         for slot in 0..2 {
             let life = stage.fork(slot);
             let pid = stage.spawned(worker(slot)).await;
-            stage.until(worker(slot), Event::Ready).await;
+            stage.until(worker(slot), ProcessEvent::Ready).await;
             assert!(life.is_ready());
             let stat = procfs::process::Process::new(pid).unwrap().stat().unwrap();
             assert_eq!((stat.ppid, stat.pgrp), (std::process::id().cast_signed(), pid), "our child, its own group");
@@ -228,21 +234,21 @@ fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
         let killed = lives.iter().position(|life| life.last_exit().is_some()).unwrap();
         assert_eq!(lives[killed].last_exit(), Some(Exit::Signal(9)));
         let again = stage.fork(killed);
-        stage.until(worker(killed), Event::Ready).await;
+        stage.until(worker(killed), ProcessEvent::Ready).await;
 
         // The template dies: workers go on, and end as they should.
-        stage.template.act(Action::Signal(Rung { signal: Signal::Kill, group: true, grace: LIMIT }));
+        tell(stage.template.life(), Signal::Kill);
         stage.until_exited().await;
         assert_eq!(stage.template.life().last_exit(), Some(Exit::Signal(9)));
         assert!(!stage.template.is_ready());
         let error = stage.template.fork(5, Variables::default()).await.unwrap_err().to_string();
         assert_eq!(error, "the template is not ready");
-        again.act(term());
+        tell(&again, Signal::Term);
         stage.until_exited().await;
         assert_eq!(again.last_exit(), Some(Exit::Code(0)));
         let other = 1 - killed;
         assert_eq!(stage.get("/env?name=PGAPPNAME").await, format!("test-worker-{other}"));
-        lives[other].act(term());
+        tell(&lives[other], Signal::Term);
         stage.until_exited().await;
         assert_eq!(lives[other].last_exit(), Some(Exit::Code(0)));
     });
@@ -251,7 +257,7 @@ fn forked_workers_are_children_like_any_other_and_outlive_the_template() {
 impl Stage {
     async fn until_exited(&mut self) -> ServiceId {
         loop {
-            if let (id, Event::Exited(ending)) = self.next().await {
+            if let (id, ProcessEvent::Exited(ending)) = self.next().await {
                 assert_eq!(ending, Ending::Ended);
                 return id;
             }
@@ -263,11 +269,11 @@ impl Stage {
 fn the_template_waits_at_its_gate_and_ends_at_once_when_told() {
     on_stage("the_template_waits_at_its_gate_and_ends_at_once_when_told", async {
         let mut stage = Stage::new(&apps(), "plain:app", NOWHERE, &[]).await;
-        stage.template.act(Action::Spawn(Intent::Hold));
+        stage.template.act(ChildAction::Spawn(Generation(1), Intent::Hold));
         stage.spawned(TEMPLATE).await;
         assert!(stage.template.fork(0, Variables::default()).await.is_err(), "it is not ready");
-        stage.template.act(Action::Release);
-        stage.until(TEMPLATE, Event::Ready).await;
+        stage.template.act(ChildAction::Release);
+        stage.until(TEMPLATE, ProcessEvent::Ready).await;
         // A worker whose gate closes unopened goes by itself, and so does one that is through it, with its children.
         let mut unopened = stage.template.fork(0, Variables::default()).await.unwrap();
         drop(unopened.gate);
@@ -277,7 +283,7 @@ fn the_template_waits_at_its_gate_and_ends_at_once_when_told() {
         stage.get("/").await;
         drop(opened.gate);
         assert_eq!(timeout(LIMIT, opened.child.wait()).await.unwrap(), Exit::Signal(9));
-        stage.template.act(term());
+        tell(stage.template.life(), Signal::Term);
         stage.until_exited().await;
         assert_eq!(stage.template.life().last_exit(), Some(Exit::Code(0)));
     });
@@ -287,9 +293,9 @@ fn the_template_waits_at_its_gate_and_ends_at_once_when_told() {
 fn a_request_that_was_given_up_leaves_nothing_to_mistake() {
     on_stage("a_request_that_was_given_up_leaves_nothing_to_mistake", async {
         let mut stage = Stage::new(&apps(), "plain:app", NOWHERE, &[]).await;
-        stage.template.act(Action::Spawn(Intent::Start));
+        stage.template.act(ChildAction::Spawn(Generation(1), Intent::Start));
         let pid = stage.spawned(TEMPLATE).await;
-        stage.until(TEMPLATE, Event::Ready).await;
+        stage.until(TEMPLATE, ProcessEvent::Ready).await;
         process::signal(pid, OsSignal::SIGSTOP);
         assert!(
             timeout(Duration::from_millis(100), stage.template.fork(0, Variables::default())).await.is_err(),
@@ -305,9 +311,9 @@ fn a_request_that_was_given_up_leaves_nothing_to_mistake() {
 fn an_application_that_cannot_be_imported_is_told_with_its_traceback() {
     on_stage("an_application_that_cannot_be_imported_is_told_with_its_traceback", async {
         let mut stage = Stage::new(&apps(), "broken_import:app", NOWHERE, &[]).await;
-        stage.template.act(Action::Spawn(Intent::Start));
+        stage.template.act(ChildAction::Spawn(Generation(1), Intent::Start));
         stage.spawned(TEMPLATE).await;
-        assert_eq!(stage.next().await, (TEMPLATE, Event::Exited(Ending::Unstartable)));
+        assert_eq!(stage.next().await, (TEMPLATE, ProcessEvent::Exited(Ending::Unstartable)));
         assert_eq!(stage.template.life().last_exit(), Some(Exit::Code(3)));
         let log = stage.log.text();
         assert!(log.contains("the setting TRADING_KEY is missing") && log.contains("in load_settings"), "{log}");
@@ -331,7 +337,7 @@ fn what_does_not_come_through_a_fork_is_named_and_refused_where_asked() {
         let mut stage = Stage::ready("fork_unsafe:app", ports[0], &more).await;
         for slot in 0..2 {
             stage.fork(slot);
-            stage.until(worker(slot), Event::Ready).await;
+            stage.until(worker(slot), ProcessEvent::Ready).await;
         }
         let log = stage.log.text();
         for name in &named {
@@ -342,9 +348,9 @@ fn what_does_not_come_through_a_fork_is_named_and_refused_where_asked() {
 
         let strict = [&more[1..], &[("workers.preload", "strict")]].concat();
         let mut stage = Stage::new(&apps(), "fork_unsafe:app", ports[0], &strict).await;
-        stage.template.act(Action::Spawn(Intent::Start));
+        stage.template.act(ChildAction::Spawn(Generation(1), Intent::Start));
         stage.spawned(TEMPLATE).await;
-        assert_eq!(stage.next().await, (TEMPLATE, Event::Exited(Ending::Unstartable)));
+        assert_eq!(stage.next().await, (TEMPLATE, ProcessEvent::Exited(Ending::Unstartable)));
         assert_eq!(stage.template.life().last_exit(), Some(Exit::Code(3)));
         let log = stage.log.text();
         for name in &named {
@@ -353,6 +359,6 @@ fn what_does_not_come_through_a_fork_is_named_and_refused_where_asked() {
 
         let mut stage = Stage::ready("plain:app", NOWHERE, &[("workers.preload", "strict")]).await;
         stage.fork(0);
-        stage.until(worker(0), Event::Ready).await;
+        stage.until(worker(0), ProcessEvent::Ready).await;
     });
 }

@@ -127,7 +127,7 @@ async fn copies_are_made_with_keys_that_no_child_has() {
     let (project, mut tandem) = tokio::task::spawn_blocking(running).await.unwrap();
     assert_eq!(tandem.stop(), 0);
     let hook = "hooks.after_ready = ['sh', '-c', 'env >env.new; mv env.new env']";
-    project.configure(&format!("backup.destinations = ['s3://copies']\n{hook}"));
+    project.configure(&format!("backup.destinations = ['s3://copies']\nbackup.retry_limit = '1s'\n{hook}"));
     fs::set_permissions(project.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     let keys = format!(
         "AWS_ACCESS_KEY_ID={KEY_ID}\nAWS_SECRET_ACCESS_KEY='{SECRET}'\nAWS_ENDPOINT_URL=http://{}\n",
@@ -171,7 +171,7 @@ async fn copies_are_made_with_keys_that_no_child_has() {
         assert_eq!(made.code, 0, "{way}: {}", made.said);
         let checked = said(finished(with(command(&["check"]))).await);
         checked.expect(0, &["TANDEM_BACKUP_AWS_SECRET_ACCESS_KEY", "********"]);
-        assert!(!checked.said.contains("whoever breaks into"), "{way}: {}", checked.said);
+        assert!(!checked.said.contains("an attacker"), "{way}: {}", checked.said);
     }
     // The application gets its own.
     let mut tandem = Tandem::start_as(&project, by_variables(application(tandem::command(&project))));
@@ -225,12 +225,12 @@ fn keys_to_the_copies_that_the_application_would_inherit_are_told() {
     let told = check(&[], &[]);
     told.expect(
         0,
-        &["the workers get AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_KEY, which lets"],
+        &["the workers inherit AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_KEY: an attacker"],
     );
     told.expect(0, &["TANDEM_BACKUP_AWS_ACCESS_KEY_ID", "workers.drop_env = [\"AWS_*\", \"AZURE_*\"]"]);
     let part = check(&[("TANDEM_BACKUP_AZURE_STORAGE_ACCOUNT_KEY", "own-own-own")], &[]);
-    part.expect(0, &["the workers get AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, which lets"]);
+    part.expect(0, &["the workers inherit AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: an attacker"]);
     let none = check(&[], &["--set", "workers.drop_env=AWS_*,AZURE_*"]);
-    assert!(none.code == 0 && !none.said.contains("the workers get"), "{}", none.said);
+    assert!(none.code == 0 && !none.said.contains("the workers inherit"), "{}", none.said);
     check(&[], &["--set", "workers.drop_env=AWS_["]).expect(78, &["workers.drop_env: \"AWS_[\" is not a pattern"]);
 }

@@ -176,7 +176,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let archive = Archive::new(temp.path().join("pitr"));
         archive.prepare(SYSTEM, Some((owner.uid, owner.gid))).unwrap();
-        let made: [(PathBuf, Box<dyn Fn(&Path)>); 2] = [
+        type Make<'a> = Box<dyn Fn(&Path) + 'a>;
+        let made: [(PathBuf, Make<'_>); 2] = [
             (temp.path().join("base"), Box::new(|dir| drop(make_dir(dir, Some(&owner))))),
             (archive.dir().join("base_1"), Box::new(|dir| drop(archive.make_dir(dir)))),
         ];
@@ -188,7 +189,7 @@ mod tests {
                 // What the owner of the directory around it can do at any moment.
                 scope.spawn(|| {
                     while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                        if fs::rename(&dir, &aside).is_ok() {
+                        if crate::durable::rename(&dir, &aside).is_ok() {
                             let _ = std::os::unix::fs::symlink(&victim, &dir);
                             let _ = fs::remove_dir(&aside);
                         }

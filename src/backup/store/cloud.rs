@@ -12,7 +12,7 @@ use object_store::{
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use super::durable::{Durable, Expected};
+use super::arriving::{Arriving, Expected};
 use super::keys::Bucket;
 use super::parts::{End, Local, ON_THE_WAY, Part, next};
 use super::seal::{Identities, Recipients};
@@ -226,7 +226,7 @@ impl Cloud {
             let message = format!("there is no copy `{name}` in {}; list shows what is there", self.bucket);
             return Err(StoreError::new(Kind::Missing, message));
         };
-        let mut file = Durable::begin(local.to_path_buf(), keys);
+        let mut file = Arriving::begin(local.to_path_buf(), keys);
         let came = self.fetch(name, kept, &mut file, progress).await;
         file.conclude(came).await.map(drop)
     }
@@ -236,7 +236,7 @@ impl Cloud {
         &self,
         name: &str,
         kept: Kept,
-        file: &mut Durable,
+        file: &mut Arriving,
         progress: Progress<'_>,
     ) -> Result<Expected, StoreError> {
         let failed = |error| foreign(&format!("get `{name}` from"), &self.bucket, &error);

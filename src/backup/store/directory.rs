@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
 
-use super::durable::{Durable, Expected};
+use super::arriving::{Arriving, Expected};
 use super::name::is_unfinished;
 use super::parts::{End, Local, next};
 use super::seal::{Identities, Recipients};
@@ -37,7 +37,7 @@ impl Directory {
         let dirs = target.parent().unwrap_or(&self.root).to_path_buf();
         blocking(move || make_dirs(&root, &dirs)).await?;
         let local = Local::open(local).await?;
-        let end = copy(local, seal, Durable::begin(target.clone(), None), progress).await?;
+        let end = copy(local, seal, Arriving::begin(target.clone(), None), progress).await?;
         let kept = self.head(name).await?.map(|entry| entry.size);
         if kept != Some(end.size) {
             let message = format!("{} does not have the {} bytes that were written", target.display(), end.size);
@@ -57,7 +57,7 @@ impl Directory {
             return Err(self.missing(name));
         }
         let kept = Local::open(&self.root.join(name)).await?;
-        copy(kept, None, Durable::begin(local.to_path_buf(), keys), progress).await.map(drop)
+        copy(kept, None, Arriving::begin(local.to_path_buf(), keys), progress).await.map(drop)
     }
 
     pub(super) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
@@ -112,7 +112,7 @@ impl Directory {
 async fn copy(
     local: Local,
     seal: Option<Recipients>,
-    mut file: Durable,
+    mut file: Arriving,
     progress: Progress<'_>,
 ) -> Result<End, StoreError> {
     let came = pass(local, seal, &mut file, progress).await;
@@ -122,7 +122,7 @@ async fn copy(
 async fn pass(
     local: Local,
     seal: Option<Recipients>,
-    file: &mut Durable,
+    file: &mut Arriving,
     progress: Progress<'_>,
 ) -> Result<Expected, StoreError> {
     let (total, mut done) = (local.size, 0);

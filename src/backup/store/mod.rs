@@ -2,18 +2,18 @@
 //!
 //! ```text
 //! put: local file ─> parts (a thread reads, seals, digests) ─> cloud, or durable file in a directory ─> looked at again
-//! get: cloud, or file in a directory ─> durable (a thread opens the seal, digests, writes) ─> local file
+//! get: cloud, or file in a directory ─> arriving (a thread opens the seal, digests, writes) ─> local file
 //! ```
 //!
 //! What stands under a name is whole: an upload that broke off leaves the name as it was. Three parts are in memory at
 //! once at most: 15 MB, and more only for a file past 49 GB, whose parts must be larger. Takes plain parameters and must
 //! not read the configuration, and no message of it holds a secret.
 
+mod arriving;
 mod client;
 mod cloud;
 mod destination;
 mod directory;
-mod durable;
 mod keys;
 mod name;
 mod parts;

@@ -131,7 +131,7 @@ fn everything_wrong_with_processes_is_told_at_once() {
           tandem.toml:12: process.name: there is a `a` already
             help: each process has a name of its own, for the log and for `tandem restart NAME`
           tandem.toml:14: process.dir: <project>/nowhere is not a directory
-          tandem.toml:15: process.stop_grace = "soon": expected a duration such as "30s", "500ms" or "10m" (a plain number is seconds)
+          tandem.toml:15: process.stop_grace = "soon": expected a duration such as "30s", "500ms" or "10m" (a plain number is seconds), and no more than a year
           tandem.toml:16: this [[process]] has no `name`
             help: write name = "frontend", for its lines in the log
           tandem.toml:16: this [[process]] has no `command`

@@ -65,7 +65,7 @@ impl Installation {
         self.bin.join(name)
     }
 
-    /// A command line for one program, with the library path that `postgres` needs and nobody else gets.
+    /// A command line for one program, with the library path that only `postgres` needs.
     pub fn command(&self, name: &str) -> CommandLine {
         let command = CommandLine::new(self.tool(name));
         match &self.lib {

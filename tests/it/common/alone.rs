@@ -1,4 +1,4 @@
-//! Tests that change what the whole process is: each runs again in a process of its own.
+//! Tests that change the environment, the directory or the umask of the process: each runs again in a process of its own.
 
 use std::process::Command;
 

@@ -66,7 +66,7 @@ extern "C" fn remove() {
     let new: Vec<_> = shared().filter(|name| !BEFORE.shared.contains(name)).collect();
     for name in new {
         let path = Path::new(MEMORY).join(&name);
-        // Those of other users too, as whom root runs some tests.
+        // Those of other users too: as root, some tests run as them.
         if name.starts_with(PLACE) {
             let _ = fs::remove_dir_all(path);
         } else if (name.starts_with("PostgreSQL.") || name.starts_with("sem.mp-")) && !is_mapped(&path) {

@@ -1,4 +1,4 @@
-//! A server that nobody supervises, on the data of a project.
+//! A server without a supervisor, on the data of a project.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use super::project::Project;
 use super::server::binaries;
 use super::tandem::{descendants, wait_for};
 
-/// A server that nobody supervises, on the data of a project; ended on drop, with what it was started in.
+/// A server without a supervisor, on the data of a project; ended on drop, with what it was started in.
 pub struct Plain {
     child: Child,
     data: PathBuf,

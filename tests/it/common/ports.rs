@@ -1,4 +1,4 @@
-//! Ports that nobody has.
+//! Free ports.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener};

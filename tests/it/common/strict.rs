@@ -52,7 +52,7 @@ pub struct Tally {
 #[derive(Debug)]
 pub struct Outcome {
     pub tallies: BTreeMap<Habit, Tally>,
-    /// The longest time in which nobody got an answer.
+    /// The longest time without an answer to any client.
     pub gap: Duration,
 }
 

@@ -270,7 +270,7 @@ pub fn left_in(dir: &Path) -> Vec<Process> {
     processes().into_iter().filter(|process| process.args.contains(&marker) || works_here(process.pid)).collect()
 }
 
-/// `GET` from a port of this machine; `None` when nobody answers.
+/// `GET` from a port of this machine; `None` without an answer.
 pub fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(30)))

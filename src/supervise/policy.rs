@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-/// What follows SIGKILL: the kernel needs a moment, and nothing comes after it.
+/// What follows SIGKILL: the kernel needs a moment. A process that is still there then is abandoned.
 pub const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// How often an abandoned process is killed again: a tracer may have swallowed the first SIGKILL.
+pub const KILL_AGAIN: Duration = Duration::from_secs(5);
 
 /// Between two tries of a child that lacks something outside itself.
 pub const STARVED_PAUSE: Duration = Duration::from_secs(5);
@@ -11,7 +14,7 @@ pub const STARVED_PAUSE: Duration = Duration::from_secs(5);
 /// How hard a child is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
-    /// SIGWINCH: leave, another has taken over (nginx's word for it; who does not know it is not harmed by it).
+    /// SIGWINCH: leave, another has taken over (nginx's word for it; a process that does not know it ignores it).
     Retire,
     /// SIGTERM: finish what is in flight.
     Term,
@@ -48,6 +51,8 @@ pub enum Ladder {
 /// What to do with a child that does not do as planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
+    /// Longest time until the process is there, whatever has to be done for it before.
+    pub spawn_limit: Duration,
     /// Longest time from spawn, or from release, to ready.
     pub ready_limit: Duration,
     /// How long a child may be hung before it is ended and started again; `None`: for ever.
@@ -62,13 +67,29 @@ pub struct Policy {
     pub backoff_first: Duration,
     pub backoff_step: Duration,
     pub backoff_max: Duration,
-    /// More failures than this within `period`, and the child gives up.
+    /// More failures than this within `period`, or since it was last ready, and the child gives up.
     pub intensity: usize,
     pub period: Duration,
     /// Delay before a child that gave up is tried again, where its siblings still serve.
     pub rest: Duration,
+    /// How long an abandoned process may still be there before its service gives up.
+    pub abandon_limit: Duration,
     /// Delay before a child is tried again that lacks something outside itself, such as room on the disk.
     pub starved_pause: Duration,
+}
+
+impl Signal {
+    /// As the kernel calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retire => "SIGWINCH",
+            Self::Term => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+            Self::Quit => "SIGQUIT",
+            Self::Abort => "SIGABRT",
+            Self::Kill => "SIGKILL",
+        }
+    }
 }
 
 impl Policy {
@@ -84,8 +105,13 @@ impl Policy {
 
     /// The longest a stop of this child takes, whatever ladder it stands on when the stop comes.
     pub fn stop_limit(&self) -> Duration {
-        let total = |rungs: &[Rung]| rungs.iter().map(|rung| rung.grace).sum::<Duration>();
+        let total = |rungs: &[Rung]| rungs.iter().fold(Duration::ZERO, |sum, rung| sum.saturating_add(rung.grace));
         total(&self.ladder).max(total(&self.hang))
+    }
+
+    /// The last rung of the stop, for what outlived it.
+    pub fn kill(&self) -> Option<Rung> {
+        self.ladder.last().copied()
     }
 
     /// The delay before the restart after that many failures since the child was last ready.

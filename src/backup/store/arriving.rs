@@ -29,12 +29,12 @@ pub(super) struct Expected {
 }
 
 /// A file that a thread writes. Dropped before its end, it leaves nothing.
-pub(super) struct Durable {
+pub(super) struct Arriving {
     pieces: mpsc::Sender<Piece>,
     thread: Option<JoinHandle<Result<End, StoreError>>>,
 }
 
-impl Durable {
+impl Arriving {
     /// Begin a file that shall be `path`; its directory must exist. What comes is sealed if there are keys to open it.
     pub(super) fn begin(path: PathBuf, keys: Option<Identities>) -> Self {
         // One piece waits while another is written.

@@ -29,18 +29,18 @@ const BODY_LIMIT: Duration = Duration::from_secs(10);
 
 /// The body of `POST /databases`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Asked {
+pub struct NewDatabase {
     /// The one that all read-only tests share.
     #[serde(default)]
     pub shared: bool,
-    /// Whose it is to be, for the log.
+    /// The name of the caller, for the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
 }
 
 /// The body of `POST /fill`.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-struct Coming {
+struct FillRequest {
     /// How many databases will be asked for, where that is known.
     tests: Option<usize>,
 }
@@ -67,7 +67,7 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
     match (method, uri.path(), name) {
         (Method::POST, "/databases", _) => {
             let body = body(request).await?;
-            let asked: Asked = if body.is_empty() { Asked::default() } else { parse(&body)? };
+            let asked: NewDatabase = if body.is_empty() { NewDatabase::default() } else { parse(&body)? };
             tracing::debug!(test.label = asked.label, shared = asked.shared, "a database is asked for");
             let lease = if asked.shared { databases.shared().await } else { databases.fresh().await };
             Ok(json(&lease.map_err(|error| refuse(503, &error))?))
@@ -79,7 +79,7 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
         }
         (Method::POST, "/fill", _) => {
             let body = body(request).await?;
-            let coming: Coming = if body.is_empty() { Coming::default() } else { parse(&body)? };
+            let coming: FillRequest = if body.is_empty() { FillRequest::default() } else { parse(&body)? };
             match coming.tests {
                 Some(tests) => databases.expect(tests),
                 None => databases.fill(),

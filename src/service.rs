@@ -1,41 +1,35 @@
 //! What every kept process has in common: its events find their way to the tree, its lines into the log, and its last
 //! lines are remembered for the error that may need them.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::{AbortHandle, JoinHandle};
 
-use super::state;
-use super::tree::{Event, ServiceId};
 use crate::event_loop;
 use crate::plan::{Rung, Signal};
 use crate::process::{self, Child, Exit, Output, orphans};
+use crate::supervise::state::{ChildEvent, Ending, Generation, ProcessEvent};
+use crate::supervise::tree::{ServiceId, TreeEvent};
 use crate::telemetry::{self, Stream};
 
 /// Lines remembered of each service.
 const TAIL_LENGTH: usize = 30;
 
-/// A service, as the shell sees it: it carries out actions and reports what comes of them.
-pub trait Service {
-    /// Carry out one action, without waiting.
-    fn act(&mut self, action: state::Action);
-
-    /// The last lines it printed, oldest first.
-    fn tail(&self) -> Vec<String>;
-}
-
-/// Tells the tree what happened to one service.
+/// Tells the tree what happens to one service.
 #[derive(Clone, Debug)]
 pub struct Reporter {
     id: ServiceId,
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<TreeEvent>,
 }
 
 impl Reporter {
-    pub fn new(id: ServiceId, events: UnboundedSender<Event>) -> Self {
+    pub fn new(id: ServiceId, events: UnboundedSender<TreeEvent>) -> Self {
         Self { id, events }
     }
 
@@ -44,9 +38,76 @@ impl Reporter {
         self.id
     }
 
-    /// Report `event`. After the tree has ended nobody listens, which is fine.
-    pub fn say(&self, event: state::Event) {
-        let _ = self.events.send(Event::Service(self.id, event));
+    /// For the process of this generation.
+    pub fn of(&self, generation: Generation) -> ProcessReporter {
+        ProcessReporter { service: self.clone(), generation }
+    }
+}
+
+/// Tells the tree what happens to one process: what it says late counts for nothing. After the tree has ended it speaks to
+/// the air, which is fine.
+#[derive(Clone, Debug)]
+pub struct ProcessReporter {
+    service: Reporter,
+    generation: Generation,
+}
+
+impl ProcessReporter {
+    /// The process is there.
+    pub fn spawned(&self, pid: i32) {
+        self.say(ProcessEvent::Spawned(pid));
+    }
+
+    /// There is no process, and none will come.
+    pub fn failed(&self, ending: Ending) {
+        self.say(ProcessEvent::SpawnFailed(ending));
+    }
+
+    /// It is ready, or answers again.
+    pub fn ready(&self) {
+        self.say(ProcessEvent::Ready);
+    }
+
+    /// It does not answer.
+    pub fn hung(&self) {
+        self.say(ProcessEvent::Hung);
+    }
+
+    /// It runs, and will never get ready.
+    pub fn unfit(&self) {
+        self.say(ProcessEvent::Unfit);
+    }
+
+    /// It has ended.
+    pub fn exited(&self, ending: Ending) {
+        self.say(ProcessEvent::Exited(ending));
+    }
+
+    fn say(&self, event: ProcessEvent) {
+        let event = TreeEvent::Service(self.service.id, ChildEvent::Process(self.generation, event));
+        let _ = self.service.events.send(event);
+    }
+}
+
+/// The start of a process, which can be broken off until the process is there.
+#[derive(Clone, Debug, Default)]
+pub struct Start(Rc<RefCell<Option<AbortHandle>>>);
+
+impl Start {
+    /// `task` makes the process.
+    pub fn begun(&self, task: &JoinHandle<()>) {
+        *self.0.borrow_mut() = Some(task.abort_handle());
+    }
+
+    /// The process is there: from here on only its end ends the task.
+    pub fn done(&self) {
+        self.0.take();
+    }
+
+    /// Break the start off, and say whether it was under way: then no process comes of it any more.
+    pub fn cancel(&self) -> bool {
+        let task = self.0.take().filter(|task| !task.is_finished());
+        task.inspect(AbortHandle::abort).is_some()
     }
 }
 
