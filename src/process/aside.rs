@@ -46,7 +46,7 @@ pub async fn spawn_aside(command: &CommandLine, fds: &[InheritedFd], death: Sign
         let spawned = spawn(&command, &fds, death);
         drop(running);
         if let Err(Ok((child, _output))) = sender.send(spawned) {
-            // Nobody waits for it any more.
+            // The caller does not wait for it any more.
             signal_group(child.pid(), Signal::SIGKILL);
         }
     };
