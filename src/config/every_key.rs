@@ -169,7 +169,7 @@ pub const KEYS: &[Key] = &[
         "workers.restart_intensity",
         Kind::Count(1),
         "5",
-        "Restarts of a slot within the period before it gives up",
+        "Restarts of a slot within the period, or since it was last ready, before it gives up",
     ),
     key(Live, "workers.restart_period", Kind::Duration, r#""60s""#, "The period of restart_intensity"),
     key(Live, "workers.backoff_first", Kind::Duration, r#""100ms""#, "Wait before the second restart in a row"),

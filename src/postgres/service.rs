@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::sys::signal::Signal as OsSignal;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::binaries::Installation;
@@ -22,8 +21,8 @@ use crate::exit::{Code, Failure, code_of, in_words, is_disk_full};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
-use crate::service::{self, ProcessReporter, Reporter, Tail};
-use crate::supervise::state::{ChildAction, Ending, Generation};
+use crate::service::{self, ProcessReporter, Reporter, Start, Tail};
+use crate::supervise::state::{ChildAction, Ending};
 use crate::telemetry;
 
 /// The service's name, in the log and everywhere else.
@@ -76,8 +75,7 @@ struct Shared {
     last_exit: Cell<Option<Exit>>,
     /// Notified when the probe is no longer needed.
     unwatch: Notify,
-    /// The task that runs the server, and which one that is.
-    task: RefCell<Option<(Generation, AbortHandle)>>,
+    start: Start,
     /// Why the server cannot run until a person does something.
     lasting: RefCell<Option<Lasting>>,
     full: full::RoomWait,
@@ -102,7 +100,7 @@ impl Postmaster {
             server: Cell::default(),
             last_exit: Cell::default(),
             unwatch: Notify::default(),
-            task: RefCell::default(),
+            start: Start::default(),
             lasting: RefCell::default(),
             full: full::RoomWait::default(),
         }))
@@ -137,17 +135,10 @@ impl Postmaster {
                         Err(error) => reporter.failed(shared.judge(&error)),
                     }
                 });
-                *self.0.task.borrow_mut() = Some((generation, task.abort_handle()));
+                self.0.start.begun(&task);
             }
             ChildAction::CancelSpawn(generation) => {
-                // One that is there is on its way to the tree as an event.
-                let is_there = matches!(shared.server.get(), ServerProcess::Running(_) | ServerProcess::Told(_));
-                if !is_there
-                    && let Some((of, task)) = shared.task.take()
-                    && of == generation
-                    && !task.is_finished()
-                {
-                    task.abort();
+                if shared.start.cancel() {
                     shared.reporter.of(generation).failed(Ending::Ended);
                 }
             }
@@ -206,8 +197,7 @@ impl Shared {
         let own = child.pid();
         server::oom_protect(own);
         self.server.set(ServerProcess::Running(own));
-        // From here on its end ends the task.
-        self.task.take();
+        self.start.done();
         self.show(Fault::Starting);
         reporter.spawned(own);
         let answered = Cell::new(false);

@@ -1,5 +1,7 @@
 //! Which descendant of this process has a connection to a server of this machine, or to any server at an address. It reads
 //! `/proc` and asks the kernel for its sockets, which may block: not for the event loop's thread.
+//!
+//! Blocks: its callers are on threads of their own.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::known::Known;
 use super::orders::{Operator, RollReport};
 use super::services::{Service, Services};
+use super::task::Shell;
 use super::view::View;
 use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
 use crate::companions::{Companion, MakeCommand};
@@ -21,7 +22,6 @@ use crate::config::{AfterReady, PostgresMode};
 use crate::event_loop;
 use crate::postgres::checkpoint;
 use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
-use crate::supervise::task::Shell;
 use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
 use crate::workers::life::Roster;
@@ -53,7 +53,7 @@ pub struct Sidecar {
     pub(super) settled_since: Option<Instant>,
     /// The hook that runs.
     pub(super) hook: Option<JoinHandle<()>>,
-    /// Who takes the scheduled backups.
+    /// The task that takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
     /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
@@ -165,7 +165,7 @@ impl Sidecar {
         self.services.insert(id, Service::Companion(companion));
     }
 
-    /// Who gives the tree its orders.
+    /// What gives the tree its orders.
     pub fn operator(&self) -> Rc<Operator> {
         self.operator.clone()
     }

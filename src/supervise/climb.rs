@@ -2,7 +2,7 @@
 
 use super::state::{ChildAction, Climb, Ending, Intent, Moment, Passed, Purpose, State};
 use super::step::{Decision, Turn, stay};
-use crate::plan::{KILL_AGAIN, Ladder};
+use crate::policy::{KILL_AGAIN, Ladder};
 
 /// The data of [`State::Abandoned`].
 #[derive(Clone, Copy)]
@@ -81,10 +81,12 @@ impl Turn<'_> {
         while failures.front().is_some_and(|failed| failed.saturating_add(policy.period) < now) {
             failures.pop_front();
         }
-        if ending == Ending::Unstartable || failures.len() > policy.intensity {
+        self.child.attempts += 1;
+        // A start that takes long to fail never fails often within the period, so failures since it was last ready count too.
+        let count = failures.len().max(self.child.attempts);
+        if ending == Ending::Unstartable || count > policy.intensity {
             return (State::GaveUp, vec![ChildAction::GiveUp]);
         }
-        self.child.attempts += 1;
         let delay = policy.backoff(self.child.attempts);
         (State::Backoff { until: self.after(delay), intent }, vec![ChildAction::Restart(delay)])
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::plan::{Ladder, Rung, Signal};
+use crate::policy::{Ladder, Rung, Signal};
 
 /// Time since Tandem started.
 pub type Moment = Duration;
@@ -167,7 +167,8 @@ pub struct Child {
     pub generation: Generation,
     /// When it failed, oldest first, within the policy's period.
     pub failures: VecDeque<Moment>,
-    /// How often it failed since it was last ready: what the pause before the next start grows with.
+    /// How often it failed since it was last ready: the pause before the next start grows with it, and the child gives up
+    /// after so many, however long each start took.
     pub attempts: usize,
     /// Processes spawned after the first, since Tandem started.
     pub restarts: u64,

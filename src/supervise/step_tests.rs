@@ -5,8 +5,8 @@ use std::time::Duration;
 use expect_test::expect_file;
 
 use super::*;
-use crate::plan::{KILL_GRACE, Rung, Signal};
-use crate::supervise::state::Passed;
+use crate::policy::{KILL_GRACE, Rung, Signal};
+use crate::state::Passed;
 
 const PID: i32 = 7;
 const NOW: Moment = Duration::from_secs(100);
@@ -183,9 +183,12 @@ fn backoff_grows_to_its_limit_and_failures_are_forgotten_after_the_period() {
     }
     assert_eq!(delays, [100, 1000, 2000]);
     let much_later = NOW + policy.period + Duration::from_secs(1);
+    let slow = Child { attempts: 1, ..subject.clone() };
+    let (next, actions) = step(slow, of(ProcessEvent::Exited(Ending::Ended)), much_later, &policy);
+    assert_eq!(actions, [ChildAction::Restart(policy.backoff(2))]);
+    assert_eq!(next.failures.len(), 1, "it was ready in between, and its failures are forgotten");
     let (next, actions) = step(subject.clone(), of(ProcessEvent::Exited(Ending::Ended)), much_later, &policy);
-    assert_eq!(actions, [ChildAction::Restart(policy.backoff(4))]);
-    assert_eq!(next.failures.len(), 1);
+    assert_eq!((next.state, actions), (State::GaveUp, vec![ChildAction::GiveUp]), "however slowly it fails");
     let (next, actions) = step(subject, of(ProcessEvent::Exited(Ending::Ended)), NOW, &policy);
     assert_eq!((next.state, actions), (State::GaveUp, vec![ChildAction::GiveUp]));
 }

@@ -42,12 +42,12 @@ const TURN_PAUSE: Duration = Duration::from_millis(5);
 /// How long to hold back after recvmsg(2) failed.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// One datagram, and who sent it.
+/// One datagram, and its sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The sender, as the kernel knows it.
     pub pid: i32,
-    /// In the order they were written. What Tandem has no use for is left out.
+    /// In the order in which they were written. Other lines are left out.
     pub messages: Vec<Message>,
 }
 
@@ -66,7 +66,7 @@ pub enum Message {
     ForkUnsafe(Vec<String>),
 }
 
-/// What a socket brings.
+/// What comes in at a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     Notice(Notice),

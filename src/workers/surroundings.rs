@@ -34,7 +34,7 @@ const OF_ONE_LOGIN: [&str; 8] = [
     "XDG_STATE_HOME",
 ];
 
-/// What the children of one server have in common.
+/// What the environments of all children of one server are made from.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     pub settings: &'a Settings,
@@ -44,11 +44,11 @@ pub struct Surroundings<'a> {
     pub python: &'a Path,
     /// `None`: the user Tandem runs as.
     pub identity: Option<&'a Identity>,
-    /// Whether the server is the tests' own, and no other database may be reached by mistake.
+    /// Whether the server is the tests' own: then no other database may be reached by mistake.
     pub of_tests: bool,
 }
 
-/// Variables to set, and to take away where there is no value; later ones win.
+/// Variables to set, or to remove where there is no value; later ones win.
 #[derive(Clone, Default)]
 pub struct Variables(pub Vec<(String, Option<String>)>);
 
@@ -65,7 +65,7 @@ impl Variables {
         })
     }
 
-    /// Those that are set, each once.
+    /// The variables that are set, each once.
     pub fn values(self) -> BTreeMap<String, String> {
         let mut values = BTreeMap::new();
         for (name, value) in self.0 {
@@ -86,19 +86,19 @@ impl Surroundings<'_> {
         Some(self.with_all(CommandLine::new(self.program(program)).args(args), application, dir))
     }
 
-    /// `command` with all that a child gets, the application's modules to import included.
+    /// `command` with the whole environment of a child; it can import the application's modules.
     pub fn with_all(&self, command: CommandLine, application: &str, dir: &Path) -> CommandLine {
         let mut variables = self.variables(application);
         self.imports(&mut variables);
         variables.apply(self.as_worker(command, dir))
     }
 
-    /// A person's tool, which gets in where its arguments do not say otherwise, and nothing else.
+    /// A person's tool, with the variables that let it into the database, and no others.
     pub fn tool(&self, command: CommandLine, application: &str) -> CommandLine {
         self.database(application).apply(Variables(self.kept()).apply(command))
     }
 
-    /// What of libpq's variables stays for a server that is attached to.
+    /// The variables of libpq that children keep where Tandem is attached to a server.
     fn kept(&self) -> Vec<(String, Option<String>)> {
         let attached = self.settings.postgres.mode == PostgresMode::Attach && !self.of_tests;
         let all = self.settings.inherited.0.iter().filter(|(name, _)| attached && stays_attached(name));
@@ -134,7 +134,7 @@ impl Surroundings<'_> {
         beside.filter(|tool| tool.is_file()).unwrap_or_else(|| name.into())
     }
 
-    /// Whether the program `name` is there: a path is another's affair, since it starts in the child's directory.
+    /// Whether the program `name` is there. A path always counts as there: it starts in the child's directory.
     pub fn finds(&self, name: &str) -> bool {
         let path = self.settings.workers.env.get("PATH").unwrap_or(&self.settings.search_path);
         let in_path = || path.split(':').any(|dir| Path::new(dir).join(name).is_file());
@@ -204,8 +204,8 @@ impl Surroundings<'_> {
         all
     }
 
-    /// What `.env` and `[workers.env]` say. For tests the environment wins over what does not speak of the server, as one
-    /// gives a suite a setting of its own; and the address of another database is replaced wherever it stands.
+    /// The variables of `.env` and `[workers.env]`. For tests the environment wins over those that do not name the server,
+    /// so that a suite can have settings of its own; and the address of another database is replaced wherever it stands.
     fn own(&self, database: &Variables) -> Variables {
         let known = database.clone().values();
         let inherited = &self.settings.inherited.0;
@@ -227,7 +227,7 @@ impl Surroundings<'_> {
         all
     }
 
-    /// What a child gets in place of the variable `name` with this `value`, if anything.
+    /// The value that replaces `value` of the variable `name` in a child, where one does.
     fn in_place_of(&self, name: &str, value: &str, known: &BTreeMap<String, String>) -> Option<String> {
         let upper = name.to_uppercase();
         if references::NAMES.contains(&upper.as_str()) {
@@ -267,7 +267,7 @@ impl Surroundings<'_> {
         all.set("PATH", if path.is_empty() { bin } else { format!("{bin}:{path}") });
     }
 
-    /// The application's modules can be imported, as a worker can.
+    /// Let the application's modules be imported, as in a worker.
     fn imports(&self, all: &mut Variables) {
         let app_dir = &self.settings.workers.app_dir;
         // Alembic's own directory, if it is a package, would stand before the Alembic that is installed.

@@ -78,6 +78,7 @@ mod secrets;
 mod server_log;
 mod server_refuses;
 mod signals;
+mod slow_failure;
 mod stays_up;
 mod stays_up_database;
 mod stops;

@@ -60,8 +60,7 @@ pub(super) fn resolve(interpreter: &str, directory: &Path) -> PathBuf {
     if interpreter.contains('/') { directory.join(interpreter) } else { PathBuf::from(interpreter) }
 }
 
-/// Bring things to rest after an attempt that died: an unfinished environment goes, the one that stood aside comes
-/// back. Only under the lock.
+/// Clean up after an attempt that died: remove an unfinished environment, move the earlier one back. Only under the lock.
 pub(super) fn recover(venv: &Path) -> io::Result<()> {
     remove(&beside(venv, "removed"))?;
     let previous = beside(venv, "previous");

@@ -1,9 +1,9 @@
 //! The Python environment that workers run in: made when it is missing or its requirements changed, reused otherwise.
 //!
 //! A virtual environment cannot be moved (its scripts hold its path), so it is built in its final place, under a
-//! lock. A marker says "begun" before anything else is in it and what it was made from when it is whole; an earlier
-//! one stands aside meanwhile and comes back if the new one fails. An environment without a marker is
-//! foreign: it is used as it is. The caller must not remake the environment of running workers.
+//! lock. A marker says "begun" before anything else is in it, and what it was made from once it is whole. An earlier
+//! environment is moved aside meanwhile and comes back if the new one fails. An environment without a marker is foreign:
+//! it is used as it is. The caller must not remake the environment of running workers.
 
 pub mod drivers;
 mod make;

@@ -14,7 +14,7 @@ pub const STARVED_PAUSE: Duration = Duration::from_secs(5);
 /// How hard a child is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
-    /// SIGWINCH: leave, another has taken over (nginx's word for it; who does not know it is not harmed by it).
+    /// SIGWINCH: leave, another has taken over (nginx's word for it; a process that does not know it ignores it).
     Retire,
     /// SIGTERM: finish what is in flight.
     Term,
@@ -67,7 +67,7 @@ pub struct Policy {
     pub backoff_first: Duration,
     pub backoff_step: Duration,
     pub backoff_max: Duration,
-    /// More failures than this within `period`, and the child gives up.
+    /// More failures than this within `period`, or since it was last ready, and the child gives up.
     pub intensity: usize,
     pub period: Duration,
     /// Delay before a child that gave up is tried again, where its siblings still serve.
