@@ -23,7 +23,7 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
-//!              provision · probe
+//!              provision · probe · session · checkpoint · log · embedded
 //! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · slot ·
 //!              template · readiness · care · launcher.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show

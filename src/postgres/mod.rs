@@ -4,6 +4,7 @@
 
 pub mod adopt;
 pub mod binaries;
+pub mod checkpoint;
 pub mod cluster;
 mod cluster_processes;
 pub mod conf;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal as OsSignal;
-use sea_orm::sqlx::ConnectOptions;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
@@ -15,14 +14,13 @@ use super::home::Home;
 use super::probe::{Probe, Sample, Woken};
 use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
-use super::{conf, full, lock, log, provision, server, stale};
+use super::{conf, full, lock, log, server, stale};
 use crate::config::Postgres as Settings;
 use crate::event_loop::{self, elsewhere, within};
 use crate::exit::{Code, Failure, code_of, in_words, is_disk_full};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
-use crate::schema;
 use crate::service::{self, ProcessReporter, Reporter, Start, Tail};
 use crate::supervise::state::{ChildAction, Ending};
 use crate::telemetry;
@@ -432,17 +430,5 @@ impl PostmasterSetup {
             return Probe::managed(&self.home, port, SUPERUSER);
         }
         Probe::managed(&self.home, port, &self.url.database).at_the_door(&self.url)
-    }
-}
-
-/// How long the checkpoint before a shutdown may take; the shutdown makes its own in any case.
-const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
-
-/// Write out what is dirty, so that the shutdown finds little left to write. Best effort.
-pub async fn checkpoint(home: Home, port: u16) {
-    let options = provision::superuser_options(&home, port, SUPERUSER);
-    let done = async { sea_orm::sqlx::query("CHECKPOINT").execute(&mut options.connect().await?).await };
-    if let Err(error) = schema::answered(CHECKPOINT_LIMIT, "checkpoint before the shutdown", done).await {
-        tracing::debug!({ service.name = NAME }, "{}", in_words(&error));
     }
 }

@@ -20,6 +20,7 @@ use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
 use crate::event_loop;
+use crate::postgres::checkpoint;
 use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
 use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
@@ -339,7 +340,7 @@ impl Sidecar {
         }
         if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
             // What is written out while the workers drain need not be at the shutdown: 192 ms become 62 ms.
-            let checkpoint = postmaster::checkpoint(self.context.home.clone(), self.context.url.port);
+            let checkpoint = checkpoint::checkpoint(self.context.home.clone(), self.context.url.port);
             event_loop::spawn("the checkpoint before the stop", checkpoint);
         }
     }
