@@ -19,7 +19,8 @@ WORKDIR /build
 # The dependencies by themselves, around empty sources: this layer is made anew only when Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
 COPY migration/Cargo.toml migration/
-RUN mkdir -p src migration/src && touch src/lib.rs migration/src/lib.rs && echo 'fn main() {}' >src/main.rs
+COPY src/supervise/Cargo.toml src/supervise/
+RUN mkdir -p src migration/src && touch src/lib.rs src/supervise/lib.rs migration/src/lib.rs && echo 'fn main() {}' >src/main.rs
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export CARGO_HTTP_CAINFO=/run/secrets/ca; fi; \
     cargo build --release --locked

@@ -1,27 +1,26 @@
 //! Companions: `[[process]]` entries, kept beside the workers. The boot does not wait for them, and their failure never
 //! stops Tandem.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal as OsSignal;
-use tokio::task::JoinHandle;
 
 use crate::config::{ProcessSettings, Workers};
 use crate::event_loop::{self, Hangs};
 use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
-use crate::service::{self, Reporter, Tail};
+use crate::service::{self, Reporter, Start, Tail};
 use crate::supervise::state::{ChildAction, Ending, Generation};
 
 /// How long output of a process that has ended is still read.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
 
 /// Longest time for a process.
-const SPAWN_LIMIT: Duration = Duration::from_secs(10);
+const SPAWN_LIMIT: Duration = Duration::from_secs(15);
 
 /// How a companion is kept: as a worker is, but it may end as slowly as it says. Pure.
 pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
@@ -59,16 +58,15 @@ struct Inner {
     command: MakeCommand,
     reporter: Reporter,
     tail: Tail,
+    start: Start,
     pid: Cell<Option<i32>>,
     last_exit: Cell<Option<Exit>>,
-    /// Its process from the start to the end, or the last one's.
-    running: RefCell<Option<JoinHandle<()>>>,
 }
 
 impl Companion {
     pub fn new(name: String, command: MakeCommand, reporter: Reporter) -> Self {
         let (tail, pid, last_exit) = (Tail::default(), Cell::default(), Cell::default());
-        Self(Rc::new(Inner { name, command, reporter, tail, pid, last_exit, running: RefCell::default() }))
+        Self(Rc::new(Inner { name, command, reporter, tail, start: Start::default(), pid, last_exit }))
     }
 
     /// Its name, in the log and everywhere else.
@@ -96,6 +94,7 @@ impl Companion {
         let group = child.pid();
         oom::take_first(group);
         inner.pid.set(Some(group));
+        inner.start.done();
         reporter.spawned(group);
         // It has no word for ready: that it is there is all that there is to say.
         reporter.ready();
@@ -121,15 +120,10 @@ impl Companion {
     pub fn act(&self, action: ChildAction) {
         match action {
             ChildAction::Spawn(generation, _) => {
-                let running = event_loop::spawn("a companion", self.clone().run(generation));
-                *self.0.running.borrow_mut() = Some(running);
+                self.0.start.begun(&event_loop::spawn("a companion", self.clone().run(generation)));
             }
             ChildAction::CancelSpawn(generation) => {
-                // One that is there is on its way to the tree as an event.
-                if self.0.pid.get().is_none()
-                    && let Some(running) = self.0.running.take()
-                {
-                    running.abort();
+                if self.0.start.cancel() {
                     self.0.reporter.of(generation).failed(Ending::Ended);
                 }
             }

@@ -10,7 +10,7 @@ use std::io;
 
 pub use words::{in_words, sql_state, what_the_server_said};
 
-/// What the process exit code says to whoever started Tandem.
+/// What the exit code of the process says to its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {
@@ -33,7 +33,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Every code, for whoever reads one from outside.
+    /// Every code, for a reader of another process's code.
     const ALL: [Self; 8] = [
         Self::Stopped,
         Self::Failed,
@@ -101,7 +101,7 @@ pub fn is_disk_full(error: &anyhow::Error) -> bool {
     causes.any(|cause| matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
-/// `error`, and below it a full disk where that is what a program `said`.
+/// Add `StorageFull` as the cause of `error` if what the program `said` reports a full disk.
 pub fn with_disk_full(error: anyhow::Error, said: &str) -> anyhow::Error {
     if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
         return anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull)).context(error);

@@ -23,7 +23,7 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
-//!              provision · probe
+//!              provision · probe · session · checkpoint · log · embedded
 //! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · slot ·
 //!              template · readiness · care · launcher.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
@@ -36,8 +36,6 @@
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
 //! service      what every kept process has in common: its events, its lines, its signals
-//! supervise/   state, step and climb (one child, pure) · tree (all of them and the boot list, pure) · roll (new for old,
-//!              pure) · task (the loop)
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
 //!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
 //!              descriptors to a child and from the process that started Tandem
@@ -47,6 +45,8 @@
 //! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
+//! supervise/   a crate of its own, pure: policies · state, step and climb (one child) · tree (all of them and the boot
+//!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
 //! scrub        removes known secrets from logs, reports and errors
 //! ```
@@ -61,7 +61,7 @@
 //!   SIGKILL ends.
 //! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves.
 //!
-//! `supervise/simulation/` drives the tree through 100,000 random histories a run to hold these.
+//! `supervise/simulation/` drives the tree through a million random histories a run to hold these.
 
 pub mod backup;
 pub mod boot;
@@ -89,7 +89,7 @@ pub mod signals;
 #[cfg(test)]
 #[path = "../tests/it/common/skip.rs"]
 mod skip;
-pub mod supervise;
+pub use ::supervise;
 pub mod systemd;
 pub mod telemetry;
 pub mod watch;

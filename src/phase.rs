@@ -1,4 +1,4 @@
-//! Where the whole is between its first step and its last.
+//! The phase that users see: how far Tandem is between its first step and its last.
 
 use std::fmt;
 

@@ -1,12 +1,15 @@
 //! What every kept process has in common: its events find their way to the tree, its lines into the log, and its last
 //! lines are remembered for the error that may need them.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::event_loop;
 use crate::plan::{Rung, Signal};
@@ -83,6 +86,28 @@ impl ProcessReporter {
     fn say(&self, event: ProcessEvent) {
         let event = TreeEvent::Service(self.service.id, ChildEvent::Process(self.generation, event));
         let _ = self.service.events.send(event);
+    }
+}
+
+/// The start of a process, which can be broken off until the process is there.
+#[derive(Clone, Debug, Default)]
+pub struct Start(Rc<RefCell<Option<AbortHandle>>>);
+
+impl Start {
+    /// `task` makes the process.
+    pub fn begun(&self, task: &JoinHandle<()>) {
+        *self.0.borrow_mut() = Some(task.abort_handle());
+    }
+
+    /// The process is there: from here on only its end ends the task.
+    pub fn done(&self) {
+        self.0.take();
+    }
+
+    /// Break the start off, and say whether it was under way: then no process comes of it any more.
+    pub fn cancel(&self) -> bool {
+        let task = self.0.take().filter(|task| !task.is_finished());
+        task.inspect(AbortHandle::abort).is_some()
     }
 }
 

@@ -175,13 +175,13 @@ async fn scaled(fd: &AsyncFd<SignalFd>) -> Option<Asked> {
 
 /// Whether this process has a controlling terminal, which `/dev/tty` opens (tty(4)).
 fn has_terminal() -> bool {
-    // Blocks: never, this device waits for nobody.
+    // Blocks: never, this device waits for nothing.
     std::fs::File::open("/dev/tty").is_ok()
 }
 
 /// Whether Tandem was started with SIGHUP ignored.
 fn ignores_hangup() -> bool {
-    // Blocks: before the loop turns, and for nobody.
+    // Blocks: before the loop turns, and for nothing.
     let status = procfs::process::Process::myself().and_then(|process| process.status());
     status.is_ok_and(|status| status.sigign & (1 << (SIGHUP - 1)) != 0)
 }

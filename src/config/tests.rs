@@ -148,7 +148,7 @@ workers_min = 9
                 help: write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`
               tandem.toml:14: unknown key `workers.cuont`
                 help: did you mean `workers.count`?
-              tandem.toml:15: workers.watchdog = "soon": expected a duration such as "30s", "500ms" or "10m", or "never"
+              tandem.toml:15: workers.watchdog = "soon": expected a duration such as "30s", "500ms" or "10m", no more than a year, or "never"
               tandem.toml:16: workers.app_dir: <project>/nowhere is not a directory
               tandem.toml:17: workers.listen: the port is that of health.listen too
                 help: give each its own port

@@ -1,7 +1,7 @@
-//! Calls that may block, on a thread of their own, behind a limit.
+//! Blocking calls on other threads, with a limit.
 //!
-//! No thread can be taken back from a call that the kernel does not end, such as a read on a dead network mount. So a call
-//! that has passed its limit is remembered by its name, and is not made a second time while it hangs: however often the
+//! A thread cannot be interrupted in a call that the kernel does not end, such as a read on a dead network mount. So a call
+//! that passed its limit is remembered by its name, and is not made a second time while it hangs: however often the event
 //! loop asks, one thread waits for that disk.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ fn hanging() -> MutexGuard<'static, BTreeMap<String, Instant>> {
     HANGING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A call under way. Its other half, [`Running`], belongs to the thread that makes the call.
+/// A call under way. The thread that makes the call has its other half, [`Running`].
 pub struct Call {
     what: String,
     since: Instant,
@@ -56,7 +56,7 @@ impl Call {
         Ok((Self { what, since: Instant::now(), ended }, running))
     }
 
-    /// Wait for what the call brings, at most `limit`; `None` stands for a thread that ended without an answer.
+    /// Wait for the outcome of the call, at most `limit`; `None` means that its thread ended without one.
     ///
     /// # Errors
     /// The limit passed. Until the call ends, [`Call::begin`] refuses another of the same name.

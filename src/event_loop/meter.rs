@@ -1,7 +1,7 @@
-//! How long the event loop stands still: each turn of each of its tasks is timed.
+//! Measures how long the event loop stands still: each turn (poll) of each of its tasks is timed.
 //!
-//! A turn longer than [`STALL`] is logged with the task and the step that took the time. For a turn that does not end at
-//! all a thread looks once a second, and says where in the kernel the loop waits.
+//! A turn longer than [`STALL`] is logged with its task and the step that took the time. A thread looks once a second for a
+//! turn that does not end, and logs where in the kernel the loop waits.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 /// A turn of the loop that takes longer is a stall.
 pub const STALL: Duration = Duration::from_millis(250);
-/// How often it is looked for a turn that does not end.
+/// How often the thread looks for a turn that does not end.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What the meter has measured since its begin.
@@ -29,7 +29,7 @@ pub struct Measured {
 /// Microseconds, and a count.
 static LONGEST: AtomicU64 = AtomicU64::new(0);
 static STALLS: AtomicU64 = AtomicU64::new(0);
-/// Whether the thread that looks for turns without an end was started.
+/// Whether the thread that looks for turns that do not end was started.
 static LOOKING: AtomicBool = AtomicBool::new(false);
 /// The turn that is under way on the measured loop.
 static TURN: Mutex<Option<Turn>> = Mutex::new(None);
@@ -101,7 +101,7 @@ impl<F: Future> Future for Timed<F> {
     }
 }
 
-/// Do `work`, a step of the turn under way; `words` say which, should it take long.
+/// Do `work`, a step of the current turn; `words` describe it for the log if it takes long.
 pub fn step<T>(name: &'static str, words: impl FnOnce() -> String, work: impl FnOnce() -> T) -> T {
     if DEPTH.get() == 0 {
         return work();
@@ -125,7 +125,7 @@ fn put<T>(change: impl FnOnce(&mut Turn) -> T) -> Option<T> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(change)
 }
 
-/// A turn under way; also one that ends with a panic is measured.
+/// The current turn. Dropped at its end, also by a panic, it records how long the turn took.
 struct TurnGuard {
     began: Instant,
     task: &'static str,
@@ -194,7 +194,7 @@ mod tests {
         let turns = std::thread::spawn(|| {
             ON.set(true);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(timed("a task that waits", tokio::time::sleep(STALL * 2)));
+            runtime.block_on(timed("a task that waits", async { tokio::time::sleep(STALL * 2).await }));
             let quick = measured();
             let slow = timed("a slow task", async {
                 step("a slow step", || "the step in words".into(), || block(STALL + Duration::from_millis(50)));

@@ -4,7 +4,7 @@
 //! for a disk, a pipe, a resolver or `/proc` stops all of it at once. So such a call goes through [`within`] or
 //! [`elsewhere`], and every task of the loop starts with [`spawn`], which measures how long each of its turns takes.
 //!
-//! `tests/it/tidy.rs` looks for blocking calls in the rooms that run on the loop.
+//! `tests/it/tidy_blocking.rs` looks for blocking calls in the rooms that run on the loop.
 
 mod aside;
 mod meter;

@@ -27,7 +27,7 @@ use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
-use crate::process::sockets::{self, Owner, Snapshot};
+use crate::process::sockets::{self, OpenSockets, Owner};
 
 /// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
 const POLL_SERVER: Duration = Duration::from_millis(100);
@@ -135,7 +135,7 @@ struct Address {
 impl Address {
     /// The sockets that are connected to it.
     fn clients(&self) -> Vec<u64> {
-        let is_it = |end: &sockets::End| match &self.ips {
+        let is_it = |end: &sockets::ConnectionEnd| match &self.ips {
             Some(ips) => ips.contains(&end.remote.ip()),
             None => end.remote.ip().is_loopback() || end.remote.ip() == end.local.ip(),
         };
@@ -279,7 +279,7 @@ impl Watch {
         let socket = self.home.socket(port);
         // On another thread: what is asked of the kernel may take its time.
         let find = move || {
-            let snapshot = Snapshot::take();
+            let snapshot = OpenSockets::take();
             sessions.into_iter().find_map(|(pid, client)| {
                 // It is mostly where the client is, too.
                 let servers = client.iter().flat_map(|client| listen.into_iter().chain([client.ip()]));
@@ -319,7 +319,7 @@ impl Watch {
             let fresh: Vec<_> =
                 found.iter().filter(|(inode, _)| seen.get(*inode).is_none_or(|looks| *looks < LOOKS)).collect();
             fresh.iter().for_each(|(inode, _)| *seen.entry(**inode).or_default() += 1);
-            let snapshot = (!fresh.is_empty()).then(Snapshot::take);
+            let snapshot = (!fresh.is_empty()).then(OpenSockets::take);
             let owned = fresh.into_iter().find_map(|(inode, server)| {
                 let owner = snapshot.as_ref()?.owner(*inode)?;
                 owner.kill();

@@ -327,10 +327,10 @@ mod tests {
                     leave(&base);
                 }
             });
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             std::thread::scope(|inner| {
                 inner
                     .spawn(|| {
+                        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                         runtime.block_on(async {
                             for _ in 0..300 {
                                 let (base, held) = enter(root.path()).await.unwrap();

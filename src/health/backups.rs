@@ -1,4 +1,4 @@
-//! What `/health` says of backups and of free room. Pure.
+//! The parts of `/health` about backups and free room. Pure.
 
 use serde::Serialize;
 
@@ -43,7 +43,7 @@ pub struct PitrReport {
     pub last_base: Option<String>,
 }
 
-/// What is known of them.
+/// The `backups` object.
 pub fn report(backups: &Backups) -> BackupsReport<'_> {
     BackupsReport {
         schedule: backups.schedule.as_deref(),
@@ -73,7 +73,7 @@ pub fn report(backups: &Backups) -> BackupsReport<'_> {
     }
 }
 
-/// The same in a line for a person.
+/// The same in one line, for `tandem status`.
 pub fn words(backups: &Backups) -> Option<String> {
     let minute = |time| {
         let text = rfc3339(time);
@@ -90,7 +90,7 @@ pub fn words(backups: &Backups) -> Option<String> {
     (!words.is_empty()).then(|| words.join("; "))
 }
 
-/// Why health is degraded on their account.
+/// The reasons of a degraded status that concern backups and disks.
 pub fn reasons(picture: &Picture) -> Vec<String> {
     let failed = picture.backups.last.as_ref().and_then(|run| run.error.as_ref());
     let failed = failed.map(|error| format!("the last backup failed: {}", error.lines().next().unwrap_or_default()));

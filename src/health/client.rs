@@ -1,4 +1,4 @@
-//! One request to a health port: `tandem health`, and anything else that needs to ask as a probe does.
+//! One request to a health port, for `tandem health`.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What `/metrics` answers: free room, backups, WAL and workers as OpenMetrics text. Pure.
+//! The answer of `/metrics`: free room, backups, WAL, workers and the supervisor's own measurements as OpenMetrics text.
+//! Pure.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -12,12 +13,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::picture::{Disk, Picture, Supervisor, WorkerState};
 
-/// What an answer says that it is (OpenMetrics 1.0).
+/// The content type of OpenMetrics 1.0.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, &'static str)>;
 
-/// All that is known, as text.
+/// All metrics as text.
 ///
 /// # Errors
 /// It cannot be written as text.
@@ -103,7 +104,7 @@ fn backups(registry: &mut Registry, picture: &Picture) {
     }
 }
 
-/// One number; what is not known is left out.
+/// Register one gauge; an unknown value is left out.
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: Option<i64>) {
     let Some(value) = value else { return };
     let gauge: Gauge = Gauge::default();

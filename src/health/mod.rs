@@ -1,4 +1,4 @@
-//! What the health port says, and to whom.
+//! The health port: what it answers, and the server behind it.
 //!
 //! Answers come from the last [`Picture`]; nothing here asks PostgreSQL or a worker anything, and nothing here changes
 //! anything. What a [`Picture`] quotes of others, such as the last error of a backup, passes `scrub` on its way out: no

@@ -1,7 +1,7 @@
 //! What the supervisor knows at one moment, as plain data: the input of `report`.
 //!
-//! Whoever holds the `watch::Sender<Arc<Picture>>` sends a new one whenever something in it changes. Times are kept as
-//! instants, not ages, so that a picture nobody renews grows old by itself.
+//! The holders of the `watch::Sender<Arc<Picture>>` send a new picture whenever something in it changes. Times are instants,
+//! not ages, so that a picture that is not renewed grows old by itself.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,14 +9,14 @@ use crate::http::Counts;
 use crate::phase::Phase;
 use crate::process::Exit;
 
-/// Everything the health port may tell.
+/// Everything that the health port can show.
 #[derive(Clone, Debug)]
 pub struct Picture {
     pub phase: Phase,
     /// When Tandem started.
     pub started: Instant,
     pub database: Database,
-    /// One entry per process, the leaving one of a slot that is being replaced included.
+    /// One entry per process; during a replacement a slot has two.
     pub workers: Vec<Worker>,
     /// How many workers there should be.
     pub workers_wanted: u32,
@@ -28,15 +28,15 @@ pub struct Picture {
     pub backups: Backups,
     /// The file system that `pg_wal` is on.
     pub disk: Disk,
-    /// The one that backups are on.
+    /// The file system that backups are on.
     pub backup_disk: Disk,
-    /// Every process that is kept, in the order of the boot; read by the control socket.
+    /// Every service, in the order of the boot; for the control socket.
     pub services: Vec<Service>,
-    /// What a roll under way is doing, in words.
+    /// The progress of a roll, in words.
     pub roll: Option<String>,
 }
 
-/// A service's process, or its place while it has none.
+/// A service, with its process if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Such as `postgres`, `worker-0`.
@@ -64,20 +64,20 @@ pub struct Service {
 pub struct Database {
     /// `None` until the first sample.
     pub sample: Option<Sample>,
-    /// An older sample says nothing any more: the probe interval, its deadline, and some room.
+    /// A sample older than this counts as no answer: the probe interval, its deadline, and some room.
     pub sample_age_max: Duration,
     /// `pool.size`: what the guide calls `pool_size`.
     pub pool_size: u32,
 }
 
-/// One answer of the database, or the lack of one.
+/// The outcome of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     pub taken: Instant,
     pub outcome: Result<Facts, Fault>,
 }
 
-/// What one round trip brought back.
+/// What the database answered to one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     pub latency: Duration,
@@ -107,7 +107,7 @@ pub enum Fault {
     /// The server answered with an error; its SQLSTATE (five ASCII characters) names which.
     #[error("the server answered with SQLSTATE {}", sqlstate(*.0))]
     Rejected([u8; 5]),
-    /// It will not be otherwise before a person does something; the log says what.
+    /// An error that lasts until a person corrects something; the log says what.
     #[error("{}{}", .0, in_brackets(*.1))]
     Lasting(&'static str, Option<[u8; 5]>),
     /// With the bytes that are free.
@@ -117,7 +117,7 @@ pub enum Fault {
     Standby,
     #[error("default_transaction_read_only is on, so that no worker can write")]
     ReadOnly,
-    /// Tandem gets in, by another way than the workers.
+    /// The workers' address refuses, though Tandem's own connection works.
     #[error("at the workers' address {}{}", .0, in_brackets(*.1))]
     Door(&'static str, Option<[u8; 5]>),
 }
@@ -141,7 +141,7 @@ fn sqlstate(code: [u8; 5]) -> String {
     code.iter().map(|byte| if byte.is_ascii_alphanumeric() { char::from(*byte) } else { '?' }).collect()
 }
 
-/// One worker process, or a slot that rests between two.
+/// One worker process, or a slot without one.
 #[derive(Clone, Debug)]
 pub struct Worker {
     pub slot: u32,
@@ -156,24 +156,24 @@ pub struct Worker {
     pub counts: Option<Counts>,
 }
 
-/// What a worker's slot is at.
+/// The state of a worker's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WorkerState {
     /// Spawned, not yet ready.
     Starting,
     Ready,
-    /// Leaves: accepts nothing new, finishes what it has.
+    /// It accepts nothing new, and finishes what it has.
     Retiring,
     /// SIGKILL did not end it; it is killed again and again.
     Abandoned,
-    /// No process: waits before the next attempt.
+    /// No process: the next attempt comes after a pause.
     Resting,
-    /// No process, and none to come: restarted too often.
+    /// No process: it was restarted too often.
     GaveUp,
 }
 
-/// What became of the migrations.
+/// The outcome of the migrations.
 #[derive(Clone, Debug, Default)]
 pub struct Migrations {
     /// The newest revision this binary knows.
@@ -191,14 +191,14 @@ pub struct Disk {
     pub total_bytes: Option<u64>,
     /// What should be free at least (`disk.warn_free`).
     pub wanted_bytes: Option<u64>,
-    /// Since when it does not answer; the numbers are older then.
+    /// Since when it does not answer; its numbers are as old then.
     pub unanswered: Option<Instant>,
 }
 
-/// What is known of backups.
+/// Backups, as far as they are known.
 #[derive(Clone, Debug, Default)]
 pub struct Backups {
-    /// When they are taken, in words; `None`: never by themselves.
+    /// The schedule in words; `None`: there is none.
     pub schedule: Option<String>,
     pub next: Option<SystemTime>,
     pub running: bool,
@@ -207,11 +207,11 @@ pub struct Backups {
     pub count: usize,
     pub newest: Option<SystemTime>,
     pub newest_verified: Option<SystemTime>,
-    /// `None` where it is not enabled.
+    /// `None`: it is not enabled.
     pub pitr: Option<Pitr>,
     /// When the last base backup ended, once that is known.
     pub last_base: Option<SystemTime>,
-    /// Since when the directory of backups does not answer; what is said of it is older then.
+    /// Since when the directory of backups does not answer; `count` and the times are as old then.
     pub unanswered: Option<Instant>,
 }
 
@@ -227,12 +227,12 @@ pub struct BackupRun {
     pub error: Option<String>,
 }
 
-/// What the supervisor has measured of itself since its start.
+/// Measurements of the supervisor itself since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Supervisor {
-    /// The longest that its event loop stood still.
+    /// The longest time for which the event loop stood still.
     pub longest_stall: Duration,
-    /// How often it stood still for longer than a stall's limit.
+    /// How often it stood still for longer than `event_loop::STALL`.
     pub stalls: u64,
     /// Lines of the log that standard error did not take.
     pub log_lines_dropped: u64,
@@ -246,7 +246,7 @@ pub struct Pitr {
     /// Bytes of them.
     pub backlog: u64,
     pub last_archived: Option<SystemTime>,
-    /// Whether nothing is archived though it should be.
+    /// Whether archiving fails.
     pub failing: bool,
     pub given_up: bool,
     /// What is wrong, in words; it holds paths and numbers.

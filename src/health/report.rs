@@ -1,4 +1,4 @@
-//! From a [`Picture`] to what each path of the health port answers. Pure: the time is handed in.
+//! Makes the answers of the health port from a [`Picture`]. Pure: the time is an argument.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,20 +20,20 @@ pub struct Now {
     pub instant: Instant,
     /// For the time stamp.
     pub wall: SystemTime,
-    /// What was measured until now.
+    /// What the supervisor has measured of itself.
     pub supervisor: Supervisor,
 }
 
-/// The verdict on the whole.
+/// The overall status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// All as wanted.
+    /// Everything is as configured.
     Healthy,
     /// Serving, with fewer workers than wanted, a hook that failed, without the backups that are wanted, or with little
     /// room.
     Degraded,
-    /// Not to be sent requests.
+    /// It should get no requests.
     Unhealthy,
 }
 
@@ -67,7 +67,7 @@ pub struct Report<'a> {
     pub supervisor: SupervisorReport,
 }
 
-/// The guide's `database` object, key for key, and then ours.
+/// The guide's `database` object, key for key, followed by Tandem's own keys.
 #[derive(Debug, Serialize)]
 pub struct DatabaseReport<'a> {
     pub available: bool,
@@ -95,7 +95,7 @@ pub struct WorkerReport {
     pub counts: Option<Counts>,
 }
 
-/// `migrations`; what is not known is left out.
+/// `migrations`; unknown values are left out.
 #[derive(Debug, Serialize)]
 pub struct MigrationsReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,7 +108,7 @@ pub struct MigrationsReport<'a> {
     pub finished: Option<String>,
 }
 
-/// `disk`; what is not known is left out. The first two are of the data's file system.
+/// `disk`; unknown values are left out. The first two are of the data's file system.
 #[derive(Debug, Serialize)]
 pub struct DiskReport {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,25 +119,25 @@ pub struct DiskReport {
     pub backup_free_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_total_bytes: Option<u64>,
-    /// For how long the file system has not answered; its numbers are as old.
+    /// How long the file system has not answered; its numbers are as old.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unanswered_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_unanswered_seconds: Option<f64>,
 }
 
-/// `supervisor`: how Tandem itself does.
+/// `supervisor`: Tandem's own measurements.
 #[derive(Debug, Serialize)]
 pub struct SupervisorReport {
-    /// The longest that its event loop stood still since the start.
+    /// The longest time for which the event loop stood still.
     pub longest_stall_ms: f64,
-    /// How often that took longer than 250 ms.
+    /// How often it stood still for longer than 250 ms.
     pub stalls: u64,
-    /// Lines of the log that nobody took from standard error.
+    /// Lines of the log that were dropped because standard error was not read.
     pub log_lines_dropped: u64,
 }
 
-/// `/ready`: the three conditions, and what is missing of them in words.
+/// `/ready`: the three conditions, and in words those that are not met.
 #[derive(Debug, Serialize)]
 pub struct Readiness {
     pub ready: bool,
@@ -155,7 +155,7 @@ impl Readiness {
     }
 }
 
-/// `/live`: that there is an answer is the answer.
+/// `/live`: any answer means that the event loop turns.
 #[derive(Debug, Serialize)]
 pub struct Liveness {
     pub live: bool,
@@ -246,7 +246,7 @@ fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
     (if reasons.is_empty() { Status::Healthy } else { Status::Degraded }, reasons)
 }
 
-/// What stands between the picture and sending requests here.
+/// The conditions of readiness that are not met.
 fn missing(picture: &Picture, now: Instant) -> Vec<String> {
     let mut missing = Vec::new();
     if picture.phase != Phase::Serving {
@@ -262,7 +262,7 @@ fn missing(picture: &Picture, now: Instant) -> Vec<String> {
     missing
 }
 
-/// What is wrong with the database; a sample that is too old counts as no answer, whatever it said.
+/// What is wrong with the database. A sample that is too old counts as no answer.
 fn database_fault(picture: &Picture, now: Instant) -> Option<String> {
     let Some(sample) = &picture.database.sample else {
         return Some("not sampled yet".to_owned());
@@ -277,7 +277,7 @@ fn database_fault(picture: &Picture, now: Instant) -> Option<String> {
 fn database(picture: &Picture, now: Now) -> DatabaseReport<'_> {
     let fault = database_fault(picture, now.instant);
     let sample = picture.database.sample.as_ref();
-    // An answer that is too old is still shown beside the error: it is the last that was known.
+    // The last answer is shown beside the error, even if it is too old.
     let facts = sample.and_then(|sample| sample.outcome.as_ref().ok());
     DatabaseReport {
         available: fault.is_none(),

@@ -18,7 +18,7 @@ use crate::http::server::{self, Port, json};
 use crate::scrub::scrubbed;
 use crate::{event_loop, telemetry};
 
-/// What the port offers, as `/` shows it.
+/// The paths of the port, for `/`.
 const INDEX: &[(&str, &str)] = &[
     ("/health", "the whole report; 503 when unhealthy (alias /healthz)"),
     ("/ready", "200 while requests should be sent here (alias /readyz)"),
@@ -39,7 +39,7 @@ pub async fn serve(listener: TcpListener, pictures: watch::Receiver<Arc<Picture>
 
 /// The answer to one request.
 fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes>> {
-    // tokio's clock, so that tests can turn it.
+    // tokio's clock, which tests can set.
     let now = Now { instant: Instant::now().into_std(), wall: SystemTime::now(), supervisor: supervisor() };
     let known = matches!(path, "/" | "/metrics" | "/health" | "/healthz" | "/ready" | "/readyz" | "/live" | "/livez");
     if known && !matches!(*method, Method::GET | Method::HEAD) {
@@ -70,13 +70,13 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
     }
 }
 
-/// What this process has measured of itself.
+/// The measurements of this process.
 fn supervisor() -> Supervisor {
     let measured = event_loop::measured();
     Supervisor { longest_stall: measured.longest, stalls: measured.stalls, log_lines_dropped: telemetry::dropped() }
 }
 
-/// `text` as it is, which says that it is `content_type`.
+/// A response with `text` of the type `content_type`.
 fn plain(text: String, content_type: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(scrubbed(&text).into_owned())));
     let headers = response.headers_mut();

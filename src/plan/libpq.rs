@@ -1,7 +1,7 @@
 //! The environment variables of libpq (PostgreSQL documentation, "Environment Variables"), and which of them may come
 //! from outside. Pure.
 //!
-//! A service (PGSERVICE) beats PGHOST, and PGHOSTADDR beats the host of a URL: one variable of somebody's shell would send
+//! A service (PGSERVICE) beats PGHOST, and PGHOSTADDR beats the host of a URL: one variable of an operator's shell would send
 //! Tandem's children to another server. So none of them is passed on, and Tandem sets those that it means.
 
 /// Names the socket of the `tandem test` above: whatever has it in its environment is part of a test.
@@ -14,7 +14,7 @@ pub fn is_libpq(name: &str) -> bool {
     name == "PGCONNECT_TIMEOUT" || (!rest.is_empty() && rest.chars().all(|letter| letter.is_ascii_uppercase()))
 }
 
-/// Whether `name` says where a database is or as whom to go there, which nobody but Tandem says.
+/// Whether `name` says where a database is or which role to use there; only Tandem may say that.
 pub fn says_where(name: &str) -> bool {
     const WHERE: [&str; 12] = [
         "PGHOST",

@@ -5,12 +5,11 @@ mod budget;
 mod command;
 pub mod ladder;
 pub mod libpq;
-mod policy;
 pub mod schedule;
 mod url;
 
+pub use ::supervise::policy::{KILL_AGAIN, KILL_GRACE, Ladder, Policy, Rung, STARVED_PAUSE, Signal};
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity, in_one_line};
 pub use ladder::{StopLadder, StopTerm};
-pub use policy::{KILL_AGAIN, KILL_GRACE, Ladder, Policy, Rung, STARVED_PAUSE, Signal};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

@@ -4,7 +4,9 @@
 
 pub mod adopt;
 pub mod binaries;
+pub mod checkpoint;
 pub mod cluster;
+mod cluster_processes;
 pub mod conf;
 pub mod data;
 mod door;
@@ -23,7 +25,6 @@ pub mod provision;
 pub mod scram;
 pub mod secret;
 pub mod server;
-mod server_processes;
 pub mod service;
 mod session;
 pub mod settings;

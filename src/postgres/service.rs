@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal as OsSignal;
-use sea_orm::sqlx::ConnectOptions;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::binaries::Installation;
@@ -16,16 +14,15 @@ use super::home::Home;
 use super::probe::{Probe, Sample, Woken};
 use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
-use super::{conf, full, lock, log, provision, server, stale};
+use super::{conf, full, lock, log, server, stale};
 use crate::config::Postgres as Settings;
 use crate::event_loop::{self, elsewhere, within};
 use crate::exit::{Code, Failure, code_of, in_words, is_disk_full};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
-use crate::schema;
-use crate::service::{self, ProcessReporter, Reporter, Tail};
-use crate::supervise::state::{ChildAction, Ending, Generation};
+use crate::service::{self, ProcessReporter, Reporter, Start, Tail};
+use crate::supervise::state::{ChildAction, Ending};
 use crate::telemetry;
 
 /// The service's name, in the log and everywhere else.
@@ -51,7 +48,7 @@ pub enum DatabaseStage {
 pub type DatabaseReading = Option<(Instant, Sample)>;
 
 /// What the postmaster is started with and how it is watched.
-pub struct Launch {
+pub struct PostmasterSetup {
     pub home: Home,
     /// Set by the install job.
     pub installation: Rc<RefCell<Option<Installation>>>,
@@ -71,15 +68,14 @@ pub struct Postmaster(Rc<Shared>);
 
 /// What the service shares with the task that runs one server.
 struct Shared {
-    launch: Launch,
+    launch: PostmasterSetup,
     reporter: Reporter,
     tail: Tail,
     server: Cell<ServerProcess>,
     last_exit: Cell<Option<Exit>>,
     /// Notified when the probe is no longer needed.
     unwatch: Notify,
-    /// The task that runs the server, and which one that is.
-    task: RefCell<Option<(Generation, AbortHandle)>>,
+    start: Start,
     /// Why the server cannot run until a person does something.
     lasting: RefCell<Option<Lasting>>,
     full: full::RoomWait,
@@ -96,7 +92,7 @@ enum ServerProcess {
 }
 
 impl Postmaster {
-    pub fn new(launch: Launch, reporter: Reporter) -> Self {
+    pub fn new(launch: PostmasterSetup, reporter: Reporter) -> Self {
         Self(Rc::new(Shared {
             launch,
             reporter,
@@ -104,7 +100,7 @@ impl Postmaster {
             server: Cell::default(),
             last_exit: Cell::default(),
             unwatch: Notify::default(),
-            task: RefCell::default(),
+            start: Start::default(),
             lasting: RefCell::default(),
             full: full::RoomWait::default(),
         }))
@@ -139,17 +135,10 @@ impl Postmaster {
                         Err(error) => reporter.failed(shared.judge(&error)),
                     }
                 });
-                *self.0.task.borrow_mut() = Some((generation, task.abort_handle()));
+                self.0.start.begun(&task);
             }
             ChildAction::CancelSpawn(generation) => {
-                // One that is there is on its way to the tree as an event.
-                let is_there = matches!(shared.server.get(), ServerProcess::Running(_) | ServerProcess::Told(_));
-                if !is_there
-                    && let Some((of, task)) = shared.task.take()
-                    && of == generation
-                    && !task.is_finished()
-                {
-                    task.abort();
+                if shared.start.cancel() {
                     shared.reporter.of(generation).failed(Ending::Ended);
                 }
             }
@@ -208,8 +197,7 @@ impl Shared {
         let own = child.pid();
         server::oom_protect(own);
         self.server.set(ServerProcess::Running(own));
-        // From here on its end ends the task.
-        self.task.take();
+        self.start.done();
         self.show(Fault::Starting);
         reporter.spawned(own);
         let answered = Cell::new(false);
@@ -435,24 +423,12 @@ fn retry(waited: Duration, has_answered: bool) -> Duration {
     }
 }
 
-impl Launch {
+impl PostmasterSetup {
     fn probe(&self, stocked: DatabaseStage) -> Probe {
         let port = self.url.port;
         if stocked == DatabaseStage::Unknown {
             return Probe::managed(&self.home, port, SUPERUSER);
         }
         Probe::managed(&self.home, port, &self.url.database).at_the_door(&self.url)
-    }
-}
-
-/// How long the checkpoint before a shutdown may take; the shutdown makes its own in any case.
-const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
-
-/// Write out what is dirty, so that the shutdown finds little left to write. Best effort.
-pub async fn checkpoint(home: Home, port: u16) {
-    let options = provision::superuser_options(&home, port, SUPERUSER);
-    let done = async { sea_orm::sqlx::query("CHECKPOINT").execute(&mut options.connect().await?).await };
-    if let Err(error) = schema::answered(CHECKPOINT_LIMIT, "checkpoint before the shutdown", done).await {
-        tracing::debug!({ service.name = NAME }, "{}", in_words(&error));
     }
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
+use super::cluster_processes::{ClusterProcess, ClusterProcesses, namespace_of};
 use super::files::read_if_there;
 use super::home::Home;
-use super::server_processes::{ServerProcess, ServerProcesses, namespace_of};
 use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::process::lease;
@@ -44,7 +44,7 @@ pub async fn clear(home: &Home, grace: Duration) -> anyhow::Result<Vec<(String, 
     let recorded = recorded(&home.data)?.and_then(|text| pid_in(&text));
     let found = refuse_foreign(&home.data).await?;
     let postmaster =
-        |one: &&ServerProcess| recorded == Some(one.pid()) || found.iter().any(|other| other.parent == one.pid());
+        |one: &&ClusterProcess| recorded == Some(one.pid()) || found.iter().any(|other| other.parent == one.pid());
     for orphan in found.iter().filter(postmaster) {
         stop_orphan(&home.data, orphan, grace).await?;
     }
@@ -111,11 +111,13 @@ fn files_of_a_server(data: &Path) -> Vec<PathBuf> {
 }
 
 /// Wait a little for the end of servers of other pid namespaces that work in `data`, then refuse; returns our namespace's.
-async fn refuse_foreign(data: &Path) -> anyhow::Result<Vec<ServerProcess>> {
+async fn refuse_foreign(data: &Path) -> anyhow::Result<Vec<ClusterProcess>> {
     let begun = Instant::now();
     loop {
         let place = data.to_owned();
-        let all = apart(move || ServerProcesses::of(&place)).await.context("look at the processes of this machine")?;
+        let all = apart("look for PostgreSQL's processes", move || ClusterProcesses::of(&place))
+            .await
+            .context("look at the processes of this machine")?;
         let Some(foreign) = all.found.iter().find(|process| process.foreign) else {
             tell_of_unseen(data, &all.unseen);
             return Ok(all.found);
@@ -155,13 +157,13 @@ pub async fn end_leftover(home: &Home, grace: Duration) -> anyhow::Result<()> {
 
 /// Our namespace's processes that work in the data directory `data`; once the postmaster is dead, its orphaned backends.
 /// Blocks.
-pub fn orphaned_backends(data: &Path) -> Vec<ServerProcess> {
-    ServerProcesses::of(data).found.into_iter().filter(|process| !process.foreign).collect()
+pub fn orphaned_backends(data: &Path) -> Vec<ClusterProcess> {
+    ClusterProcesses::of(data).found.into_iter().filter(|process| !process.foreign).collect()
 }
 
 /// Whether a server works in `data`, in whatever namespace. Blocks.
 pub fn is_worked_in(data: &Path) -> bool {
-    !ServerProcesses::of(data).found.is_empty()
+    !ClusterProcesses::of(data).found.is_empty()
 }
 
 /// After the postmaster of `data` died: wait for its backends to notice, and kill those that do not.
@@ -181,12 +183,12 @@ pub async fn end_orphaned_backends(data: &Path) -> anyhow::Result<()> {
     if gone(&left, KILL_LIMIT).await {
         return Ok(());
     }
-    let left: Vec<i32> = left.iter().filter(|process| process.is_there()).map(ServerProcess::pid).collect();
+    let left: Vec<i32> = left.iter().filter(|process| process.is_there()).map(ClusterProcess::pid).collect();
     let message = format!("processes {left:?} of an earlier PostgreSQL still work in {}", data.display());
     bail!(Failure::new(Code::Temporary, format!("{message} and cannot be ended; is its disk hanging?")))
 }
 
-async fn stop_orphan(data: &Path, server: &ServerProcess, grace: Duration) -> anyhow::Result<()> {
+async fn stop_orphan(data: &Path, server: &ClusterProcess, grace: Duration) -> anyhow::Result<()> {
     let (shown, pid) = (data.display(), server.pid());
     tracing::warn!(
         process.pid = pid,
@@ -209,9 +211,9 @@ async fn stop_orphan(data: &Path, server: &ServerProcess, grace: Duration) -> an
 }
 
 /// Wait until `processes` have ended; `false` when `limit` passed first.
-async fn gone(processes: &[ServerProcess], limit: Duration) -> bool {
+async fn gone(processes: &[ClusterProcess], limit: Duration) -> bool {
     let begun = Instant::now();
-    while processes.iter().any(ServerProcess::is_there) {
+    while processes.iter().any(ClusterProcess::is_there) {
         if begun.elapsed() > limit {
             return false;
         }

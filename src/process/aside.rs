@@ -1,8 +1,8 @@
 //! Starts children without waiting for them on the event loop.
 //!
-//! std's `Command::spawn` returns when the child has executed its program: it waits for the working directory and for the
-//! program's file, and a disk that hangs makes it wait for ever. So threads of their own do it. They never end, because a
-//! child's death signal comes with the end of the *thread* that spawned it (prctl(2), PR_SET_PDEATHSIG).
+//! std's `Command::spawn` returns after the child has executed its program. So it waits for the disks of the working
+//! directory and of the program, which may hang. Threads of this room call it. They never end, because the kernel sends a
+//! child's death signal when the *thread* that spawned it ends (prctl(2), PR_SET_PDEATHSIG).
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -19,7 +19,7 @@ use super::spawn::{InheritedFd, signal_group, spawn};
 use crate::event_loop::Call;
 use crate::plan::CommandLine;
 
-/// How long fork(2), chdir(2) and execve(2) may take: milliseconds where no disk hangs.
+/// How long fork(2), chdir(2) and execve(2) may take. If no disk hangs, they take milliseconds.
 const SPAWN_LIMIT: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -46,12 +46,24 @@ pub async fn spawn_aside(command: &CommandLine, fds: &[InheritedFd], death: Sign
         let spawned = spawn(&command, &fds, death);
         drop(running);
         if let Err(Ok((child, _output))) = sender.send(spawned) {
-            // Nobody waits for it any more.
+            // The caller does not wait for it any more.
             signal_group(child.pid(), Signal::SIGKILL);
         }
     };
     hand_over(Box::new(job))?;
-    call.wait(SPAWN_LIMIT, async { started.await.ok() }).await.map_err(late)?
+    let mut started = Started(started);
+    call.wait(SPAWN_LIMIT, async { (&mut started.0).await.ok() }).await.map_err(late)?
+}
+
+/// A child on its way. It may come in the moment in which it is not waited for any more: then it is killed.
+struct Started(oneshot::Receiver<io::Result<(Child, Output)>>);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Ok(Ok((child, _output))) = self.0.try_recv() {
+            signal_group(child.pid(), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Let an idle thread do `job`, or a new one where each is busy.
@@ -106,7 +118,8 @@ mod tests {
         });
         let pid = pid.join().unwrap();
         assert_eq!(super::super::group_of(pid), Some(pid), "it lives");
-        signal_group(pid, Signal::SIGKILL);
+        // Its handle went with the thread, so it is no child that `signal_group` would signal.
+        nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         tokio::time::timeout(LIMIT, super::super::ended(pid)).await.unwrap();
     }
 }

@@ -97,24 +97,24 @@ const UNKNOWN: Exit = Exit::Code(-1);
 #[derive(Debug)]
 pub struct Child {
     pid: i32,
-    end: End,
+    reaping: Reaping,
     mark: Option<Mark>,
-    /// Keeps what its group was tied to alive (see `spawn`), should the child itself be the first to end.
+    /// Keeps the lifeline of its group alive when the child itself ends first (see `spawn`).
     _tie: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
-enum End {
-    Awaited(Watch),
-    Known(Exit),
+enum Reaping {
+    Due(EndNotice),
+    Done(Exit),
 }
 
-/// What tells of the end of a child.
+/// How this process learns that a child has ended.
 #[derive(Debug)]
-enum Watch {
-    /// Readable once the process has ended (pidfd_open(2)).
+enum EndNotice {
+    /// The kernel's descriptor for the process, which is readable once it has ended (pidfd_open(2)).
     Pidfd(AsyncFd<OwnedFd>),
-    /// Repeated questions, where there is no such descriptor.
+    /// Repeated looks, where the kernel has no such descriptor.
     Poll,
 }
 
@@ -129,7 +129,7 @@ impl Child {
     /// The child `pid`, which nothing has reaped.
     pub(super) fn spawned(pid: i32, tie: Option<OwnedFd>, mark: Option<Mark>) -> Self {
         remember(pid);
-        Self { pid, end: End::Awaited(Watch::on(pid)), mark, _tie: tie }
+        Self { pid, reaping: Reaping::Due(EndNotice::on(pid)), mark, _tie: tie }
     }
 
     /// The process id, which is also the id of the child's process group.
@@ -155,7 +155,7 @@ impl Child {
 
     /// Wait until the child has ended, and leave it unreaped. Cancel-safe.
     pub async fn ended(&self) {
-        let End::Awaited(watch) = &self.end else { return };
+        let Reaping::Due(watch) = &self.reaping else { return };
         while !has_ended(self.pid) {
             watch.wait(self.pid).await;
         }
@@ -184,7 +184,7 @@ impl Child {
             () = &mut reading => true,
         };
         self.ended().await;
-        if matches!(self.end, End::Awaited(_)) {
+        if matches!(self.reaping, Reaping::Due(_)) {
             at_the_end(self.pid);
         }
         if !is_read {
@@ -195,7 +195,7 @@ impl Child {
 
     /// The child has ended: take its status, and with it its number.
     fn reap(&mut self) -> Exit {
-        if let End::Known(exit) = self.end {
+        if let Reaping::Done(exit) = self.reaping {
             return exit;
         }
         let mut own = own();
@@ -212,14 +212,14 @@ impl Child {
                 UNKNOWN
             }
         };
-        self.end = End::Known(exit);
+        self.reaping = Reaping::Done(exit);
         exit
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let End::Awaited(watch) = mem::replace(&mut self.end, End::Known(UNKNOWN)) else { return };
+        let Reaping::Due(watch) = mem::replace(&mut self.reaping, Reaping::Done(UNKNOWN)) else { return };
         forget(self.pid);
         let pid = self.pid;
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -233,7 +233,7 @@ impl Drop for Child {
     }
 }
 
-impl Watch {
+impl EndNotice {
     fn on(pid: i32) -> Self {
         let pidfd = os_pid(pid).ok_or(rustix::io::Errno::SRCH);
         let pidfd = pidfd.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));

@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 
 use super::child::Child;
-use super::mark::{self, Mark, Run};
+use super::mark::{self, Mark, RunId};
 use super::orphans;
 use super::spawn::{Streams, spawn_with};
 use super::stranger::Identifier;
@@ -38,7 +38,7 @@ const REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// The running keeper, from Tandem's side.
 #[derive(Debug)]
 pub struct Keeper {
-    run: Run,
+    run: RunId,
     orders: PipeWriter,
     process: Child,
 }
@@ -48,7 +48,7 @@ impl Keeper {
     ///
     /// # Errors
     /// The process cannot be started.
-    pub fn start(run: Run) -> io::Result<Option<Self>> {
+    pub fn start(run: RunId) -> io::Result<Option<Self>> {
         if std::process::id() == 1 {
             return Ok(None);
         }
@@ -77,7 +77,7 @@ impl Keeper {
     }
 }
 
-fn spawn(run: &Run) -> io::Result<(PipeWriter, Child)> {
+fn spawn(run: &RunId) -> io::Result<(PipeWriter, Child)> {
     let (listens, orders) = io::pipe()?;
     // The running program, though another may lie at its path by now.
     let command = CommandLine::new("/proc/self/exe").arg(NAME).arg(run.to_string()).clean_env().dir("/");
@@ -87,14 +87,14 @@ fn spawn(run: &Run) -> io::Result<(PipeWriter, Child)> {
 }
 
 /// The run that a process with these arguments is the keeper of, if it is to be one.
-pub fn asked_for(args: impl IntoIterator<Item = OsString>) -> Option<Run> {
+pub fn asked_for(args: impl IntoIterator<Item = OsString>) -> Option<RunId> {
     let args: Vec<OsString> = args.into_iter().skip(1).collect();
     let [name, run] = args.as_slice() else { return None };
-    if name == NAME { Run::parse(run.to_str()?) } else { None }
+    if name == NAME { RunId::parse(run.to_str()?) } else { None }
 }
 
 /// What the process does: wait for the end of Tandem, its parent, and end what it left.
-pub fn main(run: &Run) {
+pub fn main(run: &RunId) {
     // What asks Tandem for its end, a terminal or systemd, asks its whole group or control group.
     let _ = SigSet::all().thread_block();
     // Its name in lists of processes: `pkill tandem` is not to end it.

@@ -45,8 +45,8 @@ pub fn as_owner<T: Send>(pid: i32, read: impl Fn() -> io::Result<T> + Sync) -> i
 /// How long a look at many processes may take: one whose memory is locked, as a disk that hangs may keep it, holds it up.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Do `work`, which looks at many processes, on another thread than the event loop's. `None` when it does not come to an end
-/// within 30 s, or an earlier look still has not.
-pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    within(LOOK_LIMIT, "look at the processes in /proc", work).await.ok()
+/// Do `work`, which looks at many processes, on another thread than the event loop's; `what` names it. `None` when it does
+/// not end within 30 s, or when an earlier look of this name has not ended since.
+pub async fn apart<T: Send + 'static>(what: &'static str, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    within(LOOK_LIMIT, what, work).await.ok()
 }

@@ -19,19 +19,19 @@ pub const NAME: &str = "TANDEM_RUN";
 const ORDERLY: &str = "orderly";
 
 /// What this process marks its children with, from [`begin`] on.
-static RUN: OnceLock<Run> = OnceLock::new();
+static RUN: OnceLock<RunId> = OnceLock::new();
 static CHILDREN: AtomicU64 = AtomicU64::new(0);
 
 /// One run of Tandem with one state directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct RunId {
     /// The state directory, as device and inode: at most one run holds it at a time.
     pub place: String,
     pub id: String,
 }
 
-impl Run {
-    /// The run that `text` says, as [`Run`] is displayed.
+impl RunId {
+    /// The run that `text` says, as [`RunId`] is displayed.
     pub fn parse(text: &str) -> Option<Self> {
         let (place, id) = text.split_once('.')?;
         let is_word =
@@ -40,7 +40,7 @@ impl Run {
     }
 }
 
-impl fmt::Display for Run {
+impl fmt::Display for RunId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}.{}", self.place, self.id)
     }
@@ -49,7 +49,7 @@ impl fmt::Display for Run {
 /// The mark of one child, which its descendants inherit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
-    pub run: Run,
+    pub run: RunId,
     /// Which child.
     pub number: u64,
     /// Whether it is left to end in its own time when Tandem was killed.
@@ -63,7 +63,7 @@ impl Mark {
             None => (text, false),
         };
         let (run, number) = text.rsplit_once('.')?;
-        Some(Self { run: Run::parse(run)?, number: number.parse().ok()?, orderly })
+        Some(Self { run: RunId::parse(run)?, number: number.parse().ok()?, orderly })
     }
 }
 
@@ -78,11 +78,11 @@ impl fmt::Display for Mark {
 ///
 /// # Errors
 /// The directory is not there.
-pub fn begin(state: &Path) -> io::Result<Run> {
+pub fn begin(state: &Path) -> io::Result<RunId> {
     // Blocks: before the loop turns.
     let meta = std::fs::metadata(state)?;
     let place = format!("{:x}-{:x}", meta.dev(), meta.ino());
-    Ok(RUN.get_or_init(|| Run { place, id: format!("{:016x}", rand::random::<u64>()) }).clone())
+    Ok(RUN.get_or_init(|| RunId { place, id: format!("{:016x}", rand::random::<u64>()) }).clone())
 }
 
 /// The mark for another child, once a run has begun.
@@ -111,12 +111,12 @@ mod tests {
 
     #[test]
     fn a_mark_is_read_as_it_was_written() {
-        let run = Run { place: "fe01-1a".into(), id: "00ff".into() };
+        let run = RunId { place: "fe01-1a".into(), id: "00ff".into() };
         for orderly in [false, true] {
             let mark = Mark { run: run.clone(), number: 7, orderly };
             assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
         }
-        assert_eq!(Run::parse(&run.to_string()), Some(run));
+        assert_eq!(RunId::parse(&run.to_string()), Some(run));
         for text in ["", "1", "orderly", ".orderly", "fe01-1a.7", "fe01-1a.00ff.x", "../etc.00ff.1"] {
             assert_eq!(Mark::parse(text), None, "{text}");
         }

@@ -11,7 +11,7 @@ use procfs::process::{Process, Stat};
 
 use super::child::is_own;
 use super::look::apart;
-use super::mark::{self, Mark, Run};
+use super::mark::{self, Mark, RunId};
 use super::stranger::{Identifier, Stranger};
 
 /// How long the kernel gets to end what was killed. A process that is traced, or that waits for a disk, takes longer.
@@ -97,7 +97,7 @@ pub async fn end_strays() {
     loop {
         reap();
         // One that is traced stays until its tracer lets go of it, and cannot be reaped before.
-        let left = apart(|| {
+        let left = apart("look at the processes that services left behind", || {
             let count = kill(families(&strays())).len();
             let left = children().into_iter().filter(|child| !is_own(child.pid));
             let (left, others): (Vec<Stat>, Vec<Stat>) = left.partition(|child| is_within_reach(child.pid));
@@ -141,7 +141,7 @@ pub async fn end_left_by(mark: Mark, name: String) {
     let mut ended = BTreeMap::new();
     while began.elapsed() < STRAY_LIMIT {
         let of_it = mark.clone();
-        let left = apart(move || {
+        let left = apart("look at the marks of processes", move || {
             let is_of_it = |&pid: &i32| mark::of(pid).is_ok_and(|mark| mark.as_ref() == Some(&of_it));
             let roots: Vec<i32> = strays().into_iter().filter(is_of_it).collect();
             kill(families(&roots))
@@ -160,9 +160,11 @@ pub async fn end_left_by(mark: Mark, name: String) {
 
 /// End what runs in the same place left that are over, and name it in the log. What is to end in its own time, as a server
 /// of PostgreSQL, is left to others.
-pub async fn end_earlier(run: Run) {
+pub async fn end_earlier(run: RunId) {
     let is_earlier = move |mark: &Mark| mark.run.place == run.place && mark.run.id != run.id;
-    let ended = apart(move || end_marked(is_earlier, &[], STRAY_LIMIT)).await.unwrap_or_default();
+    let ended = apart("look for processes of earlier runs", move || end_marked(is_earlier, &[], STRAY_LIMIT))
+        .await
+        .unwrap_or_default();
     if !ended.is_empty() {
         tracing::warn!("a run of Tandem that was killed left processes behind, which are ended: {}", named(&ended));
     }

@@ -48,10 +48,10 @@ pub fn holder(port: u16) -> Option<String> {
 /// process group `group`. Where that cannot be seen, any process's end counts, and the log says so once.
 pub async fn is_held_by_group(port: u16, client: SocketAddr, group: i32) -> bool {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    match look::apart(move || held_by_group(port, client, group)).await {
-        Some(Held::ByGroup) => true,
-        Some(Held::Elsewhere) | None => false,
-        Some(Held::Unseen) => {
+    match look::apart("look who answers on a port", move || accepted_by(port, client, group)).await {
+        Some(AcceptedBy::Group) => true,
+        Some(AcceptedBy::Other) | None => false,
+        Some(AcceptedBy::Unseen) => {
             if !TOLD.swap(true, Ordering::Relaxed) {
                 let right = look::RIGHT;
                 tracing::warn!(
@@ -66,35 +66,35 @@ pub async fn is_held_by_group(port: u16, client: SocketAddr, group: i32) -> bool
 
 /// Who holds the end that this machine accepted of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
+enum AcceptedBy {
     /// A process of the group that was asked about.
-    ByGroup,
+    Group,
     /// Another process, or none yet.
-    Elsewhere,
+    Other,
     /// No process that could be looked at; and not all of the group could.
     Unseen,
 }
 
 /// Blocks.
-fn held_by_group(port: u16, client: SocketAddr, group: i32) -> Held {
+fn accepted_by(port: u16, client: SocketAddr, group: i32) -> AcceptedBy {
     let accepted = |entry: &TcpNetEntry| entry.local_address.port() == port && entry.remote_address == client;
     let all = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
     let inodes: HashSet<u64> = all.filter(accepted).map(|entry| entry.inode).filter(|&inode| inode != 0).collect();
-    let Ok(processes) = procfs::process::all_processes() else { return Held::Elsewhere };
+    let Ok(processes) = procfs::process::all_processes() else { return AcceptedBy::Other };
     if inodes.is_empty() {
-        return Held::Elsewhere;
+        return AcceptedBy::Other;
     }
     let (members, others): (Vec<Process>, Vec<Process>) =
         processes.flatten().partition(|process| process.stat().is_ok_and(|stat| stat.pgrp == group));
     let mut unseen = false;
     for member in &members {
         match descriptors::sockets_of(member.pid()) {
-            Ok(sockets) if sockets.iter().any(|inode| inodes.contains(inode)) => return Held::ByGroup,
+            Ok(sockets) if sockets.iter().any(|inode| inodes.contains(inode)) => return AcceptedBy::Group,
             Ok(_) => {}
             Err(error) => unseen |= error.kind() == io::ErrorKind::PermissionDenied,
         }
     }
-    if unseen && !others.iter().any(|process| holds(process, &inodes)) { Held::Unseen } else { Held::Elsewhere }
+    if unseen && !others.iter().any(|process| holds(process, &inodes)) { AcceptedBy::Unseen } else { AcceptedBy::Other }
 }
 
 fn named(inodes: &HashSet<u64>) -> Option<String> {
@@ -122,10 +122,10 @@ mod tests {
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let address = client.local_addr().unwrap();
         let group = nix::unistd::getpgrp().as_raw();
-        assert_eq!(held_by_group(port, address, group), Held::Elsewhere, "it is not accepted yet");
+        assert_eq!(accepted_by(port, address, group), AcceptedBy::Other, "it is not accepted yet");
         let _accepted = listener.accept().unwrap();
-        assert_eq!(held_by_group(port, address, group), Held::ByGroup);
-        assert_eq!(held_by_group(port, address, 1), Held::Elsewhere);
+        assert_eq!(accepted_by(port, address, group), AcceptedBy::Group);
+        assert_eq!(accepted_by(port, address, 1), AcceptedBy::Other);
     }
 
     #[test]

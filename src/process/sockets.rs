@@ -1,5 +1,7 @@
 //! Which descendant of this process has a connection to a server of this machine, or to any server at an address. It reads
 //! `/proc` and asks the kernel for its sockets, which may block: not for the event loop's thread.
+//!
+//! Blocks: its callers are on threads of their own.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -35,20 +37,20 @@ impl Owner {
 
 /// The end of an established TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
+pub struct ConnectionEnd {
     pub inode: u64,
     pub local: SocketAddr,
     pub remote: SocketAddr,
 }
 
 /// The descendants' sockets at one moment, and what the kernel was asked about the others then.
-pub struct Snapshot {
+pub struct OpenSockets {
     owners: HashMap<u64, Identifier>,
-    established: OnceCell<Vec<End>>,
+    established: OnceCell<Vec<ConnectionEnd>>,
     unix: OnceCell<Vec<(u64, u64)>>,
 }
 
-impl Snapshot {
+impl OpenSockets {
     pub fn take() -> Self {
         let descendants = orphans::descendants().into_iter();
         let pairs = descendants.flat_map(|id| sockets_of(id.pid).into_iter().map(move |inode| (inode, id)));
@@ -141,7 +143,7 @@ fn tcp_inode(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u64>> 
 /// The connections to `port` of any machine, by their clients' ends.
 ///
 /// A dump of the kernel's, which looks at the ports itself; where it has no sock_diag for TCP, its list in `/proc`.
-pub fn established(port: u16) -> Vec<End> {
+pub fn established(port: u16) -> Vec<ConnectionEnd> {
     let none = [(Ipv4Addr::UNSPECIFIED.into(), 0), (Ipv4Addr::UNSPECIFIED.into(), port)];
     let of = |family| dump(&tcp_request(family, none), end);
     let dumped = of(AddressFamily::Inet).map(|four| [four, of(AddressFamily::Inet6).unwrap_or_default()].concat());
@@ -150,10 +152,10 @@ pub fn established(port: u16) -> Vec<End> {
     ends
 }
 
-fn listed() -> Vec<End> {
+fn listed() -> Vec<ConnectionEnd> {
     let entries = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
     let open = entries.filter(|entry| entry.state == procfs::net::TcpState::Established && entry.inode != 0);
-    let ends = open.map(|entry| End {
+    let ends = open.map(|entry| ConnectionEnd {
         inode: entry.inode,
         local: canonical(entry.local_address),
         remote: canonical(entry.remote_address),
@@ -162,7 +164,7 @@ fn listed() -> Vec<End> {
 }
 
 /// What a `struct inet_diag_msg` says of a connection: family, state, timer and retries, ports, addresses; the inode is last.
-fn end(message: &[u8]) -> Option<End> {
+fn end(message: &[u8]) -> Option<ConnectionEnd> {
     let (&family, &state) = message.first().zip(message.get(1))?;
     let address = |port: usize, at: usize| {
         let ip: IpAddr = if i32::from(family) == AddressFamily::Inet as i32 {
@@ -173,7 +175,7 @@ fn end(message: &[u8]) -> Option<End> {
         Some(canonical(SocketAddr::new(ip, u16::from_be_bytes(message.get(port..port + 2)?.try_into().ok()?))))
     };
     let inode = u32_at(message, 68).map(u64::from).filter(|inode| *inode != 0)?;
-    let end = End { inode, local: address(4, 8)?, remote: address(6, 24)? };
+    let end = ConnectionEnd { inode, local: address(4, 8)?, remote: address(6, 24)? };
     (state == TCP_ESTABLISHED).then_some(end)
 }
 
@@ -288,8 +290,8 @@ mod tests {
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let (own, address) = (inode(client.as_raw_fd()), client.local_addr().unwrap());
         let there = client.peer_addr().unwrap();
-        assert_eq!(established(port), [End { inode: own, local: address, remote: there }]);
-        assert!(listed().contains(&End { inode: own, local: address, remote: there }));
+        assert_eq!(established(port), [ConnectionEnd { inode: own, local: address, remote: there }]);
+        assert!(listed().contains(&ConnectionEnd { inode: own, local: address, remote: there }));
         assert_eq!(tcp_inode(address, there).unwrap(), Some(own));
         // Another machine's client that comes from the port on which something listens here.
         assert_eq!(tcp_inode(there, ([127, 0, 0, 9], 1).into()).unwrap(), None);

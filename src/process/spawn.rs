@@ -42,7 +42,7 @@ impl InheritedFd {
     }
 }
 
-/// Start `command` in a process group of its own, with `death` as the signal it gets should Tandem die. Waits until the
+/// Start `command` in a process group of its own, with `death` as the signal that it gets when Tandem dies. Waits until the
 /// child has executed its program: not for the event loop, which has [`super::spawn_aside`].
 ///
 /// Standard input is empty; standard output and error come back as [`Output`].

@@ -137,6 +137,9 @@ mod tests {
             }
         };
         tokio::time::timeout(LIMIT, group_gone).await.expect("what it left in its group is gone");
-        super::super::Stranger::hold(left[1]).unwrap().signal(Signal::SIGKILL);
+        // It has left the group, and is killed if it is not gone by now.
+        if let Some(stranger) = super::super::Stranger::hold(left[1]) {
+            stranger.signal(Signal::SIGKILL);
+        }
     }
 }

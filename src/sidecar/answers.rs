@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::context::Reading;
+use super::context::Reread;
 use crate::config::Settings;
 use crate::control::Answer;
 use crate::exit::Code;
@@ -34,7 +34,7 @@ pub fn may_scale(settings: &Settings, wanted: u32) -> Result<(), String> {
 }
 
 /// What became of each key that changed.
-pub fn told(reading: &Reading) -> Vec<String> {
+pub fn told(reading: &Reread) -> Vec<String> {
     let lines = [
         ("holds at once", &reading.live),
         ("holds in the workers that come now", &reading.rolled),

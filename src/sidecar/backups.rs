@@ -1,6 +1,7 @@
-//! Scheduled backups: wait until one is due, have a process of its own take it, tell health and whoever is to be alarmed.
+//! Scheduled backups: waits until one is due, runs it, shows the outcome in health, and raises the alarm if it failed.
 //!
-//! A process of its own: its memory goes with it, and nothing that it waits for holds the supervisor up.
+//! Each backup is a process of its own, so that its memory is freed at its end, and a disk that hangs does not hold up the
+//! supervisor.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -27,23 +28,24 @@ use crate::process;
 use crate::telemetry::{self, Stream};
 use crate::workers::surroundings::Surroundings;
 
-/// How long after a base backup that failed the next is tried.
+/// How long after a failed base backup the next is tried.
 const BASE_AGAIN: Duration = Duration::from_secs(3600);
-/// At least so often the clock is looked at: it may have been set, and the schedule changed.
+/// How often the clock and the schedule are looked at again: the clock may be set, the schedule changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
-/// What a run may take beside backup.limit, for a backup and for a proof.
+/// How much longer than twice `backup.limit` (a backup and its verification) a run may take.
 const MARGIN: Duration = Duration::from_secs(600);
-/// How long whoever is called about a failure may take.
+/// How long `backup.on_failure` may take.
 const ALARM_LIMIT: Duration = Duration::from_secs(60);
-/// What its lines are called in the log.
+/// The name of its lines in the log.
 const SERVICE: &str = "backup";
 
-/// Take backups as they are due, for ever; neither kind waits for the other.
+/// Take dumps and base backups when they are due, for ever. Neither waits for the other.
 pub async fn keep(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     tokio::join!(dumps(context.clone(), pictures), bases(context));
 }
 
-/// Make base backups as they are due. One waits until its WAL is archived, which may take as long as archiving fails.
+/// Make base backups when they are due. A base backup waits until its WAL is archived: as long as archiving fails, if it
+/// does.
 async fn bases(context: Rc<Context>) {
     loop {
         let settings = context.settings();
@@ -59,7 +61,7 @@ async fn bases(context: Rc<Context>) {
     }
 }
 
-/// Take dumps as they are due.
+/// Take dumps when they are due.
 async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     let (mut after, mut last) = begin(&context).await;
     let mut seen = Seen::default();
@@ -68,7 +70,7 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let catalog = Catalog::of(&settings, &context.home);
         seen = look(seen, &catalog, &context.url.database).await;
         let now = Utc::now();
-        // A clock that was set back makes nothing wait until it is there again.
+        // If the clock was set back, the next run does not wait until it is there again.
         after = after.min(now);
         let schedule = planned(&settings);
         let next = schedule.as_ref().and_then(|schedule| schedule.next(after));
@@ -83,7 +85,7 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         if next.is_some_and(|next| next <= now) {
             show(true, last.as_ref());
             let run = one(&context, &settings).await;
-            // However many were missed, one makes up for them.
+            // One run makes up for all that were missed.
             after = Utc::now();
             if let Some(error) = &run.error {
                 tracing::error!("the scheduled backup failed: {error}");
@@ -99,8 +101,8 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     }
 }
 
-/// The moment after which the first run is looked for, and the last run. That moment is the last backup's, so that one
-/// that was missed is due at once. Waits for a disk that hangs: what is due cannot be known before.
+/// The time from which on runs are due, and the last run. It is the time of the last backup, so that a missed one is due at
+/// once. Waits while the disk hangs: only the disk tells what was missed.
 async fn begin(context: &Context) -> (DateTime<Utc>, Option<Run>) {
     loop {
         let settings = context.settings();
@@ -123,7 +125,7 @@ async fn begin(context: &Context) -> (DateTime<Utc>, Option<Run>) {
     }
 }
 
-/// Write down what came of a run; a disk that hangs keeps nobody from the alarm.
+/// Record the outcome of a run. A disk that hangs does not delay the alarm.
 async fn record(catalog: &Catalog, run: &Run) {
     let (catalog, run) = (catalog.clone(), run.clone());
     let what = format!("write down in {} what came of the last backup", catalog.dir().display());
@@ -159,11 +161,11 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
     in_a_process(&command, settings.backup.limit).await.map(drop)
 }
 
-/// Run one of our own commands; the last line of its output, or why it failed.
+/// Run one of Tandem's own commands; returns the last line of its output, or why it failed.
 async fn in_a_process(command: &CommandLine, limit: Duration) -> Result<String, String> {
     let mut last_words = String::new();
     let on_line = |line: &str| {
-        // The last line of its output is for us.
+        // The last line of its output is the result, as JSON.
         if !line.starts_with('{') {
             telemetry::child_line(SERVICE, Stream::Stderr, line);
             line.trim_start_matches("tandem: ").clone_into(&mut last_words);
@@ -203,13 +205,13 @@ fn command(context: &Context, words: &[&str]) -> anyhow::Result<CommandLine> {
     let set = source.flags.iter().flat_map(|flag| ["--set".to_owned(), format!("{}={}", flag.key, flag.value)]);
     let format = ["--log-format".to_owned(), "text".to_owned()];
     let args = words.iter().map(|&word| word.to_owned()).chain(config).chain(set).chain(format);
-    // What keeps the connection to an attached server safe is for that process's sessions too.
+    // The TLS variables for an attached server apply to that process's sessions too.
     let kept = source.environment.iter().filter(|(name, _)| stays_attached(name));
     let command = kept.fold(CommandLine::tandem(program), |command, (name, value)| command.env(name, value));
     Ok(command.args(args).dir(&source.cwd))
 }
 
-/// Tell whoever is to know that a backup failed.
+/// Run or call `backup.on_failure`.
 async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
     let told = match &settings.backup.on_failure {
         None => return,
@@ -246,7 +248,7 @@ async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String],
     Ok(())
 }
 
-/// What the directory of backups held when it was last looked at: manifests are long, and it changes once a day.
+/// The directory of backups as last read. It is read again only after a change: its manifests are long.
 #[derive(Clone, Default)]
 struct Seen {
     changed: Option<SystemTime>,
@@ -254,11 +256,11 @@ struct Seen {
     count: usize,
     newest: Option<SystemTime>,
     newest_verified: Option<SystemTime>,
-    /// Since when the directory does not answer; the rest is older then.
+    /// Since when the directory does not answer; the other fields are as old then.
     unanswered: Option<Instant>,
 }
 
-/// What the directory holds now; what was `seen` where it does not answer.
+/// The directory as it is now; `seen` if it does not answer.
 async fn look(seen: Seen, catalog: &Catalog, database: &str) -> Seen {
     let what = format!("look for backups in {}", catalog.dir().display());
     let (before, catalog, database) = (seen.clone(), catalog.clone(), database.to_owned());
@@ -289,7 +291,7 @@ impl Seen {
     }
 }
 
-/// What others may see.
+/// The picture of backups.
 fn shown(
     seen: &Seen,
     schedule: Option<&Schedule>,

@@ -1,4 +1,5 @@
-//! What is known before the first child, what the steps find out, and the configuration that holds now.
+//! What all parts of a run share: what is resolved before the first child, what the boot's steps find out, and the current
+//! configuration.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -19,13 +20,12 @@ use crate::postgres::service::DatabaseStage;
 use crate::postgres::stale;
 use crate::workers::surroundings::Surroundings;
 
-/// How long reading the configuration again may take, the look-up of a host's name included: a resolver that has no answer
-/// says so after 10 s (resolv.conf(5), `timeout` and `attempts`).
-const READ_LIMIT: Duration = Duration::from_secs(15);
+/// How long reading the configuration again may take: its files may lie on a disk that hangs.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How long a look at what a command line needs may take: whether a program is in the Python environment.
 const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 
-/// The configuration, and all that it can be read from again.
+/// The configuration, and its sources, from which it can be read again.
 pub struct Configuration {
     pub source: Source,
     pub loaded: Loaded,
@@ -33,7 +33,7 @@ pub struct Configuration {
     pub reload: bool,
 }
 
-/// What holds now. What only a restart of Tandem can change stays as it was at the start.
+/// The current configuration. Keys that only a restart of Tandem can change are as they were at the start.
 #[derive(Clone)]
 pub struct Current {
     loaded: Rc<Loaded>,
@@ -46,22 +46,22 @@ impl Current {
     }
 }
 
-/// What a new reading of the configuration means for a Tandem that runs.
-pub struct Reading {
+/// A configuration that was read again, and which of its changes take effect when.
+pub struct Reread {
     pub current: Current,
-    /// Keys that hold as soon as they are adopted.
+    /// Changed keys that take effect at once.
     pub live: Vec<String>,
-    /// Keys that hold in workers that are started from now on.
+    /// Changed keys that take effect in workers started from now on.
     pub rolled: Vec<String>,
-    /// Keys that hold only after a restart.
+    /// Changed keys that take effect only after a restart of Tandem.
     pub restart: Vec<String>,
     pub notices: Vec<String>,
 }
 
-/// What the boot and all that follows it share.
+/// What all parts of a run share.
 pub struct Context {
     source: Source,
-    /// Whether saved sources replace the workers: then a boot waits for better ones too.
+    /// Whether saved sources replace the workers: then a boot whose workers cannot start waits for a save too.
     pub reload: bool,
     started: Rc<Loaded>,
     current: RefCell<Current>,
@@ -72,7 +72,7 @@ pub struct Context {
     pub password: Option<Password>,
     pub installation: Rc<RefCell<Option<Installation>>>,
     pub python: Rc<RefCell<PathBuf>>,
-    /// Whom the workers run as.
+    /// The user of the workers.
     pub worker_identity: Rc<RefCell<Option<Identity>>>,
     /// Whether the cluster was made by this run, and is empty.
     pub fresh: Cell<bool>,
@@ -80,7 +80,7 @@ pub struct Context {
     pub hook_failure: RefCell<Option<String>>,
     /// What the migrations did, for the health port.
     pub migrations: RefCell<Migrations>,
-    /// How far the database has come, for the probe.
+    /// How far the database is set up, for the probe.
     pub database: Rc<Cell<DatabaseStage>>,
 }
 
@@ -117,14 +117,14 @@ impl Context {
         })
     }
 
-    /// What all children get, as it is now.
+    /// Call `work` with what all children get, as it is now.
     pub fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {
         let (python, identity) = (self.python.borrow(), self.worker_identity.borrow());
         let (settings, url) = (&*self.settings(), &self.url);
         work(Surroundings { settings, url, python: &python, identity: identity.as_ref(), of_tests: settings.in_test() })
     }
 
-    /// As [`Context::around`], on another thread: for what looks at the disk, where a program is for example.
+    /// As [`Context::around`], on another thread: for `work` that looks at the disk, such as where a program is.
     ///
     /// # Errors
     /// The disk does not answer.
@@ -166,7 +166,7 @@ impl Context {
         &self.source
     }
 
-    /// The settings that hold now.
+    /// The current settings.
     pub fn settings(&self) -> Rc<Settings> {
         self.current.borrow().settings.clone()
     }
@@ -174,11 +174,10 @@ impl Context {
     /// Read the configuration again, and adopt nothing of it.
     ///
     /// # Errors
-    /// Every error of the configuration at once; [`Hangs`] when a file or the resolver does not answer.
-    pub async fn read_again(&self) -> anyhow::Result<Reading> {
+    /// Every error of the configuration at once; [`Hangs`] when a file does not answer.
+    pub async fn read_again(&self) -> anyhow::Result<Reread> {
         let source = self.source.clone();
-        let what = "read the configuration again (its files, and the name of the database's host)";
-        let loaded = within(READ_LIMIT, what, move || crate::config::load(&source)).await??;
+        let loaded = within(READ_LIMIT, "read the configuration again", move || crate::config::load(&source)).await??;
         loaded.settings.hide_secrets();
         let current = self.current.borrow();
         let keys = |old: &Loaded, wanted| -> Vec<String> {
@@ -188,28 +187,28 @@ impl Context {
         let (live, rolled) = (keys(&current.loaded, Effect::Live), keys(&current.loaded, Effect::Roll));
         let restart = keys(&self.started, Effect::Restart);
         let mut settings = merge(&self.started.settings, &loaded.settings);
-        // A socket that was handed down stays where it is.
+        // A socket that was handed down keeps its address.
         settings.workers.listen = current.settings.workers.listen;
         if !live.iter().any(|key| key == "workers.count") {
-            // Whoever scaled by hand does not want it undone by a reload that is about something else.
+            // A reload that is about something else does not undo a `tandem scale`.
             settings.workers.count = current.settings.workers.count;
         }
         let notices = loaded.notices.iter().cloned().chain(boot::stop_ladder(&settings).notice()).collect();
         let current = Current { settings: Rc::new(settings), loaded: Rc::new(loaded) };
-        Ok(Reading { current, live, rolled, restart, notices })
+        Ok(Reread { current, live, rolled, restart, notices })
     }
 
-    /// Let `current` hold from now on; what held before comes back.
+    /// Make `current` the configuration; returns the one before it.
     pub fn adopt(&self, current: Current) -> Current {
         self.current.replace(current)
     }
 
-    /// Let there be `count` workers from now on.
+    /// Set the number of workers.
     pub fn set_worker_count(&self, count: u32) {
         self.change(|settings| settings.workers.count = count);
     }
 
-    /// Let the application be at `address`, whatever the configuration says.
+    /// Set the application's address, whatever the configuration says.
     pub fn set_listen(&self, address: SocketAddr) {
         self.change(|settings| settings.workers.listen = address);
     }
@@ -222,7 +221,7 @@ impl Context {
     }
 }
 
-/// `new` in all that a running Tandem can change, `started` in the rest.
+/// The values of `new` for keys that a running Tandem can change, and of `started` for the others.
 fn merge(started: &Settings, new: &Settings) -> Settings {
     let workers = crate::config::Workers {
         listen: started.workers.listen,

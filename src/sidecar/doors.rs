@@ -141,7 +141,7 @@ impl Sidecar {
     }
 }
 
-/// Sample a server that somebody else runs, for ever; `events` wakes the tree when it begins or ceases to serve.
+/// Sample a server that Tandem does not run, for ever; `events` wakes the tree when it begins or ceases to serve.
 async fn sample(
     mut probe: Probe,
     context: Rc<Context>,

@@ -1,4 +1,4 @@
-//! Hooks: commands of the operator's at turns of the life of all.
+//! Operator commands that run after the application is ready and before the stop.
 
 use std::rc::Rc;
 
@@ -36,7 +36,7 @@ impl Turn {
 /// Run the hook of `turn`, if there is one; says in the log how it went.
 ///
 /// # Errors
-/// What went wrong, where `hooks.on_failure` says that it must not be taken lightly.
+/// What went wrong, if `hooks.on_failure = "stop"`.
 pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
     let settings = context.settings();
     let hooks = &settings.hooks;

@@ -31,7 +31,7 @@ use crate::workers::{environment, launch};
 
 /// How often a server that is not there yet is asked again.
 const ATTACH_POLL: Duration = Duration::from_millis(200);
-/// How long at most to wait for it: whoever runs it knows why it is down, and this process is cheap to start again.
+/// How long at most to wait for it. Its own operator knows why it is down, and this process is cheap to start again.
 const ATTACH_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where the application's database is, and the password its role shall have where the server is ours.
@@ -145,7 +145,7 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// [`super::Step::Attach`]: wait until the server that somebody else runs answers, and takes writes.
+/// [`super::Step::Attach`]: wait until the server that Tandem does not run answers and takes writes.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let postgres = &context.settings().postgres;
     let url = &context.url;
@@ -245,7 +245,8 @@ async fn restore_from(
     let found = restore::source(&catalog, settings, (source, false), database).await;
     let (catalog, entry) = match found {
         Ok(found) => found,
-        // The first machine of all has nothing to restore. Whoever could not look does not know, and must not begin anew.
+        // The very first start has nothing to restore. If the backups could not be looked at, that is not known, and an
+        // empty database must not be begun.
         Err(error) if source == "latest" && error.is::<restore::NoBackup>() => {
             tracing::warn!("restore.if_empty: {}; database {database} starts empty", in_words(&error));
             return Ok(());
@@ -334,7 +335,7 @@ async fn check_migrations(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The command that `words` say, as a migration is run. As the workers' user: such a command imports the whole
+/// The command that `words` say, as a migration is run. As the workers' user: such a command imports all of the
 /// application, and what that writes the workers must own.
 ///
 /// # Errors

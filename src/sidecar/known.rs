@@ -1,4 +1,4 @@
-//! What is known of the tree by those who give it orders: a copy after each step, to read and to wait on.
+//! A copy of the tree after each step, which orders read and wait on.
 
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use crate::event_loop::{self, within};
 use crate::postgres::home::Home;
 use crate::process::keeper::Keeper;
-use crate::process::mark::{self, Run};
+use crate::process::mark::{self, RunId};
 use crate::process::orphans;
 
 /// The note's name in the run directory: it is there while a run goes on, and after one that was killed.
@@ -62,7 +62,7 @@ impl MarkedRun {
     }
 }
 
-async fn keep(run: Run, dismissed: tokio::sync::oneshot::Receiver<()>) {
+async fn keep(run: RunId, dismissed: tokio::sync::oneshot::Receiver<()>) {
     match Keeper::start(run) {
         Ok(Some(mut keeper)) => {
             tokio::select! {

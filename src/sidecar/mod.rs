@@ -15,6 +15,7 @@ mod marked_run;
 mod orders;
 mod services;
 mod shell;
+mod task;
 mod view;
 
 use anyhow::Context as _;
@@ -27,7 +28,6 @@ use crate::exit::{Code, Failure};
 use crate::postgres::service::Postmaster;
 use crate::process::orphans;
 use crate::signals::{Asked, Inbox};
-use crate::supervise::task;
 use crate::supervise::tree::{Cause, ServiceId, Tree, TreeEvent};
 
 pub use context::{Configuration, Context};

@@ -98,13 +98,13 @@ impl Operator {
         while let Some(Ask { order, answer }) = asks.recv().await {
             let operator = self.clone();
             event_loop::spawn("an order", async move {
-                // Whoever asked may have gone: what was asked for happens all the same.
+                // The client may have gone; the order is carried out all the same.
                 let _ = answer.send(operator.obey(order).await);
             });
         }
     }
 
-    /// Carry out an order that nobody waits for, such as a signal's: the log has its answer.
+    /// Carry out an order whose answer goes to the log, such as a signal's.
     pub fn in_background(self: Rc<Self>, order: Order) {
         event_loop::spawn("an order by signal", async move {
             let answer = self.obey(order).await;
@@ -208,7 +208,7 @@ impl Operator {
         }
     }
 
-    /// Replace one worker; nobody waits for it.
+    /// Replace one worker, and do not wait for it.
     pub fn recycle(&self, id: ServiceId) {
         let _ = self.events.send(TreeEvent::Roll(self.next_roll(), Scope::One(id)));
     }

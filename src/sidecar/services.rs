@@ -68,7 +68,7 @@ impl Services {
         self.roster.clone()
     }
 
-    /// What new workers are started with; whoever changes it changes all that come from then on.
+    /// What new workers are started with. A change holds for all workers that come after it.
     pub fn launch(&self) -> Rc<RefCell<Option<Rc<Launch>>>> {
         self.launch.clone()
     }

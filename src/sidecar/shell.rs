@@ -14,13 +14,14 @@ use tokio::time::Instant;
 use super::known::Known;
 use super::orders::{Operator, RollReport};
 use super::services::{Service, Services};
+use super::task::Shell;
 use super::view::View;
 use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
 use crate::event_loop;
+use crate::postgres::checkpoint;
 use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
-use crate::supervise::task::Shell;
 use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
 use crate::workers::life::Roster;
@@ -52,7 +53,7 @@ pub struct Sidecar {
     pub(super) settled_since: Option<Instant>,
     /// The hook that runs.
     pub(super) hook: Option<JoinHandle<()>>,
-    /// Who takes the scheduled backups.
+    /// The task that takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
     /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
@@ -142,7 +143,7 @@ impl Sidecar {
 
     fn stock_postmaster(&mut self, id: ServiceId) {
         let context = &self.context;
-        let launch = postmaster::Launch {
+        let launch = postmaster::PostmasterSetup {
             home: context.home.clone(),
             installation: context.installation.clone(),
             url: context.url.clone(),
@@ -164,7 +165,7 @@ impl Sidecar {
         self.services.insert(id, Service::Companion(companion));
     }
 
-    /// Who gives the tree its orders.
+    /// What gives the tree its orders.
     pub fn operator(&self) -> Rc<Operator> {
         self.operator.clone()
     }
@@ -339,7 +340,7 @@ impl Sidecar {
         }
         if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
             // What is written out while the workers drain need not be at the shutdown: 192 ms become 62 ms.
-            let checkpoint = postmaster::checkpoint(self.context.home.clone(), self.context.url.port);
+            let checkpoint = checkpoint::checkpoint(self.context.home.clone(), self.context.url.port);
             event_loop::spawn("the checkpoint before the stop", checkpoint);
         }
     }

@@ -1,4 +1,4 @@
-//! What others may know of the tree: the picture for the health port, and the banner.
+//! What the health port, the control socket and the banner show of the tree.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::supervise::tree::{Role, Tree, TreePhase};
 use crate::telemetry;
 use crate::workers::life::Roster;
 
-/// How far we are, since when, and the picture of it.
+/// The phase, when each step began, and the picture for the health port.
 pub struct View {
     picture: watch::Sender<Arc<Picture>>,
     started: Instant,
@@ -37,7 +37,7 @@ impl View {
             started,
             database: picture::Database {
                 sample: None,
-                // One interval, one probe that runs into its deadline, and a moment for the loop itself.
+                // One interval, one probe that passes its deadline, and some room for the event loop.
                 sample_age_max: postgres.probe_interval + postgres.probe_deadline + Duration::from_millis(500),
                 pool_size: settings.pool.size,
             },
@@ -55,7 +55,7 @@ impl View {
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }
 
-    /// Where what is known is put.
+    /// The sender of the picture.
     pub fn picture(&self) -> watch::Sender<Arc<Picture>> {
         self.picture.clone()
     }
@@ -128,14 +128,14 @@ impl View {
         });
     }
 
-    /// How things are, in one line; `fault` is what the database has.
+    /// The state in one line, for the supervisor above; `fault` is the database's.
     pub fn line(&self, context: &Context, fault: Option<picture::Fault>) -> String {
         if self.phase != Public::Serving {
             return self.phase.to_string();
         }
         let picture = self.picture.borrow();
         let ready = picture.workers.iter().filter(|worker| worker.state == picture::WorkerState::Ready);
-        // While one replaces another, both are.
+        // During a replacement the old and the new worker of a slot are ready.
         let ready = ready.map(|worker| worker.slot).collect::<HashSet<_>>().len();
         let (listen, wanted) = (context.settings().workers.listen, picture.workers_wanted);
         let roll = picture.roll.as_ref().map(|roll| format!("; {roll}")).unwrap_or_default();
@@ -143,7 +143,7 @@ impl View {
         format!("serving on {listen}, {ready} of {wanted} workers ready{fault}{roll}")
     }
 
-    /// Put each reading of the database into the picture, and with it what the workers last counted; for ever.
+    /// Put each reading of the database and the workers' counts into the picture, for ever.
     pub fn follow(
         &self,
         mut readings: watch::Receiver<DatabaseReading>,
@@ -174,7 +174,7 @@ impl View {
         }
     }
 
-    /// Say once, in one piece, that all is ready: where, how to connect, and how long each step took.
+    /// Print once that everything is ready: the addresses, how to connect, and how long each step took.
     pub fn banner(&self, context: &Context) {
         let settings = &*context.settings();
         let ends = self.began.iter().skip(1).map(|(_, began)| *began).chain([Instant::now()]);
@@ -206,7 +206,7 @@ impl View {
     }
 }
 
-/// Every service of `tree` as the control socket shows it; what did not change since `before` keeps its times.
+/// Every service of `tree` as the control socket shows it; a service that did not change since `before` keeps its times.
 fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<picture::Service> {
     let now = Instant::now();
     let mut ids: Vec<_> = tree.members.keys().copied().collect();
@@ -235,7 +235,7 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
     ids.into_iter().map(one).collect()
 }
 
-/// Facts that could not be asked for stay as they were `known`: a full disk may keep the server from telling.
+/// Keep the `known` facts where the sample has none: on a full disk the server may not answer the question.
 fn keep_facts(known: &mut Sample, sample: &mut Sample) {
     if sample.max_connections.is_some() {
         known.clone_from(sample);

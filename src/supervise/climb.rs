@@ -2,7 +2,7 @@
 
 use super::state::{ChildAction, Climb, Ending, Intent, Moment, Passed, Purpose, State};
 use super::step::{Decision, Turn, stay};
-use crate::plan::{KILL_AGAIN, Ladder};
+use crate::policy::{KILL_AGAIN, Ladder};
 
 /// The data of [`State::Abandoned`].
 #[derive(Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::plan::Policy;
+use crate::policy::Policy;
 
 /// A service of the tree, for its whole life; never given to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use super::state::{ChildAction, ChildEvent, Moment, State};
 use super::tree::{Need, Origin, Role, ServiceId, Tree, TreeAction, TreePhase};
 
-/// Who asked for a roll.
+/// The number of an order for a roll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RollId(pub u64);
 
@@ -202,7 +202,7 @@ impl Tree {
             | State::Backoff { .. }
             | State::GaveUp
             | State::Abandoned { .. } => {
-                // It is not tried again: whoever asked hears of it and decides.
+                // It is not tried again: the answer to the order says why, and a person decides.
                 let again = |action: &TreeAction| {
                     matches!(action, TreeAction::Service(_, ChildAction::Restart(_) | ChildAction::GiveUp))
                 };

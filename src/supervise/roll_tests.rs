@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::state::{Ending, ProcessEvent};
 use super::super::tree::{Cause, Need, Plan, RollPlan, ServicePlan, Stage, TreeEvent};
 use super::*;
-use crate::plan::{Policy, Rung, Signal};
+use crate::policy::{Policy, Rung, Signal};
 
 const NOW: Moment = Duration::from_secs(100);
 const WORKERS: [ServiceId; 3] = [ServiceId(0), ServiceId(1), ServiceId(2)];
@@ -143,7 +143,7 @@ fn drains_overlap_where_there_is_room() {
     assert_eq!(first.len(), 2, "the surge is two");
     let third = added(&world.ready(first[0]));
     assert_eq!(third.len(), 1, "one drains, one comes, and a third has room");
-    assert!(added(&world.ready(first[1])).is_empty(), "nobody is left to be replaced");
+    assert!(added(&world.ready(first[1])).is_empty(), "none is left to be replaced");
     assert_eq!(ended(&world.ready(third[0])), [(1, Outcome::Done(3))]);
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::plan::{Ladder, Rung, Signal};
+use crate::policy::{Ladder, Rung, Signal};
 
 /// Time since Tandem started.
 pub type Moment = Duration;

@@ -11,7 +11,7 @@ use super::climb::Abandoned;
 use super::state::{
     Child, ChildAction, ChildEvent, Climb, Ending, Generation, Intent, Moment, ProcessEvent, Purpose, State,
 };
-use crate::plan::{KILL_AGAIN, Ladder, Policy};
+use crate::policy::{KILL_AGAIN, Ladder, Policy};
 
 /// How long the shell may take to say whether a process that is not wanted any more is there: it answers in the turn in
 /// which it is asked, so more than this is a fault of its own.

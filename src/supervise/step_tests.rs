@@ -5,8 +5,8 @@ use std::time::Duration;
 use expect_test::expect_file;
 
 use super::*;
-use crate::plan::{KILL_GRACE, Rung, Signal};
-use crate::supervise::state::Passed;
+use crate::policy::{KILL_GRACE, Rung, Signal};
+use crate::state::Passed;
 
 const PID: i32 = 7;
 const NOW: Moment = Duration::from_secs(100);

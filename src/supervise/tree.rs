@@ -1,4 +1,4 @@
-//! The whole process tree as one automaton: the boot list upwards, the same list downwards. Pure.
+//! The process tree as one automaton: it walks the boot list up, and the same list down for the stop. Pure.
 //!
 //! A stage is a job that must succeed, or services that must become ready. Booting climbs the list; a service that
 //! falls while a later job runs takes the boot back to its stage. Stopping walks the list from its end, services of one

@@ -25,7 +25,7 @@ pub enum Cause {
     HookFailed,
 }
 
-/// Where the whole tree is.
+/// How far the tree is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreePhase {
     /// Not begun.

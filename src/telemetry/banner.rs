@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::clean::{Colours, clean};
 use super::{Look, format, look, ring, terminal};
 
-/// Say `title` and, under it, each name with its value. Shown whatever the filter says.
+/// Print `title` and, under it, each name with its value. The log filter does not apply.
 pub fn banner(title: &str, rows: &[(&str, String)]) {
     let text = match look() {
         Look::Text { colour } => text(title, rows, colour),

@@ -24,7 +24,7 @@ impl Stream {
     }
 }
 
-/// Log `line`, which `service` wrote, at the level that it seems to have.
+/// Log `line`, which `service` wrote, at the level that [`level`] finds in it.
 pub fn child_line(service: &str, stream: Stream, line: &str) {
     child_line_at(level(line), service, stream, line);
 }

@@ -1,14 +1,14 @@
-//! Take out of a text what would steer a terminal. Pure.
+//! Removes from a text what would control a terminal. Pure.
 //!
-//! A child's output, and what an error quotes of it, may come from anywhere: a request's path in an access log is
-//! enough to move the cursor, rename the window or paint a line that Tandem never wrote.
+//! A child's output, and errors that quote it, can hold text of any origin: a request's path in an access log can move the
+//! cursor, rename the window or print a line that looks like Tandem's.
 
 use std::borrow::Cow;
 
-/// What becomes of colours (SGR, `ESC [ … m`).
+/// Whether colours (SGR, `ESC [ … m`) stay in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Colours {
-    /// They stay, and end with the text.
+    /// Colours stay, and are reset at the end of the text.
     Keep,
     Drop,
 }
@@ -42,13 +42,14 @@ pub(super) fn clean(text: &str, colours: Colours) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// Whether a terminal may do something else than show `letter`: controls, and marks that turn the reading direction.
+/// Whether a terminal may do something else with `letter` than show it: control characters, and marks that change the
+/// reading direction.
 fn steers(letter: char) -> bool {
     (letter.is_control() && letter != '\t')
         || matches!(letter, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
-/// How many bytes of `text`, which begins with a character that steers, belong together (ECMA-48).
+/// The length in bytes of the control sequence that `text` begins with (ECMA-48).
 fn sequence_length(text: &str) -> usize {
     let bytes = text.as_bytes();
     let run = |from: usize, range: std::ops::RangeInclusive<u8>| {

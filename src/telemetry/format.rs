@@ -63,7 +63,7 @@ where
     }
 }
 
-/// What stands left of a line's own words.
+/// The columns left of a line's text.
 struct Shown<'a> {
     time: SystemTime,
     service: &'a str,
@@ -71,7 +71,7 @@ struct Shown<'a> {
     target: &'a str,
 }
 
-/// A line as a person reads it, once it is apart from its event: time, service and level as `tandem logs` gets them.
+/// A line as a person reads it, from the values that `tandem logs` gets: time, service, level and text.
 pub fn text_line(colour: bool, time: SystemTime, service: &str, level: &str, text: &str) -> String {
     let level = level.parse().unwrap_or(Level::INFO);
     // What had a target says it in its text.
@@ -79,16 +79,16 @@ pub fn text_line(colour: bool, time: SystemTime, service: &str, level: &str, tex
     Text::new(colour).shown(&Shown { time, service, level, target: "" }, &text.join("\n"))
 }
 
-/// What an event says, for the ring: without colours, time and level.
+/// An event as the ring keeps it: without colours, time and level.
 pub(super) struct Said {
-    /// Whose line it is.
+    /// The service that wrote the line.
     pub service: String,
-    /// Which service Tandem speaks of.
+    /// The service that Tandem's line is about.
     pub about: Option<String>,
     pub text: String,
 }
 
-/// What `event` says.
+/// `event` as the ring keeps it.
 pub(super) fn said(event: &Event<'_>) -> Said {
     let record = Record::of(event);
     let mut text = Text::new(false).said(&record, Colours::Drop);
@@ -223,7 +223,7 @@ fn colour_of(service: &str) -> &'static str {
     PALETTE[number % PALETTE.len()]
 }
 
-/// What an event carries.
+/// The fields of an event.
 struct Record {
     target: String,
     message: String,
@@ -245,7 +245,7 @@ impl Record {
         self.target == TARGET
     }
 
-    /// Whose column a line stands in: Tandem's words about a service are Tandem's.
+    /// The service whose name the line gets: a line of Tandem's about a service is Tandem's.
     fn service(&self) -> &str {
         if self.is_output() { self.service.as_deref().unwrap_or("?") } else { OWN }
     }

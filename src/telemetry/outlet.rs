@@ -1,11 +1,11 @@
-//! Standard error, written by a thread of its own: whoever speaks puts its lines into a queue and goes on.
+//! The queue before standard error, and the thread that writes it.
 //!
-//! A reader that stops reading (Ctrl-S, `| less`, a stalled ssh, a blocking log driver) stops write(2), and with it whoever
-//! calls it. Here that is this thread alone. What does not fit into the queue meanwhile is dropped and counted, and the gap
-//! is named in its place as soon as somebody reads again; the ring ([`super::ring()`]) has those lines too.
+//! write(2) blocks when the reader stops reading (Ctrl-S, `| less`, a stalled ssh, a blocking log driver). Here it blocks
+//! this thread only. Lines that do not fit into the queue meanwhile are dropped and counted, and a line in their place
+//! says how many are missing. The ring ([`super::ring()`]) keeps them too.
 //!
-//! Bounded in bytes. Crates that do the same (`tracing-appender`) bound the number of lines, which here may have 64 KB
-//! each, and do not say in the log what is missing.
+//! The queue is bounded in bytes. `tracing-appender` bounds the number of lines, which can have 64 KB each here, and does
+//! not mark in the log where lines are missing.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -29,13 +29,13 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) enum Entry {
     /// To be written in one piece.
     Text(Vec<u8>),
-    /// So many texts are missing here.
+    /// The number of texts that are missing here.
     Dropped(u64),
-    /// A spinner with a number of its own begins to turn beside this text.
+    /// A new spinner: its number, and the text beside it.
     Turn(u64, String),
-    /// It shows another text.
+    /// Another text for a spinner.
     Say(u64, String),
-    /// It goes.
+    /// The end of a spinner.
     End(u64),
 }
 
@@ -43,37 +43,37 @@ pub(super) enum Entry {
 #[derive(Default)]
 pub(super) struct Outlet {
     waiting: Mutex<Waiting>,
-    /// Something came.
+    /// Signalled when an entry was put in.
     news: Condvar,
-    /// Everything was written.
+    /// Signalled when everything is written.
     done: Condvar,
 }
 
 #[derive(Default)]
 struct Waiting {
     entries: VecDeque<Entry>,
-    /// Of the texts among them.
+    /// The size of the texts in `entries`.
     bytes: usize,
     /// How many texts were dropped or could not be written since the start.
     dropped: u64,
-    /// Full a moment ago: nothing is taken before half of it is written, or every second line would be a gap.
+    /// Set when a text did not fit, until half of the queue is written: otherwise every second line would be a gap.
     full: bool,
-    /// The end is near: whatever comes now is kept.
+    /// The process is about to end: nothing is dropped.
     urgent: bool,
-    /// The thread has taken an entry and is not done with it.
+    /// The thread is writing an entry.
     writing: bool,
-    /// Somebody waited for the reader in vain, and nothing was written since.
+    /// A flush passed its limit, and nothing was written since.
     stuck: bool,
     has_thread: bool,
 }
 
 impl Waiting {
-    /// Take `entry`, or count it where there is no room.
+    /// Add `entry`, or count it as dropped if there is no room.
     fn put(&mut self, entry: Entry) {
         match &entry {
             Entry::Text(text) if self.has_room(text.len()) => self.bytes += text.len(),
             Entry::Text(_) => return self.drop_one(),
-            // Only the last word of each spinner counts, so these stay few.
+            // Only the newest text of a spinner matters.
             Entry::Say(number, _) => {
                 let same = |other: &&mut Entry| matches!(other, Entry::Say(their, _) if their == number);
                 if let Some(before) = self.entries.iter_mut().rev().find(same) {
@@ -109,14 +109,14 @@ impl Waiting {
 }
 
 impl Outlet {
-    /// Have `entry` written or shown. Does not wait.
+    /// Add `entry` to the queue. Does not block.
     pub(super) fn put(&'static self, entry: Entry) {
         let mut waiting = self.lock();
         if !waiting.has_thread {
             waiting.has_thread = true;
             let thread = std::thread::Builder::new().name("log".into()).spawn(|| self.write_for_ever());
             if thread.is_err() {
-                // No thread can be had, so this one has to wait for the reader; the next entry tries again.
+                // The thread cannot be started: write here. The next entry tries again.
                 waiting.has_thread = false;
                 drop(waiting);
                 return drop(write(&mut Spinners::default(), entry));
@@ -127,20 +127,20 @@ impl Outlet {
         self.news.notify_one();
     }
 
-    /// As [`Outlet::put`], room or none.
+    /// As [`Outlet::put`], even if the queue is full.
     pub(super) fn put_urgent(&'static self, text: Vec<u8>) {
         let before = std::mem::replace(&mut self.lock().urgent, true);
         self.put(Entry::Text(text));
         self.lock().urgent = before;
     }
 
-    /// From now on drop nothing: what comes are the last words.
+    /// From now on drop nothing: the process is about to end.
     pub(super) fn urge(&self) {
         self.lock().urgent = true;
     }
 
-    /// Wait until everything is written, at most `limit`; where the last wait was in vain, and `patient` is not set, not
-    /// at all.
+    /// Wait until everything is written, at most `limit`. Unless `patient`, return at once if the last flush passed its
+    /// limit.
     pub(super) fn flush(&self, limit: Duration, patient: bool) {
         let deadline = Instant::now() + limit;
         let mut waiting = self.lock();
@@ -154,7 +154,7 @@ impl Outlet {
         }
     }
 
-    /// How many lines could not be written since the start.
+    /// The number of lines dropped since the start.
     pub(super) fn dropped(&self) -> u64 {
         self.lock().dropped
     }
@@ -195,14 +195,14 @@ impl Outlet {
             let mut waiting = self.lock();
             waiting.stuck = false;
             if written.is_err() {
-                // The reader is gone, or a disk is full: there is nowhere else to say so.
+                // The reader is gone, or a disk is full.
                 waiting.dropped += 1;
             }
         }
     }
 }
 
-/// Write or show one entry; waits for whoever reads standard error.
+/// Write or show one entry. Blocks while standard error is not read.
 fn write(spinners: &mut Spinners, entry: Entry) -> io::Result<()> {
     match entry {
         Entry::Text(text) => spinners.suspend(|| write_all(&text)),
@@ -222,8 +222,8 @@ fn write(spinners: &mut Spinners, entry: Entry) -> io::Result<()> {
     }
 }
 
-/// Write all of `text` to standard error, past the lock that the standard library has on it: a writer that waits for its
-/// reader must not hold up whoever prints a last word.
+/// Write all of `text` to standard error, without the standard library's lock: while this blocks, `eprintln!` on another
+/// thread must not.
 fn write_all(mut text: &[u8]) -> io::Result<()> {
     // Blocks: the thread of the queue, and no other.
     let stderr = io::stderr();
@@ -243,7 +243,7 @@ fn write_all(mut text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The line that stands in the place of `count` others.
+/// The line in the place of `count` dropped ones.
 fn gap(count: u64, look: Look, now: SystemTime) -> String {
     let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
     let text =

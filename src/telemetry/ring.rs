@@ -1,7 +1,7 @@
 //! The last lines of every service and of Tandem itself, kept in memory for `tandem logs`, bounded in bytes.
 //!
-//! Lines lie in blocks that are made as they are needed; when the bound is reached the oldest block is forgotten and
-//! used again, so that a Tandem that says little takes little, and one that says much takes no more than its bound.
+//! Lines are kept in blocks, which are allocated when they are needed. At the bound, the oldest block is reused: a short
+//! log takes little memory, a long one no more than the bound.
 
 use std::collections::VecDeque;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -13,15 +13,15 @@ use tracing_subscriber::layer::{Context, Layer};
 
 use super::format;
 
-/// How much is kept unless [`Ring::keep`] says otherwise, in bytes.
+/// How many bytes are kept before [`Ring::keep`] is called.
 pub const RING_SIZE: usize = 1024 * 1024;
 /// Text in one block, in bytes; a longer line is cut.
 const TEXT_MAX: usize = 16 * 1024;
 /// Lines in one block.
 const LINES_MAX: usize = 256;
-/// What one full block takes, in bytes.
+/// The size of a full block in bytes.
 const BLOCK_SIZE: usize = TEXT_MAX + LINES_MAX * size_of::<Head>();
-/// What stands at the end of a line that was cut.
+/// The end of a line that was cut.
 const CUT: &str = "…";
 
 static RING: LazyLock<Ring> = LazyLock::new(|| Ring::new(RING_SIZE));
@@ -49,12 +49,12 @@ pub struct Line {
     pub text: String,
 }
 
-/// Where a reader is.
+/// The position of a reader.
 #[derive(Clone, Debug)]
 pub struct Cursor {
-    /// Whose lines it reads; `None`: all.
+    /// The service whose lines it reads; `None`: all.
     service: Option<String>,
-    /// The first line that it has not looked at.
+    /// The first line that it has not read.
     next: u64,
     /// How many of the lines that concern it came before `next`.
     seen: u64,
@@ -62,10 +62,10 @@ pub struct Cursor {
     until: Option<u64>,
 }
 
-/// What one reading brought.
+/// The lines of one read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// How many lines were forgotten before this reader came to them.
+    /// How many lines were overwritten before this reader read them.
     pub skipped: u64,
     pub lines: Vec<Line>,
 }
@@ -129,17 +129,17 @@ impl Ring {
         batch
     }
 
-    /// Tells whenever a line has come.
+    /// Changes with every new line.
     pub fn news(&self) -> watch::Receiver<u64> {
         self.next.subscribe()
     }
 
-    /// Keep what Tandem itself says, where it does not go through tracing.
+    /// Keep a line of Tandem's own that does not go through tracing.
     pub(super) fn tell(&self, level: Level, text: &str) {
         self.push(SystemTime::now(), format::OWN, None, level, text);
     }
 
-    /// Keep a line of `service`; one that Tandem says `about` another service concerns both.
+    /// Keep a line of `service`; Tandem's line `about` another service concerns both.
     pub(crate) fn push(&self, time: SystemTime, service: &str, about: Option<&str>, level: Level, text: &str) {
         let next = {
             let mut lines = self.lock();
@@ -201,7 +201,7 @@ struct Name {
     kept: u64,
 }
 
-/// A line where it lies.
+/// A line in its block.
 struct Found<'a> {
     sequence: u64,
     head: &'a Head,

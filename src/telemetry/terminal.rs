@@ -1,5 +1,5 @@
-//! What is said on standard error, and the spinners of a terminal. Everything goes through the one queue, so that lines
-//! and spinners never tear each other, and nobody waits for a reader.
+//! Writes to standard error, and the spinners of a terminal. Both go through one queue, so that lines and spinners never
+//! mix, and no caller waits for the reader.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -13,7 +13,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::outlet::{Entry, Outlet};
 use super::{Look, format, look};
 
-/// How long a spinner's end waits until it is gone from the terminal, so that it does not stand in what is printed next.
+/// How long the end of a spinner waits until it is off the terminal: otherwise it would stand in what is printed next.
 const CLEAR_LIMIT: Duration = Duration::from_millis(50);
 
 static OUTLET: LazyLock<Outlet> = LazyLock::new(Outlet::default);
@@ -29,12 +29,12 @@ pub(super) fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Have `text` written in one piece. A reader that went away is no reason to fail: there is nowhere left to say so.
+/// Write `text` in one piece. A write that fails is only counted.
 pub(super) fn write(text: &[u8]) {
     outlet().put(Entry::Text(text.to_vec()));
 }
 
-/// Where tracing writes its lines: each comes as one call.
+/// The writer of tracing's lines; each line is one call.
 #[derive(Default)]
 pub(super) struct Stderr;
 
@@ -49,7 +49,7 @@ impl Write for Stderr {
     }
 }
 
-/// Say that a thread panicked, and where; waits for it to be written, at most `limit`.
+/// Print that a thread panicked, and where. Waits until it is written, at most `limit`.
 pub(super) fn panicked(info: &PanicHookInfo<'_>, limit: Duration) {
     let thread = std::thread::current();
     let text = format!("thread {} {info}", thread.name().unwrap_or("without a name"));
@@ -71,7 +71,7 @@ pub(super) fn panicked(info: &PanicHookInfo<'_>, limit: Duration) {
     outlet().flush(limit, false);
 }
 
-/// The spinners that turn; the thread that writes standard error has them.
+/// The spinners on the terminal; they belong to the thread that writes standard error.
 #[derive(Default)]
 pub(super) struct Spinners {
     all: Option<MultiProgress>,
@@ -121,7 +121,7 @@ impl Spinners {
     }
 }
 
-/// Shows on a terminal that long work goes on, and logs its begin everywhere else. Ends when dropped.
+/// A spinner on a terminal while long work goes on; elsewhere only its start is logged. Ends when dropped.
 pub struct Progress(Option<u64>);
 
 /// Begin showing `message` for work that takes seconds.
@@ -138,7 +138,7 @@ pub fn progress(message: impl Into<String>) -> Progress {
 }
 
 impl Progress {
-    /// Say what the work has come to.
+    /// Show how far the work is.
     pub fn say(&self, message: impl Into<String>) {
         if let Some(number) = self.0 {
             outlet().put(Entry::Say(number, message.into()));

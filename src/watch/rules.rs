@@ -49,7 +49,7 @@ impl Rules {
         Ok(Self { root, include, left_out: Arc::new(left_out), above, in_repository: top.is_some() })
     }
 
-    /// Whether a file of this name counts, should nothing ignore it.
+    /// Whether a file of this name counts, if nothing ignores it.
     pub fn includes(&self, path: &Path) -> bool {
         path.starts_with(&self.root) && self.include.matched(path, false).is_whitelist()
     }

@@ -121,13 +121,13 @@ async fn a_path_is_its_users_alone_and_goes_with_the_socket() {
     assert_eq!(next(&one).await, [said(&[Message::Ready])]);
     assert_eq!(taken(&two), []);
     drop(one);
-    // On another thread: the disk may hang.
+    // The file goes on another thread.
     let gone = async {
         while path.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(LIMIT, gone).await.unwrap();
+    tokio::time::timeout(LIMIT, gone).await.unwrap();
     assert!(other.exists());
 }
 

@@ -15,7 +15,7 @@ const DEAF_ABORT_GRACE: Duration = Duration::from_secs(1);
 /// How long the kernel gets to end a worker that printed what its threads do.
 const DEAF_KILL_GRACE: Duration = Duration::from_secs(1);
 /// Longest time for a process: a fork off the template, or a start without it where the template does not answer.
-const SPAWN_LIMIT: Duration = Duration::from_secs(15);
+const SPAWN_LIMIT: Duration = Duration::from_secs(25);
 
 /// The policy of every worker.
 ///

@@ -5,13 +5,11 @@
 //! worker ends. Where there is a template, a worker is forked off it instead; while the template is not ready, a worker is
 //! spawned as without one.
 
-use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal as OsSignal;
-use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::launch::Launch;
@@ -22,7 +20,7 @@ use super::template::Template;
 use crate::config::Readiness;
 use crate::event_loop;
 use crate::process::{self, InheritedFd};
-use crate::service::Reporter;
+use crate::service::{Reporter, Start};
 use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// One slot. Its clones are the same slot.
@@ -32,8 +30,7 @@ pub struct Slot {
     launch: Rc<Launch>,
     template: Option<Template>,
     life: Life,
-    /// The start under way, or the last one.
-    starting: Rc<RefCell<Option<JoinHandle<()>>>>,
+    start: Start,
 }
 
 impl Slot {
@@ -46,7 +43,7 @@ impl Slot {
         reporter: Reporter,
     ) -> Self {
         let life = Life::of_worker(name(number), launch.settings.workers.watchdog, roster, reporter);
-        Self { number, launch, template, life, starting: Rc::default() }
+        Self { number, launch, template, life, start: Start::default() }
     }
 
     pub fn number(&self) -> usize {
@@ -133,14 +130,12 @@ impl Slot {
     pub fn act(&self, action: ChildAction) {
         match action {
             ChildAction::Spawn(generation, intent) => {
-                let starting = event_loop::spawn("the start of a worker", self.clone().spawn((generation, intent)));
-                *self.starting.borrow_mut() = Some(starting);
+                let task = event_loop::spawn("the start of a worker", self.clone().spawn((generation, intent)));
+                self.start.begun(&task);
             }
             ChildAction::CancelSpawn(generation) => {
                 // The template may fork it all the same: it then finds its gate closed, and ends.
-                if let Some(starting) = self.starting.take() {
-                    starting.abort();
-                }
+                self.start.cancel();
                 self.life.cancelled(generation);
             }
             other => self.life.act(other),

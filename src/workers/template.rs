@@ -15,7 +15,6 @@ use nix::sys::signal::Signal as OsSignal;
 use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::launch::Launch;
@@ -25,7 +24,7 @@ use super::surroundings::Variables;
 use crate::event_loop;
 use crate::process::fd_channel::{self, Channel};
 use crate::process::{self, InheritedFd, mark, orphans};
-use crate::service::Reporter;
+use crate::service::{Reporter, Start};
 use crate::supervise::state::{ChildAction, Generation, Intent};
 
 /// The service's name, in the log and everywhere else.
@@ -41,8 +40,7 @@ pub struct Template {
     life: Life,
     /// To the process that is there now.
     channel: Rc<RefCell<Option<ForkChannel>>>,
-    /// The start under way, or the last one.
-    starting: Rc<RefCell<Option<JoinHandle<()>>>>,
+    start: Start,
 }
 
 /// One request at a time; empty once one was left unanswered, for its answer would be taken for the next one's.
@@ -67,7 +65,7 @@ impl Template {
     /// The template of `launch`.
     pub fn new(launch: Rc<Launch>, roster: Roster, reporter: Reporter) -> Self {
         let life = Life::of_template(NAME.to_owned(), roster, reporter);
-        Self { launch, life, channel: Rc::default(), starting: Rc::default() }
+        Self { launch, life, channel: Rc::default(), start: Start::default() }
     }
 
     /// Whether workers can be forked now.
@@ -153,17 +151,15 @@ impl Template {
         match action {
             ChildAction::Spawn(generation, intent) => {
                 let template = self.clone();
-                let starting = event_loop::spawn("the start of the template", async move {
+                let task = event_loop::spawn("the start of the template", async move {
                     if let Err(error) = template.try_spawn((generation, intent)).await {
                         template.life.fail(generation, &error);
                     }
                 });
-                *self.starting.borrow_mut() = Some(starting);
+                self.start.begun(&task);
             }
             ChildAction::CancelSpawn(generation) => {
-                if let Some(starting) = self.starting.take() {
-                    starting.abort();
-                }
+                self.start.cancel();
                 self.life.cancelled(generation);
             }
             other => self.life.act(other),

@@ -1,24 +1,32 @@
 //! It holds: a short schedule of faults of all kinds, while rows are written through the application. The long one is a
 //! bench (`cargo bench --bench faults`).
 
+use crate::common::alone::alone;
 use crate::schedule::plan::{Blow, Schedule, Victim, kinds};
 use crate::schedule::{self, Options};
 
 /// Another order of faults with every change of it.
 const SEED: u64 = 11;
 const FAULTS: usize = 30;
+const WITHDRAWALS: usize = 3;
 
 #[test]
 fn a_schedule_of_faults_loses_no_acknowledged_row_and_leaves_no_process() {
+    // What other tests use of the library reaps every child of the process.
+    alone("faults::a_schedule_of_faults_loses_no_acknowledged_row_and_leaves_no_process", a_short_schedule);
+}
+
+fn a_short_schedule() {
     #[expect(clippy::disallowed_methods, reason = "a test program has no configuration")]
     let given = std::env::var("FAULTS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or(SEED);
     println!("seed {seed}: FAULTS_SEED={seed} runs it again");
-    let options = Options { seed, faults: FAULTS, withdrawals: 0, slack: 4, say: true };
+    let options = Options { seed, faults: FAULTS, withdrawals: WITHDRAWALS, slack: 4, say: true };
     let outcome = schedule::run(options).unwrap();
     let broken = outcome.broken();
     assert!(broken.is_empty(), "seed {seed}:\n{}\n{outcome:#?}", broken.join("\n"));
     assert!(outcome.hits >= FAULTS && outcome.acknowledged > FAULTS, "seed {seed}: {outcome:#?}");
+    assert_eq!(outcome.withdrawn.len(), WITHDRAWALS, "seed {seed}: {outcome:#?}");
 }
 
 #[test]

@@ -183,20 +183,18 @@ fn a_resolver_without_an_answer_stops_nothing() {
     let Ok(silent) = UdpSocket::bind((address.as_str(), 53)) else { return skip("port 53 cannot be had") };
     silent.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     let project = Project::app_with("plain:app", BARE);
+    project.configure("postgres.url = 'postgresql://app:secret@db.example.com/app'");
     project.write("resolv.conf", &format!("nameserver {address}\noptions timeout:5 attempts:2\n"));
     project.write("nsswitch.conf", "hosts: dns\n");
     let script = "mount --bind \"$0\"/resolv.conf /etc/resolv.conf
         mount --bind \"$0\"/nsswitch.conf /etc/nsswitch.conf; exec \"$@\"";
     let Some(command) = in_namespace(&project, script) else { return };
     let mut tandem = Tandem::start_as(&project, command);
-    tandem.wait_ready();
-
-    project.configure("postgres.url = 'postgresql://app:secret@db.example.com/app'");
-    tandem.signal(Signal::SIGHUP);
     let mut question = [0; 512];
-    silent.recv(&mut question).expect("the reload asks for the host's name");
+    silent.recv(&mut question).expect("the boot asks for the host's name");
     for _ in 0..10 {
-        all_live(&tandem, &project);
+        answers(&tandem, project.health, "/live", 200);
+        answers(&tandem, project.health, "/ready", 503);
         tandem::pause();
     }
     // Nothing came of it, and a stop in the middle waits for nothing.

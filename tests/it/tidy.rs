@@ -18,12 +18,12 @@ const FLOORS: &[&[&str]] = &[
     &["schema", "health"],
     &["install", "companions", "signals", "systemd", "watch", "http"],
     &["service"],
-    &["supervise"],
     &["process"],
     &["telemetry"],
     &["config"],
     &["event_loop"],
     &["durable", "plan", "phase"],
+    &["supervise"],
     &["exit"],
     &["scrub"],
 ];
@@ -75,7 +75,8 @@ fn no_room_uses_one_above_it() {
     let mut arrows = 0;
     for path in files(&source(), ".rs") {
         let room = room_of(&path);
-        if room == "lib" {
+        // `supervise` is a crate of its own: its `crate::` is itself, and no other room can be named in it.
+        if room == "lib" || room == "supervise" {
             continue;
         }
         for target in used(&fs::read_to_string(&path).unwrap()) {

@@ -132,7 +132,7 @@ async fn a_server_that_hangs_holds_up_neither_the_boot_nor_the_checkpoint() {
                 assert!(format!("{error:#}").contains("no answer within"), "{error:#}");
                 assert_eq!(code_of(&error), Code::Temporary);
             }
-            crate::postgres::service::checkpoint(home.clone(), port).await;
+            crate::postgres::checkpoint::checkpoint(home.clone(), port).await;
             tokio::time::resume();
         };
         tokio::select! {

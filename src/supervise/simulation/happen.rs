@@ -6,9 +6,9 @@ use rand::RngExt;
 
 use super::plans::plan;
 use super::world::{Process, World, is_stopping};
-use crate::plan::Signal;
-use crate::supervise::state::{ChildEvent, Ending, Generation, ProcessEvent};
-use crate::supervise::tree::{Role, RollId, Scope, ServiceId, TreeEvent, TreePhase};
+use crate::policy::Signal;
+use crate::state::{ChildEvent, Ending, Generation, ProcessEvent};
+use crate::tree::{Role, RollId, Scope, ServiceId, TreeEvent, TreePhase};
 
 /// Steps within which a world in which all goes well must have come to rest.
 const CALM_STEPS: usize = 2_000;
@@ -34,7 +34,7 @@ impl World {
         }
     }
 
-    /// Somebody asks for something.
+    /// A person or the platform asks for something.
     fn operate(&mut self) {
         let (id, count) = (ServiceId(self.random.random_range(0..6)), self.random.random_range(1..5));
         match self.random.random_range(0..32) {
@@ -183,7 +183,7 @@ impl World {
         }
     }
 
-    /// Words that come late, twice, or for nobody.
+    /// Events that come late, twice, or for no service.
     fn late_words(&mut self) {
         let id = ServiceId(self.random.random_range(0..8));
         match self.random.random_range(0..8) {

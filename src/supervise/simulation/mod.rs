@@ -1,4 +1,4 @@
-//! Random histories of the whole tree: processes that do not come, die, hang, never get ready or outlive SIGKILL; words that
+//! Random histories of the tree: processes that do not come, die, hang, never get ready or outlive SIGKILL; words that
 //! come late; jobs that fail; rolls, scaling, restarts, new plans and stops at any moment; time that jumps. After every step
 //! the invariants are checked against a model world that knows which processes really live and what they really said.
 //!
@@ -18,7 +18,7 @@ use world::{Seen, World};
 use super::tree::{Cause, TreeEvent, TreePhase};
 
 /// Histories per run of the test.
-const HISTORIES: u64 = 100_000;
+const HISTORIES: u64 = 1_000_000;
 /// Histories that a thread takes at a time.
 const BATCH: u64 = 1_000;
 /// Steps after which a history asks for the stop, if it has not yet.

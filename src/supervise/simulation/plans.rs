@@ -5,8 +5,8 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::plan::{KILL_GRACE, Policy, Rung, Signal};
-use crate::supervise::tree::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
+use crate::policy::{KILL_GRACE, Policy, Rung, Signal};
+use crate::tree::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
 
 /// Workers that the connection budget of a simulated tree has room for.
 pub const BUDGET: usize = 5;

@@ -8,11 +8,9 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::plans::{BUDGET, Kind, Stages, plan};
-use crate::plan::{Rung, Signal};
-use crate::supervise::state::{ChildAction, ChildEvent, Ending, Generation, Intent, Moment, ProcessEvent, State};
-use crate::supervise::tree::{
-    JobRun, Member, Outcome, Role, RollId, ServiceId, Stage, Tree, TreeAction, TreeEvent, TreePhase,
-};
+use crate::policy::{Rung, Signal};
+use crate::state::{ChildAction, ChildEvent, Ending, Generation, Intent, Moment, ProcessEvent, State};
+use crate::tree::{JobRun, Member, Outcome, Role, RollId, ServiceId, Stage, Tree, TreeAction, TreeEvent, TreePhase};
 
 /// A process of the model world.
 #[derive(Clone, Copy, Debug)]
@@ -254,7 +252,7 @@ impl World {
             assert!(!ending || alone, "PostgreSQL was stopped under its workers");
         }
         let (now, luck) = (self.now, self.random.random_range(0..100_u64));
-        let process = self.processes.get_mut(&id).expect("a signal to nobody");
+        let process = self.processes.get_mut(&id).expect("a signal to no process");
         assert_eq!(process.pid, pid, "a signal to a stranger");
         (process.told, process.ready) = (Some(rung.signal), false);
         if rung.signal == Signal::Kill {

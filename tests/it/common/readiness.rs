@@ -28,9 +28,15 @@ pub fn follow(
     deed: impl FnOnce(),
     meanwhile: impl FnOnce(),
 ) -> Course {
-    let mut port = Connection::open(SocketAddr::from((Ipv4Addr::LOCALHOST, health))).unwrap();
+    let open = || Connection::open(SocketAddr::from((Ipv4Addr::LOCALHOST, health))).unwrap();
+    let mut port = open();
     let mut ask = || {
-        let answer = port.get("/ready").unwrap();
+        // The port closes connections that are idle for long, as during `meanwhile`.
+        let answer = port.get("/ready").or_else(|_| {
+            port = open();
+            port.get("/ready")
+        });
+        let answer = answer.unwrap();
         (answer.status == 200, answer.body)
     };
     assert!(ask().0, "it is not ready before");

@@ -14,7 +14,7 @@ pub const STARVED_PAUSE: Duration = Duration::from_secs(5);
 /// How hard a child is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
-    /// SIGWINCH: leave, another has taken over (nginx's word for it; who does not know it is not harmed by it).
+    /// SIGWINCH: leave, another has taken over (nginx's word for it; a process that does not know it ignores it).
     Retire,
     /// SIGTERM: finish what is in flight.
     Term,

@@ -16,14 +16,14 @@ use crate::process::{Stranger, look, orphans};
 
 /// A process of PostgreSQL.
 #[derive(Debug)]
-pub struct ServerProcess {
+pub struct ClusterProcess {
     process: Stranger,
     pub parent: i32,
     /// Whether it lives in another pid namespace than Tandem.
     pub foreign: bool,
 }
 
-impl ServerProcess {
+impl ClusterProcess {
     pub fn pid(&self) -> i32 {
         self.process.pid()
     }
@@ -40,18 +40,18 @@ impl ServerProcess {
 
 /// What was seen of a data directory's processes.
 #[derive(Debug, Default)]
-pub struct ServerProcesses {
-    pub found: Vec<ServerProcess>,
+pub struct ClusterProcesses {
+    pub found: Vec<ClusterProcess>,
     /// Processes of PostgreSQL that may work in that directory: they run as its owner, and may not be looked at.
     pub unseen: Vec<i32>,
 }
 
-impl ServerProcesses {
+impl ClusterProcesses {
     /// Those that work in `data`. Blocks.
     pub fn of(data: &Path) -> Self {
         let mut all = Self::default();
         let (Ok(entries), Ok(meta)) = (fs::read_dir("/proc"), fs::metadata(data)) else { return all };
-        let (place, owner) = (Place::of(&meta), meta.uid());
+        let (place, owner) = (DirectoryId::of(&meta), meta.uid());
         let own = namespace_of(std::process::id().cast_signed());
         for pid in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
             // A shell in the data directory is not to be ended. The name is read first: a look at the directory of another
@@ -75,7 +75,7 @@ impl ServerProcesses {
             };
             if is_here {
                 let foreign = matches!((&own, namespace_of(pid)), (Some(own), Some(theirs)) if *own != theirs);
-                all.found.push(ServerProcess { process, parent: stat.ppid, foreign });
+                all.found.push(ClusterProcess { process, parent: stat.ppid, foreign });
             }
         }
         all
@@ -84,20 +84,20 @@ impl ServerProcesses {
 
 /// A directory, by whatever path: bind mounts and other mount namespaces show the same one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct DirectoryId {
     device: u64,
     inode: u64,
 }
 
-impl Place {
+impl DirectoryId {
     fn of(meta: &fs::Metadata) -> Self {
         Self { device: meta.dev(), inode: meta.ino() }
     }
 }
 
 /// Where `pid` works. A zombie works nowhere.
-fn place_of_process(pid: i32) -> io::Result<Place> {
-    look::as_owner(pid, || fs::metadata(format!("/proc/{pid}/cwd"))).map(|meta| Place::of(&meta))
+fn place_of_process(pid: i32) -> io::Result<DirectoryId> {
+    look::as_owner(pid, || fs::metadata(format!("/proc/{pid}/cwd"))).map(|meta| DirectoryId::of(&meta))
 }
 
 fn user_of(pid: i32) -> Option<u32> {

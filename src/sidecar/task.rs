@@ -3,7 +3,7 @@
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 
-use super::tree::{Cause, Tree, TreeAction, TreeEvent, TreePhase};
+use crate::supervise::tree::{Cause, Tree, TreeAction, TreeEvent, TreePhase};
 
 /// Carries out what the tree decides.
 pub trait Shell {
@@ -52,10 +52,10 @@ async fn wait(tree: &Tree, started: Instant, events: &mut UnboundedReceiver<Tree
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{ChildAction, ChildEvent, Ending, Generation, ProcessEvent};
-    use super::super::tree::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
     use super::*;
     use crate::plan::{Policy, Rung, Signal};
+    use crate::supervise::state::{ChildAction, ChildEvent, Ending, Generation, ProcessEvent};
+    use crate::supervise::tree::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
     use std::time::Duration;
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
