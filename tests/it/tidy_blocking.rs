@@ -23,8 +23,8 @@ const ON_THE_LOOP: &[&str] = &[
     "postgres/service.rs",
     "process/",
     "sidecar/",
+    "service.rs",
     "signals.rs",
-    "supervise/",
     "systemd/",
     "telemetry/",
     "workers/",
@@ -116,8 +116,7 @@ fn unmarked(text: &str) -> Vec<usize> {
 
 fn is_on_the_loop(path: &Path) -> bool {
     let inside = path.strip_prefix(source()).unwrap().to_string_lossy().into_owned();
-    let is_test =
-        inside.ends_with("tests.rs") || inside.contains("/tests/") || inside.starts_with("supervise/simulation/");
+    let is_test = inside.ends_with("tests.rs") || inside.contains("/tests/");
     let named = |list: &[&str]| list.iter().any(|start| inside.starts_with(start));
     named(ON_THE_LOOP) && !named(OFF_THE_LOOP) && !is_test
 }
