@@ -355,7 +355,10 @@ impl Shared {
                 silent_since = Instant::now();
             }
             woken = match answered {
-                true if launch.waits_for_room => probe.pause(launch.settings.probe_interval).await,
+                // Before the migrations are in, nothing serves, and a restore into an empty database ends its sessions.
+                true if launch.waits_for_room && stocked == DatabaseStage::Migrated => {
+                    probe.pause(launch.settings.probe_interval).await
+                }
                 // A command with one job is over before anything could be noticed.
                 true => due_after(launch.settings.probe_interval).await,
                 false => due_after(retry(silent_since.elapsed(), has_answered.get())).await,
