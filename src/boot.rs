@@ -136,7 +136,8 @@ pub fn stop_ladder(settings: &Settings) -> StopLadder {
         StopTerm { what: if waits_for_hook { "hooks.before_stop" } else { "stop.drain_delay" }, limit: sum.draining };
     let stages = sum.stages.into_iter().map(|(stage, limit)| StopTerm { what: what_ends(steps[stage]), limit });
     let terms = std::iter::once(draining).filter(|term| !term.limit.is_zero()).chain(stages).collect();
-    StopLadder { terms, platform_grace: settings.stop.platform_grace }
+    let last_resort = if steps.contains(&Step::Postgres) { postgres::policy::LAST_RESORT } else { Duration::ZERO };
+    StopLadder { terms, last_resort, platform_grace: settings.stop.platform_grace }
 }
 
 /// The services of a step, in a word.

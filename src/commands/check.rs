@@ -34,6 +34,7 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
         let mut told = loaded.to_json();
         told["stop"] = serde_json::json!({
             "seconds": stop.total().as_secs_f64(),
+            "orderly_seconds": stop.orderly().as_secs_f64(),
             "platform_seconds": stop.platform_grace.as_secs_f64(),
         });
         told["notices"] = notices.into();

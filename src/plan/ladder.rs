@@ -15,21 +15,29 @@ pub struct StopTerm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopLadder {
     pub terms: Vec<StopTerm>,
+    /// How much of its end only a server needs that does not end by its fast shutdown.
+    pub last_resort: Duration,
     /// What the platform grants in all before it kills.
     pub platform_grace: Duration,
 }
 
 impl StopLadder {
-    /// The longest an orderly stop may take.
+    /// The longest the stop may take.
     pub fn total(&self) -> Duration {
         self.terms.iter().fold(Duration::ZERO, |sum, term| sum.saturating_add(term.limit))
     }
 
-    /// What to tell the operator when the platform would kill before the stop ends.
+    /// The longest until PostgreSQL has had its time for a fast shutdown. What follows ends a server that did not use it, and
+    /// the platform's SIGKILL does that too.
+    pub fn orderly(&self) -> Duration {
+        self.total().saturating_sub(self.last_resort)
+    }
+
+    /// What to tell the operator when the platform would kill before PostgreSQL has had its time.
     pub fn notice(&self) -> Option<String> {
-        (self.total() > self.platform_grace).then(|| {
+        (self.orderly() > self.platform_grace).then(|| {
             format!(
-                "an orderly stop may take {self}, longer than the platform's {}: lower the limits under [stop], or raise the \
+                "the stop may take {self}, longer than the platform's {}: lower the limits under [stop], or raise the \
                  platform's limit (Kubernetes terminationGracePeriodSeconds, Docker --stop-timeout, systemd \
                  TimeoutStopSec) and stop.platform_grace with it",
                 humantime::format_duration(self.platform_grace)
@@ -59,12 +67,15 @@ mod tests {
                 .iter()
                 .map(|&(what, seconds)| StopTerm { what, limit: Duration::from_secs(seconds) })
                 .collect(),
+            last_resort: Duration::from_secs(8),
             platform_grace: Duration::from_secs(30),
         };
         let fits = ladder(&[("workers", 12), ("PostgreSQL", 18)]);
         assert_eq!((fits.total().as_secs(), fits.notice()), (30, None));
+        let fits_but_for_a_deaf_server = ladder(&[("workers", 20), ("PostgreSQL", 18)]);
+        assert_eq!((fits_but_for_a_deaf_server.orderly().as_secs(), fits_but_for_a_deaf_server.notice()), (30, None));
         let long = ladder(&[("hooks.before_stop", 5), ("workers", 62), ("PostgreSQL", 18)]);
-        expect![[r#"an orderly stop may take hooks.before_stop 5s + workers 1m 2s + PostgreSQL 18s = 1m 25s, longer than the platform's 30s: lower the limits under [stop], or raise the platform's limit (Kubernetes terminationGracePeriodSeconds, Docker --stop-timeout, systemd TimeoutStopSec) and stop.platform_grace with it"#]]
+        expect![[r#"the stop may take hooks.before_stop 5s + workers 1m 2s + PostgreSQL 18s = 1m 25s, longer than the platform's 30s: lower the limits under [stop], or raise the platform's limit (Kubernetes terminationGracePeriodSeconds, Docker --stop-timeout, systemd TimeoutStopSec) and stop.platform_grace with it"#]]
             .assert_eq(&long.notice().unwrap());
     }
 }

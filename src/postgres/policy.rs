@@ -8,6 +8,9 @@ use crate::plan::{KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 /// How long an immediate shutdown may take; PostgreSQL itself kills its children after five seconds.
 const IMMEDIATE_GRACE: Duration = Duration::from_secs(6);
 
+/// What follows the fast shutdown of a server that does not end by it.
+pub const LAST_RESORT: Duration = IMMEDIATE_GRACE.saturating_add(KILL_GRACE);
+
 /// What may have to be done before a postmaster can be started, beside the fast shutdown of one that was left: its
 /// immediate shutdown, the end of its backends, a wait for a server of another container that is just stopping.
 const SPAWN_ROOM: Duration = Duration::from_secs(30);

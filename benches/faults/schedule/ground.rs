@@ -47,7 +47,7 @@ const ASKING_LIMIT: &str = "15";
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(5);
 /// How long what a killed supervisor has started may take to end.
-const ORPHANS_LIMIT: Duration = Duration::from_secs(5);
+const ORPHANS_LIMIT: Duration = Duration::from_secs(20);
 
 /// Short limits, so that what takes long takes seconds; no limit on how often workers fail.
 const LINES: &str = "workers.count = 2\nworkers.preload = true\nworkers.watchdog = '3s'\n\

@@ -32,7 +32,7 @@ const POSTMASTER_ENDS: (usize, Duration) = (4, Duration::from_secs(65));
 const QUIET: Duration = Duration::from_secs(2);
 /// How long the last stop may take, and what it leaves may live.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-const LEFT_LIMIT: Duration = Duration::from_secs(5);
+const LEFT_LIMIT: Duration = Duration::from_secs(20);
 /// How long readiness may take to return, and how long a withdrawal is looked for: PostgreSQL is back before long.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 const WITHDRAWN_LIMIT: Duration = Duration::from_secs(2);
@@ -324,7 +324,7 @@ impl Course {
         let pid = self.ground.pid();
         self.outcome.taken = self.first.filter(|(first, _)| *first == pid).map(|(_, first)| (first, Taken::by(pid)));
         self.outcome.live = self.live.longest();
-        if self.outcome.live.0 >= LIVE_LIMIT {
+        if self.outcome.live.0 >= LIVE_LIMIT * self.options.slack {
             let during = self.outcome.live.1.clone();
             self.trouble(&during, &anyhow!("/live did not answer within {LIVE_LIMIT:?}"));
         }

@@ -61,7 +61,9 @@ pub fn command_as(program: &str, dir: &Path) -> Command {
 /// The binary in `dir`: where it was built, another user may not get.
 pub fn program_in(dir: &Path) -> String {
     let (built, program) = (env!("CARGO_BIN_EXE_tandem"), dir.join("tandem"));
-    fs::hard_link(built, &program).or_else(|_| fs::copy(built, &program).map(drop)).unwrap();
+    if !program.exists() {
+        fs::hard_link(built, &program).or_else(|_| fs::copy(built, &program).map(drop)).unwrap();
+    }
     program.into_os_string().into_string().unwrap()
 }
 
