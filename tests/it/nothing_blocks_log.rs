@@ -86,14 +86,18 @@ fn an_unread_log_stops_nothing_and_its_gap_is_named() {
     let logs = tandem::run(&unread.project, &["logs", "worker-0", "-n", "3"]);
     assert!(String::from_utf8_lossy(&logs.stdout).contains("GET /?xxx"), "{logs:?}");
 
+    let dropped = unread.dropped();
+    wait_for("the number of dropped lines among the metrics", || {
+        let (dropped, metrics) = (unread.dropped(), tandem::get(unread.project.health, "/metrics").unwrap().1);
+        metrics.contains(&format!("tandem_log_lines_dropped_total {dropped}\n"))
+    });
     unread.held = None;
-    let (dropped, metrics) = (unread.dropped(), tandem::get(unread.project.health, "/metrics").unwrap().1);
-    assert!(metrics.contains(&format!("tandem_log_lines_dropped_total {dropped}\n")), "{dropped}:\n{metrics}");
     assert_eq!(unread.tandem.stop(), 0);
     let said = unread.read();
     let gaps = said.lines().filter_map(|line| line.split_once(" lines were dropped here: standard error was not read"));
     let named: u64 = gaps.map(|(before, _)| before.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
-    assert_eq!(named, dropped);
+    // More may be dropped until the pipe is empty.
+    assert!(named >= dropped, "{named} of {dropped}");
     assert!(said.contains("stopped in"), "the last lines came through");
 }
 

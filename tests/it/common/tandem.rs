@@ -116,9 +116,19 @@ impl Tandem {
         self.child.id().cast_signed()
     }
 
-    /// Everything it has printed so far.
+    /// Everything it has printed so far, its last lines too: a thread of its own writes them, a moment later.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
+        let read = || fs::read(&self.log).unwrap();
+        let began = Instant::now();
+        let (mut printed, mut since) = (read(), Instant::now());
+        while since.elapsed() < SETTLED && began.elapsed() < SETTLE_LIMIT {
+            pause();
+            let now = read();
+            if now.len() != printed.len() {
+                (printed, since) = (now, Instant::now());
+            }
+        }
+        String::from_utf8_lossy(&printed).into_owned()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -265,8 +275,26 @@ pub fn still_lives(process: &Process) -> bool {
     processes().iter().any(|one| one.pid == process.pid && one.args == process.args)
 }
 
-/// Processes that work in, or were started from, `dir`.
+/// Processes that work in, or were started from, `dir` and do not go. One that is about to end gets a moment.
 pub fn left_in(dir: &Path) -> Vec<Process> {
+    let began = Instant::now();
+    loop {
+        let left = now_in(dir);
+        if left.is_empty() || began.elapsed() > LEFT_LIMIT {
+            return left;
+        }
+        pause();
+    }
+}
+
+/// A log that stays the same for so long has all that was said before, and one that never does is read all the same.
+const SETTLED: Duration = Duration::from_millis(100);
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a process that ends after Tandem may take, on a busy machine: its keeper does.
+const LEFT_LIMIT: Duration = Duration::from_secs(5);
+
+fn now_in(dir: &Path) -> Vec<Process> {
     let marker = dir.display().to_string();
     let works_here = |pid: i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
     processes().into_iter().filter(|process| process.args.contains(&marker) || works_here(process.pid)).collect()
