@@ -304,6 +304,11 @@ impl Probe {
                     renamed += 1;
                     sleep(ENDED_PAUSE).await;
                 }
+                // It was let in, and terminated before it could ask.
+                Err(sqlx::Error::Io(_)) if self.has_answered && renamed < RENAMED_MAX => {
+                    renamed += 1;
+                    sleep(ENDED_PAUSE).await;
+                }
                 answer => {
                     self.has_answered |= answer.is_ok();
                     return answer.map_err(refused);

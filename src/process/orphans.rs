@@ -1,7 +1,7 @@
 //! Processes whose parent has ended and that fell to this one: adopt them, reap them, and leave none behind.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -41,8 +41,12 @@ impl Drop for Hold {
     }
 }
 
+/// Whether this process is the parent of what its descendants leave.
+static ADOPTS: AtomicBool = AtomicBool::new(false);
+
 /// Become the parent of every descendant whose own parent ends (prctl(2), PR_SET_CHILD_SUBREAPER).
 pub fn adopt() {
+    ADOPTS.store(true, Ordering::Relaxed);
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         tracing::warn!(%error, "become subreaper");
     }
@@ -51,8 +55,10 @@ pub fn adopt() {
 /// Reap adopted children that have ended, and no child that this process waits for.
 ///
 /// A blanket `waitpid(-1)` would steal those statuses; so peek with WNOWAIT (waitid(2)) and stop at one of our own.
+///
+/// A process that adopts none has none to reap: what ends there belongs to whoever uses this library.
 pub fn reap() {
-    if HOLDS.load(Ordering::Relaxed) > 0 {
+    if HOLDS.load(Ordering::Relaxed) > 0 || !ADOPTS.load(Ordering::Relaxed) {
         return;
     }
     let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;

@@ -77,7 +77,9 @@ fn limits_that_are_meant_for_the_application_do_not_stop_ours() {
          postgres.settings.idle_in_transaction_session_timeout = '100ms'\n\
          postgres.settings.default_transaction_read_only = 'on'",
     );
-    let mut tandem = Tandem::up(&project);
+    // No worker can write, so it never gets ready.
+    let mut tandem = Tandem::start(&project);
+    tandem.wait_log("applied migration m004");
     sql(&project, &format!("SET transaction_read_only = off; SET statement_timeout = 0; {NOTE}"));
     backup(&project, &[]);
     refusal::run(&project, &["restore", "latest", "--yes"]).expect(0, &["rows"]);
