@@ -33,7 +33,7 @@ const ADMIN_SHUTDOWN: &str = "57P01";
 /// The SQLSTATE of a session in a database that does not exist.
 const NO_DATABASE: &str = "3D000";
 /// How often a database that was there is looked for again.
-const RENAMED_MAX: u32 = 5;
+const RENAMED_MAX: u32 = 50;
 /// How long the postmaster may take to answer after our session ended, before readiness is withdrawn. It takes less than a
 /// millisecond.
 const AT_ONCE: Duration = Duration::from_millis(8);
