@@ -57,7 +57,7 @@ fn command(project: &Project) -> Command {
     command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_tandem")]).process_group(0);
     command
         .env("FACTS", project.dir().join("facts"))
-        .env("HOME", "/root/of/whoever/logged/in")
+        .env("HOME", "/home/of/whoever/logged/in")
         .env("XDG_CACHE_HOME", cache())
         .envs([("USER", "somebody"), ("LOGNAME", "somebody"), ("XDG_RUNTIME_DIR", "/run/user/0")])
         .envs([("SSH_AUTH_SOCK", "/run/agent"), ("TANDEM_POOL__SIZE", "1"), ("TANDEM_POSTGRES__USER", "clerk")])
