@@ -77,9 +77,9 @@ fn limits_that_are_meant_for_the_application_do_not_stop_ours() {
          postgres.settings.idle_in_transaction_session_timeout = '100ms'\n\
          postgres.settings.default_transaction_read_only = 'on'",
     );
-    // No worker can write, so it never gets ready.
+    // No worker can write, so it does not stay ready.
     let mut tandem = Tandem::start(&project);
-    tandem.wait_log("applied migration m004");
+    tandem.wait_log("is not ready: default_transaction_read_only is on");
     sql(&project, &format!("SET transaction_read_only = off; SET statement_timeout = 0; {NOTE}"));
     backup(&project, &[]);
     refusal::run(&project, &["restore", "latest", "--yes"]).expect(0, &["rows"]);
