@@ -15,11 +15,12 @@ mod terminal;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::{FilterExt, filter_fn};
-use tracing_subscriber::layer::{Filter, SubscriberExt};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use crate::config::{LogFormat, libraries};
 use crate::exit::{self, Code, Failure, in_words};
@@ -83,19 +84,18 @@ pub fn tell_panics() {
 /// A [`Failure`] with [`Code::Config`] if `filter` is not a filter; an error if the log was started before.
 pub fn init(format: LogFormat, filter: &str, colour: bool) -> anyhow::Result<()> {
     let look = decide(format, colour, terminal::is_terminal());
-    let passes = passes(filter)?;
     let layer = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(terminal::Stderr::default);
     let layer = match look {
         Look::Text { colour } => layer.event_format(format::Text::new(colour)).boxed(),
         Look::Json => layer.event_format(format::Json::new()).boxed(),
     };
-    tracing_subscriber::registry().with(layer.and_then(ring::Keep(ring())).with_filter(passes)).try_init()?;
+    filtered(filter, layer.and_then(ring::Keep(ring())))?.try_init()?;
     let _ = LOOK.set(look);
     Ok(())
 }
 
-/// The filter that decides which events are written.
-fn passes<S: tracing::Subscriber>(filter: &str) -> anyhow::Result<impl Filter<S> + use<S>> {
+/// A log that writes to `layer` what `filter` lets pass.
+fn filtered<L: Layer<Registry> + Send + Sync>(filter: &str, layer: L) -> anyhow::Result<impl Subscriber + use<L>> {
     // Of two directives for one target the later one counts, so the user's own for `output` does.
     let named = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
@@ -104,7 +104,9 @@ fn passes<S: tracing::Subscriber>(filter: &str) -> anyhow::Result<impl Filter<S>
     let harmless = filter_fn(|event| {
         *event.level() <= tracing::Level::INFO || !TALKATIVE.iter().any(|name| event.target().starts_with(name))
     });
-    Ok(named.and(harmless))
+    // For all, not with `with_filter` for one: a layer's own filter is asked once for each place in the code, and keeps the
+    // answer of the last question, so that one in between (`log::log_enabled!`) loses the next line (tokio-rs/tracing#2519).
+    Ok(tracing_subscriber::registry().with(layer).with(named).with(harmless))
 }
 
 fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
@@ -174,11 +176,38 @@ mod tests {
         }
     }
 
+    /// Remembers what was said last.
+    #[derive(Clone, Default)]
+    struct Last(Arc<OnceLock<&'static tracing::Metadata<'static>>>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Last {
+        fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            let _ = self.0.set(event.metadata());
+        }
+    }
+
+    /// As sqlx asks after every statement, through `log::log_enabled!`: by what is known only when it is asked.
+    #[test]
+    fn a_line_after_a_question_about_another_is_written() {
+        let last = Last::default();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(last.clone()), || {
+            tracing::debug!(target: "sqlx::query", "SELECT 1");
+        });
+        let question = *last.0.get().unwrap();
+        let count = Count::default();
+        tracing::subscriber::with_default(filtered("info", count.clone()).unwrap(), || {
+            for _ in 0..3 {
+                let _is = tracing::dispatcher::get_default(|dispatch| dispatch.enabled(question));
+                tracing::info!("applied");
+            }
+        });
+        assert_eq!(count.0.load(Ordering::Relaxed), 3);
+    }
+
     /// Whether `filter` lets pass what `speak` says.
     fn writes(filter: &str, speak: fn()) -> bool {
         let count = Count::default();
-        let subscriber = tracing_subscriber::registry().with(count.clone().with_filter(passes(filter).unwrap()));
-        tracing::subscriber::with_default(subscriber, speak);
+        tracing::subscriber::with_default(filtered(filter, count.clone()).unwrap(), speak);
         count.0.load(Ordering::Relaxed) > 0
     }
 
