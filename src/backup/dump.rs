@@ -12,12 +12,13 @@ use sea_orm::sqlx::{Connection, query_scalar};
 use super::catalog::Catalog;
 use super::census::Snapshot;
 use super::compress::{self, Written};
+use super::contents;
 use super::files::{self, Partial, digest};
 use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
 use super::reach::Reach;
 use super::room;
-use crate::config::{Backup, Compression, Room, Settings};
+use crate::config::{Backup, Compression, Room, Settings, Verify};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::postgres::embedded::{PgDumpAllBuilder, PgDumpBuilder, dbname};
 use crate::process::{self, Streamed, Streaming};
@@ -44,13 +45,22 @@ pub struct Wanted<'a> {
     pub limit: Duration,
     /// What it must leave free.
     pub stop_free: Room,
+    /// Whether the rows are digested, so that a proof compares them.
+    pub digests: bool,
 }
 
 impl<'a> Wanted<'a> {
     /// What `settings` want of `database`.
     pub fn of(settings: &Settings, database: &'a str) -> Self {
-        let Backup { format, compression, limit, .. } = settings.backup;
-        Self { database, format, compression, limit, stop_free: settings.disk.stop_free }
+        let Backup { format, compression, limit, verify, .. } = settings.backup;
+        Self {
+            database,
+            format,
+            compression,
+            limit,
+            stop_free: settings.disk.stop_free,
+            digests: verify == Verify::Content,
+        }
     }
 }
 
@@ -111,8 +121,11 @@ async fn whole(reach: &Reach, catalog: &Catalog, wanted: Wanted<'_>, name: &Name
             Format::Custom | Format::Directory => archive(reach, wanted, &id, partial.path()).await,
         }
     };
-    let counting = async { snapshot.census().await };
-    let (dumped, census) = tokio::try_join!(dumping, counting)?;
+    let before = snapshot.sequences().await?;
+    let counting = async { snapshot.census(wanted.digests).await };
+    let (dumped, mut census) = tokio::try_join!(dumping, counting)?;
+    // One that was dropped meanwhile keeps the others from being read: then nothing is known of them.
+    census.sequences = snapshot.sequences().await.map(|after| contents::between(&before, &after)).unwrap_or_default();
     snapshot.close().await;
     let globals = globals(reach, catalog, name, wanted.database).await?;
     let (path, file) = (catalog.dir().join(name.to_string()), name.to_string());

@@ -89,6 +89,7 @@ pub async fn import(
         globals: Some(globals.path().to_owned()),
         properties: None,
         size_bytes: written.size_bytes,
+        digests: false,
     };
     let (census, damage) = try_out(means, &trial, &progress).await?.map_err(refuse)?;
     let lost = found.rows.iter().filter(|&(table, rows)| census.rows.get(table) != Some(rows));

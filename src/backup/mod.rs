@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! name · manifest        what a backup is called, what is written down beside it (pure)
-//! reach ─> census        the server; what it holds, in one snapshot
+//! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster; differences: what is compared (pure)
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
@@ -18,6 +18,7 @@
 pub mod catalog;
 mod census;
 mod compress;
+mod contents;
 pub mod copies;
 mod differences;
 pub mod dump;

@@ -261,7 +261,7 @@ impl Restoring {
         };
         load::load(reach, &loading, new, progress).await?;
         progress.say(format!("restoring {}: comparing", entry.name));
-        let differences = manifest.census.differences(&census(reach, new).await?);
+        let differences = manifest.census.differences(&census(reach, new, manifest.census.contents.is_some()).await?);
         if !differences.is_empty() {
             bail!("what was restored is not what was backed up:\n  {}", differences.join("\n  "));
         }

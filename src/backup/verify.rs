@@ -8,6 +8,7 @@ use chrono::Utc;
 
 use super::catalog::{Catalog, Entry};
 use super::census::Snapshot;
+use super::contents;
 use super::files::digest;
 use super::load::{self, Load};
 use super::manifest::{Census, Manifest, Properties, Verdict};
@@ -152,6 +153,7 @@ async fn restored(
         globals: manifest.globals.as_ref().map(|globals| catalog.dir().join(&globals.file)),
         properties: manifest.census.properties.as_ref(),
         size_bytes: manifest.size_bytes,
+        digests: manifest.census.contents.is_some(),
     };
     let (found, mut problems) = match try_out(means, &trial, progress).await? {
         Ok(found) => found,
@@ -167,6 +169,8 @@ pub struct Trial<'a> {
     pub globals: Option<PathBuf>,
     pub properties: Option<&'a Properties>,
     pub size_bytes: u64,
+    /// Whether the rows are digested too.
+    pub digests: bool,
 }
 
 /// Restore a file into a throwaway cluster: what is there then and what is damaged in it, or why it does not restore.
@@ -203,7 +207,7 @@ pub async fn try_out(
     }
     progress.say("counting what was restored");
     let limit = trial.load.limit;
-    let found = tokio::time::timeout(limit, census(&reach, DATABASE)).await;
+    let found = tokio::time::timeout(limit, census(&reach, DATABASE, trial.digests)).await;
     let found = found.with_context(|| format!("count what was restored: longer than backup.limit, {limit:?}"))??;
     let damage = corruption(&reach, limit).await?;
     Ok(Ok((found, damage.into_iter().collect())))
@@ -213,9 +217,11 @@ pub async fn try_out(
 ///
 /// # Errors
 /// It cannot be read.
-pub async fn census(reach: &Reach, database: &str) -> anyhow::Result<Census> {
+pub async fn census(reach: &Reach, database: &str, digests: bool) -> anyhow::Result<Census> {
     let mut snapshot = Snapshot::export(reach.session(database).await?).await?;
-    let census = snapshot.census().await?;
+    let sequences = snapshot.sequences().await?;
+    let mut census = snapshot.census(digests).await?;
+    census.sequences = contents::between(&sequences, &sequences);
     snapshot.close().await;
     Ok(census)
 }

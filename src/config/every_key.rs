@@ -279,7 +279,7 @@ pub const KEYS: &[Key] = &[
     key(
         Live,
         "backup.verify",
-        Kind::Choice(&["weekly", "always", "never"]),
+        Kind::Choice(&["weekly", "always", "content", "never"]),
         r#""weekly""#,
         "Which backups are proven by a restore",
     ),
