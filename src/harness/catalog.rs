@@ -137,6 +137,11 @@ impl Catalog {
         self.originals().contains_key(name)
     }
 
+    /// The names of all databases that were made here.
+    pub fn all_made(&self) -> Vec<String> {
+        self.originals().keys().cloned().collect()
+    }
+
     /// Connect to the template once. The first connection to a database writes a cache of its catalogs (relcache.c,
     /// `pg_internal.init`), which takes as long as all the rest of connecting, and which clones then come with.
     ///

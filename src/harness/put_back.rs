@@ -18,8 +18,10 @@ use crate::postgres::conf;
 use crate::postgres::provision::identifier;
 use crate::schema::{MAKE_LIMIT, answered};
 
-/// All there is: kind, key, value, and the database it is about, if it is about one.
+/// All there is: kind, key, value, and the database it is about, if it is about one; but not of the pool's databases, which
+/// come and go.
 const ALL: &str = "
+    SELECT kind, key, value, about FROM (
     SELECT 'role' AS kind, oid::text AS key, r::text AS value, NULL AS about FROM pg_authid r
     UNION ALL SELECT 'tablespace', oid::text, t::text, NULL FROM pg_tablespace t
     UNION ALL SELECT 'member', m::text, m::text, NULL FROM pg_auth_members m
@@ -35,7 +37,8 @@ const ALL: &str = "
     UNION ALL SELECT 'database', oid::text, jsonb_build_object('name', datname, 'owner', datdba, 'template', datistemplate,
         'open', datallowconn, 'limit', datconnlimit, 'acl', datacl::text)::text, datname::text FROM pg_database
     UNION ALL SELECT 'slot', slot_name::text, '', NULL FROM pg_replication_slots WHERE database IS NULL
-    UNION ALL SELECT 'origin', roname, '', NULL FROM pg_replication_origin";
+    UNION ALL SELECT 'origin', roname, '', NULL FROM pg_replication_origin
+    ) AS all_of_it WHERE NOT EXISTS (SELECT FROM unnest($1) AS made(name) WHERE name = about)";
 /// What a role is called that cannot be dropped yet because a database that is kept refers to it; with its number.
 const LEFT: &str = "tandem_left_";
 /// How long a changed configuration may take to reach new sessions, and between two looks.
@@ -84,15 +87,11 @@ async fn settle(ledger: &mut Ledger, catalog: &Catalog) {
 }
 
 async fn look(catalog: &Catalog) -> anyhow::Result<Snapshot> {
-    let asked = query_as(ALL).fetch_all(catalog.watching());
+    let asked = query_as(ALL).bind(catalog.all_made()).fetch_all(catalog.watching());
     let rows: Vec<(String, String, String, Option<String>)> = answered(MAKE_LIMIT, "look at the roles", asked).await?;
-    let mut all = Snapshot::new();
-    for (kind, key, value, about) in rows {
-        // The pool's own databases come and go.
-        if about.is_none_or(|name| !catalog.made(&name)) {
-            all.insert((kind_of(&kind), key), value);
-        }
-    }
+    // Again, for one that was begun meanwhile.
+    let rows = rows.into_iter().filter(|(.., about)| about.as_ref().is_none_or(|name| !catalog.made(name)));
+    let mut all: Snapshot = rows.map(|(kind, key, value, _)| ((kind_of(&kind), key), value)).collect();
     for (name, value) in conf::altered(&catalog.home().data) {
         all.insert((Kind::System, name), value);
     }
@@ -143,8 +142,8 @@ async fn before(catalog: &Catalog, undo: &Undo) -> anyhow::Result<()> {
             let asked = query_scalar(unused).bind(number).fetch_optional(pool);
             let name: Option<String> = answered(MAKE_LIMIT, "look at a test's database", asked).await?;
             match name {
-                Some(name) => catalog.destroy(&name).await,
-                None => Ok(()),
+                Some(name) if !catalog.made(&name) => catalog.destroy(&name).await,
+                _ => Ok(()),
             }
         }
         ((Kind::Slot, name), None) => run(pool, format!("SELECT pg_drop_replication_slot({})", literal(name))).await,
