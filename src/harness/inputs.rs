@@ -178,10 +178,10 @@ fn counts(name: &str, words: &BTreeSet<String>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Source};
+    use crate::config::{self, Purpose, Source};
 
     fn settings(dir: &Path, variables: &[(&str, &str)]) -> Settings {
-        let mut source = Source { cwd: dir.to_owned(), appless: true, ..Source::default() };
+        let mut source = Source { cwd: dir.to_owned(), purpose: Purpose::Test, ..Source::default() };
         source.environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         config::load(&source).unwrap().settings
     }
