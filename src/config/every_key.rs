@@ -336,6 +336,13 @@ pub const KEYS: &[Key] = &[
         r#""auto""#,
         "Where the tests' server lives: memory if there is room, or a directory",
     ),
+    key(
+        Restart,
+        "test.superuser",
+        Kind::Boolean,
+        "true",
+        "The tests' role may do anything on their server; migrations run without that right",
+    ),
     key(Restart, "test.spare", Kind::Boolean, "true", "A data directory for the next run is made ready by this one"),
     key(Restart, "log.format", Kind::Choice(&["auto", "text", "json"]), r#""auto""#, "How output looks"),
     key(Restart, "log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),

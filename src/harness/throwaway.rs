@@ -38,6 +38,7 @@ impl Throwaway {
         settings.test.settings = more.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         settings.test.dir = Some(dir.to_owned());
         settings.test.spare = false;
+        settings.test.superuser = false;
         settings.test.max_connections = CONNECTIONS;
         let recipe = Recipe {
             settings: Rc::new(settings),
