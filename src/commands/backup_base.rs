@@ -30,7 +30,8 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
     let installation = open::installation(&settings).await?;
     let (archive, keep) = (pitr::archive(&settings, &home), settings.backup.pitr.base_backups);
     let progress = telemetry::progress("Making a base backup");
-    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep };
+    let stop_free = settings.disk.stop_free;
+    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep, stop_free };
     let made = tokio::select! {
         made = base::make(&source) => made?,
         // Dropping the future ends pg_basebackup and removes the unfinished backup.

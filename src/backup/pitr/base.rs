@@ -16,13 +16,16 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
+use super::super::estimate;
 use super::super::files::Flushing;
+use super::super::room::Guard;
 use super::archive::Archive;
 use super::catalog::{self, Base};
 use super::manifest::{self, Manifest, Seen};
 use super::notes::Notes;
 use super::retention;
 use super::wal::{Lsn, Name, Segment};
+use crate::config::Room;
 use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
@@ -33,6 +36,10 @@ use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Exit, OUTPUT_LIMIT};
 
+/// The lock of base backups, in the archive.
+pub const LOCK: &str = "base.lock";
+/// How many segments of WAL a base backup fills up.
+const SEGMENTS: u64 = 2;
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
 const THREADS: u32 = 2;
@@ -59,6 +66,8 @@ pub struct Source<'a> {
     pub archive: &'a Archive,
     /// How many base backups are kept.
     pub keep: u32,
+    /// What it leaves free of the archive's disk.
+    pub stop_free: Room,
 }
 
 /// What was done.
@@ -76,6 +85,8 @@ struct Server {
     version: String,
     segment_size: u64,
     archives: bool,
+    /// Bytes of all databases.
+    size: u64,
 }
 
 /// Make a base backup of the running server, then remove what is beyond those that are kept.
@@ -91,11 +102,13 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
         return Err(Failure::new(Code::Config, text).into());
     }
     catalog::sweep(archive);
+    let room = room(source, &server)?;
+    room.check()?;
     begin_chain(source, server.segment_size).await?;
     let name = catalog::name(SystemTime::now());
     let unfinished = Unfinished(archive.bases().join(format!("{name}{}", catalog::UNFINISHED)));
     archive.make_dir(&unfinished.0).with_context(|| format!("make {}", unfinished.0.display()))?;
-    let base = write(source, &server, name, &unfinished.0).await?;
+    let base = room.hold(write(source, &server, name, &unfinished.0)).await?;
     check_wal(archive, &base, source.home)?;
     let text = serde_json::to_string_pretty(&base).context("describe the base backup")?;
     archive.write_small(&unfinished.0.join(catalog::DESCRIPTION), &text)?;
@@ -135,7 +148,7 @@ impl Drop for Unfinished {
 
 /// One base backup at a time.
 fn lock(archive: &Archive) -> anyhow::Result<Lock> {
-    let path = archive.dir().join("base.lock");
+    let path = archive.dir().join(LOCK);
     let lock = match Lock::take(&path, "`tandem backup base`") {
         Ok(lock) => lock,
         Err(LockError::Held(holder)) => {
@@ -152,9 +165,10 @@ fn lock(archive: &Archive) -> anyhow::Result<Lock> {
 async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
     let asking = async {
         let mut connection = superuser_options(source.home, source.port, SUPERUSER).connect().await?;
-        let row: (String, i64, bool) = query_as(
+        let row: (String, i64, bool, i64) = query_as(
             "SELECT current_setting('server_version'), pg_size_bytes(current_setting('wal_segment_size')),
-                    current_setting('archive_mode') <> 'off' AND current_setting('archive_command') <> ''",
+                    current_setting('archive_mode') <> 'off' AND current_setting('archive_command') <> '',
+                    (SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database)",
         )
         .fetch_one(&mut connection)
         .await?;
@@ -162,8 +176,20 @@ async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
         anyhow::Ok(row)
     };
     let asked = tokio::time::timeout(ASK_LIMIT, asking).await.context("PostgreSQL does not answer")?;
-    let (version, size, archives) = asked.context("ask PostgreSQL what it is")?;
-    Ok(Server { version, segment_size: u64::try_from(size).unwrap_or(super::wal::SEGMENT_SIZE), archives })
+    let (version, segment, archives, size) = asked.context("ask PostgreSQL what it is")?;
+    let segment_size = u64::try_from(segment).unwrap_or(super::wal::SEGMENT_SIZE);
+    Ok(Server { version, segment_size, archives, size: size.cast_unsigned() })
+}
+
+/// The room that it takes: its own file, and the WAL that beginning and ending it fills up.
+fn room(source: &Source<'_>, server: &Server) -> anyhow::Result<Guard> {
+    let last = catalog::bases(source.archive)?.pop().map(|base| (base.size, base.archived_size));
+    let packed = estimate::base_backup(server.size, last);
+    let guard =
+        Guard::new("base backup", source.stop_free, Some(&source.home.data)).claim(source.archive.dir(), packed);
+    let guard = guard.claim(&source.home.data.join("pg_wal"), SEGMENTS * server.segment_size);
+    Ok(guard
+        .advice("Make room (`tandem doctor` shows what of Tandem's can go), or put backup.pitr.dir on another disk"))
 }
 
 /// Where the chain was given up, begin another: all WAL from now on is archived.
