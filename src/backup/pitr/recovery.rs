@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
+use super::tablespaces::PREVENTED;
 use super::target::Target;
 use super::wal::Lsn;
 use crate::config::{Settings, memory};
@@ -214,7 +215,16 @@ fn failure(recovery: &Recovery<'_>, exit: Exit, lines: &[String]) -> anyhow::Err
         let last = last_transaction(lines);
         let last =
             last.map_or_else(|| "no transaction is in it".into(), |time| format!("its last transaction is of {time}"));
-        let text = format!("the WAL ends before {}: {last}; `--to-end` restores all of it", recovery.target);
+        let (target, timeline) = (recovery.target, recovery.timeline);
+        let text = format!("the WAL ends before {target}: {last}; `--to-end --timeline {timeline}` restores all of it");
+        return Failure::new(Code::Failed, text).into();
+    }
+    if lines.iter().any(|line| line.contains(PREVENTED)) {
+        let text = format!(
+            "a recovery to {} would make a tablespace, in the directory that may hold the present data. Nothing was changed; \
+             restore to a moment before CREATE TABLESPACE",
+            recovery.target
+        );
         return Failure::new(Code::Failed, text).into();
     }
     let fatal = |line: &&String| ["FATAL", "PANIC", "ERROR", "tandem wal"].iter().any(|word| line.contains(word));
