@@ -14,13 +14,17 @@ fn subscriptions_and_slots_of_the_kept_database_are_told_and_it_can_be_dropped()
     as_superuser(
         &project,
         "app",
-        "CREATE TABLE t (n integer);
-         CREATE SUBSCRIPTION \"their orders\" CONNECTION 'host=127.0.0.1 port=1 dbname=x' PUBLICATION p
-             WITH (connect = false, slot_name = 'theirs');",
+        "CREATE SUBSCRIPTION \"their orders\" CONNECTION 'host=127.0.0.1 port=1 dbname=x' PUBLICATION p
+             WITH (connect = false, slot_name = 'theirs')",
     );
     as_superuser(&project, "app", "ALTER SUBSCRIPTION \"their orders\" ENABLE");
     as_superuser(&project, "app", "SELECT pg_create_logical_replication_slot('ours', 'pgoutput')");
     backup(&project, &[]);
+    // What a killed restore left has the subscriptions of its dump.
+    as_superuser(&project, "postgres", "CREATE DATABASE app_restoring_20260102_150405");
+    let left =
+        "CREATE SUBSCRIPTION theirs CONNECTION 'host=127.0.0.1 port=1 dbname=x' PUBLICATION p WITH (connect = false)";
+    as_superuser(&project, "app_restoring_20260102_150405", left);
     let restored = refusal::run(&project, &["restore", "latest", "--yes"]);
     restored.expect(0, &[]);
     let told = restored.said;
