@@ -85,6 +85,29 @@ fn a_directory_that_was_a_tablespace_once_is_left_alone_by_a_restore() {
 }
 
 #[test]
+fn what_the_cluster_was_told_to_run_is_not_run_by_a_recovery() {
+    let project = project("");
+    let mut tandem = Tandem::up(&project);
+    let made = place(&project, "made");
+    for name in ["recovery_end_command", "archive_cleanup_command"] {
+        superuser(&project, &format!("ALTER SYSTEM SET {name} = 'touch {}/{name}'", made.display()));
+    }
+    // As another program leaves it behind.
+    superuser(&project, "ALTER SYSTEM SET recovery_target_name = 'before the update'");
+    sql(&project, "CREATE TABLE n (a integer)");
+    succeed(&project, &["backup", "base"]);
+    sql(&project, "INSERT INTO n VALUES (1)");
+    let one = now(&project);
+    sql(&project, "INSERT INTO n VALUES (2)");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    succeed(&project, &["restore", "--at", &one, "--yes"]);
+    assert_eq!(refusal::names(&made), [""; 0]);
+    let mut tandem = Tandem::up(&project);
+    assert_eq!(sql(&project, "SELECT count(*) FROM n"), "1");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
 fn a_base_backup_of_a_cluster_with_tablespaces_is_refused_in_words_and_the_start_says_so() {
     let project = project("");
     let mut tandem = Tandem::up(&project);

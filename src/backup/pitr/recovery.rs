@@ -16,6 +16,7 @@ use super::target::Target;
 use super::wal::Lsn;
 use crate::config::{Settings, memory};
 use crate::exit::{Code, Failure, with_disk_full};
+use crate::plan::CommandLine;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::log;
@@ -69,7 +70,9 @@ pub struct Recovered {
 pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
     let home = recovery.home;
     configure(recovery)?;
-    let command = server::command(home, recovery.installation, &[]);
+    // On the command line too: what ALTER SYSTEM has set wins over postgresql.conf.
+    let own = |command: CommandLine, (name, value)| command.arg("-c").arg(format!("{name}={value}"));
+    let command = settings_of(recovery).into_iter().fold(server::command(home, recovery.installation, &[]), own);
     let (mut child, output) = process::spawn(&command, &[], Signal::SIGINT).context("start PostgreSQL")?;
     let pid = child.pid();
     let mut killer = Killer(Some(pid));
@@ -171,14 +174,26 @@ fn settings_of(recovery: &Recovery<'_>) -> Vec<(&'static str, String)> {
         ("restore_command", recovery.restore_command.clone()),
         ("recovery_target_timeline", recovery.timeline.to_string()),
         ("recovery_target_action", "promote".into()),
+        ("recovery_target_inclusive", "on".into()),
         // Nobody is to read from it before it is promoted, and without readers no limit of the old server binds.
         ("hot_standby", "off".into()),
+        // Neither subscriptions nor an extension's jobs: they would act for a cluster that is not in place.
+        ("max_worker_processes", "0".into()),
     ];
-    match recovery.target {
-        Target::Time(_) => more.push(("recovery_target_time", recovery.target.to_string())),
-        Target::Lsn(_) => more.push(("recovery_target_lsn", recovery.target.to_string())),
-        Target::End => {}
-    }
+    // What the cluster was told to run when it archives or recovers is for the cluster in its place: it may remove WAL.
+    let commands = ["archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command"];
+    // PostgreSQL refuses a second target, which an earlier restore by another program may have left.
+    let targets = ["recovery_target", "recovery_target_name", "recovery_target_xid"];
+    let (time, lsn) = match recovery.target {
+        Target::Time(_) => (recovery.target.to_string(), String::new()),
+        Target::Lsn(_) => (String::new(), recovery.target.to_string()),
+        Target::End => (String::new(), String::new()),
+    };
+    more.extend(commands.into_iter().chain(targets).map(|name| (name, String::new())));
+    let mut times = [("recovery_target_time", time), ("recovery_target_lsn", lsn)];
+    // The empty one first: it would take the other back.
+    times.sort_by_key(|(_, target)| !target.is_empty());
+    more.extend(times);
     more
 }
 
