@@ -2,6 +2,7 @@
 
 use crate::cli::Common;
 use crate::commands::open;
+use crate::config::{Purpose, Source};
 use crate::exit::Code;
 use crate::postgres::binaries;
 use crate::postgres::home::Home;
@@ -12,7 +13,8 @@ use crate::workers::environment;
 /// # Errors
 /// What fetching or installing said.
 pub async fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
-    let settings = open::settings(common, Vec::new())?;
+    let source = Source { purpose: Purpose::Install, ..open::source(common, Vec::new())? };
+    let settings = open::configure(source)?.loaded.settings;
     let home = Home::resolve(&settings)?;
     let python = &settings.python.interpreter;
     let (installation, environment) = tokio::try_join!(

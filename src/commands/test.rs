@@ -2,7 +2,7 @@
 
 use crate::cli::{Common, TestArgs};
 use crate::commands::open;
-use crate::config::{self, LogFormat, MigrationRun, Origin, Source};
+use crate::config::{self, LogFormat, MigrationRun, Origin, Purpose, Source};
 use crate::exit::{Code, Failure};
 use crate::harness::run::{self, Job, Keep};
 use crate::telemetry;
@@ -14,7 +14,8 @@ use crate::telemetry;
 pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
     // The project's own database does not matter: tests get a server of their own.
     let managed = open::flag("postgres.mode", "managed", "tandem test");
-    let mut source = Source { appless: !args.workers, ..open::source(common, vec![managed])? };
+    let purpose = if args.workers { Purpose::Serve } else { Purpose::Test };
+    let mut source = Source { purpose, ..open::source(common, vec![managed])? };
     let other = config::attached(&open::source(common, Vec::new())?);
     // Its URL need not even be PostgreSQL's.
     source.environment.remove("DATABASE_URL");

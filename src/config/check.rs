@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::Purpose;
 use super::backup::BackupFormat;
 use super::build::is_name_letter;
 use super::credentials::{self, Said};
@@ -53,19 +54,19 @@ const ARCHIVING: [&str; 6] =
 /// PostgreSQL would take more, but a change that waits for weeks is not archived.
 const ARCHIVE_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs(12 * 24 * 3600);
 
-/// Look for what cannot work.
+/// Look for what cannot work. `complete` says that every file could be read.
 pub fn check(
     settings: &Settings,
     values: &Values,
-    complete: bool,
+    (purpose, complete): (Purpose, bool),
     problems: &mut Problems,
     notices: &mut Vec<String>,
     remarks: &mut Vec<String>,
 ) {
     let mut checker = Checker { settings, values, problems, notices, remarks };
     checker.names();
-    checker.app(complete);
-    checker.files();
+    checker.app(complete && purpose == Purpose::Serve);
+    checker.files(purpose);
     checker.listeners();
     checker.limits();
     checker.replacement();
@@ -165,10 +166,10 @@ impl Checker<'_> {
         }
     }
 
-    fn files(&mut self) {
-        let Settings { workers, python, postgres, .. } = self.settings;
-        if !workers.app_dir.is_dir() {
-            self.wrong("workers.app_dir", &format!("{} is not a directory", workers.app_dir.display()), None);
+    fn files(&mut self, purpose: Purpose) {
+        let Settings { python, postgres, .. } = self.settings;
+        if purpose != Purpose::Install {
+            self.application_files();
         }
         if let Some(file) = python.requirements.as_ref().filter(|file| !file.is_file()) {
             let there = |name: &&str| self.settings.directory.join(name).is_file();
@@ -178,10 +179,6 @@ impl Checker<'_> {
             };
             self.wrong("python.requirements", &format!("{} is not a file", file.display()), Some(&help));
         }
-        if let Some(dir) = self.settings.migrations.dir.as_ref().filter(|dir| !dir.is_dir()) {
-            self.wrong("migrations.dir", &format!("{} is not a directory", dir.display()), None);
-        }
-        self.migration_program();
         if python.interpreter.contains('/') && !std::path::Path::new(&python.interpreter).is_file() {
             self.wrong("python.interpreter", &format!("{} is not a file", python.interpreter), None);
         }
@@ -202,6 +199,18 @@ impl Checker<'_> {
         } else if self.values.chosen("postgres.source_sha256") {
             self.wrong("postgres.source_sha256", "belongs to an archive, and postgres.source names none", None);
         }
+    }
+
+    /// What the application brings.
+    fn application_files(&mut self) {
+        let Settings { workers, migrations, .. } = self.settings;
+        if !workers.app_dir.is_dir() {
+            self.wrong("workers.app_dir", &format!("{} is not a directory", workers.app_dir.display()), None);
+        }
+        if let Some(dir) = migrations.dir.as_ref().filter(|dir| !dir.is_dir()) {
+            self.wrong("migrations.dir", &format!("{} is not a directory", dir.display()), None);
+        }
+        self.migration_program();
     }
 
     /// A program of the migrations that is written with its path must be there. A bare name may be in the Python

@@ -68,8 +68,7 @@ pub struct Source {
     pub cwd: PathBuf,
     /// The process environment; [`Source::of_process`] collects it.
     pub environment: BTreeMap<String, String>,
-    /// Whether it is for something that needs no application (`tandem test`).
-    pub appless: bool,
+    pub purpose: Purpose,
 }
 
 impl std::fmt::Debug for Source {
@@ -80,9 +79,21 @@ impl std::fmt::Debug for Source {
             .field("flags", &self.flags)
             .field("cwd", &self.cwd)
             .field("environment", &self.environment.keys().collect::<Vec<_>>())
-            .field("appless", &self.appless)
+            .field("purpose", &self.purpose)
             .finish()
     }
+}
+
+/// What a configuration is read for: not everything needs all of the project.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    #[default]
+    Serve,
+    /// For tests of any code (`tandem test`): there need be no application.
+    Test,
+    /// To make the environment (`tandem install`), in an image before the application is copied into it: neither the
+    /// application nor what lies in its directories need be there.
+    Install,
 }
 
 /// A flag of the command line that sets a key. `Debug` does not show its value, which may be a password.
@@ -124,7 +135,7 @@ pub fn load(source: &Source) -> anyhow::Result<Loaded> {
 
 /// The server that `source` attaches to, whatever is wrong with the rest of it. Inside a `tandem test` it is the test's own.
 pub fn attached(source: &Source) -> Option<DatabaseUrl> {
-    let source = Source { appless: true, ..source.clone() };
+    let source = Source { purpose: Purpose::Test, ..source.clone() };
     let loaded = load(&source).ok()?;
     loaded.settings.postgres.url.filter(|_| !source.environment.contains_key(TEST_SOCKET))
 }
@@ -151,6 +162,9 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     }
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
+    if source.purpose != Purpose::Install {
+        processes::check_dirs(&processes, &companions, &mut problems);
+    }
     let own = credentials::read(source, own, &values, &mut problems);
     let clouds = build::Clouds { own: &own, dropped };
     let mut settings =
@@ -159,7 +173,7 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     notices.extend(foreign::notices(&source.environment, &settings, &values));
     notices.extend(check::shared_credentials(&settings, &own));
     let mut remarks = Vec::new();
-    check::check(&settings, &values, complete && !source.appless, &mut problems, &mut notices, &mut remarks);
+    check::check(&settings, &values, (source.purpose, complete), &mut problems, &mut notices, &mut remarks);
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
     rows.extend(rows::libpq(&source.environment, &values, &settings));

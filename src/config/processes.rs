@@ -75,7 +75,7 @@ fn read(process: &ProcessTable, directory: &Path, problems: &mut Problems) -> Pr
             problems.add(&process.origin, format!("this [[process]] has no `{}`", last(key.name)), Some(help.into()));
         }
     }
-    let settings = ProcessSettings {
+    ProcessSettings {
         name: match get("process.name") {
             Typed::Text(name) => name,
             _ => String::new(),
@@ -94,9 +94,7 @@ fn read(process: &ProcessTable, directory: &Path, problems: &mut Problems) -> Pr
             Typed::Duration(Some(grace)) => grace,
             _ => std::time::Duration::ZERO,
         },
-    };
-    check_dir(process, &settings.dir, problems);
-    settings
+    }
 }
 
 fn find(name: &str) -> Option<&'static Key> {
@@ -155,10 +153,11 @@ fn check_name(process: &ProcessTable, name: &str, new: bool, problems: &mut Prob
     }
 }
 
-fn check_dir(process: &ProcessTable, dir: &Path, problems: &mut Problems) {
-    if !dir.is_dir() {
+/// Note every directory that is not there.
+pub fn check_dirs(tables: &[ProcessTable], companions: &[ProcessSettings], problems: &mut Problems) {
+    for (process, settings) in std::iter::zip(tables, companions).filter(|(_, settings)| !settings.dir.is_dir()) {
         let origin = origin_of(process, "process.dir");
-        problems.add(origin, format!("process.dir: {} is not a directory", dir.display()), None);
+        problems.add(origin, format!("process.dir: {} is not a directory", settings.dir.display()), None);
     }
 }
 

@@ -55,7 +55,7 @@ impl Project {
             name: (*name).into(),
         };
         let source = Source {
-            appless: false,
+            purpose: Purpose::default(),
             file: None,
             flags: self.flags.iter().map(flag).collect(),
             cwd: self.path().to_path_buf(),

@@ -131,10 +131,10 @@ fn matching(directory: &Path, globs: &[&str]) -> anyhow::Result<BTreeSet<PathBuf
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Source};
+    use crate::config::{self, Purpose, Source};
 
     fn settings(dir: &Path) -> Settings {
-        let source = Source { cwd: dir.to_owned(), appless: true, ..Source::default() };
+        let source = Source { cwd: dir.to_owned(), purpose: Purpose::Test, ..Source::default() };
         config::load(&source).unwrap().settings
     }
 

@@ -14,7 +14,7 @@ use super::cluster::{Cluster, Wish};
 use super::databases::{Census, Databases, Lease};
 use super::endpoint::NewDatabase;
 use super::template::Recipe;
-use crate::config::{self, Flag, MigrationRun, Source};
+use crate::config::{self, Flag, MigrationRun, Purpose, Source};
 use crate::plan::DatabaseUrl;
 use crate::postgres::settings::SUPERUSER;
 
@@ -183,7 +183,7 @@ async fn start(options: Options) -> anyhow::Result<(Cluster, Shared)> {
     let flag = |(key, value): &(String, String)| Flag { key: key.clone(), value: value.clone(), name: key.clone() };
     let managed = Flag { key: "postgres.mode".into(), value: "managed".into(), name: "harness".into() };
     let flags = options.set.iter().map(flag).chain([managed]).collect();
-    let mut source = Source { appless: true, ..Source::of_process(None, flags)? };
+    let mut source = Source { purpose: Purpose::Test, ..Source::of_process(None, flags)? };
     // Whatever it names, tests get a database of their own; it need not even be PostgreSQL's.
     source.environment.remove("DATABASE_URL");
     if let Some(directory) = options.directory {

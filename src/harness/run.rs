@@ -134,7 +134,7 @@ struct Stage {
 async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Stage> {
     let (settings, databases) = (&recipe.settings, &cluster.databases);
     let around = recipe.around(databases.session_url());
-    let mut environment = around.variables(&format!("{}-test", settings.name));
+    let mut environment = around.importing(&format!("{}-test", settings.name));
     let others = around.other_databases();
     if !others.is_empty() {
         let names = others.into_iter().collect::<Vec<_>>().join(", ");
@@ -142,13 +142,14 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
     }
     let socket = control::open(&cluster.home.control)?;
     tokio::task::spawn_local(endpoint::serve(socket, databases.clone()));
+    let said = environment.clone().values();
     let mut say = |name: &str, value: String| environment.0.push((name.to_owned(), Some(value)));
     say(client::VARIABLE, cluster.home.control.display().to_string());
     // A `tandem` among the tests finds PostgreSQL where this one did.
     say("TANDEM_CACHE_DIR", settings.cache_dir.display().to_string());
     let inherited = &job.inherited;
     let plugin = plugin::write(&cluster.home.run)?;
-    for (name, value) in plugin::variables(&plugin, |name| inherited.get(name).cloned()) {
+    for (name, value) in plugin::variables(&plugin, |name| said.get(name).or_else(|| inherited.get(name)).cloned()) {
         say(name, value);
     }
     if job.integresql {

@@ -8,14 +8,14 @@ use crate::plan::in_one_line;
 use crate::process::{self, RunError};
 use crate::telemetry::{self, Stream};
 
-/// Which turn it is.
+/// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum HookPoint {
     AfterReady,
     BeforeStop,
 }
 
-impl Turn {
+impl HookPoint {
     /// As the configuration calls it.
     fn key(self) -> &'static str {
         match self {
@@ -33,22 +33,22 @@ impl Turn {
     }
 }
 
-/// Run the hook of `turn`, if there is one; says in the log how it went.
+/// Run the hook at `point`, if there is one; says in the log how it went.
 ///
 /// # Errors
 /// What went wrong, if `hooks.on_failure = "stop"`.
-pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
+pub async fn run(context: Rc<Context>, point: HookPoint) -> Result<(), String> {
     let settings = context.settings();
     let hooks = &settings.hooks;
-    let words = match turn {
-        Turn::AfterReady => hooks.after_ready.as_ref(),
-        Turn::BeforeStop => hooks.before_stop.as_ref(),
+    let words = match point {
+        HookPoint::AfterReady => hooks.after_ready.as_ref(),
+        HookPoint::BeforeStop => hooks.before_stop.as_ref(),
     };
     let Some(words) = words else { return Ok(()) };
     let application = format!("{}-hook", settings.name);
     let (owned, dir) = (words.clone(), settings.directory.clone());
     let command = context.around_aside(move |around| around.command(&owned, &application, &dir)).await;
-    let service = turn.service();
+    let service = point.service();
     let mut last = String::new();
     let on_line = |line: &str| {
         telemetry::child_line(service, Stream::Stderr, line);
@@ -76,8 +76,8 @@ pub async fn run(context: Rc<Context>, turn: Turn) -> Result<(), String> {
         },
     };
     let short = why.split(':').next().unwrap_or_default();
-    context.hook_failure.replace(Some(format!("{} {short}; the log has the rest", turn.key())));
-    let text = format!("{} (`{}`) {why}", turn.key(), in_one_line(words));
+    context.hook_failure.replace(Some(format!("{} {short}; the log has the rest", point.key())));
+    let text = format!("{} (`{}`) {why}", point.key(), in_one_line(words));
     match hooks.on_failure {
         OnFailure::Warn => {
             tracing::warn!("{text}");

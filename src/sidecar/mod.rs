@@ -10,12 +10,12 @@ mod disks;
 mod doors;
 mod hooks;
 mod jobs;
-mod known;
 mod marked_run;
 mod orders;
 mod services;
 mod shell;
 mod task;
+mod tree_view;
 mod view;
 
 use anyhow::Context as _;

@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout};
 
 use super::answers::{aborted, goes_on, interrupted, may_scale, told};
 use super::context::Context;
-use super::known::{Known, KnownService};
 use super::services::ServiceKind;
+use super::tree_view::{ServiceView, TreeView};
 use crate::boot::{self, Step};
 use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
@@ -51,7 +51,7 @@ pub struct Operator {
     context: Rc<Context>,
     steps: Vec<Step>,
     events: UnboundedSender<TreeEvent>,
-    known: watch::Sender<Known>,
+    tree: watch::Sender<TreeView>,
     /// What new workers are started with.
     launch: Rc<RefCell<Option<Rc<Launch>>>>,
     roster: Roster,
@@ -69,13 +69,13 @@ impl Operator {
         roster: Roster,
         upstream: Rc<Upstream>,
     ) -> Self {
-        let (rolls, waiting, known) = (Cell::new(0), RefCell::default(), watch::Sender::new(Known::default()));
-        Self { context, steps, events, known, launch, roster, upstream, rolls, waiting }
+        let (rolls, waiting, tree) = (Cell::new(0), RefCell::default(), watch::Sender::new(TreeView::default()));
+        Self { context, steps, events, tree, launch, roster, upstream, rolls, waiting }
     }
 
     /// See the tree after a step.
-    pub fn see(&self, known: Known) {
-        self.known.send_replace(known);
+    pub fn see(&self, tree: TreeView) {
+        self.tree.send_replace(tree);
     }
 
     /// Hear how a roll ended.
@@ -232,7 +232,7 @@ impl Operator {
     /// each with its start, its drain and its stop.
     fn roll_limit(&self) -> Duration {
         let workers = &self.context.settings().workers;
-        let one = self.known.borrow().workers().map(|worker| worker.restart_limit).max().unwrap_or_default();
+        let one = self.tree.borrow().workers().map(|worker| worker.restart_limit).max().unwrap_or_default();
         let count = workers.count.saturating_add(1).saturating_mul(2);
         one.saturating_add(workers.drain).saturating_mul(count).saturating_add(ORDER_MARGIN)
     }
@@ -246,7 +246,7 @@ impl Operator {
         if let Err(answer) = self.is_serving("restart") {
             return answer;
         }
-        let found = self.known.borrow().standing().find(|service| service.name == name).cloned();
+        let found = self.tree.borrow().standing().find(|service| service.name == name).cloned();
         match found {
             _ if name == "workers" => self.restart_workers(Scope::All).await,
             Some(worker) if worker.kind == Some(ServiceKind::Worker) => {
@@ -275,12 +275,12 @@ impl Operator {
     }
 
     /// End a service and start it again: it cannot be there twice.
-    async fn restart_in_place(&self, service: &KnownService) -> Answer {
+    async fn restart_in_place(&self, service: &ServiceView) -> Answer {
         let (began, name) = (Instant::now(), &service.name);
         tracing::info!({ service.name = %name }, "restart asked for");
         let _ = self.events.send(TreeEvent::Service(service.id, ChildEvent::Restart));
         let limit = service.restart_limit.saturating_add(ORDER_MARGIN);
-        let ended = self.wait(limit, |known| match known.of_id(service.id) {
+        let ended = self.wait(limit, |tree| match tree.of_id(service.id) {
             Some(now) if now.is_abandoned() => {
                 let why = now.last_reason.clone().unwrap_or_default();
                 Some(Err(format!("{why}; it is started again once that process is gone")))
@@ -306,7 +306,7 @@ impl Operator {
         if let Err(answer) = self.is_serving("scale") {
             return answer;
         }
-        let now = u32::try_from(self.known.borrow().workers().count()).unwrap_or(u32::MAX);
+        let now = u32::try_from(self.tree.borrow().workers().count()).unwrap_or(u32::MAX);
         let wanted = match to {
             ScaleTo::To(count) => count,
             ScaleTo::By(by) => now.saturating_add_signed(by),
@@ -321,8 +321,8 @@ impl Operator {
         let _ = self.events.send(TreeEvent::Scale(wanted as usize));
         let began = Instant::now();
         let limit = self.roll_limit();
-        let reached = self.wait(limit, |known| {
-            let workers: Vec<_> = known.workers().collect();
+        let reached = self.wait(limit, |tree| {
+            let workers: Vec<_> = tree.workers().collect();
             if workers.len() != wanted as usize {
                 return None;
             }
@@ -346,12 +346,12 @@ impl Operator {
     }
 
     /// Wait until `judge` has come to something, at most for `limit`.
-    async fn wait<T>(&self, limit: Duration, judge: impl Fn(&Known) -> Option<T>) -> Waited<T> {
-        let mut known = self.known.subscribe();
+    async fn wait<T>(&self, limit: Duration, judge: impl Fn(&TreeView) -> Option<T>) -> Waited<T> {
+        let mut tree = self.tree.subscribe();
         let judged = async {
             // What there is now may not have heard of the order yet.
-            while known.changed().await.is_ok() {
-                let now = known.borrow_and_update();
+            while tree.changed().await.is_ok() {
+                let now = tree.borrow_and_update();
                 if let Some(found) = judge(&now) {
                     return Waited::For(found);
                 }
@@ -365,18 +365,18 @@ impl Operator {
     }
 
     fn is_serving(&self, what: &str) -> Result<(), Answer> {
-        let known = self.known.borrow();
-        if known.serving {
+        let tree = self.tree.borrow();
+        if tree.serving {
             return Ok(());
         }
-        let text = format!("{what}: Tandem is {} and does not serve; ask again when it does", known.phase);
+        let text = format!("{what}: Tandem is {} and does not serve; ask again when it does", tree.phase);
         tracing::warn!("{text}");
         Err(Answer::failed(Code::Temporary, text))
     }
 
     fn unknown(&self, name: &str) -> String {
-        let known = self.known.borrow();
-        let names: Vec<&str> = known.standing().map(|service| service.name.as_str()).collect();
+        let tree = self.tree.borrow();
+        let names: Vec<&str> = tree.standing().map(|service| service.name.as_str()).collect();
         format!("there is no service {name:?}; there are workers (all of them), {}", names.join(", "))
     }
 }

@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::known::Known;
 use super::orders::{Operator, RollReport};
 use super::services::{Service, Services};
 use super::task::Shell;
+use super::tree_view::TreeView;
 use super::view::View;
 use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
 use crate::companions::{Companion, MakeCommand};
@@ -278,7 +278,7 @@ impl Sidecar {
         self.hooked = pids;
         let (context, events, error) = (self.context.clone(), self.events.clone(), self.error.clone());
         self.hook = Some(event_loop::spawn("hooks.after_ready", async move {
-            if let Err(why) = hooks::run(context, hooks::Turn::AfterReady).await {
+            if let Err(why) = hooks::run(context, hooks::HookPoint::AfterReady).await {
                 *error.borrow_mut() = Some(anyhow!(why));
                 let _ = events.send(TreeEvent::HookFailed);
             }
@@ -306,7 +306,7 @@ impl Sidecar {
         let (context, events) = (self.context.clone(), self.events.clone());
         self.end_hook();
         self.hook = Some(event_loop::spawn("hooks.before_stop", async move {
-            if let Err(why) = hooks::run(context, hooks::Turn::BeforeStop).await {
+            if let Err(why) = hooks::run(context, hooks::HookPoint::BeforeStop).await {
                 tracing::error!("{why}; the stop goes on");
             }
             let _ = events.send(TreeEvent::HookEnded);
@@ -395,7 +395,7 @@ impl Sidecar {
         self.view.publish(tree, &self.services, &self.context);
         let fault = self.samples.borrow().as_ref().and_then(|(_, sample)| sample.fault);
         self.upstream.show(self.view.phase(), &self.view.line(&self.context, fault));
-        self.operator.see(Known::of(tree, &self.services, self.view.phase()));
+        self.operator.see(TreeView::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();
     }

@@ -88,9 +88,14 @@ impl Surroundings<'_> {
 
     /// `command` with the whole environment of a child; it can import the application's modules.
     pub fn with_all(&self, command: CommandLine, application: &str, dir: &Path) -> CommandLine {
+        self.importing(application).apply(self.as_worker(command, dir))
+    }
+
+    /// As [`Self::variables`], so that the application's modules can be imported.
+    pub fn importing(&self, application: &str) -> Variables {
         let mut variables = self.variables(application);
         self.imports(&mut variables);
-        variables.apply(self.as_worker(command, dir))
+        variables
     }
 
     /// A person's tool, with the variables that let it into the database, and no others.
@@ -294,7 +299,7 @@ pub fn scheme(settings: &Settings, python: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Flag, Source};
+    use crate::config::{self, Flag, Purpose, Source};
     use crate::plan::Secret;
 
     fn variables(of_tests: bool, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -307,7 +312,7 @@ mod tests {
             |(key, value): &(&str, &str)| Flag { key: (*key).into(), value: (*value).into(), name: "--set".into() };
         let source = Source {
             cwd: temp.path().to_owned(),
-            appless: true,
+            purpose: Purpose::Test,
             environment: environment.iter().map(own).collect(),
             flags: flags.iter().map(flag).collect(),
             ..Source::default()

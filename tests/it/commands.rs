@@ -38,6 +38,24 @@ fn install_fetches_everything_and_starts_nothing() {
     assert!(tandem::left_in(project.dir()).is_empty());
 }
 
+/// As in an image, where the application is copied after its packages.
+#[test]
+fn an_installation_comes_before_the_application() {
+    let project = Project::app("plain:app");
+    let later = "migrations.dir = 'later/migrations'\nmigrations.run = ['later/migrate']\nworkers.app_dir = 'later'\n\
+                 [[process]]\nname = 'clock'\ncommand = ['true']\ndir = 'later'";
+    let text = std::fs::read_to_string(project.dir().join("tandem.toml")).unwrap();
+    let others = text.lines().filter(|line| !line.starts_with("workers.app_dir")).collect::<Vec<_>>().join("\n");
+    project.write("tandem.toml", &format!("{others}\n{later}\n"));
+    assert!(stdout(&run(&project, &["install"])).contains("PostgreSQL 16."));
+    let refused = run(&project, &["check"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(78), "{said}");
+    for key in ["workers.app_dir", "migrations.dir", "migrations.run", "process.dir"] {
+        assert!(said.contains(key), "{key}: {said}");
+    }
+}
+
 #[test]
 fn psql_url_env_and_health_reach_a_running_tandem() {
     let project = Project::backend();

@@ -164,6 +164,17 @@ fn a_migration_a_hook_and_a_companion_get_what_workers_get() {
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
+/// Whatever the command is: pytest would find the directory by itself, a script of the project's does not.
+#[test]
+fn tests_import_the_application_from_any_directory() {
+    let project = Project::app_with("plain:app", "");
+    project.write("own/own_module.py", "");
+    let mut command = command(&project);
+    command.env("PYTHONPATH", project.dir().join("own"));
+    let script = "import plain, own_module, tandem_pytest";
+    said(command.args(["test", "--migrations", "none", "--", "python", "-c", script]).output().unwrap()).expect(0, &[]);
+}
+
 fn tandem_fixture(name: &str) -> std::path::PathBuf {
     crate::common::project::root().join("tests/fixtures/apps").join(name)
 }

@@ -8,9 +8,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::gauge::{self, Live};
-use super::ground::{AUXILIARY_WORDS, COMPANION, Ground, HOOK, descendants, lives, title};
+use super::ground::{AUXILIARY_WORDS, COMPANION, Ground, HOOK};
 use super::plan::{Blow, Fault, Victim};
 use super::rest;
+use crate::common::tandem::{descendants, lives};
 
 /// How long a victim is waited for.
 const VICTIM_LIMIT: Duration = Duration::from_secs(8);
@@ -150,10 +151,7 @@ impl Strike<'_> {
         kill(Pid::from_raw(worker), Signal::SIGKILL)?;
         let mut came = self.hurt_one("a hook", |ground, _| {
             let children = descendants(ground.pid());
-            children
-                .iter()
-                .find(|process| process.name == "sleep" && title(process.pid) == HOOK)
-                .map(|process| process.pid)
+            children.iter().find(|process| process.name == "sleep" && process.args == HOOK).map(|process| process.pid)
         })?;
         if let Came::Hit(gone) = &mut came {
             gone.push(worker);

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{gauge, rest};
 use crate::common::project::Project;
-use crate::common::tandem;
+use crate::common::tandem::{self, descendants, lives, processes};
 
 /// How many workers there are.
 pub const WORKERS: u64 = 2;
@@ -57,14 +57,6 @@ const LINES: &str = "workers.count = 2\nworkers.preload = true\nworkers.watchdog
     postgres.shared_buffers = '32MB'\n\
     backup.schedule = 'never'\nbackup.pitr.enabled = true\n\
     hooks.after_ready = ['/bin/sh', '-c', 'exec sleep 0.43']\nhooks.after_ready_on = 'replaced'\nhooks.limit = '10s'";
-
-/// A process as /proc/PID/stat shows it; a zombie is none.
-#[derive(Clone, Debug)]
-pub struct Process {
-    pub pid: i32,
-    pub parent: i32,
-    pub name: String,
-}
 
 /// A project, its supervisor, and where its log goes.
 pub struct Ground {
@@ -156,7 +148,7 @@ impl Ground {
             let _ = kill(Pid::from_raw(self.pid()), signal);
             rest(POLL);
         }
-        let outlives = |process: &&Process| lives(process.pid);
+        let outlives = |process: &&tandem::Process| lives(process.pid);
         while family.iter().any(|process| outlives(&process)) && began.elapsed() < ORPHANS_LIMIT {
             rest(POLL);
         }
@@ -222,7 +214,7 @@ impl Ground {
     pub fn server(&self) -> Vec<(i32, String)> {
         let Some(postmaster) = self.postmaster() else { return Vec::new() };
         let children = processes().into_iter().filter(|process| process.parent == postmaster);
-        children.map(|process| (process.pid, title(process.pid))).collect()
+        children.map(|process| (process.pid, process.args)).collect()
     }
 
     /// What reads the log.
@@ -275,7 +267,7 @@ impl Ground {
             works || holds(place.join("cmdline")) || holds(place.join("environ"))
         };
         let found = processes().into_iter().filter(|process| process.pid != self.reader() && belongs(process.pid));
-        found.map(|process| (process.pid, format!("{} {}", process.name, title(process.pid)))).collect()
+        found.map(|process| (process.pid, format!("{} {}", process.name, process.args))).collect()
     }
 }
 
@@ -308,46 +300,4 @@ fn start(project: &Project) -> Result<Child> {
 
 fn log(project: &Project) -> PathBuf {
     project.dir().join("tandem.log")
-}
-
-/// Every process of the machine. Not by way of `common`: this is asked many times a second.
-pub fn processes() -> Vec<Process> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(process).collect()
-}
-
-fn process(pid: i32) -> Option<Process> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may hold any of its own.
-    let (head, tail) = stat.rsplit_once(')')?;
-    let mut fields = tail.split_whitespace();
-    let (state, parent) = (fields.next()?, fields.next()?);
-    let name = head.split_once('(')?.1.to_owned();
-    (state != "Z" && state != "X").then_some(Process { pid, parent: parent.parse().ok()?, name })
-}
-
-/// Whether a process lives; a zombie does not.
-pub fn lives(pid: i32) -> bool {
-    process(pid).is_some()
-}
-
-/// The arguments of a process, as one line.
-pub fn title(pid: i32) -> String {
-    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&text).replace('\0', " ").trim_end().to_owned()
-}
-
-/// Every process below `pid`.
-pub fn descendants(pid: i32) -> Vec<Process> {
-    let all = processes();
-    let mut found: Vec<Process> = Vec::new();
-    let mut parents = vec![pid];
-    while let Some(parent) = parents.pop() {
-        for process in all.iter().filter(|process| process.parent == parent) {
-            parents.push(process.pid);
-            found.push(process.clone());
-        }
-    }
-    found
 }

@@ -19,11 +19,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::strict::Connection;
+use crate::common::tandem::processes;
 use blows::{Came, Strike};
 use clients::Clients;
 pub use gauge::Taken;
 use gauge::{LIVE_LIMIT, Live};
-use ground::{AUXILIARY_WORDS, COMPANION, Ground, WORKERS, lives};
+use ground::{AUXILIARY_WORDS, COMPANION, Ground, WORKERS};
 use plan::{Fault, Schedule};
 
 /// How often the server's processes may end before Tandem gives it up, within this time.
@@ -243,8 +244,8 @@ impl Course {
 
     /// Why it does not serve as before.
     fn what_is_missing(&self) -> Option<String> {
-        if let Some(pid) = self.gone.iter().find(|pid| lives(**pid)) {
-            return Some(format!("process {pid} was still there ({})", ground::title(*pid)));
+        if let Some(left) = processes().into_iter().find(|process| self.gone.contains(&process.pid)) {
+            return Some(format!("process {} was still there ({})", left.pid, left.args));
         }
         let Some(health) = self.ground.health() else { return Some("/health did not answer".into()) };
         self.live.back();

@@ -59,12 +59,12 @@ fn below(prefix: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Source};
+    use crate::config::{self, Purpose, Source};
 
     #[test]
     fn the_scheme_is_that_of_the_driver_that_is_installed() {
         let temp = tempfile::tempdir().unwrap();
-        let source = Source { cwd: temp.path().to_owned(), appless: true, ..Source::default() };
+        let source = Source { cwd: temp.path().to_owned(), purpose: Purpose::Test, ..Source::default() };
         let settings = config::load(&source).unwrap().settings;
         let venv = temp.path().join("venv");
         let site = venv.join("lib/python3.13/site-packages");

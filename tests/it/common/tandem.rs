@@ -259,7 +259,7 @@ pub fn processes() -> Vec<Process> {
     let all = procfs::process::all_processes().unwrap().filter_map(Result::ok);
     all.filter_map(|process| {
         let stat = process.stat().ok()?;
-        let args = process.cmdline().unwrap_or_default().join(" ");
+        let args = process.cmdline().unwrap_or_default().join(" ").trim_end().to_owned();
         (stat.state != 'Z').then_some(Process { pid: stat.pid, parent: stat.ppid, name: stat.comm, args })
     })
     .collect()
@@ -267,7 +267,8 @@ pub fn processes() -> Vec<Process> {
 
 /// Whether a process lives; a zombie does not.
 pub fn lives(pid: i32) -> bool {
-    processes().iter().any(|process| process.pid == pid)
+    let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
+    stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
 /// Whether this very process lives: another may have its number by now.

@@ -10,15 +10,15 @@ use super::services::{ServiceKind, Services};
 
 /// The tree after a step.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub struct TreeView {
     pub serving: bool,
     pub phase: Public,
-    pub services: Vec<KnownService>,
+    pub services: Vec<ServiceView>,
 }
 
 /// One service of it.
 #[derive(Clone, Debug)]
-pub struct KnownService {
+pub struct ServiceView {
     pub id: ServiceId,
     pub name: String,
     pub kind: Option<ServiceKind>,
@@ -32,9 +32,9 @@ pub struct KnownService {
     pub restart_limit: Duration,
 }
 
-impl Known {
+impl TreeView {
     pub fn of(tree: &Tree, services: &Services, phase: Public) -> Self {
-        let known = tree.members.iter().map(|(&id, member)| KnownService {
+        let known = tree.members.iter().map(|(&id, member)| ServiceView {
             id,
             name: services.name(id),
             kind: services.kind(id),
@@ -49,21 +49,21 @@ impl Known {
     }
 
     /// The workers that hold a slot, by slot.
-    pub fn workers(&self) -> impl Iterator<Item = &KnownService> {
+    pub fn workers(&self) -> impl Iterator<Item = &ServiceView> {
         self.standing().filter(|service| service.kind == Some(ServiceKind::Worker))
     }
 
     /// Those that hold their places.
-    pub fn standing(&self) -> impl Iterator<Item = &KnownService> {
+    pub fn standing(&self) -> impl Iterator<Item = &ServiceView> {
         self.services.iter().filter(|service| service.role == Role::Standing)
     }
 
-    pub fn of_id(&self, id: ServiceId) -> Option<&KnownService> {
+    pub fn of_id(&self, id: ServiceId) -> Option<&ServiceView> {
         self.services.iter().find(|service| service.id == id)
     }
 }
 
-impl KnownService {
+impl ServiceView {
     pub fn is_ready(&self) -> bool {
         matches!(self.state, State::Ready { .. })
     }
