@@ -25,6 +25,7 @@ mod backup_copies;
 mod backup_import;
 mod backup_proof;
 mod backup_replication;
+mod backup_retention;
 mod backup_schedule;
 mod backup_store;
 mod backup_verify;
