@@ -371,9 +371,12 @@ pub struct RestoreArgs {
     /// Recover it to the end of the archived WAL
     #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub to_end: bool,
-    /// The timeline to follow in a recovery [default: the newest]
+    /// The timeline to follow in a recovery [default: the one that was live at that moment]
     #[arg(long, value_name = "N", conflicts_with = "source")]
     pub timeline: Option<u32>,
+    /// In a recovery: accept that rows which were committed by then are left out
+    #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept"])]
+    pub accept: bool,
     /// Do not ask for confirmation
     #[arg(long)]
     pub yes: bool,

@@ -6,6 +6,7 @@
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster; differences: what is compared (pure)
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
+//! replication            subscriptions and slots, which stay with the database that is replaced
 //! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
 //! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention     the directory of backups, and which of them may go (pure)
@@ -35,6 +36,7 @@ pub mod name;
 pub mod pitr;
 pub mod reach;
 pub mod repair;
+pub mod replication;
 pub mod restore;
 pub mod retention;
 mod roles;

@@ -15,6 +15,7 @@ use super::load::{self, Load};
 use super::manifest::Manifest;
 use super::pitr;
 use super::reach::Reach;
+use super::replication::{self, Held};
 use super::retention::State;
 use super::roles;
 use super::room::Guard;
@@ -51,6 +52,8 @@ pub struct Restored {
     pub duration_ms: u64,
     /// How long nobody got in.
     pub swap_ms: u64,
+    /// What logical replication holds of the kept database.
+    pub replication: Held,
 }
 
 /// Find the backup that a person calls `source`: a name, a path, an address such as `s3://bucket/prefix/latest`, or `latest`. What is
@@ -246,6 +249,13 @@ impl Restoring {
                 (None, Duration::ZERO)
             }
         };
+        let replication = match &kept {
+            Some(kept) => self.replication(kept).await.unwrap_or_else(|error| {
+                tracing::warn!("whether logical replication goes on in {kept} is not known: {}", in_words(&error));
+                Held::default()
+            }),
+            None => Held::default(),
+        };
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Ok(Restored {
             backup: entry.name.to_string(),
@@ -255,6 +265,7 @@ impl Restoring {
             tables: manifest.census.rows.len(),
             duration_ms: milliseconds(began.elapsed()),
             swap_ms: milliseconds(swapped),
+            replication,
         })
     }
 
@@ -326,6 +337,14 @@ impl Restoring {
             }
             now += chrono::TimeDelta::seconds(1);
         }
+    }
+
+    /// What logical replication holds of `database`.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn replication(&mut self, database: &str) -> anyhow::Result<Held> {
+        replication::of(&mut self.session, database).await
     }
 
     /// What earlier restores have replaced, the oldest first.

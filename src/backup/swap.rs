@@ -182,7 +182,8 @@ pub async fn carry_over(session: &mut PgConnection, from: &str, to: &str) -> any
     Ok(())
 }
 
-fn literal(text: &str) -> String {
+/// `text` as SQL writes it.
+pub fn literal(text: &str) -> String {
     // With a backslash in it, a text means the same whatever standard_conforming_strings says.
     let escape = if text.contains('\\') { "E" } else { "" };
     format!("{escape}'{}'", text.replace('\\', r"\\").replace('\'', "''"))

@@ -14,7 +14,7 @@ use super::Context;
 use crate::backup::catalog::Catalog;
 use crate::backup::pitr::archive::Archive;
 use crate::backup::pitr::backlog::{Condition, Watch};
-use crate::backup::pitr::catalog;
+use crate::backup::pitr::catalog::{self, Listing};
 use crate::backup::room::FileSystem;
 use crate::backup::swap;
 use crate::config::Room;
@@ -144,12 +144,17 @@ async fn kept_databases(context: &Context) -> Option<picture::KeptDatabases> {
 
 /// Put the last base backup into the picture; for ever.
 pub async fn follow_bases(pictures: Pictures, archive: Archive) {
-    let mut warned = false;
+    let (mut warned, mut told) = (false, Vec::new());
     loop {
         let archive = archive.clone();
         // Blocks: called by `within`.
-        let look = move || catalog::bases(&archive).ok().and_then(|bases| Some(bases.last()?.ended));
-        if let Ok(last) = within(LOOK_LIMIT, "look for base backups", look).await {
+        let look = move || catalog::listing(&archive).unwrap_or_default();
+        if let Ok(Listing { bases, unreadable }) = within(LOOK_LIMIT, "look for base backups", look).await {
+            for base in unreadable.iter().filter(|base| !told.contains(*base)) {
+                tracing::warn!("{base}; it counts for nothing and stays");
+            }
+            told = unreadable;
+            let last = bases.last().map(|base| base.ended);
             if last.is_none() && !warned {
                 tracing::warn!("there is no base backup yet, and WAL alone restores nothing: `tandem backup base`");
                 warned = true;
