@@ -14,6 +14,7 @@ use super::dump::{ends_whole, succeeded};
 use super::manifest::Properties;
 use super::name::Format;
 use super::reach::Reach;
+use super::replication;
 use crate::config::Compression;
 use crate::postgres::embedded::{PgRestoreBuilder, PsqlBuilder, dbname};
 use crate::postgres::provision::identifier;
@@ -78,12 +79,14 @@ pub async fn create(reach: &Reach, name: &str, owner: &str, properties: Option<&
     answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
-/// Drop the database `name` and whoever is in it.
+/// Drop the database `name`, whoever is in it, and the subscriptions that fill it: the dump of a database has those too.
 ///
 /// # Errors
 /// The server refuses.
 pub async fn drop(reach: &Reach, name: &str) -> anyhow::Result<()> {
     let mut session = reach.aside(name).await?;
+    let held = replication::of(&mut session, name).await?;
+    replication::release(reach, name, &held).await?;
     let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name));
     let dropped = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
     answered(MAKE_LIMIT, &format!("drop database {name}"), dropped).await?;

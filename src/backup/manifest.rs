@@ -27,6 +27,9 @@ pub struct Manifest {
     /// Of the SQL before it was compressed, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql_bytes: Option<u64>,
+    /// Of the database when it was dumped, indexes included, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_bytes: Option<u64>,
     /// Of the file, in hexadecimal; of a directory's: of the list of its files with their own.
     pub sha256: String,
     /// `None` where none was made, as of an imported dump.

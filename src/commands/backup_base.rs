@@ -5,6 +5,8 @@ use std::time::Duration;
 use comfy_table::Table;
 
 use crate::backup::pitr::base::{self, Made, Source};
+use crate::backup::pitr::catalog::Listing;
+use crate::backup::pitr::retention::Keep;
 use crate::backup::pitr::{self, catalog};
 use crate::cli::Common;
 use crate::commands::table::{plain, size};
@@ -28,9 +30,12 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
         return Err(Failure::new(Code::Temporary, text).into());
     };
     let installation = open::installation(&settings).await?;
-    let (archive, keep) = (pitr::archive(&settings, &home), settings.backup.pitr.base_backups);
+    let wanted = &settings.backup.pitr;
+    let (archive, keep) =
+        (pitr::archive(&settings, &home), Keep { count: wanted.base_backups, days: wanted.keep_days });
     let progress = telemetry::progress("Making a base backup");
-    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep };
+    let stop_free = settings.disk.stop_free;
+    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep, stop_free };
     let made = tokio::select! {
         made = base::make(&source) => made?,
         // Dropping the future ends pg_basebackup and removes the unfinished backup.
@@ -47,7 +52,10 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
 /// The archive cannot be read.
 pub fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
     let settings = open::settings(common, Vec::new())?;
-    let bases = catalog::bases(&pitr::archive(&settings, &Home::resolve(&settings)?))?;
+    let Listing { bases, unreadable } = catalog::listing(&pitr::archive(&settings, &Home::resolve(&settings)?))?;
+    for base in unreadable {
+        tracing::warn!("{base}");
+    }
     if json {
         running::say(&serde_json::to_string_pretty(&bases)?)?;
         return Ok(Code::Stopped);

@@ -61,13 +61,17 @@ fn question(database: &str, name: &str, manifest: &Manifest) -> String {
 }
 
 fn told(restored: &Restored) -> String {
-    let Restored { backup, database, kept, rows, tables, duration_ms, swap_ms } = restored;
+    let Restored { backup, database, kept, rows, tables, duration_ms, swap_ms, replication } = restored;
     let seconds = *duration_ms as f64 / 1000.0;
     let swapped = match kept {
-        Some(kept) => format!(
-            "\nthe swap took {swap_ms} ms; what was there is kept as {kept}\n\
-             back to it: tandem restore --undo; to drop it: tandem restore --drop-kept"
-        ),
+        Some(kept) => {
+            let replication = replication.after_swap(database, kept).into_iter().map(|told| format!("\n{told}"));
+            format!(
+                "\nthe swap took {swap_ms} ms; what was there is kept as {kept}\n\
+                 back to it: tandem restore --undo; to drop it: tandem restore --drop-kept{}",
+                replication.collect::<String>()
+            )
+        }
         None => String::new(),
     };
     format!("{database} holds {backup} now: {rows} rows in {tables} tables, in {seconds:.1} s{swapped}")
@@ -80,12 +84,16 @@ async fn undo(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
         confirm(args.yes, &format!("Database {} will be replaced by {last}.", at.name))?;
     }
     let (back, kept) = restoring.undo(&at.reach, &at.name, patience(args)).await?;
+    let held = restoring.replication(&kept).await?;
     restoring.end().await;
     roll_workers(at, args).await;
     if args.json {
-        say(&serde_json::json!({ "database": at.name, "back": back, "kept": kept }).to_string())?;
+        say(&serde_json::json!({ "database": at.name, "back": back, "kept": kept, "replication": held }).to_string())?;
     } else {
         say(&format!("{} is {back} again; what was there is kept as {kept}", at.name))?;
+        for told in held.after_swap(&at.name, &kept) {
+            say(&told)?;
+        }
     }
     Ok(())
 }
@@ -93,18 +101,27 @@ async fn undo(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
 async fn drop_kept(at: &Database, args: &RestoreArgs) -> anyhow::Result<()> {
     let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
     let kept = restoring.kept(&at.name).await?;
-    if !kept.is_empty() {
-        confirm(args.yes, &format!("These databases will be dropped: {}.", kept.join(", ")))?;
-    }
+    let (mut held, mut named) = (Vec::new(), Vec::new());
     for name in &kept {
+        let holds = restoring.replication(name).await?;
+        named.push([Some(name.clone()), holds.before_drop()].into_iter().flatten().collect::<Vec<_>>().join(" "));
+        held.push(holds);
+    }
+    if !kept.is_empty() {
+        confirm(args.yes, &format!("These databases will be dropped: {}.", named.join("; ")))?;
+    }
+    for ((name, holds), named) in kept.iter().zip(&held).zip(&named) {
         load::drop(&at.reach, name).await?;
         if !args.json {
-            say(&format!("dropped {name}"))?;
+            say(&format!("dropped {named}"))?;
+            for left in holds.after_drop() {
+                say(&left)?;
+            }
         }
     }
     restoring.end().await;
     if args.json {
-        say(&serde_json::json!({ "dropped": kept }).to_string())?;
+        say(&serde_json::json!({ "dropped": kept, "replication": held }).to_string())?;
     }
     Ok(())
 }

@@ -33,7 +33,8 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     let installation = open::installation(&settings).await?;
     cluster::check_reach(&home, &installation)?;
     let archive = pitr::archive(&settings, &home);
-    let wish = Wish { home: &home, settings: &settings, archive: &archive, target, timeline: args.timeline };
+    let (timeline, accept) = (args.timeline, args.accept);
+    let wish = Wish { home: &home, settings: &settings, archive: &archive, target, timeline, accept };
     let way = restore::find(&wish)?;
     confirm(args.yes, &question(&wish, &way))?;
     let restored = tokio::select! {

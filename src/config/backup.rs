@@ -120,6 +120,8 @@ pub struct Pitr {
     pub archive_timeout: Duration,
     /// Base backups that are kept.
     pub base_backups: u32,
+    /// Days of which every moment can be reached, however many base backups that takes.
+    pub keep_days: u32,
 }
 
 impl Pitr {
@@ -134,6 +136,7 @@ impl Pitr {
             },
             archive_timeout: values.duration("backup.pitr.archive_timeout"),
             base_backups: values.number("backup.pitr.base_backups"),
+            keep_days: values.number("backup.pitr.keep_days"),
         }
     }
 }

@@ -384,7 +384,10 @@ impl Checker<'_> {
         }
         for (name, entry) in self.values.entries("postgres.settings") {
             let bare = name.to_lowercase();
-            if ARCHIVING.contains(&bare.as_str()) {
+            // It has all that recovery needs, and what logical replication needs besides.
+            let more =
+                bare == "wal_level" && entry.raw.as_text().is_some_and(|text| text.eq_ignore_ascii_case("logical"));
+            if ARCHIVING.contains(&bare.as_str()) && !more {
                 let help = "leave it out, or set backup.pitr.enabled = false".to_owned();
                 let message = format!("PostgreSQL's {bare} follows from [backup.pitr]");
                 self.problems.add(&entry.origin, message, Some(help));

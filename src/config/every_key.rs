@@ -306,7 +306,8 @@ pub const KEYS: &[Key] = &[
         "What follows when more waits: an alarm, or the chain is given up and the disk stays free",
     ),
     key(Restart, "backup.pitr.archive_timeout", Kind::Duration, r#""60s""#, "Longest time until a change is archived"),
-    key(Restart, "backup.pitr.base_backups", Kind::Count(1), "2", "Base backups that are kept"),
+    key(Restart, "backup.pitr.base_backups", Kind::Count(1), "2", "Base backups that are kept on the current timeline"),
+    key(Restart, "backup.pitr.keep_days", Kind::Count(0), "0", "Days of which every moment can be reached, at least"),
     open(
         Restart,
         "restore.if_empty",

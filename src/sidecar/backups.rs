@@ -78,8 +78,8 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
             pictures.send_modify(|picture| {
                 let before = &mut Arc::make_mut(picture).backups;
-                let (pitr, last_base) = (before.pitr.take(), before.last_base);
-                *before = picture::Backups { pitr, last_base, ..shown };
+                let (pitr, last_base, kept_databases) = (before.pitr.take(), before.last_base, before.kept_databases);
+                *before = picture::Backups { pitr, last_base, kept_databases, ..shown };
             });
         };
         if next.is_some_and(|next| next <= now) {

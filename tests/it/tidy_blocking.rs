@@ -86,6 +86,7 @@ const OWN: &[&str] = &[
     "scheduled::last(",
     "scheduled::record(",
     "catalog::bases(",
+    "catalog::listing(",
     "FileSystem::of(",
 ];
 

@@ -32,10 +32,12 @@ pub fn push(archive: &Archive, source: &Path) -> anyhow::Result<()> {
     let notes = Notes::beside(source);
     let name: Name = source.file_name().unwrap_or_default().to_string_lossy().parse()?;
     if let Some(why) = notes.given_up() {
-        if let Some(segment) = name.segment() {
-            // The archive may well be why it was given up; then the next base backup notes it.
-            let _ = archive.mark_gap(segment, &why);
-        }
+        let Some(segment) = name.segment() else {
+            // Where a timeline began is never dropped: what comes after could not be found without it.
+            return archive.push(source).map(drop);
+        };
+        // The archive may well be why it was given up; then the next base backup notes it.
+        let _ = archive.mark_gap(segment, &why);
         return Ok(());
     }
     let outcome = archive_with_queue(archive, &notes, name, source);
@@ -245,11 +247,29 @@ mod tests {
         notes.give_up("the disk was full").unwrap();
         server.push(1).unwrap();
         server.push(2).unwrap();
-        assert!(server.archive.names().is_empty());
+        assert!(server.archive.names().unwrap().is_empty());
         let gaps = server.archive.gaps();
         assert_eq!(gaps.iter().map(|(segment, _)| segment.to_string()).collect::<Vec<_>>(), [name(1)]);
         notes.resume().unwrap();
         server.push(3).unwrap();
         assert!(server.has(3));
+    }
+
+    #[test]
+    fn once_given_up_a_history_is_archived_all_the_same_or_goes_on_waiting() {
+        let server = server(2);
+        let notes = Notes::new(server.pg_wal());
+        notes.give_up("the disk was full").unwrap();
+        let history = server.pg_wal().join("00000002.history");
+        fs::write(&history, "1\t0/2000000\tx\n").unwrap();
+        let ready = server.pg_wal().join("archive_status/00000002.history.ready");
+        fs::write(&ready, "").unwrap();
+        let elsewhere = Archive::new(server.temp.path().join("not-there"));
+        assert!(push(&elsewhere, &history).is_err(), "PostgreSQL is not told that it is archived");
+        assert!(notes.history_waits());
+        assert_eq!(notes.drop_ready().unwrap(), 2, "the segments");
+        assert!(ready.exists() && notes.history_waits());
+        push(&server.archive, &history).unwrap();
+        assert!(server.archive.has(Name::History(2)));
     }
 }

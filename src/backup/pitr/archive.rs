@@ -304,11 +304,18 @@ impl Archive {
         zstd::decode_all(file).map(Some).with_context(|| format!("{} is damaged", place.display()))
     }
 
-    /// All that is archived.
-    pub fn names(&self) -> Vec<Name> {
-        let folders = entries(&self.wal()).into_iter().filter(|path| path.is_dir());
-        let files = folders.chain([self.wal()]).flat_map(|folder| entries(&folder));
-        files.filter_map(|path| path.file_name()?.to_str()?.strip_suffix(".zst")?.parse().ok()).collect()
+    /// All that is archived; nothing where there is no archive.
+    ///
+    /// # Errors
+    /// A directory cannot be read: what is in it is not known then.
+    pub fn names(&self) -> anyhow::Result<Vec<Name>> {
+        let wal = list(&self.wal())?;
+        let mut files = Vec::new();
+        for path in wal {
+            if path.is_dir() { files.extend(list(&path)?) } else { files.push(path) }
+        }
+        let names = files.iter().filter_map(|path| path.file_name()?.to_str()?.strip_suffix(".zst")?.parse().ok());
+        Ok(names.collect())
     }
 
     /// Remove `names`, and the folders that they leave empty.
@@ -421,8 +428,18 @@ fn name_of(source: &Path) -> anyhow::Result<Name> {
     Ok(source.file_name().unwrap_or_default().to_string_lossy().parse::<Name>()?)
 }
 
+/// What is in `dir`; nothing where there is none.
+pub(super) fn list(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let read = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.with_context(|| format!("read {}", dir.display())),
+    }
+}
+
+/// As much of `dir` as can be read.
 fn entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+    list(dir).unwrap_or_default()
 }
 
 #[cfg(test)]

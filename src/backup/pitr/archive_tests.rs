@@ -66,7 +66,7 @@ fn what_comes_back_is_what_went_in_and_what_is_missing_is_said_to_be() {
     assert!(fs::read(&to).unwrap() == fs::read(&partial).unwrap());
     archive.remove(&["000000010000000000000002.partial".parse().unwrap()]).unwrap();
     assert!(!archive.fetch("00000003.history".parse().unwrap(), &to).unwrap());
-    let mut names: Vec<_> = archive.names().iter().map(Name::to_string).collect();
+    let mut names: Vec<_> = archive.names().unwrap().iter().map(Name::to_string).collect();
     names.sort();
     assert_eq!(names, [FIRST, "00000002.history"]);
     archive.remove(&[FIRST.parse().unwrap()]).unwrap();
@@ -104,7 +104,7 @@ fn what_a_killed_push_left_is_no_part_of_the_archive_and_is_swept_away() {
     let left = staged.temporary.0.clone();
     // As kill -9 leaves it.
     std::mem::forget(staged);
-    assert!(left.exists() && archive.names().is_empty() && !archive.has(FIRST.parse().unwrap()));
+    assert!(left.exists() && archive.names().unwrap().is_empty() && !archive.has(FIRST.parse().unwrap()));
     assert_eq!(archive.push(&source).unwrap(), Pushed::Stored);
     archive.prepare(SYSTEM, None).unwrap();
     assert!(!left.exists());
@@ -126,7 +126,7 @@ fn wal_of_another_cluster_or_place_is_refused() {
     fs::write(&source, "no WAL").unwrap();
     assert!(archive.push(&source).is_err());
     assert!(archive.push(&temp.path().join("notes.txt")).is_err());
-    assert!(archive.names().is_empty());
+    assert!(archive.names().unwrap().is_empty());
 }
 
 #[test]

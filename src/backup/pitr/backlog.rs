@@ -132,16 +132,17 @@ impl Watch {
         condition
     }
 
-    /// Given up, pushes drop what they get. Where none comes to that, because the command hangs or cannot be started,
-    /// it is dropped here.
+    /// Given up, pushes drop what they get. Where none comes to that, because the command hangs or cannot be started, or
+    /// because PostgreSQL asks for a timeline's history first, which is not dropped, it is dropped here.
     fn drop_waiting(&self, sample: &Sample, now: SystemTime) {
         let waits = |since: SystemTime| now.duration_since(since).is_ok_and(|since| since > STALL);
         let stuck = sample.oldest.is_some_and(waits) && self.notes.given_up_since().is_some_and(waits);
-        if sample.given_up.is_none() || !stuck {
+        if sample.given_up.is_none() || !(stuck || self.notes.history_waits()) {
             return;
         }
         match self.notes.drop_ready() {
-            Ok(count) => tracing::warn!("the archive_command does not run: {count} files of WAL were dropped"),
+            Ok(0) => {}
+            Ok(count) => tracing::warn!("the archive_command does not get to them: {count} files of WAL were dropped"),
             Err(error) => tracing::error!("drop what waits for the archive: {error}"),
         }
     }
@@ -203,7 +204,7 @@ mod tests {
 
     fn settings(max: u64, at_limit: AtLimit) -> Pitr {
         let archive_timeout = Duration::from_secs(60);
-        Pitr { enabled: true, dir: None, max_backlog: max, at_limit, archive_timeout, base_backups: 2 }
+        Pitr { enabled: true, dir: None, max_backlog: max, at_limit, archive_timeout, base_backups: 2, keep_days: 0 }
     }
 
     #[test]

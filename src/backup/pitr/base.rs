@@ -16,13 +16,18 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
+use super::super::estimate;
 use super::super::files::Flushing;
-use super::archive::Archive;
-use super::catalog::{self, Base};
+use super::super::room::Guard;
+use super::archive::{Archive, list};
+use super::catalog::{self, Base, Listing};
 use super::manifest::{self, Manifest, Seen};
 use super::notes::Notes;
-use super::retention;
+use super::retention::{self, Keep};
+use super::timeline::{self, Lineage};
 use super::wal::{Lsn, Name, Segment};
+use super::{live, tablespaces};
+use crate::config::Room;
 use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
@@ -33,6 +38,10 @@ use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Exit, OUTPUT_LIMIT};
 
+/// The lock of base backups, in the archive.
+pub const LOCK: &str = "base.lock";
+/// How many segments of WAL a base backup fills up.
+const SEGMENTS: u64 = 2;
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
 const THREADS: u32 = 2;
@@ -57,8 +66,10 @@ pub struct Source<'a> {
     pub port: u16,
     pub installation: &'a Installation,
     pub archive: &'a Archive,
-    /// How many base backups are kept.
-    pub keep: u32,
+    /// How many base backups are kept, and how long.
+    pub keep: Keep,
+    /// What it leaves free of the archive's disk.
+    pub stop_free: Room,
 }
 
 /// What was done.
@@ -76,6 +87,8 @@ struct Server {
     version: String,
     segment_size: u64,
     archives: bool,
+    /// Bytes of all databases.
+    size: u64,
 }
 
 /// Make a base backup of the running server, then remove what is beyond those that are kept.
@@ -90,13 +103,20 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
         let text = "the server does not archive its WAL yet: set backup.pitr.enabled, and start Tandem again";
         return Err(Failure::new(Code::Config, text).into());
     }
+    if let Some(refusal) = tablespaces::refusal(&tablespaces::of(&source.home.data)?) {
+        return Err(refusal.into());
+    }
     catalog::sweep(archive);
+    let room = room(source, &server)?;
+    room.check()?;
+    push_histories(archive, &source.home.data.join("pg_wal"))?;
     begin_chain(source, server.segment_size).await?;
     let name = catalog::name(SystemTime::now());
     let unfinished = Unfinished(archive.bases().join(format!("{name}{}", catalog::UNFINISHED)));
     archive.make_dir(&unfinished.0).with_context(|| format!("make {}", unfinished.0.display()))?;
-    let base = write(source, &server, name, &unfinished.0).await?;
+    let base = room.hold(write(source, &server, name, &unfinished.0)).await?;
     check_wal(archive, &base, source.home)?;
+    check_history(archive, &base)?;
     let text = serde_json::to_string_pretty(&base).context("describe the base backup")?;
     archive.write_small(&unfinished.0.join(catalog::DESCRIPTION), &text)?;
     let place = base.dir(archive);
@@ -108,20 +128,34 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
     Ok(Made { base, removed, removed_wal })
 }
 
-/// Remove what is beyond the `keep` newest base backups, and the WAL that only those needed.
+/// Remove the base backups that are beyond `keep`, and the WAL that only those needed.
 ///
 /// # Errors
 /// Something cannot be read or removed.
-pub fn prune(archive: &Archive, keep: u32) -> anyhow::Result<(Vec<Base>, usize)> {
-    let mut bases = catalog::bases(archive)?;
-    let kept = bases.split_off(retention::surplus(bases.len(), usize::try_from(keep).unwrap_or(usize::MAX)));
-    for base in &bases {
+pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)> {
+    let Listing { bases, unreadable } = catalog::listing(archive)?;
+    for base in unreadable {
+        tracing::warn!("{base}; it counts for nothing and stays: mend it, or remove its directory");
+    }
+    let Some(newest) = bases.last() else { return Ok((Vec::new(), 0)) };
+    let timeline = newest.stop_timeline;
+    let lineage = lineage(archive, timeline)?.unwrap_or_else(|| Lineage::alone(timeline));
+    let birth = live::births(archive, None, &[timeline]).pop().filter(|_| timeline > 1);
+    let gone = retention::surplus(&bases, &lineage, birth.as_ref(), keep);
+    let (gone, kept): (Vec<Base>, Vec<Base>) = bases.into_iter().partition(|base| gone.contains(&base.name));
+    for base in &gone {
         catalog::remove(archive, base)?;
     }
     let starts: Vec<Segment> = kept.iter().map(Base::start_segment).collect();
-    let wal = retention::unneeded(&archive.names(), &starts);
+    let wal = retention::unneeded(&archive.names()?, &starts);
     archive.remove(&wal)?;
-    Ok((bases, wal.len()))
+    Ok((gone, wal.len()))
+}
+
+/// The lineage of `timeline`, as the archive knows it.
+fn lineage(archive: &Archive, timeline: u32) -> anyhow::Result<Option<Lineage>> {
+    let Some(history) = archive.read(Name::History(timeline))? else { return Ok(None) };
+    Ok(Some(Lineage::read(timeline, &String::from_utf8_lossy(&history))?))
 }
 
 /// Removed unless it was renamed away.
@@ -135,7 +169,7 @@ impl Drop for Unfinished {
 
 /// One base backup at a time.
 fn lock(archive: &Archive) -> anyhow::Result<Lock> {
-    let path = archive.dir().join("base.lock");
+    let path = archive.dir().join(LOCK);
     let lock = match Lock::take(&path, "`tandem backup base`") {
         Ok(lock) => lock,
         Err(LockError::Held(holder)) => {
@@ -152,9 +186,10 @@ fn lock(archive: &Archive) -> anyhow::Result<Lock> {
 async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
     let asking = async {
         let mut connection = superuser_options(source.home, source.port, SUPERUSER).connect().await?;
-        let row: (String, i64, bool) = query_as(
+        let row: (String, i64, bool, i64) = query_as(
             "SELECT current_setting('server_version'), pg_size_bytes(current_setting('wal_segment_size')),
-                    current_setting('archive_mode') <> 'off' AND current_setting('archive_command') <> ''",
+                    current_setting('archive_mode') <> 'off' AND current_setting('archive_command') <> '',
+                    (SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database)",
         )
         .fetch_one(&mut connection)
         .await?;
@@ -162,8 +197,20 @@ async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
         anyhow::Ok(row)
     };
     let asked = tokio::time::timeout(ASK_LIMIT, asking).await.context("PostgreSQL does not answer")?;
-    let (version, size, archives) = asked.context("ask PostgreSQL what it is")?;
-    Ok(Server { version, segment_size: u64::try_from(size).unwrap_or(super::wal::SEGMENT_SIZE), archives })
+    let (version, segment, archives, size) = asked.context("ask PostgreSQL what it is")?;
+    let segment_size = u64::try_from(segment).unwrap_or(super::wal::SEGMENT_SIZE);
+    Ok(Server { version, segment_size, archives, size: size.cast_unsigned() })
+}
+
+/// The room that it takes: its own file, and the WAL that beginning and ending it fills up.
+fn room(source: &Source<'_>, server: &Server) -> anyhow::Result<Guard> {
+    let last = catalog::bases(source.archive)?.pop().map(|base| (base.size, base.archived_size));
+    let packed = estimate::base_backup(server.size, last);
+    let guard =
+        Guard::new("base backup", source.stop_free, Some(&source.home.data)).claim(source.archive.dir(), packed);
+    let guard = guard.claim(&source.home.data.join("pg_wal"), SEGMENTS * server.segment_size);
+    Ok(guard
+        .advice("Make room (`tandem doctor` shows what of Tandem's can go), or put backup.pitr.dir on another disk"))
 }
 
 /// Where the chain was given up, begin another: all WAL from now on is archived.
@@ -176,6 +223,20 @@ async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<(
     source.archive.mark_gap(first_lost, &why)?;
     notes.resume().context("take the archiving up again")?;
     tracing::info!("WAL is archived again; the recovery to any moment begins anew with this base backup");
+    Ok(())
+}
+
+/// Archive every timeline's history that there is. PostgreSQL asks for each once, and keeps them all: this archive may have
+/// been out of reach then, or be another one.
+fn push_histories(archive: &Archive, pg_wal: &Path) -> anyhow::Result<()> {
+    for path in list(pg_wal)? {
+        let name = path.file_name().and_then(|name| name.to_str()?.parse::<Name>().ok());
+        // One that was lost is still to be found, maybe.
+        let is_lost = || fs::read_to_string(&path).is_ok_and(|text| text == timeline::LOST);
+        if name.is_some_and(|name| name.begun().is_some()) && !is_lost() {
+            archive.push(&path)?;
+        }
+    }
     Ok(())
 }
 
@@ -377,4 +438,15 @@ fn check_wal(archive: &Archive, base: &Base, home: &Home) -> anyhow::Result<()> 
         next = next.next(size);
     }
     Ok(())
+}
+
+/// Whether the archive knows where the timeline of `base` comes from: else no recovery finds the way to it.
+fn check_history(archive: &Archive, base: &Base) -> anyhow::Result<()> {
+    let name = Name::History(base.stop_timeline);
+    match lineage(archive, base.stop_timeline)? {
+        None if base.stop_timeline == 1 => Ok(()),
+        None => bail!("the archive lacks {name}, which the backup needs"),
+        Some(lineage) if lineage.passes(base.timeline, base.start_lsn) => Ok(()),
+        Some(_) => bail!("{name} in the archive is of another timeline than the backup's"),
+    }
 }

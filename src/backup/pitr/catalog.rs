@@ -1,5 +1,6 @@
 //! The base backups that there are. One is there when its description is, which is written last.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -7,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::archive::Archive;
+use super::archive::{Archive, list};
 use super::wal::{Lsn, Segment};
 use crate::durable;
 
@@ -75,38 +76,66 @@ pub fn stamp(time: SystemTime) -> String {
     })
 }
 
-/// All base backups in `archive`, oldest first; one whose description cannot be read is none.
+/// What there is of base backups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Oldest first.
+    pub bases: Vec<Base>,
+    /// Those that cannot be read, with why. They count for nothing and are never removed.
+    pub unreadable: Vec<String>,
+}
+
+/// All base backups in `archive` that can be read, oldest first.
 ///
 /// # Errors
 /// The directory cannot be read.
 pub fn bases(archive: &Archive) -> anyhow::Result<Vec<Base>> {
-    let dir = archive.bases();
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("read {}", dir.display())),
-    };
-    let whole = entries.flatten().map(|entry| entry.path()).filter(|path| !is_unfinished(path));
-    let mut bases: Vec<Base> = whole.filter_map(|path| read(&path)).collect();
-    bases.sort_by_key(|base| (base.ended, base.name.clone()));
-    Ok(bases)
+    Ok(listing(archive)?.bases)
 }
 
-fn read(dir: &Path) -> Option<Base> {
-    let name = dir.file_name()?.to_str().filter(|name| name.starts_with(PREFIX))?;
-    let text = fs::read(dir.join(DESCRIPTION)).ok()?;
-    let base: Base = serde_json::from_slice(&text).inspect_err(|error| tracing::warn!("{name}: {error}")).ok()?;
-    (base.name == name && dir.join(DATA).exists()).then_some(base)
+/// All base backups in `archive`, those too that cannot be read.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn listing(archive: &Archive) -> anyhow::Result<Listing> {
+    let mut found = Listing::default();
+    for path in list(&archive.bases())?.into_iter().filter(|path| !is_unfinished(path)) {
+        let Some(name) = path.file_name().and_then(OsStr::to_str).filter(|name| name.starts_with(PREFIX)) else {
+            continue;
+        };
+        match read(&path, name) {
+            Ok(base) => found.bases.push(base),
+            Err(why) => found.unreadable.push(format!("the base backup {} cannot be read: {why}", path.display())),
+        }
+    }
+    found.bases.sort_by_key(|base| (base.ended, base.name.clone()));
+    found.unreadable.sort();
+    Ok(found)
+}
+
+fn read(dir: &Path, name: &str) -> Result<Base, String> {
+    let text = fs::read(dir.join(DESCRIPTION)).map_err(|error| format!("{DESCRIPTION}: {error}"))?;
+    let base: Base = serde_json::from_slice(&text).map_err(|error| format!("{DESCRIPTION}: {error}"))?;
+    let data = fs::metadata(dir.join(DATA)).map_err(|error| format!("{DATA}: {error}"));
+    match base.name == name {
+        true => data.map(|_| base),
+        false => Err(format!("{DESCRIPTION} is of {}", base.name)),
+    }
 }
 
 fn is_unfinished(path: &Path) -> bool {
     path.to_string_lossy().ends_with(UNFINISHED)
 }
 
-/// Remove what was cut short while it was made or removed.
-pub fn sweep(archive: &Archive) {
+/// What was cut short while it was made or removed.
+pub fn unfinished(archive: &Archive) -> Vec<PathBuf> {
     let entries = fs::read_dir(archive.bases()).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()).filter(|path| is_unfinished(path)) {
+    entries.map(|entry| entry.path()).filter(|path| is_unfinished(path)).collect()
+}
+
+/// Remove it.
+pub fn sweep(archive: &Archive) {
+    for path in unfinished(archive) {
         tracing::info!("removing {}, which was not finished", path.display());
         if let Err(error) = fs::remove_dir_all(&path) {
             tracing::warn!("remove {}: {error}", path.display());
@@ -130,7 +159,8 @@ pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-mod rfc3339 {
+/// Times as text.
+pub(super) mod rfc3339 {
     use std::time::SystemTime;
 
     use serde::{Deserialize, Deserializer, Serializer};
@@ -182,6 +212,8 @@ pub(super) mod tests {
             fs::write(base.dir(&archive).join(DATA), "").unwrap();
         }
         assert_eq!(bases(&archive).unwrap(), []);
+        let unreadable = listing(&archive).unwrap().unreadable;
+        assert!(unreadable.len() == 2 && unreadable[0].contains("base_20260102_150405"), "{unreadable:?}");
         for base in [&newer, &older] {
             fs::write(base.dir(&archive).join(DESCRIPTION), serde_json::to_string(base).unwrap()).unwrap();
         }

@@ -1,6 +1,6 @@
 //! Lay a base backup out as a data directory, checked against PostgreSQL's manifest.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
 
-use super::archive::Archive;
+use super::archive::{Archive, list};
 use super::catalog::{self, Base};
 use super::header::Header;
 use super::manifest::{self, Manifest, Seen};
@@ -95,10 +95,12 @@ pub fn create(path: &Path, owner: Option<&Identity>) -> io::Result<File> {
 }
 
 /// What lies in `pg_wal` on the way of `lineage` and was never archived: the segment in which the server ended, and those
-/// that still waited.
-pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -> Vec<Name> {
-    let Ok(entries) = fs::read_dir(pg_wal) else { return Vec::new() };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<Name>().ok());
+/// that still waited. Nothing where there is no such directory.
+///
+/// # Errors
+/// It cannot be read.
+pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -> anyhow::Result<Vec<Name>> {
+    let names = list(pg_wal)?.into_iter().filter_map(|path| path.file_name()?.to_str()?.parse::<Name>().ok());
     let wanted = |name: &Name| match name {
         Name::History(_) => true,
         Name::Segment(segment) => {
@@ -109,7 +111,7 @@ pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -
         }
         Name::Partial(_) | Name::Backup(..) => false,
     };
-    names.filter(|name| !archive.has(*name) && wanted(name)).collect()
+    Ok(names.filter(|name| !archive.has(*name) && wanted(name)).collect())
 }
 
 /// A segment made ahead by renaming an old one begins with that one's header.
@@ -132,6 +134,7 @@ pub fn carry_over(names: &[Name], from: &Path, to: &Path, owner: Option<&Identit
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::MetadataExt;
 
     use super::super::archive::tests::{SYSTEM, segment};
@@ -151,11 +154,12 @@ mod tests {
         fs::copy(pg_wal.join(&names[0]), pg_wal.join(&names[2])).unwrap();
         fs::write(pg_wal.join(&names[3]), [0; 8192]).unwrap();
         fs::write(pg_wal.join("00000002.history"), "1\t0/3000000\tx\n").unwrap();
-        let mut found: Vec<_> = unarchived(&archive, &pg_wal, None).iter().map(Name::to_string).collect();
+        let mut found: Vec<_> = unarchived(&archive, &pg_wal, None).unwrap().iter().map(Name::to_string).collect();
         found.sort();
         assert_eq!(found, [&names[1], "00000002.history"]);
         let lineage = Lineage::read(2, "1\t0/2000000\tx\n").unwrap();
-        let found: Vec<_> = unarchived(&archive, &pg_wal, Some(&lineage)).iter().map(Name::to_string).collect();
+        let found: Vec<_> =
+            unarchived(&archive, &pg_wal, Some(&lineage)).unwrap().iter().map(Name::to_string).collect();
         assert_eq!(found, ["00000002.history"], "the segment is not on that way");
         let to = temp.path().join("new");
         fs::create_dir(&to).unwrap();

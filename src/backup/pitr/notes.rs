@@ -58,6 +58,10 @@ impl Ahead {
     }
 }
 
+fn is_history(name: &str) -> bool {
+    name.ends_with(".history")
+}
+
 fn stamp(meta: &Metadata) -> String {
     let changed = format!("{}.{:09}", meta.ctime(), meta.ctime_nsec());
     format!("{}:{}:{}:{}.{:09}:{changed}", meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec())
@@ -145,12 +149,14 @@ impl Notes {
         fs::metadata(self.dir.join(GIVEN_UP)).ok()?.modified().ok()
     }
 
-    /// Let PostgreSQL take what waits for archived, in its own way; what is dropped.
+    /// Let PostgreSQL take the segments that wait for archived, in its own way; how many were dropped. A timeline's history
+    /// goes on waiting: it takes a few bytes, and without it no recovery finds the way to what comes after.
     ///
     /// # Errors
     /// A name cannot be changed.
     pub fn drop_ready(&self) -> io::Result<usize> {
-        let (ready, status) = (self.ready(), self.dir.join("archive_status"));
+        let (mut ready, status) = (self.ready(), self.dir.join("archive_status"));
+        ready.retain(|name| !is_history(name));
         for name in &ready {
             let (from, to) = (status.join(format!("{name}.ready")), status.join(format!("{name}.done")));
             match durable::rename(&from, &to) {
@@ -180,8 +186,13 @@ impl Notes {
         let names =
             entries.flatten().filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".ready")?.to_owned()));
         let mut names: Vec<String> = names.collect();
-        names.sort_by_key(|name| (!name.ends_with(".history"), name.clone()));
+        names.sort_by_key(|name| (!is_history(name), name.clone()));
         names
+    }
+
+    /// Whether a timeline's history waits. PostgreSQL asks for no segment before it is archived.
+    pub fn history_waits(&self) -> bool {
+        self.ready().first().is_some_and(|name| is_history(name))
     }
 
     /// Since when `name` is to be archived.

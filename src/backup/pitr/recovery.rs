@@ -11,10 +11,12 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
+use super::tablespaces::PREVENTED;
 use super::target::Target;
 use super::wal::Lsn;
 use crate::config::{Settings, memory};
 use crate::exit::{Code, Failure, with_disk_full};
+use crate::plan::CommandLine;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::log;
@@ -68,7 +70,9 @@ pub struct Recovered {
 pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
     let home = recovery.home;
     configure(recovery)?;
-    let command = server::command(home, recovery.installation, &[]);
+    // On the command line too: what ALTER SYSTEM has set wins over postgresql.conf.
+    let own = |command: CommandLine, (name, value)| command.arg("-c").arg(format!("{name}={value}"));
+    let command = settings_of(recovery).into_iter().fold(server::command(home, recovery.installation, &[]), own);
     let (mut child, output) = process::spawn(&command, &[], Signal::SIGINT).context("start PostgreSQL")?;
     let pid = child.pid();
     let mut killer = Killer(Some(pid));
@@ -170,14 +174,26 @@ fn settings_of(recovery: &Recovery<'_>) -> Vec<(&'static str, String)> {
         ("restore_command", recovery.restore_command.clone()),
         ("recovery_target_timeline", recovery.timeline.to_string()),
         ("recovery_target_action", "promote".into()),
+        ("recovery_target_inclusive", "on".into()),
         // Nobody is to read from it before it is promoted, and without readers no limit of the old server binds.
         ("hot_standby", "off".into()),
+        // Neither subscriptions nor an extension's jobs: they would act for a cluster that is not in place.
+        ("max_worker_processes", "0".into()),
     ];
-    match recovery.target {
-        Target::Time(_) => more.push(("recovery_target_time", recovery.target.to_string())),
-        Target::Lsn(_) => more.push(("recovery_target_lsn", recovery.target.to_string())),
-        Target::End => {}
-    }
+    // What the cluster was told to run when it archives or recovers is for the cluster in its place: it may remove WAL.
+    let commands = ["archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command"];
+    // PostgreSQL refuses a second target, which an earlier restore by another program may have left.
+    let targets = ["recovery_target", "recovery_target_name", "recovery_target_xid"];
+    let (time, lsn) = match recovery.target {
+        Target::Time(_) => (recovery.target.to_string(), String::new()),
+        Target::Lsn(_) => (String::new(), recovery.target.to_string()),
+        Target::End => (String::new(), String::new()),
+    };
+    more.extend(commands.into_iter().chain(targets).map(|name| (name, String::new())));
+    let mut times = [("recovery_target_time", time), ("recovery_target_lsn", lsn)];
+    // The empty one first: it would take the other back.
+    times.sort_by_key(|(_, target)| !target.is_empty());
+    more.extend(times);
     more
 }
 
@@ -214,7 +230,16 @@ fn failure(recovery: &Recovery<'_>, exit: Exit, lines: &[String]) -> anyhow::Err
         let last = last_transaction(lines);
         let last =
             last.map_or_else(|| "no transaction is in it".into(), |time| format!("its last transaction is of {time}"));
-        let text = format!("the WAL ends before {}: {last}; `--to-end` restores all of it", recovery.target);
+        let (target, timeline) = (recovery.target, recovery.timeline);
+        let text = format!("the WAL ends before {target}: {last}; `--to-end --timeline {timeline}` restores all of it");
+        return Failure::new(Code::Failed, text).into();
+    }
+    if lines.iter().any(|line| line.contains(PREVENTED)) {
+        let text = format!(
+            "a recovery to {} would make a tablespace, in the directory that may hold the present data. Nothing was changed; \
+             restore to a moment before CREATE TABLESPACE",
+            recovery.target
+        );
         return Failure::new(Code::Failed, text).into();
     }
     let fatal = |line: &&String| ["FATAL", "PANIC", "ERROR", "tandem wal"].iter().any(|word| line.contains(word));

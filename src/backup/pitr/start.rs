@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::archive::Archive;
-use super::command;
+use super::{command, tablespaces};
 use crate::config::Settings;
 use crate::exit::in_words;
 use crate::postgres::home::Home;
@@ -34,6 +34,9 @@ pub fn archiving(settings: &Settings, home: &Home) -> anyhow::Result<Option<Arch
     if let Err(error) = archive.prepare(system_identifier(&home.data)?, owner) {
         tracing::error!("WAL cannot be archived: {}", in_words(&error));
     }
+    if let Some(refusal) = tablespaces::refusal(&tablespaces::of(&home.data)?) {
+        tracing::error!("{refusal}");
+    }
     let program = command::program(&home.run, home.server.as_ref())?;
     let command = command::archive_command(&program, &archive)?;
     Ok(Some(Archiving { command, timeout: pitr.archive_timeout }))
@@ -45,9 +48,24 @@ pub fn archiving(settings: &Settings, home: &Home) -> anyhow::Result<Option<Arch
 /// # Errors
 /// There is no cluster in `data`.
 pub fn system_identifier(data: &Path) -> anyhow::Result<u64> {
-    let path = data.join("global/pg_control");
     let mut bytes = [0; 8];
-    let read = File::open(&path).and_then(|mut file| file.read_exact(&mut bytes));
-    read.with_context(|| format!("read {}", path.display()))?;
+    control(data, &mut bytes)?;
     Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The timeline of the cluster in `data`: that of its last checkpoint, 48 bytes into the control file.
+///
+/// # Errors
+/// There is no cluster in `data`.
+pub fn timeline(data: &Path) -> anyhow::Result<u32> {
+    let mut bytes = [0; 52];
+    control(data, &mut bytes)?;
+    let [.., a, b, c, d] = bytes;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+fn control(data: &Path, bytes: &mut [u8]) -> anyhow::Result<()> {
+    let path = data.join("global/pg_control");
+    let read = File::open(&path).and_then(|mut file| file.read_exact(bytes));
+    read.with_context(|| format!("read {}", path.display()))
 }

@@ -18,6 +18,17 @@ pub enum Target {
     End,
 }
 
+impl Target {
+    /// Whether `base` had ended by then.
+    pub fn is_behind(self, base: &Base) -> bool {
+        match self {
+            Self::Time(time) => base.ended <= time,
+            Self::Lsn(lsn) => base.stop_lsn <= lsn,
+            Self::End => true,
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -96,11 +107,7 @@ pub fn choose<'a>(bases: &'a [Base], lineage: &Lineage, target: Target) -> Resul
     }
     let on_the_way: Vec<&Base> =
         bases.iter().filter(|base| lineage.passes(base.stop_timeline, base.stop_lsn)).collect();
-    let before = |base: &&&Base| match target {
-        Target::Time(time) => base.ended <= time,
-        Target::Lsn(lsn) => base.stop_lsn <= lsn,
-        Target::End => true,
-    };
+    let before = |base: &&&Base| target.is_behind(base);
     let order = |base: &&&Base| (base.stop_lsn, base.ended);
     match (on_the_way.iter().filter(before).max_by_key(order), on_the_way.iter().min_by_key(order)) {
         (Some(base), _) => Ok(base),

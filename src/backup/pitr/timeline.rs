@@ -5,6 +5,9 @@
 
 use super::wal::{Lsn, Segment};
 
+/// What stands in for a history that was lost: PostgreSQL reads a comment, and gives the number to no other timeline.
+pub const LOST: &str = "# lost\n";
+
 /// A part of the way: this timeline, up to this position; `None`: to its end, wherever that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stretch {
@@ -40,6 +43,11 @@ impl Lineage {
         }
         stretches.push(Stretch { timeline, until: None });
         Ok(Self(stretches))
+    }
+
+    /// That of a timeline whose history is not known: nothing else is on the way.
+    pub fn alone(timeline: u32) -> Self {
+        Self(vec![Stretch { timeline, until: None }])
     }
 
     /// The timeline that it leads to.

@@ -115,6 +115,11 @@ impl Name {
             Self::History(_) => None,
         }
     }
+
+    /// The timeline of which this is the history.
+    pub fn begun(self) -> Option<u32> {
+        if let Self::History(timeline) = self { Some(timeline) } else { None }
+    }
 }
 
 impl fmt::Display for Name {

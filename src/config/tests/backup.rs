@@ -8,10 +8,11 @@ use crate::config::AtLimit;
 #[test]
 fn a_nested_section_finds_its_fields() {
     let file = "[workers]\napp = 'main:app'\n[backup.pitr]\nenabled = true\ndir = '/backups/pitr'\nmax_backlog = '64MB'\n\
-                at_limit = 'give_up'\narchive_timeout = '5s'\nbase_backups = 3\n";
+                at_limit = 'give_up'\narchive_timeout = '5s'\nbase_backups = 3\nkeep_days = 9\n";
     let pitr = project(&[("tandem.toml", file)]).loaded().settings.backup.pitr;
     assert_eq!((pitr.enabled, pitr.dir.unwrap().to_str(), pitr.max_backlog), (true, Some("/backups/pitr"), 64 << 20));
-    assert_eq!((pitr.at_limit, pitr.archive_timeout, pitr.base_backups), (AtLimit::GiveUp, Duration::from_secs(5), 3));
+    assert_eq!((pitr.at_limit, pitr.archive_timeout), (AtLimit::GiveUp, Duration::from_secs(5)));
+    assert_eq!((pitr.base_backups, pitr.keep_days), (3, 9));
     let pitr = project(&[("tandem.toml", APP)])
         .environment(&[("TANDEM_BACKUP__PITR__ENABLED", "true")])
         .loaded()
@@ -28,6 +29,8 @@ fn what_archiving_needs_is_nobody_elses_to_set() {
         with("[backup.pitr]\nenabled = true\n[postgres.settings]\narchive_command = 'true'\nWAL_level = 'minimal'\n");
     assert!(refused.contains("archive_command follows from [backup.pitr]"), "{refused}");
     assert!(refused.contains("wal_level follows from"), "{refused}");
+    let logical = format!("{APP}\n[backup.pitr]\nenabled = true\n[postgres.settings]\nwal_level = 'Logical'\n");
+    assert!(project(&[("tandem.toml", &logical)]).load().is_ok(), "it holds what recovery needs, and more");
     let refused = with("[backup.pitr]\nenabled = true\narchive_timeout = '1500ms'\n");
     assert!(refused.contains("whole seconds"), "{refused}");
     let refused = with("[backup.ptr]\nenabled = true\n");
