@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::time::Duration;
 
 use crate::common::backups::{backup, command, dir, finals, sql};
 use crate::common::namespace::mount_namespace;
@@ -120,9 +121,20 @@ fn metrics_tell_of_room_backups_and_wal() {
     assert!(text.ends_with("# EOF\n"), "{text}");
 }
 
+/// How long a request may take to be sent once it is begun.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+
 /// One request to a server of the test's own: what was sent, answered with 200.
 fn hear(listener: &TcpListener) -> String {
-    let (mut stream, _) = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut accepted = None;
+    wait_for("a request", || {
+        accepted = listener.accept().ok();
+        accepted.is_some()
+    });
+    let (mut stream, _) = accepted.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(REQUEST_LIMIT)).unwrap();
     let mut heard = Vec::new();
     let mut block = [0; 4096];
     while !String::from_utf8_lossy(&heard).ends_with('}') {
