@@ -193,6 +193,9 @@ async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<(
     let Some(why) = notes.given_up() else { return Ok(()) };
     // Wherever it was not marked, because the archive was out of reach, it is now.
     let last = notes.last_archived().and_then(|(name, _)| name.parse::<Name>().ok()?.segment());
+    // Where that was a history, it says nothing of segments.
+    let newest = || anyhow::Ok(source.archive.names()?.into_iter().filter_map(Name::segment).max());
+    let last = if last.is_some() { last } else { newest()? };
     let first_lost = last.map_or(Segment::of(1, Lsn(0), segment_size), |last| last.next(segment_size));
     source.archive.mark_gap(first_lost, &why)?;
     notes.resume().context("take the archiving up again")?;
