@@ -1,9 +1,12 @@
 //! The command line: commands, their arguments and their help. What each command does is in `commands/`.
 
+mod harness;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+pub use harness::{Database, TestArgs};
 
 /// Runs PostgreSQL 16 and a Python ASGI backend as one process tree.
 #[derive(Debug, Parser)]
@@ -68,6 +71,19 @@ pub enum Command {
         /// Print each variable of the workers in a line of its own, however many there are
         #[arg(long)]
         all: bool,
+    },
+    /// Show free room, and what of Tandem's own takes room and need not: leftovers, kept databases
+    #[command(after_help = "Examples: tandem doctor\n          tandem doctor --fix")]
+    Doctor {
+        /// Remove leftovers; the databases that restores replaced only after a confirmation
+        #[arg(long)]
+        fix: bool,
+        /// Do not ask for confirmation
+        #[arg(long, requires = "fix")]
+        yes: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Apply, take back or list the migrations of the database's schema
     #[command(after_help = "Example: tandem migrate up && tandem migrate status --json")]
@@ -383,60 +399,6 @@ pub struct RestoreArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Arguments of `tandem test`.
-#[derive(Debug, Args)]
-pub struct TestArgs {
-    /// Leave the server running, and print how to connect
-    #[arg(long)]
-    pub keep: bool,
-    /// Leave the server running if the command fails
-    #[arg(long)]
-    pub keep_on_failure: bool,
-    /// Run the application's workers too; $TANDEM_BASE_URL says where
-    #[arg(long)]
-    pub workers: bool,
-    /// What makes the schema: none, seaorm, or a command line [default: migrations.run]
-    #[arg(long, value_name = "none|seaorm|CMD")]
-    pub migrations: Option<String>,
-    /// Fill the template from an SQL file or a Python callable (module:function); may be repeated
-    #[arg(long, value_name = "FILE|CALLABLE")]
-    pub seed: Vec<String>,
-    /// Make the template again, even if a cached one fits
-    #[arg(long)]
-    pub rebuild: bool,
-    /// Serve IntegreSQL's interface on loopback, at $INTEGRESQL_CLIENT_BASE_URL
-    #[arg(long)]
-    pub integresql: bool,
-    /// The command and its arguments [default: pytest]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
-    pub command: Vec<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Database {
-    /// Print the URL of a fresh database for one test
-    New {
-        /// Print the URL of the database that all read-only tests share
-        #[arg(long)]
-        shared: bool,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Give a database back to the pool
-    Drop {
-        /// The database's name or URL
-        #[arg(value_name = "NAME|URL")]
-        database: String,
-        /// The test failed: keep the database to be looked at, while there are few of these
-        #[arg(long)]
-        failed: bool,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 impl Common {

@@ -1,5 +1,6 @@
 //! The directory of backups: what is in it, who may write to it, what an interrupted run left.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::DeserializeOwned;
 
-use super::files::{self, PARTIAL};
+use super::files::{self, PARTIAL, Partial};
 use super::ledger;
 use super::manifest::{LAYOUT, Manifest, Verdict};
 use super::name::Name;
@@ -18,10 +19,17 @@ use crate::durable::{self, Lock, LockError};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::{Home, make_dir};
 
+/// What lies beside a backup, by the ending of its name.
+const BESIDE: [&str; 4] = ["manifest.json", "verdict.json", "globals.sql", ledger::ENDING];
+/// What begins the name of a note that a backup's files are being named or removed; its stem follows.
+const NAMING: &str = ".partial-naming-";
+
 /// A directory of backups.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     dir: PathBuf,
+    /// The data directory of the server on this machine, if it is known.
+    server_data: Option<PathBuf>,
 }
 
 /// One backup in it.
@@ -37,12 +45,18 @@ pub struct Entry {
 
 impl Catalog {
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), server_data: None }
     }
 
     /// Where `settings` keep backups.
     pub fn of(settings: &Settings, home: &Home) -> Self {
-        Self { dir: settings.backup.dir.clone().unwrap_or_else(|| home.state.join("backups")) }
+        let dir = settings.backup.dir.clone().unwrap_or_else(|| home.state.join("backups"));
+        Self { dir, server_data: Some(home.data.clone()) }
+    }
+
+    /// The data directory of the server on this machine, whose disk this directory may be on.
+    pub fn server_data(&self) -> Option<&Path> {
+        self.server_data.as_deref()
     }
 
     pub fn dir(&self) -> &Path {
@@ -80,13 +94,85 @@ impl Catalog {
 
     /// Whoever left it is gone: its lock is ours.
     fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return };
-        for entry in entries.filter_map(Result::ok) {
-            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-                tracing::info!("removing {}, which an interrupted run left", entry.path().display());
-                let _ = durable::remove(&entry.path());
+        for path in self.unfinished() {
+            tracing::info!("removing {}, which an interrupted run left", path.display());
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(stem) = name.strip_prefix(NAMING)
+                && !self.dumps().iter().any(|dump| dump.stem() == stem)
+            {
+                self.remove_beside(stem);
             }
+            let _ = durable::remove(&path);
         }
+    }
+
+    /// What runs have begun and not ended: of no use unless one of them runs now and holds the lock.
+    pub fn unfinished(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
+        entries.filter(|it| it.file_name().to_string_lossy().starts_with(PARTIAL)).map(|it| it.path()).collect()
+    }
+
+    /// Manifests, roles and verdicts whose backup is not there.
+    pub fn orphans(&self) -> Vec<PathBuf> {
+        let dumps: BTreeSet<String> = self.dumps().iter().map(Name::stem).collect();
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
+        let is_orphan = |name: &str| {
+            let stem = BESIDE.iter().find_map(|ending| name.strip_suffix(ending)?.strip_suffix('.'));
+            // Its stem with the ending of a dump is a backup's name, or it is none of ours.
+            stem.is_some_and(|stem| Name::parse(&format!("{stem}.sql")).is_some() && !dumps.contains(stem))
+        };
+        entries.filter(|it| it.file_name().to_str().is_some_and(is_orphan)).map(|it| it.path()).collect()
+    }
+
+    /// The names of all backups' files, whether they are whole or not.
+    fn dumps(&self) -> Vec<Name> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
+        entries.filter_map(|entry| entry.file_name().to_str().and_then(Name::parse)).collect()
+    }
+
+    /// Give a new backup its names. Its own comes last: a process that dies before that leaves nothing but what lies beside
+    /// the backup, and a note by which the next one removes it.
+    ///
+    /// # Errors
+    /// A name is taken, or cannot be written.
+    pub fn publish(
+        &self,
+        name: &Name,
+        dump: Partial,
+        roles: Option<Partial>,
+        manifest: &Manifest,
+    ) -> anyhow::Result<()> {
+        let naming = self.note_naming(name)?;
+        let named = self.name_all(name, dump, roles, manifest);
+        if named.is_err() {
+            self.remove_beside(&name.stem());
+        }
+        let _ = durable::remove(&naming);
+        named
+    }
+
+    fn name_all(&self, name: &Name, dump: Partial, roles: Option<Partial>, manifest: &Manifest) -> anyhow::Result<()> {
+        if let Some(roles) = roles {
+            let path = self.beside(name, "globals.sql");
+            roles.publish(&path).with_context(|| format!("name {}", path.display()))?;
+        }
+        files::write_json(&self.beside(name, "manifest.json"), manifest)?;
+        dump.publish(&self.dir.join(name.to_string())).with_context(|| format!("name {name}"))
+    }
+
+    /// Remove what lies beside a backup that is not there.
+    fn remove_beside(&self, stem: &str) {
+        for ending in BESIDE {
+            let _ = durable::remove(&self.dir.join(format!("{stem}.{ending}")));
+        }
+    }
+
+    /// Note that the files of the backup `name` are being named or removed; where its own file is missing then, the others
+    /// are nobody's.
+    fn note_naming(&self, name: &Name) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join(format!("{NAMING}{}", name.stem()));
+        let noted = fs::File::create(&path).and_then(|file| file.sync_all()).and_then(|()| durable::sync_parent(&path));
+        noted.map(|()| path.clone()).with_context(|| format!("write {}", path.display()))
     }
 
     /// A name for a backup begun at `now` that nothing here has.
@@ -201,14 +287,22 @@ impl Catalog {
         files::write_json(&self.beside(name, "verdict.json"), verdict)
     }
 
-    /// Remove a backup and all beside it: its manifest first, so that what is left of an interruption is no backup.
+    /// Remove a backup and all beside it. Its own name goes first, in one step: of what an interruption leaves, nothing is a
+    /// backup, and the next run removes it.
     ///
     /// # Errors
     /// It cannot be removed.
     pub fn remove(&self, name: &Name) -> anyhow::Result<()> {
-        let beside =
-            ["manifest.json", "verdict.json", "globals.sql", ledger::ENDING].map(|ending| self.beside(name, ending));
-        for path in beside.iter().chain([&self.dir.join(name.to_string())]) {
+        let (path, naming) = (self.dir.join(name.to_string()), self.note_naming(name)?);
+        let gone = self.dir.join(format!("{PARTIAL}{}-{name}", std::process::id()));
+        match durable::rename(&path, &gone) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => durable::sync_dir(&self.dir).with_context(|| format!("remove {}", path.display()))?,
+        }
+        let beside = BESIDE.map(|ending| self.beside(name, ending));
+        for path in beside.iter().chain([&gone, &naming]) {
             durable::remove(path).with_context(|| format!("remove {}", path.display()))?;
         }
         Ok(())

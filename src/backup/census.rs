@@ -1,8 +1,11 @@
 //! Count what a database holds, in the snapshot that a dump takes it in.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, query_scalar, raw_sql};
 
+use super::contents::{self, Digests};
 use super::manifest::{Census, Properties};
 use crate::postgres::provision::identifier;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
@@ -20,6 +23,8 @@ macro_rules! ours {
                          AND depend.objid = class.oid AND depend.deptype = 'e')"
     };
 }
+pub(super) use ours;
+
 /// The relation that `oid`, an expression, leads to, and its schema.
 macro_rules! of_relation {
     ($oid:literal) => {
@@ -130,15 +135,29 @@ impl Snapshot {
         names.collect()
     }
 
-    /// Count all that the snapshot holds. How long that may take, the caller says (`backup.limit`).
+    /// Where each sequence is now.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn sequences(&mut self) -> anyhow::Result<BTreeMap<String, Option<i64>>> {
+        contents::sequences(&mut self.session).await
+    }
+
+    /// Count all that the snapshot holds, with digests of the rows if `digests`. How long that may take, the caller says
+    /// (`backup.limit`).
     ///
     /// # Errors
     /// A table cannot be read.
-    pub async fn census(&mut self) -> anyhow::Result<Census> {
+    pub async fn census(&mut self, digests: bool) -> anyhow::Result<Census> {
         let mut census = Census::default();
         let tables = self.tables().await?;
         let session = &mut self.session;
+        let mut digests = if digests { Some(Digests::begin(session).await?) } else { None };
         for (schema, name, root) in tables {
+            if let Some(digests) = &mut digests {
+                let belongs_to = root.clone().unwrap_or_else(|| format!("{schema}.{name}"));
+                digests.add(session, (&schema, &name), &belongs_to).await?;
+            }
             if let Some(root) = root {
                 census.partitions.insert(format!("{schema}.{name}"), root);
             }
@@ -155,6 +174,10 @@ impl Snapshot {
             }
             census.rows.insert(format!("{schema}.{name}"), rows.cast_unsigned());
         }
+        if let Some(digests) = &mut digests {
+            digests.add_large_objects(session).await?;
+        }
+        census.contents = digests.map(Digests::end);
         census.constraints = Some(sorted(session, "list the constraints", CONSTRAINTS).await?);
         census.objects = Some(sorted(session, "list what else there is", OBJECTS).await?);
         let row =

@@ -11,8 +11,9 @@ use super::catalog::{Catalog, Entry, is_older};
 use super::files::Partial;
 use super::manifest::Manifest;
 use super::name::{Format, Name};
+use super::room::Guard;
 use super::store::{Destination, Patience, Recipients, Store};
-use crate::config::Settings;
+use crate::config::{Room, Settings};
 use crate::exit::{Code, Failure};
 use crate::telemetry::{self, Progress};
 
@@ -24,6 +25,8 @@ const MANIFEST: &str = ".manifest.json";
 pub struct Copies {
     pub destination: Destination,
     store: Store,
+    /// What stays free of the disk that is written to.
+    stop_free: Room,
 }
 
 /// A backup that a place holds.
@@ -58,7 +61,7 @@ impl Copies {
         if let Some(identity) = &settings.backup.identity_file {
             store = store.opened_with(identity);
         }
-        Ok(Self { destination, store })
+        Ok(Self { destination, store, stop_free: settings.disk.stop_free })
     }
 
     /// Send the backup `entry` of `catalog`.
@@ -72,11 +75,26 @@ impl Copies {
                 format!("{name} is a directory, and copies are files: use backup.format = \"custom\" or \"plain\"");
             return Err(Failure::new(Code::Config, message).into());
         }
-        let progress = telemetry::progress(format!("sending {name} to {}", self.destination));
         let globals = catalog.beside(name, "globals.sql");
         let files =
             [Some(entry.path.clone()), globals.exists().then_some(globals), Some(catalog.beside(name, &MANIFEST[1..]))];
-        for file in files.into_iter().flatten() {
+        let sizes = files.iter().flatten().map(|file| file.metadata().map_or(0, |meta| meta.len()));
+        let room = Guard::new("copy", self.stop_free, catalog.server_data());
+        let room = match self.destination.directory() {
+            Some(dir) => room.claim(dir, sizes.sum()).advice(format!("Make room in {}", self.destination)),
+            None => room,
+        };
+        room.hold(self.send_all(catalog, name, files.into_iter().flatten())).await
+    }
+
+    async fn send_all(
+        &self,
+        catalog: &Catalog,
+        name: &Name,
+        files: impl Iterator<Item = PathBuf>,
+    ) -> anyhow::Result<()> {
+        let progress = telemetry::progress(format!("sending {name} to {}", self.destination));
+        for file in files {
             let there = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let show = shower(&progress, format!("sending {there} to {}", self.destination));
             let sent = self.store.put(&file, &there, &show).await.map_err(Failure::from);
@@ -140,6 +158,19 @@ impl Copies {
             return Ok(there);
         }
         let _lock = catalog.lock()?;
+        let size = self.size_of(name).await?;
+        let room = Guard::new("download", self.stop_free, catalog.server_data()).claim(catalog.dir(), size);
+        room.hold(self.fetch_all(name, catalog)).await
+    }
+
+    /// What the files of a copy take there.
+    async fn size_of(&self, name: &Name) -> anyhow::Result<u64> {
+        let stem = format!("{}.", name.stem());
+        let listed = self.store.list().await.map_err(Failure::from)?;
+        Ok(listed.iter().filter(|entry| entry.name.starts_with(&stem)).map(|entry| entry.size).sum())
+    }
+
+    async fn fetch_all(&self, name: &Name, catalog: &Catalog) -> anyhow::Result<Entry> {
         let progress = telemetry::progress(format!("fetching {name} from {}", self.destination));
         // The manifest says what else there is.
         let manifest_name = format!("{}{MANIFEST}", name.stem());
@@ -153,8 +184,9 @@ impl Copies {
             let brought = self.bring(&globals.file, catalog, &progress).await?;
             publish(brought, catalog.dir().join(&globals.file))?;
         }
-        publish(dump, catalog.dir().join(name.to_string()))?;
+        // The backup itself comes last: without it the others are none.
         publish(manifest, catalog.dir().join(manifest_name))?;
+        publish(dump, catalog.dir().join(name.to_string()))?;
         Ok(catalog.entry(name.clone()))
     }
 

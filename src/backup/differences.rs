@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::contents;
 use super::manifest::Census;
 
 /// What a constraint's definition begins with.
@@ -24,6 +25,7 @@ impl Census {
             differences.push(format!("the schema's version is {got}, not {wanted}"));
         }
         differences.extend(self.rows_that_differ(found));
+        differences.extend(contents::differences(self, found));
         if let (Some(wanted), Some(got)) = (&self.constraints, &found.constraints) {
             differences.extend(lost_and_new("constraint ", wanted, got, comparable));
         }

@@ -12,12 +12,14 @@ use sea_orm::sqlx::{Connection, query_scalar};
 use super::catalog::Catalog;
 use super::census::Snapshot;
 use super::compress::{self, Written};
-use super::files::{self, Partial, digest};
+use super::contents;
+use super::estimate;
+use super::files::{Partial, digest};
 use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
 use super::reach::Reach;
-use super::room;
-use crate::config::{Backup, Compression, Room, Settings};
+use super::room::Guard;
+use crate::config::{Backup, Compression, Room, Settings, Verify};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::postgres::embedded::{PgDumpAllBuilder, PgDumpBuilder, dbname};
 use crate::process::{self, Streamed, Streaming};
@@ -44,13 +46,22 @@ pub struct Wanted<'a> {
     pub limit: Duration,
     /// What it must leave free.
     pub stop_free: Room,
+    /// Whether the rows are digested, so that a proof compares them.
+    pub digests: bool,
 }
 
 impl<'a> Wanted<'a> {
     /// What `settings` want of `database`.
     pub fn of(settings: &Settings, database: &'a str) -> Self {
-        let Backup { format, compression, limit, .. } = settings.backup;
-        Self { database, format, compression, limit, stop_free: settings.disk.stop_free }
+        let Backup { format, compression, limit, verify, .. } = settings.backup;
+        Self {
+            database,
+            format,
+            compression,
+            limit,
+            stop_free: settings.disk.stop_free,
+            digests: verify == Verify::Content,
+        }
     }
 }
 
@@ -70,27 +81,33 @@ pub async fn take(
             "the newest backup is of {newest}, which is in the future: the clock was set back, or was wrong then"
         );
     }
-    enough_room(reach, catalog, &wanted).await?;
+    let database_bytes = size_of(reach, wanted.database).await?;
+    let room = room(catalog, &wanted, database_bytes)?;
+    room.check()?;
     let name = Name::new(wanted.database, now, wanted.format, file_compression(&wanted));
     let name = catalog.free_name(name);
-    let taking = whole(reach, catalog, wanted, &name);
+    let taking = room.hold(whole(reach, catalog, wanted, &name, database_bytes));
     tokio::time::timeout(wanted.limit, taking).await.map_err(|_| {
         Failure::new(Code::Temporary, format!("the backup took longer than backup.limit, {:?}", wanted.limit))
     })?
 }
 
-/// Refuse what the disk has no room for.
-async fn enough_room(reach: &Reach, catalog: &Catalog, wanted: &Wanted<'_>) -> anyhow::Result<()> {
-    let last = catalog.entries(Some(wanted.database))?.into_iter().rev().find_map(|entry| entry.manifest.ok());
-    let mut session = reach.session(wanted.database).await?;
+/// The room that the backup needs.
+fn room(catalog: &Catalog, wanted: &Wanted<'_>, database_bytes: u64) -> anyhow::Result<Guard> {
+    let entries = catalog.entries(Some(wanted.database))?;
+    let earlier = entries.iter().rev().filter_map(|entry| entry.manifest.as_ref().ok());
+    let expected = estimate::dump(earlier, database_bytes, wanted.compression);
+    let guard = Guard::new("backup", wanted.stop_free, catalog.server_data()).claim(catalog.dir(), expected);
+    Ok(guard.advice("Make room (`tandem backup prune`, `tandem doctor`), move backup.dir"))
+}
+
+/// How large `database` is, indexes included.
+async fn size_of(reach: &Reach, database: &str) -> anyhow::Result<u64> {
+    let mut session = reach.session(database).await?;
     let size = query_scalar::<_, i64>("SELECT pg_catalog.pg_database_size(pg_catalog.current_database())");
     let size = answered(ANSWER_LIMIT, "ask the database's size", size.fetch_one(&mut session)).await?;
     let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
-    let expected = room::expected(last.map(|manifest| manifest.size_bytes), size.cast_unsigned());
-    match room::FileSystem::of(catalog.dir()) {
-        Some(there) => Ok(room::check(catalog.dir(), there, expected, wanted.stop_free)?),
-        None => Ok(()),
-    }
+    Ok(size.cast_unsigned())
 }
 
 /// How the file as such is compressed: pg_restore's formats are compressed inside.
@@ -98,7 +115,13 @@ fn file_compression(wanted: &Wanted<'_>) -> Compression {
     if wanted.format == Format::Plain { wanted.compression } else { Compression::None }
 }
 
-async fn whole(reach: &Reach, catalog: &Catalog, wanted: Wanted<'_>, name: &Name) -> anyhow::Result<Manifest> {
+async fn whole(
+    reach: &Reach,
+    catalog: &Catalog,
+    wanted: Wanted<'_>,
+    name: &Name,
+    database_bytes: u64,
+) -> anyhow::Result<Manifest> {
     let began = Instant::now();
     let progress = telemetry::progress(format!("backing up database {}", wanted.database));
     let mut snapshot = Snapshot::export(reach.session(wanted.database).await?).await?;
@@ -111,12 +134,13 @@ async fn whole(reach: &Reach, catalog: &Catalog, wanted: Wanted<'_>, name: &Name
             Format::Custom | Format::Directory => archive(reach, wanted, &id, partial.path()).await,
         }
     };
-    let counting = async { snapshot.census().await };
-    let (dumped, census) = tokio::try_join!(dumping, counting)?;
+    let before = snapshot.sequences().await?;
+    let counting = async { snapshot.census(wanted.digests).await };
+    let (dumped, mut census) = tokio::try_join!(dumping, counting)?;
+    // One that was dropped meanwhile keeps the others from being read: then nothing is known of them.
+    census.sequences = snapshot.sequences().await.map(|after| contents::between(&before, &after)).unwrap_or_default();
     snapshot.close().await;
-    let globals = globals(reach, catalog, name, wanted.database).await?;
-    let (path, file) = (catalog.dir().join(name.to_string()), name.to_string());
-    tokio::task::spawn_blocking(move || partial.publish(&path)).await?.with_context(|| format!("name {file}"))?;
+    let (roles, globals) = globals(reach, catalog, name, wanted.database).await?.unzip();
     let manifest = Manifest {
         layout: LAYOUT,
         file: name.to_string(),
@@ -127,6 +151,7 @@ async fn whole(reach: &Reach, catalog: &Catalog, wanted: Wanted<'_>, name: &Name
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         size_bytes: dumped.size_bytes,
         sql_bytes: (wanted.format == Format::Plain).then_some(dumped.stream_bytes),
+        database_bytes: Some(database_bytes),
         sha256: dumped.sha256,
         globals,
         census,
@@ -134,8 +159,8 @@ async fn whole(reach: &Reach, catalog: &Catalog, wanted: Wanted<'_>, name: &Name
         pg_dump_version: reach.version().to_owned(),
         tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    files::write_json(&catalog.beside(name, "manifest.json"), &manifest)?;
-    Ok(manifest)
+    let (catalog, name, manifest) = (catalog.clone(), name.clone(), manifest);
+    tokio::task::spawn_blocking(move || catalog.publish(&name, partial, roles, &manifest).map(|()| manifest)).await?
 }
 
 /// What every dump is told.
@@ -218,7 +243,12 @@ fn make_private(path: &Path) -> std::io::Result<()> {
 }
 
 /// Roles and their settings. The passwords come along, as verifiers, only where we are the superuser.
-async fn globals(reach: &Reach, catalog: &Catalog, name: &Name, database: &str) -> anyhow::Result<Option<Globals>> {
+async fn globals(
+    reach: &Reach,
+    catalog: &Catalog,
+    name: &Name,
+    database: &str,
+) -> anyhow::Result<Option<(Partial, Globals)>> {
     let dump = PgDumpAllBuilder::new().dbname(dbname(database)).globals_only().no_password();
     let command = reach.client(&if reach.is_superuser() { dump } else { dump.no_role_passwords() });
     let path = catalog.beside(name, "globals.sql");
@@ -238,8 +268,7 @@ async fn globals(reach: &Reach, catalog: &Catalog, name: &Name, database: &str) 
         tracing::warn!("the roles are not backed up: {}", in_words(&error));
         return Ok(None);
     }
-    partial.publish(&path).with_context(|| format!("name {file}"))?;
-    Ok(Some(Globals { file, size_bytes: written.size_bytes, sha256: written.sha256 }))
+    Ok(Some((partial, Globals { file, size_bytes: written.size_bytes, sha256: written.sha256 })))
 }
 
 /// Make an error of a program that failed, with what it said.

@@ -1,10 +1,10 @@
 //! Make a backup of a dump that something else wrote: repair it, restore it, and keep it with what was found in it.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -12,11 +12,13 @@ use chrono::{DateTime, Utc};
 
 use super::catalog::Catalog;
 use super::compress::{self, Written};
-use super::files::{self, Partial, digest};
+use super::estimate::{self, Restorable};
+use super::files::{Partial, digest};
 use super::load::Load;
 use super::manifest::{Globals, LAYOUT, Manifest, Verdict};
 use super::name::{Format, Name};
 use super::repair::{Found, Refused, repair};
+use super::room::Guard;
 use super::verify::{Means, Trial, try_out};
 use crate::config::Compression;
 use crate::exit::{Code, Failure};
@@ -60,17 +62,27 @@ pub async fn import(
     let _lock = catalog.lock()?;
     let progress = telemetry::progress(format!("importing {}", file.display()));
     let name = catalog.free_name(Name::new(database, taken, Format::Plain, Compression::Gzip));
+    let compression = compression_of(file).map_err(|error| refuse(error.to_string()))?;
+    let size = file.metadata().map_err(|error| refuse(error.to_string()))?.len();
+    let room = Guard::new("import", means.settings.disk.stop_free, catalog.server_data())
+        .claim(catalog.dir(), estimate::import(size, compression));
+    room.check()?;
     let partial = Partial::beside(catalog.dir(), &name.to_string());
     let out = partial.create().with_context(|| format!("make {}", partial.path().display()))?;
     let passed = Arc::new(AtomicU64::new(0));
-    let (from, counter) = (file.to_owned(), passed.clone());
-    let mut copying = tokio::task::spawn_blocking(move || copy(&from, out, &counter));
-    let copied = loop {
-        match tokio::time::timeout(PROGRESS_INTERVAL, &mut copying).await {
-            Ok(copied) => break copied?,
-            Err(_) => progress.say(format!("importing: {} MB of SQL", passed.load(Ordering::Relaxed) >> 20)),
+    let (from, counter, goes_on) = (file.to_owned(), passed.clone(), GoesOn::default());
+    let ended = goes_on.0.clone();
+    let mut copying = tokio::task::spawn_blocking(move || copy(&from, compression, out, &counter, &ended));
+    let copying = async {
+        let _goes_on = goes_on;
+        loop {
+            match tokio::time::timeout(PROGRESS_INTERVAL, &mut copying).await {
+                Ok(copied) => return anyhow::Ok(copied?),
+                Err(_) => progress.say(format!("importing: {} MB of SQL", passed.load(Ordering::Relaxed) >> 20)),
+            }
         }
     };
+    let copied = room.hold(copying).await?;
     let (found, written) = match copied {
         Ok(copied) => copied,
         Err(Refused::Write(error)) => return Err(error).with_context(|| format!("write {}", partial.path().display())),
@@ -88,7 +100,13 @@ pub async fn import(
         },
         globals: Some(globals.path().to_owned()),
         properties: None,
-        size_bytes: written.size_bytes,
+        size: Restorable {
+            database_bytes: None,
+            sql_bytes: Some(written.stream_bytes),
+            size_bytes: written.size_bytes,
+            is_compressed: true,
+        },
+        digests: false,
     };
     let (census, damage) = try_out(means, &trial, &progress).await?.map_err(refuse)?;
     let lost = found.rows.iter().filter(|&(table, rows)| census.rows.get(table) != Some(rows));
@@ -100,8 +118,6 @@ pub async fn import(
     }
     let named_globals = catalog.beside(&name, "globals.sql");
     let (sha256, size_bytes) = digest(globals.path()).context("read the roles")?;
-    globals.publish(&named_globals).context("name the roles")?;
-    partial.publish(&catalog.dir().join(name.to_string())).with_context(|| format!("name {name}"))?;
     let unknown = || "unknown".to_owned();
     let manifest = Manifest {
         layout: LAYOUT,
@@ -113,6 +129,7 @@ pub async fn import(
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         size_bytes: written.size_bytes,
         sql_bytes: Some(written.stream_bytes),
+        database_bytes: None,
         sha256: written.sha256,
         globals: Some(Globals {
             file: named_globals.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -125,7 +142,7 @@ pub async fn import(
         pg_dump_version: found.pg_dump_version.clone().unwrap_or_else(unknown),
         tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    files::write_json(&catalog.beside(&name, "manifest.json"), &manifest)?;
+    catalog.publish(&name, partial, Some(globals), &manifest)?;
     let verdict = Verdict {
         sha256: manifest.sha256.clone(),
         verified: Utc::now(),
@@ -142,15 +159,50 @@ pub async fn import(
     })
 }
 
-/// Repair `from` into `out`: one thread reads and repairs, others compress.
-fn copy(from: &Path, out: File, passed: &AtomicU64) -> Result<(Found, Written), Refused> {
-    let mut file = BufReader::new(File::open(from).map_err(Refused::Read)?);
-    let compression = match file.fill_buf().map_err(Refused::Read)? {
+/// How `file` is compressed.
+fn compression_of(file: &Path) -> io::Result<Compression> {
+    Ok(match BufReader::new(File::open(file)?).fill_buf()? {
         start if start.starts_with(GZIP) => Compression::Gzip,
         start if start.starts_with(ZSTD) => Compression::Zstd,
         _ => Compression::None,
-    };
-    let stream = BufReader::new(compress::read(from, compression).map_err(Refused::Read)?);
+    })
+}
+
+/// Tells the threads that copy to end, when it is dropped: nobody waits for them any more.
+#[derive(Default)]
+struct GoesOn(Arc<AtomicBool>);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A stream that fails once it `ended` is set.
+struct Endable<'a, R> {
+    from: R,
+    ended: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Endable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.ended.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("the import was ended")),
+            false => self.from.read(buffer),
+        }
+    }
+}
+
+/// Repair `from` into `out`: one thread reads and repairs, others compress.
+fn copy(
+    from: &Path,
+    compression: Compression,
+    out: File,
+    passed: &AtomicU64,
+    ended: &AtomicBool,
+) -> Result<(Found, Written), Refused> {
+    let from = compress::read(from, compression).map_err(Refused::Read)?;
+    let stream = BufReader::new(Endable { from, ended });
     let (reader, writer) = io::pipe().map_err(Refused::Write)?;
     std::thread::scope(|scope| {
         let compressing = scope.spawn(|| compress::write(reader, out, Compression::Gzip, passed));

@@ -27,6 +27,9 @@ pub struct Manifest {
     /// Of the SQL before it was compressed, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql_bytes: Option<u64>,
+    /// Of the database when it was dumped, indexes included, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_bytes: Option<u64>,
     /// Of the file, in hexadecimal; of a directory's: of the list of its files with their own.
     pub sha256: String,
     /// `None` where none was made, as of an imported dump.
@@ -64,9 +67,34 @@ pub struct Census {
     /// on; `None` where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objects: Option<Vec<String>>,
+    /// Where each sequence was while the dump was taken; without those that begin anew at their end.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sequences: BTreeMap<String, SequenceSpan>,
+    /// A digest of the rows of each table, whatever their order, in hexadecimal (`backup.verify = "content"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<BTreeMap<String, String>>,
     /// What the database itself is like; `None` where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub properties: Option<Properties>,
+}
+
+/// The last values of a sequence before and after a dump read it, which it does at no certain moment; `None`: not used yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SequenceSpan {
+    pub first: Option<i64>,
+    pub last: Option<i64>,
+}
+
+impl SequenceSpan {
+    /// Whether the dump may have read `value`.
+    pub fn holds(self, value: Option<i64>) -> bool {
+        match (self.first, self.last, value) {
+            (first, last, value) if first == last => value == last,
+            (Some(first), Some(last), Some(value)) => (first.min(last)..=first.max(last)).contains(&value),
+            (Some(_), Some(_), None) => false,
+            _ => true,
+        }
+    }
 }
 
 /// What `CREATE DATABASE` decides.

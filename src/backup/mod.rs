@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! name · manifest        what a backup is called, what is written down beside it (pure)
-//! reach ─> census        the server; what it holds, in one snapshot
+//! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster; differences: what is compared (pure)
 //!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
 //! replication            subscriptions and slots, which stay with the database that is replaced
 //! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
 //! import ─> repair           the old scripts' files, made into backups
-//! catalog <─ retention · room     the directory of backups, which of them may go, whether one more fits (pure)
+//! catalog <─ retention     the directory of backups, and which of them may go (pure)
+//! room <─ estimate         whether something fits on its disk, and the watch while it is written; how large it becomes (pure)
 //! pitr                   recovery to any moment: the WAL archive, base backups, retention, backlog, restore
+//! doctor                 what of all this takes room and need not, and its removal
 //! scheduled              what the schedule does in one go, and the record of it; webhook: who is told of a failure
 //! ```
 //!
@@ -19,9 +21,12 @@
 pub mod catalog;
 mod census;
 mod compress;
+mod contents;
 pub mod copies;
 mod differences;
+pub mod doctor;
 pub mod dump;
+mod estimate;
 mod files;
 pub mod import;
 mod ledger;
@@ -38,6 +43,6 @@ mod roles;
 pub mod room;
 pub mod scheduled;
 pub mod store;
-mod swap;
+pub mod swap;
 pub mod verify;
 pub mod webhook;

@@ -48,6 +48,14 @@ impl Reach {
         Self { way: Way::Url(url.clone()), installation }
     }
 
+    /// The directories of the server, where it is Tandem's own.
+    pub fn home(&self) -> Option<&Home> {
+        match &self.way {
+            Way::Socket { home, .. } => Some(home),
+            Way::Url(_) => None,
+        }
+    }
+
     /// Whether all roles and every setting can be read and set.
     pub fn is_superuser(&self) -> bool {
         matches!(self.way, Way::Socket { .. })

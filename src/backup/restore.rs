@@ -5,17 +5,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
-use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_as, query_scalar, raw_sql};
 
 use super::catalog::{Catalog, Entry};
 use super::census::Snapshot;
 use super::copies::Copies;
+use super::estimate::{self, Restorable};
 use super::load::{self, Load};
 use super::manifest::Manifest;
+use super::pitr;
 use super::reach::Reach;
 use super::replication::{self, Held};
 use super::retention::State;
 use super::roles;
+use super::room::Guard;
 use super::swap::{self, Belonging};
 use super::verify::{altered, census};
 use crate::config::{MigrationRun, Settings};
@@ -26,6 +29,9 @@ use crate::telemetry;
 
 /// The key of the lock that lets one restore run at a time on a server: "restore" in ASCII.
 const LOCK_KEY: i64 = 0x0072_6573_746f_7265;
+/// How much WAL may lie in `pg_wal` before a checkpoint, and how much does.
+const WAL_SIZE: &str = "SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_wal_size')),
+                               (SELECT coalesce(sum(size), 0)::bigint FROM pg_catalog.pg_ls_waldir())";
 /// PostgreSQL's version here.
 const MAJOR: u32 = 16;
 
@@ -169,6 +175,20 @@ impl Restoring {
         Ok(Self { session })
     }
 
+    /// Whether somebody has it on this server.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn runs(session: &mut PgConnection) -> anyhow::Result<bool> {
+        let taken = query_scalar("SELECT pg_catalog.pg_try_advisory_lock($1)").bind(LOCK_KEY);
+        let is_ours: bool = answered(ANSWER_LIMIT, "look for a restore", taken.fetch_one(&mut *session)).await?;
+        if is_ours {
+            let given = query_scalar::<_, bool>("SELECT pg_catalog.pg_advisory_unlock($1)").bind(LOCK_KEY);
+            answered(ANSWER_LIMIT, "look for a restore", given.fetch_one(session)).await?;
+        }
+        Ok(!is_ours)
+    }
+
     /// Restore `entry` of `catalog` in the place of `database`, or as it where there is none.
     ///
     /// # Errors
@@ -186,8 +206,10 @@ impl Restoring {
         let progress = telemetry::progress(format!("restoring {}", entry.name));
         let new = Belonging::New.name(database, Utc::now());
         let limit = settings.backup.limit;
+        let room = self.room(reach, manifest, settings).await?;
+        room.check().with_context(|| format!("{}: nothing was changed", entry.name))?;
         let filling = self.fill(reach, catalog, (entry, manifest), settings, (database, &new), &progress);
-        let filled = tokio::time::timeout(limit, filling).await.unwrap_or_else(|_| {
+        let filled = tokio::time::timeout(limit, room.hold(filling)).await.unwrap_or_else(|_| {
             Err(Failure::new(Code::Temporary, format!("it took longer than backup.limit, {limit:?}")).into())
         });
         if let Err(error) = filled {
@@ -247,6 +269,25 @@ impl Restoring {
         })
     }
 
+    /// The room that filling a new database takes on the disks of a server of Tandem's own: its files, the WAL of writing
+    /// them, and the archive of that WAL.
+    async fn room(&mut self, reach: &Reach, manifest: &Manifest, settings: &Settings) -> anyhow::Result<Guard> {
+        let Some(home) = reach.home() else { return Ok(Guard::new("restore", settings.disk.stop_free, None)) };
+        let row = query_as::<_, (i64, i64)>(WAL_SIZE).fetch_one(&mut self.session);
+        let (max, present) = answered(ANSWER_LIMIT, "ask how much WAL there is", row).await?;
+        let loaded = Restorable::of(manifest).loaded();
+        let wal = estimate::wal(loaded, max.cast_unsigned(), present.cast_unsigned());
+        let guard = Guard::new("restore", settings.disk.stop_free, Some(&home.data));
+        let guard = guard.claim(&home.data, loaded).claim(&home.data.join("pg_wal"), wal).advice(
+            "Make room (`tandem doctor` shows what of Tandem's can go, `tandem restore --drop-kept` drops what earlier \
+             restores replaced)",
+        );
+        Ok(match settings.backup.pitr.enabled {
+            true => guard.claim(pitr::archive(settings, home).dir(), estimate::archived_wal(loaded)),
+            false => guard,
+        })
+    }
+
     /// Make `new`, bring the backup into it, compare, and give it what belongs to `database`.
     async fn fill(
         &mut self,
@@ -272,7 +313,7 @@ impl Restoring {
         };
         load::load(reach, &loading, new, progress).await?;
         progress.say(format!("restoring {}: comparing", entry.name));
-        let differences = manifest.census.differences(&census(reach, new).await?);
+        let differences = manifest.census.differences(&census(reach, new, manifest.census.contents.is_some()).await?);
         if !differences.is_empty() {
             bail!("what was restored is not what was backed up:\n  {}", differences.join("\n  "));
         }

@@ -1,14 +1,24 @@
-//! Free room on the file systems of data and backups, and whether a backup would leave enough of it.
+//! Room on disks. Whatever writes much asks for room before its first byte, and is ended while it writes when too little is
+//! left: dumps, restores, verifications, imports, downloads, copies into directories, base backups, recoveries.
+//!
+//! The WAL archive does not ask. A segment that is refused stays in `pg_wal`, uncompressed, and takes more there than its
+//! copy in the archive would; `backup.pitr.max_backlog` bounds what waits.
 
-use std::path::Path;
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::Room;
 use crate::exit::{Code, Failure};
 
-/// A backup is taken to be at most so many percent larger than the one before.
-const GROWTH: u64 = 125;
-/// A database is taken to be at least so many times as large as its first backup.
-const SHRINKING: u64 = 3;
+/// What stays free on the disk of the server's WAL, in bytes, whatever `disk.stop_free` says: PostgreSQL panics when there is
+/// no room for the next segment of 16 MB, and what is written in the moment before the watch sees it takes room too.
+const SERVER_FREE: u64 = 64 << 20;
+/// How often free room is looked at during the work: a fast disk takes some 10 MB meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long one of these looks may take. A disk that hangs is not full.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,16 +26,19 @@ pub struct FileSystem {
     /// What an ordinary user may still write.
     pub free: u64,
     pub total: u64,
+    /// Its number (stat(2), st_dev).
+    pub device: u64,
 }
 
 impl FileSystem {
     /// The one that `path` is on, or will be once it is made (statvfs(3)).
     #[allow(clippy::useless_conversion, reason = "the fields are narrower on macOS")]
     pub fn of(path: &Path) -> Option<Self> {
-        let there = path.ancestors().find(|path| path.exists())?;
+        let (there, meta) = path.ancestors().find_map(|path| Some((path, path.metadata().ok()?)))?;
         let found = nix::sys::statvfs::statvfs(there).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(u64::from(found.fragment_size()));
-        Some(Self { free: bytes(u64::from(found.blocks_available())), total: bytes(u64::from(found.blocks())) })
+        let (free, total) = (bytes(u64::from(found.blocks_available())), bytes(u64::from(found.blocks())));
+        Some(Self { free, total, device: meta.dev() })
     }
 
     /// Whether less is free than `wanted`.
@@ -34,53 +47,227 @@ impl FileSystem {
     }
 }
 
-/// How large the next backup may be: from the last one, else from the database.
-pub fn expected(last: Option<u64>, database: u64) -> u64 {
-    last.map_or(database / SHRINKING, |last| last / 100 * GROWTH)
+/// Asks for the room that one piece of work needs, and watches over it.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// What is done: `backup`, `restore`.
+    what: &'static str,
+    stop_free: Room,
+    /// The WAL of the server on this machine.
+    wal: Option<PathBuf>,
+    claims: Vec<(PathBuf, u64)>,
+    advice: String,
 }
 
-/// Whether a backup of `expected` bytes into `dir` leaves `stop_free`. Pure.
-///
-/// # Errors
-/// [`Failure`] with the arithmetic.
-pub fn check(dir: &Path, there: FileSystem, expected: u64, stop_free: Room) -> Result<(), Failure> {
-    let FileSystem { free, total } = there;
-    let kept = stop_free.bytes(total);
-    if free >= expected.saturating_add(kept) {
-        return Ok(());
+/// One file system that is written to.
+#[derive(Clone, Debug)]
+struct Volume {
+    dir: PathBuf,
+    there: FileSystem,
+    claimed: u64,
+    kept: Kept,
+}
+
+/// What stays free, and why.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kept {
+    StopFree(u64, Room),
+    /// That would be less than the server needs.
+    Server,
+}
+
+impl Kept {
+    fn of(there: FileSystem, stop_free: Room, has_wal: bool) -> Self {
+        match stop_free.bytes(there.total) {
+            bytes if has_wal && bytes < SERVER_FREE => Self::Server,
+            bytes => Self::StopFree(bytes, stop_free),
+        }
     }
-    let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
-    let message = format!(
-        "no backup is begun: {} has {} MB free of {} MB; the backup may take {} MB, and disk.stop_free ({stop_free}) keeps \
-         {} MB: {} MB are missing. Make room (`tandem backup prune`), move backup.dir, or lower disk.stop_free",
-        dir.display(),
-        megabytes(free),
-        megabytes(total),
-        megabytes(expected),
-        megabytes(kept),
-        megabytes(expected.saturating_add(kept).saturating_sub(free)),
-    );
-    Err(Failure::new(Code::CannotCreate, message))
+
+    fn bytes(self) -> u64 {
+        match self {
+            Self::StopFree(bytes, _) => bytes,
+            Self::Server => SERVER_FREE,
+        }
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StopFree(bytes, room) => write!(formatter, "disk.stop_free ({room}) keeps {} MB", megabytes(*bytes)),
+            Self::Server => write!(formatter, "{} MB stay free for the server's WAL", megabytes(SERVER_FREE)),
+        }
+    }
+}
+
+impl Guard {
+    /// For `what`, such as `restore`, which leaves `stop_free` free everywhere. `data` is the data directory of the server
+    /// on this machine, if there is one.
+    pub fn new(what: &'static str, stop_free: Room, data: Option<&Path>) -> Self {
+        let wal = data.map(|data| data.join("pg_wal")).filter(|wal| wal.exists());
+        let advice = "Make room (`tandem doctor` shows what of Tandem's can go)".to_owned();
+        Self { what, stop_free, wal, claims: Vec::new(), advice }
+    }
+
+    /// It will write at most `bytes` into `dir`, which need not be there yet.
+    pub fn claim(mut self, dir: &Path, bytes: u64) -> Self {
+        self.claims.push((dir.to_owned(), bytes));
+        self
+    }
+
+    /// What to do where there is too little, as the beginning of a sentence.
+    pub fn advice(self, advice: impl Into<String>) -> Self {
+        Self { advice: advice.into(), ..self }
+    }
+
+    /// Whether there is room for all of it.
+    ///
+    /// # Errors
+    /// [`Failure`] with the sum.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.volumes().iter().try_for_each(|volume| self.judge(volume))
+    }
+
+    /// Do `work`, if there is room for it. It is dropped when what must stay free is no longer free: dropping it has to end
+    /// what it started, and remove what it wrote.
+    ///
+    /// # Errors
+    /// What `work` says; [`Failure`] when there is, or was meanwhile, too little room.
+    pub async fn hold<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        self.check()?;
+        tokio::select! {
+            biased;
+            outcome = work => outcome,
+            ended = self.watch() => Err(ended.into()),
+        }
+    }
+
+    /// Ends when too little is left.
+    async fn watch(&self) -> Failure {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let guard = self.clone();
+            let look = tokio::task::spawn_blocking(move || {
+                guard.volumes().into_iter().find(|volume| volume.there.free < volume.kept.bytes())
+            });
+            if let Ok(Ok(Some(volume))) = tokio::time::timeout(LOOK_LIMIT, look).await {
+                return self.ended(&volume);
+            }
+        }
+    }
+
+    fn volumes(&self) -> Vec<Volume> {
+        let wal = self.wal.as_deref().and_then(FileSystem::of).map(|there| there.device);
+        let mut volumes: Vec<Volume> = Vec::new();
+        for (dir, bytes) in &self.claims {
+            let Some(there) = FileSystem::of(dir) else { continue };
+            match volumes.iter_mut().find(|volume| volume.there.device == there.device) {
+                Some(volume) => volume.claimed = volume.claimed.saturating_add(*bytes),
+                None => {
+                    let kept = Kept::of(there, self.stop_free, wal == Some(there.device));
+                    volumes.push(Volume { dir: dir.clone(), there, claimed: *bytes, kept });
+                }
+            }
+        }
+        volumes
+    }
+
+    /// Whether `volume` has room for what is claimed. Pure.
+    fn judge(&self, volume: &Volume) -> Result<(), Failure> {
+        let Volume { dir, there, claimed, kept } = volume;
+        let wanted = claimed.saturating_add(kept.bytes());
+        if there.free >= wanted {
+            return Ok(());
+        }
+        let message = format!(
+            "no {what} is begun: {} has {} MB free of {} MB; the {what} may take {} MB, and {kept}: {} MB are missing. {}, or \
+             lower disk.stop_free",
+            dir.display(),
+            megabytes(there.free),
+            megabytes(there.total),
+            megabytes(*claimed),
+            megabytes(wanted - there.free),
+            self.advice,
+            what = self.what,
+        );
+        Err(Failure::new(Code::CannotCreate, message))
+    }
+
+    fn ended(&self, volume: &Volume) -> Failure {
+        let Volume { dir, there, kept, .. } = volume;
+        let message = format!(
+            "the {} was ended, and what it had written is removed: {} has {} MB free of {} MB, and {kept}. {}",
+            self.what,
+            dir.display(),
+            megabytes(there.free),
+            megabytes(there.total),
+            self.advice,
+        );
+        Failure::new(Code::CannotCreate, message)
+    }
+}
+
+fn megabytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const MB: u64 = 1 << 20;
+
+    fn volume(free: u64, claimed: u64, stop_free: Room, has_wal: bool) -> Volume {
+        let there = FileSystem { free: free * MB, total: 10_000 * MB, device: 1 };
+        Volume { dir: "/backups".into(), there, claimed: claimed * MB, kept: Kept::of(there, stop_free, has_wal) }
+    }
+
     #[test]
     fn the_refusal_has_the_arithmetic() {
-        let there = FileSystem { free: 300 << 20, total: 10_000 << 20 };
-        let dir = Path::new("/backups");
-        assert!(check(dir, there, 100 << 20, Room::Percent(2.0)).is_ok(), "exactly enough");
-        let refused = check(dir, there, 101 << 20, Room::Percent(2.0)).unwrap_err().to_string();
+        let two = Room::Percent(2.0);
+        let guard = Guard::new("backup", two, None).advice("Make room (`tandem backup prune`), move backup.dir");
+        assert!(guard.judge(&volume(300, 100, two, false)).is_ok(), "exactly enough");
         assert_eq!(
-            refused,
+            guard.judge(&volume(300, 101, two, false)).unwrap_err().to_string(),
             "no backup is begun: /backups has 300 MB free of 10000 MB; the backup may take 101 MB, and disk.stop_free (2%) \
              keeps 200 MB: 1 MB are missing. Make room (`tandem backup prune`), move backup.dir, or lower disk.stop_free"
         );
-        assert!(check(dir, there, 0, Room::Bytes(301 << 20)).is_err());
+        assert!(guard.judge(&volume(300, 0, Room::Bytes(301 * MB), false)).is_err());
+        let there = FileSystem { free: 300 * MB, total: 10_000 * MB, device: 1 };
         assert!(there.is_below(Room::Percent(3.1)) && !there.is_below(Room::Percent(3.0)));
-        assert_eq!((expected(Some(1000), 9), expected(None, 900)), (1250, 300));
+    }
+
+    #[test]
+    fn the_disk_of_the_wal_keeps_room_for_the_server_whatever_is_configured() {
+        let none = Room::Bytes(0);
+        let guard = Guard::new("restore", none, None);
+        assert!(guard.judge(&volume(100, 100, none, false)).is_ok());
+        assert!(guard.judge(&volume(164, 100, none, true)).is_ok());
+        let refused = guard.judge(&volume(163, 100, none, true)).unwrap_err().to_string();
+        assert!(refused.contains("64 MB stay free for the server's WAL: 1 MB are missing"), "{refused}");
+        assert_eq!(volume(0, 0, Room::Bytes(65 * MB), true).kept.bytes(), 65 * MB);
+    }
+
+    #[test]
+    fn claims_on_one_file_system_add_up() {
+        let temp = tempfile::tempdir().unwrap();
+        let guard = Guard::new("restore", Room::Bytes(0), None);
+        let guard =
+            guard.claim(temp.path(), 3).claim(&temp.path().join("not/there/yet"), 4).claim(Path::new("/proc"), 5);
+        let claimed: Vec<u64> = guard.volumes().iter().map(|volume| volume.claimed).collect();
+        assert_eq!(claimed, [7, 5]);
+    }
+
+    #[tokio::test]
+    async fn work_is_dropped_when_too_little_is_left() {
+        let temp = tempfile::tempdir().unwrap();
+        let guard = Guard::new("restore", Room::Bytes(0), None).claim(temp.path(), 0);
+        assert_eq!(guard.hold(async { anyhow::Ok(1) }).await.unwrap(), 1);
+        // More must stay free than there is, and this is only seen by the watch.
+        let full = Guard { stop_free: Room::Percent(100.0), ..guard };
+        let ended = tokio::time::timeout(LOOK_LIMIT, full.watch()).await.unwrap().to_string();
+        assert!(ended.starts_with("the restore was ended, and what it had written is removed: "), "{ended}");
     }
 
     #[test]

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, NaiveDateTime, Utc};
-use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, Row, query, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row, query, query_scalar, raw_sql};
 use tokio::time::{Instant, sleep};
 
 use super::reach::Reach;
 use crate::exit::{Code, Failure};
-use crate::postgres::provision::identifier;
+use crate::postgres::home::Home;
+use crate::postgres::provision::{identifier, superuser_options};
+use crate::postgres::settings::SUPERUSER;
 use crate::schema::{ANSWER_LIMIT, answered};
 
 /// Settings whose value is a list of names, each quoted by itself (PostgreSQL's guc.h, GUC_LIST_QUOTE): it is taken as it
@@ -32,6 +34,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 const NAME_MAX: usize = 63;
 const TIME: &str = "%Y%m%d_%H%M%S";
 const TIME_LENGTH: usize = "20260102_150405".len();
+/// The size of a database; nothing of one that was dropped a moment ago, or that this role may not look into.
+const SIZE: &str = "SELECT pg_catalog.pg_database_size(oid) FROM pg_catalog.pg_database
+                    WHERE datname = $1 AND pg_catalog.has_database_privilege(oid, 'CONNECT')";
 /// How long the renames may take in the server; less than [`SWAP_LIMIT`], so that none goes on that was given up here.
 const STATEMENT_LIMIT: &str = "20s";
 
@@ -95,6 +100,32 @@ impl Belonging {
         names.sort();
         Ok(names)
     }
+
+    /// The same, with how many bytes each takes.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn sizes(self, session: &mut PgConnection, database: &str) -> anyhow::Result<Vec<(String, u64)>> {
+        let mut sizes = Vec::new();
+        for name in self.all(session, database).await? {
+            let size = query_scalar::<_, i64>(SIZE).bind(&name).fetch_optional(&mut *session);
+            let size = answered(ANSWER_LIMIT, "ask a database's size", size).await?;
+            sizes.push((name, size.map_or(0, i64::cast_unsigned)));
+        }
+        Ok(sizes)
+    }
+}
+
+/// What restores have replaced in the server of `home`, the oldest first, and how many bytes each takes.
+///
+/// # Errors
+/// The server does not answer.
+pub async fn kept_databases(home: &Home, port: u16, database: &str) -> anyhow::Result<Vec<(String, u64)>> {
+    let options = superuser_options(home, port, SUPERUSER);
+    let mut session = answered(ANSWER_LIMIT, "connect to PostgreSQL", options.connect()).await?;
+    let kept = Belonging::Kept.sizes(&mut session, database).await;
+    let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
+    kept
 }
 
 /// Whether there is a database called `name`.

@@ -8,18 +8,20 @@ use chrono::Utc;
 
 use super::catalog::{Catalog, Entry};
 use super::census::Snapshot;
+use super::contents;
+use super::estimate::Restorable;
 use super::files::digest;
 use super::load::{self, Load};
 use super::manifest::{Census, Manifest, Properties, Verdict};
 use super::reach::Reach;
+use super::room::{FileSystem, Guard};
 use crate::config::Settings;
-use crate::exit::{Code, Failure, in_words, is_disk_full};
+use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::harness::Throwaway;
 use crate::postgres::binaries::Installation;
 use crate::postgres::embedded::PgAmCheckBuilder;
-use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
-use crate::process::{self, identity};
+use crate::process::{self, Exit, identity};
 use crate::telemetry::{self, Progress};
 
 /// The database that is restored into.
@@ -28,10 +30,6 @@ const DATABASE: &str = "restored";
 const MEMORY: &str = "/dev/shm";
 /// An empty cluster and its write-ahead log, in bytes.
 const CLUSTER_SIZE: u64 = 300 << 20;
-/// How many times the SQL's length its tables and indexes take.
-const SWELLING: u64 = 2;
-/// How much smaller compressed SQL is at the most, where its length is not known.
-const COMPRESSION_MAX: u64 = 8;
 /// Of the memory's free room, a verification takes at most this part.
 const MEMORY_SHARE: u64 = 4;
 /// Settings that make a restore fast, and that the restored database may need.
@@ -57,7 +55,14 @@ const LACKS: &[&str] = &[
     "out of shared memory",
     "out of memory",
     "must be loaded via shared_preload_libraries",
+    // The throwaway server itself ended, for want of memory or disk.
+    "server closed the connection unexpectedly",
+    "connection to server was lost",
+    "terminating connection because of crash",
+    "the database system is",
 ];
+/// How pg_amcheck exits when it has found damage (PostgreSQL's pg_amcheck.c).
+const DAMAGED: i32 = 2;
 
 /// What a verification needs beside the backup.
 pub struct Means<'a> {
@@ -151,7 +156,8 @@ async fn restored(
         },
         globals: manifest.globals.as_ref().map(|globals| catalog.dir().join(&globals.file)),
         properties: manifest.census.properties.as_ref(),
-        size_bytes: manifest.size_bytes,
+        size: Restorable::of(manifest),
+        digests: manifest.census.contents.is_some(),
     };
     let (found, mut problems) = match try_out(means, &trial, progress).await? {
         Ok(found) => found,
@@ -166,7 +172,9 @@ pub struct Trial<'a> {
     pub load: Load,
     pub globals: Option<PathBuf>,
     pub properties: Option<&'a Properties>,
-    pub size_bytes: u64,
+    pub size: Restorable,
+    /// Whether the rows are digested too.
+    pub digests: bool,
 }
 
 /// Restore a file into a throwaway cluster: what is there then and what is damaged in it, or why it does not restore.
@@ -178,10 +186,22 @@ pub async fn try_out(
     trial: &Trial<'_>,
     progress: &Progress,
 ) -> anyhow::Result<Result<(Census, Vec<String>), String>> {
-    let dir = place(means, trial)?;
+    let loaded = trial.size.loaded();
+    let dir = place(means, loaded)?;
     let throwaway = Throwaway::start(means.settings, means.installation, means.home, &dir, SETTINGS)
         .await
         .context("start a throwaway server to restore into")?;
+    // Where it really lies: in a directory with less room than any server needs it would not have started.
+    let room = guard(means).claim(&throwaway.home().data, loaded);
+    room.hold(load_and_look(means, trial, &throwaway, progress)).await
+}
+
+async fn load_and_look(
+    means: &Means<'_>,
+    trial: &Trial<'_>,
+    throwaway: &Throwaway,
+    progress: &Progress,
+) -> anyhow::Result<Result<(Census, Vec<String>), String>> {
     let reach = Reach::superuser(throwaway.home(), throwaway.port(), means.installation.clone());
     if let Some(globals) = &trial.globals {
         load::roles(&reach, globals).await?;
@@ -196,16 +216,16 @@ pub async fn try_out(
         if is_disk_full(&error) {
             return Err(error.context("restore into a throwaway server"));
         }
-        if LACKS.iter().any(|lack| words.to_ascii_lowercase().contains(lack)) {
+        if tells_of_the_trial(&words) {
             return Err(error.context(untried(&trial.load.path)));
         }
         return Ok(Err(format!("it does not restore: {words}")));
     }
     progress.say("counting what was restored");
     let limit = trial.load.limit;
-    let found = tokio::time::timeout(limit, census(&reach, DATABASE)).await;
+    let found = tokio::time::timeout(limit, census(&reach, DATABASE, trial.digests)).await;
     let found = found.with_context(|| format!("count what was restored: longer than backup.limit, {limit:?}"))??;
-    let damage = corruption(&reach, limit).await?;
+    let damage = corruption(&reach, limit).await.with_context(|| untried(&trial.load.path))?;
     Ok(Ok((found, damage.into_iter().collect())))
 }
 
@@ -213,9 +233,11 @@ pub async fn try_out(
 ///
 /// # Errors
 /// It cannot be read.
-pub async fn census(reach: &Reach, database: &str) -> anyhow::Result<Census> {
+pub async fn census(reach: &Reach, database: &str, digests: bool) -> anyhow::Result<Census> {
     let mut snapshot = Snapshot::export(reach.session(database).await?).await?;
-    let census = snapshot.census().await?;
+    let sequences = snapshot.sequences().await?;
+    let mut census = snapshot.census(digests).await?;
+    census.sequences = contents::between(&sequences, &sequences);
     snapshot.close().await;
     Ok(census)
 }
@@ -232,6 +254,12 @@ fn unknown_world() -> Properties {
     }
 }
 
+/// Whether what PostgreSQL's programs said is about this machine, and not about the backup.
+fn tells_of_the_trial(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    LACKS.iter().any(|lack| words.contains(lack))
+}
+
 /// What is said of a backup that this machine cannot try out: it may be good.
 fn untried(path: &Path) -> Failure {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -246,31 +274,28 @@ async fn corruption(reach: &Reach, limit: Duration) -> anyhow::Result<Option<Str
         return Ok(None);
     }
     let said = format!("{}{}", finished.stdout, finished.stderr);
+    // Any other code says that it could not look.
+    if finished.exit != Exit::Code(DAMAGED) || tells_of_the_trial(&said) {
+        let error = anyhow::anyhow!("pg_amcheck failed ({}): {}", finished.exit, said.trim_end());
+        return Err(with_disk_full(error, &said));
+    }
     Ok(Some(format!("pg_amcheck finds damage in the restored database: {}", said.trim_end())))
 }
 
 /// Where to restore: in memory where that is little of it, else on the state directory's disk.
-fn place(means: &Means<'_>, trial: &Trial<'_>) -> anyhow::Result<PathBuf> {
-    let sql = trial.load.sql_bytes.unwrap_or(trial.size_bytes * COMPRESSION_MAX);
-    let needed = sql * SWELLING + CLUSTER_SIZE;
+fn place(means: &Means<'_>, loaded: u64) -> anyhow::Result<PathBuf> {
+    let needed = loaded.saturating_add(CLUSTER_SIZE);
     let memory = Path::new(MEMORY);
-    let has_room = free_bytes(memory).is_some_and(|free| needed < free / MEMORY_SHARE);
+    let has_room = FileSystem::of(memory).is_some_and(|there| needed < there.free / MEMORY_SHARE);
     if has_room && identity::may_write(memory, None) {
         return Ok(memory.to_owned());
     }
     let disk = &means.home.state;
-    match free_bytes(disk) {
-        Some(free) if free < needed => {
-            let [needed, free] = [needed, free].map(|bytes| bytes >> 20);
-            let message = format!(
-                "{} has {free} MB free, and restoring {} may take {needed} MB ({SWELLING} × {} MB of SQL and an empty cluster): \
-                 make room, or move state_dir",
-                disk.display(),
-                trial.load.path.display(),
-                sql >> 20
-            );
-            Err(Failure::new(Code::CannotCreate, message).into())
-        }
-        _ => Ok(disk.clone()),
-    }
+    guard(means).claim(disk, needed).check()?;
+    Ok(disk.clone())
+}
+
+fn guard(means: &Means<'_>) -> Guard {
+    let guard = Guard::new("verification", means.settings.disk.stop_free, Some(&means.home.data));
+    guard.advice("Make room (`tandem doctor` shows what of Tandem's can go), or move state_dir")
 }

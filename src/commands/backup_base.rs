@@ -34,7 +34,8 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
     let (archive, keep) =
         (pitr::archive(&settings, &home), Keep { count: wanted.base_backups, days: wanted.keep_days });
     let progress = telemetry::progress("Making a base backup");
-    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep };
+    let stop_free = settings.disk.stop_free;
+    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep, stop_free };
     let made = tokio::select! {
         made = base::make(&source) => made?,
         // Dropping the future ends pg_basebackup and removes the unfinished backup.

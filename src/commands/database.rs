@@ -22,7 +22,7 @@ pub async fn run(common: &Common, command: Database) -> anyhow::Result<Code> {
     })?);
     match command {
         Database::New { shared, json } => {
-            let lease = client.new_database(&NewDatabase { shared, label: None }).await?;
+            let lease = client.new_database(&NewDatabase { shared, ..NewDatabase::default() }).await?;
             say(&if json { serde_json::to_string(&lease)? } else { lease.url })?;
         }
         Database::Drop { database, failed, json } => {

@@ -5,6 +5,7 @@ mod backup_base;
 mod check;
 mod connect;
 mod database;
+mod doctor;
 mod health;
 mod install;
 mod logs;
@@ -40,6 +41,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let code = match cli.command {
         Command::Up { workers, listen, reload } => up::run(&common, workers, listen, reload).await,
         Command::Check { json, all } => check::run(&common, json, all).await,
+        Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,

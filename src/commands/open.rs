@@ -135,7 +135,21 @@ pub async fn with_database<F>(
 where
     F: Future<Output = anyhow::Result<()>> + 'static,
 {
-    let configuration = configuration(common, flags)?;
+    with_database_of(configuration(common, flags)?, command, work).await
+}
+
+/// As [`with_database`], with a configuration that was read already.
+///
+/// # Errors
+/// As [`with_database`].
+pub async fn with_database_of<F>(
+    configuration: Configuration,
+    command: &str,
+    work: impl FnOnce(Database) -> F + 'static,
+) -> anyhow::Result<Code>
+where
+    F: Future<Output = anyhow::Result<()>> + 'static,
+{
     let settings = configuration.loaded.settings.clone();
     let home = Home::resolve(&settings)?;
     if settings.postgres.mode == PostgresMode::Attach {

@@ -89,6 +89,8 @@ impl Disk {
 pub enum Verify {
     /// Each one.
     Always,
+    /// Each one, with digests of the rows.
+    Content,
     /// One a week.
     Weekly,
     Never,
@@ -212,6 +214,7 @@ impl Backup {
             },
             verify: match values.word("backup.verify").as_str() {
                 "always" => Verify::Always,
+                "content" => Verify::Content,
                 "never" => Verify::Never,
                 _ => Verify::Weekly,
             },

@@ -247,6 +247,7 @@ fn test(values: &Values) -> Test {
         pool: values.number("test.pool"),
         keep_failed: values.number("test.keep_failed"),
         dir: (values.word("test.dir") != "auto").then(|| values.path("test.dir")).flatten(),
+        superuser: values.boolean("test.superuser"),
         spare: values.boolean("test.spare"),
     }
 }

@@ -279,7 +279,7 @@ pub const KEYS: &[Key] = &[
     key(
         Live,
         "backup.verify",
-        Kind::Choice(&["weekly", "always", "never"]),
+        Kind::Choice(&["weekly", "always", "content", "never"]),
         r#""weekly""#,
         "Which backups are proven by a restore",
     ),
@@ -336,6 +336,13 @@ pub const KEYS: &[Key] = &[
         Kind::ChoiceOrPath(&["auto"]),
         r#""auto""#,
         "Where the tests' server lives: memory if there is room, or a directory",
+    ),
+    key(
+        Restart,
+        "test.superuser",
+        Kind::Boolean,
+        "true",
+        "The tests' role may do anything on their server; migrations run without that right",
     ),
     key(Restart, "test.spare", Kind::Boolean, "true", "A data directory for the next run is made ready by this one"),
     key(Restart, "log.format", Kind::Choice(&["auto", "text", "json"]), r#""auto""#, "How output looks"),

@@ -415,6 +415,8 @@ pub struct Test {
     pub keep_failed: u32,
     /// Where servers live; `None`: in memory if there is room, else in the directory for temporary files.
     pub dir: Option<PathBuf>,
+    /// Whether the tests' role is a superuser, which is denied nothing.
+    pub superuser: bool,
     /// Whether a data directory for the next run is made ready.
     pub spare: bool,
 }

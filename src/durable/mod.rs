@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! write     a file's new content beside the old one, flushed, renamed into its place
+//! reserve   a file that gives way when a small file finds the disk full
 //! names     renaming: over another file, never over another file, two names exchanged; flushing files and names
 //! lock      a lock that the kernel releases with the process that holds it
 //! holder    the process that holds a lock, as the kernel reports it
@@ -15,6 +16,7 @@
 mod holder;
 mod lock;
 mod names;
+mod reserve;
 mod write;
 
 pub use holder::Holder;
@@ -22,4 +24,5 @@ pub use lock::{Lock, LockError};
 pub use names::{
     exchange, open_itself, remove, rename, rename_new, sync_dir, sync_file_system, sync_parent, sync_tree,
 };
+pub use reserve::keep as keep_reserve;
 pub use write::{WriteOptions, put, replace, replace_if_changed};

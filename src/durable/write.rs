@@ -9,6 +9,7 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 
 use super::names::sync_parent;
+use super::reserve;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug)]
@@ -43,11 +44,19 @@ impl WriteOptions<'_> {
     }
 }
 
-/// Write `content` to the file `path`. A symbolic link of that name is replaced, not followed.
+/// Write `content` to the file `path`. A symbolic link of that name is replaced, not followed. On a full disk the reserve of
+/// this process gives way to it, if it has one there.
 ///
 /// # Errors
 /// The file system's error; the old content is then still there, and no temporary file.
 pub fn replace(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<()> {
+    match write(path, content, options) {
+        Err(error) if reserve::is_full(&error) && reserve::give_up(directory(path)) => write(path, content, options),
+        outcome => outcome,
+    }
+}
+
+fn write(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<()> {
     // A temporary file has a new name (O_EXCL), so an existing link is not followed.
     let mut file = tempfile::Builder::new().prefix(options.prefix).tempfile_in(directory(path))?;
     // The owner first, because chown(2) clears permission bits.

@@ -1,21 +1,25 @@
 //! What the superuser does with the databases of a throwaway server: clone, look at, close, drop.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, query, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, query, query_as, query_scalar, raw_sql};
 use tokio::time::{Instant, sleep};
 
+use super::footprint::Footprint;
+use crate::exit::in_words;
 use crate::postgres::home::Home;
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
 use crate::schema::{MAKE_LIMIT, answered};
 
-/// Where every sequence stands, as one text: a test that only took numbers changed no row.
-pub const SEQUENCES: &str = "SELECT coalesce(string_agg(format('%I.%I=%s', schemaname, sequencename, last_value), ','
-                             ORDER BY schemaname, sequencename), '') FROM pg_sequences";
-/// Connections that make clones, and connections for all else: what waits for a backend's end must hold up no clone.
+/// Connections that make clones, that watch what belongs to the whole server, and for all else: what waits for a backend's
+/// end must hold up no clone.
 const MAKING_MAX: u32 = 2;
+const WATCHING_MAX: u32 = 1;
 const KEEPING_MAX: u32 = 2;
 /// How long such a connection may take to come about: a server that is started again needs less.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -25,6 +29,11 @@ pub const LEAVE_LIMIT: Duration = Duration::from_millis(30);
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks: pg_terminate_backend's own waiting, and that of DROP DATABASE, have steps of 100 ms.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// What the form of values read as text depends on; a test may have changed it for the superuser too.
+const PLAIN: [(&str, &str); 3] = [("datestyle", "ISO"), ("timezone", "UTC"), ("standard_conforming_strings", "on")];
+
+/// Whether a database holds unlogged tables or sequences.
+pub const UNLOGGED: &str = "SELECT EXISTS (SELECT FROM pg_class WHERE relpersistence = 'u')";
 
 /// The statement that clones `template` as `name`, for `owner`.
 ///
@@ -54,22 +63,83 @@ pub struct Catalog {
     port: u16,
     /// Owner of all clones.
     owner: String,
-    /// Where the template's sequences stand.
-    sequences: String,
+    /// The databases that were made here, and how each was then; `None` where that cannot be compared later.
+    made: Mutex<BTreeMap<String, Option<Original>>>,
+    /// Templates with unlogged relations.
+    unlogged: Mutex<Vec<String>>,
     making: PgPool,
+    watching: PgPool,
     keeping: PgPool,
 }
 
+/// A clone as it was made.
+struct Original {
+    number: i64,
+    /// Its row of pg_database.
+    row: String,
+    files: Footprint,
+}
+
+/// A database's row, without what VACUUM notes in it.
+const ROW: &str = "(to_jsonb(d) - 'datfrozenxid' - 'datminmxid')::text";
+
 impl Catalog {
-    /// Of the server in `home` on `port`. Nothing is connected yet; must be called within the runtime.
-    pub fn new(home: &Home, port: u16, owner: &str, sequences: String) -> Self {
-        let options = superuser_options(home, port, SUPERUSER).application_name("tandem-test");
+    /// Of the server in `home` on `port`, with its databases that are called `known`. Nothing is connected yet; must be called
+    /// within the runtime.
+    pub fn new(home: &Home, port: u16, owner: &str, known: &[&str], unlogged: Vec<String>) -> Self {
+        let options = superuser_options(home, port, SUPERUSER).application_name("tandem-test").options(PLAIN);
         let pool = |max| {
             let pool = PgPoolOptions::new().max_connections(max).acquire_timeout(CONNECT_LIMIT);
-            pool.test_before_acquire(false).connect_lazy_with(options.clone())
+            // Kept: tests that are superusers may use up every connection there is.
+            pool.idle_timeout(None).max_lifetime(None).test_before_acquire(false).connect_lazy_with(options.clone())
         };
-        let (making, keeping) = (pool(MAKING_MAX), pool(KEEPING_MAX));
-        Self { home: home.clone(), port, owner: owner.to_owned(), sequences, making, keeping }
+        Self {
+            home: home.clone(),
+            port,
+            owner: owner.to_owned(),
+            made: Mutex::new(known.iter().map(|&name| (name.to_owned(), None)).collect()),
+            unlogged: Mutex::new(unlogged),
+            making: pool(MAKING_MAX),
+            watching: pool(WATCHING_MAX),
+            keeping: pool(KEEPING_MAX),
+        }
+    }
+
+    /// Open all connections, before the tests have taken what the server offers.
+    pub async fn connect(&self) {
+        let (making, keeping) = (&self.making, &self.keeping);
+        // At once, or the second of a pool would be the first again.
+        let opened = tokio::join!(
+            making.acquire(),
+            making.acquire(),
+            keeping.acquire(),
+            keeping.acquire(),
+            self.watching.acquire()
+        );
+        let (one, two, three, four, five) = opened;
+        for error in [one, two, three, four, five].into_iter().filter_map(Result::err) {
+            tracing::debug!("connect to the tests' server: {error}");
+        }
+    }
+
+    /// The one connection over which what belongs to the whole server is watched.
+    pub fn watching(&self) -> &PgPool {
+        &self.watching
+    }
+
+    /// Where the server's files are.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Whether the database `name` was made here.
+    pub fn made(&self, name: &str) -> bool {
+        self.originals().contains_key(name)
+    }
+
+    /// The names of all databases that were made here.
+    pub fn all_made(&self) -> Vec<String> {
+        self.originals().keys().cloned().collect()
     }
 
     /// Connect to the template once. The first connection to a database writes a cache of its catalogs (relcache.c,
@@ -78,9 +148,14 @@ impl Catalog {
     /// # Errors
     /// The server refuses.
     pub async fn warm(&self, template: &str) -> anyhow::Result<()> {
+        let name = identifier(template);
+        self.run(format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await?;
         let options = superuser_options(&self.home, self.port, template);
         let connected = async { options.connect().await?.close().await };
-        answered(MAKE_LIMIT, "connect to the template", connected).await?;
+        let warmed = answered(MAKE_LIMIT, "connect to the template", connected).await;
+        // A superuser among the tests could change it.
+        self.run(format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await?;
+        warmed?;
         self.end_backends(template).await
     }
 
@@ -89,7 +164,8 @@ impl Catalog {
     /// # Errors
     /// The server refuses.
     pub async fn create_empty(&self, name: &str) -> anyhow::Result<()> {
-        self.clone_as(name, "template0").await
+        self.originals().insert(name.to_owned(), None);
+        execute(&self.making, clone_statement(name, "template0", &self.owner)).await
     }
 
     /// End all connections to the database `name`, and let no session change it any more.
@@ -97,6 +173,16 @@ impl Catalog {
     /// # Errors
     /// The server refuses.
     pub async fn freeze(&self, name: &str) -> anyhow::Result<()> {
+        self.release(&[name.to_owned()]).await?;
+        let mut inside = enter(&self.home, self.port, name).await?;
+        // So that who only reads a clone writes no hint into its pages, see `untouched`.
+        let vacuumed = raw_sql("VACUUM (FREEZE)").execute(&mut inside);
+        answered(MAKE_LIMIT, "vacuum the template", vacuumed).await?;
+        let asked = query_scalar(UNLOGGED).fetch_one(&mut inside);
+        if answered(MAKE_LIMIT, "look for unlogged tables", asked).await? {
+            self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
+        }
+        answered(MAKE_LIMIT, "close the connection", inside.close()).await?;
         self.end_backends(name).await?;
         self.run(format!("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false", identifier(name))).await
     }
@@ -110,7 +196,12 @@ impl Catalog {
         // A template cannot be dropped.
         let _ = self.run(format!("ALTER DATABASE {database} IS_TEMPLATE false")).await;
         self.end_backends(name).await?;
-        self.run(format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await
+        if let Err(error) = self.release(&[name.to_owned()]).await {
+            tracing::debug!("end what holds {name}: {}", in_words(&error));
+        }
+        self.run(format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await?;
+        self.originals().remove(name);
+        Ok(())
     }
 
     /// Clone `template` as `name`.
@@ -118,7 +209,19 @@ impl Catalog {
     /// # Errors
     /// The server refuses.
     pub async fn clone_as(&self, name: &str, template: &str) -> anyhow::Result<()> {
-        execute(&self.making, clone_statement(name, template, &self.owner)).await
+        self.originals().insert(name.to_owned(), None);
+        execute(&self.making, clone_statement(name, template, &self.owner)).await?;
+        if self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|unlogged| unlogged == template) {
+            return Ok(());
+        }
+        let statement = format!("SELECT oid::int8, {ROW} FROM pg_database d WHERE datname = $1");
+        let asked = query_as(AssertSqlSafe(statement)).bind(name).fetch_one(&self.making);
+        let (number, row): (i64, String) = answered(MAKE_LIMIT, "look at the clone", asked).await?;
+        match self.files(vec![number]).await.remove(&number) {
+            Some(files) => drop(self.originals().insert(name.to_owned(), Some(Original { number, row, files }))),
+            None => tracing::debug!("the files of {name} cannot be read"),
+        }
+        Ok(())
     }
 
     /// Those of the databases `names` that have connections.
@@ -140,33 +243,85 @@ impl Catalog {
         answered(MAKE_LIMIT, "end connections", query(end).bind(names).execute(&self.keeping)).await.map(drop)
     }
 
-    /// Those of the databases `names`, none of which has a connection, that are as they were cloned.
+    /// Roll back the prepared transactions in the databases `names`, and drop their logical slots and subscriptions: none of
+    /// them ends with its session, they hold locks, and they keep a database from being dropped. The databases that had any.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn release(&self, names: &[String]) -> anyhow::Result<BTreeSet<String>> {
+        let held =
+            "SELECT database::text, ARRAY[format('ROLLBACK PREPARED %L', gid)] FROM pg_prepared_xacts WHERE database = ANY($1)
+             UNION ALL SELECT database::text, ARRAY[format('SELECT pg_drop_replication_slot(%L)', slot_name)]
+                 FROM pg_replication_slots WHERE database = ANY($1)
+             UNION ALL SELECT datname::text, ARRAY[format('ALTER SUBSCRIPTION %I DISABLE', subname),
+                     format('ALTER SUBSCRIPTION %I SET (slot_name = NONE)', subname), format('DROP SUBSCRIPTION %I', subname)]
+                 FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = ANY($1)";
+        let asked = query_as(held).bind(names).fetch_all(&self.keeping);
+        let held: Vec<(String, Vec<String>)> = answered(MAKE_LIMIT, "see what holds the databases", asked).await?;
+        for (name, statements) in &held {
+            // Only from within its database.
+            self.run(format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(name))).await?;
+            let mut inside = enter(&self.home, self.port, name).await?;
+            for statement in statements {
+                let ended = raw_sql(AssertSqlSafe(statement.clone())).execute(&mut inside);
+                answered(MAKE_LIMIT, &format!("end what holds {name}"), ended).await?;
+            }
+            answered(MAKE_LIMIT, "close the connection", inside.close()).await?;
+        }
+        Ok(held.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Those of the databases `names`, none of which has a connection, that are as they were cloned: their rows in the
+    /// catalogs of the whole server are, and no file of theirs was written.
     ///
     /// # Errors
     /// The server does not answer.
     pub async fn untouched(&self, names: &[String]) -> anyhow::Result<Vec<String>> {
-        // A backend tells its counts before it leaves the list of backends.
-        let unchanged = "SELECT datname::text FROM pg_stat_database WHERE datname = ANY($1)
-                         AND tup_inserted + tup_updated + tup_deleted = 0
-                         AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = datid)";
-        let asked = query_scalar(unchanged).bind(names).fetch_all(&self.keeping);
-        let mut found: Vec<String> = answered(MAKE_LIMIT, "see what was changed", asked).await?;
-        for place in (0..found.len()).rev() {
-            let options = superuser_options(&self.home, self.port, &found[place]);
-            let asked = async {
-                let mut inside = options.connect().await?;
-                let sequences: String = query_scalar(SEQUENCES).fetch_one(&mut inside).await?;
-                inside.close().await.map(|()| sequences)
-            };
-            let sequences = answered(MAKE_LIMIT, "read the sequences", asked).await?;
-            if sequences != self.sequences {
-                found.remove(place);
-            }
+        // The counts only spare most of the checkpoints: whoever resets them or counts nothing is seen by the files.
+        let unchanged = format!(
+            "SELECT d.datname::text, d.oid::int8, {ROW} FROM pg_database d JOIN pg_stat_database s ON s.datid = d.oid
+             WHERE d.datname = ANY($1) AND tup_inserted + tup_updated + tup_deleted = 0 AND s.stats_reset IS NULL
+             AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid)
+             AND NOT EXISTS (SELECT FROM pg_shdescription WHERE classoid = 'pg_database'::regclass AND objoid = d.oid)
+             AND NOT EXISTS (SELECT FROM pg_shseclabel WHERE classoid = 'pg_database'::regclass AND objoid = d.oid)
+             AND NOT EXISTS (SELECT FROM pg_subscription WHERE subdbid = d.oid)
+             AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE database = d.datname)
+             AND NOT EXISTS (SELECT FROM pg_prepared_xacts WHERE database = d.datname)"
+        );
+        let asked = query_as(AssertSqlSafe(unchanged)).bind(names).fetch_all(&self.keeping);
+        let mut found: Vec<(String, i64, String)> = answered(MAKE_LIMIT, "see what was changed", asked).await?;
+        found.retain(|(name, number, row)| {
+            self.originals()
+                .get(name)
+                .and_then(Option::as_ref)
+                .is_some_and(|original| (original.number, &original.row) == (*number, row))
+        });
+        if found.is_empty() {
+            return Ok(Vec::new());
         }
-        for name in &found {
+        // What is changed in memory alone reaches its file.
+        self.run("CHECKPOINT".to_owned()).await?;
+        let files = self.files(found.iter().map(|(_, number, _)| *number).collect()).await;
+        found.retain(|(name, number, _)| {
+            let originals = self.originals();
+            let original = originals.get(name).and_then(Option::as_ref);
+            original.is_some_and(|original| files.get(number) == Some(&original.files))
+        });
+        let names: Vec<String> = found.into_iter().map(|(name, ..)| name).collect();
+        for name in &names {
             self.end_backends(name).await?;
         }
-        Ok(found)
+        Ok(names)
+    }
+
+    /// The files of the databases with these numbers, as far as they can be read.
+    async fn files(&self, numbers: Vec<i64>) -> BTreeMap<i64, Footprint> {
+        let base: PathBuf = self.home.data.join("base");
+        let look = move || {
+            let of = |number: i64| Some((number, Footprint::of(&base.join(number.to_string())).ok()?));
+            numbers.into_iter().filter_map(of).collect()
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
     /// Wait until the connections to the database `name` have gone; those that stay are ended.
@@ -189,6 +344,10 @@ impl Catalog {
     /// The server refuses.
     pub async fn run(&self, statement: String) -> anyhow::Result<()> {
         execute(&self.keeping, statement).await
+    }
+
+    fn originals(&self) -> MutexGuard<'_, BTreeMap<String, Option<Original>>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -103,7 +103,7 @@ impl Cluster {
             database: settings.postgres.database.clone(),
             parameters: Vec::new(),
         };
-        let databases = Databases::open(&home, url, facts.sequences, settings);
+        let databases = Databases::open(&home, url, facts.unlogged, settings);
         Ok(Self { postmaster, databases, home, janitor, place })
     }
 

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
-use super::catalog::{Catalog, LEAVE_LIMIT};
+use super::catalog::Catalog;
+use super::cleaning;
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
+use super::put_back::SharedObjects;
+use super::shared_objects::Hold;
 use super::template::DATABASE;
 use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words};
@@ -27,8 +31,6 @@ const PREFIX: &str = "test_";
 const SHARED: &str = "test_shared";
 /// How long to wait for a database: clients have limits of their own, and this one says why.
 const FRESH_LIMIT: Duration = Duration::from_secs(60);
-/// How often what came back is looked at.
-const CLEAN_INTERVAL: Duration = Duration::from_millis(20);
 /// About what a database takes, in bytes: the catalogs of an empty one.
 const DATABASE_SIZE: u64 = 8 * 1024 * 1024;
 /// Most databases that are made ahead, or wait to be dropped, however much room there is.
@@ -75,17 +77,19 @@ pub struct Census {
 #[derive(Clone)]
 pub struct Databases(Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     /// The run's directory, for messages.
     dir: PathBuf,
     /// Of the session's database, in the tests' dialect.
     url: DatabaseUrl,
     max_connections: u32,
     bounds: Bounds,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
+    /// What belongs to the whole server.
+    objects: SharedObjects,
     shared: OnceCell<()>,
     handout: Mutex<Handout>,
-    events: mpsc::UnboundedSender<(String, Event)>,
+    pub(super) events: mpsc::UnboundedSender<(String, Event)>,
     /// Databases that came back, each with its template's name.
     returned: mpsc::UnboundedSender<(String, String)>,
     /// The runtime that does all the work: the caller's may end sooner.
@@ -103,9 +107,11 @@ struct Handout {
 }
 
 impl Databases {
-    /// The databases of the server in `home`, whose session's database is at `url`. Must be called within the runtime.
-    pub fn open(home: &Home, url: DatabaseUrl, sequences: String, settings: &Settings) -> Self {
-        let catalog = Catalog::new(home, url.port, &url.user, sequences);
+    /// The databases of the server in `home`, whose session's database is at `url`; `unlogged`: the template holds unlogged
+    /// tables. Must be called within the runtime.
+    pub fn open(home: &Home, url: DatabaseUrl, unlogged: bool, settings: &Settings) -> Self {
+        let unlogged = unlogged.then(|| DATABASE.to_owned()).into_iter().collect();
+        let catalog = Catalog::new(home, url.port, &url.user, &[DATABASE, SHARED], unlogged);
         let (events, mut inbox) = mpsc::unbounded_channel::<(String, Event)>();
         let (returned, back) = mpsc::unbounded_channel();
         let databases = Self(Arc::new(Inner {
@@ -114,12 +120,15 @@ impl Databases {
             max_connections: settings.test.max_connections,
             bounds: bounds(home, settings),
             catalog,
+            objects: SharedObjects::default(),
             shared: OnceCell::new(),
             handout: Mutex::default(),
             events,
             returned,
             runtime: Handle::current(),
         }));
+        let this = databases.clone();
+        tokio::spawn(async move { this.0.catalog.connect().await });
         let weak = Arc::downgrade(&databases.0);
         tokio::spawn(async move {
             while let Some((template, event)) = inbox.recv().await {
@@ -127,7 +136,7 @@ impl Databases {
                 Self(inner).step(&template, event);
             }
         });
-        tokio::spawn(clean(Arc::downgrade(&databases.0), back));
+        tokio::spawn(cleaning::clean(Arc::downgrade(&databases.0), back));
         databases
     }
 
@@ -170,16 +179,16 @@ impl Databases {
     ///
     /// # Errors
     /// Clones cannot be made, and why.
-    pub async fn fresh(&self) -> anyhow::Result<Lease> {
+    pub async fn fresh(&self, hold: Hold) -> anyhow::Result<Lease> {
         self.fill();
-        self.fresh_of(DATABASE).await
+        self.fresh_of(DATABASE, hold).await
     }
 
     /// As [`Databases::fresh`], a clone of `template`.
     ///
     /// # Errors
     /// As [`Databases::fresh`]; there is no such pool.
-    pub async fn fresh_of(&self, template: &str) -> anyhow::Result<Lease> {
+    pub async fn fresh_of(&self, template: &str, hold: Hold) -> anyhow::Result<Lease> {
         let (sender, given) = oneshot::channel();
         let ticket = {
             let mut handout = self.handout();
@@ -199,11 +208,17 @@ impl Databases {
             bail!(Failure::new(Code::Temporary, format!("no database came within {FRESH_LIMIT:?}: {why}")));
         };
         leaving.2 = None;
-        match given {
-            Ok(Ok(name)) => Ok(self.lease(name)),
+        let name = match given {
+            Ok(Ok(name)) => name,
             Ok(Err(why)) => bail!(Failure::new(Code::Temporary, format!("no database can be made: {why}"))),
             Err(_) => bail!(Failure::new(Code::Temporary, "the test server is ending")),
-        }
+        };
+        let unused = Unused(self, Some(name.clone()));
+        let (this, of) = (self.clone(), name.clone());
+        let noted = self.0.runtime.spawn(async move { this.0.objects.given(&this.0.catalog, &of, hold).await });
+        noted.await.context("the test server is ending")?;
+        unused.taken();
+        Ok(self.lease(name))
     }
 
     /// The database that all read-only tests share. It refuses to be written to.
@@ -227,14 +242,32 @@ impl Databases {
     /// # Errors
     /// It is not handed out.
     pub fn give_back(&self, name: &str, failed: bool) -> anyhow::Result<Returned> {
+        self.begin_return(name, failed).map(|(returned, _)| returned)
+    }
+
+    /// As [`Databases::give_back`]; what its test changed of the server is put back then.
+    ///
+    /// # Errors
+    /// It is not handed out.
+    pub async fn take_back(&self, name: &str, failed: bool) -> anyhow::Result<Returned> {
+        let (returned, settled) = self.begin_return(name, failed)?;
+        if let Some(settled) = settled {
+            settled.await.context("the test server is ending")?;
+        }
+        Ok(returned)
+    }
+
+    fn begin_return(&self, name: &str, failed: bool) -> anyhow::Result<(Returned, Option<JoinHandle<()>>)> {
         if name == SHARED {
-            return Ok(Returned::default());
+            return Ok((Returned::default(), None));
         }
         let template = self.handout().pools.iter().find(|(_, pool)| pool.is_out(name)).map(|(name, _)| name.clone());
         let Some(template) = template else { bail!("{name} is not handed out") };
         self.step(&template, Event::Returned { name: name.to_owned(), failed });
         let kept = self.handout().pools.get(&template).is_some_and(|pool| pool.kept().iter().any(|kept| kept == name));
-        Ok(Returned { kept, url: kept.then(|| self.url_of(name)) })
+        let (this, of) = (self.clone(), name.to_owned());
+        let settled = self.0.runtime.spawn(async move { this.0.objects.returned(&this.0.catalog, &of).await });
+        Ok((Returned { kept, url: kept.then(|| self.url_of(name)) }, Some(settled)))
     }
 
     pub fn census(&self) -> Census {
@@ -346,58 +379,6 @@ impl Databases {
     }
 }
 
-/// See to the databases that came back: end their connections, tell those that are as they were cloned from the others. Many
-/// at a time, because two questions to the server cost as much for one as for all; no caller waits for it.
-async fn clean(databases: Weak<Inner>, mut back: mpsc::UnboundedReceiver<(String, String)>) {
-    let mut here: Vec<(String, String, Instant)> = Vec::new();
-    loop {
-        if here.is_empty() {
-            let Some((template, name)) = back.recv().await else { return };
-            here.push((template, name, Instant::now()));
-        }
-        sleep(CLEAN_INTERVAL).await;
-        here.extend(
-            std::iter::from_fn(|| back.try_recv().ok()).map(|(template, name)| (template, name, Instant::now())),
-        );
-        let Some(databases) = databases.upgrade() else { return };
-        let outcome = clean_once(&databases, &mut here).await;
-        if let Err(error) = outcome {
-            // Whatever is in them, they are not handed out again.
-            tracing::debug!("look at what came back: {}", in_words(&error));
-            databases.cleaned(here.drain(..).map(|(template, name, _)| (template, name, false)));
-        }
-    }
-}
-
-async fn clean_once(databases: &Inner, here: &mut Vec<(String, String, Instant)>) -> anyhow::Result<()> {
-    let catalog = &databases.catalog;
-    let names: Vec<String> = here.iter().map(|(_, name, _)| name.clone()).collect();
-    let busy = catalog.busy(&names).await?;
-    let leaking = |(_, name, since): &&(String, String, Instant)| busy.contains(name) && since.elapsed() > LEAVE_LIMIT;
-    let leaking: Vec<String> = here.iter().filter(leaking).map(|(_, name, _)| name.clone()).collect();
-    if !leaking.is_empty() {
-        catalog.disconnect(&leaking).await?;
-    }
-    let free: Vec<_> = here.extract_if(.., |(_, name, _)| !busy.contains(name)).collect();
-    let names: Vec<String> = free.iter().map(|(_, name, _)| name.clone()).collect();
-    // Where that cannot be told, they count as changed.
-    let untouched = if free.is_empty() { Ok(Vec::new()) } else { catalog.untouched(&names).await };
-    let untouched = untouched.unwrap_or_default();
-    databases.cleaned(free.into_iter().map(|(template, name, _)| {
-        let untouched = untouched.contains(&name);
-        (template, name, untouched)
-    }));
-    Ok(())
-}
-
-impl Inner {
-    fn cleaned(&self, databases: impl Iterator<Item = (String, String, bool)>) {
-        for (template, name, untouched) in databases {
-            let _ = self.events.send((template, Event::Cleaned { name, untouched }));
-        }
-    }
-}
-
 /// How far the pools may go: their databases take an eighth of the file system's room, and as much again once used.
 fn bounds(home: &Home, settings: &Settings) -> Bounds {
     let ready = settings.test.pool as usize;
@@ -414,6 +395,23 @@ impl Drop for Leaving<'_> {
         if let Some(ticket) = self.2 {
             self.0.handout().waiting.remove(&ticket);
             self.0.step(self.1, Event::Left(ticket));
+        }
+    }
+}
+
+/// Gives a database back that its asker never learnt of.
+struct Unused<'a>(&'a Databases, Option<String>);
+
+impl Unused<'_> {
+    fn taken(mut self) {
+        self.1 = None;
+    }
+}
+
+impl Drop for Unused<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = self.1.take() {
+            let _ = self.0.give_back(&name, false);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `POST /databases`, `{"shared": true}` for the read-only one | a [`Lease`](super::databases::Lease) |
+//! | `POST /databases`, `{"shared": true}` for the read-only one, `{"lasting": true}` for more than one test | a [`Lease`](super::databases::Lease) |
 //! | `DELETE /databases/NAME`, `?failed=1` for a failed test's | [`Returned`](super::databases::Returned) |
 //! | `POST /fill`, `{"tests": 200}`: so many databases will be asked for, or some | [`Census`](super::databases::Census) |
 //! | `GET /status` | [`Census`](super::databases::Census) |
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::databases::Databases;
+use super::shared_objects::Hold;
 use crate::control::{Answer, ControlSocket};
 use crate::exit::{Code, code_of, in_words};
 use crate::http::server;
@@ -33,6 +34,9 @@ pub struct NewDatabase {
     /// The one that all read-only tests share.
     #[serde(default)]
     pub shared: bool,
+    /// Held by a fixture for longer than one test.
+    #[serde(default)]
+    pub lasting: bool,
     /// The name of the caller, for the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -69,13 +73,14 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
             let body = body(request).await?;
             let asked: NewDatabase = if body.is_empty() { NewDatabase::default() } else { parse(&body)? };
             tracing::debug!(test.label = asked.label, shared = asked.shared, "a database is asked for");
-            let lease = if asked.shared { databases.shared().await } else { databases.fresh().await };
+            let hold = if asked.lasting { Hold::Lasting } else { Hold::Test };
+            let lease = if asked.shared { databases.shared().await } else { databases.fresh(hold).await };
             Ok(json(&lease.map_err(|error| refuse(503, &error))?))
         }
         (Method::DELETE, _, Some(name)) => {
             let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
             let failed = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "failed=1"));
-            Ok(json(&databases.give_back(&name, failed).map_err(|error| refuse(404, &error))?))
+            Ok(json(&databases.take_back(&name, failed).await.map_err(|error| refuse(404, &error))?))
         }
         (Method::POST, "/fill", _) => {
             let body = body(request).await?;

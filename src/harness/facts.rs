@@ -15,8 +15,9 @@ use crate::postgres::write_whole;
 pub struct TemplateFacts {
     /// Of the application's role.
     pub password: String,
-    /// Where the sequences stand, by [`super::catalog::SEQUENCES`].
-    pub sequences: String,
+    /// Whether it holds unlogged tables or sequences: their pages reach no file at a checkpoint, so that nothing tells
+    /// whether a test changed them.
+    pub unlogged: bool,
 }
 
 impl TemplateFacts {
@@ -51,9 +52,9 @@ mod tests {
         let victim = temp.path().join("victim");
         fs::write(&victim, "of root").unwrap();
         std::os::unix::fs::symlink(&victim, home.data.join(THROWAWAY_MARKER)).unwrap();
-        TemplateFacts { password: "p".into(), sequences: "s".into() }.note(&home).unwrap();
+        TemplateFacts { password: "p".into(), unlogged: true }.note(&home).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "of root");
         let facts = TemplateFacts::of(&home.data).unwrap();
-        assert_eq!((facts.password.as_str(), facts.sequences.as_str()), ("p", "s"));
+        assert_eq!((facts.password.as_str(), facts.unlogged), ("p", true));
     }
 }

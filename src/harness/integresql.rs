@@ -9,6 +9,8 @@
 //! | `DELETE /templates/HASH/tests/ID`, `POST …/ID/unlock`, `POST …/ID/recreate` | 204: the clone is given back |
 //! | `DELETE /admin/templates` | 204: all templates are forgotten |
 //!
+//! And `GET /-/ready`, beside `/api`: 200 as soon as anything is answered.
+//!
 //! It listens on loopback and knows no passwords, as the original does; it is there only on request.
 
 use std::collections::{HashMap, VecDeque};
@@ -23,9 +25,10 @@ use hyper::{Method, Request, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::databases::{Databases, password};
+use super::shared_objects::Hold;
 use crate::exit::in_words;
 use crate::http::server::{self, Port};
 
@@ -33,8 +36,11 @@ use crate::http::server::{self, Port};
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// Largest body of a request, in bytes: a hash.
 const BODY_SIZE_MAX: usize = 16 * 1024;
-/// Most clones of a template that are handed out: many clients never give one back, and count on the oldest being taken.
+/// Most clones of a template that are handed out. Many clients never give one back: beyond this, the oldest that no client is
+/// connected to is taken for given back.
 const OUT_MAX: usize = 200;
+/// How long a clone is its client's at least, whether connected or not.
+const OUT_MIN: Duration = Duration::from_secs(2);
 
 /// Listen on a free port of loopback and serve for ever. Must be called within a `LocalSet`.
 ///
@@ -71,8 +77,8 @@ struct Templates {
 struct Template {
     number: u32,
     state: State,
-    /// Clones that are out, the oldest first.
-    out: VecDeque<String>,
+    /// Clones that are out and since when, the oldest first.
+    out: VecDeque<(String, Instant)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -113,6 +119,7 @@ impl Office {
             (&Method::DELETE, ["templates", hash, "tests", id])
             | (&Method::POST, ["templates", hash, "tests", id, "unlock" | "recreate"]) => self.give_back(hash, id),
             (&Method::DELETE, ["admin", "templates"]) => self.forget_all().await,
+            (&Method::GET, _) if path == "/-/ready" => (200, json!("Ready.")),
             _ => refused(404, format!("there is no {method} {path} here")),
         };
         let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
@@ -197,19 +204,42 @@ impl Office {
             Ok(None) => return refused(404, "template not found"),
             Err(_) => return refused(503, format!("nobody has filled the template within {FILL_LIMIT:?}")),
         };
-        let lease = match self.0.databases.fresh_of(&template.database()).await {
+        if template.out.len() >= OUT_MAX
+            && let Err(refused) = self.make_room(hash, &template).await
+        {
+            return refused;
+        }
+        let lease = match self.0.databases.fresh_of(&template.database(), Hold::Test).await {
             Ok(lease) => lease,
             Err(error) => return refused(503, in_words(&error)),
         };
-        let oldest = self.templates().by_hash.get_mut(hash).and_then(|template| {
-            template.out.push_back(lease.name.clone());
-            (template.out.len() > OUT_MAX).then(|| template.out.pop_front()).flatten()
-        });
-        if let Some(oldest) = oldest {
-            let _ = self.0.databases.give_back(&oldest, false);
+        if let Some(template) = self.templates().by_hash.get_mut(hash) {
+            template.out.push_back((lease.name.clone(), Instant::now()));
         }
         let id: u64 = lease.name.strip_prefix(&template.prefix()).and_then(|id| id.parse().ok()).unwrap_or_default();
         (200, json!({ "id": id, "database": self.config(hash, &lease.name) }))
+    }
+
+    /// Take the oldest clone back that no client uses.
+    async fn make_room(&self, hash: &str, template: &Template) -> Result<(), Outcome> {
+        let old = template.out.iter().filter(|(_, since)| since.elapsed() >= OUT_MIN);
+        let old: Vec<String> = old.map(|(name, _)| name.clone()).collect();
+        let busy = self.0.databases.catalog().busy(&old).await.map_err(|error| refused(503, in_words(&error)))?;
+        let Some(oldest) = old.into_iter().find(|name| !busy.contains(name)) else {
+            let text = format!(
+                "{OUT_MAX} clones of the template are out and all are in use: give each back after its test \
+                 (POST /templates/HASH/tests/ID/recreate, or unlock), and close its connections"
+            );
+            return Err(refused(503, text));
+        };
+        tracing::info!(
+            "IntegreSQL: {OUT_MAX} clones are out; {oldest}, which nobody is connected to, counts as given back"
+        );
+        let _ = self.0.databases.give_back(&oldest, false);
+        if let Some(template) = self.templates().by_hash.get_mut(hash) {
+            template.out.retain(|(out, _)| *out != oldest);
+        }
+        Ok(())
     }
 
     fn give_back(&self, hash: &str, id: &str) -> Outcome {
@@ -219,7 +249,7 @@ impl Office {
             return refused(404, "test database not found");
         }
         if let Some(template) = self.templates().by_hash.get_mut(hash) {
-            template.out.retain(|out| *out != name);
+            template.out.retain(|(out, _)| *out != name);
         }
         DONE
     }

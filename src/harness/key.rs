@@ -14,10 +14,25 @@ use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure};
 
 /// Counts up when a template is made in another way.
-const FORMAT: &str = "tandem template 5";
+const FORMAT: &str = "tandem template 6";
 /// What looks like migrations: Alembic's, Django's and others' directories, and plain SQL.
 const USUAL: [&str; 7] =
     ["alembic.ini", "**/alembic/**", "**/migrations/**", "**/migration/**", "**/versions/**", "*.sql", "**/db/**"];
+/// What says which packages an application has, in several languages.
+const LOCKS: [&str; 12] = [
+    "Cargo.lock",
+    "Gemfile.lock",
+    "Pipfile.lock",
+    "bun.lock",
+    "composer.lock",
+    "go.sum",
+    "package-lock.json",
+    "pdm.lock",
+    "pnpm-lock.yaml",
+    "poetry.lock",
+    "uv.lock",
+    "yarn.lock",
+];
 /// Hexadecimal digits of a key: names of files and directories hold it.
 const LENGTH: usize = 24;
 
@@ -37,7 +52,7 @@ impl Key {
     /// # Errors
     /// A file cannot be read, or a glob is none.
     pub fn with_content(mut self, settings: &Settings, run: &MigrationRun, seeds: &[Seed]) -> anyhow::Result<Self> {
-        self.add(&settings.postgres.user).add(&settings.postgres.database);
+        self.add(&settings.postgres.user).add(&settings.postgres.database).add([u8::from(settings.test.superuser)]);
         for (name, value) in settings.postgres.settings.iter().chain(&settings.test.settings) {
             self.add(name).add(value);
         }
@@ -67,6 +82,30 @@ impl Key {
         Ok(self)
     }
 
+    /// The key of what the recipe with the key `base` made from files that it read.
+    pub fn of_inputs(base: &str) -> Self {
+        let mut key = Self(Sha256::new());
+        key.add("inputs").add(base);
+        key
+    }
+
+    /// Add what the migrations and seeds run with: the interpreter, the packages that are installed and those that are locked.
+    pub fn add_tools(&mut self, settings: &Settings, python: &Path) {
+        let found = [settings.search_path.as_str()].into_iter().flat_map(|path| path.split(':'));
+        let mut places = found.map(|dir| Path::new(dir).join(python));
+        let python = if python.is_absolute() { Some(python.to_owned()) } else { places.find(|path| path.is_file()) };
+        for part in python.iter().flat_map(|python| packages(python)) {
+            self.add(part);
+        }
+        for dir in BTreeSet::from([&settings.directory, &settings.workers.app_dir]) {
+            for lock in LOCKS {
+                if let Ok(bytes) = fs::read(dir.join(lock)) {
+                    self.add(lock).add(bytes);
+                }
+            }
+        }
+    }
+
     /// The digest, in hexadecimal.
     pub fn finish(self) -> String {
         let mut text: String = self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -74,7 +113,8 @@ impl Key {
         text
     }
 
-    fn add(&mut self, part: impl AsRef<[u8]>) -> &mut Self {
+    /// Add one part.
+    pub fn add(&mut self, part: impl AsRef<[u8]>) -> &mut Self {
         let part = part.as_ref();
         self.0.update((part.len() as u64).to_be_bytes());
         self.0.update(part);
@@ -92,6 +132,30 @@ impl Key {
     }
 }
 
+/// The interpreter `python`, and the packages that it can import.
+fn packages(python: &Path) -> BTreeSet<String> {
+    let mut parts = BTreeSet::new();
+    if let Ok(real) = python.canonicalize() {
+        parts.extend(real.file_name().map(|name| name.to_string_lossy().into_owned()));
+    }
+    let Some(prefix) = python.parent().and_then(Path::parent) else { return parts };
+    let about = fs::read_to_string(prefix.join("pyvenv.cfg")).unwrap_or_default();
+    parts.extend(about.lines().filter(|line| line.starts_with("version")).map(str::to_owned));
+    let versions = fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten();
+    let versions = versions.filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"));
+    let dirs = versions.flat_map(|entry| ["site-packages", "dist-packages"].map(|name| entry.path().join(name)));
+    for entry in dirs.flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten()) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if [".dist-info", ".egg-info"].iter().any(|end| name.ends_with(end)) {
+            // The same version may have been installed from elsewhere.
+            let files = entry.path().join("RECORD").metadata().map_or(0, |meta| meta.len());
+            let origin = fs::read_to_string(entry.path().join("direct_url.json")).unwrap_or_default();
+            parts.insert(format!("{name} {files} {origin}"));
+        }
+    }
+    parts
+}
+
 /// The files that the migration command `words` consists of.
 fn inputs(settings: &Settings, words: &[String]) -> anyhow::Result<BTreeSet<PathBuf>> {
     let directory = &settings.directory;
@@ -102,14 +166,6 @@ fn inputs(settings: &Settings, words: &[String]) -> anyhow::Result<BTreeSet<Path
     let mut found = matching(directory, &globs)?;
     // A script that the command names is part of it.
     found.extend(words.iter().map(|word| settings.migrations_dir().join(word)).filter(|path| path.is_file()));
-    if found.is_empty() && settings.test.inputs.is_none() {
-        found = matching(directory, &["*.py", "!**/test_*.py", "!**/tests/**"])?;
-    }
-    if found.is_empty() {
-        tracing::warn!(
-            "no file tells when the migrations change: name them in test.inputs, or use `tandem test --rebuild`"
-        );
-    }
     Ok(found)
 }
 

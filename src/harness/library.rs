@@ -13,6 +13,7 @@ use super::client::{Client, VARIABLE};
 use super::cluster::{Cluster, Wish};
 use super::databases::{Census, Databases, Lease};
 use super::endpoint::NewDatabase;
+use super::shared_objects::Hold;
 use super::template::Recipe;
 use crate::config::{self, Flag, MigrationRun, Purpose, Source};
 use crate::plan::DatabaseUrl;
@@ -130,7 +131,7 @@ impl Server {
     /// Clones cannot be made, and why.
     pub async fn database(&self) -> anyhow::Result<Database> {
         let databases = self.shared.databases.clone();
-        Ok(Database { lease: databases.fresh().await?, from: From::Here(databases) })
+        Ok(Database { lease: databases.fresh(Hold::Test).await?, from: From::Here(databases) })
     }
 
     /// The one database of the server that read-only tests share; it refuses to be written to.

@@ -27,24 +27,32 @@
 //! ```text
 //! key ─> template ─────> image       what the template consists of; made once, packed into one file
 //!            seed        facts       and what is known of the databases in it
+//!            reads ────> inputs      what migrations and seeds read, which decides whether it is still right
+//!                        shelf       where it lies
 //! place ─> cluster ────> postmaster  a directory in memory, the image laid out in it, a server on it
 //!            janitor     remains     and what cleans up, however it ends
 //! pool ──> databases ──> endpoint    clones made ahead (pure); handed out; over a unix socket (client)
-//!            catalog                what the superuser does with them
+//!            cleaning               those that come back: used again or dropped
+//!            catalog    footprint   what the superuser does with them, and whether a test wrote to one
+//!            put_back               what tests change of the whole server, taken back
+//!                 shared_objects    whose it is, and when (pure)
 //!                        integresql  the same for clients of IntegreSQL's interface
 //! throwaway                          the same server, empty, for a purpose other than tests
 //! run                                `tandem test`: a command in all this, with plugin (pytest) and stack (workers)
 //! ```
 
 mod catalog;
+mod cleaning;
 mod client;
 mod cluster;
 pub mod databases;
 mod endpoint;
 mod facts;
+mod footprint;
 mod guard;
 mod guard_words;
 mod image;
+mod inputs;
 mod integresql;
 mod janitor;
 mod key;
@@ -54,9 +62,13 @@ mod place;
 mod plugin;
 mod pool;
 mod postmaster;
+mod put_back;
+mod reads;
 mod remains;
 pub mod run;
 mod seed;
+mod shared_objects;
+mod shelf;
 mod stack;
 mod template;
 mod throwaway;

@@ -153,6 +153,12 @@ impl RunDir {
         }
     }
 
+    /// The directories below `root` of runs that are over, and did not remove them.
+    pub fn left_below(root: &Path) -> Vec<PathBuf> {
+        let base = root.join(format!("tandem-test-{}", Uid::effective()));
+        dead(&base).into_iter().map(|(dir, _)| dir).collect()
+    }
+
     /// Remove it, and all that works in it.
     pub async fn remove(self) {
         remains::remove(&self.dir).await;

@@ -2,6 +2,8 @@
 
     def test_order(database_url): ...
 
+    database_url_class, database_url_module, database_url_package, database_url_session: one for all tests of the scope
+
     @pytest.mark.tandem(shared=True)                # only reads: one read-only database for all of these
     def test_report(database_url): ...
 
@@ -58,7 +60,6 @@ class Harness:
         self.path = path
         self.pid = None
         self.idle = None
-        self.session_failed = False
         self.kept = []  # [label, url], until a report takes them along
 
     def expect_tests(self, body=None):
@@ -67,10 +68,11 @@ class Harness:
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
                 self.exchange("POST", "/fill", json.dumps(body).encode() if body else None)
 
-    def hand_out(self, label, shared=False):
+    def hand_out(self, label, shared=False, lasting=False):
         # A file's name need not be UTF-8, which JSON must be.
         label = label.encode(errors="replace").decode()
-        status, answer = self.ask("POST", "/databases", {"shared": True} if shared else {"label": label})
+        body = {"shared": True} if shared else {"label": label, "lasting": lasting}
+        status, answer = self.ask("POST", "/databases", body)
         if status != 200:
             raise refusal(answer)
         return answer
@@ -141,6 +143,14 @@ def refusal(answer):
 
 HARNESS = pytest.StashKey()
 FAILED = pytest.StashKey()
+LASTING = "database_url_"
+# The nodes that fixtures of a scope belong to; a package's may be that of a directory above.
+SCOPES = {
+    "class": pytest.Class,
+    "module": pytest.Module,
+    "package": (pytest.Package, pytest.Session),
+    "session": pytest.Session,
+}
 
 
 @pytest.fixture
@@ -169,15 +179,26 @@ def is_shared(item):
     return marker is not None and marker.kwargs.get("shared", False)
 
 
-@pytest.fixture(scope="session")
-def database_url_session(request):
-    """URL of a migrated PostgreSQL database for the whole session; under pytest-xdist each worker has one."""
-    harness = request.config.stash[HARNESS]
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    label = f"database_url_session of {worker}" if worker else "database_url_session"
-    database = harness.hand_out(label)
-    yield database["url"]
-    harness.give_back(database["name"], label, harness.session_failed)
+def lasting(scope, words):
+    """A fixture for one database that all tests of `scope` use, one after the other."""
+
+    def database(request):
+        harness = request.config.stash[HARNESS]
+        label = f"{request.fixturename} of {request.node.nodeid}" if request.node.nodeid else request.fixturename
+        worker = os.environ.get("PYTEST_XDIST_WORKER")
+        label = f"{label} in {worker}" if worker else label
+        database = harness.hand_out(label, lasting=True)
+        yield database["url"]
+        harness.give_back(database["name"], label, request.node.stash.get(FAILED, False))
+
+    database.__doc__ = f"URL of a migrated PostgreSQL database for {words}; under pytest-xdist each worker has one."
+    return pytest.fixture(scope=scope, name=f"{LASTING}{scope}")(database)
+
+
+database_url_class = lasting("class", "all tests of a class")
+database_url_module = lasting("module", "all tests of a file")
+database_url_package = lasting("package", "all tests of a directory")
+database_url_session = lasting("session", "the whole session")
 
 
 @pytest.fixture
@@ -268,8 +289,11 @@ def pytest_runtest_makereport(item):
     # A rerun of the test begins anew; subtests are reported one by one.
     failed = report.failed or (report.when == "call" and item.stash.get(FAILED, False))
     item.stash[FAILED] = failed
-    if failed and "database_url_session" in getattr(item, "fixturenames", ()):
-        harness.session_failed = True
+    for name in getattr(item, "fixturenames", ()) if failed else ():
+        scope = name[len(LASTING) :] if name.startswith(LASTING) else None
+        for node in item.listchain():
+            if scope in SCOPES and isinstance(node, SCOPES[scope]):
+                node.stash[FAILED] = True
 
 
 class KeptDatabases:

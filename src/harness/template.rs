@@ -1,19 +1,10 @@
 //! The template: a data directory with the migrated and seeded database in it, made once for each content and kept packed.
 //!
-//! ```text
-//! <cache>/test/<key>.tar    appears by a rename when it is whole; one maker at a time, under <key>.lock
-//! ```
-//!
-//! An installed cache may be closed to the user who runs this, as in an image: then `cache` in the state directory takes its
-//! place, or a directory for temporary files.
-//!
 //! It is made from an empty cluster, which is packed and kept in the same way, so that a changed migration costs no initdb.
 
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use base64::Engine;
@@ -23,13 +14,15 @@ use rand::rngs::SysRng;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
 use super::facts::TemplateFacts;
+use super::inputs::Inputs;
 use super::janitor::Janitor;
 use super::key::Key;
 use super::place::{RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
+use super::reads::Recorder;
 use super::seed::Seed;
-use super::{catalog, image};
-use crate::config::{MigrationRun, Settings, temp_dir};
+use super::{catalog, image, shelf};
+use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, is_disk_full};
 use crate::install;
 use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
@@ -40,7 +33,7 @@ use crate::postgres::home::{Home, make_dir};
 use crate::postgres::provision::identifier;
 use crate::postgres::scram;
 use crate::postgres::settings::SUPERUSER;
-use crate::process::{self, RunError, identity};
+use crate::process::{self, RunError};
 use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 use crate::workers::environment;
@@ -48,16 +41,19 @@ use crate::workers::surroundings::{Surroundings, scheme};
 
 /// The database that all others are cloned from.
 pub const DATABASE: &str = "tandem_template";
-/// How many images are kept, the last used ones.
-const IMAGES_MAX: usize = 12;
 /// How long to wait for another process that makes the same template: its migrations and seeds may take minutes.
 const LOCK_LIMIT: Duration = Duration::from_secs(900);
 /// How long a seed may take.
 const SEED_LIMIT: Duration = Duration::from_secs(600);
 /// How long one statement over what the migrations and seeds made may take.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(600);
+/// Where Python keeps compiled modules instead of beside their sources, of which it then opens none.
+const PYCACHE: &str = "PYTHONPYCACHEPREFIX";
 /// Calls the seed's function with the URL of the database.
-const CALL: &str = "import importlib, sys; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(sys.argv[3])";
+///
+/// Not from an argument, which all users of the machine can read; and before the module, which may change the environment.
+const CALL: &str = "import importlib, os, sys; url = os.environ['DATABASE_URL']; \
+                    getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(url)";
 
 /// What a template consists of, and what it is made with.
 pub struct Recipe {
@@ -84,73 +80,26 @@ pub struct Template {
 /// # Errors
 /// What initdb, the migrations or the seeds said.
 pub async fn ensure(recipe: &Recipe, rebuild: bool) -> anyhow::Result<Template> {
-    let key = recipe.key()?;
-    let dirs = shelves(&recipe.settings.cache_dir, &recipe.state);
-    let found = dirs.iter().map(|dir| dir.join(format!("{key}.tar"))).find(|image| touch(image));
-    if let Some(image) = found.filter(|_| !rebuild) {
-        return Ok(Template { key, image });
-    }
-    let dir = open_shelf(&dirs)?;
-    let image = dir.join(format!("{key}.tar"));
-    let _lock = install::lock(&dir.join(format!("{key}.lock")), "make the tests' template", LOCK_LIMIT).await?;
-    // The process that held the lock before may have made it.
-    if rebuild || !touch(&image) {
-        let _progress = telemetry::progress(format!("making {}", recipe.words()));
-        let empty = recipe.empty(&dir, rebuild).await?;
-        recipe.make(&empty, &image).await?;
-        sweep(&dir);
-    }
-    Ok(Template { key, image })
-}
-
-/// Where images may lie, the best place first.
-fn shelves(cache: &Path, state: &Path) -> [PathBuf; 3] {
-    let temporary = temp_dir().join(format!("tandem-templates-{}", nix::unistd::Uid::effective()));
-    [cache.join("test"), state.join("cache/test"), temporary]
-}
-
-/// The first of them that can be written, made if it is not there.
-fn open_shelf(shelves: &[PathBuf; 3]) -> anyhow::Result<PathBuf> {
-    for dir in &shelves[..2] {
-        if let Some(state) = shelves[1].ancestors().nth(2).filter(|_| *dir == shelves[1]) {
-            let _told_below = install::make_shared_dir(state);
-            install::keep_out_of_git(state);
-        }
-        match install::make_shared_dir(dir) {
-            Ok(()) if identity::may_write(dir, None) => return Ok(dir.clone()),
-            made => tracing::debug!("templates are not kept in {}, which cannot be written: {made:?}", dir.display()),
-        }
-    }
-    let dir = &shelves[2];
-    let why = || {
-        let [cache, state, temporary] = shelves.each_ref().map(|dir| dir.display());
-        let text = format!("cannot keep the tests' template in {cache}, in {state} or in {temporary}");
-        Failure::new(Code::CannotCreate, format!("{text}: name another place with `cache_dir`, or open one of these"))
+    let (base, settings) = (recipe.key()?, &recipe.settings);
+    let found = |dir: &PathBuf| {
+        let key = shelf::find(dir, &base, recipe.reads_files(), settings).filter(|_| !rebuild)?;
+        Some(Template { image: shelf::image(dir, &key), key })
     };
-    make_dir(dir, 0o700, None).with_context(why)?;
-    // In a directory that all users share, another user may have been first.
-    let meta = dir.symlink_metadata().with_context(why)?;
-    let ours = meta.is_dir() && meta.uid() == nix::unistd::Uid::effective().as_raw() && meta.mode() & 0o022 == 0;
-    if ours { Ok(dir.clone()) } else { Err(why().into()) }
-}
-
-/// Whether the image is there; if so, it counts as used now.
-fn touch(image: &Path) -> bool {
-    File::open(image).is_ok_and(|file| {
-        let _ = file.set_modified(SystemTime::now());
-        true
-    })
-}
-
-/// Remove the images that were not used for longest.
-fn sweep(dir: &Path) {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let images = entries.filter(|path| path.extension().is_some_and(|extension| extension == "tar"));
-    let mut images: Vec<_> = images.filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path))).collect();
-    images.sort();
-    for (_, image) in &images[..images.len().saturating_sub(IMAGES_MAX)] {
-        let _ = fs::remove_file(image);
+    let dirs = shelf::shelves(&settings.cache_dir, &recipe.state);
+    if let Some(template) = dirs.iter().find_map(found) {
+        return Ok(template);
     }
+    let dir = shelf::open_shelf(&dirs)?;
+    let _lock = install::lock(&dir.join(format!("{base}.lock")), "make the tests' template", LOCK_LIMIT).await?;
+    // The process that held the lock before may have made it.
+    if let Some(template) = found(&dir) {
+        return Ok(template);
+    }
+    let _progress = telemetry::progress(format!("making {}", recipe.words()));
+    let empty = recipe.empty(&dir, rebuild).await?;
+    let template = recipe.make(&empty, &dir, &base).await?;
+    shelf::sweep(&dir);
+    Ok(template)
 }
 
 impl Recipe {
@@ -186,7 +135,16 @@ impl Recipe {
     }
 
     fn key(&self) -> anyhow::Result<String> {
-        Ok(self.empty_key().with_content(&self.settings, &self.migrations, &self.seeds)?.finish())
+        let mut key = self.empty_key().with_content(&self.settings, &self.migrations, &self.seeds)?;
+        if self.reads_files() {
+            key.add_tools(&self.settings, &self.python);
+        }
+        Ok(key.finish())
+    }
+
+    /// Whether commands fill the database, which read what they want.
+    fn reads_files(&self) -> bool {
+        matches!(self.migrations, MigrationRun::Command(_)) || !self.seeds.is_empty()
     }
 
     fn empty_key(&self) -> Key {
@@ -209,12 +167,12 @@ impl Recipe {
     /// The image of an empty cluster.
     async fn empty(&self, dir: &Path, rebuild: bool) -> anyhow::Result<PathBuf> {
         let key = self.empty_key().finish();
-        let image = dir.join(format!("{key}.tar"));
-        if !rebuild && touch(&image) {
+        let image = shelf::image(dir, &key);
+        if !rebuild && shelf::touch(&image) {
             return Ok(image);
         }
         let _lock = install::lock(&dir.join(format!("{key}.lock")), "make an empty cluster", LOCK_LIMIT).await?;
-        if rebuild || !touch(&image) {
+        if rebuild || !shelf::touch(&image) {
             self.in_a_place(async |_, home| {
                 make_dir(&home.data, 0o700, home.server.as_ref())?;
                 // Small segments: a cluster is copied for each run.
@@ -227,13 +185,14 @@ impl Recipe {
         Ok(image)
     }
 
-    async fn make(&self, empty: &Path, image: &Path) -> anyhow::Result<()> {
+    async fn make(&self, empty: &Path, dir: &Path, base: &str) -> anyhow::Result<Template> {
         self.in_a_place(async |place, home| {
             image::lay_out(empty, &home.data, home.server.as_ref())?;
             let _janitor = Janitor::hire(place, None).context("start a shell that cleans up")?;
             let (settings, installation) = (self.settings.clone(), self.installation.clone());
             let spec = Spec { home: home.clone(), installation, settings, lasting: false };
             let postmaster = Postmaster::start(spec).await?;
+            let recorder = self.reads_files().then(|| self.record());
             let stocked = self.stock(home, postmaster.port).await;
             let facts = stocked.with_context(|| match postmaster.last_lines(5).join("\n  ") {
                 lines if lines.is_empty() => "make the tests' template".to_owned(),
@@ -241,15 +200,64 @@ impl Recipe {
             })?;
             facts.note(home)?;
             postmaster.shut_down().await?;
-            image::pack(&home.data, image)
+            let inputs = match recorder {
+                Some(recorder) => self.inputs(recorder).await?,
+                None => None,
+            };
+            let key = match (&inputs, self.reads_files()) {
+                (Some(inputs), _) => inputs.key(base, &self.settings),
+                (None, false) => base.to_owned(),
+                // Nobody finds it again.
+                (None, true) => format!("{base}-{}", std::process::id()),
+            };
+            let image = shelf::image(dir, &key);
+            image::pack(&home.data, &image)?;
+            if let Some(inputs) = inputs {
+                shelf::note(dir, base, &key, &inputs)?;
+            }
+            Ok(Template { key, image })
         })
         .await
     }
 
+    /// Watch what the migrations and seeds read; `None`: that cannot be watched here.
+    fn record(&self) -> Option<Recorder> {
+        let settings = &self.settings;
+        let roots = [&*settings.directory, &*settings.workers.app_dir, settings.migrations_dir()];
+        match Recorder::start(&roots.map(Path::to_owned).into()) {
+            Ok(recorder) => Some(recorder),
+            Err(error) => {
+                tracing::warn!(
+                    "which files the migrations read cannot be seen ({error}): the template is made anew when any source or \
+                     configuration file of the project changes"
+                );
+                None
+            }
+        }
+    }
+
+    /// What was read; `None`: that is not known.
+    async fn inputs(&self, recorder: Option<Recorder>) -> anyhow::Result<Option<Inputs>> {
+        let Some(recorder) = recorder else { return Ok(Some(Inputs::all(&self.settings))) };
+        let reads = recorder.finish().await;
+        if reads.missed {
+            return Ok(Some(Inputs::all(&self.settings)));
+        }
+        match Inputs::of(&reads, &self.settings.directory) {
+            Ok(inputs) => Ok(Some(inputs)),
+            Err(written) => {
+                let written: Vec<_> = written.iter().map(|path| path.display().to_string()).collect();
+                let written = written.join(", ");
+                tracing::info!("{written} changed while the tests' template was made: the next run makes it anew");
+                Ok(None)
+            }
+        }
+    }
+
     /// Do `work` in the first place that has room for it.
-    async fn in_a_place(&self, work: impl AsyncFn(&RunDir, &Home) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    async fn in_a_place<T>(&self, work: impl AsyncFn(&RunDir, &Home) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let (roots, _) = candidates(self.settings.test.dir.as_deref(), &self.state);
-        let mut outcome = Ok(());
+        let mut outcome = Err(anyhow::anyhow!("there is no place for a test server"));
         for root in roots {
             let place = RunDir::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
@@ -296,15 +304,21 @@ impl Recipe {
         let mut made = catalog::enter(home, port, &postgres.database).await?;
         self.check_made(&mut made).await?;
         answered(ANSWER_LIMIT, "close the connection", made.close()).await?;
+        if self.settings.test.superuser {
+            // Not for the migrations, which are to fail here where they would fail on the server that Tandem keeps.
+            run(&mut root, format!("ALTER ROLE {user} SUPERUSER")).await?;
+        }
         for seed in &self.seeds {
             self.seed(seed, &url).await?;
         }
 
         let mut inside = catalog::enter(home, port, &postgres.database).await?;
-        // Clones then have the planner's statistics, and no row whose visibility must be noted at its first reading.
-        run(&mut inside, "VACUUM (ANALYZE)".into()).await?;
-        let asked = query_scalar(catalog::SEQUENCES).fetch_one(&mut inside);
-        facts.sequences = answered(MAKE_LIMIT, "read the sequences", asked).await?;
+        // Clones then have the planner's statistics, and no row whose visibility is noted at its first reading: whoever only
+        // reads writes to no file. The second time is for the statistics themselves.
+        run(&mut inside, "VACUUM (FREEZE, ANALYZE)".into()).await?;
+        run(&mut inside, "VACUUM (FREEZE)".into()).await?;
+        let asked = query_scalar(catalog::UNLOGGED).fetch_one(&mut inside);
+        facts.unlogged = answered(MAKE_LIMIT, "look for unlogged tables", asked).await?;
         answered(ANSWER_LIMIT, "close the connection", inside.close()).await?;
         // What a migration or a seed left connected would keep the database from being renamed and cloned.
         let others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1";
@@ -315,9 +329,7 @@ impl Recipe {
         // So that it is not changed by mistake. Tandem itself connects once before it clones: see `Databases::fill`.
         run(&mut root, format!("ALTER DATABASE {DATABASE} IS_TEMPLATE true")).await?;
         run(&mut root, format!("REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC")).await?;
-        if postgres.user == SUPERUSER {
-            run(&mut root, format!("ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS false")).await?;
-        }
+        run(&mut root, format!("ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS false")).await?;
         run(&mut root, catalog::clone_statement(&postgres.database, DATABASE, &postgres.user)).await?;
         root.close().await?;
         Ok(facts)
@@ -331,7 +343,7 @@ impl Recipe {
             MigrationRun::Command(words) => {
                 let dir = self.settings.migrations_dir();
                 let command = self.around(url).command(words, &self.application(), dir);
-                let command = command.context("the migration command is empty")?;
+                let command = command.context("the migration command is empty")?.env_remove(PYCACHE);
                 let what = format!("migrations: `{}`", in_one_line(words));
                 self.succeed(command, (migrations.limit, "migrations.limit"), &what).await
             }
@@ -363,11 +375,11 @@ impl Recipe {
                 embedded::command(&self.installation, &psql.variable(("ON_ERROR_STOP", "1")).file(path))
             }
             Seed::Python { module, function, .. } => {
-                let url = url.with_scheme(&around.scheme()).expose();
-                CommandLine::new(self.python.clone()).args(["-c", CALL, module, function, url.expose()])
+                CommandLine::new(self.python.clone()).args(["-c", CALL, module, function])
             }
         };
         let mut command = around.with_all(command, &self.application(), &self.settings.directory);
+        command = command.env_remove(PYCACHE);
         if let Seed::Python { .. } = seed {
             // What a program's own directory is to its imports, the project is to a seed's.
             let (dir, app_dir) = (&self.settings.directory, &self.settings.workers.app_dir);

@@ -1,9 +1,10 @@
 //! A throwaway server for a purpose other than tests: an empty cluster on a disk that has room for what comes into it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::cluster::{Cluster, Wish};
+use super::place::RunDir;
 use super::template::Recipe;
 use crate::config::{MigrationRun, Settings};
 use crate::postgres::binaries::Installation;
@@ -38,6 +39,7 @@ impl Throwaway {
         settings.test.settings = more.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         settings.test.dir = Some(dir.to_owned());
         settings.test.spare = false;
+        settings.test.superuser = false;
         settings.test.max_connections = CONNECTIONS;
         let recipe = Recipe {
             settings: Rc::new(settings),
@@ -49,6 +51,22 @@ impl Throwaway {
             state: home.state.clone(),
         };
         Ok(Self { cluster: Cluster::start(&recipe, Wish::default()).await? })
+    }
+
+    /// The directories of such servers below `dir` that nobody removed: their machine lost its power, or their janitor was
+    /// killed too.
+    pub fn left_below(dir: &Path) -> Vec<PathBuf> {
+        RunDir::left_below(dir)
+    }
+
+    /// Remove these.
+    ///
+    /// # Errors
+    /// The place cannot be written to.
+    pub async fn sweep(dir: &Path) -> anyhow::Result<()> {
+        // Whoever takes a place there removes those of dead runs first.
+        RunDir::take(dir).await?.remove().await;
+        Ok(())
     }
 
     pub fn home(&self) -> &Home {

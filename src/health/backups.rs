@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::picture::{Backups, Disk, Picture};
+use super::picture::{Backups, Disk, KeptDatabases, Picture};
 use crate::telemetry::rfc3339;
 
 /// `backups`.
@@ -15,6 +15,9 @@ pub struct BackupsReport<'a> {
     pub count: usize,
     pub newest: Option<String>,
     pub newest_verified: Option<String>,
+    /// How many databases restores have replaced, which are kept, and what they take.
+    pub kept_databases: usize,
+    pub kept_databases_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pitr: Option<PitrReport>,
 }
@@ -61,6 +64,8 @@ pub fn report(backups: &Backups) -> BackupsReport<'_> {
         count: backups.count,
         newest: backups.newest.map(rfc3339),
         newest_verified: backups.newest_verified.map(rfc3339),
+        kept_databases: backups.kept_databases.count,
+        kept_databases_bytes: backups.kept_databases.bytes,
         pitr: backups.pitr.as_ref().map(|pitr| PitrReport {
             enabled: true,
             ready_segments: pitr.ready_segments,
@@ -86,8 +91,19 @@ pub fn words(backups: &Backups) -> Option<String> {
     let newest = backups.newest.filter(|_| last.is_none()).map(|newest| format!("newest of {}", minute(newest)));
     let next = backups.next.map(|next| format!("next {}", minute(next)));
     let now = backups.running.then(|| "one runs now".to_owned());
-    let words: Vec<String> = [now, last, newest, next].into_iter().flatten().collect();
+    let words: Vec<String> = [now, last, newest, next, kept(backups.kept_databases)].into_iter().flatten().collect();
     (!words.is_empty()).then(|| words.join("; "))
+}
+
+/// What restores have replaced, and how it goes.
+fn kept(kept: KeptDatabases) -> Option<String> {
+    let KeptDatabases { count, bytes } = kept;
+    let what = if count == 1 {
+        "1 database that a restore replaced is".to_owned()
+    } else {
+        format!("{count} databases that restores replaced are")
+    };
+    (count > 0).then(|| format!("{what} kept, {} MB (`tandem restore --drop-kept`)", bytes.div_ceil(1 << 20)))
 }
 
 /// The reasons of a degraded status that concern backups and disks.
@@ -96,7 +112,15 @@ pub fn reasons(picture: &Picture) -> Vec<String> {
     let failed = failed.map(|error| format!("the last backup failed: {}", error.lines().next().unwrap_or_default()));
     let same = picture.disk == picture.backup_disk;
     let disks = [("data", picture.disk), ("backups", picture.backup_disk)];
-    let low = disks.into_iter().take(if same { 1 } else { 2 }).filter_map(|(whose, disk)| low(whose, disk));
+    let of_data = disks.into_iter().take(1).filter_map(|(whose, disk)| low(whose, disk));
+    // They are on the data's disk.
+    let of_data: Vec<String> = of_data
+        .map(|why| {
+            [Some(why), kept(picture.backups.kept_databases)].into_iter().flatten().collect::<Vec<_>>().join("; ")
+        })
+        .collect();
+    let of_backups = disks.into_iter().skip(1).filter(|_| !same).filter_map(|(whose, disk)| low(whose, disk));
+    let low = of_data.into_iter().chain(of_backups);
     let unanswered = picture.backups.unanswered.map(|_| "the directory of backups does not answer".to_owned());
     let archiving = picture.backups.pitr.as_ref().and_then(|pitr| pitr.trouble.clone());
     let unreadable = picture.backups.unreadable.iter().chain(&picture.backups.unreadable_bases).cloned();

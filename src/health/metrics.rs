@@ -96,6 +96,9 @@ fn backups(registry: &mut Registry, picture: &Picture) {
     for (name, help, value) in rows {
         gauge(registry, name, help, value);
     }
+    let kept = backups.kept_databases;
+    gauge(registry, "kept_databases", "Databases that restores replaced and that are kept", Some(count(kept.count)));
+    gauge(registry, "kept_databases_bytes", "What these take of the data's disk", Some(signed(kept.bytes)));
     if let Some(pitr) = &backups.pitr {
         gauge(registry, "wal_ready_segments", "Segments that wait for the archive", Some(signed(pitr.ready_segments)));
         gauge(registry, "wal_backlog_bytes", "WAL that waits for the archive", Some(signed(pitr.backlog)));

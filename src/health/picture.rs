@@ -215,8 +215,17 @@ pub struct Backups {
     pub unreadable_bases: Vec<String>,
     /// Why the directory of backups cannot be read; `count` and the times are old then.
     pub unreadable: Option<String>,
+    /// The databases that restores replaced and nobody has dropped yet.
+    pub kept_databases: KeptDatabases,
     /// Since when the directory of backups does not answer; `count` and the times are as old then.
     pub unanswered: Option<Instant>,
+}
+
+/// Databases that restores replaced, which take room on the data's disk until they are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptDatabases {
+    pub count: usize,
+    pub bytes: u64,
 }
 
 /// A scheduled run that has ended.

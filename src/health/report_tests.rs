@@ -268,7 +268,9 @@ fn the_report_has_the_keys_that_users_were_promised() {
             "last": null,
             "count": 0,
             "newest": null,
-            "newest_verified": null
+            "newest_verified": null,
+            "kept_databases": 0,
+            "kept_databases_bytes": 0
           },
           "disk": {
             "free_bytes": 10,

@@ -48,7 +48,8 @@ impl RoomWait {
             path.display()
         );
         tracing::error!(
-            "{what}; it is started again when there is room. Free some elsewhere on it, and remove nothing in the data directory"
+            "{what}; it is started again when there is room. `tandem doctor` shows what of Tandem's can go, and \
+             `tandem doctor --fix` removes it; remove nothing in the data directory by hand"
         );
         self.0.set(Some((Instant::now(), there)));
         there

@@ -246,7 +246,9 @@ impl Shared {
         let home = &self.launch.home;
         if lines::tell_of_a_full_disk(lines) && !self.launch.waits_for_room {
             let data = home.data.display();
-            let why = format!("the disk is full, and PostgreSQL cannot start in {data}: make room, and try again");
+            let why = format!(
+                "the disk is full, and PostgreSQL cannot start in {data}: make room, and try again; `tandem doctor` shows what of Tandem's can go"
+            );
             self.lasting.replace(Some(Lasting { code: Code::CannotCreate, why }));
             return Ending::Ended;
         }

@@ -227,7 +227,7 @@ fn own_log(text: &mut String) {
 /// What a server without a future does without: whatever makes data survive a crash of the machine, and whatever runs by
 /// itself in the background. It starts in 15 ms instead of 30, and `CREATE DATABASE` copies files instead of logging
 /// every page.
-const THROWAWAY: [(&str, &str); 18] = [
+const THROWAWAY: [(&str, &str); 19] = [
     ("fsync", "off"),
     ("synchronous_commit", "off"),
     ("full_page_writes", "off"),
@@ -240,6 +240,7 @@ const THROWAWAY: [(&str, &str); 18] = [
     ("jit", "off"),
     ("max_logical_replication_workers", "0"),
     ("max_parallel_workers_per_gather", "0"),
+    ("max_prepared_transactions", "100"),
     ("max_wal_senders", "0"),
     ("max_wal_size", "1GB"),
     ("min_wal_size", "2MB"),

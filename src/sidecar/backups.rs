@@ -78,9 +78,9 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
             pictures.send_modify(|picture| {
                 let before = &mut Arc::make_mut(picture).backups;
-                let (pitr, last_base) = (before.pitr.take(), before.last_base);
+                let (pitr, last_base, kept_databases) = (before.pitr.take(), before.last_base, before.kept_databases);
                 let unreadable_bases = std::mem::take(&mut before.unreadable_bases);
-                *before = picture::Backups { pitr, last_base, unreadable_bases, ..shown };
+                *before = picture::Backups { pitr, last_base, unreadable_bases, kept_databases, ..shown };
             });
         };
         if next.is_some_and(|next| next <= now) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::jobs;
 use crate::boot;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
+use crate::durable;
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
@@ -91,6 +92,8 @@ impl Context {
     /// The port is taken and was chosen by hand; the state directory cannot be used.
     pub async fn resolve(configuration: Configuration, home: Home) -> anyhow::Result<Self> {
         let Configuration { source, loaded, reload } = configuration;
+        // Blocks: before the loop turns.
+        durable::keep_reserve(&home.run.join("reserve"));
         if loaded.settings.postgres.mode == PostgresMode::Managed {
             // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
             // Blocks: before the loop turns.

@@ -16,9 +16,12 @@ use crate::backup::pitr::archive::Archive;
 use crate::backup::pitr::backlog::{Condition, Watch};
 use crate::backup::pitr::catalog::{self, Listing};
 use crate::backup::room::FileSystem;
+use crate::backup::swap;
 use crate::config::Room;
 use crate::event_loop::{Hangs, within};
+use crate::exit::in_words;
 use crate::health::picture::{self, Picture};
+use crate::postgres::service::DatabaseStage;
 
 /// How often free room is looked at.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
@@ -26,6 +29,11 @@ const ROOM_LOOK: Duration = Duration::from_secs(1);
 const ARCHIVING_LOOK: Duration = Duration::from_secs(2);
 /// How often base backups are looked for.
 const BASES_LOOK: Duration = Duration::from_secs(10);
+/// How often the databases that restores replaced are looked at.
+const KEPT_LOOK: Duration = Duration::from_secs(15);
+/// A cluster that nobody has added a database to has so many directories of databases: two templates, `postgres` and the
+/// application's.
+const DATABASES_LEAST: usize = 4;
 /// How long one look may take. A healthy disk answers within milliseconds, a spinning one that wakes up within seconds.
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -102,6 +110,36 @@ pub async fn follow_archiving(pictures: Pictures, watch: Watch) {
         }
         tokio::time::sleep(ARCHIVING_LOOK).await;
     }
+}
+
+/// Put the databases that restores replaced into the picture; for ever.
+pub async fn follow_kept_databases(pictures: Pictures, context: Rc<Context>) {
+    loop {
+        let base = context.home.data.join("base");
+        // Blocks: called by `within`.
+        let count = move || std::fs::read_dir(base).map_or(0, |entries| entries.flatten().count());
+        let is_known = match within(LOOK_LIMIT, "count the databases", count).await {
+            Ok(count) if count <= DATABASES_LEAST => Some(picture::KeptDatabases::default()),
+            Ok(_) if context.database.get() != DatabaseStage::Unknown => kept_databases(&context).await,
+            _ => None,
+        };
+        if let Some(kept) = is_known {
+            pictures.send_if_modified(|picture| {
+                let shown = &mut Arc::make_mut(picture).backups.kept_databases;
+                std::mem::replace(shown, kept) != kept
+            });
+        }
+        tokio::time::sleep(KEPT_LOOK).await;
+    }
+}
+
+/// `None` when the server does not answer.
+async fn kept_databases(context: &Context) -> Option<picture::KeptDatabases> {
+    let asking = swap::kept_databases(&context.home, context.url.port, &context.url.database);
+    let kept = tokio::time::timeout(LOOK_LIMIT, asking).await.ok()?;
+    let kept =
+        kept.inspect_err(|error| tracing::debug!("look for what restores replaced: {}", in_words(error))).ok()?;
+    Some(picture::KeptDatabases { count: kept.len(), bytes: kept.iter().map(|(_, bytes)| bytes).sum() })
 }
 
 /// Put the last base backup into the picture; for ever.

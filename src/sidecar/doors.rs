@@ -58,6 +58,10 @@ impl Sidecar {
         self.tasks.push(event_loop::spawn("the picture", self.view.follow(self.samples.subscribe(), roster)));
         let room = disks::follow_room(picture.clone(), self.context.clone());
         self.tasks.push(event_loop::spawn("the room on disks", room));
+        if settings.postgres.mode == PostgresMode::Managed {
+            let kept = disks::follow_kept_databases(picture.clone(), self.context.clone());
+            self.tasks.push(event_loop::spawn("what restores replaced", kept));
+        }
         let pitr = &settings.backup.pitr;
         if pitr.enabled && settings.postgres.mode == PostgresMode::Managed {
             let wal = self.context.home.data.join("pg_wal");

@@ -189,8 +189,8 @@ impl Launch {
 pub fn write_files(run: &Path) -> anyhow::Result<()> {
     for (name, text) in FILES {
         let path = run.join(name);
-        // A worker that starts at this moment reads the old text or the new.
-        durable::replace(&path, text.as_bytes(), &WriteOptions::default().mode(0o644).unflushed())
+        // A worker that starts at this moment reads the old text or the new; on a full disk the same text is not written again.
+        durable::replace_if_changed(&path, text.as_bytes(), &WriteOptions::default().mode(0o644).unflushed())
             .with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())

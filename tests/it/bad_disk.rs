@@ -7,7 +7,8 @@ use std::path::Path;
 use crate::common::namespace::in_namespace;
 use crate::common::project::Project;
 use crate::common::refusal;
-use crate::common::tandem::{self, Tandem};
+use crate::common::small_disk::Filling;
+use crate::common::tandem::{self, Tandem, wait_for};
 use ::tandem::process::identity;
 
 fn project() -> Project {
@@ -33,18 +34,36 @@ fn a_disk_that_fills_during_initdb_leaves_nothing_half_made() {
 }
 
 #[test]
-fn a_cluster_on_a_full_disk_does_not_start_and_loses_nothing() {
+fn a_tandem_whose_disk_is_full_starts_and_serves() {
     let project = stopped();
-    // Not a byte is left for the server; afterwards there is room again, and the cluster is as it was.
-    let script = "mkdir \"$0\"/small; mount -t tmpfs -o size=120m,mode=0755 tmpfs \"$0\"/small
-        cp -a \"$0\"/.tandem/. \"$0\"/small; mount --bind \"$0\"/small \"$0\"/.tandem
-        dd if=/dev/zero of=\"$0\"/small/filler bs=4k 2>/dev/null || true
-        set +e; \"$@\"; code=$?
-        rm \"$0\"/small/filler; \"$1\" migrate status >\"$0\"/after; echo $? >>\"$0\"/after; exit $code";
-    let Some(command) = in_namespace(&project, script) else { return };
-    refusal::up_as(&project, command).expect(73, &["No space left on device", ".tandem"]);
-    let after = fs::read_to_string(project.dir().join("after")).unwrap();
-    assert!(after.contains("applied") && after.ends_with("\n0\n"), "{after}");
+    // A launcher of another version: it has to be written, though not a byte is left.
+    project.write(".tandem/run/launcher.py", "raise SystemExit('an old one')");
+    let Some(disk) = Filling::prepare(&project, "130m") else { return };
+    let mut tandem = disk.up_when_it_is_full();
+    tandem.wait_ready();
+    disk.run(&tandem, &["doctor", "--set", "disk.warn_free=10%"])
+        .expect(1, &["disk of the data: 0.", "less than disk.warn_free asks for"]);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
+fn a_server_without_room_to_start_is_waited_for_and_what_can_go_is_said() {
+    let project = project();
+    let mut first = Tandem::up(&project);
+    assert_eq!(first.stop(), 0, "{}", first.log());
+    // Not even what Tandem keeps for itself is left.
+    fs::remove_file(project.state().join("run/reserve")).unwrap();
+    let Some(disk) = Filling::prepare(&project, "130m") else { return };
+    let mut tandem = disk.up_when_it_is_full();
+    wait_for("the wait for room", || tandem.log().contains("it is started again when there is room"));
+    wait_for("the reason", || tandem.health()["database"]["error"].to_string().contains("its disk is full"));
+    let log = tandem.log();
+    assert!(log.contains("No space left on device") && log.contains("`tandem doctor --fix`"), "{log}");
+    disk.run(&tandem, &["doctor", "--set", "disk.warn_free=10%"])
+        .expect(1, &["less than disk.warn_free asks for", "no server runs"]);
+    disk.free();
+    tandem.wait_ready();
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
 /// Make the data directory of a cluster that never was.

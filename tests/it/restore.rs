@@ -270,7 +270,7 @@ fn killed_before_the_swap_a_restore_has_changed_nothing() {
 }
 
 #[test]
-fn a_disk_that_fills_during_a_restore_leaves_the_live_database_as_it_was() {
+fn a_disk_too_full_for_a_restore_leaves_the_live_database_as_it_was() {
     let (project, mut tandem) = running();
     sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000000) AS n");
     backup(&project, &[]);
@@ -280,7 +280,7 @@ fn a_disk_that_fills_during_a_restore_leaves_the_live_database_as_it_was() {
         "dd if=/dev/zero of=\"$small\"/filler bs=1M count=1000 2>/dev/null || true; truncate -s -60M \"$small\"/filler
         set +e; \"$@\"; code=$?";
     let Some(refused) = on_a_small_disk(&project, "900m", fill, &["restore", "latest", "--yes"]) else { return };
-    refused.expect(73, &["No space left on device", "is as it was"]);
+    refused.expect(73, &["no restore is begun", "MB are missing", "nothing was changed"]);
     let _tandem = Tandem::up(&project);
     assert_eq!(sql(&project, ROWS), "3");
 }

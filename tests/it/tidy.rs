@@ -133,6 +133,17 @@ fn the_map_in_lib_names_every_room_in_order() {
 }
 
 #[test]
+fn every_file_of_tests_is_run() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let main = fs::read_to_string(dir.join("main.rs")).unwrap();
+    for entry in fs::read_dir(&dir).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().trim_end_matches(".rs").to_owned();
+        let is_run = name == "main" || main.lines().any(|line| line == format!("mod {name};"));
+        assert!(is_run, "tests/it/main.rs does not name `{name}`, so no test in it runs");
+    }
+}
+
+#[test]
 fn no_file_grows_past_its_walls() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut seen = 0;

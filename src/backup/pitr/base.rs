@@ -16,15 +16,18 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
+use super::super::estimate;
 use super::super::files::Flushing;
-use super::archive::{Archive, list};
+use super::super::room::Guard;
+use super::archive::Archive;
 use super::catalog::{self, Base, Listing};
 use super::manifest::{self, Manifest, Seen};
 use super::notes::Notes;
 use super::retention::{self, Keep};
-use super::timeline::{self, Lineage};
+use super::timeline::Lineage;
 use super::wal::{Lsn, Name, Segment};
-use super::{live, tablespaces};
+use super::{histories, live, tablespaces};
+use crate::config::Room;
 use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
 use crate::plan::CommandLine;
@@ -35,6 +38,10 @@ use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Exit, OUTPUT_LIMIT};
 
+/// The lock of base backups, in the archive.
+pub const LOCK: &str = "base.lock";
+/// How many segments of WAL a base backup fills up.
+const SEGMENTS: u64 = 2;
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
 const THREADS: u32 = 2;
@@ -61,6 +68,8 @@ pub struct Source<'a> {
     pub archive: &'a Archive,
     /// How many base backups are kept, and how long.
     pub keep: Keep,
+    /// What it leaves free of the archive's disk.
+    pub stop_free: Room,
 }
 
 /// What was done.
@@ -78,6 +87,8 @@ struct Server {
     version: String,
     segment_size: u64,
     archives: bool,
+    /// Bytes of all databases.
+    size: u64,
 }
 
 /// Make a base backup of the running server, then remove what is beyond those that are kept.
@@ -96,14 +107,16 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
         return Err(refusal.into());
     }
     catalog::sweep(archive);
-    push_histories(archive, &source.home.data.join("pg_wal"))?;
+    let room = room(source, &server)?;
+    room.check()?;
+    histories::push(archive, &source.home.data.join("pg_wal"))?;
     begin_chain(source, server.segment_size).await?;
     let name = catalog::name(SystemTime::now());
     let unfinished = Unfinished(archive.bases().join(format!("{name}{}", catalog::UNFINISHED)));
     archive.make_dir(&unfinished.0).with_context(|| format!("make {}", unfinished.0.display()))?;
-    let base = write(source, &server, name, &unfinished.0).await?;
+    let base = room.hold(write(source, &server, name, &unfinished.0)).await?;
     check_wal(archive, &base, source.home)?;
-    check_history(archive, &base)?;
+    histories::check(archive, &base)?;
     let text = serde_json::to_string_pretty(&base).context("describe the base backup")?;
     archive.write_small(&unfinished.0.join(catalog::DESCRIPTION), &text)?;
     let place = base.dir(archive);
@@ -126,7 +139,7 @@ pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)
     }
     let Some(newest) = bases.last() else { return Ok((Vec::new(), 0)) };
     let timeline = newest.stop_timeline;
-    let lineage = lineage(archive, timeline)?.unwrap_or_else(|| Lineage::alone(timeline));
+    let lineage = histories::lineage(archive, timeline)?.unwrap_or_else(|| Lineage::alone(timeline));
     let birth = live::births(archive, None, &[timeline]).pop().filter(|_| timeline > 1);
     let gone = retention::surplus(&bases, &lineage, birth.as_ref(), keep);
     let (gone, kept): (Vec<Base>, Vec<Base>) = bases.into_iter().partition(|base| gone.contains(&base.name));
@@ -137,12 +150,6 @@ pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)
     let wal = retention::unneeded(&archive.names()?, &starts);
     archive.remove(&wal)?;
     Ok((gone, wal.len()))
-}
-
-/// The lineage of `timeline`, as the archive knows it.
-fn lineage(archive: &Archive, timeline: u32) -> anyhow::Result<Option<Lineage>> {
-    let Some(history) = archive.read(Name::History(timeline))? else { return Ok(None) };
-    Ok(Some(Lineage::read(timeline, &String::from_utf8_lossy(&history))?))
 }
 
 /// Removed unless it was renamed away.
@@ -156,7 +163,7 @@ impl Drop for Unfinished {
 
 /// One base backup at a time.
 fn lock(archive: &Archive) -> anyhow::Result<Lock> {
-    let path = archive.dir().join("base.lock");
+    let path = archive.dir().join(LOCK);
     let lock = match Lock::take(&path, "`tandem backup base`") {
         Ok(lock) => lock,
         Err(LockError::Held(holder)) => {
@@ -173,9 +180,10 @@ fn lock(archive: &Archive) -> anyhow::Result<Lock> {
 async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
     let asking = async {
         let mut connection = superuser_options(source.home, source.port, SUPERUSER).connect().await?;
-        let row: (String, i64, bool) = query_as(
+        let row: (String, i64, bool, i64) = query_as(
             "SELECT current_setting('server_version'), pg_size_bytes(current_setting('wal_segment_size')),
-                    current_setting('archive_mode') <> 'off' AND current_setting('archive_command') <> ''",
+                    current_setting('archive_mode') <> 'off' AND current_setting('archive_command') <> '',
+                    (SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database)",
         )
         .fetch_one(&mut connection)
         .await?;
@@ -183,8 +191,20 @@ async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
         anyhow::Ok(row)
     };
     let asked = tokio::time::timeout(ASK_LIMIT, asking).await.context("PostgreSQL does not answer")?;
-    let (version, size, archives) = asked.context("ask PostgreSQL what it is")?;
-    Ok(Server { version, segment_size: u64::try_from(size).unwrap_or(super::wal::SEGMENT_SIZE), archives })
+    let (version, segment, archives, size) = asked.context("ask PostgreSQL what it is")?;
+    let segment_size = u64::try_from(segment).unwrap_or(super::wal::SEGMENT_SIZE);
+    Ok(Server { version, segment_size, archives, size: size.cast_unsigned() })
+}
+
+/// The room that it takes: its own file, and the WAL that beginning and ending it fills up.
+fn room(source: &Source<'_>, server: &Server) -> anyhow::Result<Guard> {
+    let last = catalog::bases(source.archive)?.pop().map(|base| (base.size, base.archived_size));
+    let packed = estimate::base_backup(server.size, last);
+    let guard =
+        Guard::new("base backup", source.stop_free, Some(&source.home.data)).claim(source.archive.dir(), packed);
+    let guard = guard.claim(&source.home.data.join("pg_wal"), SEGMENTS * server.segment_size);
+    Ok(guard
+        .advice("Make room (`tandem doctor` shows what of Tandem's can go), or put backup.pitr.dir on another disk"))
 }
 
 /// Where the chain was given up, begin another: all WAL from now on is archived.
@@ -200,20 +220,6 @@ async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<(
     source.archive.mark_gap(first_lost, &why)?;
     notes.resume().context("take the archiving up again")?;
     tracing::info!("WAL is archived again; the recovery to any moment begins anew with this base backup");
-    Ok(())
-}
-
-/// Archive every timeline's history that there is. PostgreSQL asks for each once, and keeps them all: this archive may have
-/// been out of reach then, or be another one.
-fn push_histories(archive: &Archive, pg_wal: &Path) -> anyhow::Result<()> {
-    for path in list(pg_wal)? {
-        let name = path.file_name().and_then(|name| name.to_str()?.parse::<Name>().ok());
-        // One that was lost is still to be found, maybe.
-        let is_lost = || fs::read_to_string(&path).is_ok_and(|text| text == timeline::LOST);
-        if name.is_some_and(|name| name.begun().is_some()) && !is_lost() {
-            archive.push(&path)?;
-        }
-    }
     Ok(())
 }
 
@@ -415,15 +421,4 @@ fn check_wal(archive: &Archive, base: &Base, home: &Home) -> anyhow::Result<()> 
         next = next.next(size);
     }
     Ok(())
-}
-
-/// Whether the archive knows where the timeline of `base` comes from: else no recovery finds the way to it.
-fn check_history(archive: &Archive, base: &Base) -> anyhow::Result<()> {
-    let name = Name::History(base.stop_timeline);
-    match lineage(archive, base.stop_timeline)? {
-        None if base.stop_timeline == 1 => Ok(()),
-        None => bail!("the archive lacks {name}, which the backup needs"),
-        Some(lineage) if lineage.passes(base.timeline, base.start_lsn) => Ok(()),
-        Some(_) => bail!("{name} in the archive is of another timeline than the backup's"),
-    }
 }

@@ -127,10 +127,15 @@ fn is_unfinished(path: &Path) -> bool {
     path.to_string_lossy().ends_with(UNFINISHED)
 }
 
-/// Remove what was cut short while it was made or removed.
-pub fn sweep(archive: &Archive) {
+/// What was cut short while it was made or removed.
+pub fn unfinished(archive: &Archive) -> Vec<PathBuf> {
     let entries = fs::read_dir(archive.bases()).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()).filter(|path| is_unfinished(path)) {
+    entries.map(|entry| entry.path()).filter(|path| is_unfinished(path)).collect()
+}
+
+/// Remove it.
+pub fn sweep(archive: &Archive) {
+    for path in unfinished(archive) {
         tracing::info!("removing {}, which was not finished", path.display());
         if let Err(error) = fs::remove_dir_all(&path) {
             tracing::warn!("remove {}: {error}", path.display());

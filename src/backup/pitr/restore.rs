@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 
+use super::super::room::Guard;
 use super::live::{self, Birth};
 use super::recovery::{self, Recovered, Recovery};
 use super::swap::{self, Staging};
@@ -17,10 +18,8 @@ use super::timeline::LOST;
 use super::wal::Name;
 pub use super::way::{Way, Wish, find};
 use super::{command, layout, tablespaces};
-use crate::exit::{Code, Failure};
 use crate::plan::Identity;
 use crate::postgres::binaries::Installation;
-use crate::postgres::free_bytes;
 use crate::postgres::home::{Home, make_dir};
 use crate::postgres::stale;
 
@@ -40,13 +39,14 @@ pub struct Restored {
 /// # Errors
 /// Any part of it failed; the old data directory is in its place.
 pub async fn restore_cluster(wish: &Wish<'_>, way: &Way, installation: &Installation) -> anyhow::Result<Restored> {
+    // Beside the old data.
+    let room = Guard::new("restore", wish.settings.disk.stop_free, Some(&wish.home.data))
+        .claim(wish.home.data.parent().unwrap_or(&wish.home.state), way.base.size.saturating_add(ROOM));
+    room.hold(restore_beside(wish, way, installation)).await
+}
+
+async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation) -> anyhow::Result<Restored> {
     let home = wish.home;
-    let free = free_bytes(&home.state);
-    if free.is_some_and(|free| free < way.base.size + ROOM) {
-        let needed = (way.base.size + ROOM) >> 20;
-        let text = format!("a restore beside the old data needs {needed} MB of free disk in {}", home.state.display());
-        return Err(Failure::new(Code::CannotCreate, text).into());
-    }
     for left in swap::leftovers(&home.data) {
         tracing::info!("removing {}, which an interrupted restore left behind", left.display());
         stale::end_orphaned_backends(&left).await?;

@@ -15,6 +15,8 @@ const MARKER: &str = "tandem.restoring";
 /// How long a directory is tried to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 const PREFIX: &str = ".restoring-";
+/// What stands between the name of a data directory that was replaced, and when.
+const KEPT: &str = "_before_restore_";
 
 /// A data directory in the making beside the old one. Dropped before it is put in place, it is removed.
 #[derive(Debug)]
@@ -41,6 +43,20 @@ pub fn leftovers(data: &Path) -> Vec<PathBuf> {
     let entries = data.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten().flatten();
     let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
     ours.map(|entry| entry.path()).filter(|path| path.join(MARKER).exists()).collect()
+}
+
+/// What recoveries have replaced, beside `data`, the oldest first.
+pub fn kept(data: &Path) -> Vec<PathBuf> {
+    let name = data.file_name().unwrap_or_default().to_string_lossy();
+    let begins = format!("{name}{KEPT}");
+    let is_stamp =
+        |end: &str| end.len() == "20260102_150405".len() && end.bytes().all(|it| it.is_ascii_digit() || it == b'_');
+    let entries = data.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten().flatten();
+    let ours = entries
+        .filter(|entry| entry.file_name().to_str().and_then(|it| it.strip_prefix(&begins)).is_some_and(is_stamp));
+    let mut kept: Vec<PathBuf> = ours.map(|entry| entry.path()).collect();
+    kept.sort();
+    kept
 }
 
 impl Staging {
@@ -73,7 +89,7 @@ impl Staging {
             return self.unless(placed).and_then(|()| sync_dir(parent)).with_context(fails).map(|()| None);
         }
         let name = data.file_name().unwrap_or_default().to_string_lossy();
-        let kept = parent.join(format!("{name}_before_restore_{}", stamp(now)));
+        let kept = parent.join(format!("{name}{KEPT}{}", stamp(now)));
         // What is in its place in a moment is the old one, and nothing that may be removed.
         fs::remove_file(self.0.join(MARKER)).and_then(|()| sync_dir(&self.0)).with_context(fails)?;
         let exchanged = durable::exchange(&self.0, data);
@@ -110,6 +126,7 @@ mod tests {
         fs::write(staging.path().join("new"), "").unwrap();
         let kept = staging.put_in_place(&data, SystemTime::UNIX_EPOCH).unwrap().unwrap();
         assert_eq!(kept, temp.path().join("16_before_restore_19700101_000000"));
+        assert_eq!(super::kept(&data), std::slice::from_ref(&kept));
         assert!(kept.join("old").exists() && data.join("new").exists() && !data.join(MARKER).exists());
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);
     }

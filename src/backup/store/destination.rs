@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
 
@@ -62,6 +62,14 @@ impl Destination {
             keys: keys::of(cloud, metadata(query)?, environment)?,
         };
         Ok(Self { place: Place::Bucket(bucket) })
+    }
+
+    /// The directory, where the copies go to a file system of this machine.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Directory(path) => Some(path),
+            Place::Bucket(_) => None,
+        }
     }
 
     pub(super) fn place(&self) -> &Place {

@@ -22,8 +22,8 @@ pub fn tell_of_a_full_disk(lines: &[String]) -> bool {
     let full = |line: &String| {
         let last = Line::of(line).is_fatal();
         let full = line.contains("No space left on device") || line.contains("Disk quota exceeded");
-        // Shared memory is on no disk.
-        last && full && !line.contains("shared memory")
+        // Shared memory is on no disk, unless it is files in the data directory (dynamic_shared_memory_type = mmap).
+        last && full && (!line.contains("shared memory") || line.contains("pg_dynshmem/"))
     };
     lines.iter().any(full)
 }
@@ -195,6 +195,9 @@ mod tests {
         assert!(full("[1] PANIC:  could not write to file \"pg_wal/xlogtemp.29\": No space left on device"));
         assert!(full("FATAL:  could not write lock file \"postmaster.pid\": No space left on device"));
         assert!(full("FATAL:  could not write: Disk quota exceeded"));
+        assert!(full(
+            "FATAL:  could not resize shared memory segment \"pg_dynshmem/mmap.17\" to 1048576 bytes: No space left on device"
+        ));
         assert!(!full("ERROR:  could not extend file \"base/5/1\": No space left on device"));
         assert!(!full("FATAL:  could not resize shared memory segment \"/x\": No space left on device"));
     }

@@ -14,7 +14,12 @@ use super::tandem::{self, Tandem};
 
 /// A project with a server that runs, and FFE's tables with rows in them.
 pub fn running() -> (Project, Tandem) {
-    let project = Project::app_with("plain:app", "workers.count = 1");
+    running_with("")
+}
+
+/// As [`running`], with more lines of configuration.
+pub fn running_with(lines: &str) -> (Project, Tandem) {
+    let project = Project::app_with("plain:app", &format!("workers.count = 1\n{lines}"));
     let tandem = Tandem::up(&project);
     sql(
         &project,

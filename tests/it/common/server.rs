@@ -25,7 +25,11 @@ impl TestServer {
         let options = Options {
             directory: Some(std::env::temp_dir()),
             migrations: Some(MigrationRun::None),
-            set: vec![("postgres.user".into(), APP_ROLE.into()), ("postgres.source".into(), "package".into())],
+            set: vec![
+                ("postgres.user".into(), APP_ROLE.into()),
+                ("postgres.source".into(), "package".into()),
+                ("test.superuser".into(), "false".into()),
+            ],
             ..Options::default()
         };
         Self { server: Server::start(options).await.unwrap() }

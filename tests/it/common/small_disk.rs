@@ -15,7 +15,7 @@ pub fn on_a_small_disk(project: &Project, size: &str, fill: &str, args: &[&str])
     let namespace = mount_namespace()?;
     // Of /dev/shm there is too little for a server to be made in it.
     let script = format!(
-        "small=\"$0\"/small; mkdir \"$small\"; mount -t tmpfs -o size={size},mode=0755 tmpfs \"$small\"
+        "small=\"$0\"/small; mkdir -p \"$small\"; mount -t tmpfs -o size={size},mode=0755 tmpfs \"$small\"
          cp -a \"$0\"/.tandem/. \"$small\"; mount --bind \"$small\" \"$0\"/.tandem
          mount -t tmpfs -o size=512m,mode=1777 tmpfs /dev/shm
          {fill}
@@ -79,13 +79,27 @@ impl<'a> Filling<'a> {
 
     /// Start `tandem up` on it.
     pub fn up(&self) -> Tandem {
+        self.start("")
+    }
+
+    /// As [`Filling::up`], when not a byte is left on it.
+    pub fn up_when_it_is_full(&self) -> Tandem {
+        self.start(
+            "dd if=/dev/zero of=\"$small\"/filler bs=64k 2>/dev/null || true
+            dd if=/dev/zero of=\"$small\"/filler.rest bs=4k 2>/dev/null || true; cat /dev/null >\"$small\"/last",
+        )
+    }
+
+    fn start(&self, first: &str) -> Tandem {
         // What the test does to it goes by files, for it is in another namespace.
         let script = format!(
             "small=\"$0\"/small; mkdir \"$small\"; mount -t tmpfs -o size={},mode=0755 tmpfs \"$small\"
             cp -a \"$0\"/.tandem/. \"$small\"; mount --bind \"$small\" \"$0\"/.tandem
+            mount -t tmpfs -o size=1g,mode=1777 tmpfs /dev/shm
+            {first}
             ( while [ -d \"$0\" ]; do
                 [ ! -e \"$0\"/fill ] || {{ rm \"$0\"/fill; dd if=/dev/zero of=\"$small\"/filler bs=64k 2>/dev/null || true; touch \"$0\"/filled; }}
-                [ ! -e \"$0\"/free ] || {{ rm -f \"$0\"/free \"$small\"/filler; touch \"$0\"/freed; }}
+                [ ! -e \"$0\"/free ] || {{ rm -f \"$0\"/free \"$small\"/filler*; touch \"$0\"/freed; }}
                 kill -0 $$ || exit 0
                 sleep 0.05
               done ) &
@@ -98,6 +112,47 @@ impl<'a> Filling<'a> {
         command.args(self.namespace).args(["sh", "-euc", &script]).arg(self.project.dir()).arg(binary.get_program());
         command.current_dir(self.project.dir()).env("PYTHONDONTWRITEBYTECODE", "1").env_remove("DATABASE_URL");
         Tandem::start_as(self.project, command)
+    }
+
+    /// A command that runs where `tandem` runs, and sees the disk.
+    fn inside(&self, tandem: &Tandem) -> Command {
+        #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &tandem.pid().to_string(), "--mount"]);
+        if self.namespace.contains(&"--user") {
+            command.args(["--user", "--preserve-credentials"]);
+        }
+        // The working directory that is inherited is outside, where the disk is not.
+        command.args(["timeout", "300", "sh", "-euc", "cd \"$0\"; exec \"$@\""]).arg(self.project.dir());
+        command
+    }
+
+    /// Run the binary with `args` beside the running `tandem`.
+    pub fn run(&self, tandem: &Tandem, args: &[&str]) -> Refusal {
+        let binary = tandem::command(self.project);
+        refusal::said(self.inside(tandem).arg(binary.get_program()).args(args).output().unwrap())
+    }
+
+    /// Run a script of the shell beside the running `tandem`, with the disk as `$small`; what it printed.
+    pub fn script(&self, tandem: &Tandem, script: &str) -> String {
+        let small = self.project.dir().join("small");
+        let script = format!("small='{}'; {script}", small.display());
+        let output = self.inside(tandem).args(["sh", "-euc", &script]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Free room on it, in megabytes.
+    pub fn free_megabytes(&self, tandem: &Tandem) -> u64 {
+        self.script(tandem, "df --output=avail -m \"$small\" | tail -n 1").trim().parse().unwrap()
+    }
+
+    /// Fill it but for so many megabytes.
+    pub fn leave(&self, tandem: &Tandem, megabytes: u64) {
+        let free = self.free_megabytes(tandem);
+        assert!(free >= megabytes, "there are {free} MB only");
+        // Holes take no room.
+        self.script(tandem, &format!("head -c {}M /dev/zero >>\"$small\"/filler", free - megabytes));
     }
 
     /// Leave no room on it.

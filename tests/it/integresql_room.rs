@@ -1,0 +1,41 @@
+//! IntegreSQL's interface for clients that never give a database back, and for those that wait until it is ready.
+
+use crate::common::harness::Suite;
+
+const CLIENT: &str = r#"
+import json, os, psycopg2, urllib.request as request
+address = os.environ["INTEGRESQL_CLIENT_BASE_URL"]
+base = address + "/" + os.environ["INTEGRESQL_CLIENT_API_VERSION"]
+
+def ask(method, url, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    made = request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    with request.urlopen(made, timeout=60) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+def connect(info):
+    config = info["database"]["config"]
+    return psycopg2.connect(host=config["host"], port=config["port"], user=config["username"], password=config["password"], dbname=config["database"])
+
+print(ask("GET", address.removesuffix("/api") + "/-/ready"))
+connect(ask("POST", base + "/templates", {"hash": "abc"})).close()
+ask("PUT", base + "/templates/abc")
+test = lambda: ask("GET", base + "/templates/abc/tests")
+first = test()
+running = connect(first)
+taken = [test() for _ in range(199)]
+# The oldest has a connection: it is another one's turn, and the running test keeps its own.
+late = [test()["id"] for _ in range(3)]
+assert first["id"] not in late
+running.cursor().execute("CREATE TABLE mine (x int)")
+print("kept", first["id"])
+"#;
+
+#[test]
+fn beyond_two_hundred_clones_those_in_use_stay_with_their_tests() {
+    let suite = Suite::with("migrations.run = 'none'");
+    suite.write("client.py", CLIENT);
+    let options = ["--integresql", "--set", "test.max_connections=40"];
+    suite.run(&options, "python client.py").expect(0, &["Ready.\n", "kept "]);
+}
