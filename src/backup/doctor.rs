@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::catalog::Catalog;
 use super::load;
-use super::pitr::{self, catalog as bases, swap as clusters};
+use super::pitr::{self, catalog as bases, swap as clusters, tablespaces};
 use super::reach::Reach;
+use super::replication;
 use super::restore::Restoring;
 use super::retention::State;
 use super::room::FileSystem;
@@ -137,6 +138,19 @@ fn in_catalog(catalog: &Catalog) -> Vec<Finding> {
     found
 }
 
+/// What keeps the cluster from being recovered to a moment, though its WAL is archived.
+pub fn of_recovery(settings: &Settings, home: &Home) -> Vec<String> {
+    if !settings.backup.pitr.enabled {
+        return Vec::new();
+    }
+    let places = tablespaces::of(&home.data);
+    let refusal =
+        places.map_or_else(|error| Some(in_words(&error)), |places| Some(tablespaces::refusal(&places)?.to_string()));
+    let listing = bases::listing(&pitr::archive(settings, home));
+    let unreadable = listing.map_or_else(|error| vec![in_words(&error)], |listing| listing.unreadable);
+    refusal.into_iter().chain(unreadable).collect()
+}
+
 /// What lies in the server.
 ///
 /// # Errors
@@ -155,7 +169,9 @@ pub async fn in_server(reach: &Reach, database: &str) -> anyhow::Result<Vec<Find
         }
         for (name, bytes) in belonging.sizes(&mut session, database).await? {
             let what = format!("database {name}");
-            found.push(Finding { kind, what, bytes, why: why.to_owned(), place: Place::Database(name) });
+            let held = replication::of(&mut session, &name).await?.before_drop();
+            let why = held.map_or_else(|| why.to_owned(), |held| format!("{why}; it goes {held}"));
+            found.push(Finding { kind, what, bytes, why, place: Place::Database(name) });
         }
     }
     Ok(found)

@@ -34,6 +34,8 @@ pub async fn run(common: &Common, fix: bool, yes: bool, json: bool) -> anyhow::R
     let settings = configuration.loaded.settings.clone();
     let home = Home::resolve(&settings)?;
     let mut report = Report { findings: doctor::on_disks(&settings, &home), ..Report::default() };
+    let of_recovery = doctor::of_recovery(&settings, &home);
+    report.notes.clone_from(&of_recovery);
     if fix {
         let leftovers = of_kind(&report.findings, Kind::Leftover);
         report.removed = doctor::sweep(&settings, &home, &leftovers).await;
@@ -51,7 +53,8 @@ pub async fn run(common: &Common, fix: bool, yes: bool, json: bool) -> anyhow::R
     look_into_server(configuration, &home, (fix, yes), &mut report).await;
     report.disks = doctor::disks(&settings, &home);
     let is_left = |one: &Finding| one.kind != Kind::Kept && !report.removed.contains(&one.what);
-    let is_well = !report.disks.iter().any(|disk| disk.low) && !report.findings.iter().any(is_left);
+    let is_well =
+        of_recovery.is_empty() && !report.disks.iter().any(|disk| disk.low) && !report.findings.iter().any(is_left);
     say(&if json { serde_json::to_string_pretty(&report)? } else { words(&report, fix) })?;
     Ok(if is_well { Code::Stopped } else { Code::Failed })
 }
@@ -66,7 +69,8 @@ fn agreed(kept: &[Finding], yes: bool, notes: &mut Vec<String>) -> bool {
         return false;
     }
     let names: Vec<&str> = kept.iter().map(|one| one.what.as_str()).collect();
-    let question = format!("These will be removed, and with them the way back: {}.", names.join(", "));
+    let named: Vec<String> = kept.iter().map(|one| format!("{} ({})", one.what, one.why)).collect();
+    let question = format!("These will be removed, and with them the way back: {}.", named.join(", "));
     let answer = confirm(yes, &question);
     if answer.is_err() {
         notes.push(format!("{} stays: say --yes to remove it", names.join(", ")));

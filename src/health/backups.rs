@@ -123,7 +123,8 @@ pub fn reasons(picture: &Picture) -> Vec<String> {
     let low = of_data.into_iter().chain(of_backups);
     let unanswered = picture.backups.unanswered.map(|_| "the directory of backups does not answer".to_owned());
     let archiving = picture.backups.pitr.as_ref().and_then(|pitr| pitr.trouble.clone());
-    failed.into_iter().chain(unanswered).chain(archiving).chain(low).collect()
+    let unreadable = picture.backups.unreadable.iter().chain(&picture.backups.unreadable_bases).cloned();
+    failed.into_iter().chain(unanswered).chain(unreadable).chain(archiving).chain(low).collect()
 }
 
 fn low(whose: &str, disk: Disk) -> Option<String> {

@@ -211,6 +211,10 @@ pub struct Backups {
     pub pitr: Option<Pitr>,
     /// When the last base backup ended, once that is known.
     pub last_base: Option<SystemTime>,
+    /// Which base backups cannot be read, and why.
+    pub unreadable_bases: Vec<String>,
+    /// Why the directory of backups cannot be read; `count` and the times are old then.
+    pub unreadable: Option<String>,
     /// The databases that restores replaced and nobody has dropped yet.
     pub kept_databases: KeptDatabases,
     /// Since when the directory of backups does not answer; `count` and the times are as old then.

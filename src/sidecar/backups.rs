@@ -79,7 +79,8 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
             pictures.send_modify(|picture| {
                 let before = &mut Arc::make_mut(picture).backups;
                 let (pitr, last_base, kept_databases) = (before.pitr.take(), before.last_base, before.kept_databases);
-                *before = picture::Backups { pitr, last_base, kept_databases, ..shown };
+                let unreadable_bases = std::mem::take(&mut before.unreadable_bases);
+                *before = picture::Backups { pitr, last_base, unreadable_bases, kept_databases, ..shown };
             });
         };
         if next.is_some_and(|next| next <= now) {
@@ -258,6 +259,8 @@ struct Seen {
     newest_verified: Option<SystemTime>,
     /// Since when the directory does not answer; the other fields are as old then.
     unanswered: Option<Instant>,
+    /// Why it cannot be read; the other fields are as old then.
+    unreadable: Option<String>,
 }
 
 /// The directory as it is now; `seen` if it does not answer.
@@ -275,10 +278,13 @@ impl Seen {
     fn look(self, catalog: &Catalog, database: &str) -> Self {
         // Blocks: called by `within`.
         let changed = catalog.dir().metadata().and_then(|meta| meta.modified()).ok();
-        if changed == self.changed && self.dir == catalog.dir() {
+        if changed == self.changed && self.dir == catalog.dir() && self.unreadable.is_none() {
             return Self { unanswered: None, ..self };
         }
-        let entries = catalog.entries(Some(database)).unwrap_or_default();
+        let entries = match catalog.entries(Some(database)) {
+            Ok(entries) => entries,
+            Err(error) => return Self { unanswered: None, unreadable: Some(in_words(&error)), ..self },
+        };
         let proven = entries.iter().rev().find(|entry| entry.standing() == State::Proven);
         Self {
             changed,
@@ -287,6 +293,7 @@ impl Seen {
             newest: entries.last().map(|entry| entry.name.taken.into()),
             newest_verified: proven.map(|entry| entry.name.taken.into()),
             unanswered: None,
+            unreadable: None,
         }
     }
 }
@@ -315,6 +322,7 @@ fn shown(
         newest: seen.newest,
         newest_verified: seen.newest_verified,
         unanswered: seen.unanswered,
+        unreadable: seen.unreadable.as_ref().map(|why| format!("the directory of backups: {why}")),
         ..picture::Backups::default()
     }
 }

@@ -153,13 +153,16 @@ pub async fn follow_bases(pictures: Pictures, archive: Archive) {
             for base in unreadable.iter().filter(|base| !told.contains(*base)) {
                 tracing::warn!("{base}; it counts for nothing and stays");
             }
-            told = unreadable;
+            told.clone_from(&unreadable);
             let last = bases.last().map(|base| base.ended);
             if last.is_none() && !warned {
                 tracing::warn!("there is no base backup yet, and WAL alone restores nothing: `tandem backup base`");
                 warned = true;
             }
-            pictures.send_modify(|picture| Arc::make_mut(picture).backups.last_base = last);
+            pictures.send_modify(|picture| {
+                let backups = &mut Arc::make_mut(picture).backups;
+                (backups.last_base, backups.unreadable_bases) = (last, unreadable);
+            });
         }
         tokio::time::sleep(BASES_LOOK).await;
     }

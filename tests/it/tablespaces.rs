@@ -116,6 +116,7 @@ fn a_base_backup_of_a_cluster_with_tablespaces_is_refused_in_words_and_the_start
         let refused = fail(&project, &["backup", "base"]);
         assert!(refused.contains(words), "{refused}");
     }
+    refusal::run(&project, &["doctor"]).expect(1, &["SET TABLESPACE pg_default"]);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     let mut tandem = Tandem::up(&project);
     tandem.wait_log("SET TABLESPACE pg_default");

@@ -142,6 +142,38 @@ fn a_restore_that_would_leave_out_the_newest_base_backup_asks() {
 }
 
 #[test]
+fn an_old_data_directory_that_was_put_back_is_the_live_one() {
+    let project = project("");
+    let mut tandem = Tandem::up(&project);
+    sql(&project, "CREATE TABLE t (n integer)");
+    succeed(&project, &["backup", "base"]);
+    let one = insert(&project, 1);
+    insert(&project, 2);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    let restored = restore(&project, &["--at", &one]);
+    let mut tandem = Tandem::up(&project);
+    insert(&project, 3);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    std::fs::remove_dir_all(project.data()).unwrap();
+    std::fs::rename(restored["kept"].as_str().unwrap(), project.data()).unwrap();
+    let mut tandem = Tandem::up(&project);
+    let four = insert(&project, 4);
+    insert(&project, 5);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+
+    let restored = restore(&project, &["--to-end"]);
+    assert_eq!((&restored["followed_timeline"], &restored["timeline"]), (&1.into(), &3.into()), "{restored:#}");
+    assert_eq!(rows_of(&project), "1,2,4,5");
+    // When it was put back nobody has written down.
+    let refused = fail(&project, &["restore", "--at", &four, "--yes"]);
+    for words in ["timeline 2 or timeline 1", "--timeline 1", "Nothing was changed"] {
+        assert!(refused.contains(words), "{refused}");
+    }
+    restore(&project, &["--at", &four, "--timeline", "1"]);
+    assert_eq!(rows_of(&project), "1,2,4");
+}
+
+#[test]
 fn the_base_backup_that_a_restore_used_outlives_the_ones_after_it() {
     let project = project("backup.pitr.base_backups = 2");
     let mut tandem = Tandem::up(&project);
@@ -188,6 +220,8 @@ fn next_second(last: &str) {
 #[test]
 fn what_cannot_be_read_in_the_archive_is_told_and_is_not_none() {
     let project = on_timeline_two("backup.pitr.base_backups = 1");
+    // Nor is a directory of dumps an empty one because it cannot be read.
+    std::fs::write(project.state().join("backups"), "").unwrap();
     let mut tandem = Tandem::up(&project);
     let bases = archive(&project).join("base");
     let torn = bases.join("base_20200102_030405");
@@ -197,6 +231,8 @@ fn what_cannot_be_read_in_the_archive_is_told_and_is_not_none() {
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("base_20200102_030405") && said.contains("cannot be read"), "{said}");
     tandem.wait_log("base_20200102_030405");
+    wait_for("a reason in the health", || tandem.health()["reasons"].to_string().contains("base_20200102_030405"));
+    wait_for("the other", || tandem.health()["reasons"].to_string().contains("the directory of backups: read"));
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     // A directory of WAL that cannot be read does not mean that there is no later timeline.
     let wal = archive(&project).join("wal");

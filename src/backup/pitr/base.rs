@@ -19,14 +19,14 @@ use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 use super::super::estimate;
 use super::super::files::Flushing;
 use super::super::room::Guard;
-use super::archive::{Archive, list};
+use super::archive::Archive;
 use super::catalog::{self, Base, Listing};
 use super::manifest::{self, Manifest, Seen};
 use super::notes::Notes;
 use super::retention::{self, Keep};
-use super::timeline::{self, Lineage};
+use super::timeline::Lineage;
 use super::wal::{Lsn, Name, Segment};
-use super::{live, tablespaces};
+use super::{histories, live, tablespaces};
 use crate::config::Room;
 use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
@@ -107,14 +107,14 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
     catalog::sweep(archive);
     let room = room(source, &server)?;
     room.check()?;
-    push_histories(archive, &source.home.data.join("pg_wal"))?;
+    histories::push(archive, &source.home.data.join("pg_wal"))?;
     begin_chain(source, server.segment_size).await?;
     let name = catalog::name(SystemTime::now());
     let unfinished = Unfinished(archive.bases().join(format!("{name}{}", catalog::UNFINISHED)));
     archive.make_dir(&unfinished.0).with_context(|| format!("make {}", unfinished.0.display()))?;
     let base = room.hold(write(source, &server, name, &unfinished.0)).await?;
     check_wal(archive, &base, source.home)?;
-    check_history(archive, &base)?;
+    histories::check(archive, &base)?;
     let text = serde_json::to_string_pretty(&base).context("describe the base backup")?;
     archive.write_small(&unfinished.0.join(catalog::DESCRIPTION), &text)?;
     let place = base.dir(archive);
@@ -137,7 +137,7 @@ pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)
     }
     let Some(newest) = bases.last() else { return Ok((Vec::new(), 0)) };
     let timeline = newest.stop_timeline;
-    let lineage = lineage(archive, timeline)?.unwrap_or_else(|| Lineage::alone(timeline));
+    let lineage = histories::lineage(archive, timeline)?.unwrap_or_else(|| Lineage::alone(timeline));
     let birth = live::births(archive, None, &[timeline]).pop().filter(|_| timeline > 1);
     let gone = retention::surplus(&bases, &lineage, birth.as_ref(), keep);
     let (gone, kept): (Vec<Base>, Vec<Base>) = bases.into_iter().partition(|base| gone.contains(&base.name));
@@ -148,12 +148,6 @@ pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)
     let wal = retention::unneeded(&archive.names()?, &starts);
     archive.remove(&wal)?;
     Ok((gone, wal.len()))
-}
-
-/// The lineage of `timeline`, as the archive knows it.
-fn lineage(archive: &Archive, timeline: u32) -> anyhow::Result<Option<Lineage>> {
-    let Some(history) = archive.read(Name::History(timeline))? else { return Ok(None) };
-    Ok(Some(Lineage::read(timeline, &String::from_utf8_lossy(&history))?))
 }
 
 /// Removed unless it was renamed away.
@@ -217,24 +211,13 @@ async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<(
     let Some(why) = notes.given_up() else { return Ok(()) };
     // Wherever it was not marked, because the archive was out of reach, it is now.
     let last = notes.last_archived().and_then(|(name, _)| name.parse::<Name>().ok()?.segment());
+    // Where that was a history, it says nothing of segments.
+    let newest = || anyhow::Ok(source.archive.names()?.into_iter().filter_map(Name::segment).max());
+    let last = if last.is_some() { last } else { newest()? };
     let first_lost = last.map_or(Segment::of(1, Lsn(0), segment_size), |last| last.next(segment_size));
     source.archive.mark_gap(first_lost, &why)?;
     notes.resume().context("take the archiving up again")?;
     tracing::info!("WAL is archived again; the recovery to any moment begins anew with this base backup");
-    Ok(())
-}
-
-/// Archive every timeline's history that there is. PostgreSQL asks for each once, and keeps them all: this archive may have
-/// been out of reach then, or be another one.
-fn push_histories(archive: &Archive, pg_wal: &Path) -> anyhow::Result<()> {
-    for path in list(pg_wal)? {
-        let name = path.file_name().and_then(|name| name.to_str()?.parse::<Name>().ok());
-        // One that was lost is still to be found, maybe.
-        let is_lost = || fs::read_to_string(&path).is_ok_and(|text| text == timeline::LOST);
-        if name.is_some_and(|name| name.begun().is_some()) && !is_lost() {
-            archive.push(&path)?;
-        }
-    }
     Ok(())
 }
 
@@ -436,15 +419,4 @@ fn check_wal(archive: &Archive, base: &Base, home: &Home) -> anyhow::Result<()> 
         next = next.next(size);
     }
     Ok(())
-}
-
-/// Whether the archive knows where the timeline of `base` comes from: else no recovery finds the way to it.
-fn check_history(archive: &Archive, base: &Base) -> anyhow::Result<()> {
-    let name = Name::History(base.stop_timeline);
-    match lineage(archive, base.stop_timeline)? {
-        None if base.stop_timeline == 1 => Ok(()),
-        None => bail!("the archive lacks {name}, which the backup needs"),
-        Some(lineage) if lineage.passes(base.timeline, base.start_lsn) => Ok(()),
-        Some(_) => bail!("{name} in the archive is of another timeline than the backup's"),
-    }
 }

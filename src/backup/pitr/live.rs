@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct Birth {
     pub at: SystemTime,
     /// The base backup that the restore began from, where it was written down.
     pub base: Option<String>,
+    /// The timeline of the cluster that it replaced, where there was one.
+    #[serde(default)]
+    pub replaced: Option<u32>,
 }
 
 /// What shows that a timeline was live at a time.
@@ -52,10 +55,16 @@ pub fn live_at(signs: &[Sign], moment: SystemTime) -> Live {
     Live { timeline, instead }
 }
 
-/// The signs that the beginnings of timelines and base backups are.
+/// The signs that the beginnings of timelines and base backups are. Pure.
 pub fn signs(births: &[Birth], bases: &[Base]) -> Vec<Sign> {
-    let births = births.iter().map(|birth| Sign { at: birth.at, timeline: birth.timeline, born: true });
-    births.chain(bases.iter().map(|base| Sign { at: base.ended, timeline: base.stop_timeline, born: false })).collect()
+    let born = births.iter().map(|birth| Sign { at: birth.at, timeline: birth.timeline, born: true });
+    let replaced = births.iter().filter_map(|birth| {
+        // Until a moment before.
+        let at = birth.at.checked_sub(Duration::from_micros(1))?;
+        Some(Sign { at, timeline: birth.replaced?, born: false })
+    });
+    let bases = bases.iter().map(|base| Sign { at: base.ended, timeline: base.stop_timeline, born: false });
+    born.chain(replaced).chain(bases).collect()
 }
 
 /// Write down that a timeline began. Where that cannot be, the file of its history tells the time.
@@ -80,7 +89,7 @@ pub fn births(archive: &Archive, pg_wal: Option<&Path>, timelines: &[u32]) -> Ve
             let files = [Some(archive.path(name)), pg_wal.map(|dir| dir.join(name.to_string()))];
             // A copy may be younger than what it is a copy of.
             let at = files.iter().flatten().filter_map(|file| file.metadata().ok()?.modified().ok()).min()?;
-            Some(Birth { timeline, at, base: None })
+            Some(Birth { timeline, at, base: None, replaced: None })
         })
     };
     timelines.iter().filter_map(|timeline| read(*timeline)).collect()
@@ -92,8 +101,6 @@ fn file_name(timeline: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn at(seconds: u64) -> SystemTime {
@@ -121,6 +128,12 @@ mod tests {
         assert_eq!(live_at(&signs, at(15)), Live { timeline: 2, instead: Some(1) });
         assert_eq!(live_at(&signs, at(25)), Live { timeline: 1, instead: None });
         assert_eq!(live_at(&signs, at(35)), Live { timeline: 3, instead: None });
+        // What a restore replaced shows it too.
+        let birth = |timeline, seconds, replaced| Birth { timeline, at: at(seconds), base: None, replaced };
+        let signs = super::signs(&[birth(2, 10, Some(1)), birth(3, 30, Some(1))], &[]);
+        assert_eq!(live_at(&signs, at(9)), Live { timeline: 1, instead: None });
+        assert_eq!(live_at(&signs, at(15)), Live { timeline: 2, instead: Some(1) });
+        assert_eq!(live_at(&signs, at(30)), Live { timeline: 3, instead: None });
     }
 
     #[test]
@@ -129,11 +142,12 @@ mod tests {
         let (archive, pg_wal) = (Archive::new(temp.path().join("pitr")), temp.path().join("pg_wal"));
         archive.prepare(7, None).unwrap();
         fs::create_dir(&pg_wal).unwrap();
-        let birth = Birth { timeline: 2, at: at(1_767_366_245), base: Some("base_20260102_150405".into()) };
+        let base = Some("base_20260102_150405".into());
+        let birth = Birth { timeline: 2, at: at(1_767_366_245), base, replaced: Some(1) };
         record(&archive, &birth);
         let history = fs::File::create(pg_wal.join("00000003.history")).unwrap();
         history.set_modified(at(1_767_366_246)).unwrap();
-        let third = Birth { timeline: 3, at: at(1_767_366_246), base: None };
+        let third = Birth { timeline: 3, at: at(1_767_366_246), base: None, replaced: None };
         assert_eq!(births(&archive, Some(&pg_wal), &[2, 3, 4]), [birth, third]);
     }
 }

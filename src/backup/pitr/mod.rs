@@ -33,6 +33,7 @@ pub mod catalog;
 pub mod command;
 mod compare;
 pub mod header;
+mod histories;
 pub mod layout;
 pub mod live;
 pub mod manifest;

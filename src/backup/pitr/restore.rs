@@ -79,7 +79,8 @@ async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation)
     tablespaces::allow(&data)?;
     // Before it is live: where that fails, no history says that there is such a timeline.
     let base = Some(way.base.name.clone());
-    live::record(wish.archive, &Birth { timeline: recovered.timeline, at: SystemTime::now(), base });
+    let birth = Birth { timeline: recovered.timeline, at: SystemTime::now(), base, replaced: way.current };
+    live::record(wish.archive, &birth);
     let kept = staging.put_in_place(&home.data, SystemTime::now())?;
     Ok(Restored { recovered, kept })
 }

@@ -85,7 +85,7 @@ mod tests {
 
     fn began(timeline: u32, day: u64, used: &Base) -> Birth {
         let at = SystemTime::UNIX_EPOCH + DAY * u32::try_from(day).unwrap();
-        Birth { timeline, at, base: Some(used.name.clone()) }
+        Birth { timeline, at, base: Some(used.name.clone()), replaced: None }
     }
 
     /// Which of `bases` go, by their places.

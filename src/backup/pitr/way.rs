@@ -41,6 +41,8 @@ pub struct Way {
     /// The timeline that it follows.
     pub timeline: u32,
     pub(super) lineage: Lineage,
+    /// The timeline of the cluster that is here.
+    pub(super) current: Option<u32>,
     /// Timelines that are known of, but whose histories were lost. The recovery must not give their numbers again.
     pub(super) lost: Vec<u32>,
 }
@@ -102,7 +104,8 @@ impl Past {
     fn left_out(&self, wish: &Wish<'_>, lineage: &Lineage, live: Live) -> Vec<String> {
         let timeline = lineage.newest();
         let mut told = Vec::new();
-        if let (Target::Time(_), true) = (wish.target, live.timeline != timeline) {
+        let may_be = live.timeline == timeline || live.instead == Some(timeline);
+        if let (Target::Time(_), false) = (wish.target, may_be) {
             told.push(format!(
                 "at {} timeline {} was live: what was committed there after timeline {timeline} left it would be missing",
                 wish.target, live.timeline
@@ -164,7 +167,7 @@ pub fn find(wish: &Wish<'_>) -> anyhow::Result<Way> {
     let base = choose(&past.bases, &lineage, wish.target).map_err(|error| refuse(error.to_string()))?;
     check_reach(wish, base, &lineage, &past)?;
     tablespaces::check(wish.archive, &pg_wal, (base, &lineage, wish.target))?;
-    Ok(Way { base: base.clone(), timeline, lost: past.lost(), lineage })
+    Ok(Way { base: base.clone(), timeline, current: past.current, lost: past.lost(), lineage })
 }
 
 /// Archive what the server had asked for when it ended. What fails here is carried over by itself.
