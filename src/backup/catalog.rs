@@ -14,6 +14,7 @@ use super::ledger;
 use super::manifest::{LAYOUT, Manifest, Verdict};
 use super::name::Name;
 use super::retention::{self, Fate, Known, Rules, State};
+use super::store;
 use crate::config::Settings;
 use crate::durable::{self, Lock, LockError};
 use crate::exit::{Code, Failure};
@@ -114,7 +115,8 @@ impl Catalog {
     /// What runs have begun and not ended: of no use unless one of them runs now and holds the lock.
     pub fn unfinished(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
-        entries.filter(|it| it.file_name().to_string_lossy().starts_with(PARTIAL)).map(|it| it.path()).collect()
+        let is_unfinished = |name: &str| name.starts_with(PARTIAL) || store::is_unfinished(name);
+        entries.filter(|it| is_unfinished(&it.file_name().to_string_lossy())).map(|it| it.path()).collect()
     }
 
     /// Manifests, roles and verdicts whose backup is not there. None where the directory cannot be read to its end: what is

@@ -35,6 +35,9 @@ const PLAIN: [(&str, &str); 3] = [("datestyle", "ISO"), ("timezone", "UTC"), ("s
 /// Whether a database holds unlogged tables or sequences.
 pub const UNLOGGED: &str = "SELECT EXISTS (SELECT FROM pg_class WHERE relpersistence = 'u')";
 
+/// What a database that is only read is set to, as PostgreSQL keeps it.
+pub const READ_ONLY: &str = "default_transaction_read_only=on";
+
 /// The statement that clones `template` as `name`, for `owner`.
 ///
 /// FILE_COPY takes half the time of WAL_LOG where nothing is flushed (PostgreSQL documentation, CREATE DATABASE).
@@ -312,6 +315,18 @@ impl Catalog {
             self.end_backends(name).await?;
         }
         Ok(names)
+    }
+
+    /// Whether the database `name` still refuses to be written to, and nobody has written to it.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn is_read_only(&self, name: &str) -> anyhow::Result<bool> {
+        let asked =
+            "SELECT EXISTS (SELECT FROM pg_stat_database JOIN pg_db_role_setting ON setdatabase = datid AND setrole = 0
+             WHERE datname = $1 AND tup_inserted + tup_updated + tup_deleted = 0 AND setconfig = ARRAY[$2])";
+        let asked = query_scalar(asked).bind(name).bind(READ_ONLY).fetch_one(&self.keeping);
+        answered(MAKE_LIMIT, "look at the shared database", asked).await
     }
 
     /// The files of the databases with these numbers, as far as they can be read.

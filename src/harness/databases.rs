@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, READ_ONLY};
 use super::cleaning;
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
 use super::put_back::SharedObjects;
@@ -87,7 +87,8 @@ pub(super) struct Inner {
     pub(super) catalog: Catalog,
     /// What belongs to the whole server.
     objects: SharedObjects,
-    shared: OnceCell<()>,
+    /// The database that read-only tests share, and how many there have been.
+    shared: AsyncMutex<(Option<String>, u32)>,
     handout: Mutex<Handout>,
     pub(super) events: mpsc::UnboundedSender<(String, Event)>,
     /// Databases that came back, each with its template's name.
@@ -121,7 +122,7 @@ impl Databases {
             bounds: bounds(home, settings),
             catalog,
             objects: SharedObjects::default(),
-            shared: OnceCell::new(),
+            shared: AsyncMutex::default(),
             handout: Mutex::default(),
             events,
             returned,
@@ -221,20 +222,30 @@ impl Databases {
         Ok(self.lease(name))
     }
 
-    /// The database that all read-only tests share. It refuses to be written to.
+    /// The database that all read-only tests share. It refuses to be written to; once a test wrote to it all the same, there is
+    /// another one.
     ///
     /// # Errors
     /// It cannot be made.
     pub async fn shared(&self) -> anyhow::Result<Lease> {
-        let make = async |this: Self| {
-            this.0.catalog.clone_as(SHARED, DATABASE).await?;
-            let name = identifier(SHARED);
-            this.0.catalog.run(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await
-        };
         let this = self.clone();
-        let made = async move { this.0.shared.get_or_try_init(|| make(this.clone())).await.map(drop) };
-        self.0.runtime.spawn(made).await.context("the test server is ending")??;
-        Ok(self.lease(SHARED.to_owned()))
+        let found = async move {
+            let mut shared = this.0.shared.lock().await;
+            if let Some(name) = &shared.0
+                && this.0.catalog.is_read_only(name).await?
+            {
+                return anyhow::Ok(name.clone());
+            }
+            shared.1 += 1;
+            let name = if shared.1 == 1 { SHARED.to_owned() } else { format!("{SHARED}_{}", shared.1) };
+            this.0.catalog.clone_as(&name, DATABASE).await?;
+            let read_only = format!("ALTER DATABASE {} SET {READ_ONLY}", identifier(&name));
+            this.0.catalog.run(read_only).await?;
+            shared.0 = Some(name.clone());
+            Ok(name)
+        };
+        let name = self.0.runtime.spawn(found).await.context("the test server is ending")??;
+        Ok(self.lease(name))
     }
 
     /// Take the database `name` back; nothing is waited for.
@@ -258,7 +269,7 @@ impl Databases {
     }
 
     fn begin_return(&self, name: &str, failed: bool) -> anyhow::Result<(Returned, Option<JoinHandle<()>>)> {
-        if name == SHARED {
+        if name.starts_with(SHARED) {
             return Ok((Returned::default(), None));
         }
         let template = self.handout().pools.iter().find(|(_, pool)| pool.is_out(name)).map(|(name, _)| name.clone());

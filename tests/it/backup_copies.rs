@@ -127,7 +127,7 @@ async fn killed_in_the_middle_of_an_upload_tandem_leaves_no_lie_in_the_bucket() 
     tokio::task::block_in_place(|| {
         wait_for("the backup here", || {
             assert!(!backup.ended(), "{}", backup.log());
-            finals(&project).iter().any(|name| name.ends_with(".manifest.json"))
+            finals(&project).iter().any(|name| name.ends_with(".sql") && !name.ends_with(".globals.sql"))
         });
     });
     backup.signal(Signal::SIGKILL);

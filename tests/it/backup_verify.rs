@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 
-use crate::common::backups::{as_superuser, backup, command, dir, path, replace_sql, running, sql};
+use crate::common::backups::{SLOW, as_superuser, backup, command, dir, path, replace_sql, running, sql};
 use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::small_disk::{on_a_small_disk, once_a_server_runs_in};
@@ -114,7 +114,7 @@ fn sql_that_does_not_run_and_a_missing_manifest_are_named() {
 #[test]
 fn killed_in_the_middle_a_verification_leaves_no_process_and_no_directory() {
     let (project, _tandem) = running();
-    sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 300000) AS n");
+    sql(&project, SLOW);
     backup(&project, &[]);
     let mut verify = Tandem::start_in(project.dir(), tandem::command(&project), &["backup", "verify"]);
     wait_for("psql", || verify.descendants().iter().any(|process| process.name == "psql"));

@@ -47,6 +47,20 @@ fn a_tandem_whose_disk_is_full_starts_and_serves() {
 }
 
 #[test]
+fn where_wal_is_archived_a_tandem_whose_disk_is_full_starts_too() {
+    let project =
+        Project::app_with("plain:app", "workers.count = 1\nbackup.pitr.enabled = true\nbackup.schedule = 'never'");
+    let mut first = Tandem::up(&project);
+    assert_eq!(first.stop(), 0, "{}", first.log());
+    let Some(disk) = Filling::prepare(&project, "420m") else { return };
+    let mut tandem = disk.up_when_it_is_full();
+    wait_for("the wait for room", || tandem.log().contains("it is started again when there is room"));
+    disk.free();
+    tandem.wait_ready();
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
 fn a_server_without_room_to_start_is_waited_for_and_what_can_go_is_said() {
     let project = project();
     let mut first = Tandem::up(&project);

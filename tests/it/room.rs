@@ -213,9 +213,11 @@ fn a_backup_whose_naming_or_removal_was_interrupted_is_cleared_away_by_the_next(
         fs::write(dir(&project).join(name), "").unwrap();
     }
     fs::write(dir(&project).join(format!(".partial-naming-{stem}")), "").unwrap();
+    // Killed while it was fetched.
+    fs::write(dir(&project).join(".tandem-abc.part"), "").unwrap();
     refusal::run(&project, &["backup"]).expect(0, &["an interrupted run left"]);
     let left = names(&dir(&project));
-    assert!(!left.iter().any(|name| name.contains(stem)), "{left:?}");
+    assert!(!left.iter().any(|name| name.contains(stem) || name.ends_with(".part")), "{left:?}");
     // Killed after its own name, when all of it is there.
     let whole = left.iter().find(|name| name.ends_with(".sql.gz")).unwrap();
     let stem = whole.split('.').next().unwrap();

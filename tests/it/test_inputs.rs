@@ -32,6 +32,8 @@ const LOOK: &str = "psql -XAtc \"SELECT table_name || '.' || column_name FROM in
 
 fn look(suite: &Suite, variables: &[(&str, &str)]) -> Refusal {
     let mut command = suite.command(&["--", "sh", "-c", LOOK]);
+    // Python then reads compiled modules instead of their sources.
+    command.env_remove("PYTHONDONTWRITEBYTECODE");
     said(command.envs(variables.iter().copied()).output().unwrap())
 }
 
@@ -45,6 +47,7 @@ fn a_template_follows_the_modules_files_and_variables_that_its_migrations_read()
     expect(&[], "one.x\n", 1);
     expect(&[], "one.x\n", 1);
     // An imported module, whose compiled form is there by now.
+    assert!(suite.path("shop/__pycache__").is_dir());
     suite.write("shop/names.py", "TABLE = 'two'\n");
     expect(&[], "two.x\n", 2);
     suite.write("shop/models.py", &suite.read("shop/models.py").replace(" int)", " bigint)"));

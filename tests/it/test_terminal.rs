@@ -34,8 +34,14 @@ fn a_stopped_command_stops_tandem_and_both_go_on() {
     let turns = [
         ("ready>", &start[..]),
         ("begun", "\u{1a}"),
-        ("Stopped", "jobs\r"),
+        ("Stopped", ""),
+        ("ready>", "jobs\r"),
+        // Its echo, and what it prints: a prompt that came before must not be taken for the next one, nor this command's
+        // words for those of `fg`. What is typed while the shell edits a line ends with no line for the command.
+        ("jobs", ""),
+        ("sh -c", ""),
         ("ready>", "fg\r"),
+        ("fg", ""),
         ("sh -c", "text\r"),
         ("got text", "echo code $?\r"),
         ("code 4", "exit 6\r"),

@@ -94,6 +94,19 @@ fn unlogged_tables_of_the_migrations_count() {
 }
 
 #[test]
+fn the_shared_database_is_another_one_once_a_test_has_written_to_it() {
+    let suite = Suite::bare();
+    let script = "shared() { \"$TANDEM\" database new --shared; }
+        one=$(shared); [ $one = $(shared) ]
+        echo 'SET default_transaction_read_only = off; INSERT INTO rows DEFAULT VALUES' | psql -Xq $one; give $one
+        two=$(shared); [ $two != $one ]; sql $two 'SELECT count(*) FROM rows'
+        sql \"$DATABASE_URL\" \"ALTER DATABASE ${two##*/} RESET default_transaction_read_only\"; give $two
+        three=$(shared); [ $three != $two ]; [ $three = $(shared) ]
+        sql $three 'DELETE FROM rows' || echo refused";
+    run(&suite, &["--migrations", ROWS], script).expect(0, &["2\n", "refused"]);
+}
+
+#[test]
 fn a_server_that_was_killed_has_forgotten_its_counts_and_hides_no_change() {
     let suite = Suite::bare();
     let script = "url=$(new); sql $url 'INSERT INTO rows DEFAULT VALUES'

@@ -40,8 +40,6 @@ use crate::process::{self, Exit, OUTPUT_LIMIT};
 
 /// The lock of base backups, in the archive.
 pub const LOCK: &str = "base.lock";
-/// How many segments of WAL a base backup fills up.
-const SEGMENTS: u64 = 2;
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
 const THREADS: u32 = 2;
@@ -202,7 +200,7 @@ fn room(source: &Source<'_>, server: &Server) -> anyhow::Result<Guard> {
     let packed = estimate::base_backup(server.size, last);
     let guard =
         Guard::new("base backup", source.stop_free, Some(&source.home.data)).claim(source.archive.dir(), packed);
-    let guard = guard.claim(&source.home.data.join("pg_wal"), SEGMENTS * server.segment_size);
+    let guard = guard.claim(&source.home.data.join("pg_wal"), 2 * server.segment_size);
     Ok(guard
         .advice("Make room (`tandem doctor` shows what of Tandem's can go), or put backup.pitr.dir on another disk"))
 }

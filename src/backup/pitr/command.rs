@@ -1,7 +1,7 @@
 //! The command lines that PostgreSQL runs through a shell, and the program in them.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,13 @@ pub fn program(run: &Path, server: Option<&Identity>) -> anyhow::Result<PathBuf>
         return Ok(own);
     }
     let copy = run.join(COPY);
-    place(&own, &copy).with_context(|| format!("put a copy of {} at {}", own.display(), copy.display()))?;
+    match place(&own, &copy) {
+        // What is there is of an earlier version, and archives as well.
+        Err(error) if is_full(&error) && copy.exists() => {
+            tracing::warn!("{} stays as it was: {error}", copy.display());
+        }
+        placed => placed.with_context(|| format!("put a copy of {} at {}", own.display(), copy.display()))?,
+    }
     Ok(copy)
 }
 
@@ -67,11 +73,37 @@ fn may_start(program: &Path, user: &Identity) -> bool {
     mode >> shift & 0o1 != 0
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn has_same_content(one: &Path, other: &Path) -> io::Result<bool> {
+    let [mut one, mut other] = [BufReader::new(File::open(one)?), BufReader::new(File::open(other)?)];
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        let length = left.len().min(right.len());
+        if left[..length] != right[..length] || (length == 0 && left.len() != right.len()) {
+            return Ok(false);
+        }
+        if length == 0 {
+            return Ok(true);
+        }
+        one.consume(length);
+        other.consume(length);
+    }
+}
+
 /// Have what is at `from` at `to` too, for everybody to start.
 fn place(from: &Path, to: &Path) -> io::Result<()> {
     let (wanted, there) = (from.metadata()?, to.metadata().ok());
     let same = |there: &fs::Metadata| (there.dev(), there.ino()) == (wanted.dev(), wanted.ino());
     if there.as_ref().is_some_and(same) && wanted.permissions().mode() & 0o005 == 0o005 {
+        return Ok(());
+    }
+    // A copy on another file system is not made anew at every start: the disk may be full by then.
+    if there.is_some_and(|there| there.permissions().mode() & 0o005 == 0o005 && there.len() == wanted.len())
+        && has_same_content(from, to)?
+    {
         return Ok(());
     }
     let mut staged = to.as_os_str().to_owned();
@@ -80,7 +112,10 @@ fn place(from: &Path, to: &Path) -> io::Result<()> {
     let _ = fs::remove_file(&staged);
     // A link shares the program's mode, which may be why it cannot be started.
     if wanted.permissions().mode() & 0o005 != 0o005 || fs::hard_link(from, &staged).is_err() {
-        fs::copy(from, &staged)?;
+        let copied = fs::copy(from, &staged);
+        copied.inspect_err(|_| {
+            let _ = fs::remove_file(&staged);
+        })?;
         fs::set_permissions(&staged, fs::Permissions::from_mode(0o755))?;
     }
     // A server of an earlier run may be starting the old one at this moment.
@@ -115,6 +150,11 @@ mod tests {
         fs::set_permissions(&from, fs::Permissions::from_mode(0o755)).unwrap();
         place(&from, &to).unwrap();
         assert_eq!(from.metadata().unwrap().ino(), to.metadata().unwrap().ino(), "a link where that is enough");
+        fs::remove_file(&to).unwrap();
+        fs::copy(&from, &to).unwrap();
+        let copied = to.metadata().unwrap().ino();
+        place(&from, &to).unwrap();
+        assert_eq!(to.metadata().unwrap().ino(), copied, "the same content is not copied again");
         fs::write(&from, "two").unwrap();
         place(&from, &to).unwrap();
         assert_eq!(fs::read_to_string(&to).unwrap(), "two");

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 
@@ -13,6 +14,10 @@ use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError};
 use super::{Entry, Progress, Sent};
 use crate::durable::sync_dir;
+
+/// An unfinished copy that nobody has written to for so long is nobody's: its process was killed. Others may send copies to the
+/// same directory.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A directory for copies. It is never made: a missing one may be a disk that is not mounted, and the copies would fill
 /// the disk that they shall survive.
@@ -35,7 +40,12 @@ impl Directory {
         let target = self.root.join(name);
         let root = self.root.clone();
         let dirs = target.parent().unwrap_or(&self.root).to_path_buf();
-        blocking(move || make_dirs(&root, &dirs)).await?;
+        let made = move || {
+            make_dirs(&root, &dirs)?;
+            sweep(&dirs, SystemTime::now());
+            Ok(())
+        };
+        blocking(made).await?;
         let local = Local::open(local).await?;
         let end = copy(local, seal, Arriving::begin(target.clone(), None), progress).await?;
         let kept = self.head(name).await?.map(|entry| entry.size);
@@ -196,4 +206,35 @@ async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     spawn_blocking(call).await.map_err(|error| StoreError::thread(&error))?
+}
+
+/// Remove copies in `dir` that were cut short a day ago or earlier.
+fn sweep(dir: &Path, now: SystemTime) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let changed = entry.metadata().and_then(|meta| meta.modified());
+        let is_old = changed.is_ok_and(|changed| now.duration_since(changed).is_ok_and(|age| age > ABANDONED));
+        if is_old && is_unfinished(&entry.file_name().to_string_lossy()) {
+            tracing::info!("removing {}, which an interrupted copy left", entry.path().display());
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_cut_short_is_removed_when_nobody_writes_to_it_any_more() {
+        let temp = tempfile::tempdir().unwrap();
+        for name in [".tandem-abc.part", "whole", ".other.part"] {
+            fs::write(temp.path().join(name), "").unwrap();
+        }
+        let count = || fs::read_dir(temp.path()).unwrap().count();
+        sweep(temp.path(), SystemTime::now());
+        assert_eq!(count(), 3, "somebody may write to it");
+        sweep(temp.path(), SystemTime::now() + ABANDONED + Duration::from_secs(60));
+        assert_eq!(count(), 2);
+        assert!(!temp.path().join(".tandem-abc.part").exists());
+    }
 }

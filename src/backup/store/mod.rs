@@ -28,6 +28,7 @@ use cloud::Cloud;
 pub use destination::Destination;
 use destination::Place;
 use directory::Directory;
+pub use name::is_unfinished;
 pub use seal::Recipients;
 use seal::{Identities, SUFFIX};
 pub use trouble::{Kind, StoreError};

@@ -26,7 +26,7 @@ pub(super) fn check(name: &str) -> Result<(), StoreError> {
 }
 
 /// Whether this is a copy that never became whole.
-pub(super) fn is_unfinished(part: &str) -> bool {
+pub fn is_unfinished(part: &str) -> bool {
     part.starts_with(PART_PREFIX) && part.ends_with(PART_SUFFIX)
 }
 

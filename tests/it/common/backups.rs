@@ -12,6 +12,9 @@ use super::project::Project;
 use super::refusal::names;
 use super::tandem::{self, Tandem};
 
+/// A table that takes a second to load: whoever waits for the program that loads it does not miss it on a fast machine.
+pub const SLOW: &str = "CREATE TABLE slow (n int CHECK (pg_sleep(1)::text = '')); INSERT INTO slow VALUES (1)";
+
 /// A project with a server that runs, and FFE's tables with rows in them.
 pub fn running() -> (Project, Tandem) {
     running_with("")

@@ -47,6 +47,7 @@ fn shared() -> impl Iterator<Item = String> {
 /// To be called before the first server.
 pub fn go_at_the_end() {
     LazyLock::force(&BEFORE);
+    super::watchdog::start();
 }
 
 #[expect(unsafe_code, reason = "libtest has no hook after the last test, and atexit(3) has no safe door")]
@@ -66,9 +67,12 @@ extern "C" fn remove() {
     let new: Vec<_> = shared().filter(|name| !BEFORE.shared.contains(name)).collect();
     for name in new {
         let path = Path::new(MEMORY).join(&name);
-        // Those of other users too: as root, some tests run as them.
+        // Those of other users too: as root, some tests run as them. A server that still works in there is another test
+        // program's.
         if name.starts_with(PLACE) {
-            let _ = fs::remove_dir_all(path);
+            if !is_worked_in(&path) {
+                let _ = fs::remove_dir_all(path);
+            }
         } else if (name.starts_with("PostgreSQL.") || name.starts_with("sem.mp-")) && !is_mapped(&path) {
             let _ = fs::remove_file(path);
         }
@@ -77,6 +81,12 @@ extern "C" fn remove() {
         #[expect(clippy::disallowed_methods, reason = "a test cleans up")]
         let _ = Command::new("ipcrm").args(["-m", &segment]).output();
     }
+}
+
+/// Whether a process works in the directory `path` or below it.
+fn is_worked_in(path: &Path) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path().join("cwd"));
+    processes.filter_map(|cwd| fs::read_link(cwd).ok()).any(|cwd| cwd.starts_with(path))
 }
 
 /// Whether a process has the file at `path` in its memory.

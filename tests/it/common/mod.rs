@@ -22,4 +22,5 @@ pub mod skip;
 pub mod small_disk;
 pub mod strict;
 pub mod tandem;
+pub mod watchdog;
 pub mod worker;
