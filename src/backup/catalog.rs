@@ -98,10 +98,15 @@ impl Catalog {
         for path in self.unfinished() {
             tracing::info!("removing {}, which an interrupted run left", path.display());
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if let Some(stem) = name.strip_prefix(NAMING)
-                && !self.dumps().iter().any(|dump| dump.stem() == stem)
-            {
-                self.remove_beside(stem);
+            if let Some(stem) = name.strip_prefix(NAMING) {
+                match self.dumps() {
+                    Ok(dumps) if dumps.iter().any(|dump| dump.stem() == stem) => {}
+                    Ok(_) => self.remove_beside(stem),
+                    Err(error) => {
+                        tracing::warn!("read {}: {error}", self.dir.display());
+                        continue;
+                    }
+                }
             }
             let _ = durable::remove(&path);
         }
@@ -114,9 +119,11 @@ impl Catalog {
         entries.filter(|it| is_unfinished(&it.file_name().to_string_lossy())).map(|it| it.path()).collect()
     }
 
-    /// Manifests, roles and verdicts whose backup is not there.
+    /// Manifests, roles and verdicts whose backup is not there. None where the directory cannot be read to its end: what is
+    /// not seen is not missing.
     pub fn orphans(&self) -> Vec<PathBuf> {
-        let dumps: BTreeSet<String> = self.dumps().iter().map(Name::stem).collect();
+        let Ok(dumps) = self.dumps() else { return Vec::new() };
+        let dumps: BTreeSet<String> = dumps.iter().map(Name::stem).collect();
         let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
         let is_orphan = |name: &str| {
             let stem = BESIDE.iter().find_map(|ending| name.strip_suffix(ending)?.strip_suffix('.'));
@@ -127,9 +134,9 @@ impl Catalog {
     }
 
     /// The names of all backups' files, whether they are whole or not.
-    fn dumps(&self) -> Vec<Name> {
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
-        entries.filter_map(|entry| entry.file_name().to_str().and_then(Name::parse)).collect()
+    fn dumps(&self) -> io::Result<Vec<Name>> {
+        let names = fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+        Ok(names.iter().filter_map(|name| name.to_str().and_then(Name::parse)).collect())
     }
 
     /// Give a new backup its names. Its own comes last: a process that dies before that leaves nothing but what lies beside

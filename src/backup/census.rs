@@ -11,10 +11,11 @@ use crate::postgres::provision::identifier;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 
 /// Repeatable read gives every statement of the transaction one snapshot. An empty search path makes PostgreSQL qualify
-/// every name that it prints; a row policy would hide rows from a role that is no owner.
+/// every name that it prints; a row policy would hide rows from a role that is no owner. Serving comes first: counting takes one
+/// core, as pg_dump does.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = ''; SET LOCAL row_security = off; \
                      SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; \
-                     SET LOCAL lock_timeout = 0; SET LOCAL TimeZone = 'UTC'";
+                     SET LOCAL lock_timeout = 0; SET LOCAL TimeZone = 'UTC'; SET LOCAL max_parallel_workers_per_gather = 0";
 /// What is neither the system's nor brought along by an extension, of the relation `class` in `namespace`.
 macro_rules! ours {
     () => {

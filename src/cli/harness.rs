@@ -38,6 +38,9 @@ pub enum Database {
         /// Print the URL of the database that all read-only tests share
         #[arg(long)]
         shared: bool,
+        /// For more than one test: what it changes of the server lives as long as the database
+        #[arg(long, conflicts_with = "shared")]
+        lasting: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -21,8 +21,8 @@ pub async fn run(common: &Common, command: Database) -> anyhow::Result<Code> {
         Failure::new(Code::Failed, text)
     })?);
     match command {
-        Database::New { shared, json } => {
-            let lease = client.new_database(&NewDatabase { shared, ..NewDatabase::default() }).await?;
+        Database::New { shared, lasting, json } => {
+            let lease = client.new_database(&NewDatabase { shared, lasting, label: None }).await?;
             say(&if json { serde_json::to_string(&lease)? } else { lease.url })?;
         }
         Database::Drop { database, failed, json } => {

@@ -1,6 +1,6 @@
 //! What the superuser does with the databases of a throwaway server: clone, look at, close, drop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -247,11 +247,12 @@ impl Catalog {
     }
 
     /// Roll back the prepared transactions in the databases `names`, and drop their logical slots and subscriptions: none of
-    /// them ends with its session, they hold locks, and they keep a database from being dropped. The databases that had any.
+    /// them ends with its session, they hold locks, and they keep a database from being dropped. Those that had any count as
+    /// changed.
     ///
     /// # Errors
     /// The server refuses.
-    pub async fn release(&self, names: &[String]) -> anyhow::Result<BTreeSet<String>> {
+    pub async fn release(&self, names: &[String]) -> anyhow::Result<()> {
         let held =
             "SELECT database::text, ARRAY[format('ROLLBACK PREPARED %L', gid)] FROM pg_prepared_xacts WHERE database = ANY($1)
              UNION ALL SELECT database::text, ARRAY[format('SELECT pg_drop_replication_slot(%L)', slot_name)]
@@ -262,6 +263,7 @@ impl Catalog {
         let asked = query_as(held).bind(names).fetch_all(&self.keeping);
         let held: Vec<(String, Vec<String>)> = answered(MAKE_LIMIT, "see what holds the databases", asked).await?;
         for (name, statements) in &held {
+            self.originals().insert(name.clone(), None);
             // Only from within its database.
             self.run(format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(name))).await?;
             let mut inside = enter(&self.home, self.port, name).await?;
@@ -271,7 +273,7 @@ impl Catalog {
             }
             answered(MAKE_LIMIT, "close the connection", inside.close()).await?;
         }
-        Ok(held.into_iter().map(|(name, _)| name).collect())
+        Ok(())
     }
 
     /// Those of the databases `names`, none of which has a connection, that are as they were cloned: their rows in the

@@ -64,9 +64,8 @@ async fn clean_once(databases: &Inner, here: &mut Vec<(String, String, Instant)>
 async fn untouched(catalog: &Catalog, names: &[String]) -> Vec<String> {
     // Before they are dropped, which may be much later: it may hold locks on what belongs to the whole server.
     let asked = async {
-        let held = catalog.release(names).await?;
-        let untouched = catalog.untouched(names).await?;
-        anyhow::Ok(untouched.into_iter().filter(|name| !held.contains(name)).collect())
+        catalog.release(names).await?;
+        catalog.untouched(names).await
     };
     asked.await.unwrap_or_else(|error| {
         tracing::debug!("look at what was changed: {}", in_words(&error));

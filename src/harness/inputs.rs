@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::key::Key;
-use super::reads::Reads;
+use super::reads::{Reads, is_foreign};
 use crate::config::Settings;
 
 /// Files whose appearance in a directory that was listed may change what is imported or applied.
@@ -103,7 +103,8 @@ impl Inputs {
     /// All that may have been read, where it could not be seen.
     pub fn all(settings: &Settings) -> Self {
         let directory = &settings.directory;
-        let walk = ignore::WalkBuilder::new(directory).git_ignore(false).build();
+        let ours = |entry: &ignore::DirEntry| !entry.path().is_dir() || entry.depth() == 0 || !is_foreign(entry.path());
+        let walk = ignore::WalkBuilder::new(directory).git_ignore(false).filter_entry(ours).build();
         let files = walk.flatten().map(ignore::DirEntry::into_path).filter(|path| has_end(path, &MAYBE_READ));
         let files = files.map(|path| path.strip_prefix(directory).map(Path::to_owned).unwrap_or(path)).collect();
         Self { files, listed: BTreeSet::new() }

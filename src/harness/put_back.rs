@@ -38,9 +38,13 @@ const ALL: &str = "
         'open', datallowconn, 'limit', datconnlimit, 'acl', datacl::text)::text, datname::text FROM pg_database
     UNION ALL SELECT 'slot', slot_name::text, '', NULL FROM pg_replication_slots WHERE database IS NULL
     UNION ALL SELECT 'origin', roname, '', NULL FROM pg_replication_origin
+    UNION ALL SELECT 'held', database::text, '', NULL FROM pg_prepared_xacts
+    UNION ALL SELECT 'held', database::text, '', NULL FROM pg_replication_slots WHERE database IS NOT NULL
     ) AS all_of_it WHERE NOT EXISTS (SELECT FROM unnest($1) AS made(name) WHERE name = about)";
 /// What a role is called that cannot be dropped yet because a database that is kept refers to it; with its number.
 const LEFT: &str = "tandem_left_";
+/// How long a session that was left open may hold a row up.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// How long a changed configuration may take to reach new sessions, and between two looks.
 const RELOAD_LIMIT: Duration = Duration::from_secs(2);
 const RELOAD_POLL: Duration = Duration::from_millis(2);
@@ -53,7 +57,7 @@ impl SharedObjects {
     /// The database `name` is handed out now: what happened before was not its test's doing.
     pub async fn given(&self, catalog: &Catalog, name: &str, hold: Hold) {
         let mut ledger = self.0.lock().await;
-        settle(&mut ledger, catalog).await;
+        settle(&mut ledger, catalog, None).await;
         ledger.given(name, hold);
     }
 
@@ -61,16 +65,16 @@ impl SharedObjects {
     pub async fn returned(&self, catalog: &Catalog, name: &str) {
         let mut ledger = self.0.lock().await;
         ledger.returned(name);
-        settle(&mut ledger, catalog).await;
+        settle(&mut ledger, catalog, Some(name)).await;
     }
 }
 
-async fn settle(ledger: &mut Ledger, catalog: &Catalog) {
-    let now = match look(catalog).await {
+async fn settle(ledger: &mut Ledger, catalog: &Catalog, returned: Option<&str>) {
+    let now = match look_free(catalog, returned).await {
         Ok(now) => now,
         Err(error) => return tracing::debug!("look at the server's roles: {}", in_words(&error)),
     };
-    let due = ledger.look(now);
+    let due = ledger.look(now.all);
     if due.is_empty() {
         return;
     }
@@ -81,21 +85,42 @@ async fn settle(ledger: &mut Ledger, catalog: &Catalog) {
         ledger.give_up(&due);
     }
     match look(catalog).await {
-        Ok(now) => ledger.undone(now),
+        Ok(now) => ledger.undone(now.all),
         Err(error) => tracing::debug!("look at the server's roles: {}", in_words(&error)),
     }
 }
 
-async fn look(catalog: &Catalog) -> anyhow::Result<Snapshot> {
+/// What a look shows.
+struct Seen {
+    all: Snapshot,
+    /// Databases with prepared transactions or logical slots, whose names are the whole server's.
+    held: BTreeSet<String>,
+}
+
+/// Look when the database that was `returned` holds nothing any more: the next test may use the same names.
+async fn look_free(catalog: &Catalog, returned: Option<&str>) -> anyhow::Result<Seen> {
+    let seen = look(catalog).await?;
+    match returned.filter(|&name| seen.held.contains(name)) {
+        None => Ok(seen),
+        Some(name) => {
+            catalog.release(&[name.to_owned()]).await?;
+            look(catalog).await
+        }
+    }
+}
+
+async fn look(catalog: &Catalog) -> anyhow::Result<Seen> {
     let asked = query_as(ALL).bind(catalog.all_made()).fetch_all(catalog.watching());
     let rows: Vec<(String, String, String, Option<String>)> = answered(MAKE_LIMIT, "look at the roles", asked).await?;
     // Again, for one that was begun meanwhile.
     let rows = rows.into_iter().filter(|(.., about)| about.as_ref().is_none_or(|name| !catalog.made(name)));
-    let mut all: Snapshot = rows.map(|(kind, key, value, _)| ((kind_of(&kind), key), value)).collect();
+    let (held, rows): (Vec<_>, Vec<_>) = rows.partition(|(kind, ..)| kind == "held");
+    let held = held.into_iter().map(|(_, name, ..)| name).collect();
+    let mut all: Snapshot = rows.into_iter().map(|(kind, key, value, _)| ((kind_of(&kind), key), value)).collect();
     for (name, value) in conf::altered(&catalog.home().data) {
         all.insert((Kind::System, name), value);
     }
-    Ok(all)
+    Ok(Seen { all, held })
 }
 
 fn kind_of(word: &str) -> Kind {
@@ -120,7 +145,12 @@ async fn put_back(catalog: &Catalog, due: &[Undo]) -> anyhow::Result<()> {
     }
     let statements = rows(due);
     if !statements.is_empty() {
-        run(catalog.watching(), format!("BEGIN; {statements} COMMIT")).await?;
+        let limit = LOCK_LIMIT.as_millis();
+        let all = format!("BEGIN; SET LOCAL lock_timeout = {limit}; {statements} COMMIT");
+        if let Err(error) = run(catalog.watching(), all).await {
+            let _ = run(catalog.watching(), "ROLLBACK".to_owned()).await;
+            return Err(error);
+        }
     }
     for undo in due.iter().filter(|undo| undo.key.0 == Kind::Tablespace && undo.was.is_none()) {
         drop_tablespace(catalog, &undo.key.1).await?;

@@ -115,7 +115,7 @@ fn walk(dir: &Path, depth: usize, visited: &mut BTreeSet<(u64, u64)>, places: &m
 }
 
 /// Whether a directory holds no source of the project's: installed packages, caches, what tools keep for themselves.
-fn is_foreign(dir: &Path) -> bool {
+pub fn is_foreign(dir: &Path) -> bool {
     let name = dir.file_name().unwrap_or_default().as_bytes();
     let marked = || ["pyvenv.cfg", "CACHEDIR.TAG"].iter().any(|mark| dir.join(mark).exists());
     name.starts_with(b".") || name == b"node_modules" || marked()

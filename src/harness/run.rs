@@ -1,6 +1,6 @@
 //! `tandem test`: a throwaway server around one command.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -269,9 +269,12 @@ fn explain(cluster: &Cluster, keep: Keep) {
     let lines = cluster.postmaster.last_lines(LINES_SHOWN);
     if !lines.is_empty() {
         eprintln!("tandem: the last lines of PostgreSQL's log:");
-        for line in lines {
+        for line in &lines {
             eprintln!("  {line}");
         }
+    }
+    for hint in lines.iter().filter_map(|line| missing_library(line)).collect::<BTreeSet<_>>() {
+        eprintln!("tandem: {hint}");
     }
     let kept = cluster.databases.census().kept;
     if !kept.is_empty() && keep == Keep::Never {
@@ -280,6 +283,20 @@ fn explain(cluster: &Cluster, keep: Keep) {
             kept.len()
         );
     }
+}
+
+/// What to install, where `line` of the server's log says that an extension needs a library that this machine lacks.
+fn missing_library(line: &str) -> Option<String> {
+    let (_, rest) = line.split_once("could not load library \"")?;
+    let (extension, rest) = rest.split_once("\": ")?;
+    let (library, _) = rest.split_once(": cannot open shared object file")?;
+    let (name, version) = library.split_once(".so.")?;
+    // Debian Policy, 8.1: the package is called after the library and its version.
+    let dash = if name.ends_with(|last: char| last.is_ascii_digit()) { "-" } else { "" };
+    Some(format!(
+        "{extension} needs {library}, which this machine lacks: install it (Debian and Ubuntu: apt install {name}{dash}{version}), \
+         or use a PostgreSQL of the system's own with postgres.source"
+    ))
 }
 
 /// Leave the server, and say how to get in and how to end it.
@@ -303,6 +320,15 @@ fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::config::Installer;
+
+    #[test]
+    fn a_library_that_an_extension_lacks_is_named_with_its_package() {
+        let line = "[1] 58P01 (app@test_1) ERROR:  could not load library \"/lib/uuid-ossp.so\": libossp-uuid.so.16: cannot open \
+                    shared object file: No such file or directory";
+        let hint = missing_library(line).unwrap();
+        assert!(hint.contains("uuid-ossp.so needs libossp-uuid.so.16") && hint.contains("libossp-uuid16)"), "{hint}");
+        assert_eq!(missing_library("ERROR:  could not access file \"none\": No such file or directory"), None);
+    }
 
     #[test]
     fn the_way_to_pytest_is_the_one_of_the_environment_that_is_used() {

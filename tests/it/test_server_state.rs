@@ -2,6 +2,7 @@
 
 use crate::common::harness::Suite;
 use crate::common::refusal::Refusal;
+use crate::common::skip::skip;
 
 const SHELL: &str = "set -eu
 new() { \"$TANDEM\" database new \"$@\"; }
@@ -98,6 +99,18 @@ fn what_came_about_while_several_tests_ran_stays_until_the_last_of_them_is_over(
 }
 
 #[test]
+fn what_is_made_for_several_tests_lives_as_long_as_their_database() {
+    let suite = Suite::bare();
+    let script = "all=$(new --lasting)
+        sql $all 'CREATE ROLE of_all'
+        one=$(new); sql $one 'CREATE ROLE of_one'; give $one
+        sql $(new) \"SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolname LIKE 'of_%'\"
+        give $all
+        sql $(new) \"SELECT count(*) FROM pg_roles WHERE rolname LIKE 'of_%'\"";
+    run(&suite, &[], script).expect(0, &["of_all\n0\n"]);
+}
+
+#[test]
 fn a_database_or_a_role_that_is_in_use_is_not_taken_away() {
     let suite = Suite::bare();
     // As another worker of the suite makes its own, which has no database of the pool.
@@ -126,4 +139,14 @@ fn a_role_that_a_kept_database_needs_keeps_nothing_but_its_number() {
         sql $(new) 'CREATE ROLE r'
         sql $url \"SELECT tableowner FROM pg_tables WHERE tablename = 't'\"";
     run(&suite, &[], script).expect(0, &["tandem_left_"]);
+}
+
+#[test]
+fn a_library_that_an_extension_needs_is_named_where_it_is_missing() {
+    let suite = Suite::bare();
+    let run = run(&suite, &[], "sql $(new) 'CREATE EXTENSION \"uuid-ossp\"'");
+    if run.code == 0 {
+        return skip("this machine has the library of uuid-ossp");
+    }
+    run.expect(run.code, &["uuid-ossp.so needs libossp-uuid.so.16", "apt install libossp-uuid16"]);
 }

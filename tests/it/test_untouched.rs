@@ -137,3 +137,17 @@ fn what_outlives_its_session_ends_with_its_database() {
     run.expect(0, &["clean"]);
     assert_eq!(run.said.matches("never").count(), 9, "{}", run.said);
 }
+
+#[test]
+fn the_next_test_may_use_the_same_names_at_once_and_beside_a_kept_database_too() {
+    let suite = Suite::bare();
+    let script = "prepare() {
+            # The slot first: making one waits for the end of all transactions, prepared ones too.
+            sql $1 \"SELECT pg_create_logical_replication_slot('s', 'pgoutput')\" >/dev/null
+            echo \"BEGIN; CREATE TABLE t (x int); PREPARE TRANSACTION 'g';\" | psql -Xq -v ON_ERROR_STOP=1 $1
+        }
+        for round in 1 2 3 4; do url=$(new); prepare $url; give $url; done
+        url=$(new); prepare $url; give --failed $url >/dev/null
+        url=$(new); prepare $url; echo done";
+    run(&suite, &["--set", "test.settings.wal_level=logical"], script).expect(0, &["done"]);
+}
