@@ -148,6 +148,7 @@ mod tests {
         place(&from, &to).unwrap();
         assert!(may_start(&to, &server));
         fs::set_permissions(&from, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&from, "one and more").unwrap();
         place(&from, &to).unwrap();
         assert_eq!(from.metadata().unwrap().ino(), to.metadata().unwrap().ino(), "a link where that is enough");
         fs::remove_file(&to).unwrap();
