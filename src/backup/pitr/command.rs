@@ -100,18 +100,18 @@ fn place(from: &Path, to: &Path) -> io::Result<()> {
     if there.as_ref().is_some_and(same) && wanted.permissions().mode() & 0o005 == 0o005 {
         return Ok(());
     }
-    // A copy on another file system is not made anew at every start: the disk may be full by then.
-    if there.is_some_and(|there| there.permissions().mode() & 0o005 == 0o005 && there.len() == wanted.len())
-        && has_same_content(from, to)?
-    {
-        return Ok(());
-    }
     let mut staged = to.as_os_str().to_owned();
     staged.push(".new");
     let staged = PathBuf::from(staged);
     let _ = fs::remove_file(&staged);
     // A link shares the program's mode, which may be why it cannot be started.
     if wanted.permissions().mode() & 0o005 != 0o005 || fs::hard_link(from, &staged).is_err() {
+        // Where links do not reach, a copy is not made anew at every start: the disk may be full by then.
+        let is_there =
+            |there: &fs::Metadata| there.permissions().mode() & 0o005 == 0o005 && there.len() == wanted.len();
+        if there.as_ref().is_some_and(is_there) && has_same_content(from, to)? {
+            return Ok(());
+        }
         let copied = fs::copy(from, &staged);
         copied.inspect_err(|_| {
             let _ = fs::remove_file(&staged);
@@ -147,14 +147,12 @@ mod tests {
         assert!(!may_start(&from, &server));
         place(&from, &to).unwrap();
         assert!(may_start(&to, &server));
-        fs::set_permissions(&from, fs::Permissions::from_mode(0o755)).unwrap();
-        place(&from, &to).unwrap();
-        assert_eq!(from.metadata().unwrap().ino(), to.metadata().unwrap().ino(), "a link where that is enough");
-        fs::remove_file(&to).unwrap();
-        fs::copy(&from, &to).unwrap();
         let copied = to.metadata().unwrap().ino();
         place(&from, &to).unwrap();
         assert_eq!(to.metadata().unwrap().ino(), copied, "the same content is not copied again");
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o755)).unwrap();
+        place(&from, &to).unwrap();
+        assert_eq!(from.metadata().unwrap().ino(), to.metadata().unwrap().ino(), "a link where that is enough");
         fs::write(&from, "two").unwrap();
         place(&from, &to).unwrap();
         assert_eq!(fs::read_to_string(&to).unwrap(), "two");
