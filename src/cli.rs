@@ -295,9 +295,19 @@ pub enum Backup {
         /// The database that was dumped [default: what the file's name says, else postgres.database]
         #[arg(long, value_name = "NAME")]
         database: Option<String>,
+        /// Let it do what only PostgreSQL's superuser can, such as making event triggers
+        #[arg(long)]
+        trust: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Print the key that signs backups, or accept another deployment's
+    #[command(after_help = "Example: tandem backup key > tandem-backup.key")]
+    Key {
+        /// Accept the keys in this file, or `-` for standard input
+        #[arg(long, value_name = "FILE")]
+        import: Option<std::path::PathBuf>,
     },
     /// Remove the backups that are past their retention; the newest verified one always stays
     Prune {
@@ -390,6 +400,9 @@ pub struct RestoreArgs {
     /// Accept a backup of a database with another name
     #[arg(long)]
     pub other_database: bool,
+    /// Accept a backup that no key of this deployment has signed: whatever is in it runs as PostgreSQL's superuser
+    #[arg(long, conflicts_with_all = ["undo", "drop_kept"])]
+    pub trust: bool,
     /// Put back the database that the last restore replaced
     #[arg(long, conflicts_with_all = ["source", "drop_kept"])]
     pub undo: bool,

@@ -2,24 +2,28 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::files::{self, PARTIAL, Partial};
 use super::ledger;
-use super::manifest::{LAYOUT, Manifest, Verdict};
+use super::manifest::{Manifest, Verdict, understood};
 use super::name::Name;
 use super::retention::{self, Fate, Known, Rules, State};
+use super::signature::{self, Keys, Signed};
 use super::store;
 use crate::config::Settings;
 use crate::durable::{self, Lock, LockError};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 use crate::postgres::home::{Home, make_dir};
 
+/// The longest manifest, in bytes: of a database with some 100,000 tables.
+pub const JSON_MAX: u64 = 64 << 20;
 /// What lies beside a backup, by the ending of its name.
 const BESIDE: [&str; 4] = ["manifest.json", "verdict.json", "globals.sql", ledger::ENDING];
 /// What begins the name of a note that a backup's files are being named or removed; its stem follows.
@@ -29,8 +33,23 @@ const NAMING: &str = ".partial-naming-";
 #[derive(Clone, Debug)]
 pub struct Catalog {
     dir: PathBuf,
+    /// The file of the keys that sign its manifests.
+    keys: PathBuf,
+    /// Whether it is this deployment's own.
+    is_own: bool,
     /// The data directory of the server on this machine, if it is known.
     server_data: Option<PathBuf>,
+}
+
+/// Who made a backup, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This deployment, of its own database.
+    Own,
+    /// This deployment, of a file that something else wrote.
+    Imported,
+    /// Nobody knows.
+    Unknown,
 }
 
 /// One backup in it.
@@ -40,19 +59,26 @@ pub struct Entry {
     pub path: PathBuf,
     /// What is written down beside it, or why that cannot be read.
     pub manifest: Result<Manifest, String>,
+    pub origin: Origin,
     /// Of this very content.
     pub verdict: Option<Verdict>,
 }
 
 impl Catalog {
+    #[cfg(test)]
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), server_data: None }
+        Self { dir: dir.to_owned(), keys: dir.join(".backup.key"), is_own: true, server_data: None }
+    }
+
+    /// Another directory, whose backups are looked at with the same keys.
+    pub fn elsewhere(&self, dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), is_own: self.is_own && dir == self.dir, ..self.clone() }
     }
 
     /// Where `settings` keep backups.
     pub fn of(settings: &Settings, home: &Home) -> Self {
         let dir = settings.backup.dir.clone().unwrap_or_else(|| home.state.join("backups"));
-        Self { dir, server_data: Some(home.data.clone()) }
+        Self { dir, keys: signature::path(home), is_own: true, server_data: Some(home.data.clone()) }
     }
 
     /// The data directory of the server on this machine, whose disk this directory may be on.
@@ -165,7 +191,8 @@ impl Catalog {
             let path = self.beside(name, "globals.sql");
             roles.publish(&path).with_context(|| format!("name {}", path.display()))?;
         }
-        files::write_json(&self.beside(name, "manifest.json"), manifest)?;
+        let signed = Keys::ensure(&self.keys)?.sign(manifest)?;
+        files::write_json(&self.beside(name, "manifest.json"), &signed)?;
         dump.publish(&self.dir.join(name.to_string())).with_context(|| format!("name {name}"))
     }
 
@@ -223,17 +250,40 @@ impl Catalog {
     /// The backup called `name`, whether it is there or not.
     pub fn entry(&self, name: Name) -> Entry {
         let path = self.dir.join(name.to_string());
-        let manifest =
-            read_json::<Manifest>(&self.beside(&name, "manifest.json")).and_then(|manifest| match manifest {
-                manifest if manifest.layout > LAYOUT => Err("its manifest is of a newer Tandem".to_owned()),
-                manifest if manifest.file != name.to_string() => Err(format!("its manifest is of {}", manifest.file)),
-                manifest => Ok(manifest),
-            });
+        let read = read_json::<Value>(&self.beside(&name, "manifest.json"));
+        let (manifest, origin) = match read.and_then(|value| Ok((understood(&name, &value)?, self.origin(&value)?))) {
+            Ok((manifest, origin)) => (Ok(manifest), origin),
+            Err(problem) => (Err(problem), Origin::Unknown),
+        };
         let verdict = read_json::<Verdict>(&self.beside(&name, "verdict.json")).ok();
         // A verdict on other content says nothing of this one.
         let verdict =
             verdict.filter(|verdict| manifest.as_ref().is_ok_and(|manifest| manifest.sha256 == verdict.sha256));
-        Entry { name, path, manifest, verdict }
+        Entry { name, path, manifest, origin, verdict }
+    }
+
+    /// Who made the backup here with this manifest. An older Tandem has signed nothing, and deployments that share a directory
+    /// have a key each: what lies in a directory of this deployment's into which nobody else can write is its own.
+    fn origin(&self, manifest: &Value) -> Result<Origin, String> {
+        let is_safe = self.is_own && signature::is_private(&self.dir);
+        Ok(match (self.origin_of_fetched(manifest)?, manifest["imported"].as_bool()) {
+            (Origin::Unknown, Some(true)) if is_safe => Origin::Imported,
+            (Origin::Unknown, _) if is_safe => Origin::Own,
+            (origin, _) => origin,
+        })
+    }
+
+    /// Who made the backup elsewhere with this manifest.
+    ///
+    /// # Errors
+    /// The keys cannot be read.
+    pub fn origin_of_fetched(&self, manifest: &Value) -> Result<Origin, String> {
+        let signed = Keys::read(&self.keys).map_err(|error| in_words(&error))?.check(manifest);
+        Ok(match (signed, manifest["imported"].as_bool()) {
+            (Signed::Here, Some(true)) => Origin::Imported,
+            (Signed::Here, _) => Origin::Own,
+            (Signed::Not | Signed::Elsewhere, _) => Origin::Unknown,
+        })
     }
 
     /// The backup that a person calls `name`: its file, its path, or either without the ending.
@@ -375,7 +425,12 @@ pub fn is_older(passed_over: &[(Name, &str)], sound: &Name) -> Failure {
 
 /// What is written in a file, or why it cannot be read.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let text = fs::read(path).map_err(|error| match error.kind() {
+    let read = || {
+        let mut text = Vec::new();
+        fs::File::open(path)?.take(JSON_MAX).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => "it has no manifest".to_owned(),
         _ => format!("{} cannot be read: {error}", path.display()),
     })?;

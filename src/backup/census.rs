@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
-use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, query_scalar, raw_sql};
+use anyhow::{Context, bail};
+use sea_orm::sqlx::postgres::PgRow;
+use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef, query_scalar, raw_sql};
 
 use super::contents::{self, Digests};
 use super::manifest::{Census, Properties};
@@ -39,7 +40,8 @@ macro_rules! of_relation {
 }
 /// The tables whose rows pg_dump writes, and the partitioned table that each is a partition of.
 const TABLES: &str = concat!(
-    "SELECT namespace.nspname::text, class.relname::text, root_schema.nspname::text || '.' || root.relname::text
+    "SELECT namespace.nspname::text, class.relname::text, root_schema.nspname::text || '.' || root.relname::text,
+            class.oid::bigint
      FROM pg_catalog.pg_class AS class
      JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
      LEFT JOIN pg_catalog.pg_class AS root ON class.relispartition AND root.oid = pg_catalog.pg_partition_root(class.oid)
@@ -107,6 +109,22 @@ const PROPERTIES: &str = "
            datctype::text, datlocprovider::text, daticulocale::text
     FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
 
+/// In a database without an encoding names are any bytes, which the server checks before it sends them as UTF-8.
+const AS_THEY_ARE: &str = "SELECT pg_catalog.set_config('client_encoding', 'LATIN1', false) FROM pg_catalog.pg_database
+     WHERE datname = pg_catalog.current_database() AND encoding = pg_catalog.pg_char_to_encoding('SQL_ASCII')";
+
+/// A table whose rows a dump holds.
+#[derive(Debug)]
+pub struct Table {
+    schema: String,
+    name: String,
+    /// The partitioned table that it is a partition of.
+    root: Option<String>,
+    oid: i64,
+    /// Whether its name can be written in a statement.
+    is_utf8: bool,
+}
+
 /// A transaction that sees one moment of the database.
 pub struct Snapshot {
     session: PgConnection,
@@ -123,6 +141,7 @@ impl Snapshot {
         answered(ANSWER_LIMIT, "begin a snapshot", raw_sql(BEGIN).execute(&mut session)).await?;
         let exported = query_scalar("SELECT pg_catalog.pg_export_snapshot()").fetch_one(&mut session);
         let id = answered(ANSWER_LIMIT, "export the snapshot", exported).await?;
+        names_as_they_are(&mut session).await?;
         Ok(Self { session, id })
     }
 
@@ -130,10 +149,19 @@ impl Snapshot {
     ///
     /// # Errors
     /// The server does not answer.
-    pub async fn tables(&mut self) -> anyhow::Result<Vec<(String, String, Option<String>)>> {
+    pub async fn tables(&mut self) -> anyhow::Result<Vec<Table>> {
         let rows = answered(MAKE_LIMIT, "list the tables", raw_sql(TABLES).fetch_all(&mut self.session)).await?;
-        let names = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)));
-        names.collect()
+        let table = |row: &PgRow| {
+            let (Some(schema), Some(name)) = (text(row, 0)?, text(row, 1)?) else { bail!("a table has no name") };
+            Ok(Table {
+                is_utf8: is_utf8(row, 0)? && is_utf8(row, 1)?,
+                schema,
+                name,
+                root: text(row, 2)?,
+                oid: row.try_get(3)?,
+            })
+        };
+        rows.iter().map(table).collect()
     }
 
     /// Where each sequence is now.
@@ -154,19 +182,18 @@ impl Snapshot {
         let tables = self.tables().await?;
         let session = &mut self.session;
         let mut digests = if digests { Some(Digests::begin(session).await?) } else { None };
-        for (schema, name, root) in tables {
-            if let Some(digests) = &mut digests {
+        for table in tables {
+            let counted = count(session, &table).await;
+            let Table { schema, name, root, is_utf8, .. } = table;
+            // A name that no statement can have is not looked up: its rows are counted alone.
+            if let Some(digests) = digests.as_mut().filter(|_| is_utf8) {
                 let belongs_to = root.clone().unwrap_or_else(|| format!("{schema}.{name}"));
                 digests.add(session, (&schema, &name), &belongs_to).await?;
             }
             if let Some(root) = root {
                 census.partitions.insert(format!("{schema}.{name}"), root);
             }
-            let count = format!("SELECT pg_catalog.count(*) FROM ONLY {}.{}", identifier(&schema), identifier(&name));
-            let rows: i64 = query_scalar(AssertSqlSafe(count))
-                .fetch_one(&mut *session)
-                .await
-                .with_context(|| format!("count the rows of {schema}.{name}"))?;
+            let rows = counted.with_context(|| format!("count the rows of {schema}.{name}"))?;
             if (schema.as_str(), name.as_str()) == ("public", "alembic_version") {
                 let versions =
                     "SELECT pg_catalog.string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version";
@@ -210,10 +237,54 @@ impl Snapshot {
     }
 }
 
+/// Have `session` tell names as the database keeps them.
+///
+/// # Errors
+/// The server does not answer.
+pub async fn names_as_they_are(session: &mut PgConnection) -> anyhow::Result<()> {
+    answered(ANSWER_LIMIT, "take names as they are", raw_sql(AS_THEY_ARE).execute(session)).await.map(drop)
+}
+
+/// How many rows `table` has.
+async fn count(session: &mut PgConnection, table: &Table) -> anyhow::Result<i64> {
+    if table.is_utf8 {
+        let (schema, name) = (identifier(&table.schema), identifier(&table.name));
+        let count = format!("SELECT pg_catalog.count(*) FROM ONLY {schema}.{name}");
+        return Ok(query_scalar(AssertSqlSafe(count)).fetch_one(session).await?);
+    }
+    // The server itself writes the name down.
+    let count = format!(
+        "DO $$DECLARE n bigint; BEGIN EXECUTE 'SELECT pg_catalog.count(*) FROM ONLY ' || {}::pg_catalog.regclass INTO n; \
+         PERFORM pg_catalog.set_config('tandem.rows', n::text, true); END$$",
+        table.oid
+    );
+    raw_sql(AssertSqlSafe(count)).execute(&mut *session).await?;
+    Ok(query_scalar("SELECT pg_catalog.current_setting('tandem.rows')::bigint").fetch_one(session).await?)
+}
+
+/// The text in a column; bytes that are no UTF-8 as Latin-1 has them.
+pub fn text(row: &PgRow, column: usize) -> anyhow::Result<Option<String>> {
+    let value = row.try_get_raw(column)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let bytes = value.as_bytes().map_err(|error| anyhow::anyhow!("read a name: {error}"))?;
+    Ok(Some(match str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().copied().map(char::from).collect(),
+    }))
+}
+
+fn is_utf8(row: &PgRow, column: usize) -> anyhow::Result<bool> {
+    let value = row.try_get_raw(column)?;
+    Ok(value.as_bytes().is_ok_and(|bytes| str::from_utf8(bytes).is_ok()))
+}
+
 /// The texts that `query` finds. Sorted here and not in SQL, whose order depends on the database's collation.
-async fn sorted(session: &mut PgConnection, what: &str, query: &'static str) -> anyhow::Result<Vec<String>> {
+pub async fn sorted(session: &mut PgConnection, what: &str, query: &'static str) -> anyhow::Result<Vec<String>> {
     let rows = answered(MAKE_LIMIT, what, raw_sql(query).fetch_all(session)).await?;
-    let mut texts = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+    let texts = rows.iter().map(|row| Ok(text(row, 0)?.unwrap_or_default()));
+    let mut texts = texts.collect::<anyhow::Result<Vec<String>>>()?;
     texts.sort();
     Ok(texts)
 }

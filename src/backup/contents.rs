@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, query_scalar, raw_sql};
 
-use super::census::ours;
+use super::census::{self, ours};
 use super::manifest::{Census, SequenceSpan};
 use crate::postgres::provision::identifier;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
@@ -39,7 +39,7 @@ const LARGE_OBJECTS_NAME: &str = "large objects";
 /// The server does not answer, or a sequence was dropped meanwhile.
 pub async fn sequences(session: &mut PgConnection) -> anyhow::Result<BTreeMap<String, Option<i64>>> {
     let rows = answered(MAKE_LIMIT, "read the sequences", raw_sql(SEQUENCES).fetch_all(session)).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    rows.iter().map(|row| Ok((census::text(row, 0)?.unwrap_or_default(), row.try_get(1)?))).collect()
 }
 
 /// Where each sequence was between two looks.

@@ -6,11 +6,13 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use serde_json::Value;
 
-use super::catalog::{Catalog, Entry, is_older};
+use super::catalog::{Catalog, Entry, JSON_MAX, Origin, is_older, read_json};
 use super::files::Partial;
-use super::manifest::Manifest;
+use super::manifest::{globals_name, understood};
 use super::name::{Format, Name};
+use super::restore::NOT_SIGNED;
 use super::room::Guard;
 use super::store::{Destination, Patience, Recipients, Store};
 use crate::config::{Room, Settings};
@@ -20,6 +22,8 @@ use crate::telemetry::{self, Progress};
 /// What a sealed copy's name ends in.
 const SEALED: &str = ".age";
 const MANIFEST: &str = ".manifest.json";
+/// The longest header of a sealed copy, with many recipients, in bytes.
+const SEAL_MAX: u64 = 64 << 10;
 
 /// A place for copies.
 pub struct Copies {
@@ -151,8 +155,8 @@ impl Copies {
     /// Fetch the backup `name` into `catalog`, unless it is there.
     ///
     /// # Errors
-    /// It does not arrive whole; nothing has a final name then but what is whole.
-    pub async fn fetch(&self, name: &Name, catalog: &Catalog) -> anyhow::Result<Entry> {
+    /// It does not arrive whole, or is not signed and nobody has said `trust`; nothing has a final name then but what is whole.
+    pub async fn fetch(&self, name: &Name, catalog: &Catalog, trust: bool) -> anyhow::Result<Entry> {
         let there = catalog.entry(name.clone());
         if there.manifest.is_ok() && there.path.exists() {
             return Ok(there);
@@ -160,7 +164,7 @@ impl Copies {
         let _lock = catalog.lock()?;
         let size = self.size_of(name).await?;
         let room = Guard::new("download", self.stop_free, catalog.server_data()).claim(catalog.dir(), size);
-        room.hold(self.fetch_all(name, catalog)).await
+        room.hold(self.fetch_all(name, catalog, trust)).await
     }
 
     /// What the files of a copy take there.
@@ -170,19 +174,27 @@ impl Copies {
         Ok(listed.iter().filter(|entry| entry.name.starts_with(&stem)).map(|entry| entry.size).sum())
     }
 
-    async fn fetch_all(&self, name: &Name, catalog: &Catalog) -> anyhow::Result<Entry> {
+    async fn fetch_all(&self, name: &Name, catalog: &Catalog, trust: bool) -> anyhow::Result<Entry> {
         let progress = telemetry::progress(format!("fetching {name} from {}", self.destination));
         // The manifest says what else there is.
         let manifest_name = format!("{}{MANIFEST}", name.stem());
-        let manifest = self.bring(&manifest_name, catalog, &progress).await?;
-        let text = std::fs::read(manifest.path()).context("read the copy's manifest")?;
-        let known: Manifest = serde_json::from_slice(&text).map_err(|error| {
-            Failure::new(Code::Failed, format!("{manifest_name} in {} is damaged: {error}", self.destination))
-        })?;
-        let dump = self.bring(&name.to_string(), catalog, &progress).await?;
+        let manifest = self.bring(&manifest_name, JSON_MAX, catalog, &progress).await?;
+        let refuse = |why: String| {
+            Failure::new(Code::Failed, format!("{name} in {}: {why}. Nothing was changed.", self.destination))
+        };
+        // Whoever can write there may have written anything: what is not signed is not fetched, and what the files are called
+        // follows from the backup's own name.
+        let value: Value = read_json(manifest.path()).map_err(refuse)?;
+        let known = understood(name, &value).map_err(refuse)?;
+        let origin = catalog.origin_of_fetched(&value).map_err(refuse)?;
+        if origin == Origin::Unknown && !trust {
+            return Err(refuse(NOT_SIGNED.to_owned()).into());
+        }
+        let dump = self.bring(&name.to_string(), known.size_bytes, catalog, &progress).await?;
         if let Some(globals) = &known.globals {
-            let brought = self.bring(&globals.file, catalog, &progress).await?;
-            publish(brought, catalog.dir().join(&globals.file))?;
+            let file = globals_name(name);
+            let brought = self.bring(&file, globals.size_bytes, catalog, &progress).await?;
+            publish(brought, catalog.dir().join(&file))?;
         }
         // The backup itself comes last: without it the others are none.
         publish(manifest, catalog.dir().join(manifest_name))?;
@@ -190,10 +202,25 @@ impl Copies {
         Ok(catalog.entry(name.clone()))
     }
 
-    async fn bring(&self, file: &str, catalog: &Catalog, progress: &Progress) -> anyhow::Result<Partial> {
+    /// Fetch `file`, which holds at most `size_max` bytes.
+    async fn bring(
+        &self,
+        file: &str,
+        size_max: u64,
+        catalog: &Catalog,
+        progress: &Progress,
+    ) -> anyhow::Result<Partial> {
         let partial = Partial::beside(catalog.dir(), file);
         let show = shower(progress, format!("fetching {file}"));
         let there = self.there(file).await?;
+        let size = self.store.head(&there).await.map_err(Failure::from)?.map_or(0, |entry| entry.size);
+        // A seal adds a header, and 16 bytes to each 64 KiB.
+        let sealed_max = size_max.saturating_add(size_max / 1024 + SEAL_MAX);
+        if size > if there.ends_with(SEALED) { sealed_max } else { size_max } {
+            let message =
+                format!("{there} in {} has {size} bytes, and should have at most {size_max}", self.destination);
+            return Err(Failure::new(Code::Failed, message).into());
+        }
         self.store.get(&there, partial.path(), &show).await.map_err(Failure::from)?;
         Ok(partial)
     }
@@ -210,7 +237,7 @@ impl Copies {
     /// # Errors
     /// It cannot be removed.
     pub async fn remove(&self, name: &Name) -> anyhow::Result<()> {
-        for file in [format!("{}{MANIFEST}", name.stem()), format!("{}.globals.sql", name.stem()), name.to_string()] {
+        for file in [format!("{}{MANIFEST}", name.stem()), globals_name(name), name.to_string()] {
             for there in [format!("{file}{SEALED}"), file] {
                 self.store.delete(&there).await.map_err(Failure::from)?;
             }

@@ -1,6 +1,5 @@
 //! Take a logical backup: dump, count and compress in one snapshot, and give it its name when it is whole.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use super::files::{Partial, digest};
 use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
 use super::reach::Reach;
+use super::rights;
 use super::room::Guard;
 use crate::config::{Backup, Compression, Room, Settings, Verify};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
@@ -124,6 +124,7 @@ async fn whole(
 ) -> anyhow::Result<Manifest> {
     let began = Instant::now();
     let progress = telemetry::progress(format!("backing up database {}", wanted.database));
+    let needs_superuser = rights::needs(reach, wanted.database).await?;
     let mut snapshot = Snapshot::export(reach.session(wanted.database).await?).await?;
     let server_version = snapshot.server_version().await?;
     let id = snapshot.id.clone();
@@ -131,7 +132,7 @@ async fn whole(
     let dumping = async {
         match wanted.format {
             Format::Plain => plain(reach, wanted, &id, &partial, &progress).await,
-            Format::Custom | Format::Directory => archive(reach, wanted, &id, partial.path()).await,
+            Format::Custom | Format::Directory => archive(reach, wanted, &id, &partial).await,
         }
     };
     let before = snapshot.sequences().await?;
@@ -158,6 +159,8 @@ async fn whole(
         server_version,
         pg_dump_version: reach.version().to_owned(),
         tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
+        needs_superuser,
+        imported: false,
     };
     let (catalog, name, manifest) = (catalog.clone(), name.clone(), manifest);
     tokio::task::spawn_blocking(move || catalog.publish(&name, partial, roles, &manifest).map(|()| manifest)).await?
@@ -209,7 +212,12 @@ pub fn ends_whole(tail: &[u8]) -> bool {
 }
 
 /// The formats that pg_dump writes by itself.
-async fn archive(reach: &Reach, wanted: Wanted<'_>, snapshot: &str, path: &Path) -> anyhow::Result<Written> {
+async fn archive(reach: &Reach, wanted: Wanted<'_>, snapshot: &str, partial: &Partial) -> anyhow::Result<Written> {
+    let path = partial.path();
+    // pg_dump makes its files as the umask has it, and goes on with one that is there. It keeps a directory to its user by itself.
+    if wanted.format == Format::Custom {
+        partial.create().with_context(|| format!("make {}", path.display()))?;
+    }
     let (format, jobs) = match wanted.format {
         Format::Directory => ("directory", JOBS),
         _ => ("custom", "1"),
@@ -228,18 +236,10 @@ async fn archive(reach: &Reach, wanted: Wanted<'_>, snapshot: &str, path: &Path)
     )?;
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || -> anyhow::Result<Written> {
-        make_private(&path).with_context(|| format!("keep {} from others", path.display()))?;
         let (sha256, size_bytes) = digest(&path).with_context(|| format!("read {}", path.display()))?;
         Ok(Written { stream_bytes: 0, size_bytes, sha256, tail: Vec::new() })
     })
     .await?
-}
-
-/// pg_dump makes its files as the umask has it.
-fn make_private(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = if path.is_dir() { 0o700 } else { 0o600 };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// Roles and their settings. The passwords come along, as verifiers, only where we are the superuser.

@@ -132,6 +132,8 @@ mod tests {
             server_version: "16.0".into(),
             pg_dump_version: "16.0".into(),
             tandem_version: "0".into(),
+            needs_superuser: None,
+            imported: false,
         }
     }
 

@@ -18,6 +18,7 @@ use super::load::Load;
 use super::manifest::{Globals, LAYOUT, Manifest, Verdict};
 use super::name::{Format, Name};
 use super::repair::{Found, Refused, repair};
+use super::rights::Rights;
 use super::room::Guard;
 use super::verify::{Means, Trial, try_out};
 use crate::config::Compression;
@@ -97,6 +98,8 @@ pub async fn import(
             sql_bytes: Some(written.stream_bytes),
             limit: means.settings.backup.limit,
             in_one: true,
+            trusted: means.settings.restore_trust,
+            rights: if means.settings.restore_trust { Rights::Try } else { Rights::Few },
         },
         globals: Some(globals.path().to_owned()),
         properties: None,
@@ -141,6 +144,8 @@ pub async fn import(
         server_version: found.server_version.clone().unwrap_or_else(unknown),
         pg_dump_version: found.pg_dump_version.clone().unwrap_or_else(unknown),
         tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
+        needs_superuser: None,
+        imported: true,
     };
     catalog.publish(&name, partial, Some(globals), &manifest)?;
     let verdict = Verdict {

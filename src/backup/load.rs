@@ -1,38 +1,40 @@
 //! Bring a backup's content into an empty database, all of it or nothing.
 
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use sea_orm::sqlx::{AssertSqlSafe, Connection, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, raw_sql};
+use tempfile::NamedTempFile;
 
 use super::compress;
-use super::dump::{ends_whole, succeeded};
+use super::dump::succeeded;
+use super::feed::{self, Broken, Feeding};
 use super::manifest::Properties;
 use super::name::Format;
 use super::reach::Reach;
 use super::replication;
+use super::rights::Rights;
+use super::screen::Existing;
 use crate::config::Compression;
 use crate::postgres::embedded::{PgRestoreBuilder, PsqlBuilder, dbname};
 use crate::postgres::provision::identifier;
-use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Streamed, Streaming};
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry::Progress;
 
-/// How much of the stream's end is looked at for the trailer, in bytes.
-const TAIL_SIZE: usize = 256;
-/// How much is handed over at once, in bytes.
-const BLOCK_SIZE: usize = 1 << 18;
 /// Between two words on the terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// How many tables a directory's restore fills at once.
 const JOBS: &str = "2";
-/// How long roles may take to be made.
-const ROLES_LIMIT: Duration = Duration::from_secs(60);
+/// How long pg_restore may take to end once its output has ended.
+const ARCHIVE_END_LIMIT: Duration = Duration::from_secs(20);
+/// How long it may take to list what a backup holds.
+const LIST_LIMIT: Duration = Duration::from_secs(60);
 /// What is to be brought in.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -45,6 +47,9 @@ pub struct Load {
     pub limit: Duration,
     /// Whether all of it is one transaction, which holds a lock on every table and index until its end.
     pub in_one: bool,
+    /// Whether it is known who made it.
+    pub trusted: bool,
+    pub rights: Rights,
 }
 
 /// A server's default locks (`max_locks_per_transaction`, 64 for each of its connections) are enough for so many tables and
@@ -93,73 +98,21 @@ pub async fn drop(reach: &Reach, name: &str) -> anyhow::Result<()> {
     answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
-/// Make the roles that a globals file describes, those that are missing; for a server that is thrown away afterwards.
-/// Tablespaces come to lie in its own data directory: their real places are the live server's.
-///
-/// # Errors
-/// The file cannot be read or the server not reached.
-pub async fn roles(reach: &Reach, globals: &Path) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(globals).with_context(|| format!("read {}", globals.display()))?;
-    let psql = PsqlBuilder::new().dbname(dbname(SUPERUSER)).no_psqlrc().quiet().no_password().file("-");
-    let command = reach.client(&psql);
-    let (psql, mut stdin) = Streaming::writing(&command)?;
-    let text: String = text.lines().map(|line| format!("{}\n", in_place(line))).collect();
-    // What is there already is an error to psql and none to us.
-    let feeding = tokio::task::spawn_blocking(move || stdin.write_all(text.as_bytes()));
-    let (fed, ended) = tokio::join!(feeding, psql.end(ROLES_LIMIT));
-    fed?.context("hand the roles to psql")?;
-    succeeded("psql", &ended?)
-}
-
-/// A statement that makes a tablespace, made to lie in the data directory (allow_in_place_tablespaces).
-fn in_place(line: &str) -> String {
-    match line.split_once(" LOCATION '") {
-        Some((start, _)) if line.starts_with("CREATE TABLESPACE ") => format!("{start} LOCATION '';"),
-        _ => line.to_owned(),
-    }
-}
-
-/// Make the role `name` unless it is there; for a server that is thrown away afterwards.
-///
-/// # Errors
-/// The server refuses.
-pub async fn role(reach: &Reach, name: &str) -> anyhow::Result<()> {
-    let mut session = reach.session(SUPERUSER).await?;
-    let there = query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)");
-    if !answered(ANSWER_LIMIT, "look for a role", there.bind(name).fetch_one(&mut session)).await? {
-        let statement = format!("CREATE ROLE {}", identifier(name));
-        let made = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
-        answered(MAKE_LIMIT, &format!("make role {name}"), made).await?;
-    }
-    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
-}
-
 /// Bring `load` into the empty database `database`, which is worth nothing when that fails: in one transaction where that is
-/// wanted and its format allows it.
+/// wanted and its format allows it. The database has what is `existing` already.
 ///
 /// # Errors
 /// What the file or the server did not bear. The database is worth nothing then.
-pub async fn load(reach: &Reach, load: &Load, database: &str, progress: &Progress) -> anyhow::Result<()> {
-    match load.format {
-        Format::Plain => plain(reach, load, database, progress).await,
-        Format::Custom | Format::Directory => {
-            reach.let_write(database, true).await?;
-            let restoring = PgRestoreBuilder::new().exit_on_error().no_password().filename(&load.path);
-            let restoring = match load.format {
-                Format::Directory => restoring.jobs(JOBS),
-                _ if load.in_one => restoring.single_transaction(),
-                _ => restoring,
-            };
-            let command = reach.client(&restoring.dbname(dbname(database)));
-            let finished = process::run(&command, load.limit).await?;
-            let stderr = finished.stderr.lines().map(str::to_owned).collect();
-            succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })?;
-            reach.let_write(database, false).await
-        }
+pub async fn load(
+    reach: &Reach,
+    load: &Load,
+    database: &str,
+    existing: &Existing,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    if load.format == Format::Directory {
+        return directory(reach, load, database, existing).await;
     }
-}
-
-async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) -> anyhow::Result<()> {
     // As statements, and not as options of the connection: poolers refuse those.
     let psql =
         PsqlBuilder::new().dbname(dbname(database)).no_psqlrc().quiet().no_password().variable(("ON_ERROR_STOP", "1"));
@@ -168,20 +121,32 @@ async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) 
         // What is lost with the server is lost with a database that nobody uses yet; the swap's own commit waits for the disk.
         false => psql.command("SET default_transaction_read_only = off").command("SET synchronous_commit = off"),
     };
-    let psql = psql.command("SET statement_timeout = 0").file("-");
-    let (psql, stdin) = Streaming::writing(&reach.client(&psql))?;
+    let psql = psql.command("SET statement_timeout = 0").command("SET idle_session_timeout = 0").file("-");
+    let (psql, stdin) = Streaming::writing(&reach.reader(&psql))?;
+    let (archive, stream) = sql(reach, load)?;
     let passed = Arc::new(AtomicU64::new(0));
-    let (path, compression, counter) = (load.path.clone(), load.compression, passed.clone());
+    let (counter, restricts) = (passed.clone(), feed::knows_restrict(reach.version()));
+    let how = Feeding { restricts, existing: existing.clone(), bytes_max: load.sql_bytes };
     let feeding = async {
         let fed = tokio::task::spawn_blocking(move || {
             let mut stdin = stdin;
-            let fed = feed(&path, compression, &mut stdin, &counter);
+            let fed = feed::feed(stream, &mut stdin, how, &counter);
             (stdin, fed)
         });
         let (stdin, fed) = fed.await.context("read the backup")?;
+        let archive = match archive {
+            Some(archive) => succeeded("pg_restore", &archive.end(ARCHIVE_END_LIMIT).await?).err(),
+            None => None,
+        };
         // An input that ends is committed: it ends only when it was whole. Else psql is killed with its input still open.
-        let broken = matches!(&fed, Err(Broken::Read(_) | Broken::CutShort));
-        if broken { Err(anyhow::Error::new(Kept(stdin, fed.err()))) } else { Ok(fed) }
+        match (fed, archive) {
+            (Ok(()), None) => Ok(Ok(())),
+            // psql says why by itself.
+            (Err(Broken::Write(error)), _) => Ok(Err(Broken::Write(error))),
+            // What pg_restore said is why its output is cut short.
+            (Ok(()) | Err(Broken::CutShort), Some(error)) => Err(anyhow::Error::new(Open(stdin, format!("{error:#}")))),
+            (Err(broken), _) => Err(anyhow::Error::new(Open(stdin, broken.to_string()))),
+        }
     };
     let shown = async {
         loop {
@@ -198,8 +163,8 @@ async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) 
         outcome = both => outcome,
         () = shown => unreachable!("it has no end"),
     };
-    let (fed, ended) = outcome.map_err(|error| match error.downcast::<Kept>() {
-        Ok(Kept(_stdin, broken)) => anyhow::anyhow!("{}", broken.map_or_else(String::new, |broken| broken.to_string())),
+    let (fed, ended) = outcome.map_err(|error| match error.downcast::<Open>() {
+        Ok(Open(_stdin, why)) => anyhow::anyhow!("{why}"),
         Err(error) => error,
     })?;
     succeeded("psql", &ended)?;
@@ -209,48 +174,65 @@ async fn plain(reach: &Reach, load: &Load, database: &str, progress: &Progress) 
     }
 }
 
+/// The SQL of `load`, and the process that makes SQL of pg_restore's formats. It reads a file that was opened here: as the
+/// server's user it could not open it itself. A directory, which never comes from a destination, it must open.
+pub fn sql(reach: &Reach, load: &Load) -> anyhow::Result<(Option<Streaming>, Box<dyn Read + Send>)> {
+    let opened = || format!("open {}", load.path.display());
+    if load.format == Format::Plain {
+        return Ok((None, compress::read(&load.path, load.compression).with_context(opened)?));
+    }
+    if load.format == Format::Directory {
+        let making = PgRestoreBuilder::new().file("-").section("pre-data").filename(&load.path);
+        let (archive, stream) = Streaming::reading(&reach.client(&making))?;
+        return Ok((Some(archive), Box::new(stream)));
+    }
+    let file = File::open(&load.path).with_context(opened)?;
+    let (archive, stream) = Streaming::reading_from(&reach.reader(&PgRestoreBuilder::new().file("-")), file)?;
+    Ok((Some(archive), Box::new(stream)))
+}
+
+/// A directory's tables are filled by several connections at once, by pg_restore itself.
+async fn directory(reach: &Reach, load: &Load, database: &str, existing: &Existing) -> anyhow::Result<()> {
+    reach.let_write(database, true).await?;
+    let restoring = PgRestoreBuilder::new().exit_on_error().no_password().jobs(JOBS).dbname(dbname(database));
+    // What is to be left out, pg_restore is told by a list of the rest.
+    let list = match existing.is_empty() {
+        true => None,
+        false => Some(list_without(existing, reach, load).await?),
+    };
+    let restoring = match &list {
+        Some(list) => restoring.use_list(list.path()),
+        None => restoring,
+    };
+    let finished = process::run(&reach.client(&restoring.filename(&load.path)), load.limit).await?;
+    let stderr = finished.stderr.lines().map(str::to_owned).collect();
+    succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })?;
+    reach.let_write(database, false).await
+}
+
+/// The list of a directory's content, without what is `existing` and what is said of extensions.
+async fn list_without(existing: &Existing, reach: &Reach, load: &Load) -> anyhow::Result<NamedTempFile> {
+    let list = NamedTempFile::new().context("make a list of the backup's content")?;
+    let listing = PgRestoreBuilder::new().list().file(list.path()).filename(&load.path);
+    let finished = process::run(&reach.client(&listing), LIST_LIMIT).await?;
+    let stderr = finished.stderr.lines().map(str::to_owned).collect();
+    succeeded("pg_restore", &Streamed { exit: finished.exit, stderr })?;
+    let text = fs::read_to_string(list.path()).context("read the list of the backup's content")?;
+    // `4; 2615 16385 SCHEMA - name owner`: names stand there without quotes, but for those in comments.
+    let is_left_out = |line: &&str| {
+        let is = |kind: &str, name: &str| line.contains(&format!(" {kind} {name} "));
+        existing.schemas.iter().any(|name| is("SCHEMA -", &feed::unquoted(name)))
+            || existing
+                .extensions
+                .iter()
+                .any(|name| is("EXTENSION -", &feed::unquoted(name)) || is("COMMENT - EXTENSION", name))
+    };
+    let rest: Vec<&str> = text.lines().filter(|line| !is_left_out(line)).collect();
+    fs::write(list.path(), rest.join("\n")).context("write the list of the backup's content")?;
+    Ok(list)
+}
+
 /// psql's input, still open, and why it must not end.
 #[derive(Debug, thiserror::Error)]
-#[error("the input is broken")]
-struct Kept(io::PipeWriter, Option<Broken>);
-
-/// Why not all of a file was handed over.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error("the file is damaged: {0}")]
-    Read(io::Error),
-    #[error("the file is cut short: pg_dump's last line is missing")]
-    CutShort,
-    #[error("psql takes no more: {0}")]
-    Write(io::Error),
-}
-
-fn feed(path: &Path, compression: Compression, psql: &mut impl Write, passed: &AtomicU64) -> Result<(), Broken> {
-    let mut stream = compress::read(path, compression).map_err(Broken::Read)?;
-    let (mut block, mut tail) = (vec![0; BLOCK_SIZE], Vec::new());
-    loop {
-        let length = match stream.read(&mut block) {
-            Ok(0) => break,
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Broken::Read(error)),
-        };
-        psql.write_all(&block[..length]).map_err(Broken::Write)?;
-        passed.fetch_add(length as u64, Ordering::Relaxed);
-        tail.extend_from_slice(&block[length.saturating_sub(TAIL_SIZE)..length]);
-        tail.drain(..tail.len().saturating_sub(TAIL_SIZE));
-    }
-    if ends_whole(&tail) { Ok(()) } else { Err(Broken::CutShort) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tablespaces_come_to_lie_in_the_data_directory() {
-        let line = "CREATE TABLESPACE fast OWNER postgres LOCATION '/mnt/it''s';";
-        assert_eq!(in_place(line), "CREATE TABLESPACE fast OWNER postgres LOCATION '';");
-        assert_eq!(in_place("CREATE ROLE a;"), "CREATE ROLE a;");
-    }
-}
+#[error("{1}")]
+struct Open(io::PipeWriter, String);

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::name::Format;
+use super::name::{Format, Name};
 use crate::config::Compression;
 
 /// The version of this file's layout; a reader refuses a higher one.
@@ -40,6 +41,12 @@ pub struct Manifest {
     pub server_version: String,
     pub pg_dump_version: String,
     pub tandem_version: String,
+    /// What only a superuser can make of what is in it (`event trigger …`); `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_superuser: Option<Vec<String>>,
+    /// Whether something else than Tandem dumped it: what its SQL does is not known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub imported: bool,
 }
 
 /// Roles and their settings, which belong to the cluster and not to a database (`pg_dumpall --globals-only`).
@@ -131,5 +138,58 @@ pub struct Verdict {
 impl Verdict {
     pub fn good(&self) -> bool {
         self.problems.is_empty()
+    }
+}
+
+/// The manifest of the backup `name`. What it says of files is what follows from the name, or it is of another backup: a
+/// manifest that somebody else wrote could name any file of this machine.
+///
+/// # Errors
+/// Why it is none, in words.
+pub fn understood(name: &Name, value: &Value) -> Result<Manifest, String> {
+    let manifest = Manifest::deserialize(value).map_err(|error| format!("its manifest is damaged: {error}"))?;
+    let globals = globals_name(name);
+    match &manifest {
+        manifest if manifest.layout > LAYOUT => Err("its manifest is of a newer Tandem".to_owned()),
+        manifest if manifest.file != name.to_string() => Err(format!("its manifest is of {:?}", manifest.file)),
+        manifest if manifest.format != name.format => Err("its manifest is of another format".to_owned()),
+        Manifest { globals: Some(it), .. } if it.file != globals => {
+            Err(format!("its manifest names {:?} for its roles, and not {globals}", it.file))
+        }
+        // The manifest says nothing of how pg_restore's formats are compressed inside.
+        manifest if manifest.format == Format::Plain && manifest.compression != name.compression => {
+            Err("its manifest is of another compression".to_owned())
+        }
+        _ => Ok(manifest),
+    }
+}
+
+/// What the file of the roles of the backup `name` is called.
+pub fn globals_name(name: &Name) -> String {
+    format!("{}.globals.sql", name.stem())
+}
+
+/// A manifest of nothing.
+#[cfg(test)]
+pub fn sample() -> Manifest {
+    Manifest {
+        layout: LAYOUT,
+        file: "app_backup_20260102_030405.sql.gz".to_owned(),
+        database: "app".to_owned(),
+        format: Format::Plain,
+        compression: Compression::Gzip,
+        taken: DateTime::UNIX_EPOCH,
+        duration_ms: 0,
+        size_bytes: 0,
+        sql_bytes: None,
+        database_bytes: None,
+        sha256: String::new(),
+        globals: None,
+        census: Census::default(),
+        server_version: "16.15".to_owned(),
+        pg_dump_version: "16.15".to_owned(),
+        tandem_version: String::new(),
+        needs_superuser: None,
+        imported: false,
     }
 }

@@ -4,8 +4,11 @@
 //! name · manifest        what a backup is called, what is written down beside it (pure)
 //! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
-//! load <─ verify          a file into an empty database; and the proof, in a throwaway cluster; differences: what is compared (pure)
-//!      <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
+//! load <─ rights <─ verify    a file into an empty database, with few rights; and the proof, in a throwaway cluster;
+//!                        differences: what is compared (pure)
+//!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
+//! feed ─> screen · tokens    the SQL on its way to psql; without the commands that are not pg_dump's (pure)
+//! signature              who made a backup: manifests are signed, and what nobody here has signed is not trusted
 //! replication            subscriptions and slots, which stay with the database that is replaced
 //! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
 //! import ─> repair           the old scripts' files, made into backups
@@ -27,6 +30,7 @@ mod differences;
 pub mod doctor;
 pub mod dump;
 mod estimate;
+mod feed;
 mod files;
 pub mod import;
 mod ledger;
@@ -39,10 +43,14 @@ pub mod repair;
 pub mod replication;
 pub mod restore;
 pub mod retention;
+mod rights;
 mod roles;
 pub mod room;
 pub mod scheduled;
+mod screen;
+pub mod signature;
 pub mod store;
 pub mod swap;
+mod tokens;
 pub mod verify;
 pub mod webhook;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, raw_sql};
 
-use crate::plan::{CommandLine, DatabaseUrl};
+use crate::plan::{CommandLine, DatabaseUrl, Secret};
 use crate::postgres::binaries::Installation;
 use crate::postgres::embedded::{self, CommandBuilder};
 use crate::postgres::home::Home;
@@ -21,11 +21,25 @@ const TEMPLATE: &str = "template1";
 /// How long a server may take to let a session in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
+macro_rules! limits {
+    () => {
+        "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+         -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed -c row_security=on"
+    };
+}
+/// What the operator may have set for the server, a role or a database (`ALTER SYSTEM`, `ALTER ROLE`, `ALTER DATABASE`), as the client
+/// programs of our own server must have it: what they begin takes as long as it takes.
+const OPTIONS: &str = concat!(limits!(), " -c role=none -c session_replication_role=origin");
+/// As much of it as any role may set.
+const LIMITS: &str = limits!();
+
 /// The way in.
 #[derive(Clone, Debug)]
 enum Way {
     /// As the superuser over the unix socket, where the server is Tandem's own.
     Socket { home: Home, port: u16 },
+    /// As another role over the same socket, with its password.
+    Role { home: Home, port: u16, role: String, password: Secret },
     /// As the application's role, where it is somebody else's.
     Url(DatabaseUrl),
 }
@@ -48,10 +62,23 @@ impl Reach {
         Self { way: Way::Url(url.clone()), installation }
     }
 
+    /// The same server of Tandem's own, as `role`.
+    pub fn with_role(&self, role: &str, password: &Secret) -> Self {
+        let way = match &self.way {
+            Way::Socket { home, port } | Way::Role { home, port, .. } => {
+                Way::Role { home: home.clone(), port: *port, role: role.to_owned(), password: password.clone() }
+            }
+            Way::Url(url) => {
+                Way::Url(DatabaseUrl { user: role.to_owned(), password: Some(password.clone()), ..url.clone() })
+            }
+        };
+        Self { way, installation: self.installation.clone() }
+    }
+
     /// The directories of the server, where it is Tandem's own.
     pub fn home(&self) -> Option<&Home> {
         match &self.way {
-            Way::Socket { home, .. } => Some(home),
+            Way::Socket { home, .. } | Way::Role { home, .. } => Some(home),
             Way::Url(_) => None,
         }
     }
@@ -71,6 +98,11 @@ impl Reach {
                 let options = superuser_options(home, *port, database).application_name(APPLICATION_NAME);
                 let what = format!("connect to database {database} as the superuser");
                 schema::answered(CONNECT_LIMIT, &what, options.connect()).await
+            }
+            Way::Role { home, port, role, password } => {
+                let options = superuser_options(home, *port, database).username(role).password(password.expose());
+                let what = format!("connect to database {database} as role {role}");
+                schema::answered(CONNECT_LIMIT, &what, options.application_name(APPLICATION_NAME).connect()).await
             }
             Way::Url(url) => {
                 schema::session(&DatabaseUrl { database: database.to_owned(), ..url.clone() }, APPLICATION_NAME).await
@@ -101,18 +133,21 @@ impl Reach {
     /// There is one, or the connection is lost.
     pub async fn refuse_pooler(&self, session: &mut PgConnection) -> anyhow::Result<()> {
         match &self.way {
-            Way::Socket { .. } => Ok(()),
+            Way::Socket { .. } | Way::Role { .. } => Ok(()),
             Way::Url(url) => schema::refuse_shared_sessions(url, APPLICATION_NAME, session).await,
         }
     }
 
     /// Let our role write into `database` even where transactions are read-only by default, or take that back. For
-    /// pg_restore, which cannot be told to set it: what a role has set for one database wins over all else. Not as an option
+    /// pg_restore elsewhere, which cannot be told to set it (on our own server the options of its connection do): what a role has set for one database wins over all else. Not as an option
     /// of its connection, which a pooler refuses; and from outside, so that no session of a pool has the old default.
     ///
     /// # Errors
     /// As [`Self::session`].
     pub async fn let_write(&self, database: &str, lets: bool) -> anyhow::Result<()> {
+        if !matches!(self.way, Way::Url(_)) {
+            return Ok(());
+        }
         let change =
             if lets { "SET default_transaction_read_only = off" } else { "RESET default_transaction_read_only" };
         let statement = format!("ALTER ROLE CURRENT_USER IN DATABASE {} {change}", identifier(database));
@@ -130,7 +165,12 @@ impl Reach {
         let command = command.env("PGAPPNAME", APPLICATION_NAME).env_remove("PSQLRC");
         match &self.way {
             Way::Socket { home, port } => {
-                command.env("PGHOST", &home.socket_dir).env("PGPORT", port.to_string()).env("PGUSER", SUPERUSER)
+                let command = command.env("PGHOST", &home.socket_dir).env("PGPORT", port.to_string());
+                command.env("PGUSER", SUPERUSER).env("PGOPTIONS", OPTIONS)
+            }
+            Way::Role { home, port, role, password } => {
+                let command = command.env("PGHOST", &home.socket_dir).env("PGPORT", port.to_string());
+                command.env("PGUSER", role).env("PGPASSWORD", password.expose()).env("PGOPTIONS", LIMITS)
             }
             Way::Url(url) => {
                 let command = command.env("PGHOST", &url.host).env("PGPORT", url.port.to_string());
@@ -141,6 +181,20 @@ impl Reach {
                 let named = url.variables().into_iter();
                 named.fold(command.env("PGUSER", &url.user), |command, (name, value)| command.env(name, value))
             }
+        }
+    }
+
+    /// As [`Self::client`], for a program that reads what may come from elsewhere: it runs as the server's user, never as root, and
+    /// gains no rights. It finds no file of Tandem's; what it reads comes through its standard input.
+    pub fn reader(&self, builder: &impl CommandBuilder) -> CommandLine {
+        let command = self.client(builder).no_new_privs(true);
+        match &self.way {
+            // Without a home directory to look for passwords and certificates in.
+            Way::Socket { home, .. } | Way::Role { home, .. } => {
+                command.identity(home.server.clone()).env_remove("HOME")
+            }
+            // Certificates and keys that the URL names are for Tandem's own user to read.
+            Way::Url(_) => command,
         }
     }
 

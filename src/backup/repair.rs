@@ -6,10 +6,12 @@
 //! row has as many columns as its table, so whoever mimics one is found out, and the file refused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 
 use super::dump::TRAILER;
 
+/// The longest line, in bytes: a row that is written as text has less than 1 GiB (PostgreSQL's MaxAllocSize).
+const LINE_MAX: u64 = 1 << 30;
 /// What begins a message.
 const MESSAGE: &[u8] = b"pg_dump: ";
 /// Messages that stand alone (PostgreSQL's pg_dump.c and common.c, releases 10 to 18).
@@ -123,6 +125,8 @@ pub enum Refused {
         "row {row} of {table} has {found} columns and not {wanted}: its text mimics a message of pg_dump's, or the file is damaged"
     )]
     Row { table: String, row: u64, found: usize, wanted: usize },
+    #[error("a line of it is longer than any row can be, so it is no dump")]
+    Line,
     #[error("the message `{0}` comes twice, so one of them may be a row's own text")]
     Twice(String),
 }
@@ -145,8 +149,11 @@ pub fn repair(mut from: impl BufRead, mut to: impl Write) -> Result<Found, Refus
     let (mut raw, mut line) = (Vec::new(), Vec::new());
     loop {
         raw.clear();
-        if from.read_until(b'\n', &mut raw).map_err(Refused::Read)? == 0 {
+        if from.by_ref().take(LINE_MAX).read_until(b'\n', &mut raw).map_err(Refused::Read)? == 0 {
             break;
+        }
+        if raw.len() as u64 == LINE_MAX {
+            return Err(Refused::Line);
         }
         match if mixed { message(&raw) } else { None } {
             Some(begin) => {

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_as, query_scalar, raw_sql};
 
-use super::catalog::{Catalog, Entry};
+use super::catalog::{Catalog, Entry, Origin};
 use super::census::Snapshot;
 use super::copies::Copies;
 use super::estimate::{self, Restorable};
@@ -17,10 +17,11 @@ use super::pitr;
 use super::reach::Reach;
 use super::replication::{self, Held};
 use super::retention::State;
-use super::roles;
+use super::rights::{self, Rights, Target};
+use super::roles::{self, Attributes};
 use super::room::Guard;
 use super::swap::{self, Belonging};
-use super::verify::{altered, census};
+use super::verify::{altered, census, globals_altered};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, in_words};
 use crate::postgres::provision::identifier;
@@ -34,6 +35,11 @@ const WAL_SIZE: &str = "SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setti
                                (SELECT coalesce(sum(size), 0)::bigint FROM pg_catalog.pg_ls_waldir())";
 /// PostgreSQL's version here.
 const MAJOR: u32 = 16;
+
+/// Why a backup is refused that nobody here has signed.
+pub const NOT_SIGNED: &str = "it is not signed with a key of this deployment, so anybody may have made or changed it. `tandem backup key` shows the key \
+     where the backup was made, and `tandem backup key --import FILE` accepts it here; or say --trust (restore.trust) if you know \
+     where it comes from";
 
 /// There is no backup at all, here or in any place for copies, and every place was looked at.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +82,11 @@ pub async fn source(
             );
             Failure::new(Code::Usage, message)
         })?;
-        return Ok((catalog.clone(), copies.fetch(&found, catalog).await?));
+        return Ok((catalog.clone(), copies.fetch(&found, catalog, settings.restore_trust).await?));
     }
     let path = Path::new(source);
     if source.contains('/') {
-        let there = Catalog::at(path.parent().unwrap_or(Path::new("/")));
+        let there = catalog.elsewhere(path.parent().unwrap_or(Path::new("/")));
         return match there.find(source) {
             Ok(entry) => Ok((there, entry)),
             Err(_) if path.exists() => {
@@ -101,7 +107,7 @@ pub async fn source(
         let found = copies.find((source, older), database).await;
         let found = found.with_context(|| format!("look for backups in {}", copies.destination))?;
         if let Some(name) = found.filter(|name| catalog.entry(name.clone()).standing() != State::Bad) {
-            return Ok((catalog.clone(), copies.fetch(&name, catalog).await?));
+            return Ok((catalog.clone(), copies.fetch(&name, catalog, settings.restore_trust).await?));
         }
     }
     // Backups that are here and of no use are not none.
@@ -114,7 +120,7 @@ pub async fn source(
 /// # Errors
 /// [`Failure`] that says why it is not to be restored here.
 pub async fn check<'a>(
-    entry: &'a Entry,
+    (catalog, entry): (&Catalog, &'a Entry),
     settings: &Settings,
     database: &str,
     other_database: bool,
@@ -144,8 +150,13 @@ pub async fn check<'a>(
         );
         return Err(refuse(Code::Schema, why));
     }
+    if entry.origin == Origin::Unknown && !settings.restore_trust {
+        return Err(refuse(Code::Failed, NOT_SIGNED.to_owned()));
+    }
     let (path, copy) = (entry.path.clone(), manifest.clone());
-    match tokio::task::spawn_blocking(move || altered(&path, &copy)).await? {
+    let beside = catalog.elsewhere(path.parent().unwrap_or(Path::new("/")));
+    match tokio::task::spawn_blocking(move || altered(&path, &copy).or_else(|| globals_altered(&beside, &copy))).await?
+    {
         Some(problem) => Err(refuse(Code::Failed, problem)),
         None => Ok(manifest),
     }
@@ -171,6 +182,9 @@ impl Restoring {
         for left in Belonging::New.all(&mut session, database).await? {
             tracing::info!("dropping database {left}, which an interrupted restore left");
             load::drop(reach, &left).await?;
+        }
+        if reach.is_superuser() {
+            rights::sweep(&mut session).await?;
         }
         Ok(Self { session })
     }
@@ -204,6 +218,9 @@ impl Restoring {
         let began = Instant::now();
         let manifest = entry.manifest.as_ref().map_err(|problem| anyhow::anyhow!("{}: {problem}", entry.name))?;
         let progress = telemetry::progress(format!("restoring {}", entry.name));
+        swap::refuse_prepared(&mut self.session, database)
+            .await
+            .with_context(|| format!("{}: it was not restored, and database {database} is as it was", entry.name))?;
         let new = Belonging::New.name(database, Utc::now());
         let limit = settings.backup.limit;
         let room = self.room(reach, manifest, settings).await?;
@@ -298,10 +315,24 @@ impl Restoring {
         (database, new): (&str, &str),
         progress: &telemetry::Progress,
     ) -> anyhow::Result<()> {
-        if let Some(globals) = manifest.globals.as_ref().filter(|_| reach.is_superuser()) {
-            roles::complete(&mut self.session, &catalog.dir().join(&globals.file)).await?;
-        }
         let there = swap::exists(&mut self.session, database).await?;
+        let trusted = entry.origin == Origin::Own || settings.restore_trust;
+        if let Some(globals) = manifest.globals.as_ref().filter(|_| reach.is_superuser()) {
+            // Where nothing was yet, nothing was revoked.
+            let is_new = !there || is_empty(reach, database).await?;
+            let attributes = if trusted && is_new { Attributes::All } else { Attributes::None };
+            let path = catalog.dir().join(&globals.file);
+            let made = roles::complete(&mut self.session, &path, attributes).await?;
+            if attributes == Attributes::None && !made.is_empty() {
+                let names: Vec<String> = made.into_iter().collect();
+                tracing::warn!(
+                    "made without login, password, memberships and settings, as this server does not have them: role {}; the \
+                     file {} says what they had",
+                    names.join(", "),
+                    globals.file
+                );
+            }
+        }
         load::create(reach, new, &settings.postgres.user, manifest.census.properties.as_ref()).await?;
         let loading = Load {
             path: entry.path.clone(),
@@ -310,8 +341,12 @@ impl Restoring {
             sql_bytes: manifest.sql_bytes,
             limit: settings.backup.limit,
             in_one: load::fits_in_one(manifest.census.rows.len()),
+            trusted,
+            rights: Rights::of(manifest, entry.origin, settings.restore_trust),
         };
-        load::load(reach, &loading, new, progress).await?;
+        let properties = manifest.census.properties.as_ref();
+        let target = Target { name: new, owner: &settings.postgres.user, properties };
+        rights::bring_in(reach, &loading, target, progress).await?;
         progress.say(format!("restoring {}: comparing", entry.name));
         let differences = manifest.census.differences(&census(reach, new, manifest.census.contents.is_some()).await?);
         if !differences.is_empty() {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, NaiveDateTime, Utc};
-use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row, query, query_scalar, raw_sql};
+use sea_orm::sqlx::postgres::PgDatabaseError;
+use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row, query, query_scalar, raw_sql};
 use tokio::time::{Instant, sleep};
 
 use super::reach::Reach;
@@ -137,6 +138,41 @@ pub async fn exists(session: &mut PgConnection, name: &str) -> anyhow::Result<bo
     answered(ANSWER_LIMIT, "look for a database", there.fetch_one(session)).await
 }
 
+/// Refuse to replace a database in which transactions are prepared: it can be neither renamed nor dropped.
+///
+/// # Errors
+/// [`Failure`] that names them.
+pub async fn refuse_prepared(session: &mut PgConnection, database: &str) -> anyhow::Result<()> {
+    let prepared =
+        "SELECT pg_catalog.quote_literal(gid) || ' of role ' || owner || ', since ' || prepared::timestamptz(0)
+                    FROM pg_catalog.pg_prepared_xacts WHERE database = $1 ORDER BY prepared";
+    let prepared = query_scalar::<_, String>(prepared).bind(database).fetch_all(session);
+    let prepared = answered(ANSWER_LIMIT, "look for prepared transactions", prepared).await?;
+    if prepared.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "database {database} has a prepared transaction, with which it cannot be replaced: {}. In `tandem psql`, COMMIT PREPARED \
+         or ROLLBACK PREPARED ends it",
+        prepared.join("; ")
+    );
+    bail!(Failure::new(Code::Failed, message))
+}
+
+/// `error` of a statement, with what the server says beside it: who is in the way, for one.
+fn with_detail(error: sqlx::Error) -> anyhow::Error {
+    let detail = match &error {
+        sqlx::Error::Database(said) => {
+            said.try_downcast_ref::<PgDatabaseError>().and_then(|said| said.detail()).map(str::to_owned)
+        }
+        _ => None,
+    };
+    match detail {
+        Some(detail) => anyhow::Error::new(error).context(detail),
+        None => error.into(),
+    }
+}
+
 /// Give `to` the owner, grants, settings, connection limit and comment of `from`.
 ///
 /// # Errors
@@ -209,7 +245,8 @@ pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Du
     // From the first rename on nobody gets in any more; whoever is in must go, and sessions may come until then.
     let renamed = AtomicBool::new(false);
     let renaming = async {
-        raw_sql(AssertSqlSafe(renames)).execute(&mut session).await.context("rename the databases")?;
+        let renaming = raw_sql(AssertSqlSafe(renames)).execute(&mut session).await;
+        renaming.map_err(with_detail).context("rename the databases")?;
         renamed.store(true, Ordering::Relaxed);
         anyhow::Ok(())
     };

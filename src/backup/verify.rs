@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use chrono::Utc;
+use sea_orm::sqlx::{AssertSqlSafe, Connection, query_scalar, raw_sql};
 
-use super::catalog::{Catalog, Entry};
+use super::catalog::{Catalog, Entry, Origin};
 use super::census::Snapshot;
 use super::contents;
 use super::estimate::Restorable;
@@ -14,6 +15,8 @@ use super::files::digest;
 use super::load::{self, Load};
 use super::manifest::{Census, Manifest, Properties, Verdict};
 use super::reach::Reach;
+use super::rights::{self, NeedsTrust, Rights, Target};
+use super::roles::{self, Attributes};
 use super::room::{FileSystem, Guard};
 use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
@@ -21,7 +24,10 @@ use crate::harness::Throwaway;
 use crate::postgres::binaries::Installation;
 use crate::postgres::embedded::PgAmCheckBuilder;
 use crate::postgres::home::Home;
+use crate::postgres::provision::identifier;
+use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Exit, identity};
+use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry::{self, Progress};
 
 /// The database that is restored into.
@@ -128,7 +134,8 @@ pub fn altered(path: &Path, manifest: &Manifest) -> Option<String> {
     }
 }
 
-fn globals_altered(catalog: &Catalog, manifest: &Manifest) -> Option<String> {
+/// What is wrong with the roles beside a backup, if anything.
+pub fn globals_altered(catalog: &Catalog, manifest: &Manifest) -> Option<String> {
     let globals = manifest.globals.as_ref()?;
     match digest(&catalog.dir().join(&globals.file)) {
         Ok((sha256, _)) if sha256 == globals.sha256 => None,
@@ -153,6 +160,8 @@ async fn restored(
             sql_bytes: manifest.sql_bytes,
             limit: means.settings.backup.limit,
             in_one: true,
+            trusted: entry.origin == Origin::Own,
+            rights: Rights::of(manifest, entry.origin, false),
         },
         globals: manifest.globals.as_ref().map(|globals| catalog.dir().join(&globals.file)),
         properties: manifest.census.properties.as_ref(),
@@ -203,20 +212,18 @@ async fn load_and_look(
     progress: &Progress,
 ) -> anyhow::Result<Result<(Census, Vec<String>), String>> {
     let reach = Reach::superuser(throwaway.home(), throwaway.port(), means.installation.clone());
-    if let Some(globals) = &trial.globals {
-        load::roles(&reach, globals).await?;
-    }
     let owner = trial.properties.map_or(&means.settings.postgres.user, |properties| &properties.owner);
-    load::role(&reach, owner).await?;
+    make_roles(&reach, trial, owner).await?;
     // Checks, ranges and indexes of texts hold in the backup's own locale, and need not in another.
     let world = trial.properties.cloned().unwrap_or_else(unknown_world);
     load::create(&reach, DATABASE, owner, Some(&world)).await.with_context(|| untried(&trial.load.path))?;
-    if let Err(error) = load::load(&reach, &trial.load, DATABASE, progress).await {
+    let target = Target { name: DATABASE, owner, properties: Some(&world) };
+    if let Err(error) = rights::bring_in(&reach, &trial.load, target, progress).await {
         let words = in_words(&error);
         if is_disk_full(&error) {
             return Err(error.context("restore into a throwaway server"));
         }
-        if tells_of_the_trial(&words) {
+        if error.is::<NeedsTrust>() || tells_of_the_trial(&words) {
             return Err(error.context(untried(&trial.load.path)));
         }
         return Ok(Err(format!("it does not restore: {words}")));
@@ -227,6 +234,21 @@ async fn load_and_look(
     let found = found.with_context(|| format!("count what was restored: longer than backup.limit, {limit:?}"))??;
     let damage = corruption(&reach, limit).await.with_context(|| untried(&trial.load.path))?;
     Ok(Ok((found, damage.into_iter().collect())))
+}
+
+/// Make the roles that the backup has, and the one that owns its database.
+async fn make_roles(reach: &Reach, trial: &Trial<'_>, owner: &str) -> anyhow::Result<()> {
+    let mut session = reach.session(SUPERUSER).await?;
+    if let Some(globals) = &trial.globals {
+        let attributes = if trial.load.trusted { Attributes::All } else { Attributes::None };
+        roles::complete_throwaway(&mut session, globals, attributes).await?;
+    }
+    let there = query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)").bind(owner);
+    if !answered(ANSWER_LIMIT, "look for a role", there.fetch_one(&mut session)).await? {
+        let make = raw_sql(AssertSqlSafe(format!("CREATE ROLE {}", identifier(owner)))).execute(&mut session);
+        answered(MAKE_LIMIT, &format!("make role {owner}"), make).await?;
+    }
+    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
 /// What `database` of a server holds now. Counting takes as long as it takes: the caller sets a limit.
@@ -269,7 +291,7 @@ fn untried(path: &Path) -> Failure {
 /// What pg_amcheck says of tables and indexes (PostgreSQL documentation, pg_amcheck).
 async fn corruption(reach: &Reach, limit: Duration) -> anyhow::Result<Option<String>> {
     let check = PgAmCheckBuilder::new().install_missing().no_password().jobs("2").dbname(DATABASE);
-    let finished = process::run(&reach.client(&check), limit).await?;
+    let finished = process::run(&reach.reader(&check), limit).await?;
     if finished.exit.success() {
         return Ok(None);
     }

@@ -1,7 +1,10 @@
 //! `tandem backup`
 
+use std::fs;
+use std::io;
 use std::path::Path;
 
+use anyhow::Context;
 use chrono::Utc;
 use comfy_table::Table;
 
@@ -12,6 +15,7 @@ use crate::backup::import;
 use crate::backup::manifest::{Manifest, Verdict};
 use crate::backup::retention::Fate;
 use crate::backup::scheduled;
+use crate::backup::signature::{self, Keys};
 use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::running::say;
@@ -33,7 +37,10 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         Some(Backup::Create(create)) => take(common, create).await,
         Some(Backup::Scheduled) => scheduled(common).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
-        Some(Backup::Import { file, database, json }) => import(common, &file, database.as_deref(), json).await,
+        Some(Backup::Import { file, database, trust, json }) => {
+            import(common, &file, database.as_deref(), trust, json).await
+        }
+        Some(Backup::Key { import }) => key(common, import.as_deref()),
         Some(Backup::Base { json }) => backup_base::make(common, json).await,
         Some(Backup::Bases { json }) => backup_base::list(common, json),
         Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json).await,
@@ -41,8 +48,33 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
     }
 }
 
-async fn import(common: &Common, file: &Path, database: Option<&str>, json: bool) -> anyhow::Result<Code> {
-    let settings = open::settings(common, Vec::new())?;
+/// Print the keys that sign backups, or accept those in the file `import`.
+fn key(common: &Common, import: Option<&Path>) -> anyhow::Result<Code> {
+    let home = Home::resolve(&open::settings(common, Vec::new())?)?;
+    let path = signature::path(&home);
+    let Some(import) = import else {
+        // What a file is to hold that others read is printed as it stands.
+        say(Keys::ensure(&path)?.text().trim_end())?;
+        return Ok(Code::Stopped);
+    };
+    let text = match import {
+        stdin if stdin == Path::new("-") => io::read_to_string(io::stdin()),
+        file => fs::read_to_string(file),
+    };
+    let text = text.with_context(|| format!("read {}", import.display()))?;
+    match Keys::import(&path, &text)? {
+        0 => say("these keys were known already")?,
+        new => say(&format!(
+            "{new} accepted: backups that are signed with it are trusted here; kept in {}",
+            path.display()
+        ))?,
+    }
+    Ok(Code::Stopped)
+}
+
+async fn import(common: &Common, file: &Path, database: Option<&str>, trust: bool, json: bool) -> anyhow::Result<Code> {
+    let mut settings = open::settings(common, Vec::new())?;
+    settings.restore_trust |= trust;
     let home = Home::resolve(&settings)?;
     let catalog = Catalog::of(&settings, &home);
     let installation = open::installation(&settings).await?;

@@ -13,6 +13,7 @@ use crate::cli::{Common, RestoreArgs, RestoreWorkers};
 use crate::commands::open::{self, Database};
 use crate::commands::restore_point;
 use crate::commands::running::say;
+use crate::config::Settings;
 use crate::control::{Order, client};
 use crate::exit::{Code, Failure, in_words};
 
@@ -38,12 +39,13 @@ pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
 }
 
 async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Result<()> {
+    let settings = Settings { restore_trust: at.settings.restore_trust || args.trust, ..at.settings.clone() };
     let (catalog, entry) =
-        restore::source(&Catalog::of(&at.settings, &at.home), &at.settings, (source, args.older), &at.name).await?;
-    let manifest = restore::check(&entry, &at.settings, &at.name, args.other_database).await?;
+        restore::source(&Catalog::of(&settings, &at.home), &settings, (source, args.older), &at.name).await?;
+    let manifest = restore::check((&catalog, &entry), &settings, &at.name, args.other_database).await?;
     let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
     confirm(args.yes, &question(&at.name, &entry.name.to_string(), manifest))?;
-    let restored = restoring.restore(&at.reach, (&catalog, &entry), &at.settings, &at.name, patience(args)).await?;
+    let restored = restoring.restore(&at.reach, (&catalog, &entry), &settings, &at.name, patience(args)).await?;
     restoring.end().await;
     roll_workers(at, args).await;
     say(&if args.json { serde_json::to_string_pretty(&restored)? } else { told(&restored) })?;

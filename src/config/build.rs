@@ -57,6 +57,7 @@ pub fn settings(
         processes,
         backup: Backup::of(values),
         restore_if_empty: values.text("restore.if_empty"),
+        restore_trust: values.boolean("restore.trust"),
         cloud_variables: CloudVariables::of(
             clouds.own,
             clouds.dropped.into_iter().chain(workers_env).chain(environment.clone()),

@@ -315,6 +315,13 @@ pub const KEYS: &[Key] = &[
         "none",
         "What `tandem up` restores into an empty database: \"latest\", a name, a path or an address",
     ),
+    key(
+        Restart,
+        "restore.trust",
+        Kind::Boolean,
+        "false",
+        "Restore backups that no key of this deployment has signed; `tandem backup key`",
+    ),
     key(Live, "disk.warn_free", Kind::Room, r#""10%""#, "Free room below which health degrades"),
     key(Live, "disk.stop_free", Kind::Room, r#""2%""#, "Free room that a backup must leave, or it is refused"),
     key(Restart, "test.seed", Kind::List, "[]", "SQL files and Python callables that fill the tests' database"),

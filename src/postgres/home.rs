@@ -126,6 +126,8 @@ impl Home {
         close(&self.run, own, 0o755, 0o755)?;
         close(&secret::path(self), own, 0o600, 0o600)?;
         close(&self.state.join("backups"), own, 0o750, 0o700)?;
+        // The key that signs backups: `backup::signature`.
+        close(&self.state.join("backup.key"), own, 0o600, 0o600)?;
         if let Some(parent) = self.data.parent() {
             close(parent, server, 0o700, 0o700)?;
         }

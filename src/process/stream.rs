@@ -1,5 +1,6 @@
 //! A command whose data goes through a pipe that a thread of the caller reads or writes.
 
+use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,6 +46,18 @@ impl Streaming {
         let spawn = || {
             let (reader, writer) = wide_pipe()?;
             Ok((Self::start(command, Stdio::null(), writer.into())?, reader))
+        };
+        spawn().map_err(|error| failure(command, error))
+    }
+
+    /// As [`Self::reading`], with `file` as its standard input.
+    ///
+    /// # Errors
+    /// [`RunError`] when it could not start.
+    pub fn reading_from(command: &CommandLine, file: File) -> Result<(Self, PipeReader), RunError> {
+        let spawn = || {
+            let (reader, writer) = wide_pipe()?;
+            Ok((Self::start(command, file.into(), writer.into())?, reader))
         };
         spawn().map_err(|error| failure(command, error))
     }

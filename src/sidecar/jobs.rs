@@ -253,7 +253,7 @@ async fn restore_from(
         }
         Err(error) => return Err(error.context("restore.if_empty")),
     };
-    restore::check(&entry, settings, database, false).await.context("restore.if_empty")?;
+    restore::check((&catalog, &entry), settings, database, false).await.context("restore.if_empty")?;
     let Some(mut restoring) = begin_if_empty(&reach, database, settings.migrations.lock_limit).await? else {
         return Ok(());
     };

@@ -44,6 +44,11 @@ async fn a_backup_is_copied_to_a_bucket_listed_there_and_restored_from_it_on_a_n
         "plain:app",
         "workers.count = 1\nbackup.destinations = ['s3://copies/nightly']\nrestore.if_empty = 'latest'",
     );
+    let key = project.dir().join("key");
+    let mut show = tandem::command(&project);
+    show.args(["backup", "key"]).envs(server.environment());
+    fs::write(&key, finished(show).await.stdout).unwrap();
+    refusal::run(&other, &["backup", "key", "--import", key.to_str().unwrap()]).expect(0, &["accepted"]);
     let mut command = tandem::command(&other);
     command.envs(server.environment());
     let mut tandem = Tandem::start_as(&other, command);

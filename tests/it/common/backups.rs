@@ -89,17 +89,25 @@ pub fn rewrite(project: &Project, manifest: &Value, change: impl FnOnce(&mut Val
     fs::write(dir(project).join(format!("{stem}.manifest.json")), changed.to_string()).unwrap();
 }
 
-/// Put other SQL into a backup, and make its manifest say that this is right.
-pub fn replace_sql(project: &Project, manifest: &Value, change: impl FnOnce(String) -> String) {
-    let path = path(project, manifest);
-    let text = change(read_gzip(&path));
+/// `text` compressed by gzip, and the digest of that.
+pub fn compressed_sql(text: &str) -> (Vec<u8>, String) {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(text.as_bytes()).unwrap();
     let bytes = gzip.finish().unwrap();
+    let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    (bytes, digest)
+}
+
+/// Put other SQL into a backup, and make its manifest say that this is right; it is as one that an older Tandem made, which
+/// signed nothing.
+pub fn replace_sql(project: &Project, manifest: &Value, change: impl FnOnce(String) -> String) {
+    let path = path(project, manifest);
+    let text = change(read_gzip(&path));
+    let (bytes, digest) = compressed_sql(&text);
     fs::write(&path, &bytes).unwrap();
-    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     rewrite(project, manifest, |it| {
         it["sha256"] = digest.into();
         it["size_bytes"] = bytes.len().into();
+        it["sql_bytes"] = text.len().into();
     });
 }
