@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{names, secret};
 use crate::config::Settings;
-use crate::durable::open_itself;
+use crate::durable::{open_itself, sync_parent};
 use crate::exit::{Code, Failure};
 use crate::install::{self, hexadecimal};
 use crate::plan::Identity;
@@ -37,7 +37,8 @@ const ROOT_STATE: &str = "/var/lib/tandem";
 /// The directories of one deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home {
-    /// Tandem's state directory. The other directories lie in it, except a socket directory whose path would be too long.
+    /// Tandem's state directory. The other directories lie in it, except a socket directory whose path would be too
+    /// long.
     pub state: PathBuf,
     /// The data directory.
     pub data: PathBuf,
@@ -270,7 +271,8 @@ fn short_enough(wanted: PathBuf, name: &str, uid: u32) -> PathBuf {
     Path::new(SHORT_ROOT).join(format!("tandem-{uid}-{}", hexadecimal(&digest[..6])))
 }
 
-/// Make `dir` with `mode` and `owner` unless it is there; what is there is left as it is.
+/// Make `dir` with `mode` and `owner` unless it is there; what is there is left as it is. What was made is there after
+/// a power cut too: whatever is flushed inside it would be lost with its name.
 pub fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Result<()> {
     let cannot = |error: io::Error| {
         let why = format!("cannot create directory {}{}", dir.display(), identity::refused(dir, &error));
@@ -295,7 +297,12 @@ pub fn make_dir(dir: &Path, mode: u32, owner: Option<&Identity>) -> anyhow::Resu
             Failure::new(Code::CannotCreate, format!("{what}: {ways}"))
         })?;
     }
-    made.set_permissions(fs::Permissions::from_mode(mode)).map_err(cannot)
+    made.set_permissions(fs::Permissions::from_mode(mode)).map_err(cannot)?;
+    match sync_parent(dir) {
+        // A directory in which we may write and that we may not read cannot be opened to be flushed.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        flushed => flushed.map_err(cannot),
+    }
 }
 
 /// Set `path` to `mode` if it is `owner`'s and gives others more than `allowed`; the mode that it had then. What is

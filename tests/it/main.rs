@@ -71,6 +71,7 @@ mod own_database;
 mod pid_one;
 mod pitr;
 mod pools;
+mod power_cut;
 mod preload_template;
 mod reach;
 mod readme;

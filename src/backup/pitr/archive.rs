@@ -101,6 +101,7 @@ impl Archive {
     /// A directory cannot be made, or the archive belongs to another cluster.
     pub fn prepare(&self, system: u64, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
         if !self.dir.exists() {
+            let missing: Vec<&Path> = self.dir.ancestors().take_while(|dir| !dir.exists()).collect();
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -112,7 +113,7 @@ impl Archive {
                 made.and_then(|made| fchown(made, Some(uid), Some(gid)))
                     .with_context(|| self.cannot_make(&self.dir))?;
             }
-            self.dir.parent().map_or(Ok(()), sync_dir).with_context(|| self.cannot_make(&self.dir))?;
+            missing.into_iter().try_for_each(durable::sync_parent).with_context(|| self.cannot_make(&self.dir))?;
         }
         for dir in [self.wal(), self.bases()] {
             self.make_dir(&dir).with_context(|| self.cannot_make(&dir))?;

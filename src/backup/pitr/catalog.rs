@@ -149,7 +149,10 @@ pub fn sweep(archive: &Archive) {
 /// It cannot be removed.
 pub fn remove(archive: &Archive, base: &Base) -> anyhow::Result<()> {
     let (from, to) = (base.dir(archive), archive.bases().join(format!("{}{UNFINISHED}", base.name)));
+    // A disk may put off the new name and not the removals: half of it would be there under the old name, which nothing
+    // removes, and the WAL that it needs would be gone.
     durable::rename(&from, &to)
+        .and_then(|()| durable::sync_dir(&archive.bases()))
         .and_then(|()| fs::remove_dir_all(&to))
         .with_context(|| format!("remove {}", from.display()))
 }

@@ -94,7 +94,9 @@ impl Staging {
         fs::remove_file(self.0.join(MARKER)).and_then(|()| sync_dir(&self.0)).with_context(fails)?;
         let exchanged = durable::exchange(&self.0, data);
         self.unless(exchanged).with_context(fails)?;
-        durable::rename(&self.0, &kept).and_then(|()| sync_dir(parent)).with_context(|| {
+        // A disk may keep the second of two names and lose the first.
+        let renamed = sync_dir(parent).and_then(|()| durable::rename(&self.0, &kept)).and_then(|()| sync_dir(parent));
+        renamed.with_context(|| {
             format!("the restored data is in place, and the old in {}; call it {}", self.0.display(), kept.display())
         })?;
         Ok(Some(kept))
