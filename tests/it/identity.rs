@@ -73,6 +73,14 @@ pub fn uid(process: &Process) -> u32 {
     procfs::process::Process::new(process.pid).unwrap().status().unwrap().ruid
 }
 
+/// Whether all that still live run as `user`: one of the server's short-lived processes may have ended since it was seen.
+fn all_run_as(user: u32, processes: &[Process]) -> bool {
+    processes.iter().filter(|process| tandem::still_lives(process)).all(|process| {
+        let status = procfs::process::Process::new(process.pid).and_then(|process| process.status());
+        status.is_ok_and(|status| status.ruid == user) || !tandem::still_lives(process)
+    })
+}
+
 fn postgres_and_workers(tandem: &Tandem) -> (Vec<Process>, Vec<Process>) {
     let ready = tandem.workers();
     let all = tandem.descendants();
@@ -100,7 +108,7 @@ fn root_gives_the_server_and_the_workers_users_of_their_own() {
     let mut tandem = Tandem::up(&project);
 
     let (postgres, workers) = postgres_and_workers(&tandem);
-    assert!(!postgres.is_empty() && postgres.iter().all(|process| uid(process) == server.uid), "{postgres:?}");
+    assert!(!postgres.is_empty() && all_run_as(server.uid, &postgres), "{postgres:?}");
     assert!(workers.len() == 1 && uid(&workers[0]) == web.uid, "{workers:?}");
 
     let data = project.data();
@@ -224,7 +232,7 @@ fn an_ordinary_user_gets_all_of_it_and_owns_all_of_it() {
     let mut tandem = Tandem::start_as(&project, command);
     tandem.wait_ready();
     let all = tandem.descendants();
-    assert!(all.len() > 3 && all.iter().all(|process| uid(process) == user), "{all:?}");
+    assert!(all.len() > 3 && all_run_as(user, &all), "{all:?}");
     let data = project.data();
     assert_eq!((data.metadata().unwrap().uid(), mode(&data)), (user, 0o700));
     assert_eq!(mode(&project.state().join("run/password")), 0o600);
@@ -342,7 +350,7 @@ fn a_user_without_a_name_runs_all_of_it_in_a_volume_of_group_0() {
         let mut tandem = Tandem::start_as(&project, nameless(&project, &layout));
         tandem.wait_ready();
         let (postgres, workers) = postgres_and_workers(&tandem);
-        assert!(postgres.iter().chain(&workers).all(|process| uid(process) == 12_345), "{start}: {postgres:?}");
+        assert!(all_run_as(12_345, &postgres) && all_run_as(12_345, &workers), "{start}: {postgres:?}");
         let preloads = |process: &Process| {
             let environment = procfs::process::Process::new(process.pid).unwrap().environ().unwrap();
             environment.keys().any(|name| name == "LD_PRELOAD")
