@@ -212,7 +212,7 @@ fn no_program_of_the_servers_user_runs_for_a_dump() {
         ("SELECT pg_catalog.lo_import('/etc/passwd');".to_owned(), "permission denied"),
         ("ALTER SYSTEM SET archive_command = 'x';".to_owned(), "ALTER SYSTEM"),
         ("ALTER ROLE postgres PASSWORD 'x';".to_owned(), "permission denied"),
-        ("CREATE FUNCTION public.c() RETURNS void LANGUAGE c AS '/tmp/x.so', 'x';".to_owned(), "permission denied"),
+        ("CREATE FUNCTION public.c() RETURNS void LANGUAGE c AS '/nowhere/x.so', 'x';".to_owned(), "permission denied"),
         (
             "CREATE FUNCTION public.c() RETURNS text LANGUAGE internal AS 'current_user';".to_owned(),
             "permission denied",
