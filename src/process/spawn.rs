@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc::c_int;
@@ -158,6 +159,20 @@ fn tie_group(lifeline: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// How long a program that is open for writing is tried again (ETXTBSY, execve(2)): what was written here a moment ago, as
+/// PostgreSQL's files at the first start, a child forked meanwhile has open until it executes its own program.
+const BUSY: Duration = Duration::from_millis(50);
+
+fn while_busy<T>(mut start: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let began = Instant::now();
+    loop {
+        match start() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && began.elapsed() < BUSY => {}
+            started => return started,
+        }
+    }
+}
+
 #[expect(unsafe_code, reason = "pre_exec: only async-signal-safe calls between fork and exec")]
 fn start(
     command: &CommandLine,
@@ -222,7 +237,7 @@ fn start(
             Ok(())
         });
     }
-    let process = process.spawn()?;
+    let process = while_busy(|| process.spawn())?;
     let child = Child::spawned(process.id().cast_signed(), tie, mark);
     Ok((process, child))
 }
@@ -307,5 +322,32 @@ pub async fn lines(stream: impl AsyncRead + Unpin, mut on_line: impl FnMut(&str)
             Ok(0) | Err(_) => return,
             Ok(_) => on_line(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r'])),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_is_open_for_writing_is_tried_again_for_a_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        crate::install::script(&program, "#!/bin/sh\nexit 7").await;
+        let command = CommandLine::new(&program);
+        let mut writer = Some(std::fs::OpenOptions::new().append(true).open(&program).unwrap());
+        let refused = spawn_with(&command, Some(Signal::SIGKILL), Streams::none());
+        assert_eq!(refused.err().map(|error| error.kind()), Some(io::ErrorKind::ExecutableFileBusy));
+        let mut tried = 0;
+        let mut started = while_busy(|| {
+            tried += 1;
+            if tried == 2 {
+                writer = None;
+            }
+            prepare(&command).spawn()
+        })
+        .unwrap();
+        assert_eq!(started.wait().unwrap().code(), Some(7));
+        assert!(tried >= 2);
     }
 }

@@ -191,8 +191,7 @@ async fn psql_is_found_for_a_server_elsewhere() {
         refusal::said(command.env("DATABASE_URL", &url).env("PATH", &path).args(args).output().unwrap())
     };
     run(&["psql", "-Atc", "SELECT 'brought along'"]).expect(0, &["brought along"]);
-    project.write("bin/psql", "#!/bin/sh\necho \"the machine's, for $PGDATABASE, $*\"\n");
-    fs::set_permissions(&psql, fs::Permissions::from_mode(0o755)).unwrap();
+    project.write_script("bin/psql", "#!/bin/sh\necho \"the machine's, for $PGDATABASE, $*\"");
     run(&["psql", "-l"]).expect(0, &["the machine's, for found, -l"]);
     run(&["backup"]).expect(0, &[]);
 }

@@ -79,8 +79,7 @@ async fn what_initdb_says_is_passed_on_and_nothing_is_left() {
         ("touch half; echo 'no such locale' >&2; exit 1", "initdb failed (exit status 1): no such locale"),
     ] {
         let program = tools.path().join("initdb");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        crate::install::script(&program, &format!("#!/bin/sh\n{script}")).await;
         let error = ensure(home, &fake).await.unwrap_err();
         assert_eq!(code_of(&error), Code::CannotCreate);
         assert!(error.to_string().contains(expected), "{error}");

@@ -81,6 +81,17 @@ impl Project {
         fs::write(path, text).unwrap();
     }
 
+    /// Write an executable script of the project. A child writes it: had this process the file open for writing while
+    /// another test forks, executing it could fail with ETXTBSY.
+    pub fn write_script(&self, name: &str, text: &str) {
+        let path = self.dir().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let write = "printf '%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+        #[expect(clippy::disallowed_methods, reason = "a child writes it")]
+        let written = std::process::Command::new("sh").args(["-c", write, "sh", text]).arg(&path).status().unwrap();
+        assert!(written.success());
+    }
+
     /// Change the configuration that is there.
     pub fn reconfigure(&self, change: impl FnOnce(&str) -> String) {
         let path = self.dir().join("tandem.toml");
