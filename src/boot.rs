@@ -9,6 +9,9 @@ use crate::postgres;
 use crate::supervise::plan::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
 use crate::workers;
 
+/// What the hook at a worker's end gets after the last worker has ended: by then most of it has run beside PostgreSQL's stop.
+const EXIT_HOOK_LIMIT: Duration = Duration::from_secs(3);
+
 /// One step of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -127,6 +130,11 @@ fn most(settings: &Settings) -> usize {
     })
 }
 
+/// How long a stop waits at its end for `hooks.worker_exit`.
+pub fn exit_hook_limit(settings: &Settings) -> Duration {
+    settings.hooks.worker_exit.as_ref().map_or(Duration::ZERO, |_| settings.hooks.limit.min(EXIT_HOOK_LIMIT))
+}
+
 /// The stop of a Tandem that serves with these settings, as `tandem check` tells it.
 pub fn stop_ladder(settings: &Settings) -> StopLadder {
     let steps = serving(settings);
@@ -135,7 +143,8 @@ pub fn stop_ladder(settings: &Settings) -> StopLadder {
     let draining =
         StopTerm { what: if waits_for_hook { "hooks.before_stop" } else { "stop.drain_delay" }, limit: sum.draining };
     let stages = sum.stages.into_iter().map(|(stage, limit)| StopTerm { what: what_ends(steps[stage]), limit });
-    let terms = std::iter::once(draining).filter(|term| !term.limit.is_zero()).chain(stages).collect();
+    let exits = StopTerm { what: "hooks.worker_exit", limit: exit_hook_limit(settings) };
+    let terms = std::iter::once(draining).chain(stages).chain([exits]).filter(|term| !term.limit.is_zero()).collect();
     let last_resort = if steps.contains(&Step::Postgres) { postgres::policy::LAST_RESORT } else { Duration::ZERO };
     StopLadder { terms, last_resort, platform_grace: settings.stop.platform_grace }
 }

@@ -25,7 +25,7 @@
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe · session · checkpoint · log · embedded
 //! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · slot ·
-//!              template · readiness · care · launcher.py · drain.py · template.py
+//!              template · readiness · care · launcher.py · startup.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that shows it, the client that asks for it
@@ -59,7 +59,8 @@
 //! - No file, pipe, disk or resolver that hangs holds up the event loop: health, signals and control go on answering.
 //! - A stop ends within the time that `tandem check` tells, whatever the children do, and leaves no process behind that
 //!   SIGKILL ends.
-//! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves.
+//! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves. It is over when the
+//!   old ones accept no more, and what they still do holds up nothing.
 //!
 //! `supervise/simulation/` drives the tree through a million random histories a run to hold these.
 

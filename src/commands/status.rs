@@ -10,7 +10,9 @@ use crate::commands::running;
 use crate::commands::table::{age, plain, size};
 use crate::control::client;
 use crate::control::messages::{ServiceStatus, Status};
-use crate::exit::{Code, in_words};
+use crate::exit::Code;
+use crate::exit::in_words as error_in_words;
+use crate::health::picture::in_words;
 
 /// How often `--watch` asks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -33,7 +35,7 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
         match &status {
             Ok(status) => running::say(&format!("{clear}{}", shown(status, json)?))?,
             // Tandem may be restarting.
-            Err(error) => eprintln!("{clear}tandem: {}", in_words(error)),
+            Err(error) => eprintln!("{clear}tandem: {}", error_in_words(error)),
         }
         tokio::time::sleep(INTERVAL).await;
         status = client::status(&socket).await;
@@ -55,10 +57,18 @@ fn table(status: &Status) -> String {
         table.add_row(row(service));
     }
     table.add_row(["", "", "", "", "", "", "total", &size(Some(status.memory_total_bytes))]);
+    let draining: String = status.services.iter().filter_map(draining).collect();
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
     let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("\nbackups: {words}"));
     let hook = status.hook.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
-    format!("{roll}{}{backups}{hook}", plain(table, &[1, 3, 5, 6, 7]))
+    format!("{roll}{draining}{}{backups}{hook}", plain(table, &[1, 3, 5, 6, 7]))
+}
+
+/// What a replaced worker still does, in a line.
+fn draining(service: &ServiceStatus) -> Option<String> {
+    let unfinished = service.unfinished.as_ref()?;
+    let (since, pid) = (age(Some(service.state_seconds)), service.pid?);
+    Some(format!("{} (process {pid}) was replaced {since} ago and finishes {}\n", service.name, in_words(unfinished)))
 }
 
 fn row(service: &ServiceStatus) -> [String; 8] {
@@ -86,6 +96,7 @@ fn row(service: &ServiceStatus) -> [String; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Unfinished;
     use expect_test::expect;
 
     #[test]
@@ -103,7 +114,21 @@ mod tests {
             requests: Some(123_456),
             connections: Some(9),
             in_flight: Some(3),
+            unfinished: None,
             memory_bytes: Some(35 * 1024 * 1024),
+        };
+        let replaced = ServiceStatus {
+            pid: Some(4700),
+            state: "draining".into(),
+            state_seconds: 42.0,
+            role: "retiring".into(),
+            unfinished: Some(Unfinished {
+                requests: 2,
+                streams: 1,
+                idle: 0,
+                on: vec!["GET /export".into(), "WebSocket /ws".into()],
+            }),
+            ..worker.clone()
         };
         let replacement = ServiceStatus {
             pid: None,
@@ -125,7 +150,7 @@ mod tests {
             roll: Some("worker-0 is being replaced".into()),
             hook: Some("hooks.after_ready ended with exit status 1; the log has the rest".into()),
             backups: Some("next 2026-11-27 02:00 UTC".into()),
-            services: vec![worker, replacement],
+            services: vec![worker, replacement, replaced],
             memory_total_bytes: 41_100_160,
         };
         expect![[r#"

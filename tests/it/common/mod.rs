@@ -7,6 +7,7 @@ pub mod alembic;
 pub mod alone;
 pub mod backups;
 pub mod control;
+pub mod deployed;
 pub mod hang;
 pub mod harness;
 pub mod leftovers;
