@@ -28,6 +28,7 @@ use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::sockets::{self, OpenSockets, Owner};
+use crate::telemetry::say_aside;
 
 /// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
 const POLL_SERVER: Duration = Duration::from_millis(100);
@@ -222,11 +223,11 @@ impl Watch {
         if !self.told {
             self.told = true;
             let words = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-            eprintln!(
+            say_aside(&format!(
                 "tandem: this project's live server cannot be asked for its sessions ({}: {error}): the tests are only kept \
                  from port {words} of this machine",
                 self.home.data.display()
-            );
+            ));
         }
         self.live = None;
         self.watch_blindly(ports);

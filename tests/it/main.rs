@@ -67,6 +67,7 @@ mod nothing_blocks_log;
 mod other_servers;
 mod out_of_memory;
 mod out_of_room;
+mod output;
 mod own_database;
 mod pid_one;
 mod pitr;
