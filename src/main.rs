@@ -21,8 +21,8 @@ fn main() -> ExitCode {
     unsafe { tandem::config::set_libpq_aside() };
     umask::tighten();
     handed::seal();
-    if let Some(run) = keeper::asked_for(std::env::args_os()) {
-        keeper::main(&run);
+    if let Some(duty) = keeper::asked_for(std::env::args_os()) {
+        keeper::main(duty);
         return ExitCode::SUCCESS;
     }
     let cli = match Cli::try_parse() {

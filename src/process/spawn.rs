@@ -22,7 +22,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::child::{Child, Output, while_own};
 use super::{handed, mark, umask};
-use crate::plan::CommandLine;
+use crate::plan::{self, CommandLine};
 
 /// Variables that a supervisor sets for Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that got them would answer in
 /// Tandem's name: PostgreSQL built with systemd's library says READY=1 to the socket that is named here.
@@ -286,6 +286,18 @@ fn prepare(command: &CommandLine) -> std::process::Command {
         process.uid(identity.uid).gid(identity.gid);
     }
     process
+}
+
+/// The signal of a rung, as the kernel has it.
+pub fn os_signal(signal: plan::Signal) -> Signal {
+    match signal {
+        plan::Signal::Retire => Signal::SIGWINCH,
+        plan::Signal::Term => Signal::SIGTERM,
+        plan::Signal::Interrupt => Signal::SIGINT,
+        plan::Signal::Quit => Signal::SIGQUIT,
+        plan::Signal::Abort => Signal::SIGABRT,
+        plan::Signal::Kill => Signal::SIGKILL,
+    }
 }
 
 /// Send `signal` to one child; one that was reaped already gets none, for its number may be another's by now.

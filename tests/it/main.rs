@@ -64,6 +64,7 @@ mod lower_layer;
 mod migrator;
 mod nothing_blocks;
 mod nothing_blocks_log;
+mod orderly_end;
 mod other_servers;
 mod out_of_memory;
 mod out_of_room;
