@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::boot::NOTE_LIMIT;
 use crate::event_loop::{self, within};
 use crate::postgres::home::Home;
 use crate::process::keeper::{Keeper, ServerEnd};
@@ -14,9 +14,6 @@ use crate::process::orphans;
 
 /// The note's name in the run directory: it is there while a run goes on, and after one that was killed.
 const NOTE: &str = "running";
-
-/// How long its removal may take.
-const NOTE_LIMIT: Duration = Duration::from_secs(1);
 
 /// From before the first child to after the last.
 pub struct MarkedRun {
