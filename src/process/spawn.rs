@@ -324,11 +324,20 @@ fn report(pid: i32, signal: Signal, sent: Option<nix::Result<()>>) {
     }
 }
 
+/// How long the lines of one stream may keep the event loop before other tasks get a turn: a flood of them comes as fast as it
+/// is handed on, and a stream that always has something to read waits for nothing.
+const LINES_TURN: Duration = Duration::from_millis(2);
+
 /// Hand each line of `stream` to `on_line`, without its line end, until the stream ends.
 pub async fn lines(stream: impl AsyncRead + Unpin, mut on_line: impl FnMut(&str)) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
+    let mut turn = Instant::now();
     loop {
+        if turn.elapsed() > LINES_TURN {
+            tokio::task::yield_now().await;
+            turn = Instant::now();
+        }
         line.clear();
         match (&mut reader).take(LINE_LENGTH_MAX).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
@@ -340,6 +349,33 @@ pub async fn lines(stream: impl AsyncRead + Unpin, mut on_line: impl FnMut(&str)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_flood_of_lines_leaves_others_their_turns() {
+        let flood = "a line of the flood\n".repeat(20_000);
+        let (mut seen, done, mut longest) = (0, std::cell::Cell::new(false), Duration::ZERO);
+        let read = async {
+            lines(flood.as_bytes(), |_| {
+                seen += 1;
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_micros(20) {}
+            })
+            .await;
+            done.set(true);
+        };
+        let others = async {
+            let mut before = Instant::now();
+            while !done.get() {
+                tokio::task::yield_now().await;
+                longest = longest.max(before.elapsed());
+                before = Instant::now();
+            }
+        };
+        tokio::join!(read, others);
+        assert_eq!(seen, 20_000);
+        // All of it takes 400 ms and more.
+        assert!(longest < Duration::from_millis(200), "{longest:?}");
+    }
 
     #[tokio::test]
     async fn a_program_that_is_open_for_writing_is_tried_again_for_a_moment() {
