@@ -40,6 +40,7 @@ mod commands;
 mod companions;
 mod container;
 mod control;
+mod database_away;
 mod dockerfile;
 mod doctor;
 mod dotenv;
