@@ -76,6 +76,8 @@ pub mod control;
 pub mod durable;
 pub mod event_loop;
 pub mod exit;
+#[cfg(test)]
+mod forks;
 pub mod harness;
 pub mod health;
 pub mod http;

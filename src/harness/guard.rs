@@ -380,7 +380,9 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a process that is ended")]
         let mut command = std::process::Command::new("bash");
         let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; read -u 3");
+        let forking = crate::forks::begin();
         let mut child = command.args(["-c", &script]).spawn().unwrap();
+        drop(forking);
         let _end = listener.accept().unwrap();
         let (owner, server) = watch.look().await.unwrap();
         assert_eq!((owner.pid, owner.program.as_str()), (child.id().cast_signed(), "bash"));

@@ -237,6 +237,8 @@ fn start(
             Ok(())
         });
     }
+    #[cfg(test)]
+    let _forking = crate::forks::begin();
     let process = while_busy(|| process.spawn())?;
     let child = Child::spawned(process.id().cast_signed(), tie, mark);
     Ok((process, child))
@@ -381,7 +383,7 @@ mod tests {
     async fn a_program_that_is_open_for_writing_is_tried_again_for_a_moment() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
-        crate::install::script(&program, "#!/bin/sh\nexit 7").await;
+        crate::forks::script(&program, "#!/bin/sh\nexit 7");
         let command = CommandLine::new(&program);
         let mut writer = Some(std::fs::OpenOptions::new().append(true).open(&program).unwrap());
         let refused = spawn_with(&command, Some(Signal::SIGKILL), Streams::none());
