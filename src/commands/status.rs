@@ -10,9 +10,9 @@ use crate::commands::running;
 use crate::commands::table::{age, plain, size};
 use crate::control::client;
 use crate::control::messages::{ServiceStatus, Status};
-use crate::exit::Code;
-use crate::exit::in_words as error_in_words;
-use crate::health::picture::in_words;
+use crate::exit::{Code, in_words};
+use crate::health::picture;
+use crate::telemetry::{self, Printed};
 
 /// How often `--watch` asks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -33,9 +33,12 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
     let clear = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
     loop {
         match &status {
-            Ok(status) => running::say(&format!("{clear}{}", shown(status, json)?))?,
+            Ok(status) if telemetry::print(&format!("{clear}{}\n", shown(status, json)?))? == Printed::Unread => {
+                return Ok(Code::Stopped);
+            }
+            Ok(_) => {}
             // Tandem may be restarting.
-            Err(error) => eprintln!("{clear}tandem: {}", error_in_words(error)),
+            Err(error) => telemetry::say_aside(&format!("{clear}tandem: {}", in_words(error))),
         }
         tokio::time::sleep(INTERVAL).await;
         status = client::status(&socket).await;
@@ -68,7 +71,11 @@ fn table(status: &Status) -> String {
 fn draining(service: &ServiceStatus) -> Option<String> {
     let unfinished = service.unfinished.as_ref()?;
     let (since, pid) = (age(Some(service.state_seconds)), service.pid?);
-    Some(format!("{} (process {pid}) was replaced {since} ago and finishes {}\n", service.name, in_words(unfinished)))
+    Some(format!(
+        "{} (process {pid}) was replaced {since} ago and finishes {}\n",
+        service.name,
+        picture::in_words(unfinished)
+    ))
 }
 
 fn row(service: &ServiceStatus) -> [String; 8] {

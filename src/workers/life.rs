@@ -107,7 +107,14 @@ enum Standing {
     /// Another has taken over, and it has time: that its event loop turns is still looked after.
     Retiring { heartbeat: Option<Instant> },
     /// It is being ended, and its ladder looks after it.
-    Leaving,
+    Leaving { was_ready: bool },
+}
+
+impl Standing {
+    /// Whether it never got ready.
+    fn is_start(self) -> bool {
+        matches!(self, Self::Starting | Self::Leaving { was_ready: false })
+    }
 }
 
 /// What is remembered of the last process.
@@ -206,7 +213,7 @@ impl Life {
     pub fn heartbeat(&self) -> Option<Instant> {
         self.of_process(|process| match process.standing {
             Standing::Ready { heartbeat } | Standing::Retiring { heartbeat } => heartbeat,
-            Standing::Starting | Standing::Hung | Standing::Leaving => None,
+            Standing::Starting | Standing::Hung | Standing::Leaving { .. } => None,
         })
         .flatten()
     }
@@ -311,6 +318,7 @@ impl Life {
         inner.roster.remove(pid, slot);
         let ended = inner.current.replace(Current::Absent { released: false });
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
+        let was_start = matches!(&ended, Current::Present(process) if process.standing.is_start());
         // What it was to be replaced for is not what ended it, unless it was told to.
         let noted = match ended {
             Current::Present(Process { standing: Standing::Ready { .. }, .. }) | Current::Absent { .. } => None,
@@ -320,8 +328,15 @@ impl Life {
             let mut last = inner.previous.borrow_mut();
             last.exit = Some(exit);
             last.reason = Some(noted.unwrap_or_else(|| why(exit)));
-            let unstartable = last.start_error.as_ref().is_some_and(|error| error.kind == StartErrorKind::Import);
-            if unstartable { Ending::Unstartable } else { Ending::Ended }
+            let kind = last.start_error.as_ref().map(|error| error.kind);
+            if was_start && inner.roster.lacks_database() {
+                last.reason = last.reason.take().map(|reason| format!("{reason}, while the database is away"));
+                Ending::Starved
+            } else if kind == Some(StartErrorKind::Import) {
+                Ending::Unstartable
+            } else {
+                Ending::Ended
+            }
         };
         reporter.exited(ending);
     }

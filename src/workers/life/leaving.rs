@@ -13,11 +13,11 @@ impl Life {
         self.of_process(|process| {
             process.standing = match process.standing {
                 Standing::Ready { heartbeat } if signal == Signal::Retire => Standing::Retiring { heartbeat },
-                Standing::Starting
+                standing @ (Standing::Starting
                 | Standing::Ready { .. }
                 | Standing::Hung
                 | Standing::Retiring { .. }
-                | Standing::Leaving => Standing::Leaving,
+                | Standing::Leaving { .. }) => Standing::Leaving { was_ready: !standing.is_start() },
             };
             process.pid
         })

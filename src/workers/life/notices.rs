@@ -84,7 +84,9 @@ impl Life {
             Message::Closed => self.report(ProcessReporter::closed),
             Message::Drained => {
                 // The application's own shutdown may hold up the event loop, and what comes after it has none.
-                self.of_process(|process| (process.standing, process.unfinished) = (Standing::Leaving, None));
+                self.of_process(|process| {
+                    (process.standing, process.unfinished) = (Standing::Leaving { was_ready: true }, None)
+                });
                 self.report(ProcessReporter::drained);
             }
             Message::Draining(unfinished) => drop(self.of_process(|process| process.unfinished = Some(unfinished))),

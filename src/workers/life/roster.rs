@@ -29,9 +29,21 @@ struct Members {
     /// The start error that was logged last. However many processes run into it, it is logged once, and again only after
     /// one of them got ready.
     start_error: RefCell<String>,
+    /// Whether the database is away for a reason that lies outside Tandem.
+    database_is_away: Option<Box<dyn Fn() -> bool>>,
 }
 
 impl Roster {
+    /// One whose processes need a database: while `is_away` says that it is not there, and not by Tandem's doing, no start
+    /// that fails counts against them.
+    pub fn with_database(is_away: impl Fn() -> bool + 'static) -> Self {
+        Self(Rc::new(Members { database_is_away: Some(Box::new(is_away)), ..Members::default() }))
+    }
+
+    pub(super) fn lacks_database(&self) -> bool {
+        self.0.database_is_away.as_ref().is_some_and(|is_away| is_away())
+    }
+
     /// Every process that is there.
     pub fn lives(&self) -> Vec<Life> {
         self.0.lives.borrow().values().cloned().collect()
