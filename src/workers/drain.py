@@ -171,13 +171,13 @@ class Drain:
         state = self.server_state
         tasks = set(state.tasks)
         told = in_words(map(owner_of, tasks))
+        limit = "stop.grace" if self.brief else "workers.drain_busy"
+        when = "by a second signal" if self.force_exit else "at the end of " + limit
         for connection in list(state.connections):
             # The app sees its client leave, which ends an event stream without a traceback in the log.
             connection.transport.close()
         if tasks:
             _, tasks = await asyncio.wait(tasks, timeout=CUT_PATIENCE)
-        limit = "stop.grace" if self.brief else "workers.drain_busy"
-        when = "by a second signal" if self.force_exit else "at the end of " + limit
         if told:
             # Those that saw their client leave and ended are cut as well.
             print("WARNING cancelled %s %s" % (told, when), file=sys.stderr, flush=True)

@@ -179,10 +179,10 @@ class Lifespan(Started):
             self.logger.info("ASGI 'lifespan' protocol appears unsupported.")
         else:
             self.startup_failed = True
-            hint = "" if self.config.lifespan == "on" else (
-                '\nAn application that knows no lifespan can say so with workers.lifespan = "off".'
-            )
-            self.server.fail("LIFESPAN", self.server.traceback_of(error) + hint)
+            # Before the traceback, whose last line says what it was.
+            hint = 'Where it knows no lifespan, say so with workers.lifespan = "off".\n'
+            hint = "" if self.config.lifespan == "on" else hint
+            self.server.fail("LIFESPAN", hint + self.server.traceback_of(error))
 
     async def knows_no_lifespan(self, error, asgi):
         """Whether the application does the same to a scope of a type that it cannot know."""

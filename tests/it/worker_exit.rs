@@ -196,12 +196,12 @@ async def respond(scope, receive, send):
         if reload > 0 {
             control::run(&project, &["reload"]).expect(0, &["replaced 2 workers"]);
         }
+        // None while a worker's file is being made or removed.
         let value = || {
-            let text = tandem.get("/metrics").unwrap().1;
-            let line = text.lines().find(|line| line.starts_with("alive ")).unwrap_or_else(|| panic!("{text}"));
-            line.rsplit(' ').next().unwrap().to_owned()
+            let text = tandem.get("/metrics")?.1;
+            text.lines().find_map(|line| Some(line.strip_prefix("alive ")?.to_owned()))
         };
-        wait_for("one for each worker", || value() == "2.0");
+        wait_for("one for each worker", || value().as_deref() == Some("2.0"));
     }
     let count = fs::read_dir(&files)
         .unwrap()

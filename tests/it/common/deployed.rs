@@ -21,8 +21,8 @@ pub fn deploy(project: &Project, source: &str) {
     project.write("app/main.py", source);
 }
 
-/// `plain` with these lines before it, and its answers to `/` as `said`.
-pub fn plain(before: &str, said: &str) -> String {
+/// `plain`, whose answer to `/` is `said`, with `more` after it.
+pub fn plain(more: &str, said: &str) -> String {
     let text = std::fs::read_to_string(root().join("tests/fixtures/apps/plain.py")).unwrap();
-    format!("{}\n{before}\n", text.replace("status, body = 200, \"ok\"", &format!("status, body = 200, \"{said}\"")))
+    format!("{}\n{more}\n", text.replace("status, body = 200, \"ok\"", &format!("status, body = 200, \"{said}\"")))
 }
