@@ -13,7 +13,7 @@
 //! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
 //! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention     the directory of backups, and which of them may go (pure)
-//! room <─ estimate         whether something fits on its disk, and the watch while it is written; how large it becomes (pure)
+//! estimate               how large something becomes, for crate::room to ask whether it fits (pure)
 //! pitr                   recovery to any moment: the WAL archive, base backups, retention, backlog, restore
 //! doctor                 what of all this takes room and need not, and its removal
 //! scheduled              what the schedule does in one go, and the record of it; webhook: who is told of a failure
@@ -45,7 +45,6 @@ pub mod restore;
 pub mod retention;
 mod rights;
 mod roles;
-pub mod room;
 pub mod scheduled;
 mod screen;
 pub mod signature;

@@ -19,12 +19,12 @@ use super::replication::{self, Held};
 use super::retention::State;
 use super::rights::{self, Rights, Target};
 use super::roles::{self, Attributes};
-use super::room::Guard;
 use super::swap::{self, Belonging};
 use super::verify::{altered, census, globals_altered};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, in_words};
 use crate::postgres::provision::identifier;
+use crate::room::Guard;
 use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 
