@@ -136,7 +136,7 @@ async fn whole(
         }
     };
     let before = snapshot.sequences().await?;
-    let counting = async { snapshot.census(wanted.digests).await };
+    let counting = async { snapshot.census(reach, wanted.database, wanted.digests).await };
     let (dumped, mut census) = tokio::try_join!(dumping, counting)?;
     // One that was dropped meanwhile keeps the others from being read: then nothing is known of them.
     census.sequences = snapshot.sequences().await.map(|after| contents::between(&before, &after)).unwrap_or_default();

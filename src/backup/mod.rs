@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! name · manifest        what a backup is called, what is written down beside it (pure)
-//! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows
+//! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows; reader: by which role
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ rights <─ verify    a file into an empty database, with few rights; and the proof, in a throwaway cluster;
 //!                        differences: what is compared (pure)
-//!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
+//!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place; statistics
 //! feed ─> screen · tokens    the SQL on its way to psql; without the commands that are not pg_dump's (pure)
 //! signature              who made a backup: manifests are signed, and what nobody here has signed is not trusted
 //! replication            subscriptions and slots, which stay with the database that is replaced
@@ -39,6 +39,7 @@ pub mod manifest;
 pub mod name;
 pub mod pitr;
 pub mod reach;
+mod reader;
 pub mod repair;
 pub mod replication;
 pub mod restore;
@@ -48,6 +49,7 @@ mod roles;
 pub mod scheduled;
 mod screen;
 pub mod signature;
+mod statistics;
 pub mod store;
 pub mod swap;
 mod tokens;

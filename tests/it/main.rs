@@ -68,6 +68,7 @@ mod other_servers;
 mod out_of_memory;
 mod out_of_room;
 mod own_database;
+mod owners_functions;
 mod pid_one;
 mod pitr;
 mod pools;
