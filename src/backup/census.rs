@@ -56,6 +56,7 @@ const TABLES: &str = concat!(
 const CONSTRAINTS: &str = concat!(
     "SELECT constraint_.conrelid::regclass::text || ' ' || constraint_.conname || ' '
             || pg_catalog.pg_get_constraintdef(constraint_.oid)
+            || CASE WHEN constraint_.contype = 'c' AND NOT constraint_.conislocal THEN ' INHERITED' ELSE '' END
      FROM pg_catalog.pg_constraint AS constraint_ ",
     of_relation!("constraint_.conrelid")
 );
