@@ -70,7 +70,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
         leads::refuse(&recipe, job.other.as_ref())?;
         let lasting = job.keep != Keep::Never;
-        let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting }).await?;
+        let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting, is_watched: false }).await?;
         let stage = stage(&job, &recipe, &cluster).await?;
         anyhow::Ok((recipe, cluster, stage))
     };
