@@ -40,6 +40,7 @@ mod commands;
 mod companions;
 mod container;
 mod control;
+mod corpus;
 mod dockerfile;
 mod doctor;
 mod dotenv;
