@@ -113,4 +113,5 @@ mod timelines;
 mod told_stop;
 mod up;
 mod wal_archive;
+mod watchdog;
 mod worker_notices;
