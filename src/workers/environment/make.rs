@@ -11,7 +11,7 @@ use super::marker::{self, Made, State};
 use super::project::{self, Sort};
 use crate::config::{Installer, Python};
 use crate::durable;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, NoRoom};
 use crate::install::{Complaint, copy_dir, is_of_a_lower_layer, last_lines, make_shared_dir, open_to_all};
 use crate::plan::CommandLine;
 use crate::process::{self, Finished, RunError};
@@ -369,7 +369,9 @@ fn failure(what: &str, finished: &Finished) -> anyhow::Error {
             "the package index's certificate is not trusted; name your CA bundle in PIP_CERT or SSL_CERT_FILE",
         ),
         Complaint::Digest => (Code::Failed, "a package is not what the requirements' hashes say; it was refused"),
-        Complaint::DiskFull => (Code::CannotCreate, "the disk is full"),
+        Complaint::NoRoom(NoRoom::Disk) => (Code::CannotCreate, "the disk is full"),
+        Complaint::NoRoom(NoRoom::Quota) => (Code::CannotCreate, "the disk quota is used up"),
+        Complaint::NoSuchPart => (Code::Config, "the project has no such dependency group or extra"),
         Complaint::NoMatch => (Code::Config, "a requirement has no release for this Python and platform"),
         Complaint::Conflict => (Code::Config, "the requirements exclude each other"),
         Complaint::NoPip => (Code::Config, "the environment has no pip; install Python's ensurepip, or uv"),
