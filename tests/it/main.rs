@@ -73,6 +73,7 @@ mod pitr;
 mod pools;
 mod power_cut;
 mod preload_template;
+mod python_environment;
 mod quota;
 mod reach;
 mod readme;
