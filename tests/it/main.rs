@@ -78,6 +78,8 @@ mod pitr;
 mod pools;
 mod power_cut;
 mod preload_template;
+mod python_environment;
+mod quota;
 mod reach;
 mod readme;
 mod ready_to_write;
