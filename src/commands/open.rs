@@ -179,7 +179,7 @@ async fn database(settings: Settings, home: Home, port: Option<u16>) -> anyhow::
     let installation = installation(&settings).await?;
     let name = database_name(&settings);
     let reach = match (port, &settings.postgres.url) {
-        (None, Some(url)) => Reach::url(url, installation),
+        (None, Some(url)) => Reach::url(url, &home, installation),
         (port, _) => Reach::superuser(&home, port.unwrap_or(settings.postgres.port.number), installation),
     };
     Ok(Database { settings, home, reach, name })

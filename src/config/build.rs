@@ -168,6 +168,7 @@ fn python(values: &Values) -> Python {
         interpreter: path.map_or(interpreter, |path| path.to_string_lossy().into_owned()),
         requirements: values.path("python.requirements"),
         groups: values.list("python.groups").unwrap_or_default(),
+        extras: values.list("python.extras").unwrap_or_default(),
         venv: values.path("python.venv"),
         managed: values.boolean("python.managed"),
         installer: match values.word("python.installer").as_str() {

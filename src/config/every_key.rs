@@ -115,6 +115,7 @@ pub const KEYS: &[Key] = &[
         "[]",
         "Dependency groups of a uv.lock or pyproject.toml that are installed too",
     ),
+    key(Restart, "python.extras", Kind::List, "[]", "Extras of a uv.lock or pyproject.toml that are installed too"),
     open(Restart, "python.venv", Kind::Path, "venv in the state directory", "The virtual environment"),
     key(
         Restart,

@@ -184,6 +184,8 @@ pub struct Python {
     pub requirements: Option<PathBuf>,
     /// Which dependency groups of a `uv.lock` or `pyproject.toml` are installed too.
     pub groups: Vec<String>,
+    /// Which of its extras (`[project.optional-dependencies]`) are.
+    pub extras: Vec<String>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
     /// Whether Tandem makes and updates `venv`. If not, Tandem only uses it.

@@ -5,6 +5,7 @@ use std::error::Error;
 use sea_orm::sqlx::postgres::PgDatabaseError;
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
+use super::NoRoom;
 use crate::scrub::scrubbed;
 
 const POOLER: &str = "; this is a connection pooler, in transaction mode or one that passes less on than PostgreSQL takes: let \
@@ -53,6 +54,12 @@ fn of_a_pooler(code: &str, message: &str) -> bool {
 pub fn sql_state(error: &anyhow::Error) -> Option<String> {
     let code = |error: &sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
     error.chain().find_map(|cause| database_error(cause).and_then(code))
+}
+
+/// What `cause` tells of the server's disk, if it is an answer of the server.
+pub(super) fn no_room_answered(cause: &(dyn Error + 'static)) -> Option<NoRoom> {
+    let answer = database_error(cause)?.as_database_error()?;
+    NoRoom::answered(answer.code().as_deref().unwrap_or_default(), answer.message())
 }
 
 fn database_error<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a sqlx::Error> {

@@ -373,21 +373,15 @@ async fn facts(connection: &mut PgConnection) -> Result<SlowFacts, sqlx::Error> 
     // Without the privilege check, a role that may not read the table would fill the server's log with errors.
     let row = raw_sql(
         "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
-                coalesce(has_table_privilege(to_regclass('public.alembic_version'), 'SELECT'), false)
+                coalesce((SELECT relkind = 'r' AND has_table_privilege(oid, 'SELECT') FROM pg_class
+                          WHERE oid = to_regclass('public.alembic_version')), false)
          FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
          WHERE nspname = 'public' AND relkind IN ('r', 'p')",
     )
     .fetch_one(&mut *connection)
     .await?;
     let (tables, max_connections, readable) = (row.try_get(0)?, row.try_get::<i32, _>(1)?, row.try_get(2)?);
-    let schema_version = if readable {
-        raw_sql("SELECT string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version")
-            .fetch_one(connection)
-            .await?
-            .try_get(0)?
-    } else {
-        None
-    };
+    let schema_version = if readable { schema::copied::alembic_version(connection).await? } else { None };
     let max_connections = u32::try_from(max_connections).ok();
     Ok(SlowFacts { asked: Some(Instant::now()), schema_version, tables, max_connections })
 }

@@ -8,6 +8,7 @@
 //! Must not start a server, read configuration, or know what a worker is.
 
 mod connect;
+pub mod copied;
 mod inspect;
 mod lock;
 mod new;

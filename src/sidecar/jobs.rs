@@ -235,7 +235,7 @@ async fn restore_from(
     };
     let reach = match settings.postgres.mode {
         PostgresMode::Managed => Reach::superuser(home, url.port, installation),
-        PostgresMode::Attach => Reach::url(url, installation),
+        PostgresMode::Attach => Reach::url(url, home, installation),
     };
     let database = &url.database;
     if !restore::is_empty(&reach, database).await? {

@@ -374,7 +374,13 @@ def prepare(orders):
 
 def load_config(orders):
     """Import everything: Uvicorn before the gate, the app behind it."""
-    import uvicorn
+    try:
+        import uvicorn
+    except ModuleNotFoundError as error:
+        if error.name != "uvicorn":
+            raise
+        text = "No module named 'uvicorn', which runs the workers: %s -m pip install uvicorn"
+        raise ModuleNotFoundError(text % sys.executable, name=error.name) from None
 
     config = uvicorn.Config(
         None, loop=orders.loop, access_log=orders.access_log, log_config=LOG_CONFIG, log_level="info"

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use sea_orm::sqlx;
 
-use crate::exit::Code;
+use crate::exit::{Code, NoRoom};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 
@@ -40,7 +40,7 @@ pub enum AnswerSource {
 pub enum Meaning {
     /// The error may pass by itself.
     Passing,
-    /// A disk is full.
+    /// A disk is full, or a quota used up.
     Full,
     Lasting(Lasting),
 }
@@ -88,7 +88,8 @@ impl Answer {
             AnswerSource::Network => return Fault::Unreachable,
         };
         match (kind(self), sqlstate) {
-            (Kind::Full, _) => Fault::Full(None),
+            (Kind::NoRoom(NoRoom::Disk), _) => Fault::Full(None),
+            (Kind::NoRoom(NoRoom::Quota), _) => Fault::QuotaUsed,
             (Kind::Lasting(_, brief), sqlstate) => Fault::Lasting(brief, sqlstate),
             (Kind::Passing, Some(code)) => Fault::Rejected(code),
             (Kind::Passing, None) => Fault::Unreachable,
@@ -99,7 +100,7 @@ impl Answer {
     pub fn meaning(&self, server: AskedServer<'_>) -> Meaning {
         match kind(self) {
             Kind::Passing => Meaning::Passing,
-            Kind::Full => Meaning::Full,
+            Kind::NoRoom(_) => Meaning::Full,
             Kind::Lasting(code, _) => {
                 let way = match server {
                     AskedServer::Own { postgres, data } => way_of_own(self, postgres, data),
@@ -113,7 +114,7 @@ impl Answer {
 
 enum Kind {
     Passing,
-    Full,
+    NoRoom(NoRoom),
     /// With the exit code, and a few words.
     Lasting(Code, &'static str),
 }
@@ -127,9 +128,12 @@ fn kind(answer: &Answer) -> Kind {
         AnswerSource::Url => return Kind::Lasting(Code::Config, "the database URL cannot be used"),
         AnswerSource::Server(code) => code,
     };
+    let sqlstate = std::str::from_utf8(&code).unwrap_or_default();
+    if let Some(why) = NoRoom::answered(sqlstate, text) {
+        return Kind::NoRoom(why);
+    }
     let file = text.starts_with("could not open") || text.starts_with("could not read");
     match &code {
-        b"53100" => Kind::Full,
         b"28P01" => Kind::Lasting(Code::Config, "the password is refused"),
         b"28000" => Kind::Lasting(Code::Config, "the role is refused, or there is none"),
         b"3D000" => Kind::Lasting(Code::Config, "there is no such database"),

@@ -18,6 +18,7 @@ use crate::config::Python;
 use crate::exit::{Code, Failure, code_of};
 use crate::install::{keep_out_of_git, lock, make_shared_dir};
 use marker::{Made, State};
+use project::Options;
 
 /// A Python interpreter that has the application's packages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
     if !python.managed || state == State::Foreign {
         return foreign(&venv);
     }
-    let wanted = Made::wanted(&requirements, &python.groups, &python.interpreter)?;
+    let wanted = Made::wanted(&requirements, Options::of(python), &python.interpreter)?;
     if state.is_made(&venv, &wanted) {
         return Ok(Environment { python: interpreter(&venv), made: false });
     }
