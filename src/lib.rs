@@ -46,7 +46,7 @@
 //! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
-//! supervise/   a crate of its own, pure: policies · state, step and climb (one child) · tree (all of them and the boot
+//! supervise/   a crate of its own, pure: policies · state, step, climb and leave (one child) · tree (all and the boot
 //!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
 //! scrub        removes known secrets from logs, reports and errors

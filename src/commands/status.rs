@@ -162,10 +162,12 @@ mod tests {
         };
         expect![[r#"
             roll: worker-0 is being replaced
+            worker-0 (process 4700) was replaced 42s ago and finishes 2 requests, 1 stream: GET /export, WebSocket /ws
             SERVICE    PID  STATE                    UPTIME  RESTARTS     REQUESTS  IN FLIGHT   MEMORY
             tandem       1  serving                2days 7h                                     4.2 MB
             worker-0  4711  ready                     2h 1m  2 (SIGKILL)    123456          3  35.0 MB
             worker-0     -  backoff (replacement)         -  0
+            worker-0  4700  draining (retiring)       2h 1m  2 (SIGKILL)    123456          3  35.0 MB
                                                                                         total  39.2 MB
             backups: next 2026-11-27 02:00 UTC
             hooks.after_ready ended with exit status 1; the log has the rest"#]]
