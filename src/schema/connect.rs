@@ -64,8 +64,16 @@ impl Drop for Migrating {
 }
 
 /// Open the connection that migrations run on.
-pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<Migrating> {
-    Ok(Migrating(pool(url, options(url, application_name), 1, Some(MIGRATING)).await?))
+///
+/// Its statements wait for a lock at most for `lock_timeout`.
+pub(super) async fn migrator(
+    url: &DatabaseUrl,
+    application_name: &str,
+    lock_timeout: Option<Duration>,
+) -> anyhow::Result<Migrating> {
+    let timeout = lock_timeout.map_or(0, |limit| limit.as_millis().max(1));
+    let more = format!("{MIGRATING}; SET lock_timeout = {timeout}");
+    Ok(Migrating(pool(url, options(url, application_name), 1, Some(more)).await?))
 }
 
 /// One plain connection, for what belongs to a session.
@@ -143,7 +151,7 @@ async fn pool(
     url: &DatabaseUrl,
     options: PgConnectOptions,
     connections_max: u32,
-    more: Option<&'static str>,
+    more: Option<String>,
 ) -> anyhow::Result<DatabaseConnection> {
     let pool = PgPoolOptions::new()
         .max_connections(connections_max)
@@ -152,10 +160,11 @@ async fn pool(
         .idle_timeout(None)
         .max_lifetime(None)
         .after_connect(move |session, _| {
+            let more = more.clone();
             Box::pin(async move {
                 raw_sql(UNLIMITED).execute(&mut *session).await?;
                 match more {
-                    Some(more) => raw_sql(more).execute(session).await.map(drop),
+                    Some(more) => raw_sql(sqlx::AssertSqlSafe(more)).execute(session).await.map(drop),
                     None => Ok(()),
                 }
             })
