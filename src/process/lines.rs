@@ -1,6 +1,6 @@
 //! The lines that come from a child.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::time::timeout;
@@ -9,6 +9,10 @@ use tokio::time::timeout;
 const LINE_LENGTH_MAX: usize = 64 * 1024;
 /// How long text may wait for the end of its line before it is shown without.
 const UNENDED_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long the lines of one stream may keep the event loop before other tasks get a turn: a flood of them comes as fast as it
+/// is handed on, and a stream that always has something to read waits for nothing.
+const LINES_TURN: Duration = Duration::from_millis(2);
 
 /// Hand each line of `stream` to `on_line`, without its line end, until the stream ends.
 pub async fn lines(stream: impl AsyncRead + Unpin, on_line: impl FnMut(&str)) {
@@ -28,7 +32,12 @@ async fn read(stream: impl AsyncRead + Unpin, patience: Option<Duration>, mut on
     let mut is_looked_at = false;
     // Whether the beginning of the line was handed over already.
     let mut is_begun = false;
+    let mut turn = Instant::now();
     loop {
+        if turn.elapsed() > LINES_TURN {
+            tokio::task::yield_now().await;
+            turn = Instant::now();
+        }
         let more = match patience.filter(|_| !line.is_empty() && !is_looked_at) {
             Some(patience) => timeout(patience, reader.fill_buf()).await,
             None => Ok(reader.fill_buf().await),

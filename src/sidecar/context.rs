@@ -7,18 +7,22 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::jobs;
 use crate::boot;
 use crate::config::{Debugger, Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::durable;
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
-use crate::plan::{CommandLine, DatabaseUrl, Identity};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Rung};
+use crate::postgres;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
 use crate::postgres::service::DatabaseStage;
 use crate::postgres::stale;
+use crate::process::keeper::ServerEnd;
 use crate::workers::surroundings::Surroundings;
 
 /// How long reading the configuration again may take: its files may lie on a disk that hangs.
@@ -71,6 +75,7 @@ pub struct Context {
     debugger: Debugger,
     started: Rc<Loaded>,
     current: RefCell<Current>,
+    server_end: watch::Sender<Vec<Rung>>,
     pub home: Home,
     /// Where the application's database is, password included.
     pub url: DatabaseUrl,
@@ -113,6 +118,7 @@ impl Context {
             reload,
             debugger,
             started: loaded,
+            server_end: watch::Sender::new(rungs(&current.settings)),
             current: RefCell::new(current),
             home,
             url,
@@ -231,7 +237,13 @@ impl Context {
 
     /// Make `current` the configuration; returns the one before it.
     pub fn adopt(&self, current: Current) -> Current {
+        self.server_end.send_replace(rungs(&current.settings));
         self.current.replace(current)
+    }
+
+    /// The rungs by which the server ends if Tandem is killed, as the configuration has them.
+    pub fn server_end(&self) -> ServerEnd {
+        self.server_end.subscribe()
     }
 
     /// Set the number of workers.
@@ -258,6 +270,11 @@ fn wait_for_person(settings: &mut Settings, debugger: Debugger) {
         let workers = &mut settings.workers;
         (workers.debugger, workers.watchdog, workers.ready_limit) = (debugger, None, DEBUGGED_LIMIT);
     }
+}
+
+/// The rungs of the server's stop.
+fn rungs(settings: &Settings) -> Vec<Rung> {
+    postgres::policy::policy(&settings.postgres, &settings.stop).ladder
 }
 
 /// The values of `new` for keys that a running Tandem can change, and of `started` for the others.
