@@ -127,6 +127,33 @@ mod tests {
         assert_eq!(of(&[&vec![b'z'; LINE_LENGTH_MAX][..], b"\n"].concat()).await, ["z".repeat(LINE_LENGTH_MAX)]);
     }
 
+    #[tokio::test]
+    async fn a_flood_of_lines_leaves_others_their_turns() {
+        let flood = "a line of the flood\n".repeat(20_000);
+        let (mut seen, done, mut longest) = (0, std::cell::Cell::new(false), Duration::ZERO);
+        let read = async {
+            lines(flood.as_bytes(), |_| {
+                seen += 1;
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_micros(20) {}
+            })
+            .await;
+            done.set(true);
+        };
+        let others = async {
+            let mut before = Instant::now();
+            while !done.get() {
+                tokio::task::yield_now().await;
+                longest = longest.max(before.elapsed());
+                before = Instant::now();
+            }
+        };
+        tokio::join!(read, others);
+        assert_eq!(seen, 20_000);
+        // All of it takes 400 ms and more.
+        assert!(longest < Duration::from_millis(200), "{longest:?}");
+    }
+
     #[test]
     fn only_the_beginning_of_a_character_is_held_back() {
         let text = "aé日🦀";

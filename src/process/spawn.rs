@@ -329,33 +329,6 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_flood_of_lines_leaves_others_their_turns() {
-        let flood = "a line of the flood\n".repeat(20_000);
-        let (mut seen, done, mut longest) = (0, std::cell::Cell::new(false), Duration::ZERO);
-        let read = async {
-            lines(flood.as_bytes(), |_| {
-                seen += 1;
-                let began = Instant::now();
-                while began.elapsed() < Duration::from_micros(20) {}
-            })
-            .await;
-            done.set(true);
-        };
-        let others = async {
-            let mut before = Instant::now();
-            while !done.get() {
-                tokio::task::yield_now().await;
-                longest = longest.max(before.elapsed());
-                before = Instant::now();
-            }
-        };
-        tokio::join!(read, others);
-        assert_eq!(seen, 20_000);
-        // All of it takes 400 ms and more.
-        assert!(longest < Duration::from_millis(200), "{longest:?}");
-    }
-
-    #[tokio::test]
     async fn a_program_that_is_open_for_writing_is_tried_again_for_a_moment() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
