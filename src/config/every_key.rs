@@ -101,7 +101,7 @@ pub const KEYS: &[Key] = &[
         Restart,
         "migrations.dir",
         Kind::Path,
-        "workers.dir, or app_dir where only that has alembic.ini or manage.py",
+        "the working directory, or app_dir where only that has alembic.ini or manage.py",
         "Directory that a migration command runs in",
     ),
     key(Restart, "migrations.lock_limit", Kind::Duration, r#""60s""#, "Longest wait for another migrator"),
