@@ -252,6 +252,20 @@ pub const KEYS: &[Key] = &[
     ),
     key(Live, "backup.compress", Kind::Choice(&["gzip", "zstd", "none"]), r#""gzip""#, "How a backup is compressed"),
     key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
+    key(
+        Live,
+        "backup.nice",
+        Kind::Between(0, 19),
+        "10",
+        "How far backups stand behind the application for processor and disk, as nice(1) counts",
+    ),
+    open(
+        Live,
+        "backup.rate",
+        Kind::Size,
+        "none",
+        "Bytes of SQL or of data files that a backup reads in a second, at most",
+    ),
     key(Live, "backup.destinations", Kind::List, "[]", "Where each backup is copied to: file://, s3://, gs://, az://"),
     key(
         Live,

@@ -20,6 +20,8 @@ pub enum Kind {
     Count(u32),
     /// A whole number of at least this, or one of the words.
     CountOr(u32, &'static [&'static str]),
+    /// A whole number from the first to the second.
+    Between(u32, u32),
     Port,
     Boolean,
     /// True, false, or one of the words.

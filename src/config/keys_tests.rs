@@ -83,6 +83,8 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.format
         backup.compress
         backup.limit
+        backup.nice
+        backup.rate
         backup.destinations
         backup.retry_limit
         backup.encrypt_to

@@ -153,6 +153,7 @@ pub fn read(kind: Kind, raw: &Raw) -> Result<Typed, Unreadable> {
             return choice(kind, words, raw);
         }
         Kind::Count(least) => number(raw).filter(|number| *number >= least).map(Typed::Number),
+        Kind::Between(least, most) => number(raw).filter(|number| (least..=most).contains(number)).map(Typed::Number),
         Kind::Port => number(raw).filter(|number| *number <= 65535).map(Typed::Number),
         Kind::Boolean => boolean(raw).map(Typed::Boolean),
         Kind::Duration => duration(raw).map(|limit| Typed::Duration(Some(limit))),
@@ -184,6 +185,7 @@ pub fn expected(kind: Kind) -> String {
         }
         Kind::Count(least) => format!("a whole number of at least {least}"),
         Kind::CountOr(least, accepted) => format!("a whole number of at least {least}, or {}", words(accepted)),
+        Kind::Between(least, most) => format!("a whole number from {least} to {most}"),
         Kind::Port => "a port: a whole number up to 65535".into(),
         Kind::Boolean => "true or false".into(),
         Kind::BooleanOr(accepted) => format!("true, false or {}", words(accepted)),
