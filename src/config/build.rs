@@ -157,6 +157,7 @@ fn migrations(values: &Values) -> Migrations {
         run,
         dir: values.path("migrations.dir"),
         lock_limit: values.duration("migrations.lock_limit"),
+        lock_timeout: values.duration("migrations.lock_timeout"),
         limit: values.duration("migrations.limit"),
     }
 }
@@ -194,6 +195,7 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
     Workers {
         app: values.word("workers.app"),
         app_dir: values.path("workers.app_dir").unwrap_or_else(|| directory.to_path_buf()),
+        dir: values.path("workers.dir"),
         count: values.number("workers.count"),
         listen: values.address("workers.listen"),
         backlog: values.number("workers.backlog"),
@@ -236,6 +238,8 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
             _ => WorkerSocket::Inherited,
         },
         reload_include: values.list("workers.reload_include").unwrap_or_default(),
+        reload_dirs: values.paths("workers.reload_dirs"),
+        debugger: Debugger::None,
     }
 }
 

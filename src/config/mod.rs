@@ -29,6 +29,7 @@ mod layers;
 pub mod libraries;
 pub mod memory;
 mod own;
+mod places;
 mod problem;
 mod processes;
 pub mod references;

@@ -99,6 +99,8 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
+    #[error("Tandem has no file left to open, and cannot ask it")]
+    NoDescriptors,
     /// It ended the probe's own session, as it does when one of its processes dies, and let no other in at once.
     #[error("the server ended Tandem's session")]
     SessionEnded,

@@ -1,10 +1,13 @@
 use super::*;
-use crate::config::{Preload, Readiness, WorkerSocket};
+use crate::config::{Debugger, Preload, Readiness, WorkerSocket};
 
 fn workers() -> Workers {
     Workers {
         app: "app:app".into(),
         app_dir: ".".into(),
+        dir: None,
+        reload_dirs: Vec::new(),
+        debugger: Debugger::None,
         count: 1,
         listen: "127.0.0.1:0".parse().unwrap(),
         backlog: 1,
