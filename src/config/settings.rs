@@ -1,14 +1,15 @@
 //! The typed settings: what every other room reads. Built once, by [`super::load`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
+use super::serving::Serving;
 use crate::plan::libpq::TEST_SOCKET;
-use crate::plan::{DatabaseUrl, Secret};
+use crate::plan::{DatabaseUrl, Place, Secret};
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -242,7 +243,9 @@ pub struct Workers {
     /// The directory that imports start from, and the workers' working directory.
     pub app_dir: PathBuf,
     pub count: u32,
-    pub listen: SocketAddr,
+    /// Where the application is served; never empty.
+    pub listen: Vec<Place>,
+    pub serving: Serving,
     /// Length of the listening queue.
     pub backlog: u32,
     /// The scheme of the workers' `DATABASE_URL`; `auto`: what the Python environment has a driver for.
@@ -319,7 +322,7 @@ pub struct Pool {
 /// `[health]`
 #[derive(Clone, Debug)]
 pub struct Health {
-    pub listen: SocketAddr,
+    pub listen: Place,
     /// `/ready` needs at least this many ready workers.
     pub workers_min: u32,
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::answers::{aborted, goes_on, interrupted, may_scale, told};
 use super::context::Context;
+use super::jobs;
 use super::services::ServiceKind;
 use super::tree_view::{ServiceView, TreeView};
 use crate::boot::{self, Step};
@@ -137,8 +138,14 @@ impl Operator {
             return answer;
         }
         let _reloading = self.upstream.reloading();
-        let reading = match self.context.read_again().await {
-            Ok(reading) => reading,
+        let read = async {
+            let mut reading = self.context.read_again().await?;
+            let verdict = jobs::check_serving(&self.context, &reading.current.loaded()).await?;
+            reading.notices.extend(verdict.notices);
+            anyhow::Ok((reading, verdict.not_after))
+        };
+        let (reading, certificate) = match read.await {
+            Ok(read) => read,
             Err(error) => {
                 let text = format!("{}\nnothing was changed: Tandem goes on as before", in_words(&error));
                 tracing::error!("reload: {text}");
@@ -156,6 +163,7 @@ impl Operator {
         words.iter().for_each(|line| tracing::info!("reload: {line}"));
         let scaled = reading.live.iter().any(|key| key == "workers.count");
         let before = self.context.adopt(reading.current);
+        let certificate_before = self.context.certificate.replace(certificate);
         let settings = self.let_hold();
         if scaled {
             let _ = self.events.send(TreeEvent::Scale(settings.workers.count as usize));
@@ -169,6 +177,7 @@ impl Operator {
             RollReport::Aborted(why, replaced) => {
                 if replaced == 0 && Rc::ptr_eq(&settings, &self.context.settings()) {
                     self.context.adopt(before);
+                    self.context.certificate.set(certificate_before);
                     let old = self.let_hold();
                     let _ = self.events.send(TreeEvent::Scale(old.workers.count as usize));
                 }
