@@ -6,6 +6,8 @@ use crate::companions;
 use crate::config::{PostgresMode, Preload, ProcessSettings, Settings};
 use crate::plan::{StopLadder, StopTerm};
 use crate::postgres;
+use crate::process::keeper::DISMISS_LIMIT;
+use crate::process::orphans::STRAY_LIMIT;
 use crate::supervise::plan::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
 use crate::workers;
 
@@ -106,6 +108,7 @@ pub fn plan(settings: &Settings, steps: &[Step], reload: bool) -> Plan {
         stages,
         services,
         drain_delay: if has_workers { stop.drain_delay } else { Duration::ZERO },
+        after_stop: LAST_STEPS,
         before_stop: settings.hooks.before_stop.as_ref().filter(|_| has_workers).map(|_| settings.hooks.limit),
         roll: RollPlan {
             workers: steps.iter().position(|&step| step == Step::Workers),
@@ -127,6 +130,13 @@ fn most(settings: &Settings) -> usize {
     })
 }
 
+/// How long the removal of the note of a run may take.
+pub const NOTE_LIMIT: Duration = Duration::from_secs(1);
+
+/// What follows when the last service has ended: what services left behind is killed, the keeper is dismissed, the note of
+/// the run is removed.
+const LAST_STEPS: Duration = STRAY_LIMIT.saturating_add(DISMISS_LIMIT).saturating_add(NOTE_LIMIT);
+
 /// The stop of a Tandem that serves with these settings, as `tandem check` tells it.
 pub fn stop_ladder(settings: &Settings) -> StopLadder {
     let steps = serving(settings);
@@ -135,8 +145,10 @@ pub fn stop_ladder(settings: &Settings) -> StopLadder {
     let draining =
         StopTerm { what: if waits_for_hook { "hooks.before_stop" } else { "stop.drain_delay" }, limit: sum.draining };
     let stages = sum.stages.into_iter().map(|(stage, limit)| StopTerm { what: what_ends(steps[stage]), limit });
-    let terms = std::iter::once(draining).filter(|term| !term.limit.is_zero()).chain(stages).collect();
-    let last_resort = if steps.contains(&Step::Postgres) { postgres::policy::LAST_RESORT } else { Duration::ZERO };
+    let after = StopTerm { what: "what they left", limit: sum.after };
+    let terms = std::iter::once(draining).filter(|term| !term.limit.is_zero()).chain(stages).chain([after]).collect();
+    let of_server = if steps.contains(&Step::Postgres) { postgres::policy::LAST_RESORT } else { Duration::ZERO };
+    let last_resort = of_server.saturating_add(sum.after);
     StopLadder { terms, last_resort, platform_grace: settings.stop.platform_grace }
 }
 

@@ -64,6 +64,9 @@
 //!
 //! `supervise/simulation/` drives the tree through a million random histories a run to hold these.
 
+// They panic when nothing reads what they print: see `telemetry::print`.
+#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
+
 pub mod backup;
 pub mod boot;
 pub mod cli;
@@ -74,6 +77,8 @@ pub mod control;
 pub mod durable;
 pub mod event_loop;
 pub mod exit;
+#[cfg(test)]
+mod forks;
 pub mod harness;
 pub mod health;
 pub mod http;

@@ -1,5 +1,8 @@
 //! Parse, start tracing, run, map the outcome to an exit code.
 
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,15 +21,14 @@ fn main() -> ExitCode {
     unsafe { tandem::config::set_libpq_aside() };
     umask::tighten();
     handed::seal();
-    if let Some(run) = keeper::asked_for(std::env::args_os()) {
-        keeper::main(&run);
+    if let Some(duty) = keeper::asked_for(std::env::args_os()) {
+        keeper::main(duty);
         return ExitCode::SUCCESS;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { Code::Usage } else { Code::Stopped } as u8);
+            return ExitCode::from(shown(&error) as u8);
         }
     };
     if let Command::Wal { command } = cli.command {
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("tandem: start the runtime: {error}");
+            telemetry::say_aside(&format!("tandem: start the runtime: {error}"));
             return ExitCode::from(Code::Failed as u8);
         }
     };
@@ -51,4 +53,16 @@ fn main() -> ExitCode {
     });
     telemetry::close();
     ExitCode::from(code)
+}
+
+/// Show what there is instead of a command: help that was asked for, or what is wrong with the arguments.
+fn shown(answer: &clap::Error) -> Code {
+    match answer.print().and_then(|()| std::io::stdout().flush()) {
+        _ if answer.use_stderr() => Code::Usage,
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            telemetry::say_aside(&format!("tandem: write standard output: {error}"));
+            Code::CannotCreate
+        }
+        Ok(()) | Err(_) => Code::Stopped,
+    }
 }

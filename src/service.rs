@@ -202,14 +202,7 @@ pub fn after(delay: Duration) -> String {
 
 /// Carry out a rung of the stop ladder on `pid`.
 pub fn signal(pid: i32, rung: Rung) {
-    let signal = match rung.signal {
-        Signal::Retire => nix::sys::signal::Signal::SIGWINCH,
-        Signal::Term => nix::sys::signal::Signal::SIGTERM,
-        Signal::Interrupt => nix::sys::signal::Signal::SIGINT,
-        Signal::Quit => nix::sys::signal::Signal::SIGQUIT,
-        Signal::Abort => nix::sys::signal::Signal::SIGABRT,
-        Signal::Kill => nix::sys::signal::Signal::SIGKILL,
-    };
+    let signal = process::os_signal(rung.signal);
     let send = if rung.group { process::signal_group } else { process::signal };
     send(pid, signal);
     if rung.signal != Signal::Kill {

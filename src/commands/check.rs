@@ -3,6 +3,7 @@
 use crate::boot;
 use crate::cli::Common;
 use crate::commands::open;
+use crate::commands::running::say;
 use crate::config::{Loaded, PostgresMode, Settings};
 use crate::exit::Code;
 use crate::postgres::home::Home;
@@ -56,13 +57,13 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
             "platform_seconds": stop.platform_grace.as_secs_f64(),
         });
         told["notices"] = notices.into();
-        println!("{}", serde_json::to_string_pretty(&told)?);
+        say(&serde_json::to_string_pretty(&told)?)?;
         return Ok(Code::Stopped);
     }
     let platform = humantime::format_duration(stop.platform_grace);
-    println!("{}\n{}stop: {stop}, the platform grants {platform}\n", loaded.table(all), loaded.connections());
+    say(&format!("{}\n{}stop: {stop}, the platform grants {platform}\n", loaded.table(all), loaded.connections()))?;
     for notice in &notices {
-        println!("notice: {notice}");
+        say(&format!("notice: {notice}"))?;
     }
     Ok(Code::Stopped)
 }

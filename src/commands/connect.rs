@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::Common;
 use crate::commands::open;
+use crate::commands::running::say;
 use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
 use crate::postgres::settings::SUPERUSER;
 use crate::process;
+use crate::telemetry;
 use crate::workers::environment;
 use crate::workers::surroundings::Surroundings;
 
@@ -37,7 +39,7 @@ pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::
     if superuser {
         command = as_superuser(command, &settings)?;
     }
-    crate::telemetry::flush();
+    telemetry::flush();
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
 }
@@ -69,9 +71,9 @@ pub fn url(common: &Common, scheme: Option<&str>, json: bool) -> anyhow::Result<
     let (_, url, _) = locate(common)?;
     let url = url.with_scheme(scheme.unwrap_or("postgresql")).expose();
     if json {
-        println!("{}", serde_json::json!({ "url": url.expose() }));
+        say(&serde_json::json!({ "url": url.expose() }).to_string())?;
     } else {
-        println!("{}", url.expose());
+        say(url.expose())?;
     }
     Ok(Code::Stopped)
 }
@@ -86,7 +88,7 @@ pub fn env(common: &Common, json: bool) -> anyhow::Result<Code> {
     if json {
         let map: serde_json::Map<_, _> =
             pairs.into_iter().filter_map(|(name, value)| Some((name, value?.into()))).collect();
-        println!("{}", serde_json::to_string_pretty(&map)?);
+        say(&serde_json::to_string_pretty(&map)?)?;
         return Ok(Code::Stopped);
     }
     let mut text = String::new();
@@ -96,6 +98,6 @@ pub fn env(common: &Common, json: bool) -> anyhow::Result<Code> {
             None => writeln!(text, "unset {name}"),
         };
     }
-    print!("{text}");
+    telemetry::print(&text)?;
     Ok(Code::Stopped)
 }

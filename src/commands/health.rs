@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::cli::Common;
 use crate::commands::open;
+use crate::commands::running::say;
 use crate::exit::Code;
 use crate::health::client;
 
@@ -16,9 +17,9 @@ pub async fn run(common: &Common, ready: bool, json: bool, limit: u64) -> anyhow
     let path = if ready { "/ready" } else { "/health" };
     let (status, body) = client::probe(&loaded.settings.health.listen, path, Duration::from_secs(limit)).await?;
     if json {
-        println!("{body}");
+        say(&body)?;
     } else {
-        println!("{} ({status})", word(&serde_json::from_str(&body).unwrap_or_default()));
+        say(&format!("{} ({status})", word(&serde_json::from_str(&body).unwrap_or_default())))?;
     }
     Ok(if (200..300).contains(&status) { Code::Stopped } else { Code::Failed })
 }

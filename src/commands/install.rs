@@ -2,6 +2,7 @@
 
 use crate::cli::Common;
 use crate::commands::open;
+use crate::commands::running::say;
 use crate::config::{Purpose, Source};
 use crate::exit::Code;
 use crate::postgres::binaries;
@@ -28,11 +29,11 @@ pub async fn run(common: &Common, json: bool) -> anyhow::Result<Code> {
             "postgres": { "version": installation.version, "bin": bin, "origin": installation.origin, "lacking": lacking },
             "python": python,
         });
-        println!("{installed}");
+        say(&installed.to_string())?;
     } else {
-        println!("PostgreSQL {} in {bin} ({})\nPython {python}", installation.version, installation.origin);
+        say(&format!("PostgreSQL {} in {bin} ({})\nPython {python}", installation.version, installation.origin))?;
         for line in lacking {
-            println!("an extension that needs more of this system: {line}");
+            say(&format!("an extension that needs more of this system: {line}"))?;
         }
     }
     Ok(Code::Stopped)

@@ -1,6 +1,6 @@
 //! `tandem logs`
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::SystemTime;
 
 use crate::cli::Common;
@@ -9,7 +9,7 @@ use crate::config;
 use crate::control::client;
 use crate::control::messages::{LogEntry, LogQuery};
 use crate::exit::Code;
-use crate::telemetry;
+use crate::telemetry::{self, Printed};
 
 /// Print lines of the running Tandem's log as it writes them for a person, or as JSON.
 ///
@@ -24,11 +24,10 @@ pub async fn run(
 ) -> anyhow::Result<Code> {
     let socket = running::socket(common)?;
     let query = LogQuery { service, lines: Some(lines), follow };
-    let mut stdout = io::stdout();
-    let colour = stdout.is_terminal() && !config::no_color();
-    let ended = client::logs(&socket, &query, |entry| {
-        stdout.write_all(shown(&entry, json, colour)?.as_bytes())?;
-        Ok(stdout.flush()?)
+    let colour = io::stdout().is_terminal() && !config::no_color();
+    let ended = client::logs(&socket, &query, |entry| match telemetry::print(&shown(&entry, json, colour)?)? {
+        Printed::Whole => Ok(()),
+        Printed::Unread => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
     });
     match ended.await {
         // `tandem logs | head` has read enough.
@@ -36,7 +35,7 @@ pub async fn run(
         Err(error) => Err(error),
         Ok(()) => {
             if follow {
-                eprintln!("tandem has ended");
+                telemetry::say_aside("tandem has ended");
             }
             Ok(Code::Stopped)
         }

@@ -3,6 +3,7 @@
 use crate::cli::{Common, Migrate};
 use crate::commands::migrate_tool::{self, Place};
 use crate::commands::open;
+use crate::commands::running::say;
 use crate::config::{MigrationRun, PostgresMode, Settings};
 use crate::exit::Code;
 use crate::plan::DatabaseUrl;
@@ -21,7 +22,7 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
     let settings = configuration.loaded.settings.clone();
     if let Migrate::New { name } = &command {
         let path = schema::new(&settings.directory.join("migration"), name)?;
-        println!("{}", path.display());
+        say(&path.display().to_string())?;
         return Ok(Code::Stopped);
     }
     let home = Home::resolve(&settings)?;
@@ -57,18 +58,25 @@ async fn act(settings: &Settings, home: &Home, url: &DatabaseUrl, command: Migra
         Migrate::Up => {
             let outcome = schema::up(url, lock_limit, limit).await?;
             if let Some(revision) = &outcome.adopted {
-                println!("adopted a database that Alembic brought to {revision}");
+                say(&format!("adopted a database that Alembic brought to {revision}"))?;
             }
-            outcome.applied.iter().for_each(|name| println!("applied {name}"));
+            for name in &outcome.applied {
+                say(&format!("applied {name}"))?;
+            }
             if outcome.applied.is_empty() {
-                println!("nothing to apply; the schema is at {}", outcome.revision.as_deref().unwrap_or("nothing"));
+                say(&format!(
+                    "nothing to apply; the schema is at {}",
+                    outcome.revision.as_deref().unwrap_or("nothing")
+                ))?;
             }
         }
         Migrate::Down { steps } => {
             let taken = schema::down(url, steps as usize, lock_limit, limit).await?;
-            taken.rolled_back.iter().for_each(|name| println!("took back {name}"));
+            for name in &taken.rolled_back {
+                say(&format!("took back {name}"))?;
+            }
             if taken.rolled_back.is_empty() {
-                println!("nothing to take back");
+                say("nothing to take back")?;
             }
         }
         Migrate::Status { json } => {
@@ -80,11 +88,11 @@ async fn act(settings: &Settings, home: &Home, url: &DatabaseUrl, command: Migra
                         |row| serde_json::json!({ "name": row.name, "revision": row.revision, "applied": row.applied }),
                     )
                     .collect();
-                println!("{}", serde_json::to_string_pretty(&rows)?);
+                say(&serde_json::to_string_pretty(&rows)?)?;
             } else {
-                rows.iter().for_each(|row| {
-                    println!("{:<8} {}", if row.applied { "applied" } else { "pending" }, row.revision)
-                });
+                for row in &rows {
+                    say(&format!("{:<8} {}", if row.applied { "applied" } else { "pending" }, row.revision))?;
+                }
             }
         }
         Migrate::New { .. } => {}

@@ -29,10 +29,10 @@ pub struct Place<'a> {
 pub async fn act(place: &Place<'_>, command: Migrate) -> anyhow::Result<()> {
     let known = KnownTool::of(place.run);
     match command {
-        Migrate::Up => Ok(say(&place.alone(place.run).await?.trimmed())?),
+        Migrate::Up => told(&place.alone(place.run).await?.trimmed()),
         Migrate::Down { steps } => {
             let down = known.ok_or_else(|| unknown(place.run, "down"))?.down(steps)?;
-            Ok(say(&place.alone(&down).await?.trimmed())?)
+            told(&place.alone(&down).await?.trimmed())
         }
         Migrate::Status { json } => status(place, &known.ok_or_else(|| unknown(place.run, "status"))?, json).await,
         Migrate::New { .. } => Ok(()),
@@ -50,9 +50,7 @@ async fn status(place: &Place<'_>, known: &KnownTool, json: bool) -> anyhow::Res
             let names = |text: &str| -> Vec<String> { text.lines().filter_map(revision).map(str::to_owned).collect() };
             let (current, heads) = (names(current), names(heads));
             if json {
-                return Ok(say(
-                    &serde_json::json!({ "tool": "alembic", "current": current, "heads": heads }).to_string()
-                )?);
+                return told(&serde_json::json!({ "tool": "alembic", "current": current, "heads": heads }).to_string());
             }
             let shown = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             format!("current  {}\nhead     {}", shown(&current), shown(&heads))
@@ -66,7 +64,12 @@ async fn status(place: &Place<'_>, known: &KnownTool, json: bool) -> anyhow::Res
         }
         Tool::Django => printed.concat().trim_end().to_owned(),
     };
-    Ok(say(&text)?)
+    told(&text)
+}
+
+fn told(text: &str) -> anyhow::Result<()> {
+    say(text)?;
+    Ok(())
 }
 
 /// The revision that a line of `alembic current` or `alembic heads` begins with; what an application prints while it is

@@ -29,6 +29,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Code;
+use crate::telemetry;
 
 pub use wal::run as wal;
 
@@ -58,7 +59,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Install { json } => install::run(&common, json).await,
         Command::Wal { command } => return Ok(wal(&command)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut script);
+            telemetry::print(&String::from_utf8_lossy(&script))?;
             Ok(Code::Stopped)
         }
         Command::Database { command } => database::run(&common, command).await,

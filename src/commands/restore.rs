@@ -1,6 +1,6 @@
 //! `tandem restore`
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -146,9 +146,7 @@ pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
             format!("{question}\nNobody is there to confirm it: say --yes if it is meant. Nothing was changed.");
         bail!(Failure::new(Code::Usage, message));
     }
-    crate::telemetry::flush();
-    eprint!("{question}\nType {WORD} to go on: ");
-    io::stderr().flush()?;
+    crate::telemetry::prompt(&format!("{question}\nType {WORD} to go on: "));
     let mut typed = String::new();
     stdin.lock().read_line(&mut typed)?;
     if typed.trim_end_matches('\n') != WORD {

@@ -1,5 +1,6 @@
 //! The first and last steps of commands that talk to a running Tandem: find its control socket, print its answer.
 
+use std::io;
 use std::path::PathBuf;
 
 use crate::cli::Common;
@@ -8,7 +9,7 @@ use crate::config;
 use crate::control::{Order, client};
 use crate::exit::Code;
 use crate::postgres::home::Home;
-use crate::telemetry;
+use crate::telemetry::{self, say_aside};
 
 /// The control socket of the Tandem that this configuration is for.
 ///
@@ -29,7 +30,10 @@ pub fn socket(common: &Common) -> anyhow::Result<PathBuf> {
     if !usual.exists() {
         return Err(error);
     }
-    eprintln!("tandem: the configuration has mistakes (see `tandem check`), so this asks {}", usual.display());
+    say_aside(&format!(
+        "tandem: the configuration has mistakes (see `tandem check`), so this asks {}",
+        usual.display()
+    ));
     Ok(usual)
 }
 
@@ -45,7 +49,7 @@ pub async fn order(common: &Common, order: Order, what: &str) -> anyhow::Result<
     let answer = tokio::select! {
         answer = client::order(&socket, &order) => answer?,
         _ = tokio::signal::ctrl_c() => {
-            eprintln!("tandem: no longer waiting; the {what} goes on, and `tandem status` shows it");
+            say_aside(&format!("tandem: no longer waiting; the {what} goes on, and `tandem status` shows it"));
             return Ok(Code::Failed);
         }
     };
@@ -59,10 +63,6 @@ pub async fn order(common: &Common, order: Order, what: &str) -> anyhow::Result<
 ///
 /// # Errors
 /// Standard output cannot be written for another reason.
-pub fn say(text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
+pub fn say(text: &str) -> io::Result<()> {
+    telemetry::print(&format!("{text}\n")).map(drop)
 }

@@ -11,6 +11,7 @@ use crate::commands::table::{age, plain, size};
 use crate::control::client;
 use crate::control::messages::{ServiceStatus, Status};
 use crate::exit::{Code, in_words};
+use crate::telemetry::{self, Printed};
 
 /// How often `--watch` asks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -31,9 +32,12 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
     let clear = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
     loop {
         match &status {
-            Ok(status) => running::say(&format!("{clear}{}", shown(status, json)?))?,
+            Ok(status) if telemetry::print(&format!("{clear}{}\n", shown(status, json)?))? == Printed::Unread => {
+                return Ok(Code::Stopped);
+            }
+            Ok(_) => {}
             // Tandem may be restarting.
-            Err(error) => eprintln!("{clear}tandem: {}", in_words(error)),
+            Err(error) => telemetry::say_aside(&format!("{clear}tandem: {}", in_words(error))),
         }
         tokio::time::sleep(INTERVAL).await;
         status = client::status(&socket).await;

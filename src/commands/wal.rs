@@ -3,6 +3,7 @@
 use crate::backup::pitr::ahead;
 use crate::backup::pitr::archive::Archive;
 use crate::cli::Wal;
+use crate::telemetry::say_aside;
 
 /// The exit code after which PostgreSQL tries to archive the file again.
 const NOT_ARCHIVED: u8 = 1;
@@ -18,7 +19,7 @@ pub fn run(command: &Wal) -> u8 {
         Wal::Push { archive, path } => match ahead::push(&Archive::new(archive), path) {
             Ok(()) => 0,
             Err(error) => {
-                eprintln!("tandem wal push: {error:#}");
+                say_aside(&format!("tandem wal push: {error:#}"));
                 NOT_ARCHIVED
             }
         },
@@ -28,7 +29,7 @@ pub fn run(command: &Wal) -> u8 {
                 Ok(true) => 0,
                 Ok(false) => NOT_THERE,
                 Err(error) => {
-                    eprintln!("tandem wal fetch: {error:#}");
+                    say_aside(&format!("tandem wal fetch: {error:#}"));
                     STOP_RECOVERY
                 }
             }

@@ -1,5 +1,7 @@
 //! What travels over the control socket, as JSON. Pure data.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -50,17 +52,25 @@ pub struct Answer {
     pub code: u8,
     /// What was done, or why it was not, as a person reads it; one entry may have several lines, such as a traceback.
     pub words: Vec<String>,
+    /// How long what was ordered may take from here, where it goes on after the answer: the stop does.
+    #[serde(default)]
+    pub limit_ms: Option<u64>,
 }
 
 impl Answer {
     /// The order was carried out.
     pub fn done(words: Vec<String>) -> Self {
-        Self { code: Code::Stopped as u8, words }
+        Self { code: Code::Stopped as u8, words, limit_ms: None }
+    }
+
+    /// The order is being carried out, which may take `limit`.
+    pub fn begun(words: Vec<String>, limit: Duration) -> Self {
+        Self { limit_ms: Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)), ..Self::done(words) }
     }
 
     /// The order was refused, or failed.
     pub fn failed(code: Code, why: impl Into<String>) -> Self {
-        Self { code: code as u8, words: vec![why.into()] }
+        Self { code: code as u8, words: vec![why.into()], limit_ms: None }
     }
 
     pub fn is_done(&self) -> bool {

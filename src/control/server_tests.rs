@@ -256,6 +256,7 @@ async fn a_follower_that_does_not_read_holds_nothing_up_and_learns_what_it_misse
 
 #[tokio::test]
 async fn nobody_there_and_a_dead_one_s_socket_say_how_to_start_one() {
+    let _alone = crate::forks::none();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");
     for leave in [false, true] {

@@ -148,6 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_a_live_one_and_other_files_are_not() {
+        let _alone = crate::forks::none();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.sock");
         // Bound, and closed without being removed: what SIGKILL leaves.

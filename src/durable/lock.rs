@@ -118,6 +118,7 @@ mod tests {
 
     #[test]
     fn a_second_taker_is_told_who_the_first_is_until_it_lets_go() {
+        let _alone = crate::forks::none();
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
         let first = Lock::take(&path, "`tandem up`").unwrap();
@@ -132,6 +133,7 @@ mod tests {
 
     #[test]
     fn a_lock_file_that_others_can_open_is_closed_to_them() {
+        let _alone = crate::forks::none();
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
         std::fs::write(&path, "").unwrap();

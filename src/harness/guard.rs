@@ -28,6 +28,7 @@ use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::sockets::{self, OpenSockets, Owner};
+use crate::telemetry::say_aside;
 
 /// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
 const POLL_SERVER: Duration = Duration::from_millis(100);
@@ -222,11 +223,11 @@ impl Watch {
         if !self.told {
             self.told = true;
             let words = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-            eprintln!(
+            say_aside(&format!(
                 "tandem: this project's live server cannot be asked for its sessions ({}: {error}): the tests are only kept \
                  from port {words} of this machine",
                 self.home.data.display()
-            );
+            ));
         }
         self.live = None;
         self.watch_blindly(ports);
@@ -379,7 +380,9 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a process that is ended")]
         let mut command = std::process::Command::new("bash");
         let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; read -u 3");
+        let forking = crate::forks::begin();
         let mut child = command.args(["-c", &script]).spawn().unwrap();
+        drop(forking);
         let _end = listener.accept().unwrap();
         let (owner, server) = watch.look().await.unwrap();
         assert_eq!((owner.pid, owner.program.as_str()), (child.id().cast_signed(), "bash"));

@@ -296,6 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_has_a_directory_of_its_own_and_sweeps_those_of_dead_runs_alone() {
+        let _alone = crate::forks::none();
         let root = tempfile::tempdir().unwrap();
         let (first, second) = (RunDir::take(root.path()).await.unwrap(), RunDir::take(root.path()).await.unwrap());
         assert_ne!(first.dir, second.dir);
@@ -308,6 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_to_leave_removes_the_directory_and_those_who_come_meanwhile_get_theirs() {
+        let _alone = crate::forks::none();
         let root = tempfile::tempdir().unwrap();
         let alone = RunDir::take(root.path()).await.unwrap();
         let base = alone.base.clone();

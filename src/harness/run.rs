@@ -18,6 +18,7 @@ use crate::exit::{Code, Failure};
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::process::{self, Exit, Foreground, orphans};
 use crate::signals::{Passed, Passing};
+use crate::telemetry::say_aside;
 
 /// What shells answer for a command that is not there, and for one that cannot be run (POSIX, 2.8.2).
 const NOT_FOUND: u8 = 127;
@@ -97,7 +98,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     }
     orphans::end_strays().await;
     if let Some(text) = guard.finish().await {
-        eprintln!("tandem: {text}");
+        say_aside(&format!("tandem: {text}"));
         code = Code::Config as u8;
     }
     let failed = code != 0;
@@ -138,7 +139,7 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
     let others = around.other_databases();
     if !others.is_empty() {
         let names = others.into_iter().collect::<Vec<_>>().join(", ");
-        eprintln!("tandem: {names} named another database: the tests get their own there too");
+        say_aside(&format!("tandem: {names} named another database: the tests get their own there too"));
     }
     let socket = control::open(&cluster.home.control)?;
     tokio::task::spawn_local(endpoint::serve(socket, databases.clone()));
@@ -238,7 +239,7 @@ fn not_started(job: &Job, error: &std::io::Error) -> anyhow::Result<u8> {
         std::io::ErrorKind::NotFound => (NOT_FOUND, format!("{program}: command not found")),
         _ => (NOT_RUNNABLE, format!("{program}: cannot be run: {error}")),
     };
-    eprintln!("tandem: {what}");
+    say_aside(&format!("tandem: {what}"));
     Ok(code)
 }
 
@@ -261,27 +262,27 @@ fn ways_to_pytest(python: &Python) -> String {
 fn explain(cluster: &Cluster, keep: Keep) {
     if cluster.postmaster.was_full() {
         let max = cluster.databases.census().max_connections;
-        eprintln!(
+        say_aside(&format!(
             "tandem: the tests used all {max} connections of their PostgreSQL: close connections and engines after each test, \
              or raise test.max_connections"
-        );
+        ));
     }
     let lines = cluster.postmaster.last_lines(LINES_SHOWN);
     if !lines.is_empty() {
-        eprintln!("tandem: the last lines of PostgreSQL's log:");
+        say_aside("tandem: the last lines of PostgreSQL's log:");
         for line in &lines {
-            eprintln!("  {line}");
+            say_aside(&format!("  {line}"));
         }
     }
     for hint in lines.iter().filter_map(|line| missing_library(line)).collect::<BTreeSet<_>>() {
-        eprintln!("tandem: {hint}");
+        say_aside(&format!("tandem: {hint}"));
     }
     let kept = cluster.databases.census().kept;
     if !kept.is_empty() && keep == Keep::Never {
-        eprintln!(
+        say_aside(&format!(
             "tandem: {} databases of failed tests were kept; `tandem test --keep-on-failure` leaves the server running",
             kept.len()
-        );
+        ));
     }
 }
 
@@ -304,15 +305,15 @@ fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
     cluster.let_live()?;
     let url = cluster.databases.session_url().with_scheme("postgresql").expose();
     let (pid, psql) = (cluster.postmaster.pid(), recipe.installation.tool("psql"));
-    eprintln!(
+    say_aside(&format!(
         "tandem: PostgreSQL stays, as process {pid}, with its log in {}",
         super::postmaster::log(&cluster.home).display()
-    );
-    eprintln!("  connect: {} '{}'", psql.display(), url.expose());
+    ));
+    say_aside(&format!("  connect: {} '{}'", psql.display(), url.expose()));
     for url in cluster.databases.census().kept {
-        eprintln!("  of a failed test: {url}");
+        say_aside(&format!("  of a failed test: {url}"));
     }
-    eprintln!("  end it:  kill -INT {pid}");
+    say_aside(&format!("  end it:  kill -INT {pid}"));
     Ok(())
 }
 

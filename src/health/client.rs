@@ -31,6 +31,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_port_says_what_to_look_at() {
+        let _alone = crate::forks::none();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);

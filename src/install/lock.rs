@@ -51,6 +51,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_second_taker_is_told_who_holds_it_and_gets_it_afterwards() {
+        let _alone = crate::forks::none();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let first = lock(&path, "install A", Duration::from_secs(1)).await.unwrap();

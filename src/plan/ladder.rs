@@ -15,7 +15,7 @@ pub struct StopTerm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopLadder {
     pub terms: Vec<StopTerm>,
-    /// How much of its end only a server needs that does not end by its fast shutdown.
+    /// How much of its end only a server needs that does not end by its fast shutdown, and what services left behind.
     pub last_resort: Duration,
     /// What the platform grants in all before it kills.
     pub platform_grace: Duration,
@@ -28,7 +28,7 @@ impl StopLadder {
     }
 
     /// The longest until PostgreSQL has had its time for a fast shutdown. What follows ends a server that did not use it, and
-    /// the platform's SIGKILL does that too.
+    /// what is left of other services: the platform's SIGKILL does that too.
     pub fn orderly(&self) -> Duration {
         self.total().saturating_sub(self.last_resort)
     }

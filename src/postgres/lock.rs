@@ -99,6 +99,7 @@ mod tests {
 
     #[test]
     fn a_second_holder_is_told_who_the_first_is_until_it_lets_go() {
+        let _alone = crate::forks::none();
         let temp = tempfile::tempdir().unwrap();
         let home = Home::at(temp.path(), None);
         let first = StateLock::take(&home, "tandem up").unwrap();
@@ -114,6 +115,7 @@ mod tests {
 
     #[test]
     fn a_data_directory_has_one_holder_by_whatever_path() {
+        let _alone = crate::forks::none();
         let temp = tempfile::tempdir().unwrap();
         let (data, link) = (temp.path().join("data"), temp.path().join("link"));
         hold_data(&data).unwrap();

@@ -74,6 +74,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_keep_their_bounds_and_bring_their_descriptors() {
+        let _alone = crate::forks::none();
         let (ours, theirs) = pair().unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
         ours.send(b"one", &[writer.as_fd()]).await.unwrap();

@@ -16,6 +16,8 @@ use super::stranger::{Identifier, Stranger};
 
 /// How long the kernel gets to end what was killed. A process that is traced, or that waits for a disk, takes longer.
 pub const STRAY_LIMIT: Duration = Duration::from_secs(2);
+/// The name of the processes of a server of PostgreSQL.
+pub(super) const SERVER: &str = "postgres";
 /// Between two looks at what was killed.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -164,13 +166,16 @@ pub async fn end_left_by(mark: Mark, name: String) {
     }
 }
 
-/// End what runs in the same place left that are over, and name it in the log. What is to end in its own time, as a server
-/// of PostgreSQL, is left to others.
+/// End what runs in the same place left that are over, and name it in the log. A server of PostgreSQL is left alone, with
+/// all that is below it: it ends in its own time, and the start of another one sees to it.
 pub async fn end_earlier(run: RunId) {
     let is_earlier = move |mark: &Mark| mark.run.place == run.place && mark.run.id != run.id;
-    let ended = apart("look for processes of earlier runs", move || end_marked(is_earlier, &[], STRAY_LIMIT))
-        .await
-        .unwrap_or_default();
+    let ended = apart("look for processes of earlier runs", move || {
+        // Whoever starts a server ends the one that is there; what such a server left behind when it ended is nobody's.
+        let is_spared = |mark: &Mark, stat: &Stat| mark.orderly && (stat.comm == SERVER || !is_earlier(mark));
+        end_marked(&is_earlier, is_spared, &[], STRAY_LIMIT)
+    });
+    let ended = ended.await.unwrap_or_default();
     if !ended.is_empty() {
         tracing::warn!("a run of Tandem that was killed left processes behind, which are ended: {}", named(&ended));
     }
@@ -183,9 +188,10 @@ fn named(processes: &BTreeMap<i32, String>) -> String {
 /// End every process that carries a mark for which `is_meant` says yes, with all its descendants, and each of `seen`;
 /// until there has been none for a while, or `limit` has passed. The names of all that were found. Blocks.
 ///
-/// What is to end in its own time is left alone, with its descendants.
+/// What `is_spared` says yes for is left alone, with its descendants.
 pub(super) fn end_marked(
     is_meant: impl Fn(&Mark) -> bool,
+    is_spared: impl Fn(&Mark, &Stat) -> bool,
     seen: &[Identifier],
     limit: Duration,
 ) -> BTreeMap<i32, String> {
@@ -199,7 +205,7 @@ pub(super) fn end_marked(
         let mut spared = Vec::new();
         for stat in all.iter().filter(|stat| stat.pid != own) {
             match mark::of(stat.pid) {
-                Ok(Some(mark)) if mark.orderly => spared.push(stat.pid),
+                Ok(Some(mark)) if is_spared(&mark, stat) => spared.push(stat.pid),
                 Ok(Some(mark)) if is_meant(&mark) => roots.push(stat.pid),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) if seen.contains(&Identifier::of(stat)) => roots.push(stat.pid),
@@ -219,7 +225,7 @@ pub(super) fn end_marked(
 }
 
 /// Kill each of `processes` that is still the same and within reach; their pids and names.
-fn kill(processes: Vec<Identifier>) -> BTreeMap<i32, String> {
+pub(super) fn kill(processes: Vec<Identifier>) -> BTreeMap<i32, String> {
     let mut killed = BTreeMap::new();
     // All at once: a chain of them, each in a session of its own, would otherwise go link by link.
     let within_reach = processes.into_iter().filter(|process| is_within_reach(process.pid));
@@ -244,7 +250,7 @@ fn families(roots: &[i32]) -> Vec<Identifier> {
 }
 
 /// Those of `all` that are among `roots` or descend from them.
-fn below(all: &[Stat], roots: &[i32]) -> Vec<Identifier> {
+pub(super) fn below(all: &[Stat], roots: &[i32]) -> Vec<Identifier> {
     let mut children: HashMap<i32, Vec<Identifier>> = HashMap::new();
     for stat in all {
         children.entry(stat.ppid).or_default().push(Identifier::of(stat));
@@ -294,7 +300,7 @@ fn is_zombie(stat: &Stat) -> bool {
 }
 
 /// Every process that is no zombie.
-fn alive() -> Vec<Stat> {
+pub(super) fn alive() -> Vec<Stat> {
     everything().filter(|stat| !is_zombie(stat)).collect()
 }
 

@@ -313,7 +313,9 @@ mod tests {
             #[expect(clippy::disallowed_methods, reason = "a process that is looked at")]
             let mut command = std::process::Command::new("/bin/sh");
             let piped = std::process::Stdio::piped();
+            let forking = crate::forks::begin();
             let mut child = command.args(args).current_dir(temp.path()).stdin(piped).spawn().unwrap();
+            drop(forking);
             // The kernel shows no arguments while it replaces the program.
             let (pid, began) = (child.id().cast_signed(), std::time::Instant::now());
             let mut name = program_of(pid);

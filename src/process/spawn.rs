@@ -22,7 +22,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::child::{Child, Output, while_own};
 use super::{handed, mark, umask};
-use crate::plan::CommandLine;
+use crate::plan::{self, CommandLine};
 
 /// Variables that a supervisor sets for Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that got them would answer in
 /// Tandem's name: PostgreSQL built with systemd's library says READY=1 to the socket that is named here.
@@ -242,6 +242,8 @@ fn start(
             Ok(())
         });
     }
+    #[cfg(test)]
+    let _forking = crate::forks::begin();
     let process = while_busy(|| process.spawn())?;
     let child = Child::spawned(process.id().cast_signed(), tie, mark);
     Ok((process, child))
@@ -293,6 +295,18 @@ fn prepare(command: &CommandLine) -> std::process::Command {
     process
 }
 
+/// The signal of a rung, as the kernel has it.
+pub fn os_signal(signal: plan::Signal) -> Signal {
+    match signal {
+        plan::Signal::Retire => Signal::SIGWINCH,
+        plan::Signal::Term => Signal::SIGTERM,
+        plan::Signal::Interrupt => Signal::SIGINT,
+        plan::Signal::Quit => Signal::SIGQUIT,
+        plan::Signal::Abort => Signal::SIGABRT,
+        plan::Signal::Kill => Signal::SIGKILL,
+    }
+}
+
 /// Send `signal` to one child; one that was reaped already gets none, for its number may be another's by now.
 pub fn signal(pid: i32, signal: Signal) {
     report(pid, signal, while_own(pid, || kill(Pid::from_raw(pid), signal)));
@@ -317,11 +331,20 @@ fn report(pid: i32, signal: Signal, sent: Option<nix::Result<()>>) {
     }
 }
 
+/// How long the lines of one stream may keep the event loop before other tasks get a turn: a flood of them comes as fast as it
+/// is handed on, and a stream that always has something to read waits for nothing.
+const LINES_TURN: Duration = Duration::from_millis(2);
+
 /// Hand each line of `stream` to `on_line`, without its line end, until the stream ends.
 pub async fn lines(stream: impl AsyncRead + Unpin, mut on_line: impl FnMut(&str)) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
+    let mut turn = Instant::now();
     loop {
+        if turn.elapsed() > LINES_TURN {
+            tokio::task::yield_now().await;
+            turn = Instant::now();
+        }
         line.clear();
         match (&mut reader).take(LINE_LENGTH_MAX).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
@@ -335,10 +358,37 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_flood_of_lines_leaves_others_their_turns() {
+        let flood = "a line of the flood\n".repeat(20_000);
+        let (mut seen, done, mut longest) = (0, std::cell::Cell::new(false), Duration::ZERO);
+        let read = async {
+            lines(flood.as_bytes(), |_| {
+                seen += 1;
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_micros(20) {}
+            })
+            .await;
+            done.set(true);
+        };
+        let others = async {
+            let mut before = Instant::now();
+            while !done.get() {
+                tokio::task::yield_now().await;
+                longest = longest.max(before.elapsed());
+                before = Instant::now();
+            }
+        };
+        tokio::join!(read, others);
+        assert_eq!(seen, 20_000);
+        // All of it takes 400 ms and more.
+        assert!(longest < Duration::from_millis(200), "{longest:?}");
+    }
+
+    #[tokio::test]
     async fn a_program_that_is_open_for_writing_is_tried_again_for_a_moment() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
-        crate::install::script(&program, "#!/bin/sh\nexit 7").await;
+        crate::forks::script(&program, "#!/bin/sh\nexit 7");
         let command = CommandLine::new(&program);
         let mut writer = Some(std::fs::OpenOptions::new().append(true).open(&program).unwrap());
         let refused = spawn_with(&command, Some(Signal::SIGKILL), Streams::none());

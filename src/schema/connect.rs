@@ -22,6 +22,9 @@ pub const MAKE_LIMIT: Duration = Duration::from_secs(120);
 /// SeaORM creates and reads its table through the search path, so this comes first for the migrator alone.
 pub(super) const OWN_SCHEMA: &str = "tandem";
 
+/// SQLSTATE of a statement that `statement_timeout` ended (PostgreSQL documentation, appendix A).
+const QUERY_CANCELED: &str = "57014";
+
 /// What a server, a role or a database may set for everybody, and what would cut our own work short. With plain SET
 /// first: the limit may be too short for more. What not every version knows is asked for by name.
 const UNLIMITED: &str = "
@@ -91,12 +94,36 @@ pub async fn answered<T>(
     answer.with_context(|| what.to_owned())
 }
 
+/// As [`answered`], for what costs the server no work and may be asked twice. Where server, role or
+/// database set a limit of a few milliseconds, a busy machine may take longer even for the statement that lifts it: it is
+/// asked again.
+pub(super) async fn answered_at_last<T>(
+    limit: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, sqlx::Error>,
+) -> anyhow::Result<T> {
+    let asked = async {
+        loop {
+            match ask().await {
+                Err(error) if is_cut(&error) => {}
+                answer => return answer,
+            }
+        }
+    };
+    answered(limit, what, asked).await
+}
+
+fn is_cut(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(QUERY_CANCELED))
+}
+
 /// Free `session` from the limits that server, role or database set: for work that takes as long as it takes.
 ///
 /// # Errors
 /// The connection is lost, or the server does not answer.
 pub async fn unlimited(session: &mut PgConnection) -> anyhow::Result<()> {
-    answered(ANSWER_LIMIT, "free the session from limits", raw_sql(UNLIMITED).execute(session)).await.map(drop)
+    let set = async || raw_sql(UNLIMITED).execute(&mut *session).await;
+    answered_at_last(ANSWER_LIMIT, "free the session from limits", set).await.map(drop)
 }
 
 /// Refuse a connection pooler that hands one server process to several clients: what belongs to a session, as the lock of
@@ -110,7 +137,10 @@ pub async fn refuse_shared_sessions(
     first: &mut PgConnection,
 ) -> anyhow::Result<()> {
     // The look itself must not be cut short. Nothing is set where nothing limits: it would stay in the pooler's sessions.
-    let row = answered(ANSWER_LIMIT, "ask for the database", raw_sql(LOOKED_AT).fetch_one(&mut *first)).await?;
+    let row = answered_at_last(ANSWER_LIMIT, "ask for the database", async || {
+        raw_sql(LOOKED_AT).fetch_one(&mut *first).await
+    })
+    .await?;
     let mut second = session(&DatabaseUrl { database: row.try_get(0)?, ..url.clone() }, application_name).await?;
     let mut seen = None;
     for _ in 0..POOLER_LOOKS {
@@ -134,8 +164,8 @@ pub async fn refuse_shared_sessions(
 
 async fn server_process(session: &mut PgConnection) -> anyhow::Result<i32> {
     // In one exchange: a prepared statement may be unknown to the process that its execution goes to.
-    let asked = raw_sql("SELECT pg_catalog.pg_backend_pid()").fetch_one(session);
-    let row = answered(ANSWER_LIMIT, "ask for the server process", asked).await?;
+    let ask = async || raw_sql("SELECT pg_catalog.pg_backend_pid()").fetch_one(&mut *session).await;
+    let row = answered_at_last(ANSWER_LIMIT, "ask for the server process", ask).await?;
     Ok(row.try_get(0)?)
 }
 
@@ -153,7 +183,11 @@ async fn pool(
         .max_lifetime(None)
         .after_connect(move |session, _| {
             Box::pin(async move {
-                raw_sql(UNLIMITED).execute(&mut *session).await?;
+                while let Err(error) = raw_sql(UNLIMITED).execute(&mut *session).await {
+                    if !is_cut(&error) {
+                        return Err(error);
+                    }
+                }
                 match more {
                     Some(more) => raw_sql(more).execute(session).await.map(drop),
                     None => Ok(()),

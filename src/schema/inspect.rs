@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, Row, raw_sql};
 
-use super::connect::{ANSWER_LIMIT, MAKE_LIMIT, answered, session};
+use super::connect::{ANSWER_LIMIT, MAKE_LIMIT, answered, answered_at_last, session};
 use crate::plan::DatabaseUrl;
 
 /// What a database says about its schema.
@@ -37,8 +37,8 @@ pub async fn has_tables(url: &DatabaseUrl) -> anyhow::Result<bool> {
     const ANY: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p', 'f') AND oid >= 16384
         AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE objid = pg_class.oid AND deptype = 'e'))";
     let mut session = session(url, "tandem").await?;
-    let asked = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{ANY}"))).fetch_one(&mut session);
-    let any = answered(ANSWER_LIMIT, "look for tables", asked).await?.try_get(0)?;
+    let ask = async || raw_sql(AssertSqlSafe(format!("{UNLIMITED}{ANY}"))).fetch_one(&mut session).await;
+    let any = answered_at_last(ANSWER_LIMIT, "look for tables", ask).await?.try_get(0)?;
     answered(ANSWER_LIMIT, "close the connection", session.close()).await?;
     Ok(any)
 }
@@ -47,8 +47,8 @@ pub async fn has_tables(url: &DatabaseUrl) -> anyhow::Result<bool> {
 ///
 /// Every boot waits for this, so it uses the simple protocol: one round trip each, where a prepared statement has three.
 pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<SchemaState> {
-    let asked = raw_sql(AssertSqlSafe(format!("{UNLIMITED}{TABLES}"))).fetch_one(&mut *session);
-    let row = answered(ANSWER_LIMIT, "list the database's tables", asked).await?;
+    let ask = async || raw_sql(AssertSqlSafe(format!("{UNLIMITED}{TABLES}"))).fetch_one(&mut *session).await;
+    let row = answered_at_last(ANSWER_LIMIT, "list the database's tables", ask).await?;
     let (recorded, tables) = (row.try_get::<bool, _>(0)?, row.try_get::<Vec<String>, _>(1)?);
     let mut found = SchemaState { tables: tables.into_iter().collect(), ..SchemaState::default() };
     found.alembic = found.tables.contains("alembic_version").then(Vec::new);
@@ -59,10 +59,10 @@ pub(super) async fn inspect(session: &mut PgConnection) -> anyhow::Result<Schema
     if sources.is_empty() {
         return Ok(found);
     }
-    let sql = AssertSqlSafe(format!("{UNLIMITED}{}", sources.join(" UNION ALL ")));
+    let sql = format!("{UNLIMITED}{}", sources.join(" UNION ALL "));
     // A migration that another tool runs may have locked the tables for as long as it takes.
-    let asked = raw_sql(sql).fetch_all(&mut *session);
-    for row in answered(MAKE_LIMIT, "read the recorded revisions", asked).await? {
+    let ask = async || raw_sql(AssertSqlSafe(sql.clone())).fetch_all(&mut *session).await;
+    for row in answered_at_last(MAKE_LIMIT, "read the recorded revisions", ask).await? {
         let (source, revision) = (row.try_get::<&str, _>(0)?, row.try_get(1)?);
         let rows = if source == "alembic" { &mut found.alembic } else { &mut found.recorded };
         rows.get_or_insert_default().push(revision);

@@ -6,18 +6,22 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
+
 use super::jobs;
 use crate::boot;
 use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::durable;
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
-use crate::plan::{CommandLine, DatabaseUrl, Identity, Place};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Place, Rung};
+use crate::postgres;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
 use crate::postgres::secret::Password;
 use crate::postgres::service::DatabaseStage;
 use crate::postgres::stale;
+use crate::process::keeper::ServerEnd;
 use crate::workers::surroundings::Surroundings;
 
 /// How long reading the configuration again may take: its files may lie on a disk that hangs.
@@ -69,6 +73,7 @@ pub struct Context {
     pub reload: bool,
     started: Rc<Loaded>,
     current: RefCell<Current>,
+    server_end: watch::Sender<Vec<Rung>>,
     pub home: Home,
     /// Where the application's database is, password included.
     pub url: DatabaseUrl,
@@ -111,6 +116,7 @@ impl Context {
             source,
             reload,
             started: loaded,
+            server_end: watch::Sender::new(rungs(&current.settings)),
             current: RefCell::new(current),
             home,
             url,
@@ -214,7 +220,13 @@ impl Context {
 
     /// Make `current` the configuration; returns the one before it.
     pub fn adopt(&self, current: Current) -> Current {
+        self.server_end.send_replace(rungs(&current.settings));
         self.current.replace(current)
+    }
+
+    /// The rungs by which the server ends if Tandem is killed, as the configuration has them.
+    pub fn server_end(&self) -> ServerEnd {
+        self.server_end.subscribe()
     }
 
     /// Set the number of workers.
@@ -233,6 +245,11 @@ impl Context {
         change(&mut settings);
         current.settings = Rc::new(settings);
     }
+}
+
+/// The rungs of the server's stop.
+fn rungs(settings: &Settings) -> Vec<Rung> {
+    postgres::policy::policy(&settings.postgres, &settings.stop).ladder
 }
 
 /// The values of `new` for keys that a running Tandem can change, and of `started` for the others.

@@ -2,21 +2,18 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::boot::NOTE_LIMIT;
 use crate::event_loop::{self, within};
 use crate::postgres::home::Home;
-use crate::process::keeper::Keeper;
+use crate::process::keeper::{Keeper, ServerEnd};
 use crate::process::mark::{self, RunId};
 use crate::process::orphans;
 
 /// The note's name in the run directory: it is there while a run goes on, and after one that was killed.
 const NOTE: &str = "running";
-
-/// How long its removal may take.
-const NOTE_LIMIT: Duration = Duration::from_secs(1);
 
 /// From before the first child to after the last.
 pub struct MarkedRun {
@@ -28,8 +25,9 @@ pub struct MarkedRun {
 impl MarkedRun {
     /// Mark the children from now on, end what a run of this state directory left that was killed, and start the keeper.
     ///
-    /// The caller holds the state directory: so any other run in it is over.
-    pub async fn begin(home: &Home) -> Self {
+    /// The caller holds the state directory: so any other run in it is over. `end` is how the server is to end if Tandem is
+    /// killed.
+    pub async fn begin(home: &Home, end: ServerEnd) -> Self {
         let note = home.run.join(NOTE);
         let run = match mark::begin(&home.state) {
             Ok(run) => run,
@@ -47,7 +45,7 @@ impl MarkedRun {
             tracing::warn!("write {}: {error}", note.display());
         }
         let (dismiss, dismissed) = tokio::sync::oneshot::channel();
-        let keeping = event_loop::spawn("the keeper", keep(run, dismissed));
+        let keeping = event_loop::spawn("the keeper", keep(run, end, dismissed));
         Self { note, keeping: Some(keeping), dismiss: Some(dismiss) }
     }
 
@@ -62,8 +60,8 @@ impl MarkedRun {
     }
 }
 
-async fn keep(run: RunId, dismissed: tokio::sync::oneshot::Receiver<()>) {
-    match Keeper::start(run) {
+async fn keep(run: RunId, end: ServerEnd, dismissed: tokio::sync::oneshot::Receiver<()>) {
+    match Keeper::start(run, end) {
         Ok(Some(mut keeper)) => {
             tokio::select! {
                 () = keeper.keep() => {}

@@ -52,7 +52,7 @@ pub enum Goal {
 pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
     orphans::adopt();
     let mut inbox = Inbox::open().context("install signal handlers")?;
-    let marked = MarkedRun::begin(&context.home).await;
+    let marked = MarkedRun::begin(&context.home, context.server_end()).await;
     let (events, receiver) = unbounded_channel();
     let settings = context.settings();
     let steps = match goal {

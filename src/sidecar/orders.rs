@@ -127,9 +127,15 @@ impl Operator {
 
     fn stop(&self) -> Answer {
         match self.events.send(TreeEvent::Stop) {
-            Ok(()) => Answer::done(vec!["stopping".into()]),
+            Ok(()) => Answer::begun(vec!["stopping".into()], self.stop_limit()),
             Err(_) => Answer::failed(Code::Temporary, "it is ending already"),
         }
+    }
+
+    /// How long a stop may take from here.
+    fn stop_limit(&self) -> Duration {
+        let planned = boot::plan(&self.context.settings(), &self.steps, self.context.reload).stop_sum().total();
+        self.tree.borrow().stop_limit.max(planned)
     }
 
     /// Read the configuration again, let what changed hold, and replace every worker.

@@ -20,6 +20,7 @@ use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
 use crate::event_loop;
+use crate::health::picture::Fault;
 use crate::postgres::checkpoint;
 use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
 use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
@@ -33,6 +34,17 @@ const LEAVING: Duration = Duration::from_secs(1);
 /// As the end of a sentence about the stop.
 fn at_most(limit: Duration) -> String {
     format!("; in {} at most", humantime::format_duration(limit))
+}
+
+/// Whether the database is away, and nothing that Tandem does brings it back: an application that needs it to start cannot.
+fn is_away(samples: &watch::Sender<DatabaseReading>, mode: PostgresMode) -> impl Fn() -> bool + 'static {
+    let samples = samples.subscribe();
+    move || match (&*samples.borrow(), mode) {
+        (Some((_, sample)), PostgresMode::Attach) => !sample.available,
+        // One of its own that ends is back in a moment, unless its disk is full.
+        (Some((_, sample)), PostgresMode::Managed) => matches!(sample.fault, Some(Fault::Full(_))),
+        (None, _) => false,
+    }
 }
 
 /// The shell around the tree.
@@ -85,7 +97,7 @@ impl Sidecar {
         let context = Rc::new(context);
         let settings = context.settings();
         let samples = watch::Sender::new(None);
-        let services = Services::new(Roster::default(), events.clone());
+        let services = Services::new(Roster::with_database(is_away(&samples, settings.postgres.mode)), events.clone());
         let mut tasks = Vec::new();
         let upstream = Rc::new(match goal {
             Goal::Serve => {

@@ -117,6 +117,7 @@ mod tests {
             stages: vec![Stage::Job, Stage::Services(vec![ServiceId(0)])],
             services: vec![ServicePlan { policy, prepare_at: None, need: Need::Always }],
             drain_delay: Duration::ZERO,
+            after_stop: Duration::ZERO,
             before_stop: None,
             roll: RollPlan::NONE,
         };

@@ -14,6 +14,8 @@ pub struct TreeView {
     pub serving: bool,
     pub phase: Public,
     pub services: Vec<ServiceView>,
+    /// How long a stop may take from here.
+    pub stop_limit: Duration,
 }
 
 /// One service of it.
@@ -45,7 +47,8 @@ impl TreeView {
             failed: member.child.failures.back().copied(),
             restart_limit: tree.restart_limit(id),
         });
-        Self { serving: tree.phase == TreePhase::Serving, phase, services: known.collect() }
+        let (serving, stop_limit) = (tree.phase == TreePhase::Serving, tree.stop_sum().total());
+        Self { serving, phase, services: known.collect(), stop_limit }
     }
 
     /// The workers that hold a slot, by slot.

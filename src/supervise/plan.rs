@@ -58,6 +58,8 @@ pub struct Plan {
     pub drain_delay: Duration,
     /// How long the hook before the stop of a serving tree may take; it ends with `TreeEvent::HookEnded`.
     pub before_stop: Option<Duration>,
+    /// How long what is done after the last service has ended may take.
+    pub after_stop: Duration,
     pub roll: RollPlan,
 }
 
@@ -89,11 +91,14 @@ pub struct StopSum {
     pub draining: Duration,
     /// The stages, from the last to the first, each with the slowest ladder of its services.
     pub stages: Vec<(usize, Duration)>,
+    /// What is done after the last service has ended.
+    pub after: Duration,
 }
 
 impl StopSum {
     pub fn total(&self) -> Duration {
-        self.stages.iter().fold(self.draining, |sum, (_, limit)| sum.saturating_add(*limit))
+        let limits = self.stages.iter().map(|(_, limit)| *limit).chain([self.after]);
+        limits.fold(self.draining, Duration::saturating_add)
     }
 }
 
@@ -133,6 +138,7 @@ impl Plan {
                 stages.push((stage, limit));
             }
         }
-        StopSum { draining: self.drain_delay.max(self.before_stop.unwrap_or_default()), stages }
+        let draining = self.drain_delay.max(self.before_stop.unwrap_or_default());
+        StopSum { draining, stages, after: self.after_stop }
     }
 }

@@ -44,6 +44,7 @@ impl World {
             stages: vec![Stage::Services(template), Stage::Services(WORKERS.to_vec())],
             services: vec![service(); 4],
             drain_delay: Duration::ZERO,
+            after_stop: Duration::ZERO,
             before_stop: None,
             roll: RollPlan {
                 workers: Some(1),

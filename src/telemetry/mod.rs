@@ -1,7 +1,7 @@
 //! What Tandem and its children say, and how it looks: text for a person, JSON for a machine.
 //!
 //! Everything here goes to standard error, through one queue (`outlet`), so that nothing waits for its reader; standard
-//! output belongs to commands that print data. Must not read the environment: whether colours are wanted is `config/`'s
+//! output belongs to commands that print data, through [`print()`]. Must not read the environment: whether colours are wanted is `config/`'s
 //! to know.
 
 mod banner;
@@ -9,6 +9,7 @@ mod child;
 mod clean;
 mod format;
 mod outlet;
+mod print;
 mod ring;
 mod terminal;
 
@@ -28,6 +29,7 @@ use crate::exit::{self, Code, Failure, in_words};
 pub use banner::banner;
 pub use child::{Stream, child_line, child_line_at};
 pub use format::{OWN, rfc3339, text_line};
+pub use print::{Printed, print, prompt, say_aside};
 pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
 pub use terminal::{Progress, progress};
 

@@ -8,13 +8,9 @@
 //! not mark in the log where lines are missing.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::terminal::Spinners;
 use super::{Look, format, look};
@@ -222,25 +218,10 @@ fn write(spinners: &mut Spinners, entry: Entry) -> io::Result<()> {
     }
 }
 
-/// Write all of `text` to standard error, without the standard library's lock: while this blocks, `eprintln!` on another
-/// thread must not.
-fn write_all(mut text: &[u8]) -> io::Result<()> {
+/// Write all of `text` to standard error.
+fn write_all(text: &[u8]) -> io::Result<()> {
     // Blocks: the thread of the queue, and no other.
-    let stderr = io::stderr();
-    while !text.is_empty() {
-        match nix::unistd::write(&stderr, text) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(length) => text = &text[length..],
-            Err(Errno::EINTR) => {}
-            // Somebody who shares the terminal or the pipe has set O_NONBLOCK on it (open(2)).
-            Err(Errno::EAGAIN) => {
-                let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-                poll(&mut fds, PollTimeout::NONE)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
+    super::print::write_all(io::stderr(), text)
 }
 
 /// The line in the place of `count` dropped ones.

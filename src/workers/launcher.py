@@ -146,6 +146,7 @@ class Worker(drain.Drain):
     next_report = 0.0
 
     async def startup(self, sockets=None):
+        options.finish(self.config, self.listener)
         await super().startup(sockets=sockets)
         if self.started and not self.should_exit:
             # Not before there is something to retire: until then the signal is ignored, as it is by default.
@@ -310,12 +311,12 @@ def prepare(orders):
             os.set_inheritable(fd, False)  # or a program that the app starts keeps the port, or speaks for the worker
 
 
-def load_config(orders, listener):
+def load_config(orders):
     """Import everything: Uvicorn before the gate, the app behind it."""
     import uvicorn
 
     base = {"loop": orders.loop, "access_log": orders.access_log, "log_config": LOG_CONFIG, "log_level": "info"}
-    config = uvicorn.Config(None, **options.for_config(orders.uvicorn, listener, base))
+    config = uvicorn.Config(None, **options.for_config(orders.uvicorn, base))
     if orders.loop == "uvloop":
         importlib.import_module("uvloop")
     preimport(orders)
@@ -323,7 +324,6 @@ def load_config(orders, listener):
         wait_at_gate(orders.gate_fd)
     config.app = resolve(orders.app)
     config.load()
-    options.finish(config, listener)
     return uvicorn, config
 
 
@@ -333,7 +333,7 @@ def main():
     prepare(orders)
     listener = listening.Listening(orders.listen_fds)
     try:
-        uvicorn, config = load_config(orders, listener)
+        uvicorn, config = load_config(orders)
     except BaseException as error:  # an app may well call sys.exit() when it misses a setting
         fail_import(error, notifier)
     serve(orders, notifier, uvicorn, config, listener)

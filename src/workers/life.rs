@@ -38,9 +38,21 @@ struct Members {
     /// The import error that was logged last. However many processes run into it, it is logged once, and again only after
     /// one of them got ready.
     import_error: RefCell<String>,
+    /// Whether the database is away for a reason that lies outside Tandem.
+    database_is_away: Option<Box<dyn Fn() -> bool>>,
 }
 
 impl Roster {
+    /// One whose processes need a database: while `is_away` says that it is not there, and not by Tandem's doing, no start
+    /// that fails counts against them.
+    pub fn with_database(is_away: impl Fn() -> bool + 'static) -> Self {
+        Self(Rc::new(Members { database_is_away: Some(Box::new(is_away)), ..Members::default() }))
+    }
+
+    fn lacks_database(&self) -> bool {
+        self.0.database_is_away.as_ref().is_some_and(|is_away| is_away())
+    }
+
     /// Every process that is there.
     pub fn lives(&self) -> Vec<Life> {
         self.0.lives.borrow().values().cloned().collect()
@@ -128,7 +140,14 @@ enum Standing {
     /// It does not answer. That is reported once; later notices from it are ignored.
     Hung,
     /// It is being ended, and its ladder looks after it.
-    Leaving,
+    Leaving { was_ready: bool },
+}
+
+impl Standing {
+    /// Whether it never got ready.
+    fn is_start(self) -> bool {
+        matches!(self, Self::Starting | Self::Leaving { was_ready: false })
+    }
 }
 
 /// What is remembered of the last process.
@@ -227,7 +246,7 @@ impl Life {
     pub fn heartbeat(&self) -> Option<Instant> {
         self.of_process(|process| match process.standing {
             Standing::Ready { heartbeat } => heartbeat,
-            Standing::Starting | Standing::Hung | Standing::Leaving => None,
+            Standing::Starting | Standing::Hung | Standing::Leaving { .. } => None,
         })
         .flatten()
     }
@@ -323,6 +342,7 @@ impl Life {
         inner.roster.0.lives.borrow_mut().remove(&pid);
         let ended = inner.current.replace(Current::Absent { released: false });
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
+        let was_start = matches!(&ended, Current::Present(process) if process.standing.is_start());
         // What it was to be replaced for is not what ended it, unless it was told to.
         let noted = match ended {
             Current::Present(Process { standing: Standing::Ready { .. }, .. }) | Current::Absent { .. } => None,
@@ -332,7 +352,14 @@ impl Life {
             let mut last = inner.previous.borrow_mut();
             last.exit = Some(exit);
             last.reason = Some(noted.unwrap_or_else(|| why(exit)));
-            if last.import_error.is_some() { Ending::Unstartable } else { Ending::Ended }
+            if was_start && inner.roster.lacks_database() {
+                last.reason = last.reason.take().map(|reason| format!("{reason}, while the database is away"));
+                Ending::Starved
+            } else if last.import_error.is_some() {
+                Ending::Unstartable
+            } else {
+                Ending::Ended
+            }
         };
         reporter.exited(ending);
     }
@@ -367,7 +394,8 @@ impl Life {
                     self.note(why.into());
                 }
                 let own = self.of_process(|process| {
-                    process.standing = Standing::Leaving;
+                    let was_ready = !process.standing.is_start();
+                    process.standing = Standing::Leaving { was_ready };
                     process.pid
                 });
                 if own == Some(pid) {

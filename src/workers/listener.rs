@@ -319,6 +319,7 @@ mod tests {
 
     #[test]
     fn dropping_the_last_clone_frees_the_port_even_with_a_connection_left_over() {
+        let _alone = crate::forks::none();
         let listener = bind_to("127.0.0.1:0").unwrap();
         let address = listener.address();
         let for_child = listener.inherited();

@@ -51,6 +51,7 @@ async fn a_notice_carries_the_pid_that_the_kernel_saw() {
 
 #[tokio::test]
 async fn what_a_closed_peer_sent_before_still_comes() {
+    let _alone = crate::forks::none();
     let (socket, sender) = pair();
     sender.send(b"READY=1").unwrap();
     drop(sender);

@@ -129,8 +129,8 @@ def protocol(name, value):
     return value
 
 
-def for_config(text, listening, base):
-    """The arguments of `uvicorn.Config`: `base`, what TANDEM_UVICORN says, and what follows from the sockets."""
+def for_config(text, base):
+    """The arguments of `uvicorn.Config`: `base`, and what TANDEM_UVICORN says."""
     said = json.loads(text) if text else {}
     options, problems = read(said.get("options") or {})
     if problems:
@@ -145,7 +145,7 @@ def for_config(text, listening, base):
     arguments.update(options)
     trusted = options.get("forwarded_allow_ips", os.environ.get("FORWARDED_ALLOW_IPS", TRUSTED))
     # Who may connect to a unix socket is what its file's mode says.
-    arguments["forwarded_allow_ips"] = trusted if trusted == "*" or not listening.has_unix() else trusted + "," + UNIX[0]
+    arguments["forwarded_allow_ips"] = trusted if trusted == "*" else trusted + "," + UNIX[0]
     tls = said.get("tls")
     if tls:
         arguments.update(ssl_certfile=tls["cert"], ssl_keyfile=tls["key"], ssl_cert_reqs=tls["client"])
@@ -155,7 +155,7 @@ def for_config(text, listening, base):
 
 
 def finish(config, listening):
-    """What a loaded `uvicorn.Config` lacks for these sockets."""
+    """What a loaded `uvicorn.Config` lacks for these sockets, before the app's startup."""
     from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
     if listening.has_unix() and isinstance(config.loaded_app, ProxyHeadersMiddleware):

@@ -73,7 +73,7 @@ class Template:
         self.launcher.prepare(self.orders)
         self.listener = self.launcher.listening.Listening(self.orders.listen_fds)
         try:
-            self.uvicorn, self.config = self.launcher.load_config(self.orders, self.listener)
+            self.uvicorn, self.config = self.launcher.load_config(self.orders)
         except BaseException as error:
             self.launcher.fail_import(error, self.notifier)
         # Free now what the app left in cycles; a collection in a worker then neither walks nor copies shared memory.

@@ -87,8 +87,9 @@ fn options_reach_uvicorn_and_change_with_a_reload() {
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
-#[test]
-fn a_wrong_option_is_refused_with_its_line_and_a_suggestion() {
+#[tokio::test]
+async fn a_wrong_option_is_refused_with_its_line_and_a_suggestion() {
+    project::python().await;
     let line = |project: &Project, word: &str| {
         let text = std::fs::read_to_string(project.dir().join("tandem.toml")).unwrap();
         let number = text.lines().position(|line| line.contains(word)).unwrap() + 1;

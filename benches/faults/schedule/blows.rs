@@ -1,5 +1,6 @@
 //! How each kind of fault is brought about.
 
+use std::cell::Cell;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -128,19 +129,18 @@ impl Strike<'_> {
 
     /// One of the server's processes whose title is as `chosen` says.
     fn server(&self, chosen: impl Fn(&str) -> bool) -> Result<Came> {
+        let beside = Cell::new(None);
         let one = |ground: &Ground, choice: usize| {
-            let found: Vec<i32> =
-                ground.server().iter().filter(|(_, title)| chosen(title)).map(|(pid, _)| *pid).collect();
+            let server = ground.server();
+            let found: Vec<i32> = server.iter().filter(|(_, title)| chosen(title)).map(|(pid, _)| *pid).collect();
+            beside.set(ends_too(&server));
             found.get(choice % found.len().max(1)).copied()
         };
-        let checkpointer =
-            self.ground.server().iter().find(|(_, title)| title.contains("checkpointer")).map(|(pid, _)| *pid);
         let mut came = self.hurt_one("that process of the server", one)?;
-        // The postmaster ends all others when one was killed: with the old checkpointer the old memory is gone.
         if let Came::Hit(gone) = &mut came
             && !gone.is_empty()
         {
-            gone.extend(checkpointer);
+            gone.extend(beside.get());
         }
         Ok(came)
     }
@@ -415,4 +415,12 @@ impl Strike<'_> {
 fn a_worker(ground: &Ground, choice: usize) -> Option<i32> {
     let workers = ground.workers();
     workers.get(choice % workers.len().max(1)).copied()
+}
+
+/// The checkpointer among the processes of a `server`, which ends all others when one was killed: with it the old memory is
+/// gone. While the server starts or resets itself, what is killed may be a session that it refuses anyway, and then it goes
+/// on with the checkpointer that it has just started.
+fn ends_too(server: &[(i32, String)]) -> Option<i32> {
+    let find = |word: &str| server.iter().find(|(_, title)| title.contains(word)).map(|(pid, _)| *pid);
+    find("checkpointer").filter(|_| find("postgres: startup").is_none())
 }

@@ -23,6 +23,7 @@ use super::compare::{Damaged, same};
 use super::header::Header;
 use super::wal::{Name, Segment};
 use crate::durable::{self, WriteOptions, open_itself, sync_dir};
+use crate::telemetry::say_aside;
 
 /// zstd's level: the fastest that is not worse than gzip, 28 ms for 16 MB.
 const LEVEL: i32 = 1;
@@ -229,7 +230,7 @@ impl Archive {
             ),
             Err(Damaged(error)) => {
                 // What PostgreSQL still has is what was meant.
-                eprintln!("tandem wal: {} is damaged ({error}) and written anew", place.display());
+                say_aside(&format!("tandem wal: {} is damaged ({error}) and written anew", place.display()));
                 durable::rename(&staged.temporary.0, place).with_context(|| format!("write {}", place.display()))?;
                 Ok(Pushed::Stored)
             }

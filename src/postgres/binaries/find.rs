@@ -167,13 +167,13 @@ pub(super) fn major(version: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::install::script;
+    use crate::forks::script;
 
     /// A directory with programs that say they are PostgreSQL `version`.
     async fn pretend(dir: &Path, version: &str, tools: &[&str]) {
         std::fs::create_dir_all(dir).unwrap();
         for tool in tools {
-            script(&dir.join(tool), &format!("#!/bin/sh\necho '{tool} (PostgreSQL) {version}'")).await;
+            script(&dir.join(tool), &format!("#!/bin/sh\necho '{tool} (PostgreSQL) {version}'"));
         }
     }
 
@@ -227,7 +227,7 @@ mod tests {
         std::fs::create_dir(&linked).unwrap();
         std::os::unix::fs::symlink(real.join("postgres"), linked.join("postgres")).unwrap();
         std::fs::create_dir(&config).unwrap();
-        script(&config.join("pg_config"), &format!("#!/bin/sh\necho {}", real.display())).await;
+        script(&config.join("pg_config"), &format!("#!/bin/sh\necho {}", real.display()));
         for path in [linked, config] {
             let mut known = FileAnswerCache::open(root.path());
             assert_eq!(system_in(&mut known, path.as_os_str(), &[]).await.found.unwrap().bin, real);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::exit::code_of;
-use crate::install::script;
+use crate::forks::script;
 use crate::process;
 
 const PYTHON: &str = "python3";
@@ -125,7 +125,7 @@ async fn a_source_that_is_not_16_or_not_there_is_refused_with_the_way_out() {
     let (empty, old) = (cache.path().join("empty"), cache.path().join("old/bin"));
     std::fs::create_dir_all(&empty).unwrap();
     std::fs::create_dir_all(&old).unwrap();
-    script(&old.join("postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'").await;
+    script(&old.join("postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'");
     for (source, word) in [
         (BinarySource::Path(empty, None), "no bin/postgres"),
         (BinarySource::Path(old.parent().unwrap().into(), None), "PostgreSQL 15.18; Tandem runs version 16"),
@@ -142,7 +142,7 @@ async fn a_source_that_is_not_16_or_not_there_is_refused_with_the_way_out() {
 async fn without_an_interpreter_or_pip_the_ways_out_are_named() {
     let cache = tempfile::tempdir().unwrap();
     let python = cache.path().join("python");
-    script(&python, "#!/bin/sh\necho 'python: No module named pip' >&2; exit 1").await;
+    script(&python, "#!/bin/sh\necho 'python: No module named pip' >&2; exit 1");
     let root = cache.path().join("postgresql");
     for python in [python.to_str().unwrap(), "/nowhere/python"] {
         match install_package(here(), &root, python).await {
@@ -169,7 +169,7 @@ async fn an_index_out_of_reach_is_a_temporary_failure_with_pip_s_words() {
     let cache = tempfile::tempdir().unwrap();
     let python = cache.path().join("python");
     let said = "WARNING: Retrying (Retry(total=0)): Connection refused\nERROR: No matching distribution found";
-    script(&python, &format!("#!/bin/sh\necho '{said}' >&2; exit 1")).await;
+    script(&python, &format!("#!/bin/sh\necho '{said}' >&2; exit 1"));
     let error = install_package(here(), &cache.path().join("postgresql"), python.to_str().unwrap()).await.unwrap_err();
     assert_eq!(code_of(&error), Code::Temporary);
     assert!(error.to_string().contains("Connection refused") && error.to_string().contains("\"path\""), "{error}");

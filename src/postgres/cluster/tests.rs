@@ -79,7 +79,7 @@ async fn what_initdb_says_is_passed_on_and_nothing_is_left() {
         ("touch half; echo 'no such locale' >&2; exit 1", "initdb failed (exit status 1): no such locale"),
     ] {
         let program = tools.path().join("initdb");
-        crate::install::script(&program, &format!("#!/bin/sh\n{script}")).await;
+        crate::forks::script(&program, &format!("#!/bin/sh\n{script}"));
         let error = ensure(home, &fake).await.unwrap_err();
         assert_eq!(code_of(&error), Code::CannotCreate);
         assert!(error.to_string().contains(expected), "{error}");

@@ -139,6 +139,7 @@ pub fn plan(kind: Kind, preload: bool, count: usize) -> (Plan, Stages) {
         stages,
         services,
         drain_delay: Duration::from_millis(if serves && kind.drain { 500 } else { 0 }),
+        after_stop: Duration::ZERO,
         before_stop: (serves && kind.before_stop).then_some(Duration::from_secs(2)),
         roll,
     };

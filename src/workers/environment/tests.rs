@@ -7,7 +7,7 @@ use super::make::Way;
 use super::*;
 use crate::config::Installer;
 use crate::exit::code_of;
-use crate::install::script;
+use crate::forks::script;
 
 /// A project with requirements and the settings that make its environment.
 struct Project {
@@ -178,7 +178,7 @@ async fn interpreters_that_will_not_do_are_refused_in_words() {
 
     project.python.interpreter = "./python".into();
     for (said, word) in [("3 8 True", "Python 3.8"), ("3 11 False", "python3.11-venv"), ("hello", "does not answer")] {
-        script(&project.dir.path().join("python"), &format!("#!/bin/sh\necho {said}")).await;
+        script(&project.dir.path().join("python"), &format!("#!/bin/sh\necho {said}"));
         let error = project.ensure().await.unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
         assert_eq!(code_of(&error), Code::Config);

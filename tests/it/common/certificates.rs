@@ -101,7 +101,15 @@ impl Made {
 
 /// One request over TLS to `port` of this machine: the answer, and the certificate that was shown.
 pub fn get(client: &Arc<ClientConfig>, port: u16, path: &str) -> io::Result<(Answer, CertificateDer<'static>)> {
-    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    get_over(client, TcpStream::connect(("127.0.0.1", port))?, path)
+}
+
+/// As [`get`], over a connection that is there.
+pub fn get_over(
+    client: &Arc<ClientConfig>,
+    stream: TcpStream,
+    path: &str,
+) -> io::Result<(Answer, CertificateDer<'static>)> {
     let limit = Some(Duration::from_secs(20));
     stream.set_read_timeout(limit)?;
     stream.set_write_timeout(limit)?;
