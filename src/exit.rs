@@ -3,12 +3,14 @@
 //! Rooms return `anyhow::Result`; where the kind of failure decides what a supervisor above Tandem should do, the
 //! chain holds a [`Failure`] and `main` exits with its code. Codes follow sysexits(3).
 
+mod no_room;
 mod words;
 
 use std::fmt;
 use std::io;
 
-pub use words::{in_words, sql_state, what_the_server_said};
+pub use no_room::NoRoom;
+pub use words::{in_words, own_limit, sql_state, what_the_server_said};
 
 /// What the exit code of the process says to its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,18 +97,21 @@ pub fn parts_of(error: &anyhow::Error) -> &[String] {
     error.downcast_ref::<Failure>().map_or(&[], |failure| &failure.parts)
 }
 
-/// Whether a full disk or a used-up quota is the cause.
+/// Whether a full disk or a used-up quota is the cause, here or where the database server writes.
 pub fn is_disk_full(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|cause| matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    let no_room = |cause: &(dyn std::error::Error + 'static)| {
+        let own = cause.downcast_ref::<io::Error>().and_then(NoRoom::of);
+        own.or_else(|| words::no_room_answered(cause)).is_some()
+    };
+    error.chain().any(no_room)
 }
 
-/// Add `StorageFull` as the cause of `error` if what the program `said` reports a full disk.
+/// Add a full disk or a used-up quota as the cause of `error` if what the program `said` reports it.
 pub fn with_disk_full(error: anyhow::Error, said: &str) -> anyhow::Error {
-    if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
-        return anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull)).context(error);
+    match NoRoom::said(said) {
+        Some(why) => anyhow::Error::new(why.as_error()).context(error),
+        None => error,
     }
-    error
 }
 
 #[cfg(test)]

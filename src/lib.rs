@@ -41,6 +41,7 @@
 //!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
 //!              descriptors to a child and from the process that started Tandem
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
+//! room         whether something fits on its disk, asked before it is written, and the watch while it is
 //! config/      what the operator wrote: layers, typed settings, all problems at once
 //! event_loop/  what may block, on other threads and behind limits; what runs on the loop, timed
 //! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
@@ -87,6 +88,7 @@ pub mod phase;
 pub mod plan;
 pub mod postgres;
 pub mod process;
+pub mod room;
 pub mod schema;
 pub mod scrub;
 pub mod service;

@@ -436,3 +436,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
     })?;
     serde_json::from_slice(&text).map_err(|error| format!("{} is damaged: {error}", path.display()))
 }
+
+#[cfg(test)]
+#[path = "catalog_tests.rs"]
+mod tests;

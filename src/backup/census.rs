@@ -8,15 +8,18 @@ use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef, query_scalar, ra
 
 use super::contents::{self, Digests};
 use super::manifest::{Census, Properties};
+use super::reach::Reach;
+use super::reader::Reader;
 use crate::postgres::provision::identifier;
-use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
+use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered, copied};
 
-/// Repeatable read gives every statement of the transaction one snapshot. An empty search path makes PostgreSQL qualify
-/// every name that it prints; a row policy would hide rows from a role that is no owner. Serving comes first: counting takes one
+/// Every statement of the transaction sees one snapshot.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// An empty search path makes PostgreSQL qualify every name that it prints; a row policy would hide rows from a role that is no owner. Serving comes first: counting takes one
 /// core, as pg_dump does.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = ''; SET LOCAL row_security = off; \
-                     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; \
-                     SET LOCAL lock_timeout = 0; SET LOCAL TimeZone = 'UTC'; SET LOCAL max_parallel_workers_per_gather = 0";
+const AS_WE_READ: &str = "SET LOCAL search_path = ''; SET LOCAL row_security = off; \
+     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; \
+     SET LOCAL lock_timeout = 0; SET LOCAL TimeZone = 'UTC'; SET LOCAL max_parallel_workers_per_gather = 0";
 /// What is neither the system's nor brought along by an extension, of the relation `class` in `namespace`.
 macro_rules! ours {
     () => {
@@ -53,6 +56,7 @@ const TABLES: &str = concat!(
 const CONSTRAINTS: &str = concat!(
     "SELECT constraint_.conrelid::regclass::text || ' ' || constraint_.conname || ' '
             || pg_catalog.pg_get_constraintdef(constraint_.oid)
+            || CASE WHEN constraint_.contype = 'c' AND NOT constraint_.conislocal THEN ' INHERITED' ELSE '' END
      FROM pg_catalog.pg_constraint AS constraint_ ",
     of_relation!("constraint_.conrelid")
 );
@@ -116,13 +120,13 @@ const AS_THEY_ARE: &str = "SELECT pg_catalog.set_config('client_encoding', 'LATI
 /// A table whose rows a dump holds.
 #[derive(Debug)]
 pub struct Table {
-    schema: String,
-    name: String,
+    pub schema: String,
+    pub name: String,
     /// The partitioned table that it is a partition of.
     root: Option<String>,
-    oid: i64,
+    pub oid: i64,
     /// Whether its name can be written in a statement.
-    is_utf8: bool,
+    pub is_utf8: bool,
 }
 
 /// A transaction that sees one moment of the database.
@@ -138,7 +142,7 @@ impl Snapshot {
     /// # Errors
     /// The server refuses, as a standby in recovery does.
     pub async fn export(mut session: PgConnection) -> anyhow::Result<Self> {
-        answered(ANSWER_LIMIT, "begin a snapshot", raw_sql(BEGIN).execute(&mut session)).await?;
+        answered(ANSWER_LIMIT, "begin a snapshot", raw_sql(AssertSqlSafe(begin(None))).execute(&mut session)).await?;
         let exported = query_scalar("SELECT pg_catalog.pg_export_snapshot()").fetch_one(&mut session);
         let id = answered(ANSWER_LIMIT, "export the snapshot", exported).await?;
         names_as_they_are(&mut session).await?;
@@ -172,36 +176,20 @@ impl Snapshot {
         contents::sequences(&mut self.session).await
     }
 
-    /// Count all that the snapshot holds, with digests of the rows if `digests`. How long that may take, the caller says
-    /// (`backup.limit`).
+    /// Count all that the snapshot holds of `database`, which `reach` leads to, with digests of the rows if `digests`. How long
+    /// that may take, the caller says (`backup.limit`).
     ///
     /// # Errors
     /// A table cannot be read.
-    pub async fn census(&mut self, digests: bool) -> anyhow::Result<Census> {
+    pub async fn census(&mut self, reach: &Reach, database: &str, digests: bool) -> anyhow::Result<Census> {
         let mut census = Census::default();
         let tables = self.tables().await?;
         let session = &mut self.session;
-        let mut digests = if digests { Some(Digests::begin(session).await?) } else { None };
-        for table in tables {
-            let counted = count(session, &table).await;
-            let Table { schema, name, root, is_utf8, .. } = table;
-            // A name that no statement can have is not looked up: its rows are counted alone.
-            if let Some(digests) = digests.as_mut().filter(|_| is_utf8) {
-                let belongs_to = root.clone().unwrap_or_else(|| format!("{schema}.{name}"));
-                digests.add(session, (&schema, &name), &belongs_to).await?;
-            }
-            if let Some(root) = root {
-                census.partitions.insert(format!("{schema}.{name}"), root);
-            }
-            let rows = counted.with_context(|| format!("count the rows of {schema}.{name}"))?;
-            if (schema.as_str(), name.as_str()) == ("public", "alembic_version") {
-                let versions =
-                    "SELECT pg_catalog.string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version";
-                let asked = query_scalar(versions).fetch_one(&mut *session);
-                census.schema_version = answered(ANSWER_LIMIT, "read alembic_version", asked).await?;
-            }
-            census.rows.insert(format!("{schema}.{name}"), rows.cast_unsigned());
-        }
+        let mut digests = digests.then(Digests::default);
+        let mut reader = Reader::enter(reach, database, &self.id).await;
+        let read = rows(session, &mut reader, tables, &mut digests, &mut census).await;
+        reader.leave().await;
+        read?;
         if let Some(digests) = &mut digests {
             digests.add_large_objects(session).await?;
         }
@@ -245,8 +233,43 @@ pub async fn names_as_they_are(session: &mut PgConnection) -> anyhow::Result<()>
     answered(ANSWER_LIMIT, "take names as they are", raw_sql(AS_THEY_ARE).execute(session)).await.map(drop)
 }
 
-/// How many rows `table` has.
-async fn count(session: &mut PgConnection, table: &Table) -> anyhow::Result<i64> {
+/// What begins a transaction that sees one moment of the database: this one, or that of an exported snapshot.
+pub fn begin(snapshot: Option<&str>) -> String {
+    let take = snapshot.map(|snapshot| format!("SET TRANSACTION SNAPSHOT '{snapshot}'; ")).unwrap_or_default();
+    format!("{BEGIN}; {take}{AS_WE_READ}")
+}
+
+/// Count, and digest, the rows of `tables`.
+async fn rows(
+    session: &mut PgConnection,
+    reader: &mut Reader<'_>,
+    tables: Vec<Table>,
+    digests: &mut Option<Digests>,
+    census: &mut Census,
+) -> anyhow::Result<()> {
+    for table in tables {
+        let (name, root) = (format!("{}.{}", table.schema, table.name), table.root.clone());
+        let rows = reader.count(session, &table).await.with_context(|| format!("count the rows of {name}"))?;
+        // A name that no statement can have is not looked up: its rows are counted alone.
+        if let Some(digests) = digests.as_mut().filter(|_| table.is_utf8) {
+            reader.digest(digests, &table, root.as_ref().unwrap_or(&name)).await;
+        }
+        if let Some(root) = root {
+            census.partitions.insert(name.clone(), root);
+        }
+        if name == "public.alembic_version" {
+            census.schema_version = copied::alembic_version(session).await.context("read alembic_version")?;
+        }
+        census.rows.insert(name, rows.cast_unsigned());
+    }
+    Ok(())
+}
+
+/// How many rows `table` has. Asking is planned: see [`Reader`].
+///
+/// # Errors
+/// The table cannot be read.
+pub async fn count(session: &mut PgConnection, table: &Table) -> anyhow::Result<i64> {
     if table.is_utf8 {
         let (schema, name) = (identifier(&table.schema), identifier(&table.name));
         let count = format!("SELECT pg_catalog.count(*) FROM ONLY {schema}.{name}");

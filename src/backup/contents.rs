@@ -1,6 +1,6 @@
 //! What tables hold, beyond their number of rows: where sequences are, and digests of the rows where that is asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, query_scalar, raw_sql};
@@ -11,7 +11,7 @@ use crate::postgres::provision::identifier;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 
 /// What the text of a value depends on beside the value; the rest of it is the snapshot's.
-const FORMATS: &str = "SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL bytea_output = 'hex'; \
+pub const FORMATS: &str = "SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL bytea_output = 'hex'; \
                        SET LOCAL extra_float_digits = 1; SET LOCAL lc_monetary = 'C'";
 /// Sequences that only go one way. A standby cannot read those that are not logged.
 const SEQUENCES: &str = concat!(
@@ -52,19 +52,15 @@ pub fn between(
 }
 
 /// Digests of the rows, by table; those of partitions are their table's.
-pub struct Digests(BTreeMap<String, i128>);
+#[derive(Default)]
+pub struct Digests {
+    sums: BTreeMap<String, i128>,
+    left_out: BTreeSet<String>,
+}
 
 impl Digests {
-    /// For a session whose snapshot is taken.
-    ///
-    /// # Errors
-    /// The server does not answer.
-    pub async fn begin(session: &mut PgConnection) -> anyhow::Result<Self> {
-        answered(ANSWER_LIMIT, "say how values are written", raw_sql(FORMATS).execute(session)).await?;
-        Ok(Self(BTreeMap::new()))
-    }
-
-    /// Add the rows of a table, whatever order they lie in. How long that may take, the caller says.
+    /// Add the rows of a table, whatever order they lie in, by a session that writes values as [`FORMATS`] say. How long that may
+    /// take, the caller says.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -98,16 +94,22 @@ impl Digests {
         Ok(())
     }
 
+    /// Give the table no digest.
+    pub fn leave_out(&mut self, table: &str) {
+        self.left_out.insert(table.to_owned());
+    }
+
     fn count(&mut self, name: &str, sum: Option<String>) -> anyhow::Result<()> {
         let sum: i128 = sum.map_or(Ok(0), |sum| sum.parse()).context("read a digest")?;
-        let total = self.0.entry(name.to_owned()).or_default();
+        let total = self.sums.entry(name.to_owned()).or_default();
         *total = total.wrapping_add(sum);
         Ok(())
     }
 
     /// In hexadecimal.
     pub fn end(self) -> BTreeMap<String, String> {
-        self.0.into_iter().map(|(name, sum)| (name, format!("{sum:032x}"))).collect()
+        let whole = self.sums.into_iter().filter(|(name, _)| !self.left_out.contains(name));
+        whole.map(|(name, sum)| (name, format!("{sum:032x}"))).collect()
     }
 }
 

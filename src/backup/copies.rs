@@ -13,10 +13,10 @@ use super::files::Partial;
 use super::manifest::{globals_name, understood};
 use super::name::{Format, Name};
 use super::restore::NOT_SIGNED;
-use super::room::Guard;
 use super::store::{Destination, Patience, Recipients, Store};
 use crate::config::{Room, Settings};
 use crate::exit::{Code, Failure};
+use crate::room::Guard;
 use crate::telemetry::{self, Progress};
 
 /// What a sealed copy's name ends in.

@@ -4,7 +4,7 @@
 //! (`CHECK (s IN ('a', 'b'))` on a varchar is one), chooses some names anew (the foreign keys of partitions), and puts rows
 //! into other partitions where these depend on OIDs (PostgreSQL documentation, pg_dump, `--load-via-partition-root`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::contents;
 use super::manifest::Census;
@@ -27,7 +27,8 @@ impl Census {
         differences.extend(self.rows_that_differ(found));
         differences.extend(contents::differences(self, found));
         if let (Some(wanted), Some(got)) = (&self.constraints, &found.constraints) {
-            differences.extend(lost_and_new("constraint ", wanted, got, comparable));
+            let (wanted, got) = as_inherited(wanted, got);
+            differences.extend(lost_and_new("constraint ", &wanted, &got, comparable));
         }
         if let (Some(wanted), Some(got)) = (&self.objects, &found.objects) {
             differences.extend(lost_and_new("", wanted, got, str::to_owned));
@@ -82,6 +83,24 @@ fn lost_and_new(what: &str, wanted: &[String], got: &[String], key: fn(&str) -> 
     lost.sort();
     new.sort();
     lost.into_iter().chain(new).collect()
+}
+
+/// What ends a check that its table has from another one, in the lists of this release.
+const INHERITED: &str = " INHERITED";
+const NOT_VALID: &str = " NOT VALID";
+
+/// Both lists without what a reload makes of inherited checks: pg_dump writes them with the parent alone, and so they are as
+/// proven as that one is.
+fn as_inherited(wanted: &[String], got: &[String]) -> (Vec<String>, Vec<String>) {
+    let name = |constraint: &str| constraint.split(" CHECK (").next().unwrap_or_default().to_owned();
+    let inherited = wanted.iter().chain(got).filter(|constraint| constraint.ends_with(INHERITED));
+    let inherited: BTreeSet<String> = inherited.map(|constraint| name(constraint)).collect();
+    let plain = |constraint: &String| {
+        let text = constraint.strip_suffix(INHERITED).unwrap_or(constraint);
+        let is_inherited = text.contains(" CHECK (") && inherited.contains(&name(text));
+        text.strip_suffix(NOT_VALID).filter(|_| is_inherited).unwrap_or(text).to_owned()
+    };
+    (wanted.iter().map(plain).collect(), got.iter().map(plain).collect())
 }
 
 /// A constraint without what a reload may change: its name, and the text of an expression.
@@ -172,6 +191,23 @@ mod tests {
         let two = census(&[], &["public.t a CHECK ((n > 0))", "public.t b CHECK ((n > 1))"], None);
         let one = census(&[], &["public.t b CHECK ((n > 1))"], None);
         assert_eq!(two.differences(&one), ["constraint public.t a CHECK ((n > 0)) is missing"]);
+    }
+
+    #[test]
+    fn an_inherited_check_is_as_proven_after_a_reload_as_that_of_the_parent() {
+        let list = |parent: &str, child: &str| {
+            let [parent, child] = [("parent", parent), ("child", child)]
+                .map(|(table, rest)| format!("public.{table} c CHECK ((n > 0)){rest}"));
+            census(&[], &[&parent, &child], None)
+        };
+        let made = list(" NOT VALID", " INHERITED");
+        let reloaded = list(" NOT VALID", " NOT VALID INHERITED");
+        assert_eq!(made.differences(&reloaded), Vec::<String>::new());
+        // A manifest of an older Tandem does not say what is inherited.
+        assert_eq!(list(" NOT VALID", "").differences(&reloaded), Vec::<String>::new());
+        assert_eq!(list(" NOT VALID", " NOT VALID").differences(&reloaded), Vec::<String>::new());
+        assert_eq!(made.differences(&list("", " INHERITED")).len(), 2, "the parent's own is another one");
+        assert_eq!(made.differences(&census(&[], &["public.parent c CHECK ((n > 0)) NOT VALID"], None)).len(), 1);
     }
 
     #[test]

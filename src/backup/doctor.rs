@@ -14,7 +14,6 @@ use super::reach::Reach;
 use super::replication;
 use super::restore::Restoring;
 use super::retention::State;
-use super::room::FileSystem;
 use super::swap::Belonging;
 use crate::config::Settings;
 use crate::durable::{self, Lock};
@@ -23,6 +22,7 @@ use crate::harness::Throwaway;
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::{server, stale};
+use crate::room::FileSystem;
 
 /// A file system that Tandem writes to.
 #[derive(Clone, Debug, Serialize)]

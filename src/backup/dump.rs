@@ -18,11 +18,11 @@ use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
 use super::reach::Reach;
 use super::rights;
-use super::room::Guard;
 use crate::config::{Backup, Compression, Room, Settings, Verify};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::postgres::embedded::{PgDumpAllBuilder, PgDumpBuilder, dbname};
 use crate::process::{self, Streamed, Streaming};
+use crate::room::Guard;
 use crate::schema::{ANSWER_LIMIT, answered};
 use crate::telemetry::{self, Progress};
 
@@ -136,7 +136,7 @@ async fn whole(
         }
     };
     let before = snapshot.sequences().await?;
-    let counting = async { snapshot.census(wanted.digests).await };
+    let counting = async { snapshot.census(reach, wanted.database, wanted.digests).await };
     let (dumped, mut census) = tokio::try_join!(dumping, counting)?;
     // One that was dropped meanwhile keeps the others from being read: then nothing is known of them.
     census.sequences = snapshot.sequences().await.map(|after| contents::between(&before, &after)).unwrap_or_default();

@@ -19,11 +19,11 @@ use super::manifest::{Globals, LAYOUT, Manifest, Verdict};
 use super::name::{Format, Name};
 use super::repair::{Found, Refused, repair};
 use super::rights::Rights;
-use super::room::Guard;
 use super::verify::{Means, Trial, try_out};
 use crate::config::Compression;
 use crate::exit::{Code, Failure};
 use crate::postgres::provision::identifier;
+use crate::room::Guard;
 use crate::telemetry;
 
 /// What a compressed file begins with (RFC 1952, 2.3.1; RFC 8878, 3.1.1).

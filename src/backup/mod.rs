@@ -2,18 +2,18 @@
 //!
 //! ```text
 //! name · manifest        what a backup is called, what is written down beside it (pure)
-//! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows
+//! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows; reader: by which role
 //!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
 //! load <─ rights <─ verify    a file into an empty database, with few rights; and the proof, in a throwaway cluster;
 //!                        differences: what is compared (pure)
-//!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place
+//!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place; statistics
 //! feed ─> screen · tokens    the SQL on its way to psql; without the commands that are not pg_dump's (pure)
 //! signature              who made a backup: manifests are signed, and what nobody here has signed is not trusted
 //! replication            subscriptions and slots, which stay with the database that is replaced
 //! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
 //! import ─> repair           the old scripts' files, made into backups
 //! catalog <─ retention     the directory of backups, and which of them may go (pure)
-//! room <─ estimate         whether something fits on its disk, and the watch while it is written; how large it becomes (pure)
+//! estimate               how large something becomes, for crate::room to ask whether it fits (pure)
 //! pitr                   recovery to any moment: the WAL archive, base backups, retention, backlog, restore
 //! doctor                 what of all this takes room and need not, and its removal
 //! scheduled              what the schedule does in one go, and the record of it; webhook: who is told of a failure
@@ -39,16 +39,17 @@ pub mod manifest;
 pub mod name;
 pub mod pitr;
 pub mod reach;
+mod reader;
 pub mod repair;
 pub mod replication;
 pub mod restore;
 pub mod retention;
 mod rights;
 mod roles;
-pub mod room;
 pub mod scheduled;
 mod screen;
 pub mod signature;
+mod statistics;
 pub mod store;
 pub mod swap;
 mod tokens;

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, raw_sql};
 
-use crate::plan::{CommandLine, DatabaseUrl, Secret};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret};
 use crate::postgres::binaries::Installation;
 use crate::postgres::embedded::{self, CommandBuilder};
 use crate::postgres::home::Home;
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
+use crate::process::identity;
 use crate::schema::{self, ANSWER_LIMIT};
 
 /// What our sessions are called in `pg_stat_activity`.
@@ -40,8 +41,9 @@ enum Way {
     Socket { home: Home, port: u16 },
     /// As another role over the same socket, with its password.
     Role { home: Home, port: u16, role: String, password: Secret },
-    /// As the application's role, where it is somebody else's.
-    Url(DatabaseUrl),
+    /// As the application's role, where it is somebody else's. `reader` is the user that client programs run as that read what
+    /// may come from elsewhere; without one, they run as Tandem's own.
+    Url { url: DatabaseUrl, reader: Option<Identity> },
 }
 
 /// A running server and the client programs for it.
@@ -57,9 +59,11 @@ impl Reach {
         Self { way: Way::Socket { home: home.clone(), port }, installation }
     }
 
-    /// The server at `url`, as the role that the URL names.
-    pub fn url(url: &DatabaseUrl, installation: Installation) -> Self {
-        Self { way: Way::Url(url.clone()), installation }
+    /// The server at `url`, as the role that the URL names. `home` says which user of this machine PostgreSQL's programs run as.
+    pub fn url(url: &DatabaseUrl, home: &Home, installation: Installation) -> Self {
+        let reaches = |user: &&Identity| identity::barrier(&installation.bin, user).is_none();
+        let reader = home.server.as_ref().filter(reaches).filter(|_| says_all(url) && !has_files()).cloned();
+        Self { way: Way::Url { url: url.clone(), reader }, installation }
     }
 
     /// The same server of Tandem's own, as `role`.
@@ -68,8 +72,9 @@ impl Reach {
             Way::Socket { home, port } | Way::Role { home, port, .. } => {
                 Way::Role { home: home.clone(), port: *port, role: role.to_owned(), password: password.clone() }
             }
-            Way::Url(url) => {
-                Way::Url(DatabaseUrl { user: role.to_owned(), password: Some(password.clone()), ..url.clone() })
+            Way::Url { url, reader } => {
+                let url = DatabaseUrl { user: role.to_owned(), password: Some(password.clone()), ..url.clone() };
+                Way::Url { url, reader: reader.clone() }
             }
         };
         Self { way, installation: self.installation.clone() }
@@ -79,7 +84,7 @@ impl Reach {
     pub fn home(&self) -> Option<&Home> {
         match &self.way {
             Way::Socket { home, .. } | Way::Role { home, .. } => Some(home),
-            Way::Url(_) => None,
+            Way::Url { .. } => None,
         }
     }
 
@@ -104,7 +109,7 @@ impl Reach {
                 let what = format!("connect to database {database} as role {role}");
                 schema::answered(CONNECT_LIMIT, &what, options.application_name(APPLICATION_NAME).connect()).await
             }
-            Way::Url(url) => {
+            Way::Url { url, .. } => {
                 schema::session(&DatabaseUrl { database: database.to_owned(), ..url.clone() }, APPLICATION_NAME).await
             }
         }
@@ -134,7 +139,7 @@ impl Reach {
     pub async fn refuse_pooler(&self, session: &mut PgConnection) -> anyhow::Result<()> {
         match &self.way {
             Way::Socket { .. } | Way::Role { .. } => Ok(()),
-            Way::Url(url) => schema::refuse_shared_sessions(url, APPLICATION_NAME, session).await,
+            Way::Url { url, .. } => schema::refuse_shared_sessions(url, APPLICATION_NAME, session).await,
         }
     }
 
@@ -145,7 +150,7 @@ impl Reach {
     /// # Errors
     /// As [`Self::session`].
     pub async fn let_write(&self, database: &str, lets: bool) -> anyhow::Result<()> {
-        if !matches!(self.way, Way::Url(_)) {
+        if !matches!(self.way, Way::Url { .. }) {
             return Ok(());
         }
         let change =
@@ -172,7 +177,7 @@ impl Reach {
                 let command = command.env("PGHOST", &home.socket_dir).env("PGPORT", port.to_string());
                 command.env("PGUSER", role).env("PGPASSWORD", password.expose()).env("PGOPTIONS", LIMITS)
             }
-            Way::Url(url) => {
+            Way::Url { url, .. } => {
                 let command = command.env("PGHOST", &url.host).env("PGPORT", url.port.to_string());
                 let command = match &url.password {
                     Some(password) => command.env("PGPASSWORD", password.expose()),
@@ -184,8 +189,8 @@ impl Reach {
         }
     }
 
-    /// As [`Self::client`], for a program that reads what may come from elsewhere: it runs as the server's user, never as root, and
-    /// gains no rights. It finds no file of Tandem's; what it reads comes through its standard input.
+    /// As [`Self::client`], for a program that reads what may come from elsewhere: it gains no rights, and runs as the server's user
+    /// and never as root, unless the way to a server elsewhere needs what only Tandem's own user has. It finds no file of Tandem's; what it reads comes through its standard input.
     pub fn reader(&self, builder: &impl CommandBuilder) -> CommandLine {
         let command = self.client(builder).no_new_privs(true);
         match &self.way {
@@ -193,8 +198,9 @@ impl Reach {
             Way::Socket { home, .. } | Way::Role { home, .. } => {
                 command.identity(home.server.clone()).env_remove("HOME")
             }
-            // Certificates and keys that the URL names are for Tandem's own user to read.
-            Way::Url(_) => command,
+            Way::Url { reader: Some(reader), .. } => command.identity(Some(reader.clone())).env_remove("HOME"),
+            // Certificates, keys and passwords are for Tandem's own user to read, and a socket asks who that is.
+            Way::Url { reader: None, .. } => command,
         }
     }
 
@@ -206,5 +212,40 @@ impl Reach {
     /// The version of the client programs.
     pub fn version(&self) -> &str {
         &self.installation.version
+    }
+}
+
+/// Whether the URL alone says how to get in: libpq reads no certificate and no key, and the server asks for nothing but the
+/// password.
+fn says_all(url: &DatabaseUrl) -> bool {
+    let is_plain = |(name, value): &(String, String)| match name.as_str() {
+        "sslmode" => !value.starts_with("verify"),
+        name => !name.starts_with("ssl") && !name.starts_with("gss") && !name.starts_with("krb") && name != "passfile",
+    };
+    !url.host.starts_with('/') && url.password.is_some() && url.parameters.iter().all(is_plain)
+}
+
+/// Whether Tandem's user has certificates that libpq finds by itself (PostgreSQL documentation, "SSL Support").
+fn has_files() -> bool {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective());
+    user.ok().flatten().is_some_and(|user| user.dir.join(".postgresql").exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_address_that_needs_no_file_is_reached_as_another_user() {
+        for (url, says) in [
+            ("postgresql://app:secret@db.example:5432/app", true),
+            ("postgresql://app:secret@db.example/app?sslmode=require&application_name=x", true),
+            ("postgresql://app@db.example/app", false),
+            ("postgresql://app:secret@/app?host=/run/postgresql", false),
+            ("postgresql://app:secret@db.example/app?sslmode=verify-full", false),
+            ("postgresql://app:secret@db.example/app?sslcert=/root/app.crt&sslkey=/root/app.key", false),
+        ] {
+            assert_eq!(says_all(&DatabaseUrl::parse(url).unwrap()), says, "{url}");
+        }
     }
 }

@@ -19,12 +19,13 @@ use super::replication::{self, Held};
 use super::retention::State;
 use super::rights::{self, Rights, Target};
 use super::roles::{self, Attributes};
-use super::room::Guard;
+use super::statistics;
 use super::swap::{self, Belonging};
 use super::verify::{altered, census, globals_altered};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, in_words};
 use crate::postgres::provision::identifier;
+use crate::room::Guard;
 use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 
@@ -353,10 +354,7 @@ impl Restoring {
             bail!("what was restored is not what was backed up:\n  {}", differences.join("\n  "));
         }
         progress.say(format!("restoring {}: gathering statistics", entry.name));
-        let mut session = reach.session(new).await?;
-        // A dump holds none, and plans made without them are slow for hours.
-        raw_sql("ANALYZE").execute(&mut session).await.context("gather statistics")?;
-        let _closed = session.close().await;
+        statistics::gather(reach, new).await?;
         if there {
             swap::carry_over(&mut self.session, database, new).await?;
         }

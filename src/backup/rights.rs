@@ -40,7 +40,7 @@ const ORDINARY: &str = "
               OR rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
         UNION SELECT member FROM pg_catalog.pg_auth_members JOIN strong ON roleid = strong.oid)
     SELECT rolname::text FROM pg_catalog.pg_roles
-    WHERE oid NOT IN (SELECT oid FROM strong) AND rolname !~ '^pg_' AND rolname !~ '^tandem_loading_' ORDER BY 1";
+    WHERE oid NOT IN (SELECT oid FROM strong) AND rolname !~ '^pg_' AND rolname !~ '^tandem_(loading|reading)_' ORDER BY 1";
 
 /// What only a superuser can make of what pg_dump writes of a database.
 const NEEDS: &str = include_str!("needs.sql");
@@ -174,18 +174,27 @@ async fn confined(
     outcome
 }
 
-/// Make a role that is a member of `ordinary`, and nothing else.
-async fn make_role(session: &mut PgConnection, ordinary: &[String]) -> anyhow::Result<(String, Secret)> {
+/// Make a role whose name begins with `start`, with these `attributes`, and a password that nobody else knows.
+///
+/// # Errors
+/// The server refuses.
+pub async fn make_login(session: &mut PgConnection, start: &str, attributes: &str) -> anyhow::Result<(String, Secret)> {
     let random = || -> anyhow::Result<String> {
         let mut bits = [0; 32];
         SysRng.try_fill_bytes(&mut bits).context("ask the system for randomness")?;
         Ok(URL_SAFE_NO_PAD.encode(bits))
     };
-    let (role, password) = (format!("{ROLE_START}{}", &random()?[..16]), random()?);
+    let (role, password) = (format!("{start}{}", &random()?[..16]), random()?);
     // Only the verifier crosses: a password in a statement would stand in the server's log.
     let verifier = scram::verifier(&password, scram::ITERATIONS_GENERATED)?;
-    let make = format!("CREATE ROLE {} LOGIN PASSWORD '{verifier}'", identifier(&role));
-    run(session, "make a role for loading", make).await?;
+    let make = format!("CREATE ROLE {} PASSWORD '{verifier}' {attributes}", identifier(&role));
+    run(session, &format!("make a role called {start}…"), make).await?;
+    Ok((role, Secret::new(password)))
+}
+
+/// Make a role that is a member of `ordinary`, and nothing else.
+async fn make_role(session: &mut PgConnection, ordinary: &[String]) -> anyhow::Result<(String, Secret)> {
+    let (role, password) = make_login(session, ROLE_START, "LOGIN").await?;
     let members: Vec<String> = ordinary.iter().map(|name| identifier(name)).collect();
     let grant = format!("GRANT {} TO {} WITH INHERIT TRUE, SET TRUE", members.join(", "), identifier(&role));
     run(session, "grant the roles to the one that loads", grant).await?;
@@ -195,7 +204,7 @@ async fn make_role(session: &mut PgConnection, ordinary: &[String]) -> anyhow::R
         let grant = format!("GRANT CREATE ON TABLESPACE {} TO {}", identifier(&place), identifier(&role));
         run(session, "open a tablespace to the role that loads", grant).await?;
     }
-    Ok((role, Secret::new(password)))
+    Ok((role, password))
 }
 
 /// Drop the roles that interrupted loads left.
@@ -244,7 +253,11 @@ async fn extensions(session: &mut PgConnection, reach: &Reach, loading: &Load, r
     Ok(existing)
 }
 
-async fn run(session: &mut PgConnection, what: &str, statement: String) -> anyhow::Result<()> {
+/// Run a statement that takes a moment.
+///
+/// # Errors
+/// The server refuses.
+pub async fn run(session: &mut PgConnection, what: &str, statement: String) -> anyhow::Result<()> {
     answered(MAKE_LIMIT, what, raw_sql(AssertSqlSafe(statement)).execute(session)).await.map(drop)
 }
 

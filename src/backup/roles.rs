@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, PgConnection, query_scalar, raw_sql};
 
-use super::rights::ROLE_START;
 use super::tokens::{self, Token, name, word};
+use super::{reader, rights};
 use crate::exit::in_words;
 use crate::postgres::provision::identifier;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
@@ -123,7 +123,8 @@ fn made(statements: &[Statement], there: &BTreeSet<String>) -> BTreeSet<String> 
         Statement::Create { role } => Some(role.clone()),
         _ => None,
     });
-    created.filter(|role| !there.contains(role) && !role.starts_with("pg_") && !role.starts_with(ROLE_START)).collect()
+    let is_ours = |role: &String| ["pg_", rights::ROLE_START, reader::ROLE_START].iter().any(|it| role.starts_with(it));
+    created.filter(|role| !there.contains(role) && !is_ours(role)).collect()
 }
 
 /// The statements that make the roles which are not `there`, each with what it does in words that hold no password.

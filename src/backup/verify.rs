@@ -17,7 +17,6 @@ use super::manifest::{Census, Manifest, Properties, Verdict};
 use super::reach::Reach;
 use super::rights::{self, NeedsTrust, Rights, Target};
 use super::roles::{self, Attributes};
-use super::room::{FileSystem, Guard};
 use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::harness::Throwaway;
@@ -27,6 +26,7 @@ use crate::postgres::home::Home;
 use crate::postgres::provision::identifier;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Exit, identity};
+use crate::room::{FileSystem, Guard};
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry::{self, Progress};
 
@@ -258,7 +258,7 @@ async fn make_roles(reach: &Reach, trial: &Trial<'_>, owner: &str) -> anyhow::Re
 pub async fn census(reach: &Reach, database: &str, digests: bool) -> anyhow::Result<Census> {
     let mut snapshot = Snapshot::export(reach.session(database).await?).await?;
     let sequences = snapshot.sequences().await?;
-    let mut census = snapshot.census(digests).await?;
+    let mut census = snapshot.census(reach, database, digests).await?;
     census.sequences = contents::between(&sequences, &sequences);
     snapshot.close().await;
     Ok(census)

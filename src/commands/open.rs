@@ -2,7 +2,7 @@
 
 use crate::backup::reach::Reach;
 use crate::cli::Common;
-use crate::config::{self, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
+use crate::config::{self, Debugger, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::binaries::{self, Installation};
@@ -49,7 +49,7 @@ pub fn configure(source: Source) -> anyhow::Result<Configuration> {
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
-    Ok(Configuration { source, loaded, reload: false })
+    Ok(Configuration { source, loaded, reload: false, debugger: Debugger::None })
 }
 
 /// Load the configuration, with `--set` and `flags` on top.
@@ -179,7 +179,7 @@ async fn database(settings: Settings, home: Home, port: Option<u16>) -> anyhow::
     let installation = installation(&settings).await?;
     let name = database_name(&settings);
     let reach = match (port, &settings.postgres.url) {
-        (None, Some(url)) => Reach::url(url, installation),
+        (None, Some(url)) => Reach::url(url, &home, installation),
         (port, _) => Reach::superuser(&home, port.unwrap_or(settings.postgres.port.number), installation),
     };
     Ok(Database { settings, home, reach, name })

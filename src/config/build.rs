@@ -158,6 +158,7 @@ fn migrations(values: &Values) -> Migrations {
         run,
         dir: values.path("migrations.dir"),
         lock_limit: values.duration("migrations.lock_limit"),
+        lock_timeout: values.duration("migrations.lock_timeout"),
         limit: values.duration("migrations.limit"),
     }
 }
@@ -169,6 +170,7 @@ fn python(values: &Values) -> Python {
         interpreter: path.map_or(interpreter, |path| path.to_string_lossy().into_owned()),
         requirements: values.path("python.requirements"),
         groups: values.list("python.groups").unwrap_or_default(),
+        extras: values.list("python.extras").unwrap_or_default(),
         venv: values.path("python.venv"),
         managed: values.boolean("python.managed"),
         installer: match values.word("python.installer").as_str() {
@@ -194,6 +196,7 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
     Workers {
         app: values.word("workers.app"),
         app_dir: values.path("workers.app_dir").unwrap_or_else(|| directory.to_path_buf()),
+        dir: values.path("workers.dir"),
         count: values.number("workers.count"),
         listen: values.places("workers.listen"),
         serving: Serving::of(values),
@@ -237,6 +240,8 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
             _ => WorkerSocket::Inherited,
         },
         reload_include: values.list("workers.reload_include").unwrap_or_default(),
+        reload_dirs: values.paths("workers.reload_dirs"),
+        debugger: Debugger::None,
     }
 }
 

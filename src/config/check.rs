@@ -9,6 +9,7 @@ use super::credentials::{self, Said};
 use super::drop_env;
 use super::keys;
 use super::layers::Layer;
+use super::places;
 use super::problem::Problems;
 use super::references;
 use super::settings::*;
@@ -203,12 +204,8 @@ impl Checker<'_> {
 
     /// What the application brings.
     fn application_files(&mut self) {
-        let Settings { workers, migrations, .. } = self.settings;
-        if !workers.app_dir.is_dir() {
-            self.wrong("workers.app_dir", &format!("{} is not a directory", workers.app_dir.display()), None);
-        }
-        if let Some(dir) = migrations.dir.as_ref().filter(|dir| !dir.is_dir()) {
-            self.wrong("migrations.dir", &format!("{} is not a directory", dir.display()), None);
+        for (key, message) in places::missing(self.settings) {
+            self.wrong(key, &message, None);
         }
         self.migration_program();
     }

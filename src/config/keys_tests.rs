@@ -106,6 +106,7 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
     expect_test::expect![[r#"
         workers.app
         workers.app_dir
+        workers.dir
         workers.tls_cert
         workers.tls_key
         workers.tls_ca

@@ -30,6 +30,7 @@ pub mod libraries;
 mod listening;
 pub mod memory;
 mod own;
+mod places;
 mod problem;
 mod processes;
 pub mod references;

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use super::serving::Serving;
-use crate::plan::libpq::TEST_SOCKET;
 use crate::plan::{DatabaseUrl, Place, Secret};
 
 /// Everything the operator decided, or left to a default.
@@ -49,23 +48,6 @@ pub struct Settings {
     pub memory: u64,
     pub test: Test,
     pub log: Log,
-}
-
-impl Settings {
-    /// Whether this Tandem runs inside a `tandem test`.
-    pub fn in_test(&self) -> bool {
-        self.inherited.0.contains_key(TEST_SOCKET)
-    }
-
-    /// Where a migration command runs: `alembic` and `manage.py` want the directory that holds what they read.
-    pub fn migrations_dir(&self) -> &Path {
-        let holds = |dir: &Path| ["alembic.ini", "manage.py"].iter().any(|name| dir.join(name).is_file());
-        match &self.migrations.dir {
-            Some(dir) => dir,
-            None if !holds(&self.directory) && holds(&self.workers.app_dir) => &self.workers.app_dir,
-            None => &self.directory,
-        }
-    }
 }
 
 /// Tandem's own environment, which its children inherit, libpq's variables excepted. `Debug` shows no value.
@@ -162,10 +144,12 @@ pub enum MigrationRun {
 #[derive(Clone, Debug)]
 pub struct Migrations {
     pub run: MigrationRun,
-    /// Where a command runs; `None`: the project directory, or `workers.app_dir` where only that has what the tool reads.
+    /// Where a command runs; `None`: [`Settings::migrations_dir`] finds it.
     pub dir: Option<PathBuf>,
     /// How long to wait for another migrator to finish.
     pub lock_limit: Duration,
+    /// How long a statement of theirs may wait for a lock while workers serve; all that come after it wait behind it.
+    pub lock_timeout: Duration,
     /// How long the migrations may take in all.
     pub limit: Duration,
 }
@@ -179,6 +163,8 @@ pub struct Python {
     pub requirements: Option<PathBuf>,
     /// Which dependency groups of a `uv.lock` or `pyproject.toml` are installed too.
     pub groups: Vec<String>,
+    /// Which of its extras (`[project.optional-dependencies]`) are.
+    pub extras: Vec<String>,
     /// The virtual environment. `None`: `venv` in the state directory.
     pub venv: Option<PathBuf>,
     /// Whether Tandem makes and updates `venv`. If not, Tandem only uses it.
@@ -226,6 +212,17 @@ pub enum Readiness {
     Http(String),
 }
 
+/// How a person debugs the workers of this run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Debugger {
+    #[default]
+    None,
+    /// `breakpoint()` gets Tandem's terminal.
+    Terminal,
+    /// debugpy listens at this port.
+    Listen(u16),
+}
+
 /// Who binds the listening socket of `workers.command`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerSocket {
@@ -240,10 +237,11 @@ pub enum WorkerSocket {
 pub struct Workers {
     /// The ASGI application, `module:attribute`; may be empty when there is a `command`.
     pub app: String,
-    /// The directory that imports start from, and the workers' working directory.
+    /// The directory that imports start from.
     pub app_dir: PathBuf,
+    /// The working directory; `None`: the project's ([`Settings::work_dir`]).
+    pub dir: Option<PathBuf>,
     pub count: u32,
-    /// Where the application is served; never empty.
     pub listen: Vec<Place>,
     pub serving: Serving,
     /// Length of the listening queue.
@@ -294,6 +292,10 @@ pub struct Workers {
     pub socket: WorkerSocket,
     /// Globs of the file names that `tandem up --reload` watches.
     pub reload_include: Vec<String>,
+    /// The directories that it watches beside `app_dir`.
+    pub reload_dirs: Vec<PathBuf>,
+    /// Chosen on the command line, never by the configuration.
+    pub debugger: Debugger,
 }
 
 /// Leaves the environment out: it holds what `.env` holds, API keys and passwords.

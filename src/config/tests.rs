@@ -338,6 +338,7 @@ fn the_table_is_aligned() {
         name                           x                                                 tandem.toml:1
         workers.app                    main:app                                          tandem.toml:3
         workers.app_dir                .                                                 default
+        workers.dir                    (the project directory)                           default
         workers.count                  4                                                 default
         workers.listen                 127.0.0.1:8000                                    default
         workers.socket_mode            0666                                              default
@@ -374,6 +375,7 @@ fn the_table_is_aligned() {
         workers.ready                  notify                                            default
         workers.socket                 inherited                                         default
         workers.reload_include         ["*.py"]                                          default
+        workers.reload_dirs            []                                                default
         test.url_scheme                (workers.url_scheme)                              default"#]]
     .assert_eq(&lines.join("\n"));
 }

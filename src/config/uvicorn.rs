@@ -30,7 +30,7 @@ pub const OPTIONS: &[(&str, Home)] = &[
     ),
     ("fd", Keys(&["workers.listen"], "systemd hands sockets down by itself (`LISTEN_FDS`)")),
     ("reload", Nowhere("`tandem up --reload` rolls the workers whenever a file is saved")),
-    ("reload_dirs", Nowhere("`tandem up --reload` watches `workers.app_dir`")),
+    ("reload_dirs", Keys(&["workers.reload_dirs"], "beside `workers.app_dir`")),
     ("reload_includes", Keys(&["workers.reload_include"], "")),
     ("reload_excludes", Keys(&["workers.reload_include"], "as `\"!glob\"`")),
     ("reload_delay", Nowhere("Tandem waits until saves have come to rest")),

@@ -168,6 +168,13 @@ impl Values {
         self.text(key).map(|text| base.join(text).components().collect())
     }
 
+    /// The paths of a list.
+    pub fn paths(&self, key: &str) -> Vec<PathBuf> {
+        let base = self.merged.get(key).map_or(&self.directory, |entry| &entry.base);
+        let list = self.list(key).unwrap_or_default();
+        list.iter().map(|text| base.join(text).components().collect()).collect()
+    }
+
     /// The entries of a table whose keys are free.
     pub fn table(&self, key: &str) -> BTreeMap<String, String> {
         let entries = self.entries(key);

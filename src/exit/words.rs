@@ -2,9 +2,12 @@
 
 use std::error::Error;
 
+use nix::libc::{EMFILE, ENFILE};
+use nix::sys::resource::{Resource, getrlimit};
 use sea_orm::sqlx::postgres::PgDatabaseError;
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
+use super::NoRoom;
 use crate::scrub::scrubbed;
 
 const POOLER: &str = "; this is a connection pooler, in transaction mode or one that passes less on than PostgreSQL takes: let \
@@ -21,6 +24,7 @@ pub fn in_words(error: &anyhow::Error) -> String {
         if !words.last().is_some_and(|above| above.ends_with(&text)) {
             words.push(text);
         }
+        words.extend(cause.downcast_ref().and_then(own_limit));
         if last {
             break;
         }
@@ -28,8 +32,28 @@ pub fn in_words(error: &anyhow::Error) -> String {
     scrubbed(&words.join(": ")).into_owned()
 }
 
+/// Whose limit it is where `error` says that no more files can be opened: this process's own, or the machine's; whatever it was
+/// to talk to is not to blame.
+pub fn own_limit(error: &std::io::Error) -> Option<String> {
+    match error.raw_os_error()? {
+        EMFILE => {
+            let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+            Some(format!(
+                "Tandem itself has all {most} files open that it may; raise its limit (`ulimit -n`, LimitNOFILE=)"
+            ))
+        }
+        ENFILE => Some("this machine has as many files open as it may; raise fs.file-max (sysctl)".to_owned()),
+        _ => None,
+    }
+}
+
 /// What the server answered; or what the driver says, where it was not the server's.
 pub fn what_the_server_said(error: &sqlx::Error) -> String {
+    if let sqlx::Error::Io(error) = error
+        && let Some(limit) = own_limit(error)
+    {
+        return format!("{error}: {limit}");
+    }
     let Some(said) = error.as_database_error() else { return error.to_string() };
     let Some(said) = said.try_downcast_ref::<PgDatabaseError>() else { return said.message().to_owned() };
     let mut text = format!("{} (SQLSTATE {})", said.message(), said.code());
@@ -53,6 +77,12 @@ fn of_a_pooler(code: &str, message: &str) -> bool {
 pub fn sql_state(error: &anyhow::Error) -> Option<String> {
     let code = |error: &sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
     error.chain().find_map(|cause| database_error(cause).and_then(code))
+}
+
+/// What `cause` tells of the server's disk, if it is an answer of the server.
+pub(super) fn no_room_answered(cause: &(dyn Error + 'static)) -> Option<NoRoom> {
+    let answer = database_error(cause)?.as_database_error()?;
+    NoRoom::answered(answer.code().as_deref().unwrap_or_default(), answer.message())
 }
 
 fn database_error<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a sqlx::Error> {

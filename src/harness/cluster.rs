@@ -3,17 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use nix::sys::signal::Signal;
+use tokio::task::AbortHandle;
 
 use super::databases::Databases;
 use super::facts::TemplateFacts;
 use super::image;
 use super::janitor::Janitor;
-use super::place::{RunDir, candidates};
+use super::place::{ROOM, RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::template::{self, Recipe, Template};
 use crate::exit::{in_words, is_disk_full};
 use crate::plan::{DatabaseUrl, Secret};
 use crate::postgres::home::Home;
+use crate::process;
+use crate::room::Guard;
 
 /// A running throwaway server. Dropping it ends the server at once, in the background.
 pub struct Cluster {
@@ -22,6 +26,28 @@ pub struct Cluster {
     pub home: Home,
     pub janitor: Janitor,
     pub place: RunDir,
+    _watch: Option<Watch>,
+}
+
+/// Ends the server, with all that tests do on it, when it leaves too little room to the one that Tandem keeps.
+struct Watch(AbortHandle);
+
+impl Watch {
+    fn begin(room: Guard, postmaster: &Postmaster) -> Self {
+        let server = postmaster.pid();
+        let watch = tokio::spawn(async move {
+            let why = room.watch().await;
+            tracing::error!("{why}");
+            process::signal(server, Signal::SIGQUIT);
+        });
+        Self(watch.abort_handle())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// How a cluster is to be.
@@ -31,6 +57,8 @@ pub struct Wish {
     pub rebuild: bool,
     /// The server may outlive this process.
     pub lasting: bool,
+    /// Its caller watches the room that it leaves.
+    pub is_watched: bool,
 }
 
 impl Cluster {
@@ -53,7 +81,7 @@ impl Cluster {
     }
 
     async fn on(recipe: &Recipe, template: &Template, wish: Wish) -> anyhow::Result<Self> {
-        let (roots, notice) = candidates(recipe.settings.test.dir.as_deref(), &recipe.state);
+        let (roots, notice) = candidates(&recipe.guard(), recipe.settings.test.dir.as_deref(), &recipe.state);
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
         }
@@ -75,6 +103,8 @@ impl Cluster {
 
     async fn at(root: &Path, recipe: &Recipe, template: &Template, wish: Wish) -> anyhow::Result<Self> {
         let settings = &recipe.settings;
+        let room = recipe.guard().claim(root, ROOM);
+        room.check()?;
         let place = RunDir::take(root).await?;
         let spare: Option<PathBuf> = settings.test.spare.then(|| place.wanted_spare(&template.key)).flatten();
         let spare = spare.as_deref().map(|spare| (template.image.as_path(), spare));
@@ -104,7 +134,8 @@ impl Cluster {
             parameters: Vec::new(),
         };
         let databases = Databases::open(&home, url, facts.unlogged, settings);
-        Ok(Self { postmaster, databases, home, janitor, place })
+        let watch = (!wish.is_watched).then(|| Watch::begin(room, &postmaster));
+        Ok(Self { postmaster, databases, home, janitor, place, _watch: watch })
     }
 
     /// Leave the server running when this process ends.

@@ -21,9 +21,9 @@ use super::template::DATABASE;
 use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words};
 use crate::plan::{DatabaseUrl, Secret};
-use crate::postgres::free_bytes;
 use crate::postgres::home::Home;
 use crate::postgres::provision::identifier;
+use crate::room::FileSystem;
 
 /// What ready-made databases are called, before their number.
 const PREFIX: &str = "test_";
@@ -375,7 +375,7 @@ impl Databases {
 
     /// Note why a clone could not be made; said once, for the same comes again and again.
     fn trouble(&self, error: &anyhow::Error) {
-        let free = free_bytes(&self.0.dir).unwrap_or(u64::MAX);
+        let free = FileSystem::of(&self.0.dir).map_or(u64::MAX, |there| there.free);
         // The server does not always say why it could not write.
         let text = if free < 2 * DATABASE_SIZE {
             format!("{} is full ({} MB are free)", self.0.dir.display(), free >> 20)
@@ -393,7 +393,7 @@ impl Databases {
 /// How far the pools may go: their databases take an eighth of the file system's room, and as much again once used.
 fn bounds(home: &Home, settings: &Settings) -> Bounds {
     let ready = settings.test.pool as usize;
-    let room = free_bytes(&home.data).unwrap_or_default() / 8 / DATABASE_SIZE;
+    let room = FileSystem::of(&home.data).map_or(0, |there| there.free) / 8 / DATABASE_SIZE;
     let room = usize::try_from(room).unwrap_or(usize::MAX).min(DATABASES_MAX);
     Bounds { ready, ready_max: room.max(ready), used_max: room, kept_max: settings.test.keep_failed as usize }
 }

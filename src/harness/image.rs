@@ -20,6 +20,8 @@ use crate::postgres::data::THROWAWAY_MARKER;
 
 /// More threads than this wait for one another in the file system.
 const THREADS_MAX: usize = 4;
+/// What a member takes beside its content, which ends at a multiple of it.
+const HEADER: u64 = 512;
 /// Members that a thread takes at a time.
 const BATCH: usize = 16;
 /// Read and written at a time, in bytes: most files of a cluster have 8 to 64 KB.
@@ -41,6 +43,22 @@ pub fn pack(data: &Path, image: &Path) -> anyhow::Result<()> {
     let staged = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     // After a power cut a name that stands for half a file would be worse than no name.
     durable::put(staged, image).with_context(|| format!("write {}", image.display()))
+}
+
+/// How long an image of the data directory `data` can be at the most, in bytes.
+///
+/// # Errors
+/// It cannot be read.
+pub fn size(data: &Path) -> io::Result<u64> {
+    let mut total = HEADER;
+    for entry in fs::read_dir(data)? {
+        let entry = entry?;
+        total += match entry.file_type()?.is_dir() {
+            true => size(&entry.path())?,
+            false => entry.metadata()?.len().next_multiple_of(HEADER) + HEADER,
+        };
+    }
+    Ok(total)
 }
 
 fn append(tar: &mut tar::Builder<impl io::Write>, data: &Path, inside: &Path) -> io::Result<()> {
@@ -180,7 +198,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (data, image, out) = (data(temp.path()), temp.path().join("image"), temp.path().join("out"));
         pack(&data, &image).unwrap();
-        assert_eq!(image.metadata().unwrap().permissions().mode() & 0o777, 0o600, "it holds a password");
+        let meta = image.metadata().unwrap();
+        // Two empty blocks end it.
+        assert!(meta.len() <= size(&data).unwrap() + 2 * HEADER, "{} {}", meta.len(), size(&data).unwrap());
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600, "it holds a password");
         lay_out(&image, &out, None).unwrap();
         for name in ["PG_VERSION", "base/1/empty", "base/1/large", THROWAWAY_MARKER] {
             assert_eq!(fs::read(data.join(name)).unwrap(), fs::read(out.join(name)).unwrap(), "{name}");

@@ -27,13 +27,13 @@ use crate::config::temp_dir;
 use crate::durable::{self, Lock, LockError, open_itself};
 use crate::exit::{Code, Failure};
 use crate::install;
-use crate::postgres::free_bytes;
 use crate::process::identity;
+use crate::room::{FileSystem, Guard};
 
 /// A file system in the machine's memory.
 const MEMORY: &str = "/dev/shm";
 /// What a run needs at the least: its data directory, a pool of clones, and some writing, in bytes.
-const ROOM: u64 = 384 * 1024 * 1024;
+pub const ROOM: u64 = 384 * 1024 * 1024;
 /// What must stay free beside a spare directory, in bytes: its file system is everybody's memory.
 const SPARE_ROOM: u64 = 2 * 1024 * 1024 * 1024;
 /// How many spare directories there may be, and how long one waits for a run that wants it.
@@ -63,18 +63,19 @@ pub struct RunDir {
 }
 
 /// The places to try, the best first, and why the best of all is none of them. `state` is the state directory: in a
-/// container with a read-only root it may be the only disk there is.
-pub fn candidates(wanted: Option<&Path>, state: &Path) -> (Vec<PathBuf>, Option<String>) {
+/// container with a read-only root it may be the only disk there is. Whether a disk has room, `guard` says when it is its turn.
+pub fn candidates(guard: &Guard, wanted: Option<&Path>, state: &Path) -> (Vec<PathBuf>, Option<String>) {
     let disk = temp_dir();
     let disk = if identity::may_write(&disk, None) { disk } else { state.to_path_buf() };
     let memory = wanted.unwrap_or(Path::new(MEMORY));
     let shown = disk.display();
-    match free_bytes(memory) {
+    let free = memory.is_dir().then(|| FileSystem::of(memory)).flatten().map(|there| there.free);
+    match free {
         Some(_) if !identity::may_write(memory, None) => {
             let why = format!("{} cannot be written: the tests' server goes to {shown}", memory.display());
             (vec![disk.clone()], Some(why))
         }
-        Some(free) if free >= ROOM => (vec![memory.to_path_buf(), disk], None),
+        Some(_) if guard.clone().claim(memory, ROOM).check().is_ok() => (vec![memory.to_path_buf(), disk], None),
         Some(free) => {
             let (free, room) = (free >> 20, ROOM >> 20);
             let why = format!("{} has only {free} MB free, and a test server may need {room} MB", memory.display());
@@ -139,7 +140,7 @@ impl RunDir {
                 self.discard(&path);
             }
         }
-        let room = free_bytes(&self.base).is_some_and(|free| free > SPARE_ROOM);
+        let room = FileSystem::of(&self.base).is_some_and(|there| there.free > SPARE_ROOM);
         room.then_some(wanted)
     }
 
@@ -293,6 +294,7 @@ fn dead(base: &Path) -> Vec<(PathBuf, Lock)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Room;
 
     #[tokio::test]
     async fn a_run_has_a_directory_of_its_own_and_sweeps_those_of_dead_runs_alone() {
@@ -433,10 +435,11 @@ mod tests {
 
     #[test]
     fn a_file_system_that_is_too_small_is_left_for_the_disk() {
-        let (places, notice) = candidates(Some(Path::new("/proc")), Path::new("/state"));
+        let guard = Guard::new("throwaway server", Room::Bytes(0), None);
+        let (places, notice) = candidates(&guard, Some(Path::new("/proc")), Path::new("/state"));
         assert_eq!(places, [temp_dir()]);
         assert!(notice.unwrap().contains("MB"));
-        let (places, notice) = candidates(Some(Path::new("/nowhere")), Path::new("/state"));
+        let (places, notice) = candidates(&guard, Some(Path::new("/nowhere")), Path::new("/state"));
         assert_eq!(places, [temp_dir()]);
         assert!(notice.unwrap().contains("/nowhere"));
     }

@@ -71,7 +71,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
         leads::refuse(&recipe, job.other.as_ref())?;
         let lasting = job.keep != Keep::Never;
-        let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting }).await?;
+        let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting, is_watched: false }).await?;
         let stage = stage(&job, &recipe, &cluster).await?;
         anyhow::Ok((recipe, cluster, stage))
     };
@@ -251,7 +251,9 @@ fn ways_to_pytest(python: &Python) -> String {
     match (own(), file, name) {
         (Some(venv), ..) => format!("install it into {} (`python.venv`), which is used as it is", venv.display()),
         (None, _, "uv.lock" | "pyproject.toml") => {
-            "add it to a dependency group (`uv add --dev pytest` makes one called dev) and write python.groups = [\"dev\"]".to_owned()
+            "name the dependency group or the extra that has it, as in python.groups = [\"dev\"] or python.extras = [\"test\"] \
+             (`uv add --dev pytest` puts it into a group called dev)"
+                .to_owned()
         }
         (None, Some(file), _) => format!("add it to {} (`python.requirements`)", file.display()),
         (None, None, _) => "install it (pip install pytest), or name a file that lists it with python.requirements".to_owned(),
@@ -337,6 +339,7 @@ mod tests {
             interpreter: "python3".into(),
             requirements: requirements.map(PathBuf::from),
             groups: Vec::new(),
+            extras: Vec::new(),
             venv: venv.map(PathBuf::from),
             managed,
             installer: Installer::Auto,

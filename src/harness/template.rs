@@ -17,11 +17,11 @@ use super::facts::TemplateFacts;
 use super::inputs::Inputs;
 use super::janitor::Janitor;
 use super::key::Key;
-use super::place::{RunDir, candidates};
+use super::place::{ROOM, RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::reads::Recorder;
 use super::seed::Seed;
-use super::{catalog, image, shelf};
+use super::{catalog, image, remains, shelf};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, is_disk_full};
 use crate::install;
@@ -34,6 +34,7 @@ use crate::postgres::provision::identifier;
 use crate::postgres::scram;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, RunError};
+use crate::room::Guard;
 use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 use crate::workers::environment;
@@ -164,6 +165,19 @@ impl Recipe {
         format!("the tests' template database ({migrations}{seeds})")
     }
 
+    /// Asks for the room that its servers need, and keeps what the server of this deployment needs beside them.
+    pub fn guard(&self) -> Guard {
+        let (stop_free, server) = (self.settings.disk.stop_free, remains::data(&self.state));
+        let guard = Guard::new("throwaway server", stop_free, Some(&server)).for_the_server();
+        guard.advice("Make room (`tandem doctor` shows what of Tandem's can go), or set test.dir to another disk")
+    }
+
+    /// Pack the data directory `data` into the file `image`, if there is room for it.
+    fn pack(&self, data: &Path, image: &Path) -> anyhow::Result<()> {
+        self.guard().claim(image, image::size(data).context("look at the data directory")?).check()?;
+        image::pack(data, image)
+    }
+
     /// The image of an empty cluster.
     async fn empty(&self, dir: &Path, rebuild: bool) -> anyhow::Result<PathBuf> {
         let key = self.empty_key().finish();
@@ -178,7 +192,7 @@ impl Recipe {
                 // Small segments: a cluster is copied for each run.
                 cluster::initdb(home, &self.installation, &home.data, |initdb| initdb.wal_segsize("1")).await?;
                 TemplateFacts::default().note(home)?;
-                image::pack(&home.data, &image)
+                self.pack(&home.data, &image)
             })
             .await?;
         }
@@ -211,7 +225,7 @@ impl Recipe {
                 (None, true) => format!("{base}-{}", std::process::id()),
             };
             let image = shelf::image(dir, &key);
-            image::pack(&home.data, &image)?;
+            self.pack(&home.data, &image)?;
             if let Some(inputs) = inputs {
                 shelf::note(dir, base, &key, &inputs)?;
             }
@@ -223,7 +237,7 @@ impl Recipe {
     /// Watch what the migrations and seeds read; `None`: that cannot be watched here.
     fn record(&self) -> Option<Recorder> {
         let settings = &self.settings;
-        let roots = [&*settings.directory, &*settings.workers.app_dir, settings.migrations_dir()];
+        let roots = [&*settings.directory, settings.work_dir(), &*settings.workers.app_dir, settings.migrations_dir()];
         match Recorder::start(&roots.map(Path::to_owned).into()) {
             Ok(recorder) => Some(recorder),
             Err(error) => {
@@ -256,9 +270,10 @@ impl Recipe {
 
     /// Do `work` in the first place that has room for it.
     async fn in_a_place<T>(&self, work: impl AsyncFn(&RunDir, &Home) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        let (roots, _) = candidates(self.settings.test.dir.as_deref(), &self.state);
+        let (roots, _) = candidates(&self.guard(), self.settings.test.dir.as_deref(), &self.state);
         let mut outcome = Err(anyhow::anyhow!("there is no place for a test server"));
         for root in roots {
+            self.guard().claim(&root, ROOM).check()?;
             let place = RunDir::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
             let worked = async {
@@ -378,11 +393,11 @@ impl Recipe {
                 CommandLine::new(self.python.clone()).args(["-c", CALL, module, function])
             }
         };
-        let mut command = around.with_all(command, &self.application(), &self.settings.directory);
+        let mut command = around.with_all(command, &self.application(), around.work_dir());
         command = command.env_remove(PYCACHE);
         if let Seed::Python { .. } = seed {
             // What a program's own directory is to its imports, the project is to a seed's.
-            let (dir, app_dir) = (&self.settings.directory, &self.settings.workers.app_dir);
+            let (dir, app_dir) = (self.settings.work_dir(), self.settings.workers.app_dir.as_path());
             let places = if dir == app_dir {
                 dir.display().to_string()
             } else {

@@ -50,7 +50,7 @@ impl Throwaway {
             python: "python3".into(),
             state: home.state.clone(),
         };
-        Ok(Self { cluster: Cluster::start(&recipe, Wish::default()).await? })
+        Ok(Self { cluster: Cluster::start(&recipe, Wish { is_watched: true, ..Wish::default() }).await? })
     }
 
     /// The directories of such servers below `dir` that nobody removed: their machine lost its power, or their janitor was

@@ -101,6 +101,8 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
+    #[error("Tandem has no file left to open, and cannot ask it")]
+    NoDescriptors,
     /// It ended the probe's own session, as it does when one of its processes dies, and let no other in at once.
     #[error("the server ended Tandem's session")]
     SessionEnded,
@@ -115,6 +117,9 @@ pub enum Fault {
     /// With the bytes that are free.
     #[error("its disk is full{}: PostgreSQL waits for room", free(*.0))]
     Full(Option<u64>),
+    /// The file system has room, but not for the server.
+    #[error("its disk quota is used up: PostgreSQL waits until it may write more")]
+    QuotaUsed,
     #[error("the server is a standby, which takes no writes")]
     Standby,
     #[error("default_transaction_read_only is on, so that no worker can write")]

@@ -128,6 +128,7 @@ fn a_database_that_is_away_or_unknown_is_unhealthy() {
         (Fault::Down, "the server is not running"),
         (Fault::Starting, "the server is starting or recovering"),
         (Fault::Unreachable, "the server refuses connections"),
+        (Fault::NoDescriptors, "Tandem has no file left to open, and cannot ask it"),
         (Fault::Hung(Duration::from_secs(2)), "the server did not answer within 2s"),
         (Fault::Rejected(*b"53300"), "the server answered with SQLSTATE 53300"),
         (Fault::Rejected([0x1b, b'[', b'2', b'J', 0]), "the server answered with SQLSTATE ??2J?"),

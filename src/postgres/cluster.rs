@@ -17,7 +17,7 @@ use super::home::{Home, make_dir};
 use super::names;
 use super::settings::Rendered;
 use crate::durable;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, NoRoom};
 use crate::plan::CommandLine;
 use crate::process::{self, identity};
 use crate::telemetry;
@@ -139,12 +139,18 @@ pub async fn initdb(
         return Ok(());
     }
     // Full shared memory gives the same message.
-    let of_disk = |line: &str| line.contains("No space left on device") && !line.contains("shared memory");
-    let full = finished.stderr.lines().any(of_disk) || free_bytes(staging).is_some_and(|free| free < ROOM);
-    if full {
+    let of_disk = finished.stderr.lines().filter(|line| !line.contains("shared memory")).find_map(NoRoom::said);
+    let little = || free_bytes(staging).is_some_and(|free| free < ROOM).then_some(NoRoom::Disk);
+    if let Some(why) = of_disk.or_else(little) {
         let (dir, megabytes) = (home.state.display(), ROOM / 1024 / 1024);
-        let message = format!("the disk is full: a new cluster needs about {megabytes} MB in {dir}");
-        bail!(Failure::new(Code::CannotCreate, format!("{message}; free some, or set state_dir to another disk")));
+        let way = match why {
+            NoRoom::Disk => "free some",
+            NoRoom::Quota => "raise the quota of the user that PostgreSQL runs as",
+        };
+        let message = format!(
+            "{why}: a new cluster needs about {megabytes} MB in {dir}; {way}, or set state_dir to another disk"
+        );
+        bail!(Failure::new(Code::CannotCreate, message));
     }
     let said = finished.stderr.trim();
     bail!(Failure::new(Code::CannotCreate, format!("initdb failed ({}): {said}", finished.exit)))

@@ -18,8 +18,8 @@ use super::door::Door;
 use super::home::Home;
 use super::provision::superuser_options;
 use super::session::Session;
-use super::trouble::Answer;
-use crate::exit::what_the_server_said;
+use super::trouble::{Answer, AnswerSource};
+use crate::exit::{own_limit, what_the_server_said};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::schema;
@@ -244,6 +244,10 @@ impl Probe {
             self.session = None;
             let said = || refused.answer.as_ref().map_or(Fault::Unreachable, Answer::fault);
             fault = Some(if hung { Fault::Hung(latency) } else { said() });
+            if fault == Some(Fault::NoDescriptors) && self.noted != fault {
+                tracing::error!("the database is not asked: {}", refused.text);
+                self.noted = fault;
+            }
         } else {
             let left = deadline.saturating_sub(latency);
             let facts_are_old = self.ask_facts(left.min(FACTS_LIMIT)).await;
@@ -276,11 +280,21 @@ impl Probe {
         self.knocked.set(false);
         if let Some(socket) = &self.socket {
             // Blocks: never, it is tokio's.
-            knock(UnixStream::connect(socket)).await.map_err(|error| {
-                let text = format!("the server takes no connections: {error}");
-                Refused { text, answer: None }
-            })?;
-            self.knocked.set(true);
+            match knock(UnixStream::connect(socket)).await {
+                Ok(()) => self.knocked.set(true),
+                Err(error) => match own_limit(&error) {
+                    // The session that is open can still be asked.
+                    Some(_) if self.session.is_some() => {}
+                    Some(text) => {
+                        let answer = Some(Answer { from: AnswerSource::Own, text: text.clone() });
+                        return Err(Refused { text, answer });
+                    }
+                    None => {
+                        let text = format!("the server takes no connections: {error}");
+                        return Err(Refused { text, answer: None });
+                    }
+                },
+            }
         }
         if let Some(session) = &mut self.session
             && let Ok(connection) = session.connection().await
@@ -373,21 +387,15 @@ async fn facts(connection: &mut PgConnection) -> Result<SlowFacts, sqlx::Error> 
     // Without the privilege check, a role that may not read the table would fill the server's log with errors.
     let row = raw_sql(
         "SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}'), current_setting('max_connections')::int,
-                coalesce(has_table_privilege(to_regclass('public.alembic_version'), 'SELECT'), false)
+                coalesce((SELECT relkind = 'r' AND has_table_privilege(oid, 'SELECT') FROM pg_class
+                          WHERE oid = to_regclass('public.alembic_version')), false)
          FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
          WHERE nspname = 'public' AND relkind IN ('r', 'p')",
     )
     .fetch_one(&mut *connection)
     .await?;
     let (tables, max_connections, readable) = (row.try_get(0)?, row.try_get::<i32, _>(1)?, row.try_get(2)?);
-    let schema_version = if readable {
-        raw_sql("SELECT string_agg(version_num, ', ' ORDER BY version_num) FROM public.alembic_version")
-            .fetch_one(connection)
-            .await?
-            .try_get(0)?
-    } else {
-        None
-    };
+    let schema_version = if readable { schema::copied::alembic_version(connection).await? } else { None };
     let max_connections = u32::try_from(max_connections).ok();
     Ok(SlowFacts { asked: Some(Instant::now()), schema_version, tables, max_connections })
 }

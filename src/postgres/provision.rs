@@ -37,18 +37,20 @@ struct PresentRole {
     verifier: Option<String>,
 }
 
-/// Settings of the server, a role or a database that could interrupt Tandem's own statements, with values that do not.
-const UNLIMITED: [(&str, &str); 5] = [
+/// Settings of the server, a role or a database that could interrupt Tandem's own statements, or have them find something else,
+/// with values that do not: whoever owns a database may put functions and operators before PostgreSQL's in its search path.
+const OWN: [(&str, &str); 6] = [
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("default_transaction_read_only", "off"),
+    ("search_path", ""),
 ];
 
 /// How the superuser gets into `database` of the server in `home`: over the unix socket, without a password.
 pub fn superuser_options(home: &Home, port: u16, database: &str) -> PgConnectOptions {
-    let options = blank(database, "tandem").socket(&home.socket_dir).port(port).options(UNLIMITED);
+    let options = blank(database, "tandem").socket(&home.socket_dir).port(port).options(OWN);
     options.username(SUPERUSER).ssl_mode(PgSslMode::Disable)
 }
 
@@ -163,7 +165,7 @@ async fn statements(connection: &mut PgConnection) -> anyhow::Result<()> {
     // A PostgreSQL without contrib has none, and is used without.
     let asked = query_scalar(available).fetch_one(&mut *connection);
     if answered(ANSWER_LIMIT, "ask for pg_stat_statements", asked).await? {
-        run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements".to_owned()).await?;
+        run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements WITH SCHEMA public".to_owned()).await?;
     }
     Ok(())
 }

@@ -177,9 +177,9 @@ impl Shared {
     /// Run one postmaster from spawn to exit, and probe it meanwhile.
     async fn run(&self, reporter: &ProcessReporter) -> anyhow::Result<Ending> {
         let home = &self.launch.home;
-        if let Some(there) = self.full.still(&home.data).await {
-            self.show(Fault::Full(there.free));
-            return Err(full::StillFull.into());
+        if let Some(shortage) = self.full.still(&home.data).await {
+            self.show(shortage.fault());
+            return Err(full::StillFull(shortage.why).into());
         }
         let installation = self.launch.installation.borrow().clone().context("no PostgreSQL was installed")?;
         let (place, programs, grace) = (home.clone(), installation.clone(), self.launch.grace);
@@ -244,17 +244,18 @@ impl Shared {
     /// What the last `lines` of a server mean for the next start; `answered`: this server had answered queries.
     async fn why(&self, lines: &[String], answered: bool) -> Ending {
         let home = &self.launch.home;
-        if lines::tell_of_a_full_disk(lines) && !self.launch.waits_for_room {
+        let no_room = lines::no_room(lines);
+        if let Some(no_room) = no_room.filter(|_| !self.launch.waits_for_room) {
             let data = home.data.display();
             let why = format!(
-                "the disk is full, and PostgreSQL cannot start in {data}: make room, and try again; `tandem doctor` shows what of Tandem's can go"
+                "{no_room}, and PostgreSQL cannot start in {data}: make room, and try again; `tandem doctor` shows what of Tandem's can go"
             );
             self.lasting.replace(Some(Lasting { code: Code::CannotCreate, why }));
             return Ending::Ended;
         }
-        if lines::tell_of_a_full_disk(lines) {
-            let there = self.full.begin(&home.data).await;
-            self.show(Fault::Full(there.free));
+        if let Some(no_room) = no_room {
+            let shortage = self.full.begin(&home.data, no_room).await;
+            self.show(shortage.fault());
             return Ending::Starved;
         }
         self.full.end();
@@ -372,6 +373,10 @@ impl Shared {
     fn take(&self, reporter: &ProcessReporter, sample: Sample, answered: &mut bool) {
         if matches!(self.server.get(), ServerProcess::Told(_)) {
             // It was asked before it was told to end.
+            return;
+        }
+        if sample.fault == Some(Fault::NoDescriptors) && *answered {
+            // Nothing speaks against the server.
             return;
         }
         let answers = sample.available;

@@ -15,13 +15,13 @@ use crate::backup::catalog::Catalog;
 use crate::backup::pitr::archive::Archive;
 use crate::backup::pitr::backlog::{Condition, Watch};
 use crate::backup::pitr::catalog::{self, Listing};
-use crate::backup::room::FileSystem;
 use crate::backup::swap;
 use crate::config::Room;
 use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
 use crate::health::picture::{self, Picture};
 use crate::postgres::service::DatabaseStage;
+use crate::room::FileSystem;
 
 /// How often free room is looked at.
 const ROOM_LOOK: Duration = Duration::from_secs(1);

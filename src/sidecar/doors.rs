@@ -14,6 +14,7 @@ use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
 use crate::event_loop;
 use crate::exit::{Code, Failure};
+use crate::health::picture::Fault;
 use crate::health::server as health;
 use crate::plan::Place;
 use crate::postgres::probe::{Probe, Sample, Woken};
@@ -92,9 +93,12 @@ impl Sidecar {
         let settings = self.context.settings();
         let made = [Some(self.context.home.state.clone()), settings.python.venv.clone()].into_iter().flatten();
         let made: Vec<_> = made.map(|path| settings.directory.join(path)).collect();
-        let watch = watch::Watch::open(&settings.workers.app_dir, &settings.workers.reload_include, &made)?;
+        let workers = &settings.workers;
+        let roots: Vec<_> = std::iter::once(&workers.app_dir).chain(&workers.reload_dirs).cloned().collect();
+        let watch = watch::Watch::open(&roots, &settings.directory, &workers.reload_include, &made)?;
         let (files, dirs) = watch.counts();
-        tracing::info!("watching {files} files in {dirs} directories below {}", watch.root().display());
+        let roots: Vec<_> = watch.roots().iter().map(|root| root.display().to_string()).collect();
+        tracing::info!("watching {files} files in {dirs} directories below {}", roots.join(", "));
         Ok(watch)
     }
 
@@ -174,6 +178,10 @@ async fn sample(
     let mut woken = Woken::Due;
     let publish = |sample: Sample| {
         let (serves, now) = (sample.serves(), std::time::Instant::now());
+        if sample.fault == Some(Fault::NoDescriptors) && samples.borrow().is_some() {
+            // It says nothing about the server.
+            return;
+        }
         let before = samples.send_replace(Some((now, sample))).map(|(_, sample)| sample);
         if before.is_none_or(|before| before.serves() != serves) {
             let _ = events.send(TreeEvent::Tick);

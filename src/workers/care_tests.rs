@@ -1,10 +1,13 @@
 use super::*;
-use crate::config::{Preload, Readiness, WorkerSocket};
+use crate::config::{Debugger, Preload, Readiness, WorkerSocket};
 
 fn workers() -> Workers {
     Workers {
         app: "app:app".into(),
         app_dir: ".".into(),
+        dir: None,
+        reload_dirs: Vec::new(),
+        debugger: Debugger::None,
         count: 1,
         listen: vec![crate::plan::Place::Every(0)],
         serving: crate::config::Serving {

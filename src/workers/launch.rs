@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use super::notify::NotifySocket;
 use super::serving;
 use super::surroundings::{Surroundings, Variables};
-use crate::config::{Preload, Readiness, Settings, WorkerSocket};
+use crate::config::{Debugger, Preload, Readiness, Settings, WorkerSocket};
 use crate::durable::{self, WriteOptions};
 use crate::event_loop::within;
 use crate::exit::{Code, Failure};
@@ -29,6 +29,7 @@ const TEMPLATE: &str = "template.py";
 const FILES: &[(&str, &str)] = &[
     (LAUNCHER, include_str!("launcher.py")),
     ("drain.py", include_str!("drain.py")),
+    ("debugger.py", include_str!("debugger.py")),
     (TEMPLATE, include_str!("template.py")),
     ("options.py", include_str!("options.py")),
     ("listening.py", include_str!("listening.py")),
@@ -118,9 +119,10 @@ impl Launch {
         NotifySocket::in_dir(&self.notify, service, self.identity.borrow().as_ref()).map(Some)
     }
 
-    /// The environment of another server in `slot`, which says READY=1 at `notify`.
+    /// The environment of another server in `slot`, which says READY=1 at `notify`. Its own way to the application is the
+    /// working directory; `workers.app_dir` may be another.
     fn other_environment(&self, slot: usize, notify: Option<&Path>) -> Variables {
-        let mut variables = self.around(|around| around.variables(&self.application(slot)));
+        let mut variables = self.around(|around| around.importing(&self.application(slot)));
         variables.0.push(("PYTHONUNBUFFERED".to_owned(), Some("1".to_owned())));
         if let Some(notify) = notify {
             variables.0.push(("NOTIFY_SOCKET".to_owned(), Some(notify.display().to_string())));
@@ -194,7 +196,7 @@ impl Launch {
     }
 
     fn as_worker(&self, command: CommandLine) -> CommandLine {
-        self.around(|around| around.as_worker(command, &self.settings.workers.app_dir))
+        self.around(|around| around.as_worker(command.many_files(), around.work_dir()))
     }
 
     fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {
@@ -243,6 +245,11 @@ fn protocol(settings: &Settings) -> Vec<(String, Option<String>)> {
         ("TANDEM_DRAIN", format!("{:.3}", workers.drain.as_secs_f64())),
         ("PYTHONUNBUFFERED", "1".to_owned()),
     ];
+    match workers.debugger {
+        Debugger::None => {}
+        Debugger::Terminal => pairs.push(("TANDEM_DEBUGGER", "terminal".to_owned())),
+        Debugger::Listen(port) => pairs.push(("TANDEM_DEBUGGER", port.to_string())),
+    }
     if let Some(watchdog) = workers.watchdog {
         pairs.push(("WATCHDOG_USEC", watchdog.as_micros().to_string()));
     }
@@ -259,13 +266,16 @@ pub fn identity_for(settings: &Settings, run: &Path, python: &Path) -> anyhow::R
     if !identity::is_root() {
         return Ok(None);
     }
-    let app_dir = settings.workers.app_dir.as_path();
+    let places = || {
+        let dirs = [Some(&settings.workers.app_dir), settings.workers.dir.as_ref()].into_iter().flatten();
+        dirs.map(PathBuf::as_path).chain([run, python])
+    };
     // Blocks: for the boot's first job, which runs elsewhere.
     if let Some(name) = &settings.workers.run_as {
         let text = format!("workers.run_as: there is no user `{name}` on this machine");
         // Blocks: for that job.
         let found = identity::lookup(name).ok_or_else(|| Failure::new(Code::Config, text))?;
-        if let Some(barrier) = [app_dir, run, python].iter().find_map(|path| identity::barrier(path, &found)) {
+        if let Some(barrier) = places().find_map(|path| identity::barrier(path, &found)) {
             let barrier = barrier.display();
             let text = format!(
                 "workers.run_as: `{name}` may not pass {barrier}, where the application, the state directory or the interpreter lies; \
@@ -276,7 +286,7 @@ pub fn identity_for(settings: &Settings, run: &Path, python: &Path) -> anyhow::R
         return Ok(Some(found));
     }
     // Blocks: for that job.
-    let barred = |user: &Identity| [app_dir, run, python].iter().find_map(|path| identity::barrier(path, user));
+    let barred = |user: &Identity| places().find_map(|path| identity::barrier(path, user));
     let found = USERS.iter().filter_map(|name| identity::lookup(name)).find(|user| barred(user).is_none());
     if found.is_none() {
         let user = USERS.iter().find_map(|name| identity::lookup(name));

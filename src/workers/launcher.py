@@ -6,7 +6,7 @@ standard library and the app's own Uvicorn (0.22 or newer, Python 3.8 or newer).
 Told by the environment (every name here is taken out of it, so that a child of the app cannot speak for the worker):
 
   TANDEM_APP          module:attribute
-  TANDEM_APP_DIR      first entry of sys.path; the working directory is the second
+  TANDEM_APP_DIR      first entry of sys.path once the libraries are imported, as with Uvicorn's command
   TANDEM_LISTEN_FD    the inherited listening sockets, comma separated
   TANDEM_GATE_FD      read end of a pipe of this worker's own: a byte means "import the app now"; its end means
                       that Tandem is gone, before and after that byte
@@ -17,6 +17,7 @@ Told by the environment (every name here is taken out of it, so that a child of 
   TANDEM_GRACE        seconds that requests in flight get after SIGTERM; what is left then is cut
   TANDEM_IDLE_DRAIN   seconds that an idle keep-alive connection stays open after SIGTERM
   TANDEM_DRAIN        seconds that any connection stays open after SIGWINCH
+  TANDEM_DEBUGGER     terminal: breakpoint() gets the terminal; a number: debugpy listens at that port
   TANDEM_NOTIFY_FD    this worker's own end of a datagram socket pair; Tandem hears no other process there
   WATCHDOG_USEC       as in sd_notify(3)
 
@@ -44,6 +45,7 @@ import faulthandler
 import fcntl
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
 import select
@@ -77,7 +79,8 @@ LOG_CONFIG = {
 }
 
 Orders = namedtuple(
-    "Orders", "app app_dir listen_fds uvicorn gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain"
+    "Orders",
+    "app app_dir listen_fds uvicorn gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain debugger",
 )
 
 
@@ -93,6 +96,7 @@ def load_sibling(name):
 
 
 drain = load_sibling("drain")
+debugger = load_sibling("debugger")
 listening = load_sibling("listening")
 options = load_sibling("options")
 
@@ -115,6 +119,7 @@ def read_orders():
         idle_drain=float(take("TANDEM_IDLE_DRAIN", "") or 5),
         watchdog=int(take("WATCHDOG_USEC", "") or 0) / 1e6,
         drain=float(take("TANDEM_DRAIN", "") or 30),
+        debugger=take("TANDEM_DEBUGGER", ""),
     )
 
 
@@ -144,6 +149,14 @@ class Worker(drain.Drain):
 
     notifier = None
     next_report = 0.0
+
+    async def serve(self, sockets=None):
+        if not self.config.loaded:
+            try:
+                load_app(self.orders, self.config)
+            except BaseException as error:
+                fail_import(error, self.notifier)
+        await super().serve(sockets=sockets)
 
     async def startup(self, sockets=None):
         options.finish(self.config, self.listener)
@@ -182,6 +195,8 @@ class Worker(drain.Drain):
 
     def handle_exit(self, sig, frame):
         """Note the signal and do not keep it: since 0.29 Uvicorn would raise it again, and a clean stop end as 143."""
+        if sig == signal.SIGINT and self.orders.debugger == "terminal":
+            return  # Ctrl-C at a breakpoint is the debugger's; Tandem never sends it
         if not self.brief:
             self.should_exit = self.brief = True
         elif self.started:
@@ -226,24 +241,34 @@ def tie_lifeline(gate_fd):
 
 
 def preimport(orders):
-    """Import what the app will need anyway. What fails here will fail again, and be reported, in the app's import."""
+    """Import what the app will need anyway. What fails here will fail again, and perhaps in other words, in the app's
+    import: what it had imported by then is not imported again."""
     names = ["uvicorn.lifespan.on", "uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto"]
     if orders.loop != "asyncio":
         names.append("uvloop")
     for name in names + orders.preimport:
         try:
             importlib.import_module(name)
-        except BaseException:  # a module may well call sys.exit()
-            pass
+        except BaseException as error:  # a module may well call sys.exit()
+            if not (isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]):
+                failed_ahead.append((name, error))
 
 
-def resolve(app):
+def resolve(app, app_dir):
     module_name, _, attributes = app.partition(":")
     if not module_name or not attributes:
         raise ImportError("the app %r is not of the form module:attribute" % app)
-    found = importlib.import_module(module_name)
-    for attribute in attributes.split("."):
-        found = getattr(found, attribute)
+    found = module = importlib.import_module(module_name)
+    try:
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+    except AttributeError as error:
+        hidden = importlib.machinery.PathFinder.find_spec(module_name.partition(".")[0], [app_dir])
+        file = getattr(module, "__file__", None) or "built in"
+        if hidden is None or hidden.origin is None or file.startswith(app_dir + os.sep):
+            raise
+        text = "%s is not %s, but a module of that name which Uvicorn needs itself (%s): give the application's another name"
+        raise ImportError(text % (module_name, hidden.origin, file)) from error
     return found
 
 
@@ -263,6 +288,7 @@ def user_traceback(error):
 
 
 OUR_FILES = {__file__, importlib.__file__}
+failed_ahead = []  # (name, exception) of what could not be imported ahead, though it is there
 
 
 def is_ours(filename):
@@ -270,7 +296,11 @@ def is_ours(filename):
 
 
 def fail_import(error, notifier):
-    refuse(user_traceback(error), notifier)
+    text = user_traceback(error)
+    for name, cause in failed_ahead[:1] if isinstance(error, (ImportError, AttributeError)) else []:
+        if repr(cause) != repr(error):
+            text += "\nBefore that, %s could not be imported ahead:\n%s" % (name, user_traceback(cause))
+    refuse(text, notifier)
 
 
 def refuse(text, notifier):
@@ -304,17 +334,30 @@ def prepare(orders):
     sys.stdout.reconfigure(line_buffering=True)  # a pipe is block-buffered: prints would come minutes late
     # The script's own directory is Tandem's run directory: nothing is to be imported from there, or compiled into it.
     # It is not in the path where PYTHONSAFEPATH is set.
-    others = [path for path in sys.path if path and os.path.abspath(path) != RUN_DIR]
-    sys.path[:] = [path for path in (orders.app_dir, os.getcwd()) if path] + others
+    sys.path[:] = [path for path in sys.path if path and os.path.abspath(path) != RUN_DIR]
     for fd in (*orders.listen_fds, orders.gate_fd, orders.notify_fd):
         if fd is not None:
             os.set_inheritable(fd, False)  # or a program that the app starts keeps the port, or speaks for the worker
+    debugger.set_up(orders.debugger)
 
 
-def load_config(orders):
-    """Import everything: Uvicorn before the gate, the app behind it."""
-    import uvicorn
+def load_config(orders, in_loop=False):
+    """Import everything: Uvicorn and libraries before the gate, the app behind it.
 
+    With `in_loop` the app is left for the event loop to import if the installed Uvicorn does it there: up to that version
+    of it apps may start tasks when they are imported.
+    """
+    try:
+        import uvicorn
+        import uvicorn.main
+    except ModuleNotFoundError as error:
+        if error.name != "uvicorn":
+            raise
+        text = "No module named 'uvicorn', which runs the workers: %s -m pip install uvicorn"
+        raise ModuleNotFoundError(text % sys.executable, name=error.name) from None
+
+    # Here Uvicorn's command does it. A queue.py or email.py of the app's hides nothing from what is imported by now.
+    sys.path.insert(0, orders.app_dir)
     base = {"loop": orders.loop, "access_log": orders.access_log, "log_config": LOG_CONFIG, "log_level": "info"}
     config = uvicorn.Config(None, **options.for_config(orders.uvicorn, base))
     if orders.loop == "uvloop":
@@ -322,9 +365,16 @@ def load_config(orders):
     preimport(orders)
     if orders.gate_fd is not None:
         wait_at_gate(orders.gate_fd)
-    config.app = resolve(orders.app)
-    config.load()
+    if not in_loop or hasattr(uvicorn.Config, "load_app"):
+        load_app(orders, config)
     return uvicorn, config
+
+
+def load_app(orders, config):
+    config.app = resolve(orders.app, orders.app_dir)
+    config.load()
+    if orders.debugger == "terminal":
+        debugger.patch_pdb()
 
 
 def main():
@@ -333,7 +383,7 @@ def main():
     prepare(orders)
     listener = listening.Listening(orders.listen_fds)
     try:
-        uvicorn, config = load_config(orders)
+        uvicorn, config = load_config(orders, in_loop=True)
     except BaseException as error:  # an app may well call sys.exit() when it misses a setting
         fail_import(error, notifier)
     serve(orders, notifier, uvicorn, config, listener)

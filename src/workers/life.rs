@@ -18,6 +18,7 @@ use nix::sys::signal::Signal as OsSignal;
 use super::gate::Gate;
 use super::notify::NotifySocket;
 use crate::event_loop;
+use crate::exit::own_limit;
 use crate::http::Counts;
 use crate::plan::{Ladder, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
@@ -61,6 +62,11 @@ impl Roster {
     /// What the worker with this pid last told of itself.
     pub fn counts(&self, pid: i32) -> Option<Counts> {
         self.0.lives.borrow().get(&pid).and_then(Life::counts)
+    }
+
+    /// Let the next import error be logged, though it is the last one again.
+    pub fn forget_import_error(&self) {
+        self.0.import_error.borrow_mut().clear();
     }
 
     fn log_import_error(&self, text: &str) {
@@ -339,6 +345,7 @@ impl Life {
 
     fn end(&self, pid: i32, exit: Exit, reporter: &ProcessReporter) {
         let inner = &self.0;
+        process::take_back(pid);
         inner.roster.0.lives.borrow_mut().remove(&pid);
         let ended = inner.current.replace(Current::Absent { released: false });
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
@@ -366,7 +373,8 @@ impl Life {
 
     /// There is no process of this generation, and why.
     pub fn fail(&self, generation: Generation, error: &io::Error) {
-        tracing::error!({ service.name = %self.0.name }, "start: {error}");
+        let whose = own_limit(error).map(|whose| format!(": {whose}")).unwrap_or_default();
+        tracing::error!({ service.name = %self.0.name }, "start: {error}{whose}");
         self.0.current.replace(Current::Absent { released: false });
         self.0.reporter.of(generation).failed(Ending::Ended);
     }

@@ -36,6 +36,9 @@ const ORDINARY: &str = r"
     CREATE TABLE child (b int) INHERITS (parent);
     ALTER TABLE parent ADD COLUMN later text DEFAULT 'x';
     INSERT INTO child VALUES (1, 2, 'y');
+    CREATE TABLE unsure (n int); CREATE TABLE surer () INHERITS (unsure); INSERT INTO unsure VALUES (1);
+    ALTER TABLE unsure ADD CONSTRAINT doubtful CHECK (n > 0) NOT VALID;
+    ALTER TABLE surer VALIDATE CONSTRAINT doubtful;
     CREATE TABLE late (id int, CONSTRAINT unproven CHECK (id < 10) NOT VALID,
                        CONSTRAINT deferred FOREIGN KEY (id) REFERENCES other DEFERRABLE INITIALLY DEFERRED, UNIQUE NULLS NOT DISTINCT (id));
     CREATE TABLE spans (during int4range, n int, EXCLUDE USING gist (during WITH &&) WHERE (n > 0 AND n IN (1, 2)));

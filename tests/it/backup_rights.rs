@@ -76,6 +76,30 @@ fn what_reads_a_backup_runs_as_the_servers_user() {
 }
 
 #[test]
+fn what_reads_a_backup_for_a_server_elsewhere_runs_as_that_user_too() {
+    let (server, _tandem) = running();
+    sql(&server, SLOW);
+    as_superuser(&server, "postgres", "ALTER ROLE app CREATEDB");
+    let owner = server.data().metadata().unwrap().uid();
+    let url = String::from_utf8(tandem::run(&server, &["url"]).stdout).unwrap();
+    let lines = format!("workers.count = 1\nmigrations.run = 'none'\npostgres.url = '{}'", url.trim());
+    let project = Project::app_with("plain:app", &lines).without("postgres.port");
+    for format in ["plain", "custom"] {
+        backup(&project, &["--format", format]);
+        let args = ["restore", "latest", "--yes"];
+        let mut running = Tandem::start_in(project.dir(), tandem::command(&project), &args);
+        let mut seen = None;
+        wait_for("psql", || {
+            let psql = running.descendants().into_iter().find(|process| process.name == "psql");
+            seen = psql.and_then(|psql| Some(fs::metadata(format!("/proc/{}", psql.pid)).ok()?.uid()));
+            seen.is_some() || running.ended()
+        });
+        assert_eq!(seen, Some(owner), "{format}: {}", running.log());
+        assert_eq!(running.wait_exit().code(), Some(0), "{}", running.log());
+    }
+}
+
+#[test]
 fn limits_by_the_system_a_role_or_a_database_interrupt_no_backup_and_no_restore() {
     let project = Project::app_with(
         "plain:app",

@@ -157,3 +157,20 @@ fn a_damaged_cluster_ends_with_postgres_own_last_words() {
     let mut tandem = Tandem::up(&project);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
+
+/// What cannot be listed is not empty: to take it for that would have retention keep nothing, and `restore latest` find an older
+/// backup elsewhere. The network of a process that has ended is a directory that can be opened and not read (proc(5)).
+#[test]
+fn a_directory_of_backups_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+    let project = stopped();
+    #[expect(clippy::disallowed_methods, reason = "a process to be looked at when it has ended")]
+    let mut ended = std::process::Command::new("true").spawn().unwrap();
+    let pid = ended.id().cast_signed();
+    wait_for("its end", || !tandem::lives(pid));
+    let dir = format!("backup.dir=/proc/{pid}/net");
+    for args in [["backup", "list"], ["backup", "verify"]] {
+        let said = refusal::run(&project, &[&args[..], &["--set", &dir]].concat());
+        assert!(said.code != 0 && said.said.contains("Invalid argument"), "{said:?}");
+    }
+    ended.wait().unwrap();
+}

@@ -2,7 +2,7 @@
 
 use crate::common::harness::Suite;
 
-const CLIENT: &str = r#"
+const TOOLS: &str = r#"
 import json, os, psycopg2, urllib.request as request
 address = os.environ["INTEGRESQL_CLIENT_BASE_URL"]
 base = address + "/" + os.environ["INTEGRESQL_CLIENT_API_VERSION"]
@@ -18,6 +18,9 @@ def connect(info):
     config = info["database"]["config"]
     return psycopg2.connect(host=config["host"], port=config["port"], user=config["username"], password=config["password"], dbname=config["database"])
 
+"#;
+
+const CLIENT: &str = r#"
 print(ask("GET", address.removesuffix("/api") + "/-/ready"))
 connect(ask("POST", base + "/templates", {"hash": "abc"})).close()
 ask("PUT", base + "/templates/abc")
@@ -35,7 +38,39 @@ print("kept", first["id"])
 #[test]
 fn beyond_two_hundred_clones_those_in_use_stay_with_their_tests() {
     let suite = Suite::with("migrations.run = 'none'");
-    suite.write("client.py", CLIENT);
+    suite.write("client.py", &format!("{TOOLS}{CLIENT}"));
     let options = ["--integresql", "--set", "test.max_connections=40"];
     suite.run(&options, "python client.py").expect(0, &["Ready.\n", "kept "]);
+}
+
+/// What cannot be done now is told as that, and not as an error of the client's or of this program's.
+const REFUSED: &str = r#"
+import signal
+from urllib.error import HTTPError
+
+def refused(method, url, body=None):
+    try:
+        return 200, ask(method, url, body)
+    except HTTPError as error:
+        return error.code, json.loads(error.read())
+
+connect(ask("POST", base + "/templates", {"hash": "abc"})).close()
+ask("PUT", base + "/templates/abc")
+running = [connect(ask("GET", base + "/templates/abc/tests")) for _ in range(200)]
+print("in use", *refused("GET", base + "/templates/abc/tests"))
+state = os.path.dirname(os.path.dirname(os.environ["TANDEM_TEST_SOCKET"]))
+with open(state + "/postgres/16/postmaster.pid") as file:
+    os.kill(int(file.readline()), signal.SIGKILL)
+print("no server", *refused("POST", base + "/templates", {"hash": "other"}))
+"#;
+
+#[test]
+fn what_cannot_be_done_now_is_refused_as_unavailable() {
+    let suite = Suite::with("migrations.run = 'none'");
+    suite.write("client.py", &format!("{TOOLS}{REFUSED}"));
+    let options = ["--integresql", "--set", "test.max_connections=240"];
+    let run = suite.run(&options, "python client.py");
+    for words in ["in use 503 ", "all are in use", "no server 503 "] {
+        assert!(run.said.contains(words), "{}", run.said);
+    }
 }

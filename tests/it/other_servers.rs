@@ -18,6 +18,7 @@ async fn venv() -> PathBuf {
         requirements: Some(root().join("tests/fixtures/servers.txt")),
         venv: Some(venv.clone()),
         groups: Vec::new(),
+        extras: Vec::new(),
         managed: true,
         installer: Installer::Auto,
         limit: LIMIT,

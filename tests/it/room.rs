@@ -225,3 +225,40 @@ fn a_backup_whose_naming_or_removal_was_interrupted_is_cleared_away_by_the_next(
     refusal::run(&project, &["backup"]).expect(0, &[]);
     refusal::run(&project, &["backup", "verify", whole]).expect(0, &["verified"]);
 }
+
+#[test]
+fn a_server_for_tests_leaves_the_serving_one_what_it_needs() {
+    let project = stopped("", &[]);
+    let Some(disk) = Filling::prepare(&project, "720m") else { return };
+    let mut tandem = disk.up();
+    tandem.wait_ready();
+    let mut writer = Writer::start(&project);
+    disk.script(&tandem, "mkdir -m 1777 \"$small\"/tmp");
+    // Of memory there is none for tests: it goes where temporary files do.
+    let binary = env!("CARGO_BIN_EXE_tandem");
+    let run = |script: &str| {
+        let options = "--set test.dir=/proc --set test.spare=false";
+        let line =
+            format!("set +e; TMPDIR=\"$small\"/tmp {binary} test {options} -- sh -c '{script}' 2>&1; echo code $?");
+        disk.script(&tandem, &line)
+    };
+    disk.leave(&tandem, 400);
+    let refused = run("true");
+    assert!(refused.contains("no throwaway server is begun") && refused.contains("set test.dir"), "{refused}");
+    assert!(refused.ends_with("code 73"), "{refused}");
+    writer.goes_on(&project);
+    disk.script(&tandem, "rm \"$small\"/filler");
+    disk.leave(&tandem, 480);
+    let small = project.dir().join("small");
+    // It fills the disk, and looks whether there is a server until there is none.
+    let ended = run(&format!(
+        "while psql -XAtqc \"SELECT 1\" >/dev/null 2>&1; do head -c 4M /dev/zero >>{0}/tmp/more; done; rm {0}/tmp/more; exit 9",
+        small.display()
+    ));
+    assert!(ended.contains("the throwaway server was ended") && ended.ends_with("code 9"), "{ended}");
+    writer.goes_on(&project);
+    assert!(!tandem.log().contains("No space left"), "{}", tandem.log());
+    wait_for("the room that it took", || disk.free_megabytes(&tandem) >= 400);
+    drop(writer);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}

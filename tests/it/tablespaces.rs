@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::common::pitr::{fail, project, sql, succeed, superuser};
+use crate::common::pitr::{archive, fail, project, sql, succeed, superuser};
 use crate::common::project::Project;
 use crate::common::refusal;
-use crate::common::tandem::Tandem;
+use crate::common::tandem::{self, Tandem, wait_for};
 
 /// An empty directory of the server's user.
 fn place(project: &Project, name: &str) -> PathBuf {
@@ -82,6 +82,52 @@ fn a_directory_that_was_a_tablespace_once_is_left_alone_by_a_restore() {
     let refused = fail(&project, &["restore", "--to-end", "--yes"]);
     assert!(refused.contains(&place.display().to_string()), "{refused}");
     assert_eq!((refusal::names(&place), place.metadata().unwrap().mode() & 0o777), (vec![], 0o755));
+}
+
+/// The files below `dir`, with what they hold.
+fn held(dir: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
+    let mut entries: Vec<PathBuf> = dir.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    let with_content = |path: PathBuf| match path.is_dir() {
+        true => [vec![(path.clone(), None)], held(&path)].concat(),
+        false => vec![(path.clone(), Some(fs::read(&path).unwrap()))],
+    };
+    entries.into_iter().flat_map(with_content).collect()
+}
+
+#[test]
+fn a_recovery_that_comes_upon_a_tablespace_nobody_saw_ends_before_it_writes_there() {
+    let project = project("");
+    let mut tandem = Tandem::up(&project);
+    sql(&project, "CREATE TABLE n (a integer)");
+    succeed(&project, &["backup", "base"]);
+    let switch = || superuser(&project, "SELECT pg_walfile_name(pg_switch_wal())");
+    sql(&project, "INSERT INTO n VALUES (1)");
+    let last = switch();
+    let place = create(&project, "fast");
+    sql(&project, "CREATE TABLE f (a integer) TABLESPACE fast; INSERT INTO f VALUES (1)");
+    let behind = switch();
+    sql(&project, "INSERT INTO f VALUES (2)");
+    let segments = archive(&project).join("wal").join(&last[..16]);
+    wait_for("the archive", || refusal::names(&segments).iter().any(|name| name.starts_with(&behind)));
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    // The machine is lost, and what comes behind reaches the archive when the way has been found: its medium hung, say.
+    fs::remove_dir_all(project.data()).unwrap();
+    let (late, aside) = (held(&place), project.dir().join("aside"));
+    fs::create_dir(&aside).unwrap();
+    let names = refusal::names(&segments).into_iter().filter(|name| *name > format!("{last}~"));
+    let hidden: Vec<String> = names.collect();
+    assert!(hidden.iter().any(|name| name.starts_with(&behind)), "{hidden:?}");
+    hidden.iter().for_each(|name| fs::rename(segments.join(name), aside.join(name)).unwrap());
+    let mut restore = Tandem::start_in(project.dir(), tandem::command(&project), &["restore", "--to-end", "--yes"]);
+    let beside = project.data().parent().unwrap().to_owned();
+    wait_for("the recovery's own directory", || {
+        refusal::names(&beside).iter().any(|name| name.starts_with(".restoring-"))
+    });
+    hidden.iter().for_each(|name| fs::rename(aside.join(name), segments.join(name)).unwrap());
+    assert_eq!(restore.wait_code(), 1, "{}", restore.log());
+    assert!(restore.log().contains("would make a tablespace"), "{}", restore.log());
+    assert!(held(&place) == late, "the recovery wrote into the tablespace");
 }
 
 #[test]

@@ -20,6 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["service"],
     &["process"],
     &["telemetry"],
+    &["room"],
     &["config"],
     &["event_loop"],
     &["durable", "plan", "phase"],

@@ -18,7 +18,6 @@ use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
 use super::super::estimate;
 use super::super::files::Flushing;
-use super::super::room::Guard;
 use super::archive::Archive;
 use super::catalog::{self, Base, Listing};
 use super::manifest::{self, Manifest, Seen};
@@ -37,6 +36,7 @@ use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
 use crate::process::{self, Exit, OUTPUT_LIMIT};
+use crate::room::Guard;
 
 /// The lock of base backups, in the archive.
 pub const LOCK: &str = "base.lock";

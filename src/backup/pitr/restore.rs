@@ -10,7 +10,6 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 
-use super::super::room::Guard;
 use super::live::{self, Birth};
 use super::recovery::{self, Recovered, Recovery};
 use super::swap::{self, Staging};
@@ -22,6 +21,7 @@ use crate::plan::Identity;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::{Home, make_dir};
 use crate::postgres::stale;
+use crate::room::Guard;
 
 /// Room beside the data itself, for the WAL that is replayed at one time, in bytes.
 const ROOM: u64 = 256 << 20;

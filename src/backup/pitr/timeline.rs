@@ -152,5 +152,10 @@ mod tests {
         left.extend([segment(1, 6), segment(1, 12)]);
         assert_eq!(reach(segment(1, 3), &left), Reach { missing: segment(3, 11), gap: false });
         assert_eq!(reach(segment(1, 2), &[]), Reach { missing: segment(1, 2), gap: false });
+        // The first segment of the next log has the number 0.
+        let logs = [(0, 254), (0, 255), (1, 1), (1, 2)].map(|(log, number)| Segment { timeline: 3, log, number });
+        let first = Segment { timeline: 3, log: 1, number: 0 };
+        assert_eq!(reach(logs[0], &logs), Reach { missing: first, gap: true });
+        assert_eq!(reach(logs[0], &[logs[0], logs[1], first]).missing, logs[2]);
     }
 }

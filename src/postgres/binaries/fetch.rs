@@ -157,14 +157,16 @@ fn refused(client: &str, finished: &Finished) -> anyhow::Error {
              nothing was installed: an altered file, or a mirror that rewrites packages"
                 .to_owned(),
         ),
-        Complaint::DiskFull => (Code::CannotCreate, "the disk is full; about 100 MB are needed".to_owned()),
+        Complaint::NoRoom(why) => (Code::CannotCreate, format!("{why}; about 100 MB are needed")),
         Complaint::NoMatch | Complaint::Conflict => (
             Code::Config,
             format!(
                 "the package index has no {PACKAGE} {VERSION} for this platform, or {client} is too old to find it"
             ),
         ),
-        Complaint::NoPip | Complaint::Other => (Code::Failed, format!("{client} failed ({})", finished.exit)),
+        Complaint::NoPip | Complaint::NoSuchPart | Complaint::Other => {
+            (Code::Failed, format!("{client} failed ({})", finished.exit))
+        }
     };
     Failure::new(code, format!("PostgreSQL {VERSION} cannot be fetched: {what}.\n{lines}\n{OTHER_WAYS}")).into()
 }

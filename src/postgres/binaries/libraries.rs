@@ -199,7 +199,13 @@ fn describe(lacks: &BTreeSet<Lack>, distribution: Distribution) -> String {
         Distribution::Alpine => format!("`apk add {packages}`"),
         Distribution::Other => format!("install {packages} and the packages that bring the libraries"),
     };
-    format!("PostgreSQL cannot run on this system yet; it lacks {}: {install}, {OTHER_WAY}", names.join(", "))
+    // As on Debian 14, whose package is libxml2-16.
+    let newer = if names.contains(&"libxml2.so.2") {
+        " (where libxml2 is 2.14 or newer, there is libxml2.so.16 instead, and only the other way is left)"
+    } else {
+        ""
+    };
+    format!("PostgreSQL cannot run on this system yet; it lacks {}: {install}, {OTHER_WAY}{newer}", names.join(", "))
 }
 
 impl Lack {
@@ -250,6 +256,7 @@ mod tests {
         let debian = describe(&lacks, Distribution::of("NAME=x\nID=raspbian\nID_LIKE=debian\n"));
         assert!(debian.contains("`apt-get install libssl3 libxml2 tzdata`"), "{debian}");
         assert!(debian.contains("libcrypto.so.3, libssl.so.3, libxml2.so.2, the time zone database"), "{debian}");
+        assert!(debian.contains("libxml2.so.16"), "{debian}");
         let rocky = describe(&lacks, Distribution::of("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n"));
         assert!(rocky.contains("`dnf install libxml2 openssl-libs tzdata`"), "{rocky}");
         let arch = describe(&lacks, Distribution::of("ID=arch\n"));

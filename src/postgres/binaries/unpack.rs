@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use flate2::read::GzDecoder;
 
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, NoRoom};
 use crate::install::{open_to_all, sha256};
 
 /// The content of the one `.tar.gz` in the wheel `path`.
@@ -71,13 +71,11 @@ pub(super) fn unpack(bytes: &[u8], dir: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn unpack_error(error: std::io::Error, name: &str) -> anyhow::Error {
-    let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+    let why = NoRoom::of(&error);
     let error = anyhow::Error::new(error);
-    if full {
-        return error.context(Failure::new(
-            Code::CannotCreate,
-            format!("the disk is full: unpacking {name} needs more room (about 100 MB in the cache directory)"),
-        ));
+    if let Some(why) = why {
+        let message = format!("{why}: unpacking {name} needs more room (about 100 MB in the cache directory)");
+        return error.context(Failure::new(Code::CannotCreate, message));
     }
     error.context(format!("unpack {name}"))
 }

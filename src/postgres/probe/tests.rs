@@ -29,7 +29,8 @@ async fn a_sample_tells_what_the_server_is_and_when_it_hangs_or_dies() {
     assert_eq!((first.connections, first.max_connections, first.schema_version), (1, Some(20), None));
 
     let mut connection = superuser_options(home, server.port, "ffe").connect().await.unwrap();
-    let ddl = "CREATE TABLE alembic_version AS SELECT '004_add_indexes' AS version_num; CREATE TABLE api_keys ()";
+    let ddl = "SET search_path = public; CREATE TABLE alembic_version AS SELECT '004_add_indexes' AS version_num; \
+               CREATE TABLE api_keys ()";
     raw_sql(ddl).execute(&mut connection).await.unwrap();
     assert_eq!(probe.sample(DEADLINE).await.tables, [""; 0], "slow facts are kept");
     probe.refresh();

@@ -51,7 +51,7 @@ async fn a_role_a_database_and_an_extension_and_nothing_twice() {
     );
     let before = ask("SELECT rolpassword FROM pg_authid WHERE rolname = 'ffe'").await;
     assert!(before.starts_with("SCRAM-SHA-256$1:"));
-    let seen = ask("SELECT string_agg(query, ' ') FROM pg_stat_statements").await;
+    let seen = ask("SELECT string_agg(query, ' ') FROM public.pg_stat_statements").await;
     assert!(!seen.contains(password.secret.expose()));
     let log = server.stop(Signal::SIGINT).await;
     assert!(!log.contains(password.secret.expose()));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Lasting;
-use crate::exit::Code;
+use crate::exit::{Code, NoRoom};
 use crate::postgres::log::{Line, Severity};
 
 /// Where settings come from.
@@ -17,15 +17,14 @@ pub struct SettingSources<'a> {
     pub data: &'a Path,
 }
 
-/// Whether the server ended because a disk is full.
-pub fn tell_of_a_full_disk(lines: &[String]) -> bool {
-    let full = |line: &String| {
+/// Why the server could write no more, if it ended for that.
+pub fn no_room(lines: &[String]) -> Option<NoRoom> {
+    lines.iter().find_map(|line| {
         let last = Line::of(line).is_fatal();
-        let full = line.contains("No space left on device") || line.contains("Disk quota exceeded");
         // Shared memory is on no disk, unless it is files in the data directory (dynamic_shared_memory_type = mmap).
-        last && full && (!line.contains("shared memory") || line.contains("pg_dynshmem/"))
-    };
-    lines.iter().any(full)
+        let on_disk = !line.contains("shared memory") || line.contains("pg_dynshmem/");
+        NoRoom::said(line).filter(|_| last && on_disk)
+    })
 }
 
 /// The lasting error that `lines` report.
@@ -191,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_told_from_full_shared_memory_and_from_a_query() {
-        let full = |text: &str| tell_of_a_full_disk(&lines(text));
+        let full = |text: &str| no_room(&lines(text)).is_some();
         assert!(full("[1] PANIC:  could not write to file \"pg_wal/xlogtemp.29\": No space left on device"));
         assert!(full("FATAL:  could not write lock file \"postmaster.pid\": No space left on device"));
         assert!(full("FATAL:  could not write: Disk quota exceeded"));

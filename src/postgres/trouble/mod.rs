@@ -10,7 +10,7 @@ use std::path::Path;
 
 use sea_orm::sqlx;
 
-use crate::exit::Code;
+use crate::exit::{Code, NoRoom, own_limit};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 
@@ -33,6 +33,8 @@ pub enum AnswerSource {
     Url,
     /// The network: nothing answered.
     Network,
+    /// Tandem, which could not ask.
+    Own,
 }
 
 /// What the error means.
@@ -40,7 +42,7 @@ pub enum AnswerSource {
 pub enum Meaning {
     /// The error may pass by itself.
     Passing,
-    /// A disk is full.
+    /// A disk is full, or a quota used up.
     Full,
     Lasting(Lasting),
 }
@@ -73,6 +75,7 @@ impl Answer {
             (None, sqlx::Error::Tls(_)) => AnswerSource::Tls,
             // The handshake's own errors come as errors of the stream.
             (None, sqlx::Error::Io(error)) if error.to_string().contains("peer certificate") => AnswerSource::Tls,
+            (None, sqlx::Error::Io(error)) if own_limit(error).is_some() => AnswerSource::Own,
             (None, sqlx::Error::Configuration(_)) => AnswerSource::Url,
             (None, _) => AnswerSource::Network,
         };
@@ -86,9 +89,11 @@ impl Answer {
             AnswerSource::Server(code) => Some(code),
             AnswerSource::Tls | AnswerSource::Url => None,
             AnswerSource::Network => return Fault::Unreachable,
+            AnswerSource::Own => return Fault::NoDescriptors,
         };
         match (kind(self), sqlstate) {
-            (Kind::Full, _) => Fault::Full(None),
+            (Kind::NoRoom(NoRoom::Disk), _) => Fault::Full(None),
+            (Kind::NoRoom(NoRoom::Quota), _) => Fault::QuotaUsed,
             (Kind::Lasting(_, brief), sqlstate) => Fault::Lasting(brief, sqlstate),
             (Kind::Passing, Some(code)) => Fault::Rejected(code),
             (Kind::Passing, None) => Fault::Unreachable,
@@ -99,7 +104,7 @@ impl Answer {
     pub fn meaning(&self, server: AskedServer<'_>) -> Meaning {
         match kind(self) {
             Kind::Passing => Meaning::Passing,
-            Kind::Full => Meaning::Full,
+            Kind::NoRoom(_) => Meaning::Full,
             Kind::Lasting(code, _) => {
                 let way = match server {
                     AskedServer::Own { postgres, data } => way_of_own(self, postgres, data),
@@ -113,7 +118,7 @@ impl Answer {
 
 enum Kind {
     Passing,
-    Full,
+    NoRoom(NoRoom),
     /// With the exit code, and a few words.
     Lasting(Code, &'static str),
 }
@@ -122,14 +127,17 @@ enum Kind {
 fn kind(answer: &Answer) -> Kind {
     let text = answer.text.as_str();
     let code = match answer.from {
-        AnswerSource::Network => return Kind::Passing,
+        AnswerSource::Network | AnswerSource::Own => return Kind::Passing,
         AnswerSource::Tls => return Kind::Lasting(Code::Config, "the two sides do not agree on TLS"),
         AnswerSource::Url => return Kind::Lasting(Code::Config, "the database URL cannot be used"),
         AnswerSource::Server(code) => code,
     };
+    let sqlstate = std::str::from_utf8(&code).unwrap_or_default();
+    if let Some(why) = NoRoom::answered(sqlstate, text) {
+        return Kind::NoRoom(why);
+    }
     let file = text.starts_with("could not open") || text.starts_with("could not read");
     match &code {
-        b"53100" => Kind::Full,
         b"28P01" => Kind::Lasting(Code::Config, "the password is refused"),
         b"28000" => Kind::Lasting(Code::Config, "the role is refused, or there is none"),
         b"3D000" => Kind::Lasting(Code::Config, "there is no such database"),
@@ -194,7 +202,7 @@ fn way_of_other(answer: &Answer, url: &DatabaseUrl) -> String {
             _ => "look at the URL, and at that server's settings".to_owned(),
         },
         AnswerSource::Tls => "look at sslmode and sslrootcert in the URL".to_owned(),
-        AnswerSource::Url | AnswerSource::Network => "look at the URL".to_owned(),
+        AnswerSource::Url | AnswerSource::Network | AnswerSource::Own => "look at the URL".to_owned(),
     }
 }
 

@@ -19,7 +19,10 @@ fn what_passes_is_waited_for_and_what_lasts_is_not() {
         assert_eq!(own(&answer), Meaning::Passing, "{code}");
     }
     assert_eq!(own(&Answer { from: AnswerSource::Network, text: "Connection refused".into() }), Meaning::Passing);
-    assert_eq!(own(&said(b"53100", "could not extend file: No space left on device")), Meaning::Full);
+    let full = said(b"53100", "could not extend file: No space left on device");
+    assert_eq!((own(&full), full.fault()), (Meaning::Full, Fault::Full(None)));
+    let quota = said(b"XX000", "could not write block 7 in file \"base/5/1\": Disk quota exceeded");
+    assert_eq!((own(&quota), quota.fault()), (Meaning::Full, Fault::QuotaUsed));
 
     let lasting: [(&[u8; 5], &str, Code, &str); 11] = [
         (

@@ -8,10 +8,10 @@ use anyhow::Context;
 
 use super::interpreter;
 use super::marker::{self, Made, State};
-use super::project::{self, Sort};
+use super::project::{self, Options, Sort};
 use crate::config::{Installer, Python};
 use crate::durable;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, NoRoom};
 use crate::install::{Complaint, copy_dir, is_of_a_lower_layer, last_lines, make_shared_dir, open_to_all};
 use crate::plan::CommandLine;
 use crate::process::{self, Finished, RunError};
@@ -104,7 +104,7 @@ fn put_aside(venv: &Path, previous: &Path) -> io::Result<()> {
 
 /// Remove a directory so that no part of it is ever seen in its place: without its marker, the rest of an
 /// environment of ours would count as foreign.
-fn discard(venv: &Path) -> io::Result<()> {
+pub(super) fn discard(venv: &Path) -> io::Result<()> {
     let removed = beside(venv, "removed");
     match durable::rename(venv, &removed) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -218,9 +218,10 @@ impl Making<'_> {
             return Err(Failure::new(Code::Config, message).into());
         }
         let way = judge(&finished.stdout, &self.python.interpreter, uv)?;
-        if Sort::of(self.requirements) == Sort::Lines && !self.python.groups.is_empty() {
+        if Sort::of(self.requirements) == Sort::Lines && !Options::of(self.python).is_empty() {
             let message = format!(
-                "`python.groups` names groups of a uv.lock or a pyproject.toml, and {} (`python.requirements`) has none",
+                "`python.groups` and `python.extras` name parts of a uv.lock or a pyproject.toml, and {} (`python.requirements`) \
+                 is a list of requirements, without parts",
                 self.requirements.display()
             );
             return Err(Failure::new(Code::Config, message).into());
@@ -276,15 +277,17 @@ impl Making<'_> {
         Ok(match Sort::of(self.requirements) {
             Sort::Lines if text.contains("--hash=") => install.arg("--require-hashes").arg("-r").arg(self.requirements),
             Sort::Lines => install.arg("-r").arg(self.requirements),
-            Sort::Project => install.args(project::dependencies(&text, self.requirements, &self.python.groups)?),
+            Sort::Project => install.args(project::dependencies(&text, self.requirements, Options::of(self.python))?),
             Sort::UvLock => {
                 let lines = self.venv.join(".tandem-requirements.txt");
                 let directory = self.requirements.parent().unwrap_or(self.directory);
                 let export = ["export", "--quiet", "--frozen", "--no-emit-project", "--project"];
-                let export = self.command("uv").args(export).arg(directory).args(project::export(&self.python.groups));
+                let export =
+                    self.command("uv").args(export).arg(directory).args(project::export(Options::of(self.python)));
                 let export = export.arg("--output-file").arg(&lines);
                 self.step(&format!("read {}", self.requirements.display()), export).await?;
-                install.arg("-r").arg(lines)
+                // What lies beside the lock (members of a workspace, other paths) is named by paths that start there.
+                install.arg("-r").arg(lines).dir(directory)
             }
         })
     }
@@ -369,7 +372,9 @@ fn failure(what: &str, finished: &Finished) -> anyhow::Error {
             "the package index's certificate is not trusted; name your CA bundle in PIP_CERT or SSL_CERT_FILE",
         ),
         Complaint::Digest => (Code::Failed, "a package is not what the requirements' hashes say; it was refused"),
-        Complaint::DiskFull => (Code::CannotCreate, "the disk is full"),
+        Complaint::NoRoom(NoRoom::Disk) => (Code::CannotCreate, "the disk is full"),
+        Complaint::NoRoom(NoRoom::Quota) => (Code::CannotCreate, "the disk quota is used up"),
+        Complaint::NoSuchPart => (Code::Config, "the project lacks what `python.groups` or `python.extras` names"),
         Complaint::NoMatch => (Code::Config, "a requirement has no release for this Python and platform"),
         Complaint::Conflict => (Code::Config, "the requirements exclude each other"),
         Complaint::NoPip => (Code::Config, "the environment has no pip; install Python's ensurepip, or uv"),

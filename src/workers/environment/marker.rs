@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::interpreter;
+use super::project::Options;
 use crate::exit::{Code, Failure};
 use crate::install::{sha256, write_whole};
 
@@ -16,7 +17,7 @@ const BEGUN: &[u8] = b"{\"begun\": true}\n";
 /// What an environment was made from. Which installer made it does not matter: the packages are the same.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub(super) struct Made {
-    /// SHA-256 of the requirements, with all files that they include, and of the names of the groups.
+    /// SHA-256 of the requirements, with all files that they include, and of the names of the groups and extras.
     requirements: String,
     /// The interpreter as the configuration names it.
     interpreter: String,
@@ -28,9 +29,10 @@ pub(super) struct Made {
 
 impl Made {
     /// What an environment has to be made from.
-    pub(super) fn wanted(requirements: &Path, groups: &[String], interpreter: &str) -> anyhow::Result<Self> {
+    pub(super) fn wanted(requirements: &Path, options: Options<'_>, interpreter: &str) -> anyhow::Result<Self> {
         let mut content = content(requirements)?;
-        groups.iter().for_each(|group| content.extend(format!("group {group}\n").into_bytes()));
+        options.groups.iter().for_each(|group| content.extend(format!("group {group}\n").into_bytes()));
+        options.extras.iter().for_each(|extra| content.extend(format!("extra {extra}\n").into_bytes()));
         Ok(Self { requirements: sha256(&content), interpreter: interpreter.to_owned(), real: PathBuf::new() })
     }
 
@@ -118,9 +120,11 @@ mod tests {
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("requirements.txt", "-r base.txt # first\n-c https://x/y.txt\nfastapi\n");
         write("base.txt", "uvicorn==0.1\n-r requirements.txt\n");
-        let with = |groups: &[String]| Made::wanted(&dir.path().join("requirements.txt"), groups, "python3").unwrap();
-        let wanted = || with(&[]);
-        assert_ne!(wanted(), with(&["dev".to_owned()]));
+        let with = |options| Made::wanted(&dir.path().join("requirements.txt"), options, "python3").unwrap();
+        let wanted = || with(Options::default());
+        let names = ["dev".to_owned()];
+        let (groups, extras) = (Options { groups: &names, extras: &[] }, Options { groups: &[], extras: &names });
+        assert!(wanted() != with(groups) && wanted() != with(extras) && with(groups) != with(extras));
         let before = wanted();
         assert_eq!(before, wanted());
         write("base.txt", "uvicorn==0.2\n-r requirements.txt\n");

@@ -24,6 +24,7 @@ impl Project {
             requirements: Some("requirements.txt".into()),
             venv: None,
             groups: Vec::new(),
+            extras: Vec::new(),
             managed: true,
             installer: Installer::Pip,
             limit: Duration::from_secs(300),

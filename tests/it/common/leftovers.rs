@@ -70,7 +70,7 @@ extern "C" fn remove() {
         // Those of other users too: as root, some tests run as them. A server that still works in there is another test
         // program's.
         if name.starts_with(PLACE) {
-            if !is_worked_in(&path) {
+            if !is_worked_in(&path) && !is_held(&path) {
                 let _ = fs::remove_dir_all(path);
             }
         } else if (name.starts_with("PostgreSQL.") || name.starts_with("sem.mp-")) && !is_mapped(&path) {
@@ -87,6 +87,12 @@ extern "C" fn remove() {
 fn is_worked_in(path: &Path) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path().join("cwd"));
     processes.filter_map(|cwd| fs::read_link(cwd).ok()).any(|cwd| cwd.starts_with(path))
+}
+
+/// Whether a run holds the directory: a process of another PID namespace is not seen, but its lock is.
+fn is_held(path: &Path) -> bool {
+    let Ok(file) = fs::File::open(path.join("lock")) else { return false };
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_err()
 }
 
 /// Whether a process has the file at `path` in its memory.

@@ -18,6 +18,7 @@ pub mod plain;
 pub mod ports;
 pub mod power_cut;
 pub mod project;
+pub mod quota;
 pub mod readiness;
 pub mod refusal;
 pub mod server;

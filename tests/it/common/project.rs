@@ -132,6 +132,7 @@ pub async fn python() -> PathBuf {
         requirements: Some(requirements()),
         venv: Some(venv()),
         groups: Vec::new(),
+        extras: Vec::new(),
         managed: true,
         installer: Installer::Auto,
         limit: LIMIT,

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::tandem::processes;
 
 /// Longest life of a child of this program: all tests together take no more than twice as long.
-const LIFE: Duration = Duration::from_secs(600);
+pub const LIFE: Duration = Duration::from_secs(600);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -37,13 +37,18 @@ fn watch(end: &mpsc::Receiver<()>) {
             .filter(|it| it.parent == own && it.name != "postgres" && !it.args.contains("tandem-janitor"))
             .map(|it| (it.pid, it.args))
             .collect();
-        seen.retain(|pid, _| children.contains_key(pid));
-        for (pid, args) in children {
-            let since = *seen.entry(pid).or_insert_with(Instant::now);
-            if since.elapsed() > LIFE {
-                eprintln!("killed after {LIFE:?}: {args}");
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
+        for (pid, args) in overdue(&mut seen, &children, Instant::now()) {
+            eprintln!("killed after {LIFE:?}: {args}");
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// Which of the `children` there are `now` have lived too long; `seen` is when each was there first.
+pub fn overdue(seen: &mut HashMap<i32, Instant>, children: &HashMap<i32, String>, now: Instant) -> Vec<(i32, String)> {
+    // Another process may get its number.
+    seen.retain(|pid, _| children.contains_key(pid));
+    let mut late = children.clone();
+    late.retain(|pid, _| now.duration_since(*seen.entry(*pid).or_insert(now)) > LIFE);
+    late.into_iter().collect()
 }

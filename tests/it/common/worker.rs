@@ -46,6 +46,7 @@ impl Flavour {
             requirements: Some(root().join(format!("tests/fixtures/uvicorn-{}.txt", self.uvicorn))),
             venv: Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("venv-{}", self.uvicorn))),
             groups: Vec::new(),
+            extras: Vec::new(),
             managed: true,
             installer: Installer::Auto,
             limit: LIMIT,

@@ -1,5 +1,6 @@
 //! Room on disks. Whatever writes much asks for room before its first byte, and is ended while it writes when too little is
-//! left: dumps, restores, verifications, imports, downloads, copies into directories, base backups, recoveries.
+//! left: dumps, restores, verifications, imports, downloads, copies into directories, base backups, recoveries, throwaway servers
+//! and their templates.
 //!
 //! The WAL archive does not ask. A segment that is refused stays in `pg_wal`, uncompressed, and takes more there than its
 //! copy in the archive would; `backup.pitr.max_backlog` bounds what waits.
@@ -55,6 +56,8 @@ pub struct Guard {
     stop_free: Room,
     /// The WAL of the server on this machine.
     wal: Option<PathBuf>,
+    /// `stop_free` is kept on the disk of that WAL alone.
+    for_the_server: bool,
     claims: Vec<(PathBuf, u64)>,
     advice: String,
 }
@@ -107,13 +110,18 @@ impl Guard {
     pub fn new(what: &'static str, stop_free: Room, data: Option<&Path>) -> Self {
         let wal = data.map(|data| data.join("pg_wal")).filter(|wal| wal.exists());
         let advice = "Make room (`tandem doctor` shows what of Tandem's can go)".to_owned();
-        Self { what, stop_free, wal, claims: Vec::new(), advice }
+        Self { what, stop_free, wal, for_the_server: false, claims: Vec::new(), advice }
     }
 
     /// It will write at most `bytes` into `dir`, which need not be there yet.
     pub fn claim(mut self, dir: &Path, bytes: u64) -> Self {
         self.claims.push((dir.to_owned(), bytes));
         self
+    }
+
+    /// Leave `stop_free` free on the disk of the server's WAL alone: what is written is of no use to anybody else.
+    pub fn for_the_server(self) -> Self {
+        Self { for_the_server: true, ..self }
     }
 
     /// What to do where there is too little, as the beginning of a sentence.
@@ -143,8 +151,8 @@ impl Guard {
         }
     }
 
-    /// Ends when too little is left.
-    async fn watch(&self) -> Failure {
+    /// Ends when too little is left, with what is to be said then.
+    pub async fn watch(&self) -> Failure {
         loop {
             tokio::time::sleep(LOOK).await;
             let guard = self.clone();
@@ -165,7 +173,9 @@ impl Guard {
             match volumes.iter_mut().find(|volume| volume.there.device == there.device) {
                 Some(volume) => volume.claimed = volume.claimed.saturating_add(*bytes),
                 None => {
-                    let kept = Kept::of(there, self.stop_free, wal == Some(there.device));
+                    let has_wal = wal == Some(there.device);
+                    let stop_free = if self.for_the_server && !has_wal { Room::Bytes(0) } else { self.stop_free };
+                    let kept = Kept::of(there, stop_free, has_wal);
                     volumes.push(Volume { dir: dir.clone(), there, claimed: *bytes, kept });
                 }
             }
@@ -257,6 +267,17 @@ mod tests {
             guard.claim(temp.path(), 3).claim(&temp.path().join("not/there/yet"), 4).claim(Path::new("/proc"), 5);
         let claimed: Vec<u64> = guard.volumes().iter().map(|volume| volume.claimed).collect();
         assert_eq!(claimed, [7, 5]);
+    }
+
+    #[test]
+    fn what_serves_tests_keeps_room_on_the_disk_of_the_server_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let all = Room::Percent(100.0);
+        std::fs::create_dir(temp.path().join("pg_wal")).unwrap();
+        let elsewhere = Guard::new("throwaway server", all, None).claim(temp.path(), 0);
+        assert!(elsewhere.check().is_err() && elsewhere.for_the_server().check().is_ok());
+        let beside = Guard::new("throwaway server", all, Some(temp.path())).claim(temp.path(), 0);
+        assert!(beside.for_the_server().check().is_err());
     }
 
     #[tokio::test]
