@@ -134,7 +134,7 @@ fn what_cannot_be_served_is_refused_at_the_start_and_at_a_reload() {
             refused(&["workers.tls_key", "who may not read", "chmod g+r"]);
         }
     } else {
-        fs::set_permissions(&key, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o000)).unwrap();
         refused(&["workers.tls_key", "cannot read"]);
     }
     // What was served is served on, by the same workers.
