@@ -61,6 +61,9 @@ pub enum Command {
         /// Replace the workers whenever a source of the application is saved
         #[arg(long)]
         reload: bool,
+        /// Let an editor attach to the one worker, through its debugpy, at this port of 127.0.0.1 [default: 5678]
+        #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "5678")]
+        attach_debugger: Option<u16>,
     },
     /// Validate the configuration; print the plan and where each value came from
     #[command(after_help = "Example: tandem check --json | jq '.[] | select(.key == \"postgres.port\")'")]
@@ -162,6 +165,13 @@ tandem restore --undo"
     /// Read the configuration again and replace every worker, new before old; no request fails
     #[command(after_help = "Example: git pull && tandem reload")]
     Reload,
+    /// Take up new code: install changed requirements, migrate, then replace every worker; what fails changes nothing
+    #[command(after_help = "Example: git pull && tandem deploy")]
+    Deploy {
+        /// Print what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Replace the processes of one service
     #[command(after_help = "Example: tandem restart worker-2")]
     Restart {

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal as OsSignal;
 
 use crate::config::{ProcessSettings, Workers};
 use crate::event_loop::{self, Hangs};
+use crate::exit::own_limit;
 use crate::plan::{CommandLine, KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
 use crate::service::{self, Reporter, Start, Tail};
@@ -111,7 +112,8 @@ impl Companion {
     async fn start(&self) -> io::Result<(Child, Output)> {
         let name = &self.0.name;
         let failed = |program: &str, error: io::Error| {
-            io::Error::new(error.kind(), format!("start {program} ([[process]] {name}): {error}"))
+            let whose = own_limit(&error).map(|whose| format!(": {whose}")).unwrap_or_default();
+            io::Error::new(error.kind(), format!("start {program} ([[process]] {name}): {error}{whose}"))
         };
         let command = (self.0.command)().await.map_err(|hangs| failed("its program", io::Error::other(hangs)))?;
         let started = process::spawn_aside(&command, &[], OsSignal::SIGKILL).await;

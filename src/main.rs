@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use tandem::cli::{Cli, Command};
 use tandem::exit::{Code, code_of};
-use tandem::process::{handed, keeper, umask};
+use tandem::process::{handed, keeper, limits, umask};
 use tandem::{commands, signals, telemetry};
 
 /// How long work on other threads may go on after the end, before it is cut off.
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     // SAFETY: this is the first thread's first line.
     unsafe { tandem::config::set_libpq_aside() };
     umask::tighten();
+    limits::raise();
     handed::seal();
     if let Some(duty) = keeper::asked_for(std::env::args_os()) {
         keeper::main(duty);

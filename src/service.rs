@@ -159,16 +159,10 @@ impl Tail {
     }
 }
 
-/// Forward a child's output to the log and wait for its end.
+/// Forward the output of a child whose lines `log` knows how to read, and wait for its end.
 ///
 /// After the end, output still on its way is read for at most `output_limit`: a grandchild may hold the pipe open for
 /// ever.
-pub async fn attend(child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
-    let log = |kind, line: &str| telemetry::child_line(name, kind, line);
-    attend_with(child, output, tail, output_limit, &log).await
-}
-
-/// As [`attend`], for a child whose lines `log` knows how to read.
 pub async fn attend_with(
     mut child: Child,
     output: Output,
@@ -176,24 +170,27 @@ pub async fn attend_with(
     output_limit: Duration,
     log: &dyn Fn(Stream, &str),
 ) -> Exit {
-    child.wait_reading(forward_both(output, tail, log), output_limit).await.0
+    let forward = async {
+        let stdout = forward(output.stdout, Stream::Stdout, tail, log);
+        let stderr = forward(output.stderr, Stream::Stderr, tail, log);
+        tokio::join!(stdout, stderr);
+    };
+    child.wait_reading(forward, output_limit).await.0
 }
 
-/// As [`attend`]; what the child leaves behind ends with it: its process group before it is reaped, what left the group
-/// right afterwards.
+/// Forward a child's output to the log as it comes, and wait for its end as [`attend_with`] does. What the child leaves
+/// behind ends with it: its process group before it is reaped, what left the group right afterwards.
 pub async fn attend_family(mut child: Child, output: Output, name: &str, tail: &Tail, output_limit: Duration) -> Exit {
-    let log = |kind, line: &str| telemetry::child_line(name, kind, line);
-    let (exit, _) = child.wait_with_group(forward_both(output, tail, &log), output_limit).await;
+    let forward = async {
+        let stdout = forward_live(output.stdout, Stream::Stdout, tail, name);
+        let stderr = forward_live(output.stderr, Stream::Stderr, tail, name);
+        tokio::join!(stdout, stderr);
+    };
+    let (exit, _) = child.wait_with_group(forward, output_limit).await;
     if let Some(mark) = child.mark() {
         event_loop::spawn("what a child left", orphans::end_left_by(mark.clone(), name.to_owned()));
     }
     exit
-}
-
-async fn forward_both(output: Output, tail: &Tail, log: &dyn Fn(Stream, &str)) {
-    let stdout = forward(output.stdout, Stream::Stdout, tail, log);
-    let stderr = forward(output.stderr, Stream::Stderr, tail, log);
-    tokio::join!(stdout, stderr);
 }
 
 async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, tail: &Tail, log: &dyn Fn(Stream, &str)) {
@@ -201,6 +198,15 @@ async fn forward(stream: Option<impl AsyncRead + Unpin>, kind: Stream, tail: &Ta
     process::lines(stream, |line| {
         tail.push(line);
         log(kind, line);
+    })
+    .await;
+}
+
+async fn forward_live(stream: Option<impl AsyncRead + Unpin>, kind: Stream, tail: &Tail, name: &str) {
+    let Some(stream) = stream else { return };
+    process::live_lines(stream, |line| {
+        tail.push(line);
+        telemetry::child_line(name, kind, line);
     })
     .await;
 }

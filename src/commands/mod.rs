@@ -5,6 +5,7 @@ mod backup_base;
 mod check;
 mod connect;
 mod database;
+mod deploy;
 mod doctor;
 mod health;
 mod install;
@@ -40,7 +41,9 @@ pub use wal::run as wal;
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let common = cli.common;
     let code = match cli.command {
-        Command::Up { workers, listen, reload } => up::run(&common, workers, listen, reload).await,
+        Command::Up { workers, listen, reload, attach_debugger } => {
+            up::run(&common, workers, listen, reload, attach_debugger).await
+        }
         Command::Check { json, all } => check::run(&common, json, all).await,
         Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
@@ -51,6 +54,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Env { json } => connect::env(&common, json),
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
         Command::Status { json, watch } => status::run(&common, json, watch).await,
+        Command::Deploy { dry_run } => deploy::run(&common, dry_run).await,
         Command::Reload => reload::run(&common).await,
         Command::Restart { service } => restart::run(&common, service).await,
         Command::Scale { workers } => scale::run(&common, &workers).await,

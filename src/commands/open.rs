@@ -2,7 +2,7 @@
 
 use crate::backup::reach::Reach;
 use crate::cli::Common;
-use crate::config::{self, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
+use crate::config::{self, Debugger, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::binaries::{self, Installation};
@@ -49,7 +49,7 @@ pub fn configure(source: Source) -> anyhow::Result<Configuration> {
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
-    Ok(Configuration { source, loaded, reload: false })
+    Ok(Configuration { source, loaded, reload: false, debugger: Debugger::None })
 }
 
 /// Load the configuration, with `--set` and `flags` on top.

@@ -3,10 +3,11 @@
 use crate::boot;
 use crate::cli::Common;
 use crate::commands::open;
-use crate::config::LogFormat;
-use crate::exit::Code;
+use crate::config::{Debugger, LogFormat, Preload, Workers};
+use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
+use crate::process;
 use crate::sidecar::{self, Configuration, Context, Goal};
 use crate::telemetry;
 
@@ -14,7 +15,13 @@ use crate::telemetry;
 ///
 /// # Errors
 /// What kept it from starting, or made it end.
-pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>, reload: bool) -> anyhow::Result<Code> {
+pub async fn run(
+    common: &Common,
+    workers: Option<u32>,
+    listen: Option<String>,
+    reload: bool,
+    attach: Option<u16>,
+) -> anyhow::Result<Code> {
     let workers = workers.map(|count| open::flag("workers.count", count.to_string(), "--workers"));
     let listen = listen.map(|address| open::flag("workers.listen", address, "--listen"));
     let source = open::source(common, [workers, listen].into_iter().flatten().collect())?;
@@ -27,11 +34,31 @@ pub async fn run(common: &Common, workers: Option<u32>, listen: Option<String>, 
     if let Some(notice) = boot::stop_ladder(&configuration.loaded.settings).notice() {
         tracing::warn!("{notice}");
     }
-    let configuration = Configuration { reload, ..configuration };
+    let debugger = debugger(&configuration.loaded.settings.workers, reload, attach)?;
+    let configuration = Configuration { reload, debugger, ..configuration };
     telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));
     let home = Home::resolve(&configuration.loaded.settings)?;
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem up")?;
     sidecar::run(Context::resolve(configuration, home).await?, Goal::Serve).await?;
     Ok(Code::Stopped)
+}
+
+/// How the workers can be debugged: through a port where that is asked for, else on the terminal, if all that a person
+/// develops with is there.
+fn debugger(workers: &Workers, reload: bool, attach: Option<u16>) -> anyhow::Result<Debugger> {
+    let refuse = |why: &str| Err(Failure::new(Code::Usage, format!("--attach-debugger: {why}")).into());
+    let is_plain = workers.preload == Preload::Off && workers.command.is_none();
+    match attach {
+        Some(_) if workers.command.is_some() => {
+            refuse("another server runs the workers (workers.command): start debugpy there")
+        }
+        Some(_) if workers.preload != Preload::Off => {
+            refuse("workers that are forked cannot be debugged: --set workers.preload=false")
+        }
+        Some(_) if workers.count != 1 => refuse("one port is one worker's: --workers 1"),
+        Some(port) => Ok(Debugger::Listen(port)),
+        None if reload && is_plain && workers.count == 1 && process::has_terminal() => Ok(Debugger::Terminal),
+        None => Ok(Debugger::None),
+    }
 }

@@ -10,6 +10,7 @@ use super::drop_env::DropEnv;
 use super::environment::is_root;
 use super::layers::Layer;
 use super::references;
+use super::serving::Serving;
 use super::settings::*;
 use super::value::Typed;
 use super::values::Values;
@@ -45,7 +46,7 @@ pub fn settings(
             recycle: values.duration("pool.recycle"),
             timeout: values.duration("pool.timeout"),
         },
-        health: Health { listen: values.address("health.listen"), workers_min: values.number("health.workers_min") },
+        health: Health { listen: values.place("health.listen"), workers_min: values.number("health.workers_min") },
         stop: Stop {
             drain_delay: values.duration("stop.drain_delay"),
             grace: values.duration("stop.grace"),
@@ -157,6 +158,7 @@ fn migrations(values: &Values) -> Migrations {
         run,
         dir: values.path("migrations.dir"),
         lock_limit: values.duration("migrations.lock_limit"),
+        lock_timeout: values.duration("migrations.lock_timeout"),
         limit: values.duration("migrations.limit"),
     }
 }
@@ -194,8 +196,10 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
     Workers {
         app: values.word("workers.app"),
         app_dir: values.path("workers.app_dir").unwrap_or_else(|| directory.to_path_buf()),
+        dir: values.path("workers.dir"),
         count: values.number("workers.count"),
-        listen: values.address("workers.listen"),
+        listen: values.places("workers.listen"),
+        serving: Serving::of(values),
         backlog: values.number("workers.backlog"),
         url_scheme: values.word("workers.url_scheme"),
         env,
@@ -249,6 +253,8 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
             _ => WorkerSocket::Inherited,
         },
         reload_include: values.list("workers.reload_include").unwrap_or_default(),
+        reload_dirs: values.paths("workers.reload_dirs"),
+        debugger: Debugger::None,
     }
 }
 

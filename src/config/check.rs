@@ -1,8 +1,7 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
 mod servers;
-
-use std::net::SocketAddr;
+mod serving;
 
 use super::Purpose;
 use super::backup::BackupFormat;
@@ -11,6 +10,7 @@ use super::credentials::{self, Said};
 use super::drop_env;
 use super::keys;
 use super::layers::Layer;
+use super::places;
 use super::problem::Problems;
 use super::references;
 use super::settings::*;
@@ -69,7 +69,7 @@ pub fn check(
     checker.names();
     checker.app(complete && purpose == Purpose::Serve);
     checker.files(purpose);
-    checker.listeners();
+    checker.serving();
     checker.limits();
     checker.replacement();
     checker.commands();
@@ -205,12 +205,8 @@ impl Checker<'_> {
 
     /// What the application brings.
     fn application_files(&mut self) {
-        let Settings { workers, migrations, .. } = self.settings;
-        if !workers.app_dir.is_dir() {
-            self.wrong("workers.app_dir", &format!("{} is not a directory", workers.app_dir.display()), None);
-        }
-        if let Some(dir) = migrations.dir.as_ref().filter(|dir| !dir.is_dir()) {
-            self.wrong("migrations.dir", &format!("{} is not a directory", dir.display()), None);
+        for (key, message) in places::missing(self.settings) {
+            self.wrong(key, &message, None);
         }
         self.migration_program();
     }
@@ -225,22 +221,6 @@ impl Checker<'_> {
         if !path.is_file() {
             let message = format!("{} is not a file", path.display());
             self.wrong("migrations.run", &message, Some("write the program's name, or its path from migrations.dir"));
-        }
-    }
-
-    fn listeners(&mut self) {
-        let Settings { workers, health, postgres, .. } = self.settings;
-        if overlap(workers.listen, health.listen) {
-            let keys = ("health.listen", "workers.listen");
-            let (key, other) = if self.values.chosen(keys.0) { keys } else { (keys.1, keys.0) };
-            self.wrong(key, &format!("the port is that of {other} too"), Some("give each its own port"));
-        }
-        let server = SocketAddr::new(postgres.listen, postgres.port.number);
-        for (key, listen) in [("workers.listen", workers.listen), ("health.listen", health.listen)] {
-            if postgres.mode == PostgresMode::Managed && postgres.port.chosen && overlap(server, listen) {
-                let message = format!("the port is that of {key} too");
-                self.wrong("postgres.port", &message, Some("give each its own port"));
-            }
         }
     }
 
@@ -417,10 +397,4 @@ fn is_python_letter(letter: char) -> bool {
 
 fn is_off(value: &str) -> bool {
     matches!(value.to_lowercase().as_str(), "off" | "false" | "no" | "0")
-}
-
-/// Whether two listeners cannot both be: one port, and one address or all addresses. Port 0 is any free one.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let same_ip = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && one.port() != 0 && same_ip
 }

@@ -4,11 +4,23 @@ use super::keys::{Default, Effect, Key, Kind};
 
 use Effect::{Live, Restart, Roll};
 
-const fn key(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+pub(super) const fn key(
+    effect: Effect,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
     Key { name, kind, default: Default::Value(default), effect, doc }
 }
 
-const fn open(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+pub(super) const fn open(
+    effect: Effect,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
     Key { name, kind, default: Default::Words(default), effect, doc }
 }
 
@@ -101,10 +113,17 @@ pub const KEYS: &[Key] = &[
         Restart,
         "migrations.dir",
         Kind::Path,
-        "the project directory, or app_dir where only that has alembic.ini or manage.py",
+        "the working directory, or app_dir where only that has alembic.ini or manage.py",
         "Directory that a migration command runs in",
     ),
     key(Restart, "migrations.lock_limit", Kind::Duration, r#""60s""#, "Longest wait for another migrator"),
+    key(
+        Restart,
+        "migrations.lock_timeout",
+        Kind::Duration,
+        r#""3s""#,
+        "Longest wait for a lock of the application's, during `tandem deploy`; then it is tried again",
+    ),
     key(Restart, "migrations.limit", Kind::Duration, r#""10m""#, "Longest time for the migrations in all"),
     key(Restart, "python.interpreter", Kind::Program, r#""python3""#, "The interpreter that makes the environment"),
     open(Restart, "python.requirements", Kind::Path, "none", "What to install into the environment"),
@@ -134,8 +153,40 @@ pub const KEYS: &[Key] = &[
     key(Restart, "python.limit", Kind::Duration, r#""10m""#, "Longest time for making the environment"),
     open(Roll, "workers.app", Kind::Text, "none: it must be given", "The ASGI application, module:attribute"),
     key(Roll, "workers.app_dir", Kind::Path, r#"".""#, "Directory that imports start from"),
+    open(Roll, "workers.dir", Kind::Path, "the project directory", "Working directory of workers, hooks and seeds"),
     key(Live, "workers.count", Kind::Count(1), "4", "How many workers"),
-    key(Restart, "workers.listen", Kind::Address, r#""127.0.0.1:8000""#, "Address the application is served on"),
+    key(
+        Restart,
+        "workers.listen",
+        Kind::Addresses,
+        r#""127.0.0.1:8000""#,
+        "Where the application is served: an address, unix:PATH, or a list of them",
+    ),
+    key(Restart, "workers.socket_mode", Kind::Mode, r#""0666""#, "Mode of the unix sockets in workers.listen"),
+    open(
+        Restart,
+        "workers.socket_owner",
+        Kind::Text,
+        "the user Tandem runs as",
+        "Owner of the unix sockets: user, user:group or :group",
+    ),
+    open(
+        Roll,
+        "workers.tls_cert",
+        Kind::Path,
+        "none",
+        "Certificate and its chain, as PEM: the application is served over TLS",
+    ),
+    open(Roll, "workers.tls_key", Kind::Path, "workers.tls_cert", "Its private key, as PEM"),
+    open(Roll, "workers.tls_ca", Kind::Path, "none", "Authorities whose clients are let in, as PEM"),
+    key(
+        Roll,
+        "workers.tls_client",
+        Kind::Choice(&["none", "optional", "require"]),
+        r#""none""#,
+        "Whether clients must have a certificate of workers.tls_ca",
+    ),
+    open(Roll, "workers.uvicorn", Kind::Options, "none", "Uvicorn's own options, by their own names"),
     key(Restart, "workers.backlog", Kind::Count(1), "2048", "Length of the listening queue"),
     key(Roll, "workers.url_scheme", Kind::Text, r#""auto""#, "Scheme of the workers' DATABASE_URL"),
     open(Roll, "workers.env", Kind::SecretTable, "what .env holds", "More environment for the workers"),
@@ -175,7 +226,7 @@ pub const KEYS: &[Key] = &[
         "workers.lifespan",
         Kind::Choice(&["auto", "on", "off"]),
         r#""auto""#,
-        "Whether the application is told of its start and its end",
+        "Whether the app is told of start and end",
     ),
     key(
         Roll,
@@ -184,13 +235,7 @@ pub const KEYS: &[Key] = &[
         r#""auto""#,
         "How the application is called; auto: by what it takes",
     ),
-    open(
-        Roll,
-        "workers.check",
-        Kind::Text,
-        "none",
-        "Path that a worker must answer with a status below 500 before it serves",
-    ),
+    open(Roll, "workers.check", Kind::Text, "none", "Path that a worker must answer well before it serves"),
     key(Live, "workers.ready_limit", Kind::Duration, r#""60s""#, "Longest time from release to ready"),
     key(Roll, "workers.watchdog", Kind::DurationOrNever, r#""15s""#, "Longest silence of a worker's event loop"),
     key(
@@ -210,14 +255,14 @@ pub const KEYS: &[Key] = &[
         "workers.drain_busy",
         Kind::DurationOrNever,
         r#""never""#,
-        "Longest time for a replaced worker's requests in flight",
+        "Longest time for a replaced worker's requests",
     ),
     open(
         Roll,
         "workers.drain_streams",
         Kind::DurationOrNever,
         "workers.drain",
-        "Longest time for a replaced worker's WebSockets and event streams",
+        "Longest time for its WebSockets and event streams",
     ),
     key(Live, "workers.max_requests", Kind::Count(0), "0", "Requests after which a worker is replaced; 0: never"),
     key(Live, "workers.max_requests_jitter", Kind::Count(0), "0", "Up to so many requests more; 0: a tenth"),
@@ -247,6 +292,7 @@ pub const KEYS: &[Key] = &[
         "Whose the listening socket of workers.command is",
     ),
     key(Restart, "workers.reload_include", Kind::List, r#"["*.py"]"#, "Files that `tandem up --reload` watches"),
+    key(Restart, "workers.reload_dirs", Kind::List, "[]", "Directories that it watches beside app_dir"),
     key(Roll, "pool.size", Kind::Count(1), "20", "Connections that each worker's pool keeps"),
     key(Roll, "pool.overflow", Kind::Count(0), "10", "Connections that it may open beyond those"),
     key(Roll, "pool.recycle", Kind::Duration, r#""1h""#, "Age at which a connection is replaced"),
@@ -286,6 +332,20 @@ pub const KEYS: &[Key] = &[
     ),
     key(Live, "backup.compress", Kind::Choice(&["gzip", "zstd", "none"]), r#""gzip""#, "How a backup is compressed"),
     key(Live, "backup.limit", Kind::Duration, r#""6h""#, "Longest time for a backup"),
+    key(
+        Live,
+        "backup.nice",
+        Kind::Between(0, 19),
+        "10",
+        "How far backups stand behind the application for processor and disk, as nice(1) counts",
+    ),
+    open(
+        Live,
+        "backup.rate",
+        Kind::Size,
+        "none",
+        "Bytes of SQL or of data files that a backup reads in a second, at most",
+    ),
     key(Live, "backup.destinations", Kind::List, "[]", "Where each backup is copied to: file://, s3://, gs://, az://"),
     key(
         Live,
@@ -400,32 +460,3 @@ pub const KEYS: &[Key] = &[
     key(Restart, "log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),
     key(Restart, "log.ring", Kind::Size, r#""1MB""#, "Log kept in memory for `tandem logs`"),
 ];
-
-/// The keys of one `[[process]]`. Only the file has them: a list of tables has no names that the environment could say.
-pub const PROCESS_KEYS: &[Key] = &[
-    open(Restart, "process.name", Kind::Text, "none: it must be given", "What the process is called"),
-    open(Restart, "process.command", Kind::Command, "none: it must be given", "The program and its arguments"),
-    key(Restart, "process.dir", Kind::Path, r#"".""#, "Its working directory"),
-    open(Restart, "process.env", Kind::SecretTable, "none", "More environment, beside what workers get"),
-    key(Restart, "process.stop_grace", Kind::Duration, r#""10s""#, "Longest time from SIGTERM to SIGKILL"),
-];
-
-/// The names that FFE's guide and the postgres image use, and the keys that they set.
-pub const GUIDE_NAMES: &[(&str, &str)] = &[
-    ("DATABASE_URL", "postgres.url"),
-    ("POSTGRES_USER", "postgres.user"),
-    ("POSTGRES_PASSWORD", "postgres.password"),
-    ("POSTGRES_PASSWORD_FILE", "postgres.password_file"),
-    ("POSTGRES_DB", "postgres.database"),
-    ("POSTGRES_PORT", "postgres.port"),
-    ("DB_POOL_SIZE", "pool.size"),
-    ("DB_POOL_OVERFLOW", "pool.overflow"),
-    ("DB_POOL_RECYCLE", "pool.recycle"),
-    ("DB_POOL_TIMEOUT", "pool.timeout"),
-    ("BACKUP_PATH", "backup.dir"),
-    ("BACKUP_RETENTION_DAYS", "backup.retention_days"),
-];
-
-/// What workers get from Tandem itself, so that nobody else may say it.
-pub const INJECTED_NAMES: &[&str] =
-    &["DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGAPPNAME"];

@@ -4,14 +4,14 @@ mod choices;
 mod hooks;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
-use crate::plan::libpq::TEST_SOCKET;
-use crate::plan::{DatabaseUrl, Secret};
+use super::serving::Serving;
+use crate::plan::{DatabaseUrl, Place, Secret};
 
 pub use choices::*;
 pub use hooks::*;
@@ -54,23 +54,6 @@ pub struct Settings {
     pub memory: u64,
     pub test: Test,
     pub log: Log,
-}
-
-impl Settings {
-    /// Whether this Tandem runs inside a `tandem test`.
-    pub fn in_test(&self) -> bool {
-        self.inherited.0.contains_key(TEST_SOCKET)
-    }
-
-    /// Where a migration command runs: `alembic` and `manage.py` want the directory that holds what they read.
-    pub fn migrations_dir(&self) -> &Path {
-        let holds = |dir: &Path| ["alembic.ini", "manage.py"].iter().any(|name| dir.join(name).is_file());
-        match &self.migrations.dir {
-            Some(dir) => dir,
-            None if !holds(&self.directory) && holds(&self.workers.app_dir) => &self.workers.app_dir,
-            None => &self.directory,
-        }
-    }
 }
 
 /// Tandem's own environment, which its children inherit, libpq's variables excepted. `Debug` shows no value.
@@ -167,10 +150,12 @@ pub enum MigrationRun {
 #[derive(Clone, Debug)]
 pub struct Migrations {
     pub run: MigrationRun,
-    /// Where a command runs; `None`: the project directory, or `workers.app_dir` where only that has what the tool reads.
+    /// Where a command runs; `None`: [`Settings::migrations_dir`] finds it.
     pub dir: Option<PathBuf>,
     /// How long to wait for another migrator to finish.
     pub lock_limit: Duration,
+    /// How long a statement of theirs may wait for a lock while workers serve; all that come after it wait behind it.
+    pub lock_timeout: Duration,
     /// How long the migrations may take in all.
     pub limit: Duration,
 }
@@ -209,10 +194,13 @@ pub enum Installer {
 pub struct Workers {
     /// The ASGI application, `module:attribute`; may be empty when there is a `command`.
     pub app: String,
-    /// The directory that imports start from, and the workers' working directory.
+    /// The directory that imports start from.
     pub app_dir: PathBuf,
+    /// The working directory; `None`: the project's ([`Settings::work_dir`]).
+    pub dir: Option<PathBuf>,
     pub count: u32,
-    pub listen: SocketAddr,
+    pub listen: Vec<Place>,
+    pub serving: Serving,
     /// Length of the listening queue.
     pub backlog: u32,
     /// The scheme of the workers' `DATABASE_URL`; `auto`: what the Python environment has a driver for.
@@ -273,6 +261,10 @@ pub struct Workers {
     pub socket: WorkerSocket,
     /// Globs of the file names that `tandem up --reload` watches.
     pub reload_include: Vec<String>,
+    /// The directories that it watches beside `app_dir`.
+    pub reload_dirs: Vec<PathBuf>,
+    /// Chosen on the command line, never by the configuration.
+    pub debugger: Debugger,
 }
 
 /// Leaves the environment out: it holds what `.env` holds, API keys and passwords.
@@ -301,7 +293,7 @@ pub struct Pool {
 /// `[health]`
 #[derive(Clone, Debug)]
 pub struct Health {
-    pub listen: SocketAddr,
+    pub listen: Place,
     /// `/ready` needs at least this many ready workers.
     pub workers_min: u32,
 }

@@ -13,6 +13,8 @@ use crate::http::Unfinished;
 pub enum Order {
     /// Read the configuration again and replace every worker, new before old.
     Reload,
+    /// Install what the requirements say now, migrate, and replace every worker; or say only what would be done.
+    Deploy { dry_run: bool },
     /// Replace the processes of one service.
     Restart { service: String },
     /// Have more workers, or fewer.
@@ -29,6 +31,13 @@ pub enum ScaleTo {
     To(u32),
     /// So many more, or fewer.
     By(i32),
+}
+
+/// The body of a deployment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    pub dry_run: bool,
 }
 
 /// The body of a restart.

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::messages::{Answer, Ask, LogEntry, LogQuery, Order, Restart};
+use super::messages::{Answer, Ask, Deploy, LogEntry, LogQuery, Order, Restart};
 use super::socket::ControlSocket;
 use super::status::{Memory, status};
 use crate::exit::Code;
@@ -87,7 +87,7 @@ impl Answerer {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let wanted = match request.uri().path() {
             "/status" | "/logs" => Method::GET,
-            "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
+            "/deploy" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
             path => return wrong((404, format!("there is no {path} here"))),
         };
         if *request.method() != wanted {
@@ -170,6 +170,7 @@ async fn order(request: Request<Incoming>) -> Result<Order, Wrong> {
         "/restart" => Ok(Order::Restart { service: parse::<Restart>(&body, r#"{"service": "worker-0"}"#)?.service }),
         "/scale" => Ok(Order::Scale(parse(&body, r#"{"to": 4} or {"by": -1}"#)?)),
         "/reload" => Ok(Order::Reload),
+        "/deploy" => Ok(Order::Deploy { dry_run: parse::<Deploy>(&body, r#"{"dry_run": false}"#)?.dry_run }),
         _ => Ok(Order::Stop),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use nix::libc::{EMFILE, ENFILE};
+use nix::sys::resource::{Resource, getrlimit};
 use sea_orm::sqlx::postgres::PgDatabaseError;
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
@@ -22,6 +24,7 @@ pub fn in_words(error: &anyhow::Error) -> String {
         if !words.last().is_some_and(|above| above.ends_with(&text)) {
             words.push(text);
         }
+        words.extend(cause.downcast_ref().and_then(own_limit));
         if last {
             break;
         }
@@ -29,8 +32,28 @@ pub fn in_words(error: &anyhow::Error) -> String {
     scrubbed(&words.join(": ")).into_owned()
 }
 
+/// Whose limit it is where `error` says that no more files can be opened: this process's own, or the machine's; whatever it was
+/// to talk to is not to blame.
+pub fn own_limit(error: &std::io::Error) -> Option<String> {
+    match error.raw_os_error()? {
+        EMFILE => {
+            let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+            Some(format!(
+                "Tandem itself has all {most} files open that it may; raise its limit (`ulimit -n`, LimitNOFILE=)"
+            ))
+        }
+        ENFILE => Some("this machine has as many files open as it may; raise fs.file-max (sysctl)".to_owned()),
+        _ => None,
+    }
+}
+
 /// What the server answered; or what the driver says, where it was not the server's.
 pub fn what_the_server_said(error: &sqlx::Error) -> String {
+    if let sqlx::Error::Io(error) = error
+        && let Some(limit) = own_limit(error)
+    {
+        return format!("{error}: {limit}");
+    }
     let Some(said) = error.as_database_error() else { return error.to_string() };
     let Some(said) = said.try_downcast_ref::<PgDatabaseError>() else { return said.message().to_owned() };
     let mut text = format!("{} (SQLSTATE {})", said.message(), said.code());

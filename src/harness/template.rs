@@ -237,7 +237,7 @@ impl Recipe {
     /// Watch what the migrations and seeds read; `None`: that cannot be watched here.
     fn record(&self) -> Option<Recorder> {
         let settings = &self.settings;
-        let roots = [&*settings.directory, &*settings.workers.app_dir, settings.migrations_dir()];
+        let roots = [&*settings.directory, settings.work_dir(), &*settings.workers.app_dir, settings.migrations_dir()];
         match Recorder::start(&roots.map(Path::to_owned).into()) {
             Ok(recorder) => Some(recorder),
             Err(error) => {
@@ -393,11 +393,11 @@ impl Recipe {
                 CommandLine::new(self.python.clone()).args(["-c", CALL, module, function])
             }
         };
-        let mut command = around.with_all(command, &self.application(), &self.settings.directory);
+        let mut command = around.with_all(command, &self.application(), around.work_dir());
         command = command.env_remove(PYCACHE);
         if let Seed::Python { .. } = seed {
             // What a program's own directory is to its imports, the project is to a seed's.
-            let (dir, app_dir) = (&self.settings.directory, &self.settings.workers.app_dir);
+            let (dir, app_dir) = (self.settings.work_dir(), self.settings.workers.app_dir.as_path());
             let places = if dir == app_dir {
                 dir.display().to_string()
             } else {

@@ -25,6 +25,8 @@ pub struct Picture {
     pub migrations: Migrations,
     /// Why `hooks.after_ready` last failed.
     pub hook: Option<String>,
+    /// Until when the certificate holds with which the application is served.
+    pub certificate: Option<SystemTime>,
     pub backups: Backups,
     /// The file system that `pg_wal` is on.
     pub disk: Disk,
@@ -115,6 +117,8 @@ pub enum Fault {
     Starting,
     #[error("the server refuses connections")]
     Unreachable,
+    #[error("Tandem has no file left to open, and cannot ask it")]
+    NoDescriptors,
     /// It ended the probe's own session, as it does when one of its processes dies, and let no other in at once.
     #[error("the server ended Tandem's session")]
     SessionEnded,

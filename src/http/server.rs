@@ -28,6 +28,8 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
 use crate::event_loop;
+use crate::exit::own_limit;
+use crate::process::limits;
 use crate::scrub::scrubbed;
 
 /// Connections at once; one more ends the oldest.
@@ -96,7 +98,7 @@ where
     let mut shutdown = pin!(shutdown);
     let (closing, _) = watch::channel(());
     let mut tasks = JoinSet::new();
-    let mut open = Connections::default();
+    let mut open = Connections { most: most(limits::open_files()), all: VecDeque::new() };
     loop {
         let accepted = tokio::select! {
             biased;
@@ -114,7 +116,8 @@ where
                 open.take(OpenConnection { task, answering });
             }
             Err(error) => {
-                tracing::warn!(%error, "accept on {}", listener.name());
+                let whose = own_limit(&error).map(|whose| format!(": {whose}")).unwrap_or_default();
+                tracing::warn!(%error, "accept on {}{whose}", listener.name());
                 tokio::select! {
                     () = &mut shutdown => break,
                     () = sleep(ACCEPT_PAUSE) => {}
@@ -141,24 +144,31 @@ impl OpenConnection {
     }
 }
 
+/// The connections that there may be where so many files may be open: Tandem needs some for other things.
+fn most(files: usize) -> usize {
+    CONNECTIONS_MAX.min(files / 8).max(1)
+}
+
 /// The connections that are open, oldest first.
-#[derive(Default)]
-struct Connections(VecDeque<OpenConnection>);
+struct Connections {
+    most: usize,
+    all: VecDeque<OpenConnection>,
+}
 
 impl Connections {
     /// Add `newcomer`. If that makes too many, the oldest connection is ended; one whose request is being carried out only
     /// if all are.
     fn take(&mut self, newcomer: OpenConnection) {
-        if self.0.len() >= CONNECTIONS_MAX {
-            self.0.retain(|connection| !connection.task.is_finished());
+        if self.all.len() >= self.most {
+            self.all.retain(|connection| !connection.task.is_finished());
         }
-        if self.0.len() >= CONNECTIONS_MAX {
-            let oldest = self.0.iter().position(|connection| !connection.is_answering()).unwrap_or(0);
-            if let Some(connection) = self.0.remove(oldest) {
+        if self.all.len() >= self.most {
+            let oldest = self.all.iter().position(|connection| !connection.is_answering()).unwrap_or(0);
+            if let Some(connection) = self.all.remove(oldest) {
                 connection.task.abort();
             }
         }
-        self.0.push_back(newcomer);
+        self.all.push_back(newcomer);
     }
 }
 

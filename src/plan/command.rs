@@ -35,6 +35,8 @@ pub struct CommandLine {
     pub identity: Option<Identity>,
     /// Whether neither the child nor what it starts can gain rights by a setuid program (prctl(2), PR_SET_NO_NEW_PRIVS).
     pub no_new_privs: bool,
+    /// Whether the child may have more files open than Tandem was started with: one that has a descriptor for every client.
+    pub many_files: bool,
     /// Whether the child is Tandem itself, which gets the operator's `TANDEM_*` variables; no other child does.
     pub is_tandem: bool,
 }
@@ -50,6 +52,7 @@ impl CommandLine {
             dir: None,
             identity: None,
             no_new_privs: false,
+            many_files: false,
             is_tandem: false,
         }
     }
@@ -97,6 +100,11 @@ impl CommandLine {
 
     pub fn no_new_privs(mut self, wanted: bool) -> Self {
         self.no_new_privs = wanted;
+        self
+    }
+
+    pub fn many_files(mut self) -> Self {
+        self.many_files = true;
         self
     }
 

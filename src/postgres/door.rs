@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::probe::knock;
 use super::trouble::{Answer, AnswerSource};
+use crate::exit::own_limit;
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::schema;
@@ -50,7 +51,8 @@ impl Door {
                 let (host, port) = (self.address.0.as_str(), self.address.1);
                 let knocked = timeout(limit, knock(TcpStream::connect((host, port)))).await;
                 let shut = Fault::Door("the server takes no connections", None);
-                if matches!(knocked, Ok(Err(_))) { Some(shut) } else { None }
+                let is_shut = matches!(knocked, Ok(Err(error)) if own_limit(&error).is_none());
+                if is_shut { Some(shut) } else { None }
             }
             None | Some(_) => {
                 self.entered = Some(Instant::now());
@@ -81,6 +83,6 @@ fn fault(answer: &Answer) -> Option<Fault> {
     match (answer.from, answer.fault()) {
         (AnswerSource::Network, _) => Some(Fault::Door("the server takes no connections", None)),
         (_, Fault::Lasting(what, code)) => Some(Fault::Door(what, code)),
-        (AnswerSource::Server(_) | AnswerSource::Tls | AnswerSource::Url, _) => None,
+        (AnswerSource::Server(_) | AnswerSource::Tls | AnswerSource::Url | AnswerSource::Own, _) => None,
     }
 }

@@ -18,8 +18,8 @@ use super::door::Door;
 use super::home::Home;
 use super::provision::superuser_options;
 use super::session::Session;
-use super::trouble::Answer;
-use crate::exit::what_the_server_said;
+use super::trouble::{Answer, AnswerSource};
+use crate::exit::{own_limit, what_the_server_said};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 use crate::schema;
@@ -244,6 +244,10 @@ impl Probe {
             self.session = None;
             let said = || refused.answer.as_ref().map_or(Fault::Unreachable, Answer::fault);
             fault = Some(if hung { Fault::Hung(latency) } else { said() });
+            if fault == Some(Fault::NoDescriptors) && self.noted != fault {
+                tracing::error!("the database is not asked: {}", refused.text);
+                self.noted = fault;
+            }
         } else {
             let left = deadline.saturating_sub(latency);
             let facts_are_old = self.ask_facts(left.min(FACTS_LIMIT)).await;
@@ -276,11 +280,21 @@ impl Probe {
         self.knocked.set(false);
         if let Some(socket) = &self.socket {
             // Blocks: never, it is tokio's.
-            knock(UnixStream::connect(socket)).await.map_err(|error| {
-                let text = format!("the server takes no connections: {error}");
-                Refused { text, answer: None }
-            })?;
-            self.knocked.set(true);
+            match knock(UnixStream::connect(socket)).await {
+                Ok(()) => self.knocked.set(true),
+                Err(error) => match own_limit(&error) {
+                    // The session that is open can still be asked.
+                    Some(_) if self.session.is_some() => {}
+                    Some(text) => {
+                        let answer = Some(Answer { from: AnswerSource::Own, text: text.clone() });
+                        return Err(Refused { text, answer });
+                    }
+                    None => {
+                        let text = format!("the server takes no connections: {error}");
+                        return Err(Refused { text, answer: None });
+                    }
+                },
+            }
         }
         if let Some(session) = &mut self.session
             && let Ok(connection) = session.connection().await

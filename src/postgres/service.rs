@@ -378,6 +378,10 @@ impl Shared {
             // It was asked before it was told to end.
             return;
         }
+        if sample.fault == Some(Fault::NoDescriptors) && *answered {
+            // Nothing speaks against the server.
+            return;
+        }
         let answers = sample.available;
         match &sample.error {
             Some(error) if *answered => {

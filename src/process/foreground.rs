@@ -4,14 +4,40 @@
 //! in the foreground: otherwise the child cannot read the terminal (SIGTTIN) and Ctrl-C does not reach it (tcsetpgrp(3)).
 
 use std::io::{self, IsTerminal, Stdin};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::Signal;
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::child::Child;
 use super::spawn::{Streams, signal_group, spawn_with};
 use crate::plan::CommandLine;
+
+/// How the terminal was when Tandem was found to be in front of it.
+static MODES: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Whether Tandem is in front of a terminal. What a child makes of it then, [`take_back`] mends.
+pub fn has_terminal() -> bool {
+    let stdin = io::stdin();
+    let in_front = stdin.is_terminal() && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp());
+    if in_front && let Ok(modes) = tcgetattr(&stdin) {
+        *MODES.lock().unwrap_or_else(PoisonError::into_inner) = Some(modes);
+    }
+    in_front
+}
+
+/// Take the terminal back from the process group of a child that ended in front of it, in the midst of a debugger's line.
+pub fn take_back(group: i32) {
+    let stdin = io::stdin();
+    if let Some(modes) = &*MODES.lock().unwrap_or_else(PoisonError::into_inner)
+        && tcgetpgrp(&stdin).is_ok_and(|front| front.as_raw() == group)
+    {
+        let _ = tcsetpgrp(&stdin, getpgrp());
+        let _ = tcsetattr(&stdin, SetArg::TCSADRAIN, modes);
+    }
+}
 
 /// The child, and the terminal that it got from us. Dropped, it gives the terminal back.
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 
 use super::aside::spawn_aside;
 use super::child::{Exit, Output};
-use super::spawn::{lines, signal_group};
+use super::lines::lines;
+use super::spawn::signal_group;
 use crate::plan::CommandLine;
 
 /// How long the rest of the output is read after the command has ended: a process that it left behind, such as a daemon, may

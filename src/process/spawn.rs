@@ -17,20 +17,16 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc::c_int;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::{Pid, getpid, getppid};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 
 use super::child::{Child, Output, while_own};
-use super::{handed, mark, umask};
+use super::{handed, limits, mark, umask};
 use crate::plan::{self, CommandLine};
 
 /// Variables that a supervisor sets for Tandem alone (sd_notify(3), sd_listen_fds(3)). A child that got them would answer in
 /// Tandem's name: PostgreSQL built with systemd's library says READY=1 to the socket that is named here.
 const NOT_FOR_CHILDREN: [&str; 7] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES"];
-
-/// Longest line kept whole, in bytes; a longer one is cut into several.
-const LINE_LENGTH_MAX: u64 = 64 * 1024;
 
 /// A descriptor that the child gets under the same number; the child learns the number from its environment.
 #[derive(Clone, Debug)]
@@ -40,6 +36,11 @@ impl InheritedFd {
     /// The number the descriptor has here and in the child.
     pub fn number(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+
+    /// The numbers of `all`, as a child's environment holds them.
+    pub fn numbers(all: &[Self]) -> String {
+        all.iter().map(|fd| fd.number().to_string()).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -195,15 +196,15 @@ fn start(
     let numbers: Vec<RawFd> = fds.iter().map(InheritedFd::number).collect();
     let kept = fds.to_vec();
     let handed = if streams.handed { handed::sealed() } else { Vec::new() };
-    let no_new_privs = command.no_new_privs;
+    let (no_new_privs, many_files) = (command.no_new_privs, command.many_files);
     // A postmaster, which ends in an orderly way, ends its own children.
     let lifeline = if death == Some(Signal::SIGKILL) { Some(lifeline()?) } else { None };
     // Kept here too: the child may end before Tandem's files are closed, by its own death signal, and the group with it
     // would lose the only opening of the pipe that names it.
     let tie = lifeline.as_ref().map(OwnedFd::try_clone).transpose()?;
     let parent = getpid();
-    // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, setsid, sigprocmask, umask
-    // and fcntl, all async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` and `lifeline` move in.
+    // SAFETY: the closure runs between fork and exec and calls only prctl, getpid, getppid, setsid, sigprocmask, umask,
+    // setrlimit and fcntl, all async-signal-safe; it allocates nothing. The descriptors outlive it: `kept` and `lifeline` move in.
     unsafe {
         process.pre_exec(move || {
             let _ = &kept;
@@ -229,6 +230,7 @@ fn start(
             // Tandem's own blocked signals are not for the child.
             SigSet::empty().thread_set_mask()?;
             umask::restore();
+            limits::restore(many_files);
             handed::unseal(&handed);
             for &number in &numbers {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(number);
@@ -251,6 +253,7 @@ pub fn replace(command: &CommandLine) -> io::Error {
         return error.into();
     }
     umask::restore();
+    limits::restore(command.many_files);
     handed::unseal(&handed::sealed());
     if command.no_new_privs
         && let Err(error) = nix::sys::prctl::set_no_new_privs()
@@ -326,58 +329,9 @@ fn report(pid: i32, signal: Signal, sent: Option<nix::Result<()>>) {
     }
 }
 
-/// How long the lines of one stream may keep the event loop before other tasks get a turn: a flood of them comes as fast as it
-/// is handed on, and a stream that always has something to read waits for nothing.
-const LINES_TURN: Duration = Duration::from_millis(2);
-
-/// Hand each line of `stream` to `on_line`, without its line end, until the stream ends.
-pub async fn lines(stream: impl AsyncRead + Unpin, mut on_line: impl FnMut(&str)) {
-    let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    let mut turn = Instant::now();
-    loop {
-        if turn.elapsed() > LINES_TURN {
-            tokio::task::yield_now().await;
-            turn = Instant::now();
-        }
-        line.clear();
-        match (&mut reader).take(LINE_LENGTH_MAX).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => on_line(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r'])),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_flood_of_lines_leaves_others_their_turns() {
-        let flood = "a line of the flood\n".repeat(20_000);
-        let (mut seen, done, mut longest) = (0, std::cell::Cell::new(false), Duration::ZERO);
-        let read = async {
-            lines(flood.as_bytes(), |_| {
-                seen += 1;
-                let began = Instant::now();
-                while began.elapsed() < Duration::from_micros(20) {}
-            })
-            .await;
-            done.set(true);
-        };
-        let others = async {
-            let mut before = Instant::now();
-            while !done.get() {
-                tokio::task::yield_now().await;
-                longest = longest.max(before.elapsed());
-                before = Instant::now();
-            }
-        };
-        tokio::join!(read, others);
-        assert_eq!(seen, 20_000);
-        // All of it takes 400 ms and more.
-        assert!(longest < Duration::from_millis(200), "{longest:?}");
-    }
 
     #[tokio::test]
     async fn a_program_that_is_open_for_writing_is_tried_again_for_a_moment() {

@@ -12,8 +12,9 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
 use super::child::{Child, Exit};
+use super::lines::lines;
 use super::run::{OUTPUT_LIMIT, RunError};
-use super::spawn::{Streams, lines, signal_group, spawn_with};
+use super::spawn::{Streams, signal_group, spawn_with};
 use crate::plan::CommandLine;
 
 /// The size of the pipe's buffer in bytes; with the usual 64 kB each side waits for the other.

@@ -67,8 +67,16 @@ impl Drop for Migrating {
 }
 
 /// Open the connection that migrations run on.
-pub(super) async fn migrator(url: &DatabaseUrl, application_name: &str) -> anyhow::Result<Migrating> {
-    Ok(Migrating(pool(url, options(url, application_name), 1, Some(MIGRATING)).await?))
+///
+/// Its statements wait for a lock at most for `lock_timeout`.
+pub(super) async fn migrator(
+    url: &DatabaseUrl,
+    application_name: &str,
+    lock_timeout: Option<Duration>,
+) -> anyhow::Result<Migrating> {
+    let timeout = lock_timeout.map_or(0, |limit| limit.as_millis().max(1));
+    let more = format!("{MIGRATING}; SET lock_timeout = {timeout}");
+    Ok(Migrating(pool(url, options(url, application_name), 1, Some(more)).await?))
 }
 
 /// One plain connection, for what belongs to a session.
@@ -173,7 +181,7 @@ async fn pool(
     url: &DatabaseUrl,
     options: PgConnectOptions,
     connections_max: u32,
-    more: Option<&'static str>,
+    more: Option<String>,
 ) -> anyhow::Result<DatabaseConnection> {
     let pool = PgPoolOptions::new()
         .max_connections(connections_max)
@@ -182,6 +190,7 @@ async fn pool(
         .idle_timeout(None)
         .max_lifetime(None)
         .after_connect(move |session, _| {
+            let more = more.clone();
             Box::pin(async move {
                 while let Err(error) = raw_sql(UNLIMITED).execute(&mut *session).await {
                     if !is_cut(&error) {
@@ -189,7 +198,7 @@ async fn pool(
                     }
                 }
                 match more {
-                    Some(more) => raw_sql(more).execute(session).await.map(drop),
+                    Some(more) => raw_sql(sqlx::AssertSqlSafe(more)).execute(session).await.map(drop),
                     None => Ok(()),
                 }
             })

@@ -22,7 +22,7 @@ pub use connect::{
 pub use inspect::has_tables;
 pub use lock::{LOCK_KEY, locked};
 pub use new::new;
-pub use run::{MigrationOutcome, RevisionStatus, down, status, up};
+pub use run::{MigrationOutcome, RevisionStatus, down, status, up, up_beside};
 
 /// The newest revision that this binary knows, as `alembic_version` names it.
 pub fn head() -> String {

@@ -54,6 +54,19 @@ pub async fn up(url: &DatabaseUrl, lock_limit: Duration, limit: Duration) -> any
     within(limit, go(url, Goal::Head, lock_limit)).await
 }
 
+/// As [`up`], while an application uses the database: no statement waits for a lock longer than `lock_timeout`.
+///
+/// # Errors
+/// As [`up`]; with the SQLSTATE 55P03 when a lock was not to be had in time: the revision in progress is rolled back.
+pub async fn up_beside(
+    url: &DatabaseUrl,
+    lock_limit: Duration,
+    limit: Duration,
+    lock_timeout: Duration,
+) -> anyhow::Result<MigrationOutcome> {
+    within(limit, go_with(url, Goal::Head, lock_limit, Some(lock_timeout))).await
+}
+
 /// Roll back the last `steps` revisions. Limits as for [`up`].
 ///
 /// # Errors
@@ -99,23 +112,37 @@ async fn within(
 }
 
 async fn go(url: &DatabaseUrl, goal: Goal, lock_limit: Duration) -> anyhow::Result<MigrationOutcome> {
+    go_with(url, goal, lock_limit, None).await
+}
+
+async fn go_with(
+    url: &DatabaseUrl,
+    goal: Goal,
+    lock_limit: Duration,
+    lock_timeout: Option<Duration>,
+) -> anyhow::Result<MigrationOutcome> {
     let mut session = connect::session(url, APPLICATION_NAME).await?;
     let position = locate(&inspect(&mut session).await?, REVISIONS)?;
     if position.recorded && target(position, goal)? == position.applied {
         return Ok(MigrationOutcome { revision: revision(position.applied), ..MigrationOutcome::default() });
     }
     let mut lock = Lock::take(url, session, lock_limit).await?;
-    let result = go_locked(url, goal, &mut lock).await;
+    let result = go_locked(url, goal, &mut lock, lock_timeout).await;
     lock.release().await;
     result
 }
 
-async fn go_locked(url: &DatabaseUrl, goal: Goal, lock: &mut Lock) -> anyhow::Result<MigrationOutcome> {
+async fn go_locked(
+    url: &DatabaseUrl,
+    goal: Goal,
+    lock: &mut Lock,
+    lock_timeout: Option<Duration>,
+) -> anyhow::Result<MigrationOutcome> {
     // The previous holder of the lock may have done all or part of it.
     let found = inspect(lock.session()).await?;
     let position = locate(&found, REVISIONS)?;
     let target = target(position, goal)?;
-    let migrating = connect::migrator(url, APPLICATION_NAME).await?;
+    let migrating = connect::migrator(url, APPLICATION_NAME, lock_timeout).await?;
     let database = &migrating.0;
     let result = async {
         let adopted = record(database, &found, position)

@@ -2,20 +2,19 @@
 //! configuration.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
 use super::jobs;
 use crate::boot;
-use crate::config::{Effect, Loaded, PostgresMode, Settings, Source, changes};
+use crate::config::{Debugger, Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::durable;
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
-use crate::plan::{CommandLine, DatabaseUrl, Identity, Rung};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Place, Rung};
 use crate::postgres;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
@@ -30,12 +29,16 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How long a look at what a command line needs may take: whether a program is in the Python environment.
 const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a worker that is debugged may take to get ready.
+const DEBUGGED_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
 /// The configuration, and its sources, from which it can be read again.
 pub struct Configuration {
     pub source: Source,
     pub loaded: Loaded,
     /// Whether saved sources replace the workers (`tandem up --reload`).
     pub reload: bool,
+    pub debugger: Debugger,
 }
 
 /// The current configuration. Keys that only a restart of Tandem can change are as they were at the start.
@@ -48,6 +51,10 @@ pub struct Current {
 impl Current {
     pub fn settings(&self) -> Rc<Settings> {
         self.settings.clone()
+    }
+
+    pub fn loaded(&self) -> Rc<Loaded> {
+        self.loaded.clone()
     }
 }
 
@@ -68,6 +75,7 @@ pub struct Context {
     source: Source,
     /// Whether saved sources replace the workers: then a boot whose workers cannot start waits for a save too.
     pub reload: bool,
+    debugger: Debugger,
     started: Rc<Loaded>,
     current: RefCell<Current>,
     server_end: watch::Sender<Vec<Rung>>,
@@ -84,6 +92,8 @@ pub struct Context {
     pub fresh: Cell<bool>,
     /// Why `hooks.after_ready` last failed, for the health port: without what it printed, which may hold a secret.
     pub hook_failure: RefCell<Option<String>>,
+    /// Until when the certificate holds with which workers are started, for the health port.
+    pub certificate: Cell<Option<SystemTime>>,
     /// What the migrations did, for the health port.
     pub migrations: RefCell<Migrations>,
     /// How far the database is set up, for the probe.
@@ -96,7 +106,8 @@ impl Context {
     /// # Errors
     /// The port is taken and was chosen by hand; the state directory cannot be used.
     pub async fn resolve(configuration: Configuration, home: Home) -> anyhow::Result<Self> {
-        let Configuration { source, loaded, reload } = configuration;
+        let Configuration { source, mut loaded, reload, debugger } = configuration;
+        wait_for_person(&mut loaded.settings, debugger);
         // Blocks: before the loop turns.
         durable::keep_reserve(&home.run.join("reserve"));
         if loaded.settings.postgres.mode == PostgresMode::Managed {
@@ -110,6 +121,7 @@ impl Context {
         Ok(Self {
             source,
             reload,
+            debugger,
             started: loaded,
             server_end: watch::Sender::new(rungs(&current.settings)),
             current: RefCell::new(current),
@@ -120,6 +132,7 @@ impl Context {
             python: Rc::default(),
             worker_identity: Rc::default(),
             hook_failure: RefCell::default(),
+            certificate: Cell::default(),
             migrations: RefCell::default(),
             fresh: Cell::new(false),
             database: Rc::default(),
@@ -141,8 +154,21 @@ impl Context {
         &self,
         work: impl FnOnce(Surroundings<'_>) -> T + Send + 'static,
     ) -> Result<T, Hangs> {
-        let (python, identity) = (self.python.borrow().clone(), self.worker_identity.borrow().clone());
-        let (settings, url) = ((*self.settings()).clone(), self.url.clone());
+        let python = self.python.borrow().clone();
+        self.around_aside_in((*self.settings()).clone(), python, work).await
+    }
+
+    /// As [`Context::around_aside`], as it will be with these `settings` and the environment of the interpreter `python`.
+    ///
+    /// # Errors
+    /// As [`Context::around_aside`].
+    pub async fn around_aside_in<T: Send + 'static>(
+        &self,
+        settings: Settings,
+        python: PathBuf,
+        work: impl FnOnce(Surroundings<'_>) -> T + Send + 'static,
+    ) -> Result<T, Hangs> {
+        let (identity, url) = (self.worker_identity.borrow().clone(), self.url.clone());
         let what = format!("look into the Python environment of {}", python.display());
         let call = move || {
             let of_tests = settings.in_test();
@@ -170,6 +196,11 @@ impl Context {
         }
     }
 
+    /// What the configuration came to at the start.
+    pub fn started(&self) -> Rc<Loaded> {
+        self.started.clone()
+    }
+
     /// What the configuration was read from.
     pub fn source(&self) -> &Source {
         &self.source
@@ -178,6 +209,13 @@ impl Context {
     /// The current settings.
     pub fn settings(&self) -> Rc<Settings> {
         self.current.borrow().settings.clone()
+    }
+
+    /// Whether the configuration may be read from `file`.
+    pub fn reads(&self, file: &Path) -> bool {
+        let settings = self.settings();
+        let is_dotenv = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".env"));
+        is_dotenv || settings.file.as_ref().is_some_and(|own| own == file)
     }
 
     /// Read the configuration again, and adopt nothing of it.
@@ -197,11 +235,12 @@ impl Context {
         let restart = keys(&self.started, Effect::Restart);
         let mut settings = merge(&self.started.settings, &loaded.settings);
         // A socket that was handed down keeps its address.
-        settings.workers.listen = current.settings.workers.listen;
+        settings.workers.listen = current.settings.workers.listen.clone();
         if !live.iter().any(|key| key == "workers.count") {
             // A reload that is about something else does not undo a `tandem scale`.
             settings.workers.count = current.settings.workers.count;
         }
+        wait_for_person(&mut settings, self.debugger);
         let notices = loaded.notices.iter().cloned().chain(boot::stop_ladder(&settings).notice()).collect();
         let current = Current { settings: Rc::new(settings), loaded: Rc::new(loaded) };
         Ok(Reread { current, live, rolled, restart, notices })
@@ -223,9 +262,9 @@ impl Context {
         self.change(|settings| settings.workers.count = count);
     }
 
-    /// Set the application's address, whatever the configuration says.
-    pub fn set_listen(&self, address: SocketAddr) {
-        self.change(|settings| settings.workers.listen = address);
+    /// Set where the application is served, whatever the configuration says.
+    pub fn set_listen(&self, places: Vec<Place>) {
+        self.change(|settings| settings.workers.listen = places);
     }
 
     fn change(&self, change: impl FnOnce(&mut Settings)) {
@@ -233,6 +272,14 @@ impl Context {
         let mut settings = (*current.settings).clone();
         change(&mut settings);
         current.settings = Rc::new(settings);
+    }
+}
+
+/// Let the workers of `settings` be debugged: one that a person looks into says nothing for as long as that takes.
+fn wait_for_person(settings: &mut Settings, debugger: Debugger) {
+    if debugger != Debugger::None {
+        let workers = &mut settings.workers;
+        (workers.debugger, workers.watchdog, workers.ready_limit) = (debugger, None, DEBUGGED_LIMIT);
     }
 }
 
@@ -244,7 +291,7 @@ fn rungs(settings: &Settings) -> Vec<Rung> {
 /// The values of `new` for keys that a running Tandem can change, and of `started` for the others.
 fn merge(started: &Settings, new: &Settings) -> Settings {
     let workers = crate::config::Workers {
-        listen: started.workers.listen,
+        listen: started.workers.listen.clone(),
         backlog: started.workers.backlog,
         socket: started.workers.socket,
         ..new.workers.clone()
@@ -252,7 +299,7 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
     Settings {
         workers,
         pool: new.pool.clone(),
-        health: crate::config::Health { listen: started.health.listen, ..new.health.clone() },
+        health: crate::config::Health { listen: started.health.listen.clone(), ..new.health.clone() },
         stop: new.stop.clone(),
         hooks: new.hooks.clone(),
         backup: new.backup.clone(),

@@ -71,8 +71,8 @@ pub async fn run_with(
     };
     let Some(words) = words else { return Ok(()) };
     let application = format!("{}-hook", settings.name);
-    let (owned, dir) = (words.clone(), settings.directory.clone());
-    let command = context.around_aside(move |around| around.command(&owned, &application, &dir)).await;
+    let owned = words.clone();
+    let command = context.around_aside(move |around| around.command(&owned, &application, around.work_dir())).await;
     let service = point.service();
     let mut last = String::new();
     let on_line = |line: &str| {

@@ -1,5 +1,6 @@
 //! What each step of the boot does: one async function a step, made of calls into the rooms.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +12,7 @@ use crate::backup::load;
 use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
-use crate::config::{MigrationRun, Migrations, PostgresMode, Settings, memory};
+use crate::config::{Debugger, Loaded, MigrationRun, Migrations, PostgresMode, Settings, memory};
 use crate::event_loop::{Hangs, elsewhere};
 use crate::exit::{Code, Failure, code_of, in_words};
 use crate::health::picture;
@@ -26,6 +27,7 @@ use crate::postgres::trouble::{self, Meaning};
 use crate::postgres::{adopt, binaries, cluster, conf, lookup, port, probe::Probe, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
+use crate::workers::serving::{self, Verdict};
 use crate::workers::surroundings::Surroundings;
 use crate::workers::{environment, launch};
 
@@ -33,6 +35,9 @@ use crate::workers::{environment, launch};
 const ATTACH_POLL: Duration = Duration::from_millis(200);
 /// How long at most to wait for it. Its own operator knows why it is down, and this process is cheap to start again.
 const ATTACH_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a module may take to be imported.
+const IMPORT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where the application's database is, and the password its role shall have where the server is ours.
 pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(DatabaseUrl, Option<Password>)> {
@@ -53,8 +58,8 @@ pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(Databas
     Ok((url, Some(password)))
 }
 
-/// [`super::Step::Install`]: both at once, since neither needs the other.
-pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
+/// [`super::Step::Install`]: both at once, since neither needs the other. `serves`: an application is to be served.
+pub async fn install(context: Rc<Context>, serves: bool) -> anyhow::Result<()> {
     let (settings, home) = ((*context.settings()).clone(), context.home.clone());
     let found = elsewhere(move || async move {
         let postgres = async {
@@ -73,7 +78,48 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
     *context.installation.borrow_mut() = installation;
     *context.worker_identity.borrow_mut() = identity;
     *context.python.borrow_mut() = python;
-    check_migrations(&context).await
+    check_debugger(&context).await?;
+    check_migrations(&context).await?;
+    if serves {
+        let verdict = check_serving(&context, &context.started()).await?;
+        verdict.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+        context.certificate.set(verdict.not_after);
+    }
+    Ok(())
+}
+
+/// Hold what the application is to be served with, as `loaded` says it, against this machine.
+///
+/// # Errors
+/// Everything that is wrong, with its line; a disk does not answer.
+pub async fn check_serving(context: &Context, loaded: &Loaded) -> anyhow::Result<Verdict> {
+    let python = context.python.borrow().clone();
+    let question = serving::question(&loaded.settings, &python);
+    let question = question.map(|command| context.around(|around| around.as_worker(command, Path::new("/"))));
+    let user = context.worker_identity.borrow().clone();
+    serving::verify(loaded, question, user).await
+}
+
+/// An editor attaches to debugpy, which the application's own environment must have.
+async fn check_debugger(context: &Context) -> anyhow::Result<()> {
+    if !matches!(context.settings().workers.debugger, Debugger::Listen(_)) {
+        return Ok(());
+    }
+    let python = context.python.borrow().clone();
+    let import = CommandLine::new(&python).args(["-c", "import debugpy"]);
+    let make = |around: Surroundings<'_>| around.with_all(import, "tandem-debugger", around.work_dir());
+    let command = context.around_aside(make).await?;
+    let finished = process::run(&command, IMPORT_LIMIT).await.context("import debugpy")?;
+    if !finished.exit.success() {
+        let python = python.display();
+        let text = format!(
+            "--attach-debugger needs debugpy, which the application's Python cannot import: `{python} -m pip install debugpy`, \
+             or add it to the requirements\n{}",
+            finished.last_lines()
+        );
+        bail!(Failure::new(Code::Config, text));
+    }
+    Ok(())
 }
 
 /// The PostgreSQL that `settings` ask for.
@@ -349,23 +395,46 @@ async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
     let owned = words.to_vec();
     let command = context.around_aside(move |around| migration_command(&around, &owned)).await??;
+    run_migrations(&context.url, &command, words, settings.migrations.limit).await
+}
+
+/// Run `command`, which migrates and whose words are `words`, within `limit`.
+pub(super) async fn run_migrations(
+    url: &DatabaseUrl,
+    command: &CommandLine,
+    words: &[String],
+    limit: Duration,
+) -> anyhow::Result<()> {
     let on_line = |line: &str| crate::telemetry::child_line("migrate", crate::telemetry::Stream::Stderr, line);
     let what = format!("migrations: `{}`", in_one_line(words));
-    let finished = match process::run_with(&command, settings.migrations.limit, on_line).await {
+    let finished = match process::run_with(command, limit, on_line).await {
         Err(RunError::Limit(_, limit)) => {
             bail!("{what} did not end within {limit:?} (migrations.limit) and was killed")
         }
         ended => ended.with_context(|| what.clone())?,
     };
     if !finished.exit.success() {
-        bail!("{what} ended with {}\n{}", finished.exit, finished.last_lines());
+        let failed = anyhow::anyhow!("{what} ended with {}\n{}", finished.exit, finished.last_lines());
+        let printed = [&finished.stdout, &finished.stderr];
+        return Err(match printed.iter().any(|text| LOCKED_OUT.iter().any(|words| text.contains(words))) {
+            true => failed.context(LockedOut),
+            false => failed,
+        });
     }
-    if schema::has_tables(&context.url).await.is_ok_and(|any| !any) {
+    if schema::has_tables(url).await.is_ok_and(|any| !any) {
         tracing::warn!(
             "{what} succeeded, and database {} has no table: did it work on another one? It gets DATABASE_URL, PG* and \
              POSTGRES_*; what it reads under other names, write into [workers.env]: DB_PORT = \"${{PGPORT}}\"",
-            context.url.database
+            url.database
         );
     }
     Ok(())
 }
+
+/// A statement waited for a lock as long as it may (SQLSTATE 55P03).
+#[derive(Debug, thiserror::Error)]
+#[error("a lock of the application's was not to be had in time")]
+pub(super) struct LockedOut;
+
+/// How PostgreSQL and the drivers of Python say so.
+const LOCKED_OUT: [&str; 3] = ["due to lock timeout", "LockNotAvailable", "55P03"];

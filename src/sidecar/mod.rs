@@ -6,12 +6,14 @@
 mod answers;
 mod backups;
 mod context;
+mod deploy;
 mod disks;
 mod doors;
 mod hooks;
 mod jobs;
 mod marked_run;
 mod orders;
+mod saved;
 mod services;
 mod shell;
 mod task;

@@ -4,8 +4,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,24 +11,25 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::answers::{aborted, goes_on, interrupted, may_scale, told};
-use super::context::Context;
+use super::answers::{aborted, goes_on, interrupted, may_scale, nothing_changed, told};
+use super::context::{Context, Reread};
+use super::jobs;
 use super::services::ServiceKind;
 use super::tree_view::{ServiceView, TreeView};
 use crate::boot::{self, Step};
 use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
-use crate::event_loop::{self, Hangs, within};
-use crate::exit::{Code, in_words};
+use crate::event_loop::{self, within};
+use crate::exit::Code;
 use crate::supervise::state::ChildEvent;
 use crate::supervise::tree::{RollId, Scope, ServiceId, TreeEvent};
 use crate::systemd::Upstream;
-use crate::watch::Watch;
+use crate::workers::environment;
 use crate::workers::launch::Launch;
 use crate::workers::life::Roster;
 
-/// How long the removal of byte code may take.
-const BYTE_CODE_LIMIT: Duration = Duration::from_secs(2);
+/// How long a look at the requirements may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// What an order gets beyond the limits of what it asks for: the supervisor has other things to do too.
 const ORDER_MARGIN: Duration = Duration::from_secs(30);
 
@@ -48,15 +47,17 @@ pub enum RollReport {
 
 /// Gives the tree the orders of people.
 pub struct Operator {
-    context: Rc<Context>,
+    pub(super) context: Rc<Context>,
     steps: Vec<Step>,
     events: UnboundedSender<TreeEvent>,
-    tree: watch::Sender<TreeView>,
+    pub(super) tree: watch::Sender<TreeView>,
     /// What new workers are started with.
     launch: Rc<RefCell<Option<Rc<Launch>>>>,
-    roster: Roster,
-    upstream: Rc<Upstream>,
+    pub(super) roster: Roster,
+    pub(super) upstream: Rc<Upstream>,
     rolls: Cell<u64>,
+    /// Whether a deployment is under way.
+    pub(super) deploys: Cell<bool>,
     waiting: RefCell<HashMap<RollId, oneshot::Sender<RollReport>>>,
 }
 
@@ -70,7 +71,7 @@ impl Operator {
         upstream: Rc<Upstream>,
     ) -> Self {
         let (rolls, waiting, tree) = (Cell::new(0), RefCell::default(), watch::Sender::new(TreeView::default()));
-        Self { context, steps, events, tree, launch, roster, upstream, rolls, waiting }
+        Self { context, steps, events, tree, launch, roster, upstream, rolls, deploys: Cell::new(false), waiting }
     }
 
     /// See the tree after a step.
@@ -119,6 +120,7 @@ impl Operator {
         match order {
             Order::Stop => self.stop(),
             Order::Reload => self.reload().await,
+            Order::Deploy { dry_run } => self.deploy(dry_run).await,
             Order::Restart { service } => self.restart(&service).await,
             Order::Scale(to) => self.scale(to).await,
         }
@@ -139,29 +141,55 @@ impl Operator {
 
     /// Read the configuration again, let what changed hold, and replace every worker.
     pub async fn reload(&self) -> Answer {
-        if let Err(answer) = self.is_serving("reload") {
-            return answer;
-        }
         let _reloading = self.upstream.reloading();
-        let reading = match self.context.read_again().await {
+        let reading = match self.read_again("reload").await {
             Ok(reading) => reading,
-            Err(error) => {
-                let text = format!("{}\nnothing was changed: Tandem goes on as before", in_words(&error));
-                tracing::error!("reload: {text}");
-                let code = if error.is::<Hangs>() { Code::Temporary } else { Code::Config };
-                return Answer::failed(code, text);
-            }
+            Err(answer) => return answer,
         };
         let settings = reading.current.settings();
-        if let Err(why) = may_scale(&settings, settings.workers.count) {
-            let text = format!("{} workers, as there are: {why}\nnothing was changed", settings.workers.count);
-            tracing::error!("reload: {text}");
-            return Answer::failed(Code::Config, text);
+        let (python, home, dir) =
+            (settings.python.clone(), self.context.home.state.clone(), settings.directory.clone());
+        let look = move || environment::changed(&python, &home, &dir);
+        let changed = within(LOOK_LIMIT, "look at the requirements", look).await.ok().and_then(Result::ok).flatten();
+        let mut answer = self.adopt(reading).await.0;
+        if let Some(file) = changed {
+            let text = format!(
+                "{} has changed since the Python environment was made from it: `tandem deploy` installs what it says now, a \
+                 reload does not",
+                file.display()
+            );
+            tracing::warn!("reload: {text}");
+            answer.words.insert(0, text);
         }
+        answer
+    }
+
+    /// The configuration as it is now, if Tandem can go on with it; else the answer for the order `what`.
+    pub(super) async fn read_again(&self, what: &str) -> Result<Reread, Answer> {
+        self.is_serving(what)?;
+        let reading = self.context.read_again().await.map_err(|error| nothing_changed(what, &error))?;
+        let settings = reading.current.settings();
+        may_scale(&settings, settings.workers.count).map_err(|why| {
+            let text = format!("{} workers, as there are: {why}\nnothing was changed", settings.workers.count);
+            tracing::error!("{what}: {text}");
+            Answer::failed(Code::Config, text)
+        })?;
+        Ok(reading)
+    }
+
+    /// Let what `reading` changed hold, and replace every worker. Also, how many new workers a roll that failed leaves.
+    pub(super) async fn adopt(&self, mut reading: Reread) -> (Answer, Option<usize>) {
+        // In the environment that new workers are started in.
+        let verdict = match jobs::check_serving(&self.context, &reading.current.loaded()).await {
+            Ok(verdict) => verdict,
+            Err(error) => return (nothing_changed("reload", &error), Some(0)),
+        };
+        reading.notices.extend(verdict.notices);
         let mut words = told(&reading);
         words.iter().for_each(|line| tracing::info!("reload: {line}"));
         let scaled = reading.live.iter().any(|key| key == "workers.count");
         let before = self.context.adopt(reading.current);
+        let certificate_before = self.context.certificate.replace(verdict.not_after);
         let settings = self.let_hold();
         if scaled {
             let _ = self.events.send(TreeEvent::Scale(settings.workers.count as usize));
@@ -170,18 +198,19 @@ impl Operator {
         match self.roll(Scope::All).await {
             RollReport::Done(count) => {
                 words.push(format!("replaced {count} workers in {:.1?}", began.elapsed()));
-                Answer::done(words)
+                (Answer::done(words), None)
             }
             RollReport::Aborted(why, replaced) => {
                 if replaced == 0 && Rc::ptr_eq(&settings, &self.context.settings()) {
                     self.context.adopt(before);
+                    self.context.certificate.set(certificate_before);
                     let old = self.let_hold();
                     let _ = self.events.send(TreeEvent::Scale(old.workers.count as usize));
                 }
-                Answer::failed(Code::Failed, aborted(&why, replaced))
+                (Answer::failed(Code::Failed, aborted(&why, replaced)), Some(replaced))
             }
-            RollReport::Interrupted => interrupted(),
-            RollReport::GoesOn(limit) => goes_on("the roll", limit),
+            RollReport::Interrupted => (interrupted(), Some(0)),
+            RollReport::GoesOn(limit) => (goes_on("the roll", limit), None),
         }
     }
 
@@ -194,32 +223,12 @@ impl Operator {
         settings
     }
 
-    /// Replace every worker whenever sources are saved, for ever. What is saved meanwhile is one more change.
-    pub async fn follow(self: Rc<Self>, mut sources: Watch) {
-        while let Some(changed) = sources.next().await {
-            let what = match &changed[..] {
-                [one] => one.strip_prefix(sources.root()).unwrap_or(one).display().to_string(),
-                more => format!("{} files", more.len()),
-            };
-            tracing::info!("{what} changed: the workers are replaced");
-            let sources = changed.clone();
-            let forget = move || sources.iter().for_each(|source| forget_byte_code(source));
-            // What cannot be removed is compiled anew when its source is a second older.
-            let _ = within(BYTE_CODE_LIMIT, "remove the byte code of changed sources", forget).await;
-            self.roster.lives().iter().for_each(|life| life.note(format!("{what} changed")));
-            let began = Instant::now();
-            if let RollReport::Done(count) = self.roll(Scope::All).await {
-                tracing::info!("replaced {count} workers in {:.1?}", began.elapsed());
-            }
-        }
-    }
-
     /// Replace one worker, and do not wait for it.
     pub fn recycle(&self, id: ServiceId) {
         let _ = self.events.send(TreeEvent::Roll(self.next_roll(), Scope::One(id)));
     }
 
-    async fn roll(&self, scope: Scope) -> RollReport {
+    pub(super) async fn roll(&self, scope: Scope) -> RollReport {
         let (sender, report) = oneshot::channel();
         let id = self.next_roll();
         self.waiting.borrow_mut().insert(id, sender);
@@ -370,7 +379,7 @@ impl Operator {
         timeout(limit, judged).await.unwrap_or(Waited::Limit)
     }
 
-    fn is_serving(&self, what: &str) -> Result<(), Answer> {
+    pub(super) fn is_serving(&self, what: &str) -> Result<(), Answer> {
         let tree = self.tree.borrow();
         if tree.serving {
             return Ok(());
@@ -394,17 +403,4 @@ enum Waited<T> {
     Interrupted,
     /// The limit passed first.
     Limit,
-}
-
-/// Remove what Python compiled from `source`: it takes that for new when size and second of the source are the same, which
-/// two saves in a row can be.
-fn forget_byte_code(source: &Path) {
-    let (Some(dir), Some(stem)) = (source.parent(), source.file_stem().and_then(OsStr::to_str)) else { return };
-    let starts = format!("{stem}.");
-    // Blocks: called by `within`.
-    for entry in std::fs::read_dir(dir.join("__pycache__")).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&starts) && name.ends_with(".pyc")) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
 }

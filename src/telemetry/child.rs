@@ -1,5 +1,8 @@
 //! A child's line as a tracing event.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
 use tracing::Level;
 
 use super::clean::{Colours, clean};
@@ -7,6 +10,9 @@ use crate::config::libraries;
 
 /// The target of children's lines; a filter such as `output=warn` applies to them alone.
 pub(super) const TARGET: &str = "output";
+
+/// How Python shows EMFILE, which says that the process which got it has run out of descriptors.
+const NO_DESCRIPTORS: &str = "[Errno 24] Too many open files";
 
 /// Which of a child's streams a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +53,19 @@ pub fn child_line_at(level: Level, service: &str, stream: Stream, line: &str) {
     if let Some(hint) = libraries::hint(line) {
         tracing::warn!({ service.name = service }, "{hint}");
     }
+    if line.contains(NO_DESCRIPTORS) && is_first_of(service) {
+        tracing::warn!(
+            { service.name = service },
+            "{service} itself has as many files open as it may: too many clients for one process, or connections and files \
+             that it opens and never closes (`ls -l /proc/PID/fd`)"
+        );
+    }
+}
+
+/// Whether `service` is said to have run out of descriptors for the first time.
+fn is_first_of(service: &str) -> bool {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(service.to_owned())
 }
 
 /// The level that `line` names, or `INFO`: Python's `logging` and Uvicorn begin with theirs. PostgreSQL's lines are read in

@@ -1,15 +1,17 @@
 //! Watches the application's files for `tandem up --reload` and tells which of them were saved.
 //!
-//! `rules` decides which files count, `snapshot` holds what was there, `stream` reports what changed. This room does not
+//! `rules` decides which files count, `snapshot` holds what was there, `stream` reports what changed, `mounts` knows where the
+//! kernel does not tell. This room does not
 //! know what is done about a change.
 
+mod mounts;
 mod rules;
 mod snapshot;
 mod stream;
 
 use std::path::{Path, PathBuf};
 
-pub use stream::Watch;
+pub use stream::{Part, Rule, Watch};
 
 /// What keeps files from being watched.
 #[derive(Debug, thiserror::Error)]

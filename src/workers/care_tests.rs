@@ -1,12 +1,20 @@
 use super::*;
-use crate::config::{Factory, Preload, Readiness, WorkerSocket};
+use crate::config::{Debugger, Factory, Preload, Readiness, WorkerSocket};
 
 fn workers() -> Workers {
     Workers {
         app: "app:app".into(),
         app_dir: ".".into(),
+        dir: None,
+        reload_dirs: Vec::new(),
+        debugger: Debugger::None,
         count: 1,
-        listen: "127.0.0.1:0".parse().unwrap(),
+        listen: vec![crate::plan::Place::Every(0)],
+        serving: crate::config::Serving {
+            socket_files: crate::config::SocketFiles { mode: 0o666, owner: None },
+            tls: None,
+            uvicorn: std::collections::BTreeMap::new(),
+        },
         backlog: 1,
         url_scheme: "postgresql".into(),
         env: std::collections::BTreeMap::new(),

@@ -7,11 +7,12 @@ Told by the environment (every name here is taken out of it, so that a child of 
 TANDEM_WORKER_SLOT, which is not ours, stays for the app):
 
   TANDEM_APP          module:attribute
-  TANDEM_APP_DIR      first entry of sys.path; the working directory is the second
-  TANDEM_LISTEN_FD    the inherited listening socket
+  TANDEM_APP_DIR      first entry of sys.path once the libraries are imported, as with Uvicorn's command
+  TANDEM_LISTEN_FD    the inherited listening sockets, comma separated
   TANDEM_GATE_FD      read end of a pipe of this worker's own: a byte means "import the app now"; its end means
                       that Tandem is gone, before and after that byte
   TANDEM_PREIMPORT    modules, comma separated, to import while waiting at the gate
+  TANDEM_UVICORN      Uvicorn's own options and TLS, as options.py reads them
   TANDEM_LOOP         auto | asyncio | uvloop
   TANDEM_ACCESS_LOG   1 | 0
   TANDEM_GRACE        seconds that requests in flight get after SIGTERM; what is left then is cut
@@ -23,6 +24,7 @@ TANDEM_WORKER_SLOT, which is not ours, stays for the app):
   TANDEM_LIFESPAN     auto | on | off
   TANDEM_INTERFACE    auto | asgi3 | asgi2 | wsgi
   TANDEM_CHECK        a path that must be answered well before the socket is served; or empty
+  TANDEM_DEBUGGER     terminal: breakpoint() gets the terminal; a number: debugpy listens at that port
   TANDEM_NOTIFY_FD    this worker's own end of a datagram socket pair; Tandem hears no other process there
   WATCHDOG_USEC       as in sd_notify(3)
 
@@ -59,6 +61,7 @@ import faulthandler
 import fcntl
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
 import select
@@ -93,7 +96,7 @@ LOG_CONFIG = {
 
 Orders = namedtuple(
     "Orders",
-    "app app_dir listen_fd gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain"
+    "app app_dir listen_fds uvicorn gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain debugger"
     " drain_busy drain_streams factory lifespan interface check",
 )
 
@@ -111,6 +114,9 @@ def load_sibling(name):
 
 drain = load_sibling("drain")
 startup = load_sibling("startup")
+debugger = load_sibling("debugger")
+listening = load_sibling("listening")
+options = load_sibling("options")
 
 
 def read_orders():
@@ -120,7 +126,8 @@ def read_orders():
     return Orders(
         app=take("TANDEM_APP"),
         app_dir=take("TANDEM_APP_DIR", ""),
-        listen_fd=int(take("TANDEM_LISTEN_FD")),
+        listen_fds=[int(fd) for fd in take("TANDEM_LISTEN_FD").split(",")],
+        uvicorn=take("TANDEM_UVICORN", ""),
         gate_fd=int(gate_fd) if gate_fd else None,
         notify_fd=int(notify_fd) if notify_fd else None,
         preimport=[name.strip() for name in take("TANDEM_PREIMPORT", "").split(",") if name.strip()],
@@ -136,6 +143,7 @@ def read_orders():
         lifespan=take("TANDEM_LIFESPAN", "") or "auto",
         interface=take("TANDEM_INTERFACE", "") or "auto",
         check=take("TANDEM_CHECK", ""),
+        debugger=take("TANDEM_DEBUGGER", ""),
     )
 
 
@@ -177,7 +185,17 @@ class Worker(drain.Drain):
     signals = 0
     traceback_of = staticmethod(lambda error: user_traceback(error))
 
+    async def serve(self, sockets=None):
+        if not self.config.loaded:
+            try:
+                load_app(self.orders, self.config)
+            except BaseException as error:
+                fail_import(error, self.notifier)
+        self.config.lifespan_class = type("Lifespan", (self.config.lifespan_class,), {"server": self})
+        await super().serve(sockets=sockets)
+
     async def startup(self, sockets=None):
+        options.finish(self.config, self.listener)
         await super().startup(sockets=sockets)
         if self.started and not self.should_exit:
             # Not before there is something to retire: until then the signal is ignored, as it is by default.
@@ -232,6 +250,8 @@ class Worker(drain.Drain):
 
     def handle_exit(self, sig, frame):
         """Note the signal and do not keep it: since 0.29 Uvicorn would raise it again, and a clean stop end as 143."""
+        if sig == signal.SIGINT and self.orders.debugger == "terminal":
+            return  # Ctrl-C at a breakpoint is the debugger's; Tandem never sends it
         self.signals += 1
         if self.signals == 1:
             self.should_exit = self.brief = True
@@ -253,11 +273,11 @@ class Worker(drain.Drain):
 
 def is_lost(listener):
     """An app that closes every descriptor, as daemons once did, closes ours too."""
-    lost = listener.is_lost()
+    lost = listener.lost()
     if lost:
         text = "ERROR the application closed the listening socket (fd %d); this worker ends and is replaced"
-        print(text % listener.fd, file=sys.stderr, flush=True)
-    return lost
+        print(text % lost[0], file=sys.stderr, flush=True)
+    return bool(lost)
 
 
 def wait_at_gate(gate_fd):
@@ -282,24 +302,34 @@ def tie_lifeline(gate_fd):
 
 
 def preimport(orders):
-    """Import what the app will need anyway. What fails here will fail again, and be reported, in the app's import."""
+    """Import what the app will need anyway. What fails here will fail again, and perhaps in other words, in the app's
+    import: what it had imported by then is not imported again."""
     names = ["uvicorn.lifespan.on", "uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto"]
     if orders.loop != "asyncio":
         names.append("uvloop")
     for name in names + orders.preimport:
         try:
             importlib.import_module(name)
-        except BaseException:  # a module may well call sys.exit()
-            pass
+        except BaseException as error:  # a module may well call sys.exit()
+            if not (isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]):
+                failed_ahead.append((name, error))
 
 
-def resolve(app):
+def resolve(app, app_dir):
     module_name, _, attributes = app.partition(":")
     if not module_name or not attributes:
         raise ImportError("the app %r is not of the form module:attribute" % app)
-    found = importlib.import_module(module_name)
-    for attribute in attributes.split("."):
-        found = getattr(found, attribute)
+    found = module = importlib.import_module(module_name)
+    try:
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+    except AttributeError as error:
+        hidden = importlib.machinery.PathFinder.find_spec(module_name.partition(".")[0], [app_dir])
+        file = getattr(module, "__file__", None) or "built in"
+        if hidden is None or hidden.origin is None or file.startswith(app_dir + os.sep):
+            raise
+        text = "%s is not %s, but a module of that name which Uvicorn needs itself (%s): give the application's another name"
+        raise ImportError(text % (module_name, hidden.origin, file)) from error
     return found
 
 
@@ -319,6 +349,7 @@ def user_traceback(error):
 
 
 OUR_FILES = {__file__, startup.__file__, importlib.__file__}
+failed_ahead = []  # (name, exception) of what could not be imported ahead, though it is there
 
 
 def is_ours(filename):
@@ -326,7 +357,11 @@ def is_ours(filename):
 
 
 def fail_import(error, notifier):
-    refuse(user_traceback(error), notifier)
+    text = user_traceback(error)
+    for name, cause in failed_ahead[:1] if isinstance(error, (ImportError, AttributeError)) else []:
+        if repr(cause) != repr(error):
+            text += "\nBefore that, %s could not be imported ahead:\n%s" % (name, user_traceback(cause))
+    refuse(text, notifier)
 
 
 def refuse(text, notifier):
@@ -365,42 +400,55 @@ def prepare(orders):
     sys.stdout.reconfigure(line_buffering=True)  # a pipe is block-buffered: prints would come minutes late
     # The script's own directory is Tandem's run directory: nothing is to be imported from there, or compiled into it.
     # It is not in the path where PYTHONSAFEPATH is set.
-    others = [path for path in sys.path if path and os.path.abspath(path) != RUN_DIR]
-    sys.path[:] = [path for path in (orders.app_dir, os.getcwd()) if path] + others
-    for fd in (orders.listen_fd, orders.gate_fd, orders.notify_fd):
+    sys.path[:] = [path for path in sys.path if path and os.path.abspath(path) != RUN_DIR]
+    for fd in (*orders.listen_fds, orders.gate_fd, orders.notify_fd):
         if fd is not None:
             os.set_inheritable(fd, False)  # or a program that the app starts keeps the port, or speaks for the worker
+    debugger.set_up(orders.debugger)
 
 
-def load_config(orders):
-    """Import everything: Uvicorn before the gate, the app behind it."""
+def load_config(orders, in_loop=False):
+    """Import everything: Uvicorn and libraries before the gate, the app behind it.
+
+    With `in_loop` the app is left for the event loop to import if the installed Uvicorn does it there: up to that version
+    of it apps may start tasks when they are imported.
+    """
     try:
         import uvicorn
+        import uvicorn.main
     except ModuleNotFoundError as error:
         if error.name != "uvicorn":
             raise
         text = "No module named 'uvicorn', which runs the workers: %s -m pip install uvicorn"
         raise ModuleNotFoundError(text % sys.executable, name=error.name) from None
 
-    config = uvicorn.Config(
-        None, loop=orders.loop, access_log=orders.access_log, log_config=LOG_CONFIG, log_level="info"
-    )
+    # Here Uvicorn's command does it. A queue.py or email.py of the app's hides nothing from what is imported by now.
+    sys.path.insert(0, orders.app_dir)
+    base = {"loop": orders.loop, "access_log": orders.access_log, "log_config": LOG_CONFIG, "log_level": "info"}
+    config = uvicorn.Config(None, **options.for_config(orders.uvicorn, base))
     if orders.loop == "uvloop":
         importlib.import_module("uvloop")
     preimport(orders)
     if orders.gate_fd is not None:
         wait_at_gate(orders.gate_fd)
-    startup.settle(config, resolve(orders.app), orders)
+    if not in_loop or hasattr(uvicorn.Config, "load_app"):
+        load_app(orders, config)
     return uvicorn, config
+
+
+def load_app(orders, config):
+    startup.settle(config, resolve(orders.app, orders.app_dir), orders)
+    if orders.debugger == "terminal":
+        debugger.patch_pdb()
 
 
 def main():
     orders = read_orders()
     notifier = Notifier(orders.notify_fd)
     prepare(orders)
-    listener = drain.Listener(orders.listen_fd)
+    listener = listening.Listening(orders.listen_fds)
     try:
-        uvicorn, config = load_config(orders)
+        uvicorn, config = load_config(orders, in_loop=True)
     except BaseException as error:  # an app may well call sys.exit() when it misses a setting
         fail_import(error, notifier)
     serve(orders, notifier, uvicorn, config, listener)
@@ -412,12 +460,12 @@ def serve(orders, notifier, uvicorn, config, listener):
     server.orders = orders
     server.notifier = notifier
     server.listener = listener
-    config.lifespan_class = type("Lifespan", (config.lifespan_class,), {"server": server})
+    server.handshaking = options.HANDSHAKING
     if is_lost(listener):
         sys.exit(SOCKET_LOST)
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
     try:
-        server.run(sockets=[listener.socket()])
+        server.run(sockets=listener.sockets())
     except SystemExit:  # later versions of Uvicorn end so where the startup failed
         pass
     # The interpreter's last collections walk every object there is, for 0.3 s and more, to free what the kernel frees

@@ -20,6 +20,7 @@ use super::gate::Gate;
 use super::notify::{NotifySocket, StartError, StartErrorKind};
 use super::slot;
 use crate::event_loop;
+use crate::exit::own_limit;
 use crate::http::{Counts, Unfinished};
 use crate::plan::{Ladder, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
@@ -311,6 +312,7 @@ impl Life {
 
     fn end(&self, pid: i32, exit: Exit, reporter: &ProcessReporter) {
         let inner = &self.0;
+        process::take_back(pid);
         let slot = match inner.kind {
             Kind::Worker { slot, .. } => Some(slot),
             Kind::Template => None,
@@ -343,7 +345,8 @@ impl Life {
 
     /// There is no process of this generation, and why.
     pub fn fail(&self, generation: Generation, error: &io::Error) {
-        tracing::error!({ service.name = %self.0.name }, "start: {error}");
+        let whose = own_limit(error).map(|whose| format!(": {whose}")).unwrap_or_default();
+        tracing::error!({ service.name = %self.0.name }, "start: {error}{whose}");
         self.0.current.replace(Current::Absent { released: false });
         self.0.reporter.of(generation).failed(Ending::Ended);
     }

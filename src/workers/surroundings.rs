@@ -21,6 +21,7 @@ use super::environment::drivers;
 use crate::config::{PostgresMode, Settings, references};
 use crate::plan::libpq::stays_attached;
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
+use crate::process::identity;
 
 /// Variables that a login sets for one user, and that lead another one into the first one's places.
 const OF_ONE_LOGIN: [&str; 8] = [
@@ -131,6 +132,14 @@ impl Surroundings<'_> {
             .filter(|name| drop_env.matches(name))
             .map(|name| (name.clone(), None))
             .collect()
+    }
+
+    /// The working directory of what runs the application's code: the project's, unless the configuration names another.
+    /// Where their user may not pass to the project's, it is `workers.app_dir`.
+    pub fn work_dir(&self) -> &Path {
+        let settings = self.settings;
+        let is_barred = self.identity.is_some_and(|user| identity::barrier(settings.work_dir(), user).is_some());
+        if is_barred && settings.workers.dir.is_none() { &settings.workers.app_dir } else { settings.work_dir() }
     }
 
     /// Where the program `name` is: a tool such as alembic lives in the Python environment, and is found there first.
@@ -275,8 +284,9 @@ impl Surroundings<'_> {
     /// Let the application's modules be imported, as in a worker.
     fn imports(&self, all: &mut Variables) {
         let app_dir = &self.settings.workers.app_dir;
-        // Alembic's own directory, if it is a package, would stand before the Alembic that is installed.
-        if app_dir.join("alembic/__init__.py").is_file() {
+        // Python's own modules cannot be put before it, as Uvicorn's command does by importing them first.
+        if let Some(obstacle) = self.settings.import_obstacle() {
+            tracing::debug!("PYTHONPATH goes without {}: {} would break tools", app_dir.display(), obstacle.display());
             return;
         }
         let said =

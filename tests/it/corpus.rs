@@ -15,7 +15,7 @@ use crate::common::backups::{as_superuser, backup};
 use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::skip::skip;
-use crate::common::tandem::{self, Tandem, pause};
+use crate::common::tandem::{Tandem, pause};
 
 /// Tests of the suite that make nothing which a dump could hold, or something outside of the database.
 const NOT_OF_A_SCHEMA: &[&str] = &[

@@ -49,6 +49,17 @@ pub enum Readiness {
     Http(String),
 }
 
+/// How a person debugs the workers of this run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Debugger {
+    #[default]
+    None,
+    /// `breakpoint()` gets Tandem's terminal.
+    Terminal,
+    /// debugpy listens at this port.
+    Listen(u16),
+}
+
 /// Who binds the listening socket of `workers.command`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerSocket {

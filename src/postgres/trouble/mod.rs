@@ -10,7 +10,7 @@ use std::path::Path;
 
 use sea_orm::sqlx;
 
-use crate::exit::{Code, NoRoom};
+use crate::exit::{Code, NoRoom, own_limit};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 
@@ -33,6 +33,8 @@ pub enum AnswerSource {
     Url,
     /// The network: nothing answered.
     Network,
+    /// Tandem, which could not ask.
+    Own,
 }
 
 /// What the error means.
@@ -73,6 +75,7 @@ impl Answer {
             (None, sqlx::Error::Tls(_)) => AnswerSource::Tls,
             // The handshake's own errors come as errors of the stream.
             (None, sqlx::Error::Io(error)) if error.to_string().contains("peer certificate") => AnswerSource::Tls,
+            (None, sqlx::Error::Io(error)) if own_limit(error).is_some() => AnswerSource::Own,
             (None, sqlx::Error::Configuration(_)) => AnswerSource::Url,
             (None, _) => AnswerSource::Network,
         };
@@ -86,6 +89,7 @@ impl Answer {
             AnswerSource::Server(code) => Some(code),
             AnswerSource::Tls | AnswerSource::Url => None,
             AnswerSource::Network => return Fault::Unreachable,
+            AnswerSource::Own => return Fault::NoDescriptors,
         };
         match (kind(self), sqlstate) {
             (Kind::NoRoom(NoRoom::Disk), _) => Fault::Full(None),
@@ -123,7 +127,7 @@ enum Kind {
 fn kind(answer: &Answer) -> Kind {
     let text = answer.text.as_str();
     let code = match answer.from {
-        AnswerSource::Network => return Kind::Passing,
+        AnswerSource::Network | AnswerSource::Own => return Kind::Passing,
         AnswerSource::Tls => return Kind::Lasting(Code::Config, "the two sides do not agree on TLS"),
         AnswerSource::Url => return Kind::Lasting(Code::Config, "the database URL cannot be used"),
         AnswerSource::Server(code) => code,
@@ -198,7 +202,7 @@ fn way_of_other(answer: &Answer, url: &DatabaseUrl) -> String {
             _ => "look at the URL, and at that server's settings".to_owned(),
         },
         AnswerSource::Tls => "look at sslmode and sslrootcert in the URL".to_owned(),
-        AnswerSource::Url | AnswerSource::Network => "look at the URL".to_owned(),
+        AnswerSource::Url | AnswerSource::Network | AnswerSource::Own => "look at the URL".to_owned(),
     }
 }
 

@@ -104,7 +104,7 @@ fn put_aside(venv: &Path, previous: &Path) -> io::Result<()> {
 
 /// Remove a directory so that no part of it is ever seen in its place: without its marker, the rest of an
 /// environment of ours would count as foreign.
-fn discard(venv: &Path) -> io::Result<()> {
+pub(super) fn discard(venv: &Path) -> io::Result<()> {
     let removed = beside(venv, "removed");
     match durable::rename(venv, &removed) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

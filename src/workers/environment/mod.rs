@@ -5,7 +5,9 @@
 //! environment is moved aside meanwhile and comes back if the new one fails. An environment without a marker is foreign:
 //! it is used as it is. The caller must not remake the environment of running workers.
 
+mod beside;
 pub mod drivers;
+mod editable;
 mod make;
 mod marker;
 mod project;
@@ -17,6 +19,8 @@ use anyhow::Context;
 use crate::config::Python;
 use crate::exit::{Code, Failure, code_of};
 use crate::install::{keep_out_of_git, lock, make_shared_dir};
+pub use beside::{Next, changed, make_next};
+pub use editable::editable;
 use marker::{Made, State};
 use project::Options;
 
@@ -38,7 +42,8 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
     // Children work in directories of their own, where a relative path would lead elsewhere.
     let directory = &std::path::absolute(directory).context("find the current directory")?;
     let state_dir = std::path::absolute(state_dir).context("find the current directory")?;
-    let venv = python.venv.as_ref().map_or_else(|| state_dir.join("venv"), |venv| directory.join(venv));
+    let base = base(python, &state_dir, directory);
+    let venv = beside::in_use(&base);
     let state = State::of(&venv);
     let Some(requirements) = python.requirements.as_ref().map(|file| directory.join(file)) else {
         return as_it_is(python, &venv, &state, directory);
@@ -55,7 +60,7 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
     if python.venv.is_none() {
         keep_out_of_git(&state_dir);
     }
-    let lock_file = make::beside(&venv, "lock");
+    let lock_file = make::beside(&base, "lock");
     let locked = lock(&lock_file, "make the Python environment", python.limit).await;
     let _lock = locked.map_err(|error| match code_of(&error) {
         Code::CannotCreate => error.context(cannot_create(parent)),
@@ -75,9 +80,13 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
 
 /// The interpreter that [`ensure`] would give, as far as it is there already; nothing is made.
 pub fn existing(python: &Python, state_dir: &Path, directory: &Path) -> PathBuf {
-    let venv = python.venv.as_ref().map_or_else(|| state_dir.join("venv"), |venv| directory.join(venv));
-    let inside = interpreter(&venv);
+    let inside = interpreter(&beside::in_use(&base(python, state_dir, directory)));
     if inside.is_file() { inside } else { make::resolve(&python.interpreter, directory) }
+}
+
+/// Where the environment of the configuration lies.
+fn base(python: &Python, state_dir: &Path, directory: &Path) -> PathBuf {
+    python.venv.as_ref().map_or_else(|| state_dir.join("venv"), |venv| directory.join(venv))
 }
 
 /// Nothing is to be installed: the environment if there is one, else the interpreter itself.

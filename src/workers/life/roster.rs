@@ -83,8 +83,8 @@ impl Roster {
         }
     }
 
-    /// One got ready: what is wrong after that is news.
-    pub(super) fn forget_start_error(&self) {
+    /// Let the next start error be logged, though it is the last one again.
+    pub fn forget_start_error(&self) {
         self.0.start_error.borrow_mut().clear();
     }
 
