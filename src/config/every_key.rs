@@ -1,28 +1,8 @@
 //! Every key there is: name, kind, default, meaning. The single source of all of it; holds no logic.
 
-use super::keys::{Default, Effect, Key, Kind};
+use super::keys::{Effect, Key, Kind, key, open};
 
 use Effect::{Live, Restart, Roll};
-
-pub(super) const fn key(
-    effect: Effect,
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key { name, kind, default: Default::Value(default), effect, doc }
-}
-
-pub(super) const fn open(
-    effect: Effect,
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key { name, kind, default: Default::Words(default), effect, doc }
-}
 
 /// All keys, in the order in which they are shown.
 pub const KEYS: &[Key] = &[

@@ -1,7 +1,6 @@
 //! Names beside the keys: those of a `[[process]]`, those that others have given, those that Tandem gives. Holds no logic.
 
-use super::every_key::{key, open};
-use super::keys::{Effect, Key, Kind};
+use super::keys::{Effect, Key, Kind, key, open};
 
 use Effect::Restart;
 

@@ -95,6 +95,28 @@ pub struct Key {
     pub doc: &'static str,
 }
 
+/// A key with a default.
+pub(super) const fn key(
+    effect: Effect,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, kind, default: Default::Value(default), effect, doc }
+}
+
+/// A key without one, or with one that is found out later.
+pub(super) const fn open(
+    effect: Effect,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, kind, default: Default::Words(default), effect, doc }
+}
+
 /// The key called `name`.
 pub fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
