@@ -24,15 +24,16 @@
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe · session · checkpoint · log · embedded
-//! workers/     Uvicorn workers on one listening socket: environment · listener · launch · notify · gate · life · slot ·
-//!              template · readiness · care · launcher.py · drain.py · template.py
+//! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · tls · launch ·
+//!              notify · gate · life · slot · template · readiness · care · launcher.py · listening.py · options.py ·
+//!              drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! companions   processes beside the workers, which the boot does not wait for
 //! signals      the signals Tandem gets, as words
-//! systemd/     the supervisor above: what it is told, the socket that it hands down
+//! systemd/     the supervisor above: what it is told, the sockets that it hands down
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
 //! service      what every kept process has in common: its events, its lines, its signals

@@ -11,10 +11,10 @@ use crate::goals::{Goals, cell, memory, middle};
 use crate::ground::{Ground, clear, size};
 use crate::sheet::{Sheet, Table};
 
-/// Of what is fast; what is slow is done once.
+/// Of what is compared with a goal; the others are done once.
 const ROUNDS: usize = 3;
 /// For a GB of SQL.
-const SECONDS: f64 = 8.0;
+const SECONDS: f64 = 9.0;
 const SIZE: f64 = 260.0;
 const RATIO: f64 = 3.0;
 
@@ -54,7 +54,7 @@ const WAYS: [Way; 7] = [
     },
     Way {
         title: "`pg_dump \\| gzip -6`",
-        rounds: 1,
+        rounds: ROUNDS,
         command: |ground, out| ground.shell(&format!("pg_dump | gzip -6 > {}", out.display())),
         kind: Kind::Guide,
     },
@@ -97,7 +97,9 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
     // The SQL's length.
     let mut sql_bytes = None;
     for round in 0..ROUNDS {
-        for (way, series) in WAYS.iter().zip(&mut all).filter(|(way, _)| round < way.rounds) {
+        let turn = |way: &Way| round < way.rounds && !(ground.quick && way.rounds == 1);
+        let ways: Vec<bool> = WAYS.iter().map(turn).collect();
+        for ((way, series), _) in WAYS.iter().zip(&mut all).zip(ways).filter(|(_, turn)| *turn) {
             if series.failed.is_some() {
                 continue;
             }
@@ -113,7 +115,8 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
     }
     let gigabytes = sql_bytes.context("no backup of Tandem's says how much SQL there is")? / 1e9;
     ground.holds = format!("{}, {:.2} GB as SQL", ground.holds, gigabytes);
-    let guide = WAYS.iter().position(|way| way.kind == Kind::Guide).and_then(|at| all[at].costs.first().cloned());
+    let guide =
+        WAYS.iter().position(|way| way.kind == Kind::Guide).map(|at| middle(&all[at].costs, |cost| cost.seconds));
     let mut table = Table::new(&[
         "backup of the database, per GB of SQL",
         "s",
@@ -124,8 +127,9 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
         "goal",
         "met",
     ]);
-    for (way, series) in WAYS.iter().zip(&all) {
-        table.row(row(way, series, gigabytes, guide.as_ref(), sheet));
+    for (way, series) in WAYS.iter().zip(&all).filter(|(_, series)| series.failed.is_some() || !series.costs.is_empty())
+    {
+        table.row(row(way, series, gigabytes, guide, sheet));
     }
     sheet.add(table);
     Ok(())
@@ -147,7 +151,7 @@ fn once(ground: &Ground, way: &Way) -> Result<(Cost, f64, Option<f64>)> {
     Ok((cost, size, None))
 }
 
-fn row(way: &Way, series: &Series, gigabytes: f64, guide: Option<&Cost>, sheet: &mut Sheet) -> Vec<String> {
+fn row(way: &Way, series: &Series, gigabytes: f64, guide: Option<f64>, sheet: &mut Sheet) -> Vec<String> {
     if let Some(failed) = &series.failed {
         sheet.note(&format!("{}: not measured: {failed}", way.title));
         return vec![way.title.to_owned(), "not measured".to_owned()];
@@ -169,7 +173,7 @@ fn row(way: &Way, series: &Series, gigabytes: f64, guide: Option<&Cost>, sheet: 
             goals.at_most(seconds / gigabytes, SECONDS, "s");
             goals.at_most(crate::figures::median(&sizes), SIZE, "MB");
             if let Some(guide) = guide {
-                let ratio = guide.seconds / seconds;
+                let ratio = guide / seconds;
                 let what = format!("× as fast as `pg_dump \\| gzip -6` ({} ×)", crate::figures::number(ratio));
                 goals.at_least(ratio, RATIO, &what);
             }

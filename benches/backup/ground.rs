@@ -77,11 +77,13 @@ pub struct Ground {
     pub scratch: PathBuf,
     /// What the database holds, in words.
     pub holds: String,
+    /// Whether only what has a goal is measured, and briefly.
+    pub quick: bool,
 }
 
 impl Ground {
     /// Start Tandem in a new directory, and fill its database with about `size` MB of SQL.
-    pub fn prepare(size: u64) -> Result<Self> {
+    pub fn prepare(size: u64, quick: bool) -> Result<Self> {
         let project =
             Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'\npostgres.source = 'package'");
         let tandem = Tandem::up(&project);
@@ -97,6 +99,7 @@ impl Ground {
             role: String::new(),
             scratch,
             holds: String::new(),
+            quick,
         };
         let who =
             gauge::run(&mut ground.tandem(&["psql", "-XAtc", "SELECT current_database(), current_user"]), gauge::SLOW)?;

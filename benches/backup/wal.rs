@@ -18,8 +18,8 @@ const ROUNDS: usize = 3;
 /// Of each kind.
 const SEGMENTS: usize = 16;
 /// What a segment may take, in milliseconds.
-const DURABLE: f64 = 37.0;
-const AHEAD: f64 = 20.0;
+const DURABLE: f64 = 42.0;
+const AHEAD: f64 = 30.0;
 /// What the process may take, in MB.
 const MEMORY: f64 = 40.0;
 /// How long pgbench writes, in seconds.

@@ -31,8 +31,6 @@ const GZIP_LEVEL: i32 = 1;
 const ZSTD_LEVEL: i32 = 1;
 /// What each of zstd's threads works on, in bytes; its own choice would take 80 MB in all.
 const ZSTD_JOB_SIZE: u32 = 1 << 20;
-/// Serving comes first (nice(2)).
-const NICE: i32 = 10;
 /// How much of the stream's end is kept, in bytes.
 const TAIL_SIZE: usize = 256;
 
@@ -94,8 +92,6 @@ fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()>
         for _ in 0..THREADS {
             let (jobs, give_back) = (jobs.clone(), give_back.clone());
             scope.spawn(move || {
-                // Of this thread alone, on Linux.
-                let _ = rustix::process::nice(NICE);
                 let mut compressor = Compressor::new(CompressionLvl::new(GZIP_LEVEL).unwrap_or_default());
                 let mut scratch = vec![0; compressor.gzip_compress_bound(BLOCK_SIZE)];
                 loop {

@@ -16,6 +16,7 @@ use super::estimate;
 use super::files::{Partial, digest};
 use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
+use super::pace::Paced;
 use super::reach::Reach;
 use super::rights;
 use crate::config::{Backup, Compression, Room, Settings, Verify};
@@ -44,6 +45,8 @@ pub struct Wanted<'a> {
     pub compression: Compression,
     /// How long it may take in all.
     pub limit: Duration,
+    /// How many bytes of SQL it may read in a second.
+    pub rate: Option<u64>,
     /// What it must leave free.
     pub stop_free: Room,
     /// Whether the rows are digested, so that a proof compares them.
@@ -53,12 +56,13 @@ pub struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     /// What `settings` want of `database`.
     pub fn of(settings: &Settings, database: &'a str) -> Self {
-        let Backup { format, compression, limit, verify, .. } = settings.backup;
+        let Backup { format, compression, limit, rate, verify, .. } = settings.backup;
         Self {
             database,
             format,
             compression,
             limit,
+            rate,
             stop_free: settings.disk.stop_free,
             digests: verify == Verify::Content,
         }
@@ -182,6 +186,7 @@ async fn plain(
 ) -> anyhow::Result<Written> {
     let command = reach.client(&dumping(&wanted, snapshot).format("plain"));
     let (dump, stream) = Streaming::reading(&command)?;
+    let stream = Paced::new(stream, wanted.rate);
     let file = partial.create().with_context(|| format!("make {}", partial.path().display()))?;
     let passed = Arc::new(AtomicU64::new(0));
     let (counter, compression) = (passed.clone(), wanted.compression);

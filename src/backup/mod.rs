@@ -3,7 +3,7 @@
 //! ```text
 //! name · manifest        what a backup is called, what is written down beside it (pure)
 //! reach ─> census        the server; what it holds, in one snapshot; contents: sequences, digests of rows; reader: by which role
-//!       ─> dump ───────> compress ─> files       that snapshot into a file that has its name only when it is whole
+//!       ─> dump ─> pace ─> compress ─> files    that snapshot into a file that has its name only when it is whole
 //! load <─ rights <─ verify    a file into an empty database, with few rights; and the proof, in a throwaway cluster;
 //!                        differences: what is compared (pure)
 //!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place; statistics
@@ -37,6 +37,7 @@ mod ledger;
 pub mod load;
 pub mod manifest;
 pub mod name;
+mod pace;
 pub mod pitr;
 pub mod reach;
 mod reader;

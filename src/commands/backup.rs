@@ -21,8 +21,10 @@ use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::running::say;
 use crate::commands::table::{plain, size};
 use crate::commands::{backup_base, open};
+use crate::config::Settings;
 use crate::exit::{Code, code_of, in_words};
 use crate::postgres::home::Home;
+use crate::process::priority;
 
 /// The name that stands for the newest backup.
 const LATEST: &str = "latest";
@@ -46,6 +48,11 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json).await,
         Some(Backup::List { from, json }) => list(common, from.as_deref(), json).await,
     }
+}
+
+/// Serving comes first: a backup, its programs and the server that proves it wait for the processor behind the application.
+pub fn stand_back(settings: &Settings) {
+    priority::stand_back(settings.backup.nice.cast_signed());
 }
 
 /// Print the keys that sign backups, or accept those in the file `import`.
@@ -75,6 +82,7 @@ fn key(common: &Common, import: Option<&Path>) -> anyhow::Result<Code> {
 async fn import(common: &Common, file: &Path, database: Option<&str>, trust: bool, json: bool) -> anyhow::Result<Code> {
     let mut settings = open::settings(common, Vec::new())?;
     settings.restore_trust |= trust;
+    stand_back(&settings);
     let home = Home::resolve(&settings)?;
     let catalog = Catalog::of(&settings, &home);
     let installation = open::installation(&settings).await?;
@@ -128,6 +136,7 @@ async fn prune(common: &Common, dry_run: bool, json: bool) -> anyhow::Result<Cod
 
 async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> anyhow::Result<Code> {
     let settings = open::settings(common, Vec::new())?;
+    stand_back(&settings);
     let home = Home::resolve(&settings)?;
     let catalog = Catalog::of(&settings, &home);
     let entries = match name {
@@ -191,6 +200,7 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
         flags.into_iter().flatten().collect(),
         "tandem backup",
         async move |at: open::Database| {
+            stand_back(&at.settings);
             let catalog = Catalog::of(&at.settings, &at.home);
             let manifest = dump::take(&at.reach, &catalog, Wanted::of(&at.settings, &at.name), Utc::now()).await?;
             scheduled::send(&at.settings, &catalog, &catalog.find(&manifest.file)?).await?;
@@ -204,6 +214,7 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
 /// The process that `tandem up` starts for the schedule. `tandem up` reads the last line that it prints.
 async fn scheduled(common: &Common) -> anyhow::Result<Code> {
     open::with_database(common, Vec::new(), "tandem backup", async move |at: open::Database| {
+        stand_back(&at.settings);
         let means = Means { settings: &at.settings, home: &at.home, installation: at.reach.installation() };
         let run = scheduled::run(&means, &at.reach, &at.name).await?;
         say(&serde_json::to_string(&run)?)?;

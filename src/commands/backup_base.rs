@@ -10,7 +10,7 @@ use crate::backup::pitr::retention::Keep;
 use crate::backup::pitr::{self, catalog};
 use crate::cli::Common;
 use crate::commands::table::{plain, size};
-use crate::commands::{open, running};
+use crate::commands::{backup, open, running};
 use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
@@ -29,16 +29,17 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
         let text = "no server runs, and a base backup is made of a running one: start it with `tandem up`";
         return Err(Failure::new(Code::Temporary, text).into());
     };
-    let installation = open::installation(&settings).await?;
+    backup::stand_back(&settings);
     let wanted = &settings.backup.pitr;
     let (archive, keep) =
         (pitr::archive(&settings, &home), Keep { count: wanted.base_backups, days: wanted.keep_days });
     let progress = telemetry::progress("Making a base backup");
     let stop_free = settings.disk.stop_free;
-    let source = Source { home: &home, port, installation: &installation, archive: &archive, keep, stop_free };
+    let rate = settings.backup.rate;
+    let source = Source { home: &home, port, archive: &archive, keep, stop_free, rate };
     let made = tokio::select! {
         made = base::make(&source) => made?,
-        // Dropping the future ends pg_basebackup and removes the unfinished backup.
+        // Dropping the future ends the session and removes the unfinished backup.
         _ = tokio::signal::ctrl_c() => return Err(Failure::new(Code::Failed, "interrupted; nothing of it is left").into()),
     };
     drop(progress);

@@ -4,9 +4,11 @@ use crate::boot;
 use crate::cli::Common;
 use crate::commands::open;
 use crate::commands::running::say;
-use crate::config::{PostgresMode, Settings};
+use crate::config::{Loaded, PostgresMode, Settings};
 use crate::exit::Code;
+use crate::postgres::home::Home;
 use crate::postgres::{binaries, lookup, tried};
+use crate::workers::{environment, launch, serving};
 
 /// Let PostgreSQL check `[postgres.settings]`, if it is installed already.
 async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
@@ -20,6 +22,21 @@ async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
+/// Hold how the application is served against this machine, as far as its Python environment is there already.
+async fn check_serving(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
+    let settings = &loaded.settings;
+    let serving = &settings.workers.serving;
+    if serving.uvicorn.is_empty() && serving.tls.is_none() {
+        return Ok(Vec::new());
+    }
+    // Where the state directory cannot be used, `tandem up` says why.
+    let Ok(home) = Home::resolve(settings) else { return Ok(Vec::new()) };
+    let python = environment::existing(&settings.python, &home.state, &settings.directory);
+    let user = launch::identity_for(settings, &home.run, &python)?;
+    let question = serving::question(settings, &python).map(|command| command.identity(user.clone()));
+    Ok(serving::verify(loaded, question, user).await?.notices)
+}
+
 /// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`.
 ///
 /// # Errors
@@ -29,6 +46,7 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
     try_settings(&loaded.settings).await?;
     // Now and on this machine: it may resolve where the deployment runs.
     loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
+    loaded.notices.extend(check_serving(&loaded).await?);
     let stop = boot::stop_ladder(&loaded.settings);
     let notices: Vec<String> = loaded.notices.iter().chain(&loaded.remarks).cloned().chain(stop.notice()).collect();
     if json {

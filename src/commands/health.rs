@@ -15,7 +15,7 @@ use crate::health::client;
 pub async fn run(common: &Common, ready: bool, json: bool, limit: u64) -> anyhow::Result<Code> {
     let loaded = open::load(common, Vec::new())?;
     let path = if ready { "/ready" } else { "/health" };
-    let (status, body) = client::probe(loaded.settings.health.listen, path, Duration::from_secs(limit)).await?;
+    let (status, body) = client::probe(&loaded.settings.health.listen, path, Duration::from_secs(limit)).await?;
     if json {
         say(&body)?;
     } else {

@@ -160,6 +160,10 @@ pub struct Backup {
     pub compression: Compression,
     /// How long a backup may take.
     pub limit: Duration,
+    /// How far backups stand behind all else for the processor, as nice(1) counts.
+    pub nice: u32,
+    /// How many bytes a backup reads in a second, at most.
+    pub rate: Option<u64>,
     /// Where each one is copied to, such as `s3://bucket/prefix`.
     pub destinations: Vec<String>,
     /// How long one that is out of reach is tried again.
@@ -200,6 +204,8 @@ impl Backup {
                 _ => Compression::Gzip,
             },
             limit: values.duration("backup.limit"),
+            nice: values.number("backup.nice"),
+            rate: values.bytes("backup.rate"),
             destinations: values.list("backup.destinations").unwrap_or_default(),
             retry_limit: values.duration("backup.retry_limit"),
             encrypt_to: values.list("backup.encrypt_to").unwrap_or_default(),

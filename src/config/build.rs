@@ -10,6 +10,7 @@ use super::drop_env::DropEnv;
 use super::environment::is_root;
 use super::layers::Layer;
 use super::references;
+use super::serving::Serving;
 use super::settings::*;
 use super::value::Typed;
 use super::values::Values;
@@ -45,7 +46,7 @@ pub fn settings(
             recycle: values.duration("pool.recycle"),
             timeout: values.duration("pool.timeout"),
         },
-        health: Health { listen: values.address("health.listen"), workers_min: values.number("health.workers_min") },
+        health: Health { listen: values.place("health.listen"), workers_min: values.number("health.workers_min") },
         stop: Stop {
             drain_delay: values.duration("stop.drain_delay"),
             grace: values.duration("stop.grace"),
@@ -197,7 +198,8 @@ fn workers(values: &Values, directory: &Path, env: BTreeMap<String, String>) -> 
         app_dir: values.path("workers.app_dir").unwrap_or_else(|| directory.to_path_buf()),
         dir: values.path("workers.dir"),
         count: values.number("workers.count"),
-        listen: values.address("workers.listen"),
+        listen: values.places("workers.listen"),
+        serving: Serving::of(values),
         backlog: values.number("workers.backlog"),
         url_scheme: values.word("workers.url_scheme"),
         env,

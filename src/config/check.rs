@@ -1,6 +1,6 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
-use std::net::SocketAddr;
+mod serving;
 
 use super::Purpose;
 use super::backup::BackupFormat;
@@ -68,7 +68,7 @@ pub fn check(
     checker.names();
     checker.app(complete && purpose == Purpose::Serve);
     checker.files(purpose);
-    checker.listeners();
+    checker.serving();
     checker.limits();
     checker.replacement();
     checker.commands();
@@ -220,22 +220,6 @@ impl Checker<'_> {
         if !path.is_file() {
             let message = format!("{} is not a file", path.display());
             self.wrong("migrations.run", &message, Some("write the program's name, or its path from migrations.dir"));
-        }
-    }
-
-    fn listeners(&mut self) {
-        let Settings { workers, health, postgres, .. } = self.settings;
-        if overlap(workers.listen, health.listen) {
-            let keys = ("health.listen", "workers.listen");
-            let (key, other) = if self.values.chosen(keys.0) { keys } else { (keys.1, keys.0) };
-            self.wrong(key, &format!("the port is that of {other} too"), Some("give each its own port"));
-        }
-        let server = SocketAddr::new(postgres.listen, postgres.port.number);
-        for (key, listen) in [("workers.listen", workers.listen), ("health.listen", health.listen)] {
-            if postgres.mode == PostgresMode::Managed && postgres.port.chosen && overlap(server, listen) {
-                let message = format!("the port is that of {key} too");
-                self.wrong("postgres.port", &message, Some("give each its own port"));
-            }
         }
     }
 
@@ -438,10 +422,4 @@ fn is_python_letter(letter: char) -> bool {
 
 fn is_off(value: &str) -> bool {
     matches!(value.to_lowercase().as_str(), "off" | "false" | "no" | "0")
-}
-
-/// Whether two listeners cannot both be: one port, and one address or all addresses. Port 0 is any free one.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let same_ip = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && one.port() != 0 && same_ip
 }

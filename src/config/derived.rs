@@ -1,6 +1,4 @@
-//! What follows from the settings: how many connections there may be, and where the application is.
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+//! What follows from the settings: how many connections there may be.
 
 use super::settings::{PostgresMode, Settings};
 use crate::plan::Budget;
@@ -45,16 +43,5 @@ impl Settings {
                 format!(" (auto: room for {workers} worker{plural}{limit})")
             }
         }
-    }
-
-    /// Where this machine reaches the application, for hooks and processes beside it.
-    pub fn base_url(&self) -> String {
-        let mut address = self.workers.listen;
-        match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-            _ => {}
-        }
-        format!("http://{address}")
     }
 }

@@ -59,7 +59,10 @@ impl Meanings {
     pub(super) fn of(values: &Values, settings: &Settings) -> Self {
         let mut meanings = Vec::new();
         for key in KEYS {
-            if matches!(key.kind, Kind::Table | Kind::SecretTable) {
+            if key.kind == Kind::Options {
+                let entries = values.entries(key.name);
+                meanings.extend(entries.map(|(name, entry)| (format!("{}.{name}", key.name), entry.raw.to_string())));
+            } else if key.kind.is_table() {
                 let entries = values.table(key.name).into_iter();
                 meanings.extend(entries.map(|(name, value)| (format!("{}.{name}", key.name), value)));
             } else {

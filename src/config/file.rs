@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::Source;
-use super::keys::{self, Kind};
+use super::keys;
 use super::layers::{Entry, Layer};
 use super::problem::{Origin, Problems};
 use super::processes;
@@ -111,7 +111,7 @@ impl Reader<'_> {
             return self.processes(origin, value);
         }
         let known = keys::find(name);
-        let is_table_key = known.is_some_and(|key| matches!(key.kind, Kind::Table | Kind::SecretTable));
+        let is_table_key = known.is_some_and(|key| key.kind.is_table());
         match (value, known) {
             (DeValue::Table(table), Some(_)) if is_table_key => self.table(name, table),
             (DeValue::Table(table), None) if keys::is_section(name) => self.table(name, table),

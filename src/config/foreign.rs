@@ -9,8 +9,10 @@ use super::layers::{Entry, Layer};
 use super::problem::{Origin, Problems};
 use super::settings::{PostgresMode, Settings};
 use super::text;
+use super::uvicorn;
 use super::value::Raw;
 use super::values::Values;
+use crate::plan::Place;
 
 /// Scripts that docker-library/postgres runs in a new cluster.
 const INIT_SCRIPTS: &str = "/docker-entrypoint-initdb.d";
@@ -38,6 +40,9 @@ const OF_POSTGRES: &[(&str, &str)] = &[
     ("POSTGRES_HOST_AUTH_METHOD", "every connection over TCP needs a password (SCRAM)"),
 ];
 
+/// What stands before the names that Uvicorn's command reads its options from.
+const UVICORN: &str = "UVICORN_";
+
 /// What images around Uvicorn read, and the key to write instead.
 const OF_UVICORN: &[(&str, &str)] = &[
     ("APP_MODULE", "workers.app"),
@@ -49,17 +54,6 @@ const OF_UVICORN: &[(&str, &str)] = &[
     ("WORKER_CLASS", "workers.command"),
     ("GUNICORN_CONF", "workers.command"),
     ("GUNICORN_CMD_ARGS", "workers.command"),
-    ("UVICORN_APP", "workers.app"),
-    ("UVICORN_APP_DIR", "workers.app_dir"),
-    ("UVICORN_HOST", "workers.listen"),
-    ("UVICORN_PORT", "workers.listen"),
-    ("UVICORN_WORKERS", "workers.count"),
-    ("UVICORN_LOOP", "workers.event_loop"),
-    ("UVICORN_BACKLOG", "workers.backlog"),
-    ("UVICORN_ACCESS_LOG", "workers.access_log"),
-    ("UVICORN_LOG_LEVEL", "log.filter"),
-    ("UVICORN_LIMIT_MAX_REQUESTS", "workers.max_requests"),
-    ("UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN", "stop.grace"),
 ];
 
 /// The entries that foreign names in `variables` come to.
@@ -87,7 +81,25 @@ pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut
     if let Some(count) = given(name) {
         entry(Layer::Platform, key, count.clone(), name);
     }
+    for (name, option, value) in options_of_uvicorn(variables).filter(|(_, option, _)| is_handed_on(option)) {
+        let key = format!("{}.{option}", uvicorn::TABLE);
+        // Of headers Uvicorn's command takes each word for one.
+        let headers = || Raw::List(value.split_whitespace().map(str::to_owned).collect());
+        let raw = if option == "headers" { headers() } else { Raw::Word(value.clone()) };
+        let (origin, rank) = (Origin::Environment(name.clone()), Layer::Platform.rank(&key, true));
+        entries.push(Entry { key, raw, origin, rank, base: base.to_path_buf() });
+    }
     entries
+}
+
+/// The variables that Uvicorn's command reads, the option that each is, and its value.
+fn options_of_uvicorn(variables: &BTreeMap<String, String>) -> impl Iterator<Item = (&String, String, &String)> {
+    let given = variables.iter().filter(|(_, value)| !value.is_empty());
+    given.filter_map(|(name, value)| Some((name, name.strip_prefix(UVICORN)?.to_lowercase(), value)))
+}
+
+fn is_handed_on(option: &str) -> bool {
+    uvicorn::home(option) == Some(uvicorn::Home::Table)
 }
 
 /// Notices about foreign names in `environment` and in `.env`.
@@ -110,6 +122,7 @@ pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, valu
                 notices.push(format!("{name} has no effect on Tandem: set {} ({key})", keys::variable(key)));
             }
         }
+        notices.extend(of_uvicorn(environment, settings, values));
     }
     notices.extend(listening(&given, settings));
     let (name, key) = WORKERS;
@@ -128,6 +141,25 @@ pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, valu
     notices
 }
 
+/// What of the variables that Uvicorn's command reads has no effect, and why.
+fn of_uvicorn(environment: &BTreeMap<String, String>, settings: &Settings, values: &Values) -> Vec<String> {
+    let mut notices = Vec::new();
+    for (name, option, value) in options_of_uvicorn(environment) {
+        let key = format!("{}.{option}", uvicorn::TABLE);
+        let origin = values.origin(&key);
+        if !is_handed_on(&option) {
+            if *value != settings.workers.app {
+                notices.push(uvicorn::without_effect(name, &option));
+            }
+        } else if *origin != Origin::Environment(name.clone()) {
+            notices.push(format!("{name} has no effect: {key} is set ({origin})"));
+        }
+    }
+    let written = options_of_uvicorn(&settings.workers.env).filter(|(name, ..)| !environment.contains_key(*name));
+    notices.extend(written.map(|(name, option, _)| uvicorn::without_effect(name, &option)));
+    notices
+}
+
 fn scripts(dir: &Path) -> Option<String> {
     let any = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
     let instead = "use migrations.run, restore.if_empty or hooks.after_ready";
@@ -136,14 +168,24 @@ fn scripts(dir: &Path) -> Option<String> {
 
 /// `HOST` and `PORT`, which platforms tell a container to listen on.
 fn listening<'a>(given: &dyn Fn(&str) -> Option<&'a String>, settings: &Settings) -> Option<String> {
-    let listen = settings.workers.listen;
-    let port = given("PORT").filter(|port| port.parse::<u16>().is_ok_and(|port| port != listen.port()));
+    let listen = &settings.workers.listen;
+    let is_other = |port: u16| !listen.iter().any(|place| place.port() == Some(port));
+    let is_elsewhere = |host: std::net::IpAddr| {
+        let is_it = |place: &Place| match place {
+            Place::Every(_) => true,
+            Place::At(address) => address.ip() == host || address.ip() == std::net::Ipv6Addr::UNSPECIFIED,
+            Place::Unix(_) => false,
+        };
+        !listen.iter().any(is_it)
+    };
+    let port = given("PORT").filter(|port| port.parse().is_ok_and(is_other));
     // The name of the machine, to some shells.
-    let host = given("HOST").filter(|host| host.parse::<std::net::IpAddr>().is_ok_and(|host| host != listen.ip()));
+    let host = given("HOST").filter(|host| host.parse().is_ok_and(is_elsewhere));
     let said: Vec<String> =
         [("HOST", host), ("PORT", port)].iter().filter_map(|(name, it)| Some(format!("{name}={}", (*it)?))).collect();
     let variable = keys::variable("workers.listen");
     (!said.is_empty()).then(|| {
+        let listen = super::listening::text(listen);
         format!("Tandem does not listen on {}: set {variable} (workers.listen), which is {listen}", said.join(" and "))
     })
 }

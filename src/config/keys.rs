@@ -20,6 +20,8 @@ pub enum Kind {
     Count(u32),
     /// A whole number of at least this, or one of the words.
     CountOr(u32, &'static [&'static str]),
+    /// A whole number from the first to the second.
+    Between(u32, u32),
     Port,
     Boolean,
     /// True, false, or one of the words.
@@ -33,7 +35,12 @@ pub enum Kind {
     /// An http address, never shown, or a command as a list.
     UrlOrCommand,
     Ip,
+    /// One address and port.
     Address,
+    /// Addresses and unix sockets: one, or a list.
+    Addresses,
+    /// A file's mode, in octal digits.
+    Mode,
     Path,
     /// A program: a name in PATH, or a path.
     Program,
@@ -44,6 +51,15 @@ pub enum Kind {
     Table,
     /// The same, with values that are never shown.
     SecretTable,
+    /// A table whose keys are free; its values are any TOML but tables and dates.
+    Options,
+}
+
+impl Kind {
+    /// Whether its keys are free.
+    pub fn is_table(self) -> bool {
+        matches!(self, Self::Table | Self::SecretTable | Self::Options)
+    }
 }
 
 /// The value of a key that is not set.
@@ -85,7 +101,7 @@ pub fn find(name: &str) -> Option<&'static Key> {
 
 /// The table key that `name` lies in, and the free part: `postgres.settings` and `work_mem`.
 pub fn find_table(name: &str) -> Option<(&'static Key, &str)> {
-    KEYS.iter().filter(|key| matches!(key.kind, Kind::Table | Kind::SecretTable)).find_map(|key| {
+    KEYS.iter().filter(|key| key.kind.is_table()).find_map(|key| {
         let free = name.strip_prefix(key.name)?.strip_prefix('.')?;
         (!free.is_empty()).then_some((key, free))
     })

@@ -37,7 +37,7 @@ fn the_shipped_file_names_every_key_with_its_default() {
             assert!(written.keys().any(|name| name.starts_with("process.env.")), "process.env is missing");
             continue;
         }
-        if matches!(key.kind, Kind::Table | Kind::SecretTable) {
+        if key.kind.is_table() {
             assert!(shipped.contains(&format!("[{}]", key.name)), "{} is missing", key.name);
             continue;
         }
@@ -83,6 +83,8 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.format
         backup.compress
         backup.limit
+        backup.nice
+        backup.rate
         backup.destinations
         backup.retry_limit
         backup.encrypt_to
@@ -107,6 +109,11 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         workers.app
         workers.app_dir
         workers.dir
+        workers.tls_cert
+        workers.tls_key
+        workers.tls_ca
+        workers.tls_client
+        workers.uvicorn
         workers.url_scheme
         workers.env
         workers.preimport

@@ -269,10 +269,10 @@ fn is_overruled(name: &str) -> bool {
 /// The key that the variable `TANDEM_<rest>` sets.
 fn key_of(rest: &str) -> Option<String> {
     let key = rest.to_lowercase().replace("__", ".");
-    if keys::find(&key).is_some_and(|known| !matches!(known.kind, keys::Kind::Table | keys::Kind::SecretTable)) {
+    if keys::find(&key).is_some_and(|known| !known.kind.is_table()) {
         return Some(key);
     }
-    let tables = keys::KEYS.iter().filter(|key| matches!(key.kind, keys::Kind::Table | keys::Kind::SecretTable));
+    let tables = keys::KEYS.iter().filter(|key| key.kind.is_table());
     tables.into_iter().find_map(|table| {
         let written = format!("TANDEM_{rest}");
         let free =

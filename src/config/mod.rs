@@ -27,6 +27,7 @@ mod foreign;
 mod keys;
 mod layers;
 pub mod libraries;
+mod listening;
 pub mod memory;
 mod own;
 mod places;
@@ -35,10 +36,12 @@ mod processes;
 pub mod references;
 mod rows;
 mod secrets;
+mod serving;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod text;
+pub mod uvicorn;
 mod value;
 mod values;
 
@@ -51,6 +54,7 @@ pub use drop_env::DropEnv;
 pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
 pub use problem::Origin;
 pub use rows::Row;
+pub use serving::{Given, Serving, SocketFiles, Tls, TlsClient};
 pub use settings::*;
 pub use value::Room;
 
@@ -202,6 +206,26 @@ impl Loaded {
             "connections": { "total": budget.total(), "max": budget.max_connections },
             "notices": self.notices.iter().chain(&self.remarks).collect::<Vec<_>>(),
         })
+    }
+
+    /// The error for values that turn out to be wrong later, each with its key, what is wrong and what to do.
+    pub fn refusal(&self, wrong: Vec<(String, String, Option<String>)>) -> anyhow::Error {
+        let mut problems = Problems::default();
+        for (key, message, help) in wrong {
+            let written = |name: &&String| match name.strip_prefix("workers.uvicorn.") {
+                Some(name) if !name.starts_with("headers.") => {
+                    format!("workers.uvicorn.{}", uvicorn::name(name)) == key
+                }
+                _ => **name == key || name.starts_with(&format!("{key}.")),
+            };
+            let origin = self.origins.keys().find(written).and_then(|name| self.origins.get(name));
+            let origin = origin.unwrap_or(&Origin::Default);
+            problems.add(origin, format!("{}: {message}", origin.name_of(&key)), help);
+        }
+        match problems.into_result() {
+            Err(error) => error,
+            Ok(()) => anyhow::anyhow!("the configuration has a problem"),
+        }
     }
 
     /// The connection budget, in words.

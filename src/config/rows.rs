@@ -32,7 +32,7 @@ pub fn rows(values: &Values, settings: &Settings) -> Vec<Row> {
         let is_shown = |(name, entry): &(&str, &Entry)| !(entry.is_of(Layer::Workers) && is_libpq(name));
         let entries: Vec<_> = values.entries(key.name).filter(is_shown).collect();
         for (name, entry) in &entries {
-            let plain = entry.raw.to_plain().unwrap_or_default();
+            let plain = entry.raw.to_plain().unwrap_or_else(|| entry.raw.to_string());
             let value = if key.kind == Kind::SecretTable { HIDDEN.to_owned() } else { plain };
             rows.push(Row {
                 key: format!("{}.{name}", key.name),

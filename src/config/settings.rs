@@ -1,13 +1,14 @@
 //! The typed settings: what every other room reads. Built once, by [`super::load`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
-use crate::plan::{DatabaseUrl, Secret};
+use super::serving::Serving;
+use crate::plan::{DatabaseUrl, Place, Secret};
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -241,7 +242,8 @@ pub struct Workers {
     /// The working directory; `None`: the project's ([`Settings::work_dir`]).
     pub dir: Option<PathBuf>,
     pub count: u32,
-    pub listen: SocketAddr,
+    pub listen: Vec<Place>,
+    pub serving: Serving,
     /// Length of the listening queue.
     pub backlog: u32,
     /// The scheme of the workers' `DATABASE_URL`; `auto`: what the Python environment has a driver for.
@@ -322,7 +324,7 @@ pub struct Pool {
 /// `[health]`
 #[derive(Clone, Debug)]
 pub struct Health {
-    pub listen: SocketAddr,
+    pub listen: Place,
     /// `/ready` needs at least this many ready workers.
     pub workers_min: u32,
 }

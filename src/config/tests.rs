@@ -341,6 +341,13 @@ fn the_table_is_aligned() {
         workers.dir                    (the project directory)                           default
         workers.count                  4                                                 default
         workers.listen                 127.0.0.1:8000                                    default
+        workers.socket_mode            0666                                              default
+        workers.socket_owner           (the user Tandem runs as)                         default
+        workers.tls_cert               (none)                                            default
+        workers.tls_key                (workers.tls_cert)                                default
+        workers.tls_ca                 (none)                                            default
+        workers.tls_client             none                                              default
+        workers.uvicorn                (none)                                            default
         workers.backlog                2048                                              default
         workers.url_scheme             auto                                              default
         workers.env                    (what .env holds)                                 default

@@ -1,10 +1,12 @@
 //! Converts one value as it was written to its key's kind. Pure.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::keys::{self, Kind};
+use super::listening;
+use crate::plan::Place;
 
 /// A value as it was written. `Debug` shows what sort of value it is, and never the value: it may be a password.
 #[derive(Clone, PartialEq)]
@@ -60,7 +62,9 @@ pub enum Typed {
     Duration(Option<Duration>),
     Bytes(u64),
     Ip(IpAddr),
-    Address(SocketAddr),
+    Places(Vec<Place>),
+    /// The bits of a file's mode.
+    Mode(u32),
     List(Vec<String>),
 }
 
@@ -153,6 +157,7 @@ pub fn read(kind: Kind, raw: &Raw) -> Result<Typed, Unreadable> {
             return choice(kind, words, raw);
         }
         Kind::Count(least) => number(raw).filter(|number| *number >= least).map(Typed::Number),
+        Kind::Between(least, most) => number(raw).filter(|number| (least..=most).contains(number)).map(Typed::Number),
         Kind::Port => number(raw).filter(|number| *number <= 65535).map(Typed::Number),
         Kind::Boolean => boolean(raw).map(Typed::Boolean),
         Kind::Duration => duration(raw).map(|limit| Typed::Duration(Some(limit))),
@@ -162,10 +167,13 @@ pub fn read(kind: Kind, raw: &Raw) -> Result<Typed, Unreadable> {
         Kind::UrlOrCommand if command(raw).is_some() => command(raw).map(Typed::List),
         Kind::UrlOrCommand => text(raw).filter(|text| is_web_address(text)).map(Typed::Text),
         Kind::Ip => raw.as_text().and_then(ip).map(Typed::Ip),
-        Kind::Address => address(raw).map(Typed::Address),
+        Kind::Address => listening::address(raw).map(|place| Typed::Places(vec![place])),
+        Kind::Addresses => listening::places(raw).map(Typed::Places),
+        Kind::Mode => listening::mode(raw).map(Typed::Mode),
         Kind::List => list(raw).map(Typed::List),
         Kind::Command => command(raw).map(Typed::List),
         Kind::Table | Kind::SecretTable => raw.to_plain().map(Typed::Text),
+        Kind::Options => (!matches!(raw, Raw::Other(_))).then(|| Typed::Text(raw.to_string())),
     };
     typed.ok_or_else(|| Unreadable { expected: expected(kind), suggestion: None })
 }
@@ -184,6 +192,7 @@ pub fn expected(kind: Kind) -> String {
         }
         Kind::Count(least) => format!("a whole number of at least {least}"),
         Kind::CountOr(least, accepted) => format!("a whole number of at least {least}, or {}", words(accepted)),
+        Kind::Between(least, most) => format!("a whole number from {least} to {most}"),
         Kind::Port => "a port: a whole number up to 65535".into(),
         Kind::Boolean => "true or false".into(),
         Kind::BooleanOr(accepted) => format!("true, false or {}", words(accepted)),
@@ -203,6 +212,13 @@ pub fn expected(kind: Kind) -> String {
         Kind::Address => {
             "an address such as \"127.0.0.1:8000\", \":8000\" (all addresses) or 8000 (this machine)".into()
         }
+        Kind::Addresses => {
+            "an address such as \"127.0.0.1:8000\", \":8000\" (all addresses), 8000 (this machine) or \"unix:/run/app.sock\", or a \
+             list of them"
+                .into()
+        }
+        Kind::Mode => "a file's mode in octal digits, such as \"0660\"".into(),
+        Kind::Options => "text, a number, true or false, or a list of texts".into(),
         Kind::List => "a list of texts, such as [\"a\", \"b\"]".into(),
         Kind::Command => "a program and its arguments as a list, such as [\"npm\", \"run\", \"dev\"]".into(),
         Kind::Table | Kind::SecretTable => "text, a number, or true or false".into(),
@@ -230,7 +246,7 @@ fn command(raw: &Raw) -> Option<Vec<String>> {
     list(raw).filter(|command| written_as_list && command.first().is_some_and(|program| !program.is_empty()))
 }
 
-fn number(raw: &Raw) -> Option<u32> {
+pub(super) fn number(raw: &Raw) -> Option<u32> {
     match raw {
         Raw::Integer(number) => u32::try_from(*number).ok(),
         Raw::Word(word) => word.trim().parse().ok(),
@@ -295,7 +311,7 @@ fn is_web_address(text: &str) -> bool {
     url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
-fn ip(text: &str) -> Option<IpAddr> {
+pub(super) fn ip(text: &str) -> Option<IpAddr> {
     match text.trim() {
         "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
         "*" => Some(Ipv4Addr::UNSPECIFIED.into()),
@@ -303,21 +319,8 @@ fn ip(text: &str) -> Option<IpAddr> {
     }
 }
 
-fn address(raw: &Raw) -> Option<SocketAddr> {
-    if let Some(port) = number(raw) {
-        return Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), u16::try_from(port).ok()?));
-    }
-    let text = raw.as_text()?.trim();
-    if let Ok(port) = text.parse() {
-        return Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
-    }
-    let (host, port) = text.rsplit_once(':')?;
-    let host = if host.is_empty() { Ipv4Addr::UNSPECIFIED.into() } else { ip(host)? };
-    Some(SocketAddr::new(host, port.parse().ok()?))
-}
-
 /// A list; in the environment `a,b`, or as TOML writes it.
-fn list(raw: &Raw) -> Option<Vec<String>> {
+pub(super) fn list(raw: &Raw) -> Option<Vec<String>> {
     match raw {
         Raw::List(list) => Some(list.clone()),
         Raw::Word(word) if word.trim_start().starts_with('[') => {
@@ -348,7 +351,8 @@ impl fmt::Display for Typed {
             Self::Bytes(bytes) => formatter.write_str(&size_text(*bytes)),
             Self::Room(room) => write!(formatter, "{room}"),
             Self::Ip(ip) => write!(formatter, "{ip}"),
-            Self::Address(address) => write!(formatter, "{address}"),
+            Self::Places(places) => formatter.write_str(&listening::text(places)),
+            Self::Mode(mode) => write!(formatter, "{mode:04o}"),
             Self::List(list) => write!(formatter, "{list:?}"),
         }
     }
@@ -389,7 +393,20 @@ mod tests {
             (Kind::Size, "128kB", Some("128kB")),
             (Kind::Size, "128", None),
             (Kind::Address, "8000", Some("127.0.0.1:8000")),
-            (Kind::Address, ":8000", Some("0.0.0.0:8000")),
+            (Kind::Address, ":8000", Some(":8000")),
+            (Kind::Address, "*:8000", Some(":8000")),
+            (Kind::Address, "unix:/run/app.sock", None),
+            (Kind::Addresses, "8000", Some("127.0.0.1:8000")),
+            (Kind::Addresses, "unix:/run/app.sock", Some("unix:/run/app.sock")),
+            (Kind::Addresses, ":80, [::1]:81", Some(r#"[":80", "[::1]:81"]"#)),
+            (Kind::Addresses, "unix:", None),
+            (Kind::Addresses, "/run/app.sock", None),
+            (Kind::Addresses, "", None),
+            (Kind::Mode, "0660", Some("0660")),
+            (Kind::Mode, "600", Some("0600")),
+            (Kind::Mode, "0o660", Some("0660")),
+            (Kind::Mode, "0888", None),
+            (Kind::Mode, "10660", None),
             (Kind::Address, "localhost:8000", Some("127.0.0.1:8000")),
             (Kind::Address, "[::1]:8000", Some("[::1]:8000")),
             (Kind::Address, "example.org:8000", None),

@@ -1,7 +1,7 @@
 //! All keys with their values: the winning entries, converted to their kinds, and defaults for the rest.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::keys::{self, Default, KEYS, Key, Kind};
 use super::layers::{Entry, Merged};
 use super::problem::{Origin, Problems};
 use super::value::{self, Raw, Room, Typed};
-use crate::plan::Secret;
+use crate::plan::{Place, Secret};
 
 /// Every key's value, and where it comes from.
 pub struct Values {
@@ -23,7 +23,7 @@ impl Values {
     pub fn read(merged: Merged, directory: &Path, problems: &mut Problems) -> Self {
         let mut typed = BTreeMap::new();
         for key in KEYS {
-            if let (Some(entry), Kind::Table | Kind::SecretTable) = (merged.get(key.name), key.kind) {
+            if let Some(entry) = merged.get(key.name).filter(|_| key.kind.is_table()) {
                 let help = format!("set {}.NAME", key.name);
                 problems.add(&entry.origin, format!("{} is a table", key.name), Some(help));
                 continue;
@@ -124,10 +124,28 @@ impl Values {
         }
     }
 
-    pub fn address(&self, key: &str) -> SocketAddr {
+    /// The places; the path of a unix socket is absolute.
+    pub fn places(&self, key: &str) -> Vec<Place> {
+        let base = self.base(key);
+        let absolute = |place: &Place| match place {
+            Place::Unix(path) => Place::Unix(base.join(path).components().collect()),
+            place => place.clone(),
+        };
         match self.typed(key) {
-            Typed::Address(address) => *address,
-            other => unreachable!("{key} is not an address: {other:?}"),
+            Typed::Places(places) => places.iter().map(absolute).collect(),
+            other => unreachable!("{key} is no address: {other:?}"),
+        }
+    }
+
+    /// The only place.
+    pub fn place(&self, key: &str) -> Place {
+        self.places(key).pop().unwrap_or(Place::Every(0))
+    }
+
+    pub fn mode(&self, key: &str) -> u32 {
+        match self.typed(key) {
+            Typed::Mode(mode) => *mode,
+            other => unreachable!("{key} is not a mode: {other:?}"),
         }
     }
 
@@ -138,9 +156,14 @@ impl Values {
         }
     }
 
+    /// Where relative paths in the value of `key` start.
+    fn base(&self, key: &str) -> &Path {
+        self.merged.get(key).map_or(&self.directory, |entry| &entry.base)
+    }
+
     /// A path, absolute: a relative one starts where it was written.
     pub fn path(&self, key: &str) -> Option<PathBuf> {
-        let base = self.merged.get(key).map_or(&self.directory, |entry| &entry.base);
+        let base = self.base(key);
         // Collecting the components drops every `.` but keeps `..`, which may follow a symbolic link.
         self.text(key).map(|text| base.join(text).components().collect())
     }

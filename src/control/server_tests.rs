@@ -46,6 +46,7 @@ fn picture() -> Picture {
         services: vec![service("postgres", "postgres", Some(own)), service("worker-0", "worker", None)],
         roll: None,
         hook: None,
+        certificate: None,
     }
 }
 

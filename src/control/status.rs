@@ -88,6 +88,7 @@ mod tests {
             workers_min: 1,
             migrations: Migrations::default(),
             hook: None,
+            certificate: None,
             backups: Backups::default(),
             disk: Disk::default(),
             backup_disk: Disk::default(),

@@ -12,8 +12,8 @@ use super::template::Recipe;
 use crate::boot;
 use crate::exit::{Code, Failure};
 use crate::health::client::probe;
-use crate::plan::CommandLine;
 use crate::plan::libpq::TEST_SOCKET;
+use crate::plan::{CommandLine, Place};
 use crate::postgres::home::Home;
 use crate::process::{self, Child, Streams, ports};
 
@@ -99,7 +99,7 @@ impl Stack {
             .env_remove("DATABASE_URL");
         let mut child = process::spawn_with(&command, Some(Signal::SIGTERM), streams).context("start `tandem up`")?;
         let ready = async {
-            while !matches!(probe(health, "/ready", PROBE_LIMIT).await, Ok((200, _))) {
+            while !matches!(probe(&Place::At(health), "/ready", PROBE_LIMIT).await, Ok((200, _))) {
                 sleep(POLL).await;
             }
         };

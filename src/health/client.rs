@@ -1,20 +1,20 @@
 //! One request to a health port, for `tandem health`.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::http::client::{get, reachable};
+use crate::http::client::get;
+use crate::plan::Place;
 
 /// `GET path` from the health port that listens on `listen`: the HTTP status and the body.
 ///
 /// # Errors
 /// Nothing answers there, what answers is not HTTP, or `limit` has passed.
-pub async fn probe(listen: SocketAddr, path: &str, limit: Duration) -> anyhow::Result<(u16, String)> {
-    let address = reachable(listen);
+pub async fn probe(listen: &Place, path: &str, limit: Duration) -> anyhow::Result<(u16, String)> {
+    let address = listen.reachable().context("the health port has no address")?;
     let asked = async {
         let stream = TcpStream::connect(address).await.context("connect (is `tandem up` running?)")?;
         get(stream, &address.to_string(), path, limit).await
@@ -35,7 +35,7 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let error = probe(address, "/live", Duration::from_secs(5)).await.unwrap_err();
+        let error = probe(&Place::At(address), "/live", Duration::from_secs(5)).await.unwrap_err();
         assert!(format!("{error:#}").contains("tandem up"), "{error:#}");
     }
 
@@ -43,7 +43,7 @@ mod tests {
     async fn a_port_that_says_nothing_is_named_with_the_limit() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = silent.local_addr().unwrap();
-        let error = format!("{:#}", probe(address, "/live", Duration::from_secs(2)).await.unwrap_err());
+        let error = format!("{:#}", probe(&Place::At(address), "/live", Duration::from_secs(2)).await.unwrap_err());
         assert!(error.contains("no answer within 2s") && error.contains(&address.to_string()), "{error}");
     }
 }

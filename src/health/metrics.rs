@@ -22,7 +22,7 @@ type Labels = Vec<(&'static str, &'static str)>;
 ///
 /// # Errors
 /// It cannot be written as text.
-pub fn metrics(picture: &Picture, supervisor: Supervisor) -> Result<String, fmt::Error> {
+pub fn metrics(picture: &Picture, supervisor: Supervisor, now: SystemTime) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("tandem");
     disks(&mut registry, picture);
     backups(&mut registry, picture);
@@ -31,10 +31,21 @@ pub fn metrics(picture: &Picture, supervisor: Supervisor) -> Result<String, fmt:
     let ready = picture.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
     gauge(&mut registry, "workers_ready", "Workers that answer requests", Some(count(ready)));
     gauge(&mut registry, "workers_wanted", "Workers that there should be", Some(i64::from(picture.workers_wanted)));
+    let days = picture.certificate.map(|until| days_until(until, now));
+    gauge(&mut registry, "tls_certificate_days_left", "Days until the application's certificate expires", days);
     own(&mut registry, supervisor);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// Whole days from `now` until `moment`, less than zero where that has passed.
+fn days_until(moment: SystemTime, now: SystemTime) -> i64 {
+    const DAY: u64 = 24 * 60 * 60;
+    match moment.duration_since(now) {
+        Ok(left) => signed(left.as_secs() / DAY),
+        Err(past) => -1 - signed(past.duration().as_secs() / DAY),
+    }
 }
 
 fn own(registry: &mut Registry, supervisor: Supervisor) {

@@ -25,6 +25,8 @@ pub struct Picture {
     pub migrations: Migrations,
     /// Why `hooks.after_ready` last failed.
     pub hook: Option<String>,
+    /// Until when the certificate holds with which the application is served.
+    pub certificate: Option<SystemTime>,
     pub backups: Backups,
     /// The file system that `pg_wal` is on.
     pub disk: Disk,

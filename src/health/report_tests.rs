@@ -53,6 +53,7 @@ fn picture(now: Now) -> Picture {
         workers_min: 1,
         migrations: Migrations::default(),
         hook: None,
+        certificate: None,
         backups: Backups::default(),
         disk: Disk::default(),
         backup_disk: Disk::default(),

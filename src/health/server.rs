@@ -56,7 +56,7 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
             let readiness = report::readiness(picture, now);
             json(readiness.http_code(), &readiness)
         }
-        "/metrics" => match metrics::metrics(picture, now.supervisor) {
+        "/metrics" => match metrics::metrics(picture, now.supervisor, now.wall) {
             Ok(text) => plain(text, metrics::CONTENT_TYPE),
             Err(error) => json(500, &serde_json::json!({"error": error.to_string()})),
         },

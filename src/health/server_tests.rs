@@ -13,6 +13,7 @@ use crate::health::client::probe;
 use crate::health::picture::{Backups, Database, Disk, Facts, Migrations, Sample};
 use crate::http::server::{CONNECTIONS_MAX, HEAD_LIMIT, HEAD_SIZE_MAX};
 use crate::phase::Phase;
+use crate::plan::Place;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -38,6 +39,7 @@ fn picture(phase: Phase) -> Picture {
         workers_min: 0,
         migrations: Migrations::default(),
         hook: None,
+        certificate: None,
         backups: Backups::default(),
         disk: Disk::default(),
         backup_disk: Disk::default(),
@@ -83,7 +85,7 @@ async fn every_path_and_alias_answers_from_the_last_picture() {
     {
         for (phase, expected) in [(Phase::Serving, serving), (Phase::Draining, draining)] {
             port.pictures.send_replace(Arc::new(picture(phase)));
-            let (code, body) = probe(port.address, path, LIMIT).await.unwrap();
+            let (code, body) = probe(&Place::At(port.address), path, LIMIT).await.unwrap();
             assert_eq!(code, expected, "{path} while {phase}: {body}");
             serde_json::from_str::<serde_json::Value>(&body).unwrap();
         }
@@ -128,7 +130,7 @@ async fn clients_that_never_finish_a_request_do_not_keep_a_probe_out() {
         stream.write_all(b"GET /health HT").await.unwrap();
         slow.push(stream);
     }
-    assert_eq!(probe(port.address, "/health", LIMIT).await.unwrap().0, 200);
+    assert_eq!(probe(&Place::At(port.address), "/health", LIMIT).await.unwrap().0, 200);
     let mut byte = [0];
     assert_eq!(timeout(LIMIT, slow[0].read(&mut byte)).await.unwrap().unwrap_or(0), 0, "the oldest made room");
 }

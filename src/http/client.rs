@@ -1,6 +1,5 @@
 //! One request over a stream that is connected already, and its answer.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,16 +14,6 @@ use tokio::time::timeout;
 
 /// Largest answer that [`get`] reads, in bytes: whatever answers may be another program than the expected one.
 const BODY_SIZE_MAX: usize = 1024 * 1024;
-
-/// Where to connect to for a socket that listens on `listen`: one on all addresses is reached through loopback.
-pub fn reachable(listen: SocketAddr) -> SocketAddr {
-    let host = match listen.ip() {
-        IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        host => host,
-    };
-    SocketAddr::new(host, listen.port())
-}
 
 /// `GET path` on `stream`, which leads to `host`: the HTTP status and the body. `limit` holds for all of it.
 ///
@@ -97,18 +86,6 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(5);
-
-    #[test]
-    fn all_addresses_are_reached_through_loopback() {
-        for (listen, expected) in [
-            ("0.0.0.0:8001", "127.0.0.1:8001"),
-            ("[::]:8001", "[::1]:8001"),
-            ("127.0.0.2:1", "127.0.0.2:1"),
-            ("[::1]:9", "[::1]:9"),
-        ] {
-            assert_eq!(reachable(listen.parse().unwrap()), expected.parse().unwrap());
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_says_nothing_ends_at_the_limit() {

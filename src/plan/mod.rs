@@ -6,6 +6,7 @@ mod command;
 pub mod deployment;
 pub mod ladder;
 pub mod libpq;
+mod place;
 pub mod schedule;
 mod url;
 
@@ -13,4 +14,5 @@ pub use ::supervise::policy::{KILL_AGAIN, KILL_GRACE, Ladder, Policy, Rung, STAR
 pub use budget::{Budget, OverBudget};
 pub use command::{CommandLine, Identity, in_one_line};
 pub use ladder::{StopLadder, StopTerm};
+pub use place::{Place, SOCKET_PATH_MAX};
 pub use url::{DatabaseUrl, InvalidUrl, Secret};

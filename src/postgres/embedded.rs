@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 pub use postgresql_commands::CommandBuilder;
 pub use postgresql_commands::initdb::InitDbBuilder;
 pub use postgresql_commands::pg_amcheck::PgAmCheckBuilder;
-pub use postgresql_commands::pg_basebackup::PgBaseBackupBuilder;
 pub use postgresql_commands::pg_dump::PgDumpBuilder;
 pub use postgresql_commands::pg_dumpall::PgDumpAllBuilder;
 pub use postgresql_commands::pg_restore::PgRestoreBuilder;
@@ -67,6 +66,8 @@ pub fn dbname(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use postgresql_commands::pg_basebackup::PgBaseBackupBuilder;
+
     use super::*;
     use crate::postgres::test_support::{installation, place};
 

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{AccessFlags, Gid, Uid, User, eaccess};
+use nix::unistd::{AccessFlags, Gid, Group, Uid, User, eaccess};
 
 use crate::plan::Identity;
 
@@ -19,6 +19,17 @@ pub fn is_root() -> bool {
 /// The user called `name`, if the passwd database has one.
 pub fn lookup(name: &str) -> Option<Identity> {
     User::from_name(name).ok().flatten().map(identity)
+}
+
+/// The id of the group called `name`, if the group database has one.
+pub fn group(name: &str) -> Option<u32> {
+    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+/// The user with the id `uid`, in words.
+pub fn name_of(uid: u32) -> String {
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    user.map_or_else(|| format!("user id {uid}"), |user| format!("user {}", user.name))
 }
 
 /// The user this process runs as, if the passwd database has an entry for its uid.
@@ -42,6 +53,17 @@ pub fn barrier(path: &Path, identity: &Identity) -> Option<PathBuf> {
         .into_iter()
         .find(|dir| dir.metadata().is_ok_and(|meta| meta.is_dir() && !may(&meta, identity, 0o1)))
         .map(Path::to_path_buf)
+}
+
+/// Whether `identity` can read the file `path`.
+pub fn may_read(path: &Path, identity: &Identity) -> bool {
+    path.metadata().is_ok_and(|meta| may(&meta, identity, 0o4)) && barrier(path, identity).is_none()
+}
+
+/// Whether every user may read the file `path`, and pass the directories that lead to it.
+pub fn is_open_to_all(path: &Path) -> bool {
+    let nobody = Identity { name: String::new(), uid: u32::MAX, gid: u32::MAX, home: PathBuf::new() };
+    may_read(path, &nobody)
 }
 
 /// Whether `identity`, or this process where that is `None`, can make files in the directory `dir`.

@@ -20,6 +20,7 @@ pub mod oom;
 mod orderly;
 pub mod orphans;
 pub mod ports;
+pub mod priority;
 mod run;
 pub mod sockets;
 mod spawn;

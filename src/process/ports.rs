@@ -6,13 +6,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::unistd::{Uid, User};
 use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::Process;
 
-use super::{descriptors, look};
+use super::{descriptors, identity, look, sockets};
 
 /// A TCP port of loopback that is free at the moment. The caller must be ready to find it taken when it binds it.
 ///
@@ -34,29 +34,60 @@ pub fn holder(port: u16) -> Option<String> {
     named(&inodes).or_else(|| {
         // Other users' descriptors are hidden from us, their uid is not.
         let uid = listening.first()?.uid;
-        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-        Some(
-            user.map_or_else(
-                || format!("a process of user id {uid}"),
-                |user| format!("a process of user {}", user.name),
-            ),
-        )
+        Some(format!("a process of {}", identity::name_of(uid)))
     })
 }
 
-/// Whether the end that this machine accepted on `port` of the connection from `client` is held by a process of the
-/// process group `group`. Where that cannot be seen, any process's end counts, and the log says so once.
-pub async fn is_held_by_group(port: u16, client: SocketAddr, group: i32) -> bool {
+/// A connection to this machine, by what is known of it at its client.
+#[derive(Clone, Debug)]
+pub enum Accepted {
+    /// On `port`, from `client`.
+    Tcp { port: u16, client: SocketAddr },
+    /// On the unix socket `path`, from the socket with the inode `client`.
+    Unix { path: PathBuf, client: u64 },
+}
+
+impl Accepted {
+    /// The inodes of the end that this machine accepted.
+    fn inodes(&self) -> HashSet<u64> {
+        match self {
+            Self::Tcp { port, client } => {
+                let is_it =
+                    |entry: &TcpNetEntry| entry.local_address.port() == *port && same(entry.remote_address, *client);
+                let all = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
+                all.filter(is_it).map(|entry| entry.inode).filter(|&inode| inode != 0).collect()
+            }
+            Self::Unix { path, client } => sockets::accepted_over_unix(path, *client).into_iter().collect(),
+        }
+    }
+
+    fn place(&self) -> String {
+        match self {
+            Self::Tcp { port, .. } => format!("port {port}"),
+            Self::Unix { path, .. } => path.display().to_string(),
+        }
+    }
+}
+
+/// Whether both are one address: a socket of both families knows IPv4 clients as `::ffff:127.0.0.1`.
+fn same(one: SocketAddr, other: SocketAddr) -> bool {
+    (one.ip().to_canonical(), one.port()) == (other.ip().to_canonical(), other.port())
+}
+
+/// Whether the end that this machine accepted is held by a process of the process group `group`. Where that cannot be seen,
+/// any process's end counts, and the log says so once.
+pub async fn is_held_by_group(accepted: Accepted, group: i32) -> bool {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    match look::apart("look who answers on a port", move || accepted_by(port, client, group)).await {
+    let place = accepted.place();
+    match look::apart("look who answers the application's clients", move || accepted_by(&accepted, group)).await {
         Some(AcceptedBy::Group) => true,
         Some(AcceptedBy::Other) | None => false,
         Some(AcceptedBy::Unseen) => {
             if !TOLD.swap(true, Ordering::Relaxed) {
                 let right = look::RIGHT;
                 tracing::warn!(
-                    "cannot see who answers on port {port}, for want of {right}: an answer counts for the process that is \
-                     waited for, though another one on that port may have given it"
+                    "cannot see who answers on {place}, for want of {right}: an answer counts for the process that is \
+                     waited for, though another one there may have given it"
                 );
             }
             true
@@ -76,10 +107,8 @@ enum AcceptedBy {
 }
 
 /// Blocks.
-fn accepted_by(port: u16, client: SocketAddr, group: i32) -> AcceptedBy {
-    let accepted = |entry: &TcpNetEntry| entry.local_address.port() == port && entry.remote_address == client;
-    let all = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
-    let inodes: HashSet<u64> = all.filter(accepted).map(|entry| entry.inode).filter(|&inode| inode != 0).collect();
+fn accepted_by(accepted: &Accepted, group: i32) -> AcceptedBy {
+    let inodes = accepted.inodes();
     let Ok(processes) = procfs::process::all_processes() else { return AcceptedBy::Other };
     if inodes.is_empty() {
         return AcceptedBy::Other;
@@ -101,10 +130,15 @@ fn named(inodes: &HashSet<u64>) -> Option<String> {
     if inodes.is_empty() {
         return None;
     }
-    procfs::process::all_processes().ok()?.flatten().find(|process| holds(process, inodes)).map(|process| {
-        let name = process.stat().map_or_else(|_| "a process".to_owned(), |stat| stat.comm);
-        format!("{name} (pid {})", process.pid())
-    })
+    let holder = procfs::process::all_processes().ok()?.flatten().find(|process| holds(process, inodes))?;
+    Some(program(holder.pid()))
+}
+
+/// The program that the process `pid` runs, such as `nginx (pid 12)`.
+pub fn program(pid: i32) -> String {
+    let stat = Process::new(pid).and_then(|process| process.stat());
+    let name = stat.map_or_else(|_| "a process".to_owned(), |stat| stat.comm);
+    format!("{name} (pid {pid})")
 }
 
 fn holds(process: &Process, inodes: &HashSet<u64>) -> bool {
@@ -120,12 +154,22 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let address = client.local_addr().unwrap();
+        let connection = Accepted::Tcp { port, client: client.local_addr().unwrap() };
         let group = nix::unistd::getpgrp().as_raw();
-        assert_eq!(accepted_by(port, address, group), AcceptedBy::Other, "it is not accepted yet");
+        assert_eq!(accepted_by(&connection, group), AcceptedBy::Other, "it is not accepted yet");
         let _accepted = listener.accept().unwrap();
-        assert_eq!(accepted_by(port, address, group), AcceptedBy::Group);
-        assert_eq!(accepted_by(port, address, 1), AcceptedBy::Other);
+        assert_eq!(accepted_by(&connection, group), AcceptedBy::Group);
+        assert_eq!(accepted_by(&connection, 1), AcceptedBy::Other);
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let client = nix::sys::stat::fstat(&client).unwrap().st_ino;
+        let connection = Accepted::Unix { path, client };
+        let _accepted = listener.accept().unwrap();
+        assert_eq!(accepted_by(&connection, group), AcceptedBy::Group);
+        assert_eq!(accepted_by(&connection, 1), AcceptedBy::Other);
     }
 
     #[test]

@@ -91,6 +91,12 @@ pub fn clients_of_unix(path: &Path) -> Vec<u64> {
     unix(path).unwrap_or_default().into_iter().map(|(client, _)| client).collect()
 }
 
+/// The ends that this machine accepted on the unix socket `path` from the socket `client`: one, where it is still there.
+pub fn accepted_over_unix(path: &Path, client: u64) -> Vec<u64> {
+    let all = unix(path).unwrap_or_default().into_iter();
+    all.filter(|(theirs, _)| *theirs == client).map(|(_, ours)| ours).collect()
+}
+
 fn sockets_of(pid: i32) -> Vec<u64> {
     descriptors::sockets_of(pid).unwrap_or_default()
 }

@@ -37,6 +37,11 @@ impl InheritedFd {
     pub fn number(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+
+    /// The numbers of `all`, as a child's environment holds them.
+    pub fn numbers(all: &[Self]) -> String {
+        all.iter().map(|fd| fd.number().to_string()).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// Start `command` in a process group of its own, with `death` as the signal that it gets when Tandem dies. Waits until the

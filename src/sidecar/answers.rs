@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::context::Reread;
 use crate::config::Settings;
 use crate::control::Answer;
-use crate::exit::Code;
+use crate::event_loop::Hangs;
+use crate::exit::{Code, in_words};
 
 /// Whether there may be `wanted` workers.
 pub fn may_scale(settings: &Settings, wanted: u32) -> Result<(), String> {
@@ -60,6 +61,13 @@ pub fn goes_on(what: &str, limit: Duration) -> Answer {
         Code::Temporary,
         format!("{what} is not done after {limit} and goes on; `tandem status` shows how far"),
     )
+}
+
+/// The order `what` is refused before anything came of it.
+pub fn nothing_changed(what: &str, error: &anyhow::Error) -> Answer {
+    let text = format!("{}\nnothing was changed: Tandem goes on as before", in_words(error));
+    tracing::error!("{what}: {text}");
+    Answer::failed(if error.is::<Hangs>() { Code::Temporary } else { Code::Config }, text)
 }
 
 pub fn interrupted() -> Answer {

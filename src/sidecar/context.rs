@@ -2,10 +2,9 @@
 //! configuration.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
@@ -15,7 +14,7 @@ use crate::config::{Debugger, Effect, Loaded, PostgresMode, Settings, Source, ch
 use crate::durable;
 use crate::event_loop::{Hangs, within};
 use crate::health::picture::Migrations;
-use crate::plan::{CommandLine, DatabaseUrl, Identity, Rung};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Place, Rung};
 use crate::postgres;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
@@ -53,6 +52,10 @@ impl Current {
     pub fn settings(&self) -> Rc<Settings> {
         self.settings.clone()
     }
+
+    pub fn loaded(&self) -> Rc<Loaded> {
+        self.loaded.clone()
+    }
 }
 
 /// A configuration that was read again, and which of its changes take effect when.
@@ -89,6 +92,8 @@ pub struct Context {
     pub fresh: Cell<bool>,
     /// Why `hooks.after_ready` last failed, for the health port: without what it printed, which may hold a secret.
     pub hook_failure: RefCell<Option<String>>,
+    /// Until when the certificate holds with which workers are started, for the health port.
+    pub certificate: Cell<Option<SystemTime>>,
     /// What the migrations did, for the health port.
     pub migrations: RefCell<Migrations>,
     /// How far the database is set up, for the probe.
@@ -127,6 +132,7 @@ impl Context {
             python: Rc::default(),
             worker_identity: Rc::default(),
             hook_failure: RefCell::default(),
+            certificate: Cell::default(),
             migrations: RefCell::default(),
             fresh: Cell::new(false),
             database: Rc::default(),
@@ -190,6 +196,11 @@ impl Context {
         }
     }
 
+    /// What the configuration came to at the start.
+    pub fn started(&self) -> Rc<Loaded> {
+        self.started.clone()
+    }
+
     /// What the configuration was read from.
     pub fn source(&self) -> &Source {
         &self.source
@@ -224,7 +235,7 @@ impl Context {
         let restart = keys(&self.started, Effect::Restart);
         let mut settings = merge(&self.started.settings, &loaded.settings);
         // A socket that was handed down keeps its address.
-        settings.workers.listen = current.settings.workers.listen;
+        settings.workers.listen = current.settings.workers.listen.clone();
         if !live.iter().any(|key| key == "workers.count") {
             // A reload that is about something else does not undo a `tandem scale`.
             settings.workers.count = current.settings.workers.count;
@@ -251,9 +262,9 @@ impl Context {
         self.change(|settings| settings.workers.count = count);
     }
 
-    /// Set the application's address, whatever the configuration says.
-    pub fn set_listen(&self, address: SocketAddr) {
-        self.change(|settings| settings.workers.listen = address);
+    /// Set where the application is served, whatever the configuration says.
+    pub fn set_listen(&self, places: Vec<Place>) {
+        self.change(|settings| settings.workers.listen = places);
     }
 
     fn change(&self, change: impl FnOnce(&mut Settings)) {
@@ -280,7 +291,7 @@ fn rungs(settings: &Settings) -> Vec<Rung> {
 /// The values of `new` for keys that a running Tandem can change, and of `started` for the others.
 fn merge(started: &Settings, new: &Settings) -> Settings {
     let workers = crate::config::Workers {
-        listen: started.workers.listen,
+        listen: started.workers.listen.clone(),
         backlog: started.workers.backlog,
         socket: started.workers.socket,
         ..new.workers.clone()
@@ -288,7 +299,7 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
     Settings {
         workers,
         pool: new.pool.clone(),
-        health: crate::config::Health { listen: started.health.listen, ..new.health.clone() },
+        health: crate::config::Health { listen: started.health.listen.clone(), ..new.health.clone() },
         stop: new.stop.clone(),
         hooks: new.hooks.clone(),
         backup: new.backup.clone(),

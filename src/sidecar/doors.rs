@@ -16,6 +16,7 @@ use crate::event_loop;
 use crate::exit::{Code, Failure};
 use crate::health::picture::Fault;
 use crate::health::server as health;
+use crate::plan::Place;
 use crate::postgres::probe::{Probe, Sample, Woken};
 use crate::postgres::service::DatabaseReading;
 use crate::process::ports;
@@ -24,7 +25,7 @@ use crate::watch;
 use crate::workers::care;
 use crate::workers::launch::{self, Launch};
 use crate::workers::life::Roster;
-use crate::workers::listener::{self, Listener};
+use crate::workers::listener::{self, Door};
 use crate::{control, systemd};
 
 /// Length of the health port's listening queue.
@@ -35,9 +36,9 @@ const RETRY: Duration = Duration::from_millis(500);
 impl Sidecar {
     /// Bind the application's socket and the health port, and look after the workers.
     pub(super) fn open_doors(&mut self) -> anyhow::Result<()> {
-        let socket = self.application_socket()?;
+        let doors = self.application_sockets()?;
         let settings = self.context.settings();
-        let port = listener::bind(settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
+        let port = listener::bind_place(&settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
         let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
         // What a Tandem that was killed left there.
         // Blocks: before the loop turns.
@@ -48,10 +49,12 @@ impl Sidecar {
             url: self.context.url.clone(),
             run: self.context.home.run.clone(),
             notify: self.context.home.notify.clone(),
-            listener: Rc::new(RefCell::new(socket.map(|socket| socket.inherited()))),
+            listeners: Rc::new(RefCell::new(doors.iter().map(Door::inherited).collect())),
             python: self.context.python.clone(),
             identity: self.context.worker_identity.clone(),
         }));
+        // Their descriptors are closed when the stop begins; their files go with the shell.
+        self.application = doors.into_iter().filter_map(Door::into_file).collect();
         let roster = self.services.roster();
         self.tasks.push(event_loop::spawn("the care of workers", self.tend(roster.clone())));
         let pictures = self.view.pictures();
@@ -99,32 +102,45 @@ impl Sidecar {
         Ok(watch)
     }
 
-    /// The socket that the supervisor above hands down, else one of our own; none where the workers bind it.
-    fn application_socket(&self) -> anyhow::Result<Option<Listener>> {
+    /// The sockets that the supervisor above hands down, else our own; none where the workers bind theirs.
+    fn application_sockets(&self) -> anyhow::Result<Vec<Door>> {
         let settings = self.context.settings();
         let workers = &settings.workers;
-        match (workers.socket, systemd::inherited_listener()?) {
-            (WorkerSocket::Inherited, None) => {
-                Ok(Some(listener::bind(workers.listen, workers.backlog, "workers.listen", ports::holder)?))
+        let handed = systemd::inherited_listeners()?;
+        match (workers.socket, handed.is_empty()) {
+            (WorkerSocket::Inherited, true) => {
+                listener::open(&workers.listen, workers.backlog, &workers.serving.socket_files, ports::holder)
             }
-            (WorkerSocket::Inherited, Some(fd)) => {
-                let listener = Listener::inherit(fd)?;
-                let (ours, given) = (workers.listen, listener.address());
-                if ours == given {
-                    tracing::info!("the socket on {given} is the one that was handed down");
-                } else {
-                    tracing::warn!("workers.listen = {ours}, but the socket handed down is on {given}, which holds");
-                    self.context.set_listen(given);
-                }
-                Ok(Some(listener))
+            (WorkerSocket::Inherited, false) => {
+                let doors = handed.into_iter().map(Door::inherit).collect::<anyhow::Result<Vec<_>>>()?;
+                self.take_places(&doors);
+                Ok(doors)
             }
-            (WorkerSocket::Own, None) => Ok(None),
-            (WorkerSocket::Own, Some(_)) => {
+            (WorkerSocket::Own, true) => Ok(Vec::new()),
+            (WorkerSocket::Own, false) => {
                 let text = "a socket was handed down (LISTEN_FDS), which workers with workers.socket = \"own\" cannot \
                             use: set it to \"inherited\", or do without the socket unit";
                 Err(Failure::new(Code::Config, text).into())
             }
         }
+    }
+
+    /// Let the places of the sockets handed down be the application's.
+    fn take_places(&self, doors: &[Door]) {
+        let given: Vec<Place> = doors.iter().map(|door| door.place.clone()).collect();
+        let settings = self.context.settings();
+        let ours = &settings.workers.listen;
+        let all = |one: &[Place], other: &[Place]| one.iter().all(|place| other.iter().any(|it| it.is_same(place)));
+        let list = |places: &[Place]| places.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (is, are) = if let [_] = given[..] { ("is", "socket") } else { ("are", "sockets") };
+        if all(ours, &given) && all(&given, ours) {
+            let ones = if let [_] = given[..] { "the one that was" } else { "those that were" };
+            tracing::info!("the {are} on {} {is} {ones} handed down", list(&given));
+            return;
+        }
+        let holds = if let [_] = given[..] { "which holds" } else { "which hold" };
+        tracing::warn!("workers.listen = {}, but the {are} handed down {is} on {}, {holds}", list(ours), list(&given));
+        self.context.set_listen(given);
     }
 
     /// Let our own user and root ask and order through the control socket.

@@ -1,5 +1,6 @@
 //! What each step of the boot does: one async function a step, made of calls into the rooms.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +12,7 @@ use crate::backup::load;
 use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
-use crate::config::{Debugger, MigrationRun, Migrations, PostgresMode, Settings, memory};
+use crate::config::{Debugger, Loaded, MigrationRun, Migrations, PostgresMode, Settings, memory};
 use crate::event_loop::{Hangs, elsewhere};
 use crate::exit::{Code, Failure, code_of, in_words};
 use crate::health::picture;
@@ -26,6 +27,7 @@ use crate::postgres::trouble::{self, Meaning};
 use crate::postgres::{adopt, binaries, cluster, conf, lookup, port, probe::Probe, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
+use crate::workers::serving::{self, Verdict};
 use crate::workers::surroundings::Surroundings;
 use crate::workers::{environment, launch};
 
@@ -56,8 +58,8 @@ pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(Databas
     Ok((url, Some(password)))
 }
 
-/// [`super::Step::Install`]: both at once, since neither needs the other.
-pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
+/// [`super::Step::Install`]: both at once, since neither needs the other. `serves`: an application is to be served.
+pub async fn install(context: Rc<Context>, serves: bool) -> anyhow::Result<()> {
     let (settings, home) = ((*context.settings()).clone(), context.home.clone());
     let found = elsewhere(move || async move {
         let postgres = async {
@@ -77,7 +79,25 @@ pub async fn install(context: Rc<Context>) -> anyhow::Result<()> {
     *context.worker_identity.borrow_mut() = identity;
     *context.python.borrow_mut() = python;
     check_debugger(&context).await?;
-    check_migrations(&context).await
+    check_migrations(&context).await?;
+    if serves {
+        let verdict = check_serving(&context, &context.started()).await?;
+        verdict.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+        context.certificate.set(verdict.not_after);
+    }
+    Ok(())
+}
+
+/// Hold what the application is to be served with, as `loaded` says it, against this machine.
+///
+/// # Errors
+/// Everything that is wrong, with its line; a disk does not answer.
+pub async fn check_serving(context: &Context, loaded: &Loaded) -> anyhow::Result<Verdict> {
+    let python = context.python.borrow().clone();
+    let question = serving::question(&loaded.settings, &python);
+    let question = question.map(|command| context.around(|around| around.as_worker(command, Path::new("/"))));
+    let user = context.worker_identity.borrow().clone();
+    serving::verify(loaded, question, user).await
 }
 
 /// An editor attaches to debugpy, which the application's own environment must have.

@@ -11,15 +11,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::answers::{aborted, goes_on, interrupted, may_scale, told};
+use super::answers::{aborted, goes_on, interrupted, may_scale, nothing_changed, told};
 use super::context::{Context, Reread};
+use super::jobs;
 use super::services::ServiceKind;
 use super::tree_view::{ServiceView, TreeView};
 use crate::boot::{self, Step};
 use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
-use crate::event_loop::{self, Hangs, within};
-use crate::exit::{Code, in_words};
+use crate::event_loop::{self, within};
+use crate::exit::Code;
 use crate::supervise::state::ChildEvent;
 use crate::supervise::tree::{RollId, Scope, ServiceId, TreeEvent};
 use crate::systemd::Upstream;
@@ -166,12 +167,7 @@ impl Operator {
     /// The configuration as it is now, if Tandem can go on with it; else the answer for the order `what`.
     pub(super) async fn read_again(&self, what: &str) -> Result<Reread, Answer> {
         self.is_serving(what)?;
-        let reading = self.context.read_again().await.map_err(|error| {
-            let text = format!("{}\nnothing was changed: Tandem goes on as before", in_words(&error));
-            tracing::error!("{what}: {text}");
-            let code = if error.is::<Hangs>() { Code::Temporary } else { Code::Config };
-            Answer::failed(code, text)
-        })?;
+        let reading = self.context.read_again().await.map_err(|error| nothing_changed(what, &error))?;
         let settings = reading.current.settings();
         may_scale(&settings, settings.workers.count).map_err(|why| {
             let text = format!("{} workers, as there are: {why}\nnothing was changed", settings.workers.count);
@@ -182,11 +178,18 @@ impl Operator {
     }
 
     /// Let what `reading` changed hold, and replace every worker. Also, how many new workers a roll that failed leaves.
-    pub(super) async fn adopt(&self, reading: Reread) -> (Answer, Option<usize>) {
+    pub(super) async fn adopt(&self, mut reading: Reread) -> (Answer, Option<usize>) {
+        // In the environment that new workers are started in.
+        let verdict = match jobs::check_serving(&self.context, &reading.current.loaded()).await {
+            Ok(verdict) => verdict,
+            Err(error) => return (nothing_changed("reload", &error), Some(0)),
+        };
+        reading.notices.extend(verdict.notices);
         let mut words = told(&reading);
         words.iter().for_each(|line| tracing::info!("reload: {line}"));
         let scaled = reading.live.iter().any(|key| key == "workers.count");
         let before = self.context.adopt(reading.current);
+        let certificate_before = self.context.certificate.replace(verdict.not_after);
         let settings = self.let_hold();
         if scaled {
             let _ = self.events.send(TreeEvent::Scale(settings.workers.count as usize));
@@ -200,6 +203,7 @@ impl Operator {
             RollReport::Aborted(why, replaced) => {
                 if replaced == 0 && Rc::ptr_eq(&settings, &self.context.settings()) {
                     self.context.adopt(before);
+                    self.context.certificate.set(certificate_before);
                     let old = self.let_hold();
                     let _ = self.events.send(TreeEvent::Scale(old.workers.count as usize));
                 }

@@ -26,6 +26,7 @@ use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
 use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
 use crate::workers::life::Roster;
+use crate::workers::socket_file::SocketFile;
 
 /// How long a worker that was told to leave may go on accepting connections: Uvicorn looks for it every 100 ms.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -68,6 +69,8 @@ pub struct Sidecar {
     /// The task that takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
+    /// The files of the application's unix sockets, which go at the end.
+    pub(super) application: Vec<SocketFile>,
     /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
     pub(super) tasks: Vec<JoinHandle<()>>,
     /// Whether processes are being ended.
@@ -121,6 +124,7 @@ impl Sidecar {
             backups: None,
             tasks,
             upstream,
+            application: Vec::new(),
             stopping: false,
             stop_began: None,
             stop_limit: Duration::ZERO,
@@ -207,9 +211,10 @@ impl Sidecar {
         let context = self.context.clone();
         let errand = if step == Step::Errand { self.errand.take() } else { None };
         let (events, error) = (self.events.clone(), self.error.clone());
+        let serves = self.steps.contains(&Step::Workers);
         let job = async move {
             match step {
-                Step::Install => jobs::install(context).await,
+                Step::Install => jobs::install(context, serves).await,
                 Step::Cluster => jobs::cluster(context).await,
                 Step::Attach => jobs::attach(context).await,
                 Step::Provision => jobs::provision(context).await,
@@ -348,7 +353,7 @@ impl Sidecar {
         self.services.postmasters().for_each(Postmaster::unwatch);
         // Closed here too, so that the kernel refuses new connections as soon as the workers have closed theirs.
         if let Some(launch) = &*self.services.launch().borrow() {
-            launch.listener.borrow_mut().take();
+            launch.listeners.borrow_mut().clear();
         }
         if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
             // What is written out while the workers drain need not be at the shutdown: 192 ms become 62 ms.

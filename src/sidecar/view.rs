@@ -46,6 +46,7 @@ impl View {
             workers_min: settings.health.workers_min,
             migrations: picture::Migrations::default(),
             hook: None,
+            certificate: None,
             backups: picture::Backups::default(),
             disk: picture::Disk::default(),
             backup_disk: picture::Disk::default(),
@@ -122,6 +123,7 @@ impl View {
             picture.phase = phase;
             picture.migrations = context.migrations.borrow().clone();
             picture.hook = context.hook_failure.borrow().clone();
+            picture.certificate = context.certificate.get();
             picture.services = shown(tree, services, &picture.services);
             picture.roll = roll;
             picture.workers_min = context.settings().health.workers_min;
@@ -137,7 +139,7 @@ impl View {
         let ready = picture.workers.iter().filter(|worker| worker.state == picture::WorkerState::Ready);
         // During a replacement the old and the new worker of a slot are ready.
         let ready = ready.map(|worker| worker.slot).collect::<HashSet<_>>().len();
-        let (listen, wanted) = (context.settings().workers.listen, picture.workers_wanted);
+        let (listen, wanted) = (context.settings().listens(), picture.workers_wanted);
         let roll = picture.roll.as_ref().map(|roll| format!("; {roll}")).unwrap_or_default();
         let fault = fault.map(|fault| format!("; database: {fault}")).unwrap_or_default();
         format!("serving on {listen}, {ready} of {wanted} workers ready{fault}{roll}")
@@ -196,8 +198,8 @@ impl View {
         telemetry::banner(
             &format!("{} is ready after {:.0?}", settings.name, self.started.elapsed()),
             &[
-                ("app", format!("http://{} ({} workers)", settings.workers.listen, settings.workers.count)),
-                ("health", format!("http://{}/health", settings.health.listen)),
+                ("app", format!("{} ({} workers)", settings.urls(), settings.workers.count)),
+                ("health", format!("{}/health", settings.health.listen.shown("http"))),
                 ("database", context.url.to_string()),
                 ("connect", server.to_owned()),
                 ("steps", took.join(", ")),

@@ -1,5 +1,5 @@
-//! The supervisor that started Tandem, usually systemd: Tandem tells it how it is (sd_notify(3)) and takes the socket that it
-//! passes (sd_listen_fds(3)).
+//! The supervisor that started Tandem, usually systemd: Tandem tells it how it is (sd_notify(3)) and takes the sockets
+//! that it passes (sd_listen_fds(3)).
 //!
 //! Other supervisors speak the same protocol, another Tandem included. This room must not touch the environment:
 //! `process/` keeps from children what is meant for Tandem alone.
@@ -195,68 +195,72 @@ async fn deliver(address: &SocketAddr, message: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The application's socket, if the supervisor passes one (LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES). Call it once, before
+/// The application's sockets, if the supervisor passes any (LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES). Call it once, before
 /// this process listens anywhere itself.
 ///
 /// # Errors
-/// A [`Failure`] with [`Code::Config`] unless exactly one listening TCP socket is passed, or exactly one of several is named
-/// `app`.
-pub fn inherited_listener() -> anyhow::Result<Option<OwnedFd>> {
+/// A [`Failure`] with [`Code::Config`] unless each is a stream socket that listens, and it is clear which are the
+/// application's.
+pub fn inherited_listeners() -> anyhow::Result<Vec<OwnedFd>> {
     let handed = sd_notify::listen_fds_with_names().map_err(|error| {
         let text = format!("take the sockets that LISTEN_FDS and LISTEN_FDNAMES announce: {error}");
         Failure::new(Code::Config, text)
     })?;
-    let Some(number) = choose(&handed.collect::<Vec<_>>())? else { return Ok(None) };
-    let judge = |fd: BorrowedFd<'_>| match other_kind(&SockRef::from(&fd)) {
+    let judge = |number: RawFd, fd: BorrowedFd<'_>| match other_kind(&SockRef::from(&fd)) {
         None => Ok(()),
         Some(kind) => {
             let text = format!(
-                "descriptor {number}, handed down with LISTEN_FDS, is {kind}; the application needs a TCP socket that \
-                 listens: in the socket unit, ListenStream= with an address and a port, and Accept=no"
+                "descriptor {number}, handed down with LISTEN_FDS, is {kind}; the application needs a TCP or unix socket \
+                 that listens: in the socket unit, ListenStream= with an address and a port or a path, and Accept=no"
             );
             Err(Failure::new(Code::Config, text).into())
         }
     };
-    handed::take(number, judge).context("take the socket handed down with LISTEN_FDS").map(Some)
+    let take = |number: RawFd| {
+        let taken = handed::take(number, |fd| judge(number, fd));
+        taken.context("take the socket handed down with LISTEN_FDS")
+    };
+    choose(&handed.collect::<Vec<_>>())?.into_iter().map(take).collect()
 }
 
-/// The number of the application's descriptor among those that were passed, each with its name.
-fn choose(handed: &[(RawFd, String)]) -> Result<Option<RawFd>, Failure> {
+/// The numbers of the application's descriptors among those that were passed, each with its name.
+fn choose(handed: &[(RawFd, String)]) -> Result<Vec<RawFd>, Failure> {
     let called: Vec<RawFd> = handed.iter().filter(|(_, name)| name == APP).map(|(number, _)| *number).collect();
-    match (handed, called.as_slice()) {
-        ([], _) => Ok(None),
-        // Its name does not matter: by default systemd names it after its unit.
-        ([(number, _)], _) => Ok(Some(*number)),
-        (_, [number]) => {
-            tracing::warn!(
-                "LISTEN_FDS hands down {} sockets; all but the one called {APP:?} are left alone",
-                handed.len()
-            );
-            Ok(Some(*number))
-        }
-        (_, called) => {
-            let which = if called.is_empty() { "none of them is" } else { "more than one of them is" };
-            let names: Vec<&str> = handed.iter().map(|(_, name)| name.as_str()).collect();
-            let text = format!(
-                "LISTEN_FDS hands down {} sockets and {which} called {APP:?} (LISTEN_FDNAMES: {}): let the socket unit \
-                 have one ListenStream=, or set FileDescriptorName={APP} in the application's",
-                handed.len(),
-                names.join(", ")
-            );
-            Err(Failure::new(Code::Config, text))
-        }
+    let all = || handed.iter().map(|(number, _)| *number).collect();
+    // One socket unit, whose sockets are all named after it by default; then the name does not matter.
+    let are_of_one_unit = handed.iter().all(|(_, name)| *name == handed[0].1);
+    if called.is_empty() && !are_of_one_unit {
+        let names: Vec<&str> = handed.iter().map(|(_, name)| name.as_str()).collect();
+        let text = format!(
+            "LISTEN_FDS hands down {} sockets of several units and none of them is called {APP:?} (LISTEN_FDNAMES: {}): set \
+             FileDescriptorName={APP} in the socket unit of the application",
+            handed.len(),
+            names.join(", ")
+        );
+        return Err(Failure::new(Code::Config, text));
     }
+    if called.is_empty() {
+        return Ok(all());
+    }
+    if called.len() < handed.len() {
+        let text =
+            format!("LISTEN_FDS hands down {} sockets; all but those called {APP:?} are left alone", handed.len());
+        tracing::warn!("{text}");
+    }
+    Ok(called)
 }
 
-/// What `socket` is; `None` for a TCP socket that listens.
+/// What `socket` is; `None` for a TCP or unix socket that listens.
 fn other_kind(socket: &SockRef<'_>) -> Option<&'static str> {
     let (Ok(domain), Ok(kind)) = (socket.domain(), socket.r#type()) else { return Some("no socket") };
+    let listens = socket.is_listener().unwrap_or(false);
     let tcp = [Some(Protocol::TCP), Some(Protocol::MPTCP)];
     match (domain, kind) {
-        (Domain::UNIX, _) => Some("a unix socket"),
+        (Domain::UNIX, Type::STREAM) => (!listens).then_some("a unix socket that does not listen"),
+        (Domain::UNIX, _) => Some("a unix socket of another kind"),
         (Domain::IPV4 | Domain::IPV6, Type::DGRAM) => Some("a UDP socket"),
         (Domain::IPV4 | Domain::IPV6, Type::STREAM) if tcp.contains(&socket.protocol().ok().flatten()) => {
-            (!socket.is_listener().unwrap_or(false)).then_some("a TCP socket that does not listen")
+            (!listens).then_some("a TCP socket that does not listen")
         }
         _ => Some("a socket of another kind"),
     }

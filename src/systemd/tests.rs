@@ -1,5 +1,5 @@
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::*;
 use crate::exit::code_of;
@@ -111,22 +111,22 @@ async fn a_supervisor_that_is_gone_harms_nobody() {
 }
 
 #[test]
-fn one_socket_is_the_applications_and_of_several_the_one_called_so() {
+fn the_sockets_of_one_unit_are_the_applications_and_of_several_those_called_so() {
     let handed =
         |names: &[&str]| -> Vec<(RawFd, String)> { (3..).zip(names.iter().map(|&name| name.into())).collect() };
-    assert_eq!(choose(&[]).unwrap(), None);
-    assert_eq!(choose(&handed(&["unknown"])).unwrap(), Some(3));
-    assert_eq!(choose(&handed(&["other", "app"])).unwrap(), Some(4));
-    for (names, word) in [(&["a", "b"], "none of them is"), (&["app", "app"], "more than one of them is")] {
-        let error = choose(&handed(names)).unwrap_err();
-        assert_eq!(error.code, Code::Config);
-        assert!(error.to_string().contains(word), "{error}");
-        assert!(error.to_string().contains("FileDescriptorName=app"), "{error}");
-    }
+    assert_eq!(choose(&[]).unwrap(), [0; 0]);
+    assert_eq!(choose(&handed(&["unknown"])).unwrap(), [3]);
+    assert_eq!(choose(&handed(&["tandem.socket", "tandem.socket"])).unwrap(), [3, 4]);
+    assert_eq!(choose(&handed(&["other", "app"])).unwrap(), [4]);
+    assert_eq!(choose(&handed(&["app", "other", "app"])).unwrap(), [3, 5]);
+    let error = choose(&handed(&["a", "b"])).unwrap_err();
+    assert_eq!(error.code, Code::Config);
+    assert!(error.to_string().contains("none of them is called"), "{error}");
+    assert!(error.to_string().contains("FileDescriptorName=app"), "{error}");
 }
 
 #[test]
-fn only_a_tcp_socket_that_listens_will_do() {
+fn only_a_stream_socket_that_listens_will_do() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     assert_eq!(other_kind(&SockRef::from(&listener)), None);
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -135,7 +135,11 @@ fn only_a_tcp_socket_that_listens_will_do() {
     assert_eq!(other_kind(&SockRef::from(&udp)), Some("a UDP socket"));
     let dir = tempfile::tempdir().unwrap();
     let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
-    assert_eq!(other_kind(&SockRef::from(&unix)), Some("a unix socket"));
+    assert_eq!(other_kind(&SockRef::from(&unix)), None);
+    let client = UnixStream::connect(dir.path().join("socket")).unwrap();
+    assert_eq!(other_kind(&SockRef::from(&client)), Some("a unix socket that does not listen"));
+    let datagram = UnixDatagram::unbound().unwrap();
+    assert_eq!(other_kind(&SockRef::from(&datagram)), Some("a unix socket of another kind"));
     let (reader, _writer) = std::io::pipe().unwrap();
     assert_eq!(other_kind(&SockRef::from(&reader)), Some("no socket"));
 }
@@ -143,5 +147,5 @@ fn only_a_tcp_socket_that_listens_will_do() {
 #[test]
 fn without_the_variables_there_is_no_socket() {
     // LISTEN_PID, if it is set at all, is another process's.
-    assert!(inherited_listener().map_err(|error| code_of(&error)).unwrap().is_none());
+    assert!(inherited_listeners().map_err(|error| code_of(&error)).unwrap().is_empty());
 }

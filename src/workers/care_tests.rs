@@ -9,7 +9,12 @@ fn workers() -> Workers {
         reload_dirs: Vec::new(),
         debugger: Debugger::None,
         count: 1,
-        listen: "127.0.0.1:0".parse().unwrap(),
+        listen: vec![crate::plan::Place::Every(0)],
+        serving: crate::config::Serving {
+            socket_files: crate::config::SocketFiles { mode: 0o666, owner: None },
+            tls: None,
+            uvicorn: std::collections::BTreeMap::new(),
+        },
         backlog: 1,
         url_scheme: "postgresql".into(),
         env: std::collections::BTreeMap::new(),

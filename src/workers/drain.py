@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import socket
 import struct
 import sys
 import termios
@@ -30,6 +29,7 @@ class Drain:
 
     orders = None
     listener = None
+    handshaking = ()  # connections that are accepted, and do not speak TLS yet
     brief = False  # stopping, not retiring
     status = 0  # of the process, if it has to end on the spot
 
@@ -84,7 +84,7 @@ class Drain:
         if selector:
             # asyncio accepts first and attaches the connection in a later turn; a server closed in between drops it.
             with careless:
-                loop.remove_reader(self.listener.fd)
+                self.listener.let_go(loop)
             await asyncio.sleep(ATTACH_PAUSE)
         for server in self.servers:
             with careless:
@@ -102,7 +102,7 @@ class Drain:
         state = self.server_state
         brief = since = None
         idle_since, told = {}, set()
-        while (state.connections or state.tasks) and not self.force_exit:
+        while (state.connections or state.tasks or self.handshaking) and not self.force_exit:
             now = loop.time()
             if brief is not self.brief:
                 brief, since, idle_since = self.brief, now, {}
@@ -119,6 +119,8 @@ class Drain:
                         connection.shutdown()
                 else:
                     idle_since.pop(connection, None)
+            if brief and not (state.connections or state.tasks) and now - since >= self.orders.idle_drain:
+                return  # clients that never said a word of TLS
             await asyncio.sleep(TICK)
 
     async def cut(self):
@@ -139,61 +141,6 @@ class Drain:
             task.cancel()
         await asyncio.wait(tasks, timeout=CUT_PATIENCE)
         return True
-
-
-class Listener:
-    """The listening socket by its descriptor, and whether the app has closed that."""
-
-    def socket(self):
-        """For the event loop. Of the family that the kernel tells."""
-        sock = ListeningSocket(fileno=self.fd)
-        sock.listener = self
-        return sock
-
-    def __init__(self, fd):
-        self.fd = fd
-        self.identity = identify(fd)
-        self.spare = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, fd + 1)
-
-    def is_lost(self):
-        return identify(self.fd) != self.identity
-
-    def put_back(self):
-        """Give a lost descriptor back, so that the event loop can let go of it.
-
-        The kernel's epoll goes on reporting a socket that is open elsewhere, as this one is in Tandem, and forgets it
-        only by the descriptor's number: the loop would turn without a pause.
-        """
-        if identify(self.fd) is None and identify(self.spare) == self.identity:
-            os.dup2(self.spare, self.fd, inheritable=False)
-
-    def close(self):
-        """Close it here too, or clients would still get through to a socket that nothing serves."""
-        if identify(self.spare) == self.identity:
-            os.close(self.spare)
-
-
-class ListeningSocket(socket.socket):
-    """Reports no client when the app has closed it: asyncio would log a traceback at every turn of the loop, hundreds
-    before the next tick."""
-
-    listener = None
-
-    def accept(self):
-        try:
-            return super().accept()
-        except OSError:
-            if self.listener.is_lost():
-                raise BlockingIOError from None
-            raise
-
-
-def identify(fd):
-    try:
-        found = os.fstat(fd)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 class LastState:

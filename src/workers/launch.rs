@@ -9,12 +9,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::notify::NotifySocket;
+use super::serving;
 use super::surroundings::{Surroundings, Variables};
 use crate::config::{Debugger, Preload, Readiness, Settings, WorkerSocket};
 use crate::durable::{self, WriteOptions};
 use crate::event_loop::within;
 use crate::exit::{Code, Failure};
-use crate::plan::{CommandLine, DatabaseUrl, Identity};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Place};
 use crate::process::InheritedFd;
 use crate::process::identity;
 
@@ -30,6 +31,8 @@ const FILES: &[(&str, &str)] = &[
     ("drain.py", include_str!("drain.py")),
     ("debugger.py", include_str!("debugger.py")),
     (TEMPLATE, include_str!("template.py")),
+    ("options.py", include_str!("options.py")),
+    ("listening.py", include_str!("listening.py")),
 ];
 
 /// How long a look for what a start needs may take.
@@ -47,8 +50,8 @@ pub struct Launch {
     pub run: PathBuf,
     /// Where the sockets lie on which other servers say that they are ready.
     pub notify: PathBuf,
-    /// The application's socket, until the stop begins; none where the workers bind it themselves.
-    pub listener: Rc<RefCell<Option<InheritedFd>>>,
+    /// The application's sockets, until the stop begins; none where the workers bind them themselves.
+    pub listeners: Rc<RefCell<Vec<InheritedFd>>>,
     /// The interpreter of the Python environment, known once that is made.
     pub python: Rc<RefCell<PathBuf>>,
     /// The user that workers run as, known once the interpreter is.
@@ -69,23 +72,28 @@ impl Launch {
     pub async fn aside<T: Send + 'static>(&self, make: impl FnOnce(&Self) -> T + Send + 'static) -> io::Result<T> {
         let (settings, url, run, notify) =
             ((*self.settings).clone(), self.url.clone(), self.run.clone(), self.notify.clone());
-        let listener = self.listener.borrow().clone();
+        let listeners = self.listeners.borrow().clone();
         let (python, identity) = (self.python.borrow().clone(), self.identity.borrow().clone());
         let what = format!("look into the Python environment of {}", python.display());
         let call = move || {
-            let (listener, python) = (Rc::new(RefCell::new(listener)), Rc::new(RefCell::new(python)));
+            let (listeners, python) = (Rc::new(RefCell::new(listeners)), Rc::new(RefCell::new(python)));
             let identity = Rc::new(RefCell::new(identity));
-            make(&Self { settings: Rc::new(settings), url, run, notify, listener, python, identity })
+            make(&Self { settings: Rc::new(settings), url, run, notify, listeners, python, identity })
         };
         within(LOOK_LIMIT, what, call).await.map_err(io::Error::other)
     }
 
-    /// The application's socket.
+    /// The application's sockets.
     ///
     /// # Errors
-    /// It is closed already.
-    pub fn listener(&self) -> std::io::Result<InheritedFd> {
-        self.listener.borrow().clone().ok_or_else(|| std::io::Error::other("the listening socket is closed"))
+    /// They are closed already.
+    pub fn listeners(&self) -> std::io::Result<Vec<InheritedFd>> {
+        let listeners = self.listeners.borrow().clone();
+        if listeners.is_empty() {
+            Err(std::io::Error::other("the listening sockets are closed"))
+        } else {
+            Ok(listeners)
+        }
     }
 
     /// The environment of the worker in `slot`, the launcher's protocol included, but for the descriptors.
@@ -146,26 +154,45 @@ impl Launch {
         self.as_worker(CommandLine::new(self.python.borrow().clone()).arg(self.run.join(script)))
     }
 
-    /// Another server's command (`workers.command`), for `slot`. In its words `{fd}` is the listening socket's number,
-    /// `{host}`, `{port}` and `{slot}` are what they say. A program of the Python environment is found there first. It says
-    /// READY=1 at `notify`.
+    /// Another server's command (`workers.command`), for `slot`. In its words `{fd}` is the number of the first listening
+    /// socket, `{fd2}` that of the second; `{host}`, `{port}`, `{slot}`, `{tls_cert}` and `{tls_key}` are what they say. A
+    /// program of the Python environment is found there first. It says READY=1 at `notify`.
     pub fn other_server(
         &self,
         words: &[String],
         slot: usize,
-        listener: Option<&InheritedFd>,
+        listeners: &[InheritedFd],
         notify: Option<&Path>,
     ) -> CommandLine {
-        let listen = self.settings.workers.listen;
-        let fd = listener.map(|fd| fd.number().to_string()).unwrap_or_default();
-        let filled = words.iter().map(|word| {
-            let word = word.replace("{fd}", &fd).replace("{slot}", &slot.to_string());
-            word.replace("{host}", &listen.ip().to_string()).replace("{port}", &listen.port().to_string())
-        });
-        let mut filled = filled.collect::<Vec<_>>().into_iter();
+        let known = self.placeholders(slot, listeners);
+        let fill = |word: &String| known.iter().fold(word.clone(), |word, (name, value)| word.replace(name, value));
+        let mut filled = words.iter().map(fill).collect::<Vec<_>>().into_iter();
         let program = filled.next().unwrap_or_default();
         let command = CommandLine::new(self.around(|around| around.program(&program))).args(filled);
         self.other_environment(slot, notify).apply(self.as_worker(command))
+    }
+
+    /// What stands for what in `workers.command`.
+    fn placeholders(&self, slot: usize, listeners: &[InheritedFd]) -> Vec<(String, String)> {
+        let workers = &self.settings.workers;
+        // An address that stands for every one is told as it is.
+        let (host, port) = match workers.listen.first() {
+            Some(Place::At(address)) => (address.ip().to_string(), address.port().to_string()),
+            Some(Place::Every(port)) => ("::".to_owned(), port.to_string()),
+            Some(Place::Unix(_)) | None => Default::default(),
+        };
+        let numbers = listeners.iter().enumerate().map(|(at, fd)| {
+            let name = if at == 0 { "{fd}".to_owned() } else { format!("{{fd{}}}", at + 1) };
+            (name, fd.number().to_string())
+        });
+        let mut known: Vec<_> = numbers.collect();
+        known
+            .extend([("{slot}", slot.to_string()), ("{host}", host), ("{port}", port)].map(|(n, v)| (n.to_owned(), v)));
+        if let Some(tls) = &workers.serving.tls {
+            known.push(("{tls_cert}".to_owned(), tls.cert.display().to_string()));
+            known.push(("{tls_key}".to_owned(), tls.key.display().to_string()));
+        }
+        known
     }
 
     fn as_worker(&self, command: CommandLine) -> CommandLine {
@@ -226,6 +253,7 @@ fn protocol(settings: &Settings) -> Vec<(String, Option<String>)> {
     if let Some(watchdog) = workers.watchdog {
         pairs.push(("WATCHDOG_USEC", watchdog.as_micros().to_string()));
     }
+    pairs.push(("TANDEM_UVICORN", serving::for_launcher(&workers.serving)));
     pairs.into_iter().map(|(name, value)| (name.to_owned(), Some(value))).collect()
 }
 

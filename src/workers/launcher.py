@@ -7,10 +7,11 @@ Told by the environment (every name here is taken out of it, so that a child of 
 
   TANDEM_APP          module:attribute
   TANDEM_APP_DIR      first entry of sys.path once the libraries are imported, as with Uvicorn's command
-  TANDEM_LISTEN_FD    the inherited listening socket
+  TANDEM_LISTEN_FD    the inherited listening sockets, comma separated
   TANDEM_GATE_FD      read end of a pipe of this worker's own: a byte means "import the app now"; its end means
                       that Tandem is gone, before and after that byte
   TANDEM_PREIMPORT    modules, comma separated, to import while waiting at the gate
+  TANDEM_UVICORN      Uvicorn's own options and TLS, as options.py reads them
   TANDEM_LOOP         auto | asyncio | uvloop
   TANDEM_ACCESS_LOG   1 | 0
   TANDEM_GRACE        seconds that requests in flight get after SIGTERM; what is left then is cut
@@ -78,7 +79,8 @@ LOG_CONFIG = {
 }
 
 Orders = namedtuple(
-    "Orders", "app app_dir listen_fd gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain debugger"
+    "Orders",
+    "app app_dir listen_fds uvicorn gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain debugger",
 )
 
 
@@ -95,6 +97,8 @@ def load_sibling(name):
 
 drain = load_sibling("drain")
 debugger = load_sibling("debugger")
+listening = load_sibling("listening")
+options = load_sibling("options")
 
 
 def read_orders():
@@ -104,7 +108,8 @@ def read_orders():
     return Orders(
         app=take("TANDEM_APP"),
         app_dir=take("TANDEM_APP_DIR", ""),
-        listen_fd=int(take("TANDEM_LISTEN_FD")),
+        listen_fds=[int(fd) for fd in take("TANDEM_LISTEN_FD").split(",")],
+        uvicorn=take("TANDEM_UVICORN", ""),
         gate_fd=int(gate_fd) if gate_fd else None,
         notify_fd=int(notify_fd) if notify_fd else None,
         preimport=[name.strip() for name in take("TANDEM_PREIMPORT", "").split(",") if name.strip()],
@@ -154,6 +159,7 @@ class Worker(drain.Drain):
         await super().serve(sockets=sockets)
 
     async def startup(self, sockets=None):
+        options.finish(self.config, self.listener)
         await super().startup(sockets=sockets)
         if self.started and not self.should_exit:
             # Not before there is something to retire: until then the signal is ignored, as it is by default.
@@ -206,11 +212,11 @@ class Worker(drain.Drain):
 
 def is_lost(listener):
     """An app that closes every descriptor, as daemons once did, closes ours too."""
-    lost = listener.is_lost()
+    lost = listener.lost()
     if lost:
         text = "ERROR the application closed the listening socket (fd %d); this worker ends and is replaced"
-        print(text % listener.fd, file=sys.stderr, flush=True)
-    return lost
+        print(text % lost[0], file=sys.stderr, flush=True)
+    return bool(lost)
 
 
 def wait_at_gate(gate_fd):
@@ -329,7 +335,7 @@ def prepare(orders):
     # The script's own directory is Tandem's run directory: nothing is to be imported from there, or compiled into it.
     # It is not in the path where PYTHONSAFEPATH is set.
     sys.path[:] = [path for path in sys.path if path and os.path.abspath(path) != RUN_DIR]
-    for fd in (orders.listen_fd, orders.gate_fd, orders.notify_fd):
+    for fd in (*orders.listen_fds, orders.gate_fd, orders.notify_fd):
         if fd is not None:
             os.set_inheritable(fd, False)  # or a program that the app starts keeps the port, or speaks for the worker
     debugger.set_up(orders.debugger)
@@ -352,9 +358,8 @@ def load_config(orders, in_loop=False):
 
     # Here Uvicorn's command does it. A queue.py or email.py of the app's hides nothing from what is imported by now.
     sys.path.insert(0, orders.app_dir)
-    config = uvicorn.Config(
-        None, loop=orders.loop, access_log=orders.access_log, log_config=LOG_CONFIG, log_level="info"
-    )
+    base = {"loop": orders.loop, "access_log": orders.access_log, "log_config": LOG_CONFIG, "log_level": "info"}
+    config = uvicorn.Config(None, **options.for_config(orders.uvicorn, base))
     if orders.loop == "uvloop":
         importlib.import_module("uvloop")
     preimport(orders)
@@ -376,7 +381,7 @@ def main():
     orders = read_orders()
     notifier = Notifier(orders.notify_fd)
     prepare(orders)
-    listener = drain.Listener(orders.listen_fd)
+    listener = listening.Listening(orders.listen_fds)
     try:
         uvicorn, config = load_config(orders, in_loop=True)
     except BaseException as error:  # an app may well call sys.exit() when it misses a setting
@@ -390,10 +395,11 @@ def serve(orders, notifier, uvicorn, config, listener):
     server.orders = orders
     server.notifier = notifier
     server.listener = listener
+    server.handshaking = options.HANDSHAKING
     if is_lost(listener):
         sys.exit(SOCKET_LOST)
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
-    server.run(sockets=[listener.socket()])
+    server.run(sockets=listener.sockets())
     # The interpreter's last collections walk every object there is, for 0.3 s and more, to free what the kernel frees
     # at once, and the stop would wait for it. What atexit and threads have to do is still done.
     gc.freeze()

@@ -1,16 +1,19 @@
-//! The listening socket that workers inherit: bound once, for life, so that connections queue while workers change.
+//! The listening sockets that workers inherit: bound once, for life, so that connections queue while workers change.
 //!
-//! This process never accepts on it. It closes when the last clone of its descriptor is dropped.
+//! This process never accepts on them. One closes when the last clone of its descriptor is dropped.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::socket_file::{self, SocketFile};
+use crate::config::SocketFiles;
 use crate::exit::{Code, Failure};
+use crate::plan::Place;
 use crate::process::InheritedFd;
 
 /// A TCP socket that listens.
@@ -31,15 +34,8 @@ impl Listener {
         self.address
     }
 
-    /// A socket that listens already, opened by the supervisor above, whose queue outlives Tandem.
-    ///
-    /// # Errors
-    /// It has no address of the internet's kinds, or an option cannot be set.
-    pub fn inherit(fd: OwnedFd) -> anyhow::Result<Self> {
-        let socket = Socket::from(fd);
-        let address = socket.local_addr().context("read the address of the socket handed down")?;
-        let address = address.as_socket().context("the socket handed down has no address and port")?;
-        prepare(&socket).with_context(|| format!("set the options of the socket handed down, {address}"))?;
+    fn of(socket: Socket) -> anyhow::Result<Self> {
+        let address = socket.local_addr().ok().and_then(|bound| bound.as_socket()).context("read the bound address")?;
         Ok(Self { fd: Arc::new(socket.into()), address })
     }
 
@@ -50,6 +46,106 @@ impl Listener {
     pub fn try_clone_std(&self) -> io::Result<std::net::TcpListener> {
         Ok(self.fd.try_clone()?.into())
     }
+}
+
+/// One of the application's sockets.
+#[derive(Debug)]
+pub struct Door {
+    fd: Arc<OwnedFd>,
+    /// With the port that the kernel chose when 0 was asked for.
+    pub place: Place,
+    /// The file of a unix socket of our own.
+    file: Option<SocketFile>,
+}
+
+impl Door {
+    /// The descriptor, for a child.
+    pub fn inherited(&self) -> InheritedFd {
+        InheritedFd(Arc::clone(&self.fd))
+    }
+
+    /// Let go of the descriptor, and keep the file of a unix socket, which goes when that is dropped.
+    pub fn into_file(self) -> Option<SocketFile> {
+        self.file
+    }
+
+    /// A socket that listens already, opened by the supervisor above, whose queue outlives Tandem.
+    ///
+    /// # Errors
+    /// It has no address that is known here, or an option cannot be set.
+    pub fn inherit(fd: OwnedFd) -> anyhow::Result<Self> {
+        let socket = Socket::from(fd);
+        let address = socket.local_addr().context("read the address of the socket handed down")?;
+        let path = || address.as_pathname().map(|path| Place::Unix(path.to_owned()));
+        let place = address.as_socket().map(Place::At).or_else(path);
+        let place = place.context("the socket handed down has neither an address and port nor a path")?;
+        prepare(&socket).with_context(|| format!("set the options of the socket handed down, {place}"))?;
+        Ok(Self { fd: Arc::new(socket.into()), place, file: None })
+    }
+}
+
+/// Listen on all of `places`, for the application. `holder` as for [`bind`].
+///
+/// # Errors
+/// As [`bind`]; of unix sockets as [`socket_file::listen`].
+pub fn open(
+    places: &[Place],
+    backlog: u32,
+    files: &SocketFiles,
+    holder: fn(u16) -> Option<String>,
+) -> anyhow::Result<Vec<Door>> {
+    const KEY: &str = "workers.listen";
+    let beside = |address: SocketAddr| {
+        let is_v4 =
+            |place: &Place| matches!(place, Place::At(other) if other.is_ipv4() && other.port() == address.port());
+        places.iter().any(is_v4)
+    };
+    let one = |place: &Place| match place {
+        Place::Unix(path) => {
+            let (socket, file) = socket_file::listen(path, backlog, files)?;
+            Ok(Door { fd: Arc::new(socket.into()), place: place.clone(), file: Some(file) })
+        }
+        Place::At(address) => {
+            let listener = bind_as(*address, backlog, KEY, !beside(*address), holder)?;
+            Ok(Door { fd: listener.fd, place: Place::At(listener.address), file: None })
+        }
+        Place::Every(_) => {
+            let listener = bind_place(place, backlog, KEY, holder)?;
+            let place = if listener.address.is_ipv6() {
+                Place::Every(listener.address.port())
+            } else {
+                Place::At(listener.address)
+            };
+            Ok(Door { fd: listener.fd, place, file: None })
+        }
+    };
+    places.iter().map(one).collect()
+}
+
+/// Listen on `place`, an address: on every one of both families, or of IPv4 where the machine has no IPv6.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_place(
+    place: &Place,
+    backlog: u32,
+    setting: &str,
+    holder: impl Fn(u16) -> Option<String>,
+) -> anyhow::Result<Listener> {
+    let every = |ip: std::net::IpAddr| SocketAddr::new(ip, place.port().unwrap_or_default());
+    match place {
+        Place::At(address) => bind(*address, backlog, setting, holder),
+        Place::Every(_) | Place::Unix(_) => match listen(every(Ipv6Addr::UNSPECIFIED.into()), backlog, true) {
+            Ok(socket) => Listener::of(socket),
+            Err(error) if lacks_ipv6(&error) => bind(every(Ipv4Addr::UNSPECIFIED.into()), backlog, setting, holder),
+            Err(error) => Err(explain(&error, every(Ipv6Addr::UNSPECIFIED.into()), setting, holder).into()),
+        },
+    }
+}
+
+/// Whether the error is that of a machine without IPv6: the kernel lacks it, or has it turned off for every device.
+fn lacks_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL))
 }
 
 /// Listen on `address`. `setting` is the configuration key that chose it, for messages; `holder` names the program
@@ -64,18 +160,28 @@ pub fn bind(
     setting: &str,
     holder: impl FnOnce(u16) -> Option<String>,
 ) -> anyhow::Result<Listener> {
-    // listen(2) answers EADDRINUSE too, when another process bound with SO_REUSEADDR and listened in between.
-    let socket = listen(address, backlog).map_err(|error| explain(&error, address, setting, holder))?;
-    let address = socket.local_addr().ok().and_then(|bound| bound.as_socket()).context("read the bound address")?;
-    Ok(Listener { fd: Arc::new(socket.into()), address })
+    bind_as(address, backlog, setting, true, holder)
 }
 
-fn listen(address: SocketAddr, backlog: u32) -> io::Result<Socket> {
+/// `dual`: `[::]` takes IPv4 too.
+fn bind_as(
+    address: SocketAddr,
+    backlog: u32,
+    setting: &str,
+    dual: bool,
+    holder: impl FnOnce(u16) -> Option<String>,
+) -> anyhow::Result<Listener> {
+    // listen(2) answers EADDRINUSE too, when another process bound with SO_REUSEADDR and listened in between.
+    let socket = listen(address, backlog, dual).map_err(|error| explain(&error, address, setting, holder))?;
+    Listener::of(socket)
+}
+
+fn listen(address: SocketAddr, backlog: u32, dual: bool) -> io::Result<Socket> {
     // socket2 sets CLOEXEC: a descriptor that leaks into an unrelated child would keep the port after our end.
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if let SocketAddr::V6(address) = address {
         // Not left to /proc/sys/net/ipv6/bindv6only: `::` means every address, of both families, on every machine.
-        socket.set_only_v6(*address.ip() != Ipv6Addr::UNSPECIFIED)?;
+        socket.set_only_v6(!dual || *address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
     // Without it, connections in TIME_WAIT keep the port from a restart for a minute. Never SO_REUSEPORT: with it a hung
     // worker takes a share of the new connections with it, and a second Tandem starts without an error.
@@ -89,7 +195,9 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<Socket> {
 /// Set the options that workers rely on, also on a socket that was handed down.
 fn prepare(socket: &Socket) -> io::Result<()> {
     // Accepted sockets inherit it; Uvicorn does not set it on a descriptor it was given (keep-alive at 44 ms).
-    socket.set_tcp_nodelay(true)?;
+    if socket.domain()? != Domain::UNIX {
+        socket.set_tcp_nodelay(true)?;
+    }
     // A flag of the open file, shared by all who inherit it: a worker that lost the race to accept must not block.
     socket.set_nonblocking(true)
 }
@@ -167,9 +275,9 @@ mod tests {
     fn a_socket_handed_down_gets_the_options_that_workers_need() {
         let given = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = given.local_addr().unwrap();
-        let listener = Listener::inherit(given.into()).unwrap();
-        assert_eq!(listener.address(), address);
-        let fd = listener.inherited().0;
+        let door = Door::inherit(given.into()).unwrap();
+        assert_eq!(door.place, Place::At(address));
+        let fd = door.inherited().0;
         assert!(getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
         let status = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL).unwrap());
         assert!(status.contains(OFlag::O_NONBLOCK));

@@ -1,4 +1,4 @@
-//! Uvicorn workers on one listening socket, and the Python environment they run in.
+//! Uvicorn workers on listening sockets that all share, and the Python environment they run in.
 
 mod addresses;
 pub mod care;
@@ -10,6 +10,9 @@ pub mod listener;
 pub mod notify;
 pub mod policy;
 pub mod readiness;
+pub mod serving;
 pub mod slot;
+pub mod socket_file;
 pub mod surroundings;
 pub mod template;
+mod tls;

@@ -84,31 +84,30 @@ impl Slot {
     async fn spawn_launcher(&self, of: (Generation, Intent)) -> io::Result<()> {
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
-        let listener = self.launch.listener()?;
+        let mut inherited = self.launch.listeners()?;
         let (gate_end, notify_end) = (InheritedFd(Arc::new(gate_end)), InheritedFd(Arc::new(notify_end)));
         let number = self.number;
         let command = self.launch.aside(move |launch| launch.environment(number).apply(launch.launcher())).await?;
         let command = command
-            .env("TANDEM_LISTEN_FD", listener.number().to_string())
+            .env("TANDEM_LISTEN_FD", InheritedFd::numbers(&inherited))
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_NOTIFY_FD", notify_end.number().to_string());
         // SIGKILL: a worker that hangs or is stopped acts on nothing less.
-        let (child, output) =
-            process::spawn_aside(&command, &[listener, gate_end, notify_end], OsSignal::SIGKILL).await?;
+        inherited.extend([gate_end, notify_end]);
+        let (child, output) = process::spawn_aside(&command, &inherited, OsSignal::SIGKILL).await?;
         self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);
         Ok(())
     }
 
     async fn spawn_other_server(&self, words: &[String], of: (Generation, Intent)) -> io::Result<()> {
-        let listener = if self.launch.hands_down_socket() { Some(self.launch.listener()?) } else { None };
+        let listeners = if self.launch.hands_down_socket() { self.launch.listeners()? } else { Vec::new() };
         let label = name(self.number);
         let notify = self.launch.aside(move |launch| launch.notify_socket(&label)).await??;
         let path = notify.as_ref().and_then(NotifySocket::path).map(ToOwned::to_owned);
-        let (number, owned, fd) = (self.number, words.to_vec(), listener.clone());
-        let make = move |launch: &Launch| launch.other_server(&owned, number, fd.as_ref(), path.as_deref());
+        let (number, owned, fds) = (self.number, words.to_vec(), listeners.clone());
+        let make = move |launch: &Launch| launch.other_server(&owned, number, &fds, path.as_deref());
         let command = self.launch.aside(make).await?;
-        let fds: Vec<InheritedFd> = listener.into_iter().collect();
-        let spawned = process::spawn_aside(&command, &fds, OsSignal::SIGKILL).await;
+        let spawned = process::spawn_aside(&command, &listeners, OsSignal::SIGKILL).await;
         let (child, output) = spawned.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 let text = format!("{} (workers.command) is not there: install it, or write its path", words.join(" "));
@@ -118,8 +117,8 @@ impl Slot {
         })?;
         self.life.begin(Started { child, output, gate: None, notify }, of);
         if let Readiness::Http(path) = &self.launch.settings.workers.ready {
-            let address = self.launch.settings.workers.listen;
-            event_loop::spawn("a worker's readiness", readiness::watch(self.life.clone(), address, path.clone()));
+            let settings = self.launch.settings.clone();
+            event_loop::spawn("a worker's readiness", readiness::watch(self.life.clone(), settings, path.clone()));
         }
         Ok(())
     }

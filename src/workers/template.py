@@ -71,7 +71,7 @@ class Template:
 
     def load(self):
         self.launcher.prepare(self.orders)
-        self.listener = self.launcher.drain.Listener(self.orders.listen_fd)
+        self.listener = self.launcher.listening.Listening(self.orders.listen_fds)
         try:
             self.uvicorn, self.config = self.launcher.load_config(self.orders)
         except BaseException as error:
@@ -101,7 +101,7 @@ class Template:
         return ["%d thread(s) of a native library" % len(native)] if native else []
 
     def own_descriptors(self):
-        own = {self.channel.fileno(), self.orders.listen_fd}
+        own = {self.channel.fileno(), *self.orders.listen_fds}
         return own | {self.notifier.socket.fileno()} if self.notifier.socket else own
 
     def serve(self):
@@ -145,7 +145,8 @@ class Template:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         os.environ.setdefault("TANDEM_APP", self.orders.app)
         os.environ.update(request["environment"])
-        os.environ.update(TANDEM_LISTEN_FD=str(self.orders.listen_fd), TANDEM_GATE_FD=str(gate_fd))
+        listen_fds = ",".join(map(str, self.orders.listen_fds))
+        os.environ.update(TANDEM_LISTEN_FD=listen_fds, TANDEM_GATE_FD=str(gate_fd))
         os.environ.update(TANDEM_NOTIFY_FD=str(notify_fd))
         os.environ.pop("TANDEM_PRELOAD", None)
         orders = self.launcher.read_orders()

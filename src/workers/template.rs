@@ -113,7 +113,7 @@ impl Template {
     }
 
     async fn try_spawn(&self, of: (Generation, Intent)) -> io::Result<()> {
-        let listener = self.launch.listener()?;
+        let mut inherited = self.launch.listeners()?;
         let (gate, gate_end) = Gate::new()?;
         let (notify, notify_end) = NotifySocket::pair()?;
         let (gate_end, notify_end) = (InheritedFd(Arc::new(gate_end)), InheritedFd(Arc::new(notify_end)));
@@ -121,12 +121,12 @@ impl Template {
         let theirs = InheritedFd(Arc::new(theirs));
         let command = self.launch.aside(|launch| launch.template_environment().apply(launch.template())).await?;
         let command = command
-            .env("TANDEM_LISTEN_FD", listener.number().to_string())
+            .env("TANDEM_LISTEN_FD", InheritedFd::numbers(&inherited))
             .env("TANDEM_GATE_FD", gate_end.number().to_string())
             .env("TANDEM_NOTIFY_FD", notify_end.number().to_string())
             .env("TANDEM_FORK_FD", theirs.number().to_string());
-        let (mut child, output) =
-            process::spawn_aside(&command, &[listener, gate_end, notify_end, theirs], OsSignal::SIGKILL).await?;
+        inherited.extend([gate_end, notify_end, theirs]);
+        let (mut child, output) = process::spawn_aside(&command, &inherited, OsSignal::SIGKILL).await?;
         child.share_mark();
         *self.channel.borrow_mut() = Some(Rc::new(Mutex::new(Some(channel))));
         self.life.begin(Started { child, output, gate: Some(gate), notify: Some(notify) }, of);

@@ -340,6 +340,24 @@ fn push(project: &Project, archive: &Archive) {
         fs::write(pg_wal.join(format!("archive_status/{name}.ready")), "").unwrap();
     }
     assert!(pushed(&names[1]) > 2, "a queue is pushed ahead");
+    // Another archive than the one that the notes are of, and in it a folder that a killed push has made just now.
+    let fresh = Archive::new(temp.path().join("fresh"));
+    fresh.prepare(archive.system_identifier().unwrap().unwrap(), None).unwrap();
+    let (place, source) = (fresh.path(names[2]), pg_wal.join(names[2].to_string()));
+    let script = format!(
+        "mkdir -m 700 {}; exec {} wal push --archive {} {}",
+        place.parent().unwrap().display(),
+        env!("CARGO_BIN_EXE_tandem"),
+        fresh.dir().display(),
+        source.display()
+    );
+    let mut command = tandem::command_as("sh", temp.path());
+    command.args(["-c", &script]);
+    let cut = Cut::of(&command, temp.path(), nothing);
+    let segments = cut.added("fresh/wal/", ".zst");
+    assert!(segments.iter().any(|path| path.contains(&names[2].to_string())), "{segments:?}");
+    let promises: Vec<Promise> = segments.iter().map(|path| promise(path, &[])).collect();
+    cut.hold(&promises);
 }
 
 fn archive_source(project: &Project, name: &Name) -> std::path::PathBuf {

@@ -98,7 +98,7 @@ impl Stage {
             url: DatabaseUrl::parse(&format!("postgresql://ffe_user@localhost:{database}/ffe")).unwrap(),
             run: run.path().to_owned(),
             notify: run.path().join("notify"),
-            listener: Rc::new(RefCell::new(Some(listener.inherited()))),
+            listeners: Rc::new(RefCell::new(vec![listener.inherited()])),
             python: Rc::new(RefCell::new(python)),
             identity: Rc::default(),
         });

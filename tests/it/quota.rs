@@ -1,7 +1,7 @@
 //! A disk quota that is used up is told as what it is, not as a full disk, waited for, and over once it is raised.
 
 use crate::common::project::Project;
-use crate::common::quota::Quota;
+use crate::common::quota::{BACKUPS, Quota, STATE};
 use crate::common::refusal;
 use crate::common::tandem::{Tandem, wait_for};
 
@@ -16,7 +16,7 @@ fn a_quota_that_is_used_up_is_told_and_the_server_comes_back_when_it_is_raised()
     tandem.wait_ready();
     let psql = |tandem: &Tandem, sql: &str| quota.run(tandem, &["psql", "-XAtqc", sql]);
     assert_eq!(psql(&tandem, "CREATE TABLE kept AS SELECT 42 AS n").code, 0);
-    quota.leave(&tandem, 8);
+    quota.leave(&tandem, STATE, 8);
     // WAL that may not be written ends the server.
     let write = "SELECT count(pg_logical_emit_message(false, 'x', repeat(md5(random()::text), 30000))) FROM generate_series(1, 100)";
     wait_for("the quota's end", || {
@@ -29,7 +29,7 @@ fn a_quota_that_is_used_up_is_told_and_the_server_comes_back_when_it_is_raised()
     wait_for("the reason", || tandem.health()["database"]["error"].to_string().contains("its disk quota is used up"));
     assert_eq!(tandem.ready(), Some(false));
 
-    quota.lift(&tandem);
+    quota.lift(&tandem, STATE);
     tandem.wait_ready();
     assert!(!tandem.log().contains("gives up"));
     let kept = psql(&tandem, "SELECT n FROM kept");
@@ -39,7 +39,7 @@ fn a_quota_that_is_used_up_is_told_and_the_server_comes_back_when_it_is_raised()
 
 #[test]
 fn a_backup_and_a_first_cluster_that_a_quota_does_not_allow_leave_nothing_and_say_why() {
-    let project = Project::app_with("plain:app", SMALL);
+    let project = Project::app_with("plain:app", &format!("{SMALL}\nbackup.dir = '{BACKUPS}'"));
     let Some(quota) = Quota::prepare(&project) else { return };
     let refused = quota.run_within(24, &["up"]);
     refused.expect(73, &["the disk quota is used up", "raise the quota"]);
@@ -54,18 +54,17 @@ fn a_backup_and_a_first_cluster_that_a_quota_does_not_allow_leave_nothing_and_sa
     assert_eq!(run(&["psql", "-XAtqc", fill]).code, 0);
     let listed = || run(&["list", "--json"]).said;
     let before = listed();
-    quota.leave(&tandem, 6);
+    quota.leave(&tandem, BACKUPS, 3);
     let refused = run(&["backup"]);
     assert_eq!(refused.code, 73, "{}", refused.said);
     assert!(refused.said.to_lowercase().contains("quota"), "{}", refused.said);
     assert!(!refused.said.contains("disk is full"), "{}", refused.said);
     assert_eq!(listed(), before);
-    let half_made = "find .tandem -path '*backups*' -name '*partial*'";
+    let half_made = "find mounted/backups -name '*partial*'";
     assert_eq!(quota.run_program(&tandem, &["sh", "-c", half_made]).said, "", "a half-made file is left");
-    quota.lift(&tandem);
-    // The server may have needed that room too.
-    tandem.wait_ready();
-    run(&["backup"]).expect(0, &[]);
+    assert_eq!(tandem.ready(), Some(true));
+    quota.lift(&tandem, BACKUPS);
+    assert_eq!(run(&["backup"]).code, 0);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     assert!(refusal::names(&project.dir().join("mounted")).is_empty(), "the mount is the namespace's own");
 }

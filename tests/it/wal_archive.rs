@@ -97,7 +97,7 @@ fn assert_acknowledged_is_archived(project: &Project) -> usize {
         let source = project.data().join("pg_wal").join(name);
         // Recycled, it has another name already.
         if source.exists() {
-            assert_eq!(archive.push(&source).unwrap(), Pushed::AlreadyThere, "{name}");
+            assert_eq!(archive.push(&source, 1).unwrap(), Pushed::AlreadyThere, "{name}");
         }
         assert!(archive.has(name.parse().unwrap()), "{name}");
     }
@@ -180,7 +180,7 @@ fn a_push_that_is_killed_leaves_a_whole_file_or_none() {
         if archive.fetch(name, &to).unwrap() {
             assert!(std::fs::read(&to).unwrap() == bytes);
         }
-        archive.push(&source).unwrap();
+        archive.push(&source, 1).unwrap();
         assert!(archive.fetch(name, &to).unwrap() && std::fs::read(&to).unwrap() == bytes);
     }
 }

@@ -15,14 +15,15 @@ use super::archive::{Archive, Staged};
 use super::notes::{Ahead, Notes};
 use super::wal::{Name, Segment};
 
-/// So many waiting segments are a queue.
-const QUEUE: usize = 3;
+/// So many that wait behind one are a queue: two flushes for both are fewer than two for each.
+const QUEUE: usize = 1;
 /// So many are archived at once at most: PostgreSQL is told of none before all are done.
 const BATCH: usize = 8;
-/// At once on so many threads.
-const THREADS: usize = 2;
-/// How far behind the backends' turns archiving waits for the processor, while there is no queue.
+/// At once on so many threads; of a single one, so many compress it.
+const THREADS: u32 = 2;
+/// How far behind the backends' turns archiving waits for the processor, while fewer than `HURRY` wait.
 const NICE: i32 = 10;
+const HURRY: usize = 3;
 
 /// Archive `source`, and what waits behind it.
 ///
@@ -34,7 +35,7 @@ pub fn push(archive: &Archive, source: &Path) -> anyhow::Result<()> {
     if let Some(why) = notes.given_up() {
         let Some(segment) = name.segment() else {
             // Where a timeline began is never dropped: what comes after could not be found without it.
-            return archive.push(source).map(drop);
+            return archive.push(source, 1).map(drop);
         };
         // The archive may well be why it was given up; then the next base backup notes it.
         let _ = archive.mark_gap(segment, &why);
@@ -50,31 +51,35 @@ pub fn push(archive: &Archive, source: &Path) -> anyhow::Result<()> {
 
 fn archive_with_queue(archive: &Archive, notes: &Notes, name: Name, source: &Path) -> anyhow::Result<()> {
     let mut ahead = notes.ahead();
+    let archive = &archive.clone().knowing(notes.last_archived().and_then(|(name, _)| name.parse().ok()));
     if let Some(note) = ahead.iter().find(|note| note.name == name.to_string())
         && is_confirmed(archive, note, name, source)
     {
         return Ok(());
     }
-    let Name::Segment(own) = name else { return archive.push(source).map(drop) };
+    let Name::Segment(own) = name else { return archive.push(source, 1).map(drop) };
     let waiting: Vec<Segment> = notes.ready().iter().filter_map(|name| segment(name)).collect();
     ahead.retain(|note| segment(&note.name).is_some_and(|segment| waiting.contains(&segment)));
     let noted = |segment: &Segment| ahead.iter().any(|note| note.name == segment.to_string());
     let behind: Vec<Segment> = waiting.iter().copied().filter(|next| *next > own && !noted(next)).collect();
-    if behind.len() < QUEUE {
+    if behind.len() < HURRY {
         // Best effort: where it is not granted, archiving is as dear as any other work.
         let _ = rustix::process::nice(NICE);
-        return archive.push(source).map(drop);
+    }
+    if behind.len() < QUEUE {
+        return archive.push(source, THREADS).map(drop);
     }
     let dir = source.parent().unwrap_or(Path::new("."));
     let sources = [source.to_owned()].into_iter().chain(behind.iter().map(|next| dir.join(next.to_string())));
     let mut staged = stage(archive, sources.take(BATCH).collect()).into_iter();
     let (_, first) = staged.next().context("nothing was staged")?;
     // Where the first does not get there, the others would not either.
-    archive.commit(first?)?;
+    archive.place(first?)?;
+    let mut placed = vec![name];
     for (source, next) in staged {
         let done = next.and_then(|next| {
             let meta = next.meta.clone();
-            archive.commit(next)?;
+            archive.place(next)?;
             Ok(meta)
         });
         let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -82,11 +87,14 @@ fn archive_with_queue(archive: &Archive, notes: &Notes, name: Name, source: &Pat
             (Ok(meta), Ok(place)) => {
                 let size = fs::metadata(archive.path(place)).map(|meta| meta.len()).unwrap_or_default();
                 ahead.push(Ahead::new(name, &meta, size));
+                placed.push(place);
             }
             // It says why in its own turn.
             _ => break,
         }
     }
+    // One flush for all of them, before the note that says that they are there.
+    archive.settle(&placed)?;
     notes.set_ahead(&ahead);
     Ok(())
 }
@@ -114,7 +122,7 @@ fn stage(archive: &Archive, sources: Vec<PathBuf>) -> Vec<(PathBuf, anyhow::Resu
                 loop {
                     let next = queue.lock().ok().and_then(|mut queue| queue.next());
                     let Some((source, result)) = next else { return };
-                    *result = Some(archive.stage(source));
+                    *result = Some(archive.stage(source, 1));
                 }
             });
         }

@@ -10,6 +10,7 @@
 //!
 //! Files are zstd frames with their length and checksum in them. Must not know who calls, or what for.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
@@ -18,15 +19,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
+use zstd::zstd_safe::CParameter;
 
 use super::compare::{Damaged, same};
 use super::header::Header;
-use super::wal::{Name, Segment};
+use super::wal::Name;
 use crate::durable::{self, WriteOptions, open_itself, sync_dir};
 use crate::telemetry::say_aside;
 
 /// zstd's level: the fastest that is not worse than gzip, 28 ms for 16 MB.
 const LEVEL: i32 = 1;
+/// What each of several threads compresses at once, in bytes.
+const JOB_SIZE: u32 = 1 << 20;
 /// How much is read and compressed at once, in bytes.
 const CHUNK: usize = 256 * 1024;
 /// What files that are not finished end with.
@@ -36,6 +40,8 @@ const UNFINISHED: &str = ".unfinished";
 #[derive(Clone, Debug)]
 pub struct Archive {
     dir: PathBuf,
+    /// A folder whose own name is durable.
+    settled: Option<PathBuf>,
 }
 
 /// What became of a file that was to be archived.
@@ -68,7 +74,15 @@ impl Drop for Temporary {
 impl Archive {
     /// The archive in `dir`, which [`Archive::prepare`] has made.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), settled: None }
+    }
+
+    /// The same archive, of which PostgreSQL was told that it has `name`: if that is so, the folder in which it lies was
+    /// flushed with all that leads to it.
+    #[must_use]
+    pub fn knowing(mut self, name: Option<Name>) -> Self {
+        self.settled = name.filter(|name| self.has(*name)).map(|name| self.folder(name));
+        self
     }
 
     pub fn dir(&self) -> &Path {
@@ -132,7 +146,7 @@ impl Archive {
         Ok(())
     }
 
-    fn cannot_make(&self, dir: &Path) -> String {
+    pub(super) fn cannot_make(&self, dir: &Path) -> String {
         format!("make the archive's directory {}", dir.display())
     }
 
@@ -159,11 +173,11 @@ impl Archive {
         }
     }
 
-    /// Compress `source` into the archive and flush it, under a name of its own still.
+    /// Compress `source` into the archive on so many `threads` and flush it, under a name of its own still.
     ///
     /// # Errors
     /// `source` is no WAL, or not this cluster's; the archive cannot be written.
-    pub fn stage(&self, source: &Path) -> anyhow::Result<Staged> {
+    pub fn stage(&self, source: &Path, threads: u32) -> anyhow::Result<Staged> {
         static STAGED: AtomicU32 = AtomicU32::new(0);
         let name = name_of(source)?;
         let mut file = File::open(source).with_context(|| format!("read {}", source.display()))?;
@@ -182,6 +196,10 @@ impl Archive {
         encoder.include_checksum(true).with_context(writing)?;
         encoder.include_contentsize(true).with_context(writing)?;
         encoder.set_pledged_src_size(Some(length)).with_context(writing)?;
+        if threads > 1 && length > u64::from(JOB_SIZE) {
+            encoder.multithread(threads).with_context(writing)?;
+            encoder.set_parameter(CParameter::JobSize(JOB_SIZE)).with_context(writing)?;
+        }
         let mut chunk = vec![0; CHUNK];
         let mut done: u64 = 0;
         loop {
@@ -202,21 +220,33 @@ impl Archive {
         Ok(Staged { name, source: source.to_owned(), meta, temporary })
     }
 
-    /// Give what was staged its final name, never in another's place, and make that durable.
+    /// Give what was staged its final name, never in another's place. It is durable after [`Archive::settle`].
     ///
     /// # Errors
     /// Another content is archived under that name; the archive cannot be written.
-    pub fn commit(&self, staged: Staged) -> anyhow::Result<Pushed> {
+    pub fn place(&self, staged: Staged) -> anyhow::Result<Pushed> {
         let place = self.path(staged.name);
         let writing = || format!("write {}", place.display());
-        let pushed = match durable::rename_new(&staged.temporary.0, &place) {
-            Ok(()) => Pushed::Stored,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.meet(&staged, &place)?,
-            Err(error) => return Err(error).with_context(writing),
-        };
-        // Also where it was there: whoever put it there may have been killed before this.
-        self.sync_way(&self.folder(staged.name)).with_context(writing)?;
-        Ok(pushed)
+        match durable::rename_new(&staged.temporary.0, &place) {
+            Ok(()) => Ok(Pushed::Stored),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.meet(&staged, &place),
+            Err(error) => Err(error).with_context(writing),
+        }
+    }
+
+    /// Make the names of files durable, also of those that were there: whoever put them there may have been killed before this.
+    ///
+    /// # Errors
+    /// A directory cannot be flushed.
+    pub fn settle(&self, names: &[Name]) -> anyhow::Result<()> {
+        let folders: BTreeSet<PathBuf> = names.iter().map(|name| self.folder(*name)).collect();
+        folders.iter().try_for_each(|folder| {
+            sync_dir(folder).with_context(|| format!("flush {}", folder.display()))?;
+            if *folder == self.wal() || self.settled.as_ref() == Some(folder) {
+                return Ok(());
+            }
+            sync_dir(&self.wal()).with_context(|| format!("flush {}", self.wal().display()))
+        })
     }
 
     /// There is a file of that name already.
@@ -237,18 +267,20 @@ impl Archive {
         }
     }
 
-    /// Archive `source`. The same content again is no error: PostgreSQL asks again after a crash.
+    /// Archive `source`, compressed on so many `threads`. The same content again is no error: PostgreSQL asks again after a
+    /// crash.
     ///
     /// # Errors
-    /// As [`Archive::stage`] and [`Archive::commit`].
-    pub fn push(&self, source: &Path) -> anyhow::Result<Pushed> {
+    /// As [`Archive::stage`], [`Archive::place`] and [`Archive::settle`].
+    pub fn push(&self, source: &Path, threads: u32) -> anyhow::Result<Pushed> {
         let name = name_of(source)?;
         let place = self.path(name);
-        if place.exists() && matches!(same(&place, source), Ok(true)) {
-            self.sync_way(&self.folder(name)).with_context(|| format!("flush {}", place.display()))?;
-            return Ok(Pushed::AlreadyThere);
-        }
-        self.commit(self.stage(source)?)
+        let pushed = match place.exists() && matches!(same(&place, source), Ok(true)) {
+            true => Pushed::AlreadyThere,
+            false => self.place(self.stage(source, threads)?)?,
+        };
+        self.settle(&[name])?;
+        Ok(pushed)
     }
 
     /// Bring `name` back to `to`; `false` when it is not in the archive. Of the segment in which a timeline was left there
@@ -336,32 +368,6 @@ impl Archive {
         Ok(())
     }
 
-    /// Note that no WAL from `segment` on was archived until the next base backup.
-    ///
-    /// # Errors
-    /// The archive cannot be written.
-    pub fn mark_gap(&self, segment: Segment, why: &str) -> anyhow::Result<()> {
-        let dir = self.dir.join("gaps");
-        let path = dir.join(segment.to_string());
-        // One mark for all that is dropped for one reason: the first.
-        if self.gaps().iter().any(|(_, marked)| marked == why) || path.exists() {
-            return Ok(());
-        }
-        self.make_dir(&dir).with_context(|| self.cannot_make(&dir))?;
-        self.write_small(&path, why)
-    }
-
-    /// Where the chain was given up, and why, oldest first.
-    pub fn gaps(&self) -> Vec<(Segment, String)> {
-        let found = entries(&self.dir.join("gaps")).into_iter().filter_map(|path| {
-            let name: Name = path.file_name()?.to_str()?.parse().ok()?;
-            Some((name.segment()?, fs::read_to_string(&path).unwrap_or_default()))
-        });
-        let mut gaps: Vec<_> = found.collect();
-        gaps.sort();
-        gaps
-    }
-
     /// Make a directory inside the archive, for the archive's owner.
     ///
     /// # Errors
@@ -402,12 +408,6 @@ impl Archive {
         write().with_context(|| format!("write {}", path.display()))
     }
 
-    /// Make names in `folder` durable, and its own.
-    fn sync_way(&self, folder: &Path) -> io::Result<()> {
-        sync_dir(folder)?;
-        if folder == self.wal() { Ok(()) } else { sync_dir(&self.wal()) }
-    }
-
     /// Refuse a segment of another cluster, or under a wrong name.
     fn check_owner(&self, name: Name, first: &[u8]) -> anyhow::Result<()> {
         let (Name::Segment(segment) | Name::Partial(segment)) = name else { return Ok(()) };
@@ -440,7 +440,7 @@ pub(super) fn list(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// As much of `dir` as can be read.
-fn entries(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn entries(dir: &Path) -> Vec<PathBuf> {
     list(dir).unwrap_or_default()
 }
 

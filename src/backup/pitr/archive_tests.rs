@@ -33,15 +33,15 @@ const FIRST: &str = "000000010000000000000001";
 fn the_same_content_again_is_confirmed_and_another_refused() {
     let (temp, archive) = place();
     let source = segment(temp.path(), FIRST, 7);
-    assert_eq!(archive.push(&source).unwrap(), Pushed::Stored);
-    assert_eq!(archive.push(&source).unwrap(), Pushed::AlreadyThere);
-    assert_eq!(archive.commit(archive.stage(&source).unwrap()).unwrap(), Pushed::AlreadyThere, "a race too");
+    assert_eq!(archive.push(&source, 1).unwrap(), Pushed::Stored);
+    assert_eq!(archive.push(&source, 1).unwrap(), Pushed::AlreadyThere);
+    assert_eq!(archive.place(archive.stage(&source, 1).unwrap()).unwrap(), Pushed::AlreadyThere, "a race too");
     let stored = archive.path(FIRST.parse().unwrap());
     assert!(stored.ends_with(format!("wal/0000000100000000/{FIRST}.zst")));
     assert_eq!(stored.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let before = fs::read(&stored).unwrap();
     segment(temp.path(), FIRST, 8);
-    let error = archive.push(&source).unwrap_err();
+    let error = archive.push(&source, 1).unwrap_err();
     assert!(error.to_string().contains("another content"), "{error:#}");
     assert_eq!(fs::read(&stored).unwrap(), before, "what was archived stays");
     assert_eq!(entries(stored.parent().unwrap()), [stored], "nothing unfinished is left");
@@ -51,17 +51,17 @@ fn the_same_content_again_is_confirmed_and_another_refused() {
 fn what_comes_back_is_what_went_in_and_what_is_missing_is_said_to_be() {
     let (temp, archive) = place();
     let source = segment(temp.path(), FIRST, 9);
-    archive.push(&source).unwrap();
+    archive.push(&source, 1).unwrap();
     let history = temp.path().join("00000002.history");
     fs::write(&history, "1\t0/5000000\tno recovery target specified\n").unwrap();
-    archive.push(&history).unwrap();
+    archive.push(&history, 1).unwrap();
     let to = temp.path().join("RECOVERYXLOG");
     assert!(archive.fetch(FIRST.parse().unwrap(), &to).unwrap());
     assert!(fs::read(&to).unwrap() == fs::read(&source).unwrap());
     assert!(archive.fetch("00000002.history".parse().unwrap(), &to).unwrap());
     assert_eq!(fs::read(&to).unwrap(), fs::read(&history).unwrap());
     let partial = segment(temp.path(), "000000010000000000000002.partial", 3);
-    archive.push(&partial).unwrap();
+    archive.push(&partial, 1).unwrap();
     assert!(archive.fetch("000000010000000000000002".parse().unwrap(), &to).unwrap(), "a part is better than nothing");
     assert!(fs::read(&to).unwrap() == fs::read(&partial).unwrap());
     archive.remove(&["000000010000000000000002.partial".parse().unwrap()]).unwrap();
@@ -79,19 +79,21 @@ fn what_comes_back_is_what_went_in_and_what_is_missing_is_said_to_be() {
 fn a_damaged_file_is_neither_restored_nor_taken_for_the_same() {
     let (temp, archive) = place();
     let source = segment(temp.path(), FIRST, 9);
-    archive.push(&source).unwrap();
+    archive.push(&source, 1).unwrap();
     let (name, stored) = (FIRST.parse().unwrap(), archive.path(FIRST.parse().unwrap()));
     let whole = fs::read(&stored).unwrap();
     let mut flipped = whole.clone();
     let last = flipped.len() - 1;
     flipped[last] ^= 1;
+    // On several threads it is another frame of the same content.
+    assert_eq!(archive.place(archive.stage(&source, 2).unwrap()).unwrap(), Pushed::AlreadyThere);
     for torn in [&whole[..whole.len() / 2], &[], &flipped[..]] {
         fs::write(&stored, torn).unwrap();
         let to = temp.path().join("RECOVERYXLOG");
         assert!(archive.fetch(name, &to).is_err());
         assert!(!to.exists(), "never a part of it");
         // PostgreSQL still has it, and asks again.
-        assert_eq!(archive.push(&source).unwrap(), Pushed::Stored);
+        assert_eq!(archive.push(&source, 1).unwrap(), Pushed::Stored);
         assert_eq!(fs::read(&stored).unwrap(), whole);
     }
 }
@@ -100,12 +102,12 @@ fn a_damaged_file_is_neither_restored_nor_taken_for_the_same() {
 fn what_a_killed_push_left_is_no_part_of_the_archive_and_is_swept_away() {
     let (temp, archive) = place();
     let source = segment(temp.path(), FIRST, 1);
-    let staged = archive.stage(&source).unwrap();
+    let staged = archive.stage(&source, 1).unwrap();
     let left = staged.temporary.0.clone();
     // As kill -9 leaves it.
     std::mem::forget(staged);
     assert!(left.exists() && archive.names().unwrap().is_empty() && !archive.has(FIRST.parse().unwrap()));
-    assert_eq!(archive.push(&source).unwrap(), Pushed::Stored);
+    assert_eq!(archive.push(&source, 1).unwrap(), Pushed::Stored);
     archive.prepare(SYSTEM, None).unwrap();
     assert!(!left.exists());
     assert!(archive.has(FIRST.parse().unwrap()));
@@ -119,13 +121,13 @@ fn wal_of_another_cluster_or_place_is_refused() {
     let source = segment(temp.path(), FIRST, 1);
     let moved = temp.path().join("000000010000000000000002");
     crate::durable::rename(&source, &moved).unwrap();
-    assert!(archive.push(&moved).unwrap_err().to_string().contains("another place"));
+    assert!(archive.push(&moved, 1).unwrap_err().to_string().contains("another place"));
     fs::write(archive.dir().join("system_identifier"), "12").unwrap();
     let source = segment(temp.path(), FIRST, 1);
-    assert!(archive.push(&source).unwrap_err().to_string().contains("another cluster"));
+    assert!(archive.push(&source, 1).unwrap_err().to_string().contains("another cluster"));
     fs::write(&source, "no WAL").unwrap();
-    assert!(archive.push(&source).is_err());
-    assert!(archive.push(&temp.path().join("notes.txt")).is_err());
+    assert!(archive.push(&source, 1).is_err());
+    assert!(archive.push(&temp.path().join("notes.txt"), 1).is_err());
     assert!(archive.names().unwrap().is_empty());
 }
 

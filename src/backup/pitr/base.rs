@@ -1,4 +1,4 @@
-//! Make a base backup: pg_basebackup's stream, checked against PostgreSQL's manifest and compressed on its way to disk.
+//! Make a base backup: what the server sends, checked against PostgreSQL's manifest and compressed on its way to disk.
 //!
 //! It takes its final name when all of it is durable, every file in it is what the manifest says, and the WAL that it
 //! needs is in the archive. What is cut short is swept away by the next.
@@ -12,41 +12,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
 use super::super::estimate;
 use super::super::files::Flushing;
 use super::archive::Archive;
 use super::catalog::{self, Base, Listing};
-use super::manifest::{self, Manifest, Seen};
+use super::manifest::{self, Checksums, Manifest, Seen};
 use super::notes::Notes;
 use super::retention::{self, Keep};
+use super::sender::{Line, Sender, Wanted};
 use super::timeline::Lineage;
 use super::wal::{Lsn, Name, Segment};
 use super::{histories, live, tablespaces};
 use crate::config::Room;
 use crate::durable::{self, Lock, LockError, sync_dir};
 use crate::exit::{Code, Failure};
-use crate::plan::CommandLine;
-use crate::postgres::binaries::Installation;
-use crate::postgres::embedded::{self, PgBaseBackupBuilder};
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
-use crate::process::{self, Exit, OUTPUT_LIMIT};
 use crate::room::Guard;
 
 /// The lock of base backups, in the archive.
 pub const LOCK: &str = "base.lock";
 /// zstd's level, and its threads: the reading and checking takes the third.
 const LEVEL: i32 = 1;
+/// What the server checks its files by.
+const CHECKSUMS: Checksums = Checksums::Crc32c;
 const THREADS: u32 = 2;
-/// How many lines of what pg_basebackup says are kept.
-const LINES_MAX: usize = 50;
-/// How much the kernel holds between pg_basebackup and us, in bytes: fewer switches between the two.
-const PIPE_SIZE: i32 = 1 << 20;
 /// A backup of which nothing more came for so long does not go on. It begins with a checkpoint and ends with waiting for
 /// the last WAL to be archived.
 const STALL_LIMIT: Duration = Duration::from_secs(600);
@@ -62,12 +55,13 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 pub struct Source<'a> {
     pub home: &'a Home,
     pub port: u16,
-    pub installation: &'a Installation,
     pub archive: &'a Archive,
     /// How many base backups are kept, and how long.
     pub keep: Keep,
     /// What it leaves free of the archive's disk.
     pub stop_free: Room,
+    /// How many bytes the server may send in a second.
+    pub rate: Option<u64>,
 }
 
 /// What was done.
@@ -221,46 +215,25 @@ async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<(
     Ok(())
 }
 
-/// Let pg_basebackup fill `dir`.
+/// Let the server fill `dir`.
 async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -> anyhow::Result<Base> {
     let (began, clock) = (SystemTime::now(), Instant::now());
-    let command = command(source, &name);
-    let (mut child, output) = process::spawn(&command, &[], Signal::SIGKILL).context("start pg_basebackup")?;
-    let _killer = Killer(child.pid());
-    let stdout = output.stdout.context("pg_basebackup has no output")?.into_blocking_fd().context("read a pipe")?;
-    // Smaller where the user has no right to more.
-    let _ = fcntl(&stdout, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-    let progress = Arc::new(AtomicU64::new(0));
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(catalog::DATA));
     let file = file.with_context(|| format!("write {}", dir.display()))?;
     source.archive.give_away(&file).with_context(|| format!("write {}", dir.display()))?;
-    let pipe = Counted { from: File::from(stdout), count: progress.clone() };
-    let written = tokio::task::spawn_blocking(move || pack(pipe, file));
-    let mut said = Vec::new();
-    let listen = async {
-        let Some(stderr) = output.stderr else { return };
-        let hear = |line: &str| {
-            if said.len() < LINES_MAX {
-                said.push(line.to_owned());
-            }
-        };
-        process::lines(stderr, hear).await;
-    };
-    let exit = tokio::select! {
-        (exit, _) = child.wait_with_group(listen, OUTPUT_LIMIT) => exit,
+    // Dropped with this future, it ends the session and the thread that reads.
+    let line = Line::open(&source.home.socket_dir, source.port)?;
+    let stream = line.stream().context("share a connection")?;
+    let progress = Arc::new(AtomicU64::new(0));
+    let (label, rate, counter) = (name.clone(), source.rate, progress.clone());
+    let packing = tokio::task::spawn_blocking(move || {
+        let wanted = Wanted { label: &label, checksums: CHECKSUMS, rate };
+        pack(Sender::begin(stream, &wanted, counter)?, file)
+    });
+    let packed = tokio::select! {
+        packed = packing => packed.context("write the base backup")?,
         why = watch(source, &progress) => return Err(why),
     };
-    let packed = written.await.context("write the base backup")?;
-    if exit == Exit::Signal(Signal::SIGPIPE as i32) {
-        // We took no more, and know why.
-        packed?;
-        bail!("pg_basebackup failed ({exit})");
-    }
-    if !exit.success() {
-        // Why it ended is what it said; that its stream was short then is no news.
-        let said = said.iter().filter(|line| !line.contains("NOTICE")).cloned().collect::<Vec<_>>().join("\n");
-        bail!("pg_basebackup failed ({exit}): {said}");
-    }
     let Packed { manifest, seen, archived_size } = packed?;
     manifest.verify(&seen)?;
     let (Some(first), Some(last)) = (manifest.ranges().first(), manifest.ranges().last()) else {
@@ -280,37 +253,10 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
         files: seen.count(),
         size: seen.size(),
         archived_size,
+        checksums: CHECKSUMS,
         postgres_version: server.version.clone(),
         tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
     })
-}
-
-fn command(source: &Source<'_>, name: &str) -> CommandLine {
-    let server = embedded::server(source.home, source.installation, source.port);
-    let backup = PgBaseBackupBuilder::from(&server)
-        .pgdata("-")
-        .format("tar")
-        .checkpoint("fast")
-        .manifest_checksums("SHA256")
-        .no_password()
-        // The archive has it, and the server waits until it does: so a backup proves that archiving works.
-        .wal_method("none")
-        .label(name);
-    embedded::command(source.installation, &backup)
-        .clean_env()
-        .env("PATH", crate::postgres::server::PATH)
-        .env("LANG", "C")
-        .dir("/")
-        .identity(source.home.server.clone())
-}
-
-/// The group of a process that does not outlive what it was started for; nothing is sent once it was reaped.
-struct Killer(i32);
-
-impl Drop for Killer {
-    fn drop(&mut self) {
-        process::signal_group(self.0, Signal::SIGKILL);
-    }
 }
 
 /// Ends with the reason why a backup that stands still will not go on.
@@ -324,7 +270,7 @@ async fn watch(source: &Source<'_>, progress: &AtomicU64) -> anyhow::Error {
             (seen, since) = (now, Instant::now());
         }
         if since.elapsed() > STALL_LIMIT {
-            return anyhow::anyhow!("nothing more came from pg_basebackup for {STALL_LIMIT:?}");
+            return anyhow::anyhow!("nothing more came from the server for {STALL_LIMIT:?}");
         }
         if let Some(why) = notes.given_up() {
             return anyhow::anyhow!("the chain was given up meanwhile: {why}");
@@ -332,20 +278,6 @@ async fn watch(source: &Source<'_>, progress: &AtomicU64) -> anyhow::Error {
         if let Some(why) = notes.failure().filter(|_| since.elapsed() > FAILING_LIMIT) {
             return anyhow::anyhow!("the WAL of the backup cannot be archived: {why}");
         }
-    }
-}
-
-/// A stream that says how much of it has passed.
-struct Counted<R> {
-    from: R,
-    count: Arc<AtomicU64>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.from.read(buffer)?;
-        self.count.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
     }
 }
 
@@ -369,35 +301,76 @@ struct Packed {
     archived_size: u64,
 }
 
-/// Compress the tar stream `from` into `file` and flush it; look at every file in it on the way.
-fn pack(from: impl Read, file: File) -> anyhow::Result<Packed> {
+/// What the end of a tar archive holds back, whose last blocks are zeros: something is put in front of them.
+struct HeldBack<W> {
+    to: W,
+    held: Vec<u8>,
+}
+
+/// The length of the end of a tar archive, in bytes: two blocks.
+const TAR_END: usize = 1024;
+
+impl<W: Write> HeldBack<W> {
+    fn new(to: W) -> Self {
+        Self { to, held: Vec::with_capacity(2 * TAR_END) }
+    }
+
+    /// Without the end, which must have been there.
+    fn end(self) -> anyhow::Result<W> {
+        if self.held.len() != TAR_END || self.held.iter().any(|byte| *byte != 0) {
+            bail!("the backup's end is missing: its stream was cut short");
+        }
+        Ok(self.to)
+    }
+}
+
+impl<W: Write> Write for HeldBack<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let passes = buffer.len().saturating_sub(TAR_END);
+        if passes > 0 {
+            self.to.write_all(&self.held)?;
+            self.held.clear();
+            self.to.write_all(&buffer[..passes])?;
+        }
+        self.held.extend_from_slice(&buffer[passes..]);
+        let excess = self.held.len().saturating_sub(TAR_END);
+        self.to.write_all(&self.held[..excess])?;
+        self.held.drain(..excess);
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Compress the tar archive that the server sends into `file`, with its manifest as the last of it, and flush it; look at
+/// every file in it on the way.
+fn pack(from: Sender, file: File) -> anyhow::Result<Packed> {
     let mut encoder = zstd::Encoder::new(Flushing::new(file), LEVEL).context("begin to compress")?;
     encoder.include_checksum(true).context("begin to compress")?;
     encoder.multithread(THREADS).context("begin to compress")?;
-    let mut archive = tar::Archive::new(Tee { from, to: encoder });
-    let (mut seen, mut manifest) = (Seen::default(), Vec::new());
+    let mut archive = tar::Archive::new(Tee { from, to: HeldBack::new(encoder) });
+    let mut seen = Seen::new(CHECKSUMS);
     for entry in archive.entries().context("read the backup")? {
         let mut entry = entry.context("read the backup")?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let path =
-            entry.path_bytes().strip_prefix(b"./").map_or_else(|| entry.path_bytes().into_owned(), <[u8]>::to_vec);
-        if path == manifest::NAME.as_bytes() {
-            entry.read_to_end(&mut manifest).context("read the backup's manifest")?;
-        } else {
+        if entry.header().entry_type().is_file() {
+            let path = entry.path_bytes();
+            let path = path.strip_prefix(b"./").unwrap_or(&path).to_vec();
             let written = seen.copy(&path, &mut entry, &mut io::sink());
             written.with_context(|| format!("write {} of the backup", String::from_utf8_lossy(&path)))?;
         }
     }
-    // The end of a tar archive is followed by padding.
     let mut tee = archive.into_inner();
     io::copy(&mut tee, &mut io::sink()).context("read the backup's end")?;
-    let file = tee.to.finish().context("write the backup")?;
+    let manifest = tee.from.end().context("read the backup's manifest")?;
+    let mut header = tar::Header::new_gnu();
+    header.set_size(manifest.len() as u64);
+    header.set_mode(0o600);
+    let mut archive = tar::Builder::new(tee.to.end()?);
+    let encoder = archive.append_data(&mut header, manifest::NAME, &manifest[..]).and_then(|()| archive.into_inner());
+    let file = encoder.and_then(zstd::Encoder::finish).context("write the backup")?;
     let archived_size = file.finish().context("flush the backup")?;
-    if manifest.is_empty() {
-        bail!("the backup came without a manifest: its stream was cut short");
-    }
     Ok(Packed { manifest: Manifest::read(&manifest)?, seen, archived_size })
 }
 

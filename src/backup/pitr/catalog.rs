@@ -9,6 +9,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::archive::{Archive, list};
+use super::manifest::Checksums;
 use super::wal::{Lsn, Segment};
 use crate::durable;
 
@@ -43,6 +44,9 @@ pub struct Base {
     pub size: u64,
     /// Bytes that it takes in the archive.
     pub archived_size: u64,
+    /// What its files are checked by.
+    #[serde(default = "Checksums::older")]
+    pub checksums: Checksums,
     pub postgres_version: String,
     pub tandem_version: String,
 }
@@ -198,6 +202,7 @@ pub(super) mod tests {
             files: 1,
             size: 1,
             archived_size: 1,
+            checksums: Checksums::Crc32c,
             postgres_version: "16".into(),
             tandem_version: "0".into(),
         }

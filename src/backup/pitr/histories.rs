@@ -21,7 +21,7 @@ pub fn push(archive: &Archive, pg_wal: &Path) -> anyhow::Result<()> {
         // One that was lost is still to be found, maybe.
         let is_lost = || fs::read_to_string(&path).is_ok_and(|text| text == LOST);
         if name.is_some_and(|name| name.begun().is_some()) && !is_lost() {
-            archive.push(&path)?;
+            archive.push(&path, 1)?;
         }
     }
     Ok(())

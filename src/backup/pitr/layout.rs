@@ -30,7 +30,7 @@ pub fn lay_out(archive: &Archive, base: &Base, to: &Path, owner: Option<&Identit
     let reading = || format!("read {}", path.display());
     let decoder = zstd::Decoder::new(File::open(&path).with_context(reading)?).with_context(reading)?;
     let mut tar = tar::Archive::new(BufReader::with_capacity(CHUNK, decoder));
-    let (mut seen, mut listed) = (Seen::default(), Vec::new());
+    let (mut seen, mut listed) = (Seen::new(base.checksums), Vec::new());
     for entry in tar.entries().with_context(reading)? {
         let mut entry = entry.with_context(reading)?;
         let inside = inside(&entry.path().with_context(reading)?)?;
@@ -148,7 +148,7 @@ mod tests {
         archive.prepare(SYSTEM, None).unwrap();
         fs::create_dir(&pg_wal).unwrap();
         let names: Vec<String> = (1..=4).map(|number| format!("00000001000000000000000{number}")).collect();
-        archive.push(&segment(&pg_wal, &names[0], 1)).unwrap();
+        archive.push(&segment(&pg_wal, &names[0], 1), 1).unwrap();
         segment(&pg_wal, &names[1], 2);
         // Made ahead: an old segment under a new name, and an empty one.
         fs::copy(pg_wal.join(&names[0]), pg_wal.join(&names[2])).unwrap();

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use anyhow::{Context, bail};
-use serde::Deserialize;
+use crc_fast::CrcAlgorithm;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::wal::Lsn;
@@ -14,6 +15,66 @@ use crate::install::hexadecimal;
 pub const NAME: &str = "backup_manifest";
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 * 1024;
+
+/// How a backup's files are checked, by PostgreSQL's names.
+///
+/// A checksum tells of what a disk or a network did to a file; who has made it is another question, which no checksum in a
+/// manifest that is not signed answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Checksums {
+    /// Of new backups: hundreds of times as fast as the disk.
+    #[serde(rename = "CRC32C")]
+    Crc32c,
+    /// Of those that an older Tandem made.
+    #[serde(rename = "SHA256")]
+    Sha256,
+}
+
+impl Checksums {
+    /// What those were that say nothing of it.
+    pub fn older() -> Self {
+        Self::Sha256
+    }
+
+    /// As pg_basebackup and the manifest call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crc32c => "CRC32C",
+            Self::Sha256 => "SHA256",
+        }
+    }
+}
+
+/// A checksum that is being made.
+enum Sum {
+    Crc32c(crc_fast::Digest),
+    Sha256(Sha256),
+}
+
+impl Sum {
+    fn new(checksums: Checksums) -> Self {
+        match checksums {
+            Checksums::Crc32c => Self::Crc32c(crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi)),
+            Checksums::Sha256 => Self::Sha256(Sha256::new()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Crc32c(crc) => crc.update(bytes),
+            Self::Sha256(digest) => digest.update(bytes),
+        }
+    }
+
+    /// In hexadecimal, as PostgreSQL writes it: of a CRC the bytes as they lie in memory.
+    fn end(self) -> String {
+        match self {
+            #[expect(clippy::cast_possible_truncation, reason = "a CRC of 32 bits")]
+            Self::Crc32c(crc) => hexadecimal(&(crc.finalize() as u32).to_ne_bytes()),
+            Self::Sha256(digest) => hexadecimal(&digest.finalize()),
+        }
+    }
+}
 
 /// A backup's manifest.
 #[derive(Debug, Deserialize)]
@@ -50,37 +111,44 @@ pub struct Range {
     pub end: Lsn,
 }
 
-/// Length and SHA-256 of each file that was seen, by its path in the data directory.
-#[derive(Debug, Default)]
-pub struct Seen(BTreeMap<Vec<u8>, (u64, String)>);
+/// Length and checksum of each file that was seen, by its path in the data directory.
+#[derive(Debug)]
+pub struct Seen {
+    checksums: Checksums,
+    files: BTreeMap<Vec<u8>, (u64, String)>,
+}
 
 impl Seen {
+    pub fn new(checksums: Checksums) -> Self {
+        Self { checksums, files: BTreeMap::new() }
+    }
+
     /// Read `from` to its end, into `to`, as the file `path`.
     ///
     /// # Errors
     /// One cannot be read, or the other written.
     pub fn copy(&mut self, path: &[u8], from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-        let (mut digest, mut size, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
+        let (mut sum, mut size, mut chunk) = (Sum::new(self.checksums), 0, vec![0; CHUNK]);
         loop {
             let count = from.read(&mut chunk)?;
             if count == 0 {
                 break;
             }
-            digest.update(&chunk[..count]);
+            sum.update(&chunk[..count]);
             to.write_all(&chunk[..count])?;
             size += count as u64;
         }
-        self.0.insert(path.to_owned(), (size, hexadecimal(&digest.finalize())));
+        self.files.insert(path.to_owned(), (size, sum.end()));
         Ok(())
     }
 
     /// Bytes of all files together.
     pub fn size(&self) -> u64 {
-        self.0.values().map(|(size, _)| size).sum()
+        self.files.values().map(|(size, _)| size).sum()
     }
 
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.files.len()
     }
 }
 
@@ -126,15 +194,15 @@ impl Manifest {
         for file in &self.files {
             let path = file.path()?;
             let shown = String::from_utf8_lossy(&path).into_owned();
-            let Some((size, digest)) = seen.0.get(&path) else { bail!("the backup lacks {shown}") };
+            let Some((size, checksum)) = seen.files.get(&path) else { bail!("the backup lacks {shown}") };
             if *size != file.size {
                 bail!("{shown} in the backup has {size} bytes, not {}", file.size);
             }
-            let sha256 = file.algorithm.as_deref() == Some("SHA256");
-            let Some(wanted) = file.checksum.as_ref().filter(|_| sha256) else {
-                bail!("the backup's manifest has no SHA-256 of {shown}")
+            let name = seen.checksums.name();
+            let Some(wanted) = file.checksum.as_ref().filter(|_| file.algorithm.as_deref() == Some(name)) else {
+                bail!("the backup's manifest has no {name} of {shown}")
             };
-            if wanted != digest {
+            if wanted != checksum {
                 bail!("{shown} in the backup is damaged: its checksum is another");
             }
         }
@@ -171,22 +239,34 @@ mod tests {
 
     #[test]
     fn a_backup_is_whole_when_every_file_is_as_the_manifest_says() {
-        let mut seen = Seen::default();
+        let sha256 = |bytes: &[u8]| hexadecimal(&Sha256::digest(bytes));
+        checked(Checksums::Sha256, &sha256(b"16\n"), &sha256(b""));
+        // As PostgreSQL 16 writes them.
+        checked(Checksums::Crc32c, "13dca016", "00000000");
+    }
+
+    fn checked(checksums: Checksums, version: &str, empty: &str) {
+        let mut seen = Seen::new(checksums);
         seen.copy(b"PG_VERSION", &mut &b"16\n"[..], &mut io::sink()).unwrap();
         seen.copy(b"caf\xe9", &mut &b""[..], &mut io::sink()).unwrap();
-        let (version, empty) = (hexadecimal(&Sha256::digest(b"16\n")), hexadecimal(&Sha256::digest(b"")));
-        let entry = |path: &str, size: u64, checksum: &str| {
+        let entry_of = |algorithm: &str, path: &str, size: u64, checksum: &str| {
             format!(
                 "{{ {path}, \"Size\": {size}, \"Last-Modified\": \"2026-01-02 15:04:05 GMT\", \
-                 \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{checksum}\" }}"
+                 \"Checksum-Algorithm\": \"{algorithm}\", \"Checksum\": \"{checksum}\" }}"
             )
         };
+        let entry = |path: &str, size: u64, checksum: &str| entry_of(checksums.name(), path, size, checksum);
         let (first, second) = ("\"Path\": \"PG_VERSION\"", "\"Encoded-Path\": \"636166e9\"");
-        let whole = manifest(&[entry(first, 3, &version), entry(second, 0, &empty)].join(",\n"));
+        let whole = manifest(&[entry(first, 3, version), entry(second, 0, empty)].join(",\n"));
         let read = Manifest::read(&whole).unwrap();
         read.verify(&seen).unwrap();
         assert_eq!(read.ranges()[0].start.to_string(), "0/2000028");
-        for wrong in [entry(first, 4, &version), entry(first, 3, &empty), entry("\"Path\": \"base/1/1\"", 0, &empty)] {
+        for wrong in [
+            entry(first, 4, version),
+            entry(first, 3, empty),
+            entry("\"Path\": \"base/1/1\"", 0, empty),
+            entry_of("SHA512", first, 3, version),
+        ] {
             assert!(Manifest::read(&manifest(&wrong)).unwrap().verify(&seen).is_err(), "{wrong}");
         }
         let mut damaged = whole.clone();

@@ -4,7 +4,7 @@
 //! wal          names and positions, pure
 //! header       what a segment says of itself
 //! compare      whether an archived file holds what another does
-//! archive      the directory: push, fetch; whole or absent, never half
+//! archive      the directory: push, fetch; whole or absent, never half; gaps: where its chain was given up
 //! ahead        what one archive_command does, and what it does ahead of the next
 //! notes        what is known of the archiving, in files beside the WAL
 //! command      the command lines that PostgreSQL runs
@@ -12,6 +12,7 @@
 //! start        what a start of the server needs
 //! manifest     PostgreSQL's own list of a backup's files, and whether they are these
 //! catalog      the base backups that there are
+//! sender       the server, sending one
 //! base         make one
 //! retention    which of it all nobody needs any more, pure
 //! timeline     how timelines came out of one another, pure
@@ -32,6 +33,7 @@ pub mod base;
 pub mod catalog;
 pub mod command;
 mod compare;
+mod gaps;
 pub mod header;
 mod histories;
 pub mod layout;
@@ -42,6 +44,7 @@ mod records;
 pub mod recovery;
 pub mod restore;
 pub mod retention;
+mod sender;
 pub mod start;
 pub mod swap;
 pub mod tablespaces;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -15,6 +15,8 @@ use crate::durable::{self, WriteOptions, sync_dir};
 const FAILED: &str = "tandem.failed";
 /// The name of the last file that was archived.
 const ARCHIVED: &str = "tandem.archived";
+/// The length of the longest name in it, a backup's label: one is written over another.
+const NAME_WIDTH: usize = 40;
 /// Segments that were archived before PostgreSQL asked for it.
 const AHEAD: &str = "tandem.ahead";
 /// That the chain is given up: whatever is pushed is dropped.
@@ -88,13 +90,21 @@ impl Notes {
         durable::replace(&self.dir.join(name), text.as_bytes(), &options)
     }
 
+    /// Write over what is there, in one call. Where that is cut short, it is no name.
+    fn write_over(&self, name: &str, text: &str) -> io::Result<()> {
+        // Put in another's place, ext4 would write the new file out at once.
+        let file = fs::OpenOptions::new().write(true).open(self.dir.join(name))?;
+        file.write_all_at(text.as_bytes(), 0)
+    }
+
     fn read(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.dir.join(name)).ok()
     }
 
     /// That `name` was archived.
     pub fn succeeded(&self, name: &str) {
-        let _ = self.write(ARCHIVED, name);
+        let text = format!("{name:NAME_WIDTH$}\n");
+        let _ = self.write_over(ARCHIVED, &text).or_else(|_| self.write(ARCHIVED, &text));
         let _ = fs::remove_file(self.dir.join(FAILED));
     }
 
@@ -111,7 +121,7 @@ impl Notes {
     /// The file that was archived last, and when.
     pub fn last_archived(&self) -> Option<(String, SystemTime)> {
         let time = fs::metadata(self.dir.join(ARCHIVED)).and_then(|meta| meta.modified()).ok()?;
-        Some((self.read(ARCHIVED)?, time))
+        Some((self.read(ARCHIVED)?.trim_end().to_owned(), time))
     }
 
     /// What was archived ahead.

@@ -177,7 +177,7 @@ fn archive_rest(archive: &Archive, pg_wal: &Path) {
         return;
     }
     for name in notes.ready() {
-        if let Err(error) = archive.push(&pg_wal.join(&name)) {
+        if let Err(error) = archive.push(&pg_wal.join(&name), 1) {
             tracing::warn!("archive {name}, which the server left: {error:#}");
             return;
         }

@@ -6,7 +6,9 @@
 pub mod alembic;
 pub mod alone;
 pub mod backups;
+pub mod certificates;
 pub mod control;
+pub mod exchange;
 pub mod hang;
 pub mod harness;
 pub mod leftovers;

@@ -1,5 +1,5 @@
-//! A project's state on a file system with a quota, of which the file system's free bytes tell nothing: a Btrfs image whose
-//! subvolume may hold no more than the test says.
+//! A project's state and its backups on a file system with quotas, of which the file system's free bytes tell nothing: a
+//! Btrfs image whose subvolumes may hold no more than the test says.
 
 use std::process::Command;
 
@@ -9,11 +9,16 @@ use super::refusal::{self, Refusal};
 use super::skip::skip;
 use super::tandem::{self, Tandem};
 
+/// Where a project's backups have a quota of their own, below its directory.
+pub const BACKUPS: &str = "mounted/backups";
+/// Where its state is.
+pub const STATE: &str = "mounted/state";
+
 /// Makes the image and mounts it; the state that is there goes into the subvolume `state`.
 const MOUNT: &str = "image=\"$0\"/image; mounted=\"$0\"/mounted; mkdir \"$mounted\" \"$0\"/.tandem 2>/dev/null || true
-    truncate -s 1G \"$image\"; mkfs.btrfs --quiet \"$image\"; mount -o loop \"$image\" \"$mounted\"
+    truncate -s 1G \"$image\"; mkfs.btrfs --quiet \"$image\" >/dev/null; mount -o loop \"$image\" \"$mounted\"
     btrfs quota enable \"$mounted\"; btrfs subvolume create \"$mounted\"/state >/dev/null
-    chmod 755 \"$mounted\" \"$mounted\"/state; cp -a \"$0\"/.tandem/. \"$mounted\"/state
+    btrfs subvolume create \"$mounted\"/backups >/dev/null; chmod 755 \"$mounted\" \"$mounted\"/*; cp -a \"$0\"/.tandem/. \"$mounted\"/state
     mount --bind \"$mounted\"/state \"$0\"/.tandem";
 
 /// The quota under a project's state.
@@ -80,18 +85,18 @@ impl<'a> Quota<'a> {
         command
     }
 
-    /// Let the state grow by no more than `megabytes`.
-    pub fn leave(&self, tandem: &Tandem, megabytes: u64) {
+    /// Let a subvolume grow by no more than `megabytes`.
+    pub fn leave(&self, tandem: &Tandem, subvolume: &str, megabytes: u64) {
         let script = format!(
-            "sync; used=$(btrfs qgroup show --raw -f mounted/state | awk 'END {{ print $2 }}')
-            btrfs qgroup limit $((used + {megabytes} * 1048576)) mounted/state"
+            "sync; used=$(btrfs qgroup show --raw -f {subvolume} | awk 'END {{ print $2 }}')
+            btrfs qgroup limit $((used + {megabytes} * 1048576)) {subvolume}"
         );
         self.script(tandem, &script);
     }
 
-    /// Let the state grow as far as the disk allows.
-    pub fn lift(&self, tandem: &Tandem) {
-        self.script(tandem, "btrfs qgroup limit none mounted/state");
+    /// Let it grow as far as the disk allows.
+    pub fn lift(&self, tandem: &Tandem, subvolume: &str) {
+        self.script(tandem, &format!("btrfs qgroup limit none {subvolume}"));
     }
 
     fn script(&self, tandem: &Tandem, script: &str) {

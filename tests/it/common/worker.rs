@@ -40,7 +40,7 @@ impl Flavour {
     pub const ALL: [Self; 3] = [Self::OLDEST, Self::NEWEST, Self { uvicorn: "newest", event_loop: "asyncio" }];
 
     /// The interpreter of an environment with this Uvicorn, made by the first test that asks for it.
-    async fn python(self) -> PathBuf {
+    pub async fn python(self) -> PathBuf {
         let python = Python {
             interpreter: "python3".into(),
             requirements: Some(root().join(format!("tests/fixtures/uvicorn-{}.txt", self.uvicorn))),
