@@ -11,6 +11,9 @@ use crate::process::orphans::STRAY_LIMIT;
 use crate::supervise::plan::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
 use crate::workers;
 
+/// What the hook at a worker's end gets after the last worker has ended: by then most of it has run beside PostgreSQL's stop.
+const EXIT_HOOK_LIMIT: Duration = Duration::from_secs(3);
+
 /// One step of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -108,7 +111,7 @@ pub fn plan(settings: &Settings, steps: &[Step], reload: bool) -> Plan {
         stages,
         services,
         drain_delay: if has_workers { stop.drain_delay } else { Duration::ZERO },
-        after_stop: LAST_STEPS,
+        after_stop: if has_workers { LAST_STEPS.saturating_add(exit_hook_limit(settings)) } else { LAST_STEPS },
         before_stop: settings.hooks.before_stop.as_ref().filter(|_| has_workers).map(|_| settings.hooks.limit),
         roll: RollPlan {
             workers: steps.iter().position(|&step| step == Step::Workers),
@@ -130,6 +133,11 @@ fn most(settings: &Settings) -> usize {
     })
 }
 
+/// How long a stop waits at its end for `hooks.worker_exit`.
+pub fn exit_hook_limit(settings: &Settings) -> Duration {
+    settings.hooks.worker_exit.as_ref().map_or(Duration::ZERO, |_| settings.hooks.limit.min(EXIT_HOOK_LIMIT))
+}
+
 /// How long the removal of the note of a run may take.
 pub const NOTE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -145,8 +153,10 @@ pub fn stop_ladder(settings: &Settings) -> StopLadder {
     let draining =
         StopTerm { what: if waits_for_hook { "hooks.before_stop" } else { "stop.drain_delay" }, limit: sum.draining };
     let stages = sum.stages.into_iter().map(|(stage, limit)| StopTerm { what: what_ends(steps[stage]), limit });
-    let after = StopTerm { what: "what they left", limit: sum.after };
-    let terms = std::iter::once(draining).filter(|term| !term.limit.is_zero()).chain(stages).chain([after]).collect();
+    let exits = StopTerm { what: "hooks.worker_exit", limit: exit_hook_limit(settings) };
+    let after = StopTerm { what: "what they left", limit: LAST_STEPS };
+    let terms = std::iter::once(draining).chain(stages).chain([after, exits]);
+    let terms = terms.filter(|term| !term.limit.is_zero()).collect();
     let of_server = if steps.contains(&Step::Postgres) { postgres::policy::LAST_RESORT } else { Duration::ZERO };
     let last_resort = of_server.saturating_add(sum.after);
     StopLadder { terms, last_resort, platform_grace: settings.stop.platform_grace }

@@ -35,6 +35,10 @@ pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
             Rung { signal: Signal::Kill, group: true, grace: KILL_GRACE },
         ],
         retire: Vec::new(),
+        // It never retires.
+        close_limit: Duration::ZERO,
+        drain_limit: Duration::ZERO,
+        drain_firm: Duration::ZERO,
         hang: Vec::new(),
         backoff_first: workers.backoff_first,
         backoff_step: workers.backoff_first.saturating_mul(2),
@@ -140,7 +144,10 @@ impl Companion {
                 tracing::warn!({ service.name = %self.0.name }, "{how}; restart {}", service::after(delay));
             }
             ChildAction::GiveUp => tracing::error!({ service.name = %self.0.name }, "failed too often, rests"),
-            ChildAction::Abandon { .. } | ChildAction::Release | ChildAction::Withdraw => {}
+            ChildAction::Abandon { .. }
+            | ChildAction::Unheard { .. }
+            | ChildAction::Release
+            | ChildAction::Withdraw => {}
         }
     }
 

@@ -25,8 +25,8 @@
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
 //!              provision · probe · session · checkpoint · log · embedded
 //! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · tls · launch ·
-//!              notify · gate · life · slot · template · readiness · care · launcher.py · listening.py · options.py ·
-//!              drain.py · template.py
+//!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
+//!              options.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that shows it, the client that asks for it
@@ -47,7 +47,7 @@
 //! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
-//! supervise/   a crate of its own, pure: policies · state, step and climb (one child) · tree (all of them and the boot
+//! supervise/   a crate of its own, pure: policies · state, step, climb and leave (one child) · tree (all and the boot
 //!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
 //! scrub        removes known secrets from logs, reports and errors
@@ -61,7 +61,8 @@
 //! - No file, pipe, disk or resolver that hangs holds up the event loop: health, signals and control go on answering.
 //! - A stop ends within the time that `tandem check` tells, whatever the children do, and leaves no process behind that
 //!   SIGKILL ends.
-//! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves.
+//! - A planned change takes readiness from no slot: the new worker is ready before the old one leaves. It is over when the
+//!   old ones accept no more, and what they still do holds up nothing.
 //!
 //! `supervise/simulation/` drives the tree through a million random histories a run to hold these.
 

@@ -73,6 +73,16 @@ impl ProcessReporter {
         self.say(ProcessEvent::Hung);
     }
 
+    /// It accepts no connections any more.
+    pub fn closed(&self) {
+        self.say(ProcessEvent::Closed);
+    }
+
+    /// It has no requests left.
+    pub fn drained(&self) {
+        self.say(ProcessEvent::Drained);
+    }
+
     /// It runs, and will never get ready.
     pub fn unfit(&self) {
         self.say(ProcessEvent::Unfit);

@@ -11,6 +11,7 @@ use crate::commands::table::{age, plain, size};
 use crate::control::client;
 use crate::control::messages::{ServiceStatus, Status};
 use crate::exit::{Code, in_words};
+use crate::health::picture;
 use crate::telemetry::{self, Printed};
 
 /// How often `--watch` asks.
@@ -59,10 +60,22 @@ fn table(status: &Status) -> String {
         table.add_row(row(service));
     }
     table.add_row(["", "", "", "", "", "", "total", &size(Some(status.memory_total_bytes))]);
+    let draining: String = status.services.iter().filter_map(draining).collect();
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
     let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("\nbackups: {words}"));
     let hook = status.hook.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
-    format!("{roll}{}{backups}{hook}", plain(table, &[1, 3, 5, 6, 7]))
+    format!("{roll}{draining}{}{backups}{hook}", plain(table, &[1, 3, 5, 6, 7]))
+}
+
+/// What a replaced worker still does, in a line.
+fn draining(service: &ServiceStatus) -> Option<String> {
+    let unfinished = service.unfinished.as_ref()?;
+    let (since, pid) = (age(Some(service.state_seconds)), service.pid?);
+    Some(format!(
+        "{} (process {pid}) was replaced {since} ago and finishes {}\n",
+        service.name,
+        picture::in_words(unfinished)
+    ))
 }
 
 fn row(service: &ServiceStatus) -> [String; 8] {
@@ -90,6 +103,7 @@ fn row(service: &ServiceStatus) -> [String; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Unfinished;
     use expect_test::expect;
 
     #[test]
@@ -107,7 +121,21 @@ mod tests {
             requests: Some(123_456),
             connections: Some(9),
             in_flight: Some(3),
+            unfinished: None,
             memory_bytes: Some(35 * 1024 * 1024),
+        };
+        let replaced = ServiceStatus {
+            pid: Some(4700),
+            state: "draining".into(),
+            state_seconds: 42.0,
+            role: "retiring".into(),
+            unfinished: Some(Unfinished {
+                requests: 2,
+                streams: 1,
+                idle: 0,
+                on: vec!["GET /export".into(), "WebSocket /ws".into()],
+            }),
+            ..worker.clone()
         };
         let replacement = ServiceStatus {
             pid: None,
@@ -129,15 +157,17 @@ mod tests {
             roll: Some("worker-0 is being replaced".into()),
             hook: Some("hooks.after_ready ended with exit status 1; the log has the rest".into()),
             backups: Some("next 2026-11-27 02:00 UTC".into()),
-            services: vec![worker, replacement],
+            services: vec![worker, replacement, replaced],
             memory_total_bytes: 41_100_160,
         };
         expect![[r#"
             roll: worker-0 is being replaced
+            worker-0 (process 4700) was replaced 42s ago and finishes 2 requests, 1 stream: GET /export, WebSocket /ws
             SERVICE    PID  STATE                    UPTIME  RESTARTS     REQUESTS  IN FLIGHT   MEMORY
             tandem       1  serving                2days 7h                                     4.2 MB
             worker-0  4711  ready                     2h 1m  2 (SIGKILL)    123456          3  35.0 MB
             worker-0     -  backoff (replacement)         -  0
+            worker-0  4700  draining (retiring)       2h 1m  2 (SIGKILL)    123456          3  35.0 MB
                                                                                         total  39.2 MB
             backups: next 2026-11-27 02:00 UTC
             hooks.after_ready ended with exit status 1; the log has the rest"#]]

@@ -1,5 +1,6 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
+mod servers;
 mod serving;
 
 use super::Purpose;
@@ -255,32 +256,6 @@ impl Checker<'_> {
         if workers.max_memory.is_some_and(|limit| limit < WORKER_MEMORY_MIN) {
             let message = "less than a worker takes to begin with: each would be replaced for ever";
             self.wrong("workers.max_memory", message, Some("a worker takes 16MB at the very least, most take 100MB"));
-        }
-    }
-
-    /// What a server other than Tandem's launcher can do, and what only one can.
-    fn commands(&mut self) {
-        let workers = &self.settings.workers;
-        if workers.command.is_none() {
-            // A command that cannot be read has been told already.
-            if workers.socket == WorkerSocket::Own && !self.values.chosen("workers.command") {
-                let help = "give the server's command in workers.command, or leave this out";
-                self.wrong("workers.socket", "without workers.command the socket is always Tandem's", Some(help));
-            }
-        } else if workers.preload != Preload::Off {
-            let help = "leave one of them out: only Tandem's launcher can fork workers";
-            self.wrong("workers.preload", "workers.command starts each worker anew", Some(help));
-        }
-        if let Readiness::Http(path) = &workers.ready
-            && (!path.starts_with('/') || path.contains(|letter: char| letter.is_whitespace() || letter.is_control()))
-        {
-            let help = "write the path alone, such as \"/health\"; it is asked for at the worker's own address";
-            self.wrong("workers.ready", &format!("{path:?} is not a path"), Some(help));
-        }
-        for key in ["workers.preimport", "workers.access_log", "workers.event_loop"] {
-            if self.settings.workers.command.is_some() && self.values.chosen(key) {
-                self.notices.push(format!("{key} has no effect: workers.command starts the workers"));
-            }
         }
     }
 

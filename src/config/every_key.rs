@@ -1,16 +1,8 @@
 //! Every key there is: name, kind, default, meaning. The single source of all of it; holds no logic.
 
-use super::keys::{Default, Effect, Key, Kind};
+use super::keys::{Effect, Key, Kind, key, open};
 
 use Effect::{Live, Restart, Roll};
-
-const fn key(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default: Default::Value(default), effect, doc }
-}
-
-const fn open(effect: Effect, name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default: Default::Words(default), effect, doc }
-}
 
 /// All keys, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
@@ -202,6 +194,28 @@ pub const KEYS: &[Key] = &[
         "as root: www-data or nobody, where they can",
         "User workers run as, when root",
     ),
+    key(
+        Roll,
+        "workers.factory",
+        Kind::BooleanOr(&["auto"]),
+        r#""auto""#,
+        "Whether workers.app makes the application; auto: a function without parameters does",
+    ),
+    key(
+        Roll,
+        "workers.lifespan",
+        Kind::Choice(&["auto", "on", "off"]),
+        r#""auto""#,
+        "Whether the app is told of start and end",
+    ),
+    key(
+        Roll,
+        "workers.interface",
+        Kind::Choice(&["auto", "asgi3", "asgi2", "wsgi"]),
+        r#""auto""#,
+        "How the application is called; auto: by what it takes",
+    ),
+    open(Roll, "workers.check", Kind::Text, "none", "Path that a worker must answer well before it serves"),
     key(Live, "workers.ready_limit", Kind::Duration, r#""60s""#, "Longest time from release to ready"),
     key(Roll, "workers.watchdog", Kind::DurationOrNever, r#""15s""#, "Longest silence of a worker's event loop"),
     key(
@@ -215,7 +229,21 @@ pub const KEYS: &[Key] = &[
     key(Live, "workers.backoff_first", Kind::Duration, r#""100ms""#, "Wait before the second restart in a row"),
     key(Live, "workers.backoff_max", Kind::Duration, r#""10s""#, "Longest wait before a restart"),
     key(Live, "workers.surge", Kind::Count(1), "1", "Replacements beside the old workers at once, during a roll"),
-    key(Roll, "workers.drain", Kind::Duration, r#""30s""#, "Longest time for a replaced worker's connections"),
+    key(Roll, "workers.drain", Kind::Duration, r#""30s""#, "Longest time for a replaced worker's idle connections"),
+    key(
+        Roll,
+        "workers.drain_busy",
+        Kind::DurationOrNever,
+        r#""never""#,
+        "Longest time for a replaced worker's requests",
+    ),
+    open(
+        Roll,
+        "workers.drain_streams",
+        Kind::DurationOrNever,
+        "workers.drain",
+        "Longest time for its WebSockets and event streams",
+    ),
     key(Live, "workers.max_requests", Kind::Count(0), "0", "Requests after which a worker is replaced; 0: never"),
     key(Live, "workers.max_requests_jitter", Kind::Count(0), "0", "Up to so many requests more; 0: a tenth"),
     open(Live, "workers.max_memory", Kind::Size, "none", "Memory at which a worker is replaced"),
@@ -271,6 +299,7 @@ pub const KEYS: &[Key] = &[
         "Once a start, or again whenever workers were replaced",
     ),
     open(Live, "hooks.before_stop", Kind::Command, "none", "What to run before anything is stopped"),
+    open(Live, "hooks.worker_exit", Kind::Command, "none", "What to run whenever a worker's process has ended"),
     key(Live, "hooks.limit", Kind::Duration, r#""30s""#, "Longest time for a hook"),
     key(Live, "hooks.on_failure", Kind::Choice(&["warn", "stop"]), r#""warn""#, "What follows a hook that fails"),
     open(Live, "backup.dir", Kind::Path, "backups in the state directory", "Where backups are kept; BACKUP_PATH"),
@@ -411,32 +440,3 @@ pub const KEYS: &[Key] = &[
     key(Restart, "log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),
     key(Restart, "log.ring", Kind::Size, r#""1MB""#, "Log kept in memory for `tandem logs`"),
 ];
-
-/// The keys of one `[[process]]`. Only the file has them: a list of tables has no names that the environment could say.
-pub const PROCESS_KEYS: &[Key] = &[
-    open(Restart, "process.name", Kind::Text, "none: it must be given", "What the process is called"),
-    open(Restart, "process.command", Kind::Command, "none: it must be given", "The program and its arguments"),
-    key(Restart, "process.dir", Kind::Path, r#"".""#, "Its working directory"),
-    open(Restart, "process.env", Kind::SecretTable, "none", "More environment, beside what workers get"),
-    key(Restart, "process.stop_grace", Kind::Duration, r#""10s""#, "Longest time from SIGTERM to SIGKILL"),
-];
-
-/// The names that FFE's guide and the postgres image use, and the keys that they set.
-pub const GUIDE_NAMES: &[(&str, &str)] = &[
-    ("DATABASE_URL", "postgres.url"),
-    ("POSTGRES_USER", "postgres.user"),
-    ("POSTGRES_PASSWORD", "postgres.password"),
-    ("POSTGRES_PASSWORD_FILE", "postgres.password_file"),
-    ("POSTGRES_DB", "postgres.database"),
-    ("POSTGRES_PORT", "postgres.port"),
-    ("DB_POOL_SIZE", "pool.size"),
-    ("DB_POOL_OVERFLOW", "pool.overflow"),
-    ("DB_POOL_RECYCLE", "pool.recycle"),
-    ("DB_POOL_TIMEOUT", "pool.timeout"),
-    ("BACKUP_PATH", "backup.dir"),
-    ("BACKUP_RETENTION_DAYS", "backup.retention_days"),
-];
-
-/// What workers get from Tandem itself, so that nobody else may say it.
-pub const INJECTED_NAMES: &[&str] =
-    &["DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGAPPNAME"];

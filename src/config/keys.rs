@@ -1,7 +1,8 @@
 //! What a key is, and how one is looked up: for the unknown-key check, for suggestions, for the environment's names, for
 //! defaults and for `tandem check`.
 
-pub use super::every_key::{GUIDE_NAMES, INJECTED_NAMES, KEYS, PROCESS_KEYS};
+pub use super::every_key::KEYS;
+pub use super::every_name::{GUIDE_NAMES, INJECTED_NAMES, PROCESS_KEYS};
 
 /// What a key's value may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +93,28 @@ pub struct Key {
     pub effect: Effect,
     /// What it means, in one line.
     pub doc: &'static str,
+}
+
+/// A key with a default.
+pub(super) const fn key(
+    effect: Effect,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, kind, default: Default::Value(default), effect, doc }
+}
+
+/// A key without one, or with one that is found out later.
+pub(super) const fn open(
+    effect: Effect,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, kind, default: Default::Words(default), effect, doc }
 }
 
 /// The key called `name`.

@@ -77,6 +77,7 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         hooks.after_ready
         hooks.after_ready_on
         hooks.before_stop
+        hooks.worker_exit
         hooks.limit
         hooks.on_failure
         backup.dir
@@ -122,8 +123,14 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         workers.access_log
         workers.event_loop
         workers.run_as
+        workers.factory
+        workers.lifespan
+        workers.interface
+        workers.check
         workers.watchdog
         workers.drain
+        workers.drain_busy
+        workers.drain_streams
         workers.preload
         workers.command
         workers.ready

@@ -22,6 +22,7 @@ mod dotenv;
 mod drop_env;
 mod environment;
 mod every_key;
+mod every_name;
 mod file;
 mod foreign;
 mod keys;

@@ -1,5 +1,8 @@
 //! The typed settings: what every other room reads. Built once, by [`super::load`].
 
+mod choices;
+mod hooks;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,6 +12,9 @@ use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use super::serving::Serving;
 use crate::plan::{DatabaseUrl, Place, Secret};
+
+pub use choices::*;
+pub use hooks::*;
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -183,55 +189,6 @@ pub enum Installer {
     Pip,
 }
 
-/// What counts as a worker's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryKind {
-    /// Its own pages, and its share of those that it shares with others.
-    Pss,
-    /// All pages that it has in memory: quicker to read, and too much where workers share pages.
-    Rss,
-}
-
-/// Whether workers are forked from one process that imported the application.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preload {
-    /// Every worker imports the application itself.
-    Off,
-    /// Threads and connections that a fork would break are named in a warning.
-    On,
-    /// They are refused.
-    Strict,
-}
-
-/// How a worker says that it is ready.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    /// READY=1 on `NOTIFY_SOCKET` (sd_notify(3)).
-    Notify,
-    /// It answers a GET of this path, which begins with `/`, with a status below 400.
-    Http(String),
-}
-
-/// How a person debugs the workers of this run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Debugger {
-    #[default]
-    None,
-    /// `breakpoint()` gets Tandem's terminal.
-    Terminal,
-    /// debugpy listens at this port.
-    Listen(u16),
-}
-
-/// Who binds the listening socket of `workers.command`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkerSocket {
-    /// Tandem's, handed down.
-    Inherited,
-    /// The command binds `workers.listen` itself.
-    Own,
-}
-
 /// `[workers]`
 #[derive(Clone)]
 pub struct Workers {
@@ -262,6 +219,14 @@ pub struct Workers {
     pub event_loop: String,
     /// As root: the user workers run as. `None`: `www-data` or `nobody` where they can reach the code, else root.
     pub run_as: Option<String>,
+    /// Whether `app` is called for the application.
+    pub factory: Factory,
+    /// `auto`, `on` or `off`.
+    pub lifespan: String,
+    /// `auto`, `asgi3`, `asgi2` or `wsgi`.
+    pub interface: String,
+    /// The path at which a worker must answer before it is let at the socket.
+    pub check: Option<String>,
     /// How long a worker may take from its release to READY=1.
     pub ready_limit: Duration,
     /// How long a worker's event loop may say nothing before the worker counts as hung; `None`: never.
@@ -275,6 +240,10 @@ pub struct Workers {
     pub surge: u32,
     /// How long a replaced worker's keep-alive connections are kept.
     pub drain: Duration,
+    /// How long its requests in flight may take; `None`: as long as they need.
+    pub drain_busy: Option<Duration>,
+    /// How long its WebSockets and event streams are kept; `None`: until their clients leave.
+    pub drain_streams: Option<Duration>,
     /// Requests after which a worker is replaced; 0: never.
     pub max_requests: u32,
     /// Up to so many requests more, by chance, so that workers are not all replaced at once; 0: a tenth of
@@ -342,37 +311,6 @@ pub struct Stop {
     pub postgres_grace: Duration,
     /// What the platform grants in all before it kills; longer ladders are named at start.
     pub platform_grace: Duration,
-}
-
-/// When `hooks.after_ready` runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterReady {
-    /// Once, when all is up.
-    Start,
-    /// Then, and again whenever workers were replaced.
-    Replaced,
-}
-
-/// What follows a hook that fails or passes its limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFailure {
-    /// A line in the log.
-    Warn,
-    /// Tandem stops, and says so with its exit code.
-    Stop,
-}
-
-/// `[hooks]`: commands at turns of the life of all. A program is looked for in the Python environment first.
-#[derive(Clone, Debug)]
-pub struct Hooks {
-    /// Runs once the application serves.
-    pub after_ready: Option<Vec<String>>,
-    pub after_ready_on: AfterReady,
-    /// Runs before anything is stopped.
-    pub before_stop: Option<Vec<String>>,
-    /// How long a hook may take before it is killed.
-    pub limit: Duration,
-    pub on_failure: OnFailure,
 }
 
 /// `[[process]]`: one more process beside the workers.

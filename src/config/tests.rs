@@ -357,6 +357,10 @@ fn the_table_is_aligned() {
         workers.access_log             false                                             default
         workers.event_loop             auto                                              default
         workers.run_as                 (as root: www-data or nobody, where they can)     default
+        workers.factory                auto                                              default
+        workers.lifespan               auto                                              default
+        workers.interface              auto                                              default
+        workers.check                  (none)                                            default
         workers.ready_limit            1m                                                default
         workers.watchdog               15s                                               default
         workers.restart_intensity      5                                                 default
@@ -365,6 +369,8 @@ fn the_table_is_aligned() {
         workers.backoff_max            10s                                               default
         workers.surge                  1                                                 default
         workers.drain                  30s                                               default
+        workers.drain_busy             never                                             default
+        workers.drain_streams          (workers.drain)                                   default
         workers.max_requests           0                                                 default
         workers.max_requests_jitter    0                                                 default
         workers.max_memory             (none)                                            default

@@ -44,8 +44,8 @@ pub const OPTIONS: &[(&str, Home)] = &[
     ("ws_ping_interval", Table),
     ("ws_ping_timeout", Table),
     ("ws_per_message_deflate", Table),
-    ("lifespan", Nowhere("Uvicorn's `auto`")),
-    ("interface", Nowhere("Uvicorn's `auto`")),
+    ("lifespan", Keys(&["workers.lifespan"], "")),
+    ("interface", Keys(&["workers.interface"], "")),
     ("env_file", Nowhere("`.env` in the project directory is read, and `[workers.env]`")),
     ("log_config", Table),
     ("log_level", Table),
@@ -61,7 +61,7 @@ pub const OPTIONS: &[(&str, Home)] = &[
     ("limit_max_requests", Keys(&["workers.max_requests"], "the worker is replaced, not only ended")),
     ("limit_max_requests_jitter", Keys(&["workers.max_requests_jitter"], "")),
     ("timeout_keep_alive", Table),
-    ("timeout_graceful_shutdown", Keys(&["stop.grace", "workers.drain"], "")),
+    ("timeout_graceful_shutdown", Keys(&["stop.grace", "workers.drain_busy"], "")),
     ("timeout_worker_healthcheck", Keys(&["workers.watchdog"], "")),
     ("ssl_keyfile", Keys(&["workers.tls_key"], "")),
     ("ssl_certfile", Keys(&["workers.tls_cert"], "")),
@@ -78,7 +78,7 @@ pub const OPTIONS: &[(&str, Home)] = &[
     ("app_dir", Keys(&["workers.app_dir"], "")),
     ("h11_max_incomplete_event_size", Table),
     ("reset_contextvars", Table),
-    ("factory", Nowhere("a factory is found by itself")),
+    ("factory", Keys(&["workers.factory"], "`\"auto\"` finds one by itself")),
 ];
 
 /// Where the option `name` has its home; `None` for one that is not in the list.

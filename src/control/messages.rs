@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::exit::{Code, Failure};
+use crate::http::Unfinished;
 
 /// What is asked of the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +139,9 @@ pub struct ServiceStatus {
     pub requests: Option<u64>,
     pub connections: Option<u64>,
     pub in_flight: Option<u64>,
+    /// What a worker that accepts no more has still to finish.
+    #[serde(default)]
+    pub unfinished: Option<Unfinished>,
     /// Of the process and all below it (PSS, shared pages by their share; RSS where that cannot be read).
     pub memory_bytes: Option<u64>,
 }

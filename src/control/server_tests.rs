@@ -30,6 +30,7 @@ fn picture() -> Picture {
         restarts: 0,
         last_reason: None,
         counts: None,
+        unfinished: None,
     };
     let own = std::process::id().cast_signed();
     Picture {

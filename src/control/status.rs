@@ -47,6 +47,7 @@ fn service(service: &Service, memory: Option<u64>, now: Instant) -> ServiceStatu
         requests: service.counts.map(|counts| counts.requests),
         connections: service.counts.map(|counts| counts.connections),
         in_flight: service.counts.map(|counts| counts.in_flight),
+        unfinished: service.unfinished.clone(),
         memory_bytes: memory,
     }
 }
@@ -77,6 +78,7 @@ mod tests {
             restarts: 2,
             last_reason: Some("SIGKILL".into()),
             counts: Some(counts),
+            unfinished: None,
         };
         let resting = Service { pid: None, state: "backoff", counts: None, name: "worker-1".into(), ..worker.clone() };
         Picture {

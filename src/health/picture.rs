@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::http::Counts;
+use crate::http::{Counts, Unfinished};
 use crate::phase::Phase;
 use crate::process::Exit;
 
@@ -59,6 +59,22 @@ pub struct Service {
     pub last_reason: Option<String>,
     /// What its event loop last reported.
     pub counts: Option<Counts>,
+    /// What it has still to finish, once it accepts no more.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// What a worker has still to finish, as the end of a sentence.
+pub fn in_words(unfinished: &Unfinished) -> String {
+    let Unfinished { requests, streams, idle, on } = unfinished;
+    let count = |count: u64, one: &str| match count {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        more => Some(format!("{more} {one}s")),
+    };
+    let parts = [count(*requests, "request"), count(*streams, "stream"), count(*idle, "idle connection")];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    let on = if on.is_empty() { String::new() } else { format!(": {}", on.join(", ")) };
+    if parts.is_empty() { "nothing".to_owned() } else { format!("{}{on}", parts.join(", ")) }
 }
 
 /// The database as last sampled.

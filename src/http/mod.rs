@@ -20,3 +20,16 @@ pub struct Counts {
     /// Requests being answered now.
     pub in_flight: u64,
 }
+
+/// What an HTTP server that accepts no more has still to finish.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Unfinished {
+    /// Requests without an answer, and what runs after an answer.
+    pub requests: u64,
+    /// WebSockets and event streams.
+    pub streams: u64,
+    /// Connections that wait for a request.
+    pub idle: u64,
+    /// Some of the requests and streams, such as `GET /export`.
+    pub on: Vec<String>,
+}

@@ -35,6 +35,10 @@ pub fn policy(postgres: &Postgres, stop: &Stop) -> Policy {
         hang_limit: postgres.hang_limit,
         ladder,
         retire: Vec::new(),
+        // It never retires.
+        close_limit: Duration::ZERO,
+        drain_limit: Duration::ZERO,
+        drain_firm: Duration::ZERO,
         hang: Vec::new(),
         // Recovery takes a third of a second and every request waits for it: the first restart is at once.
         backoff_first: Duration::ZERO,

@@ -163,7 +163,10 @@ impl Postmaster {
                 Some(Lasting { why, .. }) => tracing::error!({ service.name = NAME }, "gives up: {why}"),
                 None => tracing::error!({ service.name = NAME }, "failed too often, gives up"),
             },
-            ChildAction::Abandon { .. } | ChildAction::Withdraw | ChildAction::Release => {}
+            ChildAction::Abandon { .. }
+            | ChildAction::Unheard { .. }
+            | ChildAction::Withdraw
+            | ChildAction::Release => {}
         }
     }
 

@@ -69,7 +69,8 @@ impl Mark {
 
 impl fmt::Display for Mark {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}.{}", self.run, self.number)?;
+        // All of one length: a forked worker writes its own over the one that it was forked with.
+        write!(formatter, "{}.{:010}", self.run, self.number)?;
         if self.orderly { write!(formatter, ".{ORDERLY}") } else { Ok(()) }
     }
 }

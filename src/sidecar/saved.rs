@@ -67,7 +67,7 @@ impl Operator {
         let _ = within(BYTE_CODE_LIMIT, "remove the byte code of changed sources", forget).await;
         self.roster.lives().iter().for_each(|life| life.note(format!("{what} changed")));
         // What is wrong with the code is said once a save, however often it was said before.
-        self.roster.forget_import_error();
+        self.roster.forget_start_error();
         let began = Instant::now();
         if reads && self.tree.borrow().serving {
             // It logs what goes wrong.

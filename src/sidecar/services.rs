@@ -7,7 +7,8 @@ use std::rc::Rc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::companions::Companion;
-use crate::http::Counts;
+use crate::health::picture;
+use crate::http::{Counts, Unfinished};
 use crate::plan::{KILL_AGAIN, Signal};
 use crate::postgres::service::{self as postmaster, Postmaster};
 use crate::service::Reporter;
@@ -15,6 +16,7 @@ use crate::supervise::state::ChildAction;
 use crate::supervise::tree::{Origin, ServiceId, Tree, TreeEvent};
 use crate::workers::launch::Launch;
 use crate::workers::life::{Life, Roster};
+use crate::workers::notify::StartErrorKind;
 use crate::workers::slot::{self, Slot};
 use crate::workers::template::{self, Template};
 
@@ -128,6 +130,17 @@ impl Services {
         new.replaced(format!("replaced: {reason}"));
     }
 
+    /// A worker that still finishes requests is ended for the sake of another.
+    pub fn cut(&self, id: ServiceId) {
+        let unfinished = self.life(id).and_then(|life| life.unfinished());
+        let left = unfinished.map(|unfinished| format!(" ({})", picture::in_words(&unfinished))).unwrap_or_default();
+        tracing::warn!(
+            { service.name = %self.name(id) },
+            "the connection budget has no room for the next worker while the old one finishes what it has{left}: it has had \
+             workers.drain, and is stopped within stop.grace (more room: postgres.max_connections, a smaller pool)"
+        );
+    }
+
     pub fn remove(&mut self, id: ServiceId) {
         self.all.remove(&id);
     }
@@ -177,6 +190,7 @@ impl Services {
             }
             ChildAction::CancelSpawn(_) => tracing::debug!({ service.name = %name }, "its start is broken off"),
             ChildAction::Signal { .. }
+            | ChildAction::Unheard { .. }
             | ChildAction::GiveUp
             | ChildAction::Spawn(..)
             | ChildAction::Release
@@ -272,6 +286,11 @@ impl Services {
         self.life(id)?.counts()
     }
 
+    /// What it has still to finish, once it accepts no more.
+    pub fn unfinished(&self, id: ServiceId) -> Option<Unfinished> {
+        self.life(id)?.unfinished()
+    }
+
     /// The last lines it printed, oldest first.
     pub fn tail(&self, id: ServiceId) -> Vec<String> {
         match self.all.get(&id) {
@@ -286,8 +305,8 @@ impl Services {
     /// Why a replacement came to nothing, for the answer to the order that it was started for.
     pub fn failure(&self, id: ServiceId) -> String {
         let (name, life) = (self.name(id), self.life(id));
-        if let Some(traceback) = life.as_ref().and_then(Life::import_error) {
-            return format!("{name}: the application cannot be imported:\n{}", traceback.trim_end());
+        if let Some(error) = life.as_ref().and_then(Life::start_error) {
+            return format!("{name}: {}:\n{}", error.kind.words(), error.text.trim_end());
         }
         let how = life.and_then(|life| if life.pid().is_some() { None } else { life.last_reason() });
         let how =
@@ -304,14 +323,16 @@ impl Services {
             return format!(": its process {pid} does not end, though it gets SIGKILL (does a disk hang?)");
         }
         let tail = self.tail(id);
-        match (self.life(id).and_then(|life| life.import_error()), &*self.launch.borrow()) {
-            (Some(traceback), Some(launch)) => {
-                let last = traceback.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-                format!(
-                    ": {} cannot be imported (the traceback is above): {}",
-                    launch.settings.workers.app,
-                    last.trim()
-                )
+        match (self.life(id).and_then(|life| life.start_error()), &*self.launch.borrow()) {
+            (Some(error), Some(launch)) => {
+                let last = error.text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+                let what = match error.kind {
+                    StartErrorKind::Import => {
+                        format!("{} cannot be imported (the traceback is above)", launch.settings.workers.app)
+                    }
+                    kind @ (StartErrorKind::Lifespan | StartErrorKind::Check) => kind.words().to_owned(),
+                };
+                format!(": {what}: {}", last.trim())
             }
             _ if tail.is_empty() => ", having printed nothing".into(),
             _ => format!("; the last it printed:\n  {}", tail.join("\n  ")),

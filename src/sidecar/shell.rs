@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::orders::{Operator, RollReport};
 use super::services::{Service, Services};
@@ -17,19 +17,17 @@ use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
 use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
+use crate::boot;
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
 use crate::event_loop;
 use crate::health::picture::Fault;
 use crate::postgres::checkpoint;
 use crate::postgres::service::{self as postmaster, DatabaseReading, Postmaster};
-use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, Role, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
+use crate::supervise::tree::{Cause, JobRun, Origin, Outcome, ServiceId, Tree, TreeAction, TreeEvent, TreePhase};
 use crate::systemd::Upstream;
 use crate::workers::life::Roster;
 use crate::workers::socket_file::SocketFile;
-
-/// How long a worker that was told to leave may go on accepting connections: Uvicorn looks for it every 100 ms.
-const LEAVING: Duration = Duration::from_secs(1);
 
 /// As the end of a sentence about the stop.
 fn at_most(limit: Duration) -> String {
@@ -62,13 +60,13 @@ pub struct Sidecar {
     pub(super) view: View,
     /// The workers that the hook after the start was last run for.
     pub(super) hooked: BTreeSet<i32>,
-    /// Since when all is ready while replaced workers are on their way out.
-    pub(super) settled_since: Option<Instant>,
     /// The hook that runs.
     pub(super) hook: Option<JoinHandle<()>>,
     /// The task that takes the scheduled backups.
     pub(super) backups: Option<JoinHandle<()>>,
     pub(super) upstream: Rc<Upstream>,
+    /// The hook at each worker's end.
+    pub(super) exits: Option<JoinHandle<()>>,
     /// The files of the application's unix sockets, which go at the end.
     pub(super) application: Vec<SocketFile>,
     /// Tasks that live as long as the shell: the health port, the care for the workers, the sampler.
@@ -119,10 +117,10 @@ impl Sidecar {
             error: Rc::default(),
             samples,
             hooked: BTreeSet::new(),
-            settled_since: None,
             hook: None,
             backups: None,
             tasks,
+            exits: None,
             upstream,
             application: Vec::new(),
             stopping: false,
@@ -137,6 +135,7 @@ impl Sidecar {
             Goal::Errand(errand) => sidecar.errand = Some(errand),
             Goal::Serve => {
                 sidecar.open_doors()?;
+                sidecar.follow_exits();
                 sidecar.open_control()?;
             }
         }
@@ -191,8 +190,31 @@ impl Sidecar {
         self.error.borrow_mut().take().unwrap_or_else(|| anyhow!("a step of the boot failed"))
     }
 
+    /// Run the hook at each worker's end, from now on.
+    fn follow_exits(&mut self) {
+        let (events, error) = (self.events.clone(), self.error.clone());
+        let on_failure = move |why: String| {
+            *error.borrow_mut() = Some(anyhow!(why));
+            let _ = events.send(TreeEvent::HookFailed);
+        };
+        let follow = hooks::follow_exits(self.context.clone(), self.services.roster().ended(), on_failure);
+        self.exits = Some(event_loop::spawn("hooks.worker_exit", follow));
+    }
+
+    /// Wait for what is left of it, for a while.
+    async fn end_exits(&mut self) {
+        self.services.roster().close();
+        let Some(mut exits) = self.exits.take() else { return };
+        let limit = boot::exit_hook_limit(&self.context.settings());
+        if timeout(limit, &mut exits).await.is_err() && !limit.is_zero() {
+            tracing::warn!("hooks.worker_exit did not end within {limit:?} of the stop, and is killed");
+        }
+        exits.abort();
+    }
+
     /// Close the health port; last the control socket, whose followers get the last line too.
     pub async fn close(mut self) {
+        self.end_exits().await;
         for task in self.tasks.drain(..) {
             task.abort();
         }
@@ -280,18 +302,13 @@ impl Sidecar {
         let workers = tree.standing(stage);
         let pids: BTreeSet<i32> = workers.iter().filter_map(|id| tree.members[id].child.pid()).collect();
         let again = self.hooked.is_empty() || settings.hooks.after_ready_on == AfterReady::Replaced;
-        let settled = tree.is_ready() && tree.rolling().is_none() && self.hook.is_none();
-        if !settled {
-            self.settled_since = None;
-        }
+        // A hook that speaks to the application is to reach a worker that stays.
+        let closing = tree.members.values().any(|member| member.child.is_closing());
+        let settled = tree.is_ready() && tree.rolling().is_none() && !closing && self.hook.is_none();
         // Fewer of the same, after scaling down, are no others.
         if !again || !settled || pids.is_subset(&self.hooked) {
             return;
         }
-        if tree.members.values().any(|member| member.role == Role::Retiring) && self.still_accepting() {
-            return;
-        }
-        self.settled_since = None;
         self.hooked = pids;
         let (context, events, error) = (self.context.clone(), self.events.clone(), self.error.clone());
         self.hook = Some(event_loop::spawn("hooks.after_ready", async move {
@@ -302,21 +319,6 @@ impl Sidecar {
             // The tree looks again: there may be other workers by now.
             let _ = events.send(TreeEvent::Tick);
         }));
-    }
-
-    /// Whether workers that are leaving may still take a connection: a hook that speaks to the application is to reach one
-    /// that stays. Looks again when that is over.
-    fn still_accepting(&mut self) -> bool {
-        if let Some(since) = self.settled_since {
-            return since.elapsed() < LEAVING;
-        }
-        self.settled_since = Some(Instant::now());
-        let events = self.events.clone();
-        event_loop::spawn("workers that leave", async move {
-            tokio::time::sleep(LEAVING).await;
-            let _ = events.send(TreeEvent::Tick);
-        });
-        true
     }
 
     fn before_stop(&mut self) {
@@ -389,6 +391,7 @@ impl Sidecar {
             TreeAction::Add(id, origin) => self.services.add(id, origin),
             TreeAction::Service(id, action) => self.services.act(id, action),
             TreeAction::Swapped(new, old) => self.services.swapped(new, old),
+            TreeAction::Cut(id) => self.services.cut(id),
             TreeAction::Remove(id) => self.services.remove(id),
             TreeAction::RollEnded(id, outcome) => {
                 let report = match outcome {

@@ -167,6 +167,7 @@ impl View {
                     }
                     for service in &mut picture.services {
                         service.counts = service.pid.and_then(|pid| roster.counts(pid));
+                        service.unfinished = service.pid.and_then(|pid| roster.unfinished(pid));
                     }
                 });
                 if readings.changed().await.is_err() {
@@ -231,6 +232,7 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
             restarts: u32::try_from(member.child.restarts).unwrap_or(u32::MAX),
             last_reason: services.last_reason(id),
             counts: services.counts(id),
+            unfinished: services.unfinished(id),
             name,
         }
     };
@@ -293,9 +295,12 @@ fn worker_state(state: State) -> picture::WorkerState {
             picture::WorkerState::Starting
         }
         State::Ready { .. } => picture::WorkerState::Ready,
-        State::Hung { .. } | State::Replacing { .. } | State::Restarting { .. } | State::Stopping { .. } => {
-            picture::WorkerState::Retiring
-        }
+        State::Hung { .. }
+        | State::Replacing { .. }
+        | State::Restarting { .. }
+        | State::Stopping { .. }
+        | State::Closing { .. }
+        | State::Draining { .. } => picture::WorkerState::Retiring,
         State::Abandoned { .. } => picture::WorkerState::Abandoned,
         State::Down | State::Backoff { .. } => picture::WorkerState::Resting,
         State::GaveUp => picture::WorkerState::GaveUp,

@@ -25,6 +25,12 @@ impl Turn<'_> {
         self.stand(pid, Climb { ladder, rung: 0 }, purpose, None)
     }
 
+    /// It does already what the first rung of `ladder` would have it do: wait there, without a signal.
+    pub(super) fn wait_on(&self, pid: i32, ladder: Ladder, purpose: Purpose) -> Decision {
+        let (state, _) = self.begin(pid, ladder, purpose);
+        stay(state)
+    }
+
     /// The grace of the rung `at` has passed: step onto the next one.
     pub(super) fn climb(&self, pid: i32, at: Climb, purpose: Purpose) -> Decision {
         let stood = self.policy.rung(at.ladder, at.rung);
@@ -43,7 +49,7 @@ impl Turn<'_> {
     }
 
     /// Step onto the rung `at`, or off the top of the ladder.
-    fn stand(&self, pid: i32, at: Climb, purpose: Purpose, passed: Option<Passed>) -> Decision {
+    pub(super) fn stand(&self, pid: i32, at: Climb, purpose: Purpose, passed: Option<Passed>) -> Decision {
         let Some(rung) = self.policy.rung(at.ladder, at.rung) else {
             let limit_at = (purpose != Purpose::Stop).then(|| self.after(self.policy.abandon_limit));
             let state = Abandoned { pid, purpose, kill_at: self.after(KILL_AGAIN), limit_at };

@@ -7,6 +7,7 @@
 //! [`roll`] puts new children in the place of old ones while the tree serves.
 
 mod climb;
+mod leave;
 pub mod plan;
 pub mod policy;
 pub mod roll;

@@ -14,7 +14,8 @@ pub const STARVED_PAUSE: Duration = Duration::from_secs(5);
 /// How hard a child is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
-    /// SIGWINCH: leave, another has taken over (nginx's word for it; a process that does not know it ignores it).
+    /// SIGWINCH, and the same on Tandem's own channel: leave, another has taken over (nginx's word for it; a process that
+    /// does not know it ignores it).
     Retire,
     /// SIGTERM: finish what is in flight.
     Term,
@@ -59,8 +60,15 @@ pub struct Policy {
     pub hang_limit: Option<Duration>,
     /// The rungs of [`Ladder::Stop`]. Never empty; the last rung cannot be refused.
     pub ladder: Vec<Rung>,
-    /// The rungs that [`Ladder::Retire`] has before those of the stop.
+    /// The rungs that [`Ladder::Retire`] has before those of the stop. The grace of the first is for one that has not said
+    /// that it accepts no more, and for what is left to do once the last request has its answer.
     pub retire: Vec<Rung>,
+    /// How long one that retires may take to say that it accepts no more; then nothing waits for that word any more.
+    pub close_limit: Duration,
+    /// How long one that accepts no more may take for the requests it has.
+    pub drain_limit: Duration,
+    /// How long it certainly gets for them, though another waits for its place.
+    pub drain_firm: Duration,
     /// The rungs of [`Ladder::Hang`]; empty: those of the stop.
     pub hang: Vec<Rung>,
     /// Delay before the first restart; it doubles from `backoff_step` on.

@@ -1,6 +1,8 @@
 //! A roll: new workers take the places of old ones, new before old, while the tree serves. Pure.
 //!
-//! A replacement is started beside the worker whose place it is to take; once it is ready, the old one retires. One that
+//! A replacement is started beside the worker whose place it is to take; once it is ready, the old one retires, and the roll
+//! is over when each of them has said that it accepts no more. How long it then takes for the requests it has is not waited
+//! for, unless the budget of connections has no room for the next replacement. One that
 //! fails, or does not get ready in time, ends the roll: the workers that are there stay. Where workers are forked from a
 //! template, a new template comes first; it takes the old one's place with the first worker that gets ready from it.
 //!
@@ -9,7 +11,7 @@
 use std::collections::VecDeque;
 
 use super::state::{ChildAction, ChildEvent, Moment, State};
-use super::tree::{Need, Origin, Role, ServiceId, Tree, TreeAction, TreePhase};
+use super::tree::{Member, Need, Origin, Role, ServiceId, Tree, TreeAction, TreePhase};
 
 /// The number of an order for a roll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,6 +57,9 @@ struct Roll {
     /// Whether no template is wanted any more.
     untemplate: bool,
     replaced: usize,
+    /// Those that were replaced. The roll is not over while one of them may still accept connections: who asked for new
+    /// code is not to meet the old.
+    leaving: Vec<ServiceId>,
 }
 
 /// The roll under way, and those that wait for it.
@@ -116,7 +121,8 @@ impl Tree {
             self.start_replacements(now, actions);
             let is_done = |roll: &Roll| {
                 let proven = roll.template.is_none_or(|swap| self.is_ready_now(swap.new));
-                proven && roll.waiting.is_empty() && roll.under_way.is_empty()
+                let closed = roll.leaving.iter().all(|id| !self.is_closing(*id));
+                proven && closed && roll.waiting.is_empty() && roll.under_way.is_empty()
             };
             if !self.rolls.current.as_ref().is_some_and(is_done) {
                 return;
@@ -141,7 +147,8 @@ impl Tree {
         let waiting = workers.into_iter().filter(|&id| whole || scope == Scope::One(id)).collect();
         let template = if whole { self.new_template(now, actions) } else { None };
         let untemplate = whole && self.plan.roll.preload.is_none();
-        self.rolls.current = Some(Roll { ids, waiting, under_way: Vec::new(), template, untemplate, replaced: 0 });
+        let (under_way, leaving) = (Vec::new(), Vec::new());
+        self.rolls.current = Some(Roll { ids, waiting, under_way, template, untemplate, replaced: 0, leaving });
         true
     }
 
@@ -158,8 +165,12 @@ impl Tree {
         loop {
             let Some(roll) = &self.rolls.current else { return };
             let forkable = roll.template.is_none_or(|swap| self.is_ready_now(swap.new));
-            let room = roll.under_way.len() < self.plan.roll.surge.max(1) && self.has_room(0);
-            if !forkable || !room {
+            let may_come = roll.under_way.len() < self.plan.roll.surge.max(1) && !roll.waiting.is_empty();
+            if !forkable || !may_come {
+                return;
+            }
+            if !self.has_room(0) {
+                self.make_room(now, actions);
                 return;
             }
             let Some(old) = self.rolls.current.as_mut().and_then(|roll| roll.waiting.pop_front()) else { return };
@@ -171,6 +182,10 @@ impl Tree {
             }
             self.child(new, ChildEvent::Start, now, actions);
         }
+    }
+
+    fn is_closing(&self, id: ServiceId) -> bool {
+        self.members.get(&id).is_some_and(|member| member.child.is_closing())
     }
 
     fn is_ready_now(&self, id: ServiceId) -> bool {
@@ -186,6 +201,24 @@ impl Tree {
         there < self.plan.roll.most.max(standing.max(wanted) + 1)
     }
 
+    /// A worker waits for the connections of those that leave. If all of them still finish requests, the oldest of them whose
+    /// time is not firm any more is ended: a request without an end holds up neither a roll nor a scaling.
+    fn make_room(&mut self, now: Moment, actions: &mut Vec<TreeAction>) {
+        let workers = self.plan.roll.workers;
+        let leaves = |member: &&Member| Some(member.stage) == workers && member.role == Role::Retiring;
+        let drains = |member: &Member| matches!(member.child.state, State::Closing { .. } | State::Draining { .. });
+        let mut leaving = self.members.values().filter(leaves).filter(|member| !member.child.is_over());
+        if !leaving.all(drains) {
+            return;
+        }
+        let may_end = |member: &Member| matches!(member.child.state, State::Draining { firm_until: None, .. });
+        let oldest = self.members.iter().find(|(_, member)| leaves(member) && may_end(member)).map(|(&id, _)| id);
+        if let Some(id) = oldest {
+            actions.push(TreeAction::Cut(id));
+            self.child(id, ChildEvent::Stop, now, actions);
+        }
+    }
+
     /// Something happened to a replacement: it is ready, on its way, or has failed.
     pub(super) fn replacement(&mut self, id: ServiceId, event: ChildEvent, now: Moment, actions: &mut Vec<TreeAction>) {
         let before = actions.len();
@@ -199,6 +232,8 @@ impl Tree {
             | State::Replacing { .. }
             | State::Restarting { .. }
             | State::Stopping { .. }
+            | State::Closing { .. }
+            | State::Draining { .. }
             | State::Backoff { .. }
             | State::GaveUp
             | State::Abandoned { .. } => {
@@ -219,6 +254,7 @@ impl Tree {
         let Some(at) = roll.under_way.iter().position(|swap| swap.new == new) else { return };
         let swap = roll.under_way.remove(at);
         roll.replaced += 1;
+        roll.leaving.extend(swap.old);
         self.commit_template(now, actions);
         self.take_place(swap, ChildEvent::Retire, now, actions);
     }
@@ -315,6 +351,7 @@ impl Tree {
                 return;
             };
             if !self.has_room(wanted) {
+                self.make_room(now, actions);
                 return;
             }
             let slot = standing.len();

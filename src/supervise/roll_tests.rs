@@ -18,6 +18,9 @@ fn service() -> ServicePlan {
         hang_limit: Some(Duration::ZERO),
         ladder: vec![rung(Signal::Term, 10), rung(Signal::Kill, 2)],
         retire: vec![rung(Signal::Retire, 30)],
+        close_limit: Duration::from_secs(5),
+        drain_limit: Duration::from_secs(90),
+        drain_firm: Duration::from_secs(20),
         hang: vec![],
         backoff_first: Duration::ZERO,
         backoff_step: Duration::ZERO,
@@ -71,9 +74,18 @@ impl World {
     }
 
     fn feed(&mut self, event: TreeEvent) -> Vec<TreeAction> {
-        let (tree, actions) = self.tree.take().unwrap().step(event, NOW);
+        self.feed_at(event, NOW)
+    }
+
+    fn feed_at(&mut self, event: TreeEvent, now: Moment) -> Vec<TreeAction> {
+        let (tree, actions) = self.tree.take().unwrap().step(event, now);
         self.tree = Some(tree);
         actions
+    }
+
+    /// So much time has passed since all else happened.
+    fn later(&mut self, passed: Duration) -> Vec<TreeAction> {
+        self.feed_at(TreeEvent::Tick, NOW + passed)
     }
 
     fn tell(&mut self, id: ServiceId, about: ProcessEvent) -> Vec<TreeAction> {
@@ -90,6 +102,11 @@ impl World {
 
     fn gone(&mut self, id: ServiceId) -> Vec<TreeAction> {
         self.tell(id, ProcessEvent::Exited(Ending::Ended))
+    }
+
+    /// A worker that was told to leave says that it accepts no more.
+    fn closed(&mut self, id: ServiceId) -> Vec<TreeAction> {
+        self.tell(id, ProcessEvent::Closed)
     }
 
     fn roll(&mut self, id: u64, scope: Scope) -> Vec<TreeAction> {
@@ -129,10 +146,12 @@ fn one_after_another_new_before_old() {
     assert_eq!(second.len(), 1, "and now there is");
     world.ready(second[0]);
     let third = added(&world.gone(WORKERS[1]));
+    assert_eq!(ended(&world.ready(third[0])), [], "the last one may still accept connections");
+    assert_eq!(world.tree().rolling(), Some((3, 0)));
     assert_eq!(
-        ended(&world.ready(third[0])),
+        ended(&world.closed(WORKERS[2])),
         [(1, Outcome::Done(3))],
-        "done when all are replaced, not when all drained"
+        "done when all have closed, not when all drained"
     );
     assert_eq!(world.standing(), [first[0].0, second[0].0, third[0].0]);
 }
@@ -145,7 +164,10 @@ fn drains_overlap_where_there_is_room() {
     let third = added(&world.ready(first[0]));
     assert_eq!(third.len(), 1, "one drains, one comes, and a third has room");
     assert!(added(&world.ready(first[1])).is_empty(), "none is left to be replaced");
-    assert_eq!(ended(&world.ready(third[0])), [(1, Outcome::Done(3))]);
+    world.closed(WORKERS[0]);
+    world.closed(WORKERS[2]);
+    world.ready(third[0]);
+    assert_eq!(ended(&world.closed(WORKERS[1])), [(1, Outcome::Done(3))]);
 }
 
 #[test]
@@ -176,7 +198,12 @@ fn rolls_of_one_kind_are_one_and_others_wait() {
     world.roll(4, Scope::One(WORKERS[1]));
     let mut ends = Vec::new();
     while let Some(id) = new.pop() {
-        let actions = world.ready(id);
+        let mut actions = world.ready(id);
+        let old = actions.iter().find_map(|action| match action {
+            TreeAction::Swapped(_, old) => Some(*old),
+            _ => None,
+        });
+        actions.extend(world.closed(old.unwrap()));
         ends.extend(ended(&actions));
         new.extend(added(&actions));
     }
@@ -202,7 +229,8 @@ fn scaling_down_during_a_roll_takes_the_highest_slots_and_their_replacements() {
     assert_eq!(new.len(), 3);
     world.feed(TreeEvent::Scale(1));
     assert_eq!(world.standing(), [0]);
-    assert_eq!(ended(&world.ready(new[0])), [(1, Outcome::Done(1))]);
+    world.ready(new[0]);
+    assert_eq!(ended(&world.closed(WORKERS[0])), [(1, Outcome::Done(1))]);
     assert_eq!(world.standing(), [new[0].0]);
     assert_eq!(added(&world.feed(TreeEvent::Scale(3))).len(), 2);
     assert!(world.feed(TreeEvent::Scale(0)).is_empty(), "no worker would be left");
@@ -248,4 +276,56 @@ fn new_slots_wait_for_the_connections_of_those_that_leave() {
     assert_eq!(added(&world.feed(TreeEvent::Scale(3))).len(), 1, "one beyond those wanted has room");
     assert_eq!(added(&world.gone(WORKERS[2])).len(), 1);
     assert_eq!(world.standing().len(), 3);
+}
+
+#[test]
+fn a_roll_does_not_wait_for_a_word_that_does_not_come() {
+    let mut world = World::serving(1, 9, false);
+    let new = added(&world.roll(1, Scope::One(WORKERS[0])))[0];
+    assert_eq!(ended(&world.ready(new)), []);
+    assert_eq!(world.tree().deadline(), Some(NOW + service().policy.close_limit));
+    let actions = world.later(service().policy.close_limit);
+    assert_eq!(ended(&actions), [(1, Outcome::Done(1))]);
+    let unheard = |action: &TreeAction| matches!(action, TreeAction::Service(id, ChildAction::Unheard { .. }) if *id == WORKERS[0]);
+    assert!(actions.iter().any(unheard), "{actions:?}");
+}
+
+#[test]
+fn a_drain_without_an_end_holds_up_neither_a_roll_nor_a_scaling() {
+    let mut world = World::serving(1, 1, false);
+    let first = added(&world.roll(1, Scope::All));
+    world.ready(first[0]);
+    assert!(
+        added(&world.closed(WORKERS[0])).is_empty(),
+        "no connection is left for another beside the one that drains"
+    );
+    let firm = service().policy.drain_firm;
+    assert!(world.later(firm - Duration::from_secs(1)).is_empty(), "its time is firm");
+    let actions = world.later(firm);
+    assert!(actions.contains(&TreeAction::Cut(WORKERS[0])), "{actions:?}");
+    assert!(added(&actions).is_empty(), "its connections are its own until it is gone");
+    assert!(world.later(firm).is_empty(), "and no other is cut meanwhile");
+    let second = added(&world.gone(WORKERS[0]));
+    assert_eq!(second.len(), 1);
+    world.ready(second[0]);
+    world.closed(WORKERS[1]);
+    world.feed(TreeEvent::Scale(1));
+    world.closed(WORKERS[2]);
+    world.closed(second[0]);
+    let actions = world.feed(TreeEvent::Scale(4));
+    assert!(!actions.iter().any(|action| matches!(action, TreeAction::Cut(_))), "{actions:?}");
+    let actions = world.later(firm);
+    let cut = actions.iter().filter(|action| matches!(action, TreeAction::Cut(_))).count();
+    assert_eq!(cut, 1, "one at a time: {actions:?}");
+}
+
+#[test]
+fn a_stop_ends_what_still_drains() {
+    let mut world = World::serving(1, 9, false);
+    let new = added(&world.roll(1, Scope::One(WORKERS[0])))[0];
+    world.ready(new);
+    world.closed(WORKERS[0]);
+    let actions = world.feed(TreeEvent::Stop);
+    let told = |action: &TreeAction| matches!(action, TreeAction::Service(id, ChildAction::Signal { rung, .. }) if *id == WORKERS[0] && rung.signal == Signal::Term);
+    assert!(actions.iter().any(told), "{actions:?}");
 }

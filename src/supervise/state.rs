@@ -63,6 +63,10 @@ pub enum State {
     Restarting { pid: i32, at: Climb, next_at: Moment },
     /// It is being ended for good.
     Stopping { pid: i32, at: Climb, next_at: Moment },
+    /// Another has taken over, and it was told to leave: it may still accept connections.
+    Closing { pid: i32, limit_at: Moment },
+    /// It has said that it accepts no more, and finishes the requests it has. Until `firm_until` no other gets its place.
+    Draining { pid: i32, firm_until: Option<Moment>, limit_at: Moment },
     /// No process; the next one is spawned at `until`.
     Backoff { until: Moment, intent: Intent },
     /// No process; it failed too often, or said that it can never start.
@@ -94,6 +98,10 @@ pub enum ProcessEvent {
     Ready,
     /// It does not answer.
     Hung,
+    /// It accepts no connections any more.
+    Closed,
+    /// It has no requests left.
+    Drained,
     /// It runs, and will never get ready; it says so again, as [`Ending::Unstartable`], when it ends.
     Unfit,
     Exited(Ending),
@@ -144,6 +152,11 @@ pub enum ChildAction {
         rung: Rung,
         ladder: Ladder,
         passed: Option<Passed>,
+    },
+    /// The process was told to leave, and did not say within this time that it accepts no more.
+    Unheard {
+        pid: i32,
+        limit: Duration,
     },
     /// SIGKILL did not end the process within this time.
     Abandon {
@@ -197,6 +210,8 @@ impl Child {
             | State::Replacing { pid, .. }
             | State::Restarting { pid, .. }
             | State::Stopping { pid, .. }
+            | State::Closing { pid, .. }
+            | State::Draining { pid, .. }
             | State::Abandoned { pid, .. } => Some(pid),
             State::Down | State::Spawning { .. } | State::Cancelling { .. } | State::Backoff { .. } | State::GaveUp => {
                 None
@@ -206,6 +221,11 @@ impl Child {
 
     pub fn is_ready(&self) -> bool {
         matches!(self.state, State::Ready { .. })
+    }
+
+    /// Whether it was told to leave and may still accept connections.
+    pub fn is_closing(&self) -> bool {
+        matches!(self.state, State::Closing { .. })
     }
 
     /// Whether SIGKILL did not end its process, which is still there.
@@ -223,7 +243,11 @@ impl Child {
         match self.state {
             State::Spawning { limit_at, .. }
             | State::Cancelling { limit_at, .. }
-            | State::Starting { limit_at, .. } => Some(limit_at),
+            | State::Starting { limit_at, .. }
+            | State::Closing { limit_at, .. } => Some(limit_at),
+            State::Draining { firm_until, limit_at, .. } => {
+                Some(firm_until.map_or(limit_at, |firm_until| firm_until.min(limit_at)))
+            }
             State::Hung { limit_at, .. } => limit_at,
             State::Replacing { next_at, .. } | State::Restarting { next_at, .. } | State::Stopping { next_at, .. } => {
                 Some(next_at)
@@ -249,6 +273,8 @@ impl Child {
             State::Replacing { .. } => "replacing",
             State::Restarting { .. } => "restarting",
             State::Stopping { .. } => "stopping",
+            State::Closing { .. } => "closing",
+            State::Draining { .. } => "draining",
             State::Backoff { .. } => "backoff",
             State::GaveUp => "gave-up",
             State::Abandoned { .. } => "abandoned",

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::climb::Abandoned;
+use super::leave::RETIRING;
 use super::state::{
     Child, ChildAction, ChildEvent, Climb, Ending, Generation, Intent, Moment, ProcessEvent, Purpose, State,
 };
@@ -37,6 +38,8 @@ pub fn step(mut child: Child, event: ChildEvent, now: Moment, policy: &Policy) -
         State::Replacing { pid, at, next_at } => turn.replacing(pid, at, next_at, event),
         State::Restarting { pid, at, next_at } => turn.restarting(pid, at, next_at, event),
         State::Stopping { pid, at, next_at } => turn.stopping(pid, at, next_at, event),
+        State::Closing { pid, limit_at } => turn.closing(pid, limit_at, event),
+        State::Draining { pid, firm_until, limit_at } => turn.draining(pid, firm_until, limit_at, event),
         State::Backoff { until, intent } => turn.backoff(until, intent, event),
         State::GaveUp => turn.gave_up(event),
         State::Abandoned { pid, purpose, kill_at, limit_at } => {
@@ -60,6 +63,8 @@ fn former(about: ProcessEvent) -> Vec<ChildAction> {
         ProcessEvent::SpawnFailed(_)
         | ProcessEvent::Ready
         | ProcessEvent::Hung
+        | ProcessEvent::Closed
+        | ProcessEvent::Drained
         | ProcessEvent::Unfit
         | ProcessEvent::Exited(_) => Vec::new(),
     }
@@ -98,7 +103,10 @@ impl Turn<'_> {
             ChildEvent::Prepare => self.spawn(Intent::Hold),
             ChildEvent::Start => self.spawn(Intent::Start),
             ChildEvent::Process(_, Of::Spawned(pid)) => (State::Down, vec![ChildAction::Disown(pid)]),
-            ChildEvent::Process(_, Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit | Of::Exited(_))
+            ChildEvent::Process(
+                _,
+                Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit | Of::Exited(_),
+            )
             | ChildEvent::Tick
             | ChildEvent::Restart
             | ChildEvent::Retire
@@ -122,7 +130,7 @@ impl Turn<'_> {
             }
             ChildEvent::Tick if self.now >= limit_at => self.cancel(Some(intent)),
             ChildEvent::Retire | ChildEvent::Stop | ChildEvent::StopNow => self.cancel(None),
-            ChildEvent::Process(_, Of::Ready | Of::Hung | Of::Unfit | Of::Exited(_))
+            ChildEvent::Process(_, Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit | Of::Exited(_))
             | ChildEvent::Prepare
             | ChildEvent::Start
             | ChildEvent::Tick
@@ -153,7 +161,7 @@ impl Turn<'_> {
             ChildEvent::Start if wanted != Some(Intent::Start) => {
                 (State::Cancelling { wanted: Some(Intent::Start), limit_at }, vec![ChildAction::Release])
             }
-            ChildEvent::Process(_, Of::Ready | Of::Hung | Of::Unfit | Of::Exited(_))
+            ChildEvent::Process(_, Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit | Of::Exited(_))
             | ChildEvent::Prepare
             | ChildEvent::Start
             | ChildEvent::Tick
@@ -175,7 +183,10 @@ impl Turn<'_> {
             ChildEvent::Start => (self.on_its_way(pid), vec![ChildAction::Release]),
             ChildEvent::Process(_, Of::Exited(ending)) => self.fail(ending, Intent::Hold),
             ChildEvent::Retire | ChildEvent::Stop | ChildEvent::StopNow => self.begin(pid, Ladder::Stop, Purpose::Stop),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit)
+            ChildEvent::Process(
+                _,
+                Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit,
+            )
             | ChildEvent::Prepare
             | ChildEvent::Tick
             | ChildEvent::Restart
@@ -197,7 +208,7 @@ impl Turn<'_> {
             ChildEvent::Process(_, Of::Unfit) => self.begin(pid, Ladder::Stop, Purpose::Replace),
             ChildEvent::Restart => self.begin(pid, Ladder::Stop, Purpose::Restart),
             ChildEvent::Retire | ChildEvent::Stop | ChildEvent::StopNow => self.begin(pid, Ladder::Stop, Purpose::Stop),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Hung)
+            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Hung | Of::Closed | Of::Drained)
             | ChildEvent::Tick
             | ChildEvent::Prepare
             | ChildEvent::Start
@@ -214,9 +225,11 @@ impl Turn<'_> {
             }
             ChildEvent::Process(_, Of::Exited(ending)) => withdrawn(self.fail(ending, Intent::Start)),
             ChildEvent::Restart => withdrawn(self.begin(pid, Ladder::Stop, Purpose::Restart)),
-            ChildEvent::Retire => withdrawn(self.begin(pid, Ladder::Retire, Purpose::Stop)),
+            // It leaves of its own accord, and needs no signal for that.
+            ChildEvent::Process(_, Of::Closed) => withdrawn(self.wait_on(pid, Ladder::Stop, Purpose::Replace)),
+            ChildEvent::Retire => withdrawn(self.retire(pid)),
             ChildEvent::Stop | ChildEvent::StopNow => withdrawn(self.begin(pid, Ladder::Stop, Purpose::Stop)),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Unfit)
+            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Drained | Of::Unfit)
             | ChildEvent::Prepare
             | ChildEvent::Start
             | ChildEvent::Tick
@@ -234,7 +247,10 @@ impl Turn<'_> {
             }
             ChildEvent::Restart => self.begin(pid, Ladder::Hang, Purpose::Restart),
             ChildEvent::Retire | ChildEvent::Stop | ChildEvent::StopNow => self.begin(pid, Ladder::Stop, Purpose::Stop),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Hung | Of::Unfit)
+            ChildEvent::Process(
+                _,
+                Of::Spawned(_) | Of::SpawnFailed(_) | Of::Hung | Of::Closed | Of::Drained | Of::Unfit,
+            )
             | ChildEvent::Tick
             | ChildEvent::Prepare
             | ChildEvent::Start
@@ -250,7 +266,10 @@ impl Turn<'_> {
             // It is on the ladder already: the stop goes on from the rung it stands on.
             ChildEvent::Retire | ChildEvent::Stop => stay(State::Stopping { pid, at, next_at }),
             ChildEvent::StopNow => self.hurry(pid, at, next_at),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit)
+            ChildEvent::Process(
+                _,
+                Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit,
+            )
             | ChildEvent::Tick
             | ChildEvent::Prepare
             | ChildEvent::Start
@@ -266,7 +285,10 @@ impl Turn<'_> {
             ChildEvent::Tick if self.now >= next_at => self.climb(pid, at, Purpose::Restart),
             ChildEvent::Retire | ChildEvent::Stop => stay(State::Stopping { pid, at, next_at }),
             ChildEvent::StopNow => self.hurry(pid, at, next_at),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit)
+            ChildEvent::Process(
+                _,
+                Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit,
+            )
             | ChildEvent::Tick
             | ChildEvent::Prepare
             | ChildEvent::Start
@@ -280,6 +302,9 @@ impl Turn<'_> {
         match event {
             ChildEvent::Process(_, Of::Exited(ending)) => self.gone(Purpose::Stop, ending),
             ChildEvent::Tick if self.now >= next_at => self.climb(pid, at, Purpose::Stop),
+            // It has heard it after all.
+            ChildEvent::Process(_, Of::Closed) if at == RETIRING => stay(self.drain(pid)),
+            ChildEvent::Process(_, Of::Hung) if at == RETIRING => self.begin(pid, Ladder::Hang, Purpose::Stop),
             // It was given time that a stop does not give.
             ChildEvent::Stop | ChildEvent::StopNow if at.ladder == Ladder::Retire => {
                 self.begin(pid, Ladder::Stop, Purpose::Stop)
@@ -287,7 +312,10 @@ impl Turn<'_> {
             ChildEvent::StopNow => self.hurry(pid, at, next_at),
             // The stage that it belongs to begins after all.
             ChildEvent::Start => stay(State::Restarting { pid, at, next_at }),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit)
+            ChildEvent::Process(
+                _,
+                Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit,
+            )
             | ChildEvent::Tick
             | ChildEvent::Prepare
             | ChildEvent::Restart
@@ -308,7 +336,10 @@ impl Turn<'_> {
             ChildEvent::Process(_, Of::Spawned(pid)) => {
                 (State::Backoff { until, intent }, vec![ChildAction::Disown(pid)])
             }
-            ChildEvent::Process(_, Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit | Of::Exited(_))
+            ChildEvent::Process(
+                _,
+                Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit | Of::Exited(_),
+            )
             | ChildEvent::Tick
             | ChildEvent::Prepare
             | ChildEvent::Rest => stay(State::Backoff { until, intent }),
@@ -330,7 +361,10 @@ impl Turn<'_> {
             }
             ChildEvent::Retire | ChildEvent::Stop | ChildEvent::StopNow => stay(State::Down),
             ChildEvent::Process(_, Of::Spawned(pid)) => (State::GaveUp, vec![ChildAction::Disown(pid)]),
-            ChildEvent::Process(_, Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit | Of::Exited(_))
+            ChildEvent::Process(
+                _,
+                Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit | Of::Exited(_),
+            )
             | ChildEvent::Prepare
             | ChildEvent::Start
             | ChildEvent::Tick => stay(State::GaveUp),
@@ -368,7 +402,10 @@ impl Turn<'_> {
             }
             // Tandem does without it; whether it still can is asked again later.
             ChildEvent::Rest if it.purpose != Purpose::Stop => stay(Abandoned { limit_at: again, ..it }.into()),
-            ChildEvent::Process(_, Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Unfit)
+            ChildEvent::Process(
+                _,
+                Of::Spawned(_) | Of::SpawnFailed(_) | Of::Ready | Of::Hung | Of::Closed | Of::Drained | Of::Unfit,
+            )
             | ChildEvent::Tick
             | ChildEvent::Prepare
             | ChildEvent::Start

@@ -11,6 +11,7 @@ use crate::state::Passed;
 const PID: i32 = 7;
 const NOW: Moment = Duration::from_secs(100);
 const LATER: Moment = Duration::from_secs(200);
+const FAR: Moment = Duration::from_secs(1000);
 
 fn policy() -> Policy {
     let rung = |signal, seconds| Rung { signal, group: true, grace: Duration::from_secs(seconds) };
@@ -20,6 +21,9 @@ fn policy() -> Policy {
         hang_limit: Some(Duration::from_secs(30)),
         ladder: vec![rung(Signal::Term, 10), rung(Signal::Kill, 2)],
         retire: vec![rung(Signal::Retire, 30)],
+        close_limit: Duration::from_secs(5),
+        drain_limit: Duration::from_secs(90),
+        drain_firm: Duration::from_secs(20),
         hang: vec![rung(Signal::Abort, 1), rung(Signal::Kill, 2)],
         backoff_first: Duration::from_millis(100),
         backoff_step: Duration::from_secs(1),
@@ -70,6 +74,9 @@ fn states() -> Vec<State> {
         State::Starting { pid: PID, limit_at: NOW },
         State::Ready { pid: PID, since: NOW },
         State::Hung { pid: PID, limit_at: Some(NOW) },
+        State::Closing { pid: PID, limit_at: NOW },
+        State::Draining { pid: PID, firm_until: Some(NOW), limit_at: FAR },
+        State::Draining { pid: PID, firm_until: None, limit_at: NOW },
         State::Backoff { until: NOW, intent: Intent::Hold },
         State::Backoff { until: NOW, intent: Intent::Start },
         State::GaveUp,
@@ -87,6 +94,8 @@ fn events() -> Vec<(&'static str, ChildEvent)> {
         ("spawn starved", of(ProcessEvent::SpawnFailed(Ending::Starved))),
         ("ready", of(ProcessEvent::Ready)),
         ("hung", of(ProcessEvent::Hung)),
+        ("closed", of(ProcessEvent::Closed)),
+        ("drained", of(ProcessEvent::Drained)),
         ("exited", of(ProcessEvent::Exited(Ending::Ended))),
         ("unstartable", of(ProcessEvent::Exited(Ending::Unstartable))),
         ("starved", of(ProcessEvent::Exited(Ending::Starved))),
@@ -121,6 +130,7 @@ fn name(state: State) -> String {
         State::Stopping { at, .. } | State::Replacing { at, .. } | State::Restarting { at, .. } => {
             format!("{label} ({:?} {})", at.ladder, at.rung + 1).to_lowercase()
         }
+        State::Draining { firm_until: Some(_), .. } => format!("{label} (firm)"),
         _ => label.to_owned(),
     }
 }
@@ -131,6 +141,7 @@ fn words(action: ChildAction) -> String {
         ChildAction::CancelSpawn(_) => "cancel spawn".into(),
         ChildAction::Release => "release".into(),
         ChildAction::Signal { rung, .. } => format!("{:?}", rung.signal).to_lowercase(),
+        ChildAction::Unheard { .. } => "unheard".into(),
         ChildAction::Abandon { .. } => "abandon".into(),
         ChildAction::Disown(_) => "disown".into(),
         ChildAction::Withdraw => "withdraw".into(),
@@ -329,6 +340,9 @@ fn a_limit_without_end_is_none() {
         rest: Duration::MAX,
         abandon_limit: Duration::MAX,
         starved_pause: Duration::MAX,
+        close_limit: Duration::MAX,
+        drain_limit: Duration::MAX,
+        drain_firm: Duration::MAX,
         ..policy()
     };
     for state in states() {
@@ -347,4 +361,47 @@ fn a_limit_does_nothing_before_it_has_passed() {
         let (next, actions) = step(child(state), ChildEvent::Tick, before, &policy());
         assert_eq!((next.state, actions), (state, vec![]), "{state:?}");
     }
+}
+
+#[test]
+fn who_is_told_to_leave_says_when_it_accepts_no_more_and_then_has_its_time() {
+    let policy = policy();
+    let ready = child(State::Ready { pid: PID, since: NOW });
+    let (closing, actions) = step(ready, ChildEvent::Retire, NOW, &policy);
+    assert_eq!(actions, [ChildAction::Withdraw, signal(policy.retire[0], Ladder::Retire, None)]);
+    assert!(closing.is_closing() && closing.deadline() == Some(NOW + policy.close_limit));
+    let (draining, actions) = step(closing.clone(), of(ProcessEvent::Closed), NOW, &policy);
+    assert_eq!((draining.is_closing(), actions), (false, vec![]));
+    let firm = NOW + policy.drain_firm;
+    assert_eq!(draining.deadline(), Some(firm));
+    let (draining, actions) = step(draining, ChildEvent::Tick, firm, &policy);
+    assert_eq!((draining.deadline(), actions), (Some(NOW + policy.drain_limit), vec![]), "it goes on");
+    let (ending, actions) = step(draining.clone(), ChildEvent::Tick, NOW + policy.drain_limit, &policy);
+    let passed = Some(Passed { signal: Signal::Retire, grace: policy.drain_limit });
+    let term = policy.ladder[0];
+    assert_eq!(actions, [ChildAction::Signal { pid: PID, rung: term, ladder: Ladder::Retire, passed }]);
+    assert_eq!(ending.deadline(), Some(NOW + policy.drain_limit + term.grace));
+    let (ending, actions) = step(draining.clone(), of(ProcessEvent::Drained), firm, &policy);
+    assert_eq!((ending.deadline(), actions), (Some(firm + policy.retire[0].grace), vec![]), "its own shutdown is left");
+    let (hung, actions) = step(draining, of(ProcessEvent::Hung), firm, &policy);
+    assert_eq!(actions, [signal(policy.hang[0], Ladder::Hang, None)]);
+    assert_eq!(step(hung, of(ProcessEvent::Exited(Ending::Ended)), firm, &policy).0.state, State::Down);
+    // The word comes late, or never.
+    let late = NOW + policy.close_limit;
+    let (unheard, actions) = step(closing, ChildEvent::Tick, late, &policy);
+    assert_eq!(actions, [ChildAction::Unheard { pid: PID, limit: policy.close_limit }]);
+    assert!(!unheard.is_closing() && unheard.deadline() == Some(late + policy.retire[0].grace));
+    let (heard, _) = step(unheard.clone(), of(ProcessEvent::Closed), late, &policy);
+    assert_eq!(heard.deadline(), Some(late + policy.drain_firm));
+    let (_, actions) = step(unheard, ChildEvent::Tick, late + policy.retire[0].grace, &policy);
+    assert_eq!(actions, [signal(term, Ladder::Retire, Some(policy.retire[0]))]);
+}
+
+#[test]
+fn who_leaves_of_its_own_accord_gets_no_signal_before_its_grace_has_passed() {
+    let policy = policy();
+    let (leaving, actions) = step(child(State::Ready { pid: PID, since: NOW }), of(ProcessEvent::Closed), NOW, &policy);
+    assert_eq!((leaving.deadline(), actions), (Some(NOW + policy.ladder[0].grace), vec![ChildAction::Withdraw]));
+    let (gone, actions) = step(leaving, of(ProcessEvent::Exited(Ending::Ended)), NOW, &policy);
+    assert_eq!((gone.failures.len(), actions), (1, vec![ChildAction::Restart(policy.backoff_first)]));
 }

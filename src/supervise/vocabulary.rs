@@ -87,6 +87,8 @@ pub enum TreeAction {
     Service(ServiceId, ChildAction),
     /// The first is ready, and the second leaves.
     Swapped(ServiceId, ServiceId),
+    /// This one still finishes requests, and is ended for the sake of another that waits for its place.
+    Cut(ServiceId),
     /// Nothing is left of this one.
     Remove(ServiceId),
     RollEnded(RollId, Outcome),

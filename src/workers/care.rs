@@ -149,6 +149,10 @@ pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl
                 }
             }
         }
+        // One that finishes what it has is replaced already; that it does not hang is all there is to see to.
+        for life in lives.iter().filter(|life| life.is_retiring() && hangs(life)) {
+            report_hang(life, "it is told to show what its threads do, and ended");
+        }
         for life in workers() {
             let Some(pid) = life.pid() else { continue };
             let mut record = *records.borrow_mut().entry(pid).or_insert_with(Record::new);
@@ -186,6 +190,18 @@ fn measure(records: &Records, pid: i32, name: String, read: fn(i32) -> Option<u6
     });
 }
 
+fn hangs(life: &Life) -> bool {
+    let silent = life.heartbeat().map(|last| last.elapsed());
+    matches!((life.watchdog(), silent), (Some(limit), Some(silent)) if silent >= limit)
+}
+
+fn report_hang(life: &Life, what_follows: &str) {
+    let silent = life.heartbeat().map(|last| last.elapsed()).unwrap_or_default();
+    tracing::error!({ service.name = %life.name() }, "its event loop has been silent for {silent:.1?}: {what_follows}");
+    life.note(format!("hung: its event loop was silent for {silent:.1?}"));
+    life.report_hang();
+}
+
 fn look(life: &Life, record: &mut Record, workers: &Workers, due: &impl Fn(ServiceId)) {
     let facts = Facts {
         age: life.age(),
@@ -201,13 +217,7 @@ fn look(life: &Life, record: &mut Record, workers: &Workers, due: &impl Fn(Servi
     match judge(workers, &facts) {
         Verdict::Fine => {}
         Verdict::Hangs => {
-            let silent = facts.silent.unwrap_or_default();
-            tracing::error!(
-                { service.name = %life.name() },
-                "its event loop has been silent for {silent:.1?}: it is told to show what its threads do, and is replaced"
-            );
-            life.note(format!("hung: its event loop was silent for {silent:.1?}"));
-            life.report_hang();
+            report_hang(life, "it is told to show what its threads do, and is replaced");
         }
         Verdict::Due(_) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
         Verdict::Due(reason) => {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Debugger, Preload, Readiness, WorkerSocket};
+use crate::config::{Debugger, Factory, Preload, Readiness, WorkerSocket};
 
 fn workers() -> Workers {
     Workers {
@@ -32,6 +32,12 @@ fn workers() -> Workers {
         backoff_max: Duration::ZERO,
         surge: 1,
         drain: Duration::from_secs(30),
+        drain_busy: None,
+        drain_streams: Some(Duration::from_secs(30)),
+        factory: Factory::Auto,
+        lifespan: "auto".into(),
+        interface: "auto".into(),
+        check: None,
         max_requests: 0,
         max_requests_jitter: 0,
         max_memory: None,

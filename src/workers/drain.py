@@ -5,23 +5,32 @@ Uvicorn's own shutdown closes idle keep-alive connections at once, the next requ
 accepting; end every connection with its last answer, which says "Connection: close"; cut what is left at the limit.
 
 There are two ways. A *retiring* worker has a replacement and time: idle connections stay as long as Uvicorn would have
-kept them anyway, until `orders.drain` is over. A *stopping* worker is brief: `orders.idle_drain` for idle connections,
-`orders.grace` for requests in flight. A retiring worker that is told to stop becomes a stopping one, with new limits.
+kept them anyway, until `orders.drain` is over; WebSockets and event streams until `orders.drain_streams` is; requests
+in flight, what runs after their answer included, until `orders.drain_busy` is, which may be never. A *stopping* worker
+is brief: `orders.idle_drain` for idle connections, `orders.grace` for requests in flight; WebSockets end at once. A
+retiring worker that is told to stop becomes a stopping one, with new limits.
 """
 
 import asyncio
+import collections
 import contextlib
 import fcntl
+import logging
 import os
 import struct
 import sys
 import termios
+import urllib.parse
 
 TICK = 0.02  # seconds
 REPORT_TICK = 0.1  # seconds: as Uvicorn's main loop
 ATTACH_PAUSE = 0.02  # seconds: see Drain.stop_accepting
 CUT_PATIENCE = 0.5  # seconds: for an app to notice that its client is gone
+STREAM_PATIENCE = 5.0  # seconds: the same for a WebSocket or an event stream of a worker that has time
+PARTIAL_PATIENCE = 5.0  # seconds: for the rest of a request of which a part has come
+NAMES_MAX = 5  # requests that are named
 CLOSE = (b"connection", b"close")
+EVENT_STREAM = b"text/event-stream"
 
 
 class Drain:
@@ -32,14 +41,19 @@ class Drain:
     handshaking = ()  # connections that are accepted, and do not speak TLS yet
     brief = False  # stopping, not retiring
     status = 0  # of the process, if it has to end on the spot
+    closed = False  # no connection is accepted any more
+    next_report = 0.0
 
     async def shutdown(self, sockets=None):
         loop = asyncio.get_running_loop()
         ticking = loop.create_task(self.keep_ticking())
         await self.announce_last_answers()
         await self.stop_accepting(loop, sockets or [])
+        self.closed, self.next_report = True, 0.0
+        self.say("X_TANDEM_CLOSED=1")
         await self.drain(loop)
         cut = await self.cut()
+        self.say("X_TANDEM_DRAINED=1")
         if not self.force_exit:
             await self.lifespan.shutdown()
         ticking.cancel()
@@ -99,48 +113,193 @@ class Drain:
 
     async def drain(self, loop):
         """Wait until every client has had its last answer."""
-        state = self.server_state
+        state, orders = self.server_state, self.orders
         brief = since = None
-        idle_since, told = {}, set()
-        while (state.connections or state.tasks or self.handshaking) and not self.force_exit:
+        streams, waiting = Streams(self), {}
+        while (state.connections or streams.others(state.tasks) or self.handshaking) and not self.force_exit:
             now = loop.time()
             if brief is not self.brief:
-                brief, since, idle_since = self.brief, now, {}
-            if now - since >= (self.orders.grace if brief else self.orders.drain):
+                brief, since, waiting = self.brief, now, {}
+            passed = now - since
+            if passed >= (orders.grace if brief else orders.drain_busy):
                 return
             self.adopt_all()
-            for connection in list(state.connections):
-                if not is_http(connection):
-                    if connection not in told and close_websocket(connection):
-                        told.add(connection)
-                elif brief and is_idle(connection):
-                    # Not at once: a client that is sending right now gets its answer.
-                    if now - idle_since.setdefault(connection, now) >= self.orders.idle_drain:
+            over = passed >= orders.drain_streams
+            streams.end(now, websockets=brief or over, events=over and not brief)
+            for connection in filter(is_http, list(state.connections)):
+                # Not at once: a client that is sending right now gets its answer.
+                what = waits_for(connection)
+                kept_as, kept_since = waiting.get(connection, (None, now))
+                if what is None or kept_as != what:
+                    kept_since = now
+                waiting[connection] = what, kept_since
+                if what == "request" and (brief or passed >= orders.drain):
+                    if now - kept_since >= orders.idle_drain:
                         connection.shutdown()
-                else:
-                    idle_since.pop(connection, None)
-            if brief and not (state.connections or state.tasks) and now - since >= self.orders.idle_drain:
+                elif what == "rest" and not brief and passed >= orders.drain and now - kept_since >= PARTIAL_PATIENCE:
+                    connection.transport.close()
+            limit = orders.idle_drain if brief else orders.drain
+            if passed >= limit and not (state.connections or streams.others(state.tasks)):
                 return  # clients that never said a word of TLS
             await asyncio.sleep(TICK)
+
+    async def let_go(self):
+        """End what the requests that there are go on answering without their clients."""
+        tasks = set(self.server_state.tasks)
+        if tasks:
+            _, tasks = await asyncio.wait(tasks, timeout=CUT_PATIENCE)
+        # What runs after an answer is none of the client's.
+        unanswered = {task for task in tasks if not getattr(owner_of(task), "response_complete", True)}
+        if unanswered:
+            await cancel(unanswered, CUT_PATIENCE)
+
+    def note_streams(self):
+        """From the first tick on, know which answers are event streams: nothing of Uvicorn's remembers it."""
+        headers = self.server_state.default_headers
+        if type(headers) is list:
+            self.server_state.default_headers = Headers(headers)
+
+    def unfinished(self):
+        """What is left to be done, once no connection is accepted any more."""
+        if not self.closed:
+            return None
+        owners = [owner_of(task) for task in list(self.server_state.tasks)]
+        streams = sum(map(is_stream, owners))
+        idle = [it for it in list(self.server_state.connections) if is_http(it) and waits_for(it) is not None]
+        names = ["%s (%d)" % pair if pair[1] > 1 else pair[0] for pair in names_of(owners).most_common(NAMES_MAX)]
+        return {"requests": len(owners) - streams, "streams": streams, "idle": len(idle), "on": names}
 
     async def cut(self):
         """End what would not end by itself; say whether a request had to be cancelled."""
         state = self.server_state
+        tasks = set(state.tasks)
+        told = in_words(map(owner_of, tasks))
+        limit = "stop.grace" if self.brief else "workers.drain_busy"
+        when = "by a second signal" if self.force_exit else "at the end of " + limit
         for connection in list(state.connections):
             # The app sees its client leave, which ends an event stream without a traceback in the log.
             connection.transport.close()
-        tasks = set(state.tasks)
         if tasks:
             _, tasks = await asyncio.wait(tasks, timeout=CUT_PATIENCE)
+        if told:
+            # Those that saw their client leave and ended are cut as well.
+            print("WARNING cancelled %s %s" % (told, when), file=sys.stderr, flush=True)
         if not tasks:
             return False
-        period = "grace period" if self.brief else "drain"
-        when = "by a second signal" if self.force_exit else "at the end of the " + period
-        print("WARNING cancelled %d unfinished request(s) %s" % (len(tasks), when), file=sys.stderr)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=CUT_PATIENCE)
+        await cancel(tasks, CUT_PATIENCE)
         return True
+
+
+async def cancel(tasks, patience):
+    """Cancel requests. What that means for each was said: Uvicorn would log a traceback for every one."""
+    logger, quiet = logging.getLogger("uvicorn.error"), Quiet()
+    logger.addFilter(quiet)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=patience)
+    logger.removeFilter(quiet)
+
+
+class Quiet(logging.Filter):
+    def filter(self, record):
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+class Streams:
+    """The WebSockets and event streams of a worker that leaves."""
+
+    def __init__(self, server):
+        self.server = server
+        self.told = {}  # their tasks, and since when each client is told
+        self.closed = set()  # WebSockets that were told
+        self.given_up = set()  # tasks that ended neither with their client nor when they were cancelled
+        self.cancelling = set()
+
+    def others(self, tasks):
+        """Those that are worth a wait: a stream may run in a thread, which nothing can cancel."""
+        return any(task not in self.given_up for task in list(tasks))
+
+    def end(self, now, websockets, events):
+        """Tell the clients whose time is over; some time later cancel what goes on without them."""
+        if not (websockets or events):
+            return
+        owners = {task: owner_of(task) for task in list(self.server.server_state.tasks) if task not in self.told}
+        ended = []
+        for connection in list(self.server.server_state.connections):
+            if websockets and not is_http(connection) and connection not in self.closed and close_websocket(connection):
+                self.closed.add(connection)
+        for task, owner in owners.items():
+            if is_websocket(owner):
+                over = owner in self.closed
+            else:
+                over = events and is_stream(owner)
+                if over and not owner.disconnected:
+                    owner.transport.close()
+            if over:
+                self.told[task] = now
+                ended.append(owner)
+        if ended:
+            when = "at a stop" if self.server.brief else "at the end of workers.drain_streams"
+            print("INFO closed %s %s" % (in_words(ended, "stream"), when), file=sys.stderr, flush=True)
+        for task, since in self.told.items():
+            if not task.done() and now - since >= STREAM_PATIENCE and task not in self.cancelling | self.given_up:
+                self.cancelling.add(task)
+                asyncio.get_running_loop().create_task(self.give_up(task))
+
+    async def give_up(self, task):
+        await cancel({task}, CUT_PATIENCE)
+        if not task.done():
+            self.given_up.add(task)
+
+
+def owner_of(task):
+    """The request that a task of Uvicorn's answers, as Uvicorn has it: `run_asgi` is a method of it."""
+    coroutine = task.get_coro() if hasattr(task, "get_coro") else None
+    frame = getattr(coroutine, "cr_frame", None)
+    return frame.f_locals.get("self") if frame is not None else None
+
+
+def is_websocket(owner):
+    return getattr(owner, "scope", {}).get("type") == "websocket"
+
+
+def is_stream(owner):
+    return is_websocket(owner) or getattr(owner, "is_event_stream", False)
+
+
+def names_of(owners):
+    """How often each path is being answered, with its method. Not the query: it may hold secrets."""
+    names = collections.Counter()
+    for owner in owners:
+        scope = getattr(owner, "scope", None) or {}
+        method = scope.get("method") or ("WebSocket" if scope.get("type") == "websocket" else "unknown")
+        names["%s %s" % (method, urllib.parse.quote(scope.get("path", ""))[:100])] += 1
+    return names
+
+
+def in_words(owners, what="unfinished request"):
+    names = names_of(owners)
+    count = sum(names.values())
+    listed = ["%s (%d)" % pair if pair[1] > 1 else pair[0] for pair in names.most_common(NAMES_MAX)]
+    if len(names) > NAMES_MAX:
+        listed.append("...")
+    return "%d %s(s): %s" % (count, what, ", ".join(listed)) if count else ""
+
+
+class Headers(list):
+    """The headers that Uvicorn puts before the app's own: it does so with `+`, when an answer begins."""
+
+    def __add__(self, headers):
+        for header in headers:
+            if header[1][:17] == EVENT_STREAM:
+                note_stream(sys._getframe(1))
+        return list.__add__(self, headers)
+
+
+def note_stream(frame):
+    """Remember of the request that `frame` answers that its answer is an event stream."""
+    with contextlib.suppress(AttributeError):
+        frame.f_locals["self"].is_event_stream = True
 
 
 class LastState:
@@ -172,6 +331,8 @@ class LastHeaders(list):
         self.connection = connection
 
     def __add__(self, headers):
+        if any(value[:17] == EVENT_STREAM for _, value in headers):
+            note_stream(sys._getframe(1))
         connection = self.connection
         last = connection in connection.server_state.connections and not expects_more(connection)
         return [*self, CLOSE, *headers] if last else [*self, *headers]
@@ -192,8 +353,11 @@ def is_http(connection):
     return hasattr(connection, "cycle")
 
 
-def is_idle(connection):
-    return (connection.cycle is None or connection.cycle.response_complete) and not expects_more(connection)
+def waits_for(connection):
+    """What a connection waits for on which no request is being answered: a "request", or the "rest" of one."""
+    if connection.cycle is not None and not connection.cycle.response_complete:
+        return None
+    return "rest" if expects_more(connection) else "request"
 
 
 def expects_more(connection):

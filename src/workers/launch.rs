@@ -29,11 +29,15 @@ const TEMPLATE: &str = "template.py";
 const FILES: &[(&str, &str)] = &[
     (LAUNCHER, include_str!("launcher.py")),
     ("drain.py", include_str!("drain.py")),
+    ("startup.py", include_str!("startup.py")),
     ("debugger.py", include_str!("debugger.py")),
     (TEMPLATE, include_str!("template.py")),
     ("options.py", include_str!("options.py")),
     ("listening.py", include_str!("listening.py")),
 ];
+
+/// The variable that says in a worker, and to the hook at its end, which slot it has.
+pub const WORKER_SLOT: &str = "TANDEM_WORKER_SLOT";
 
 /// How long a look for what a start needs may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
@@ -100,6 +104,7 @@ impl Launch {
     pub fn environment(&self, slot: usize) -> Variables {
         let mut variables = self.around(|around| around.variables(&self.application(slot)));
         variables.0.extend(protocol(&self.settings));
+        variables.0.push(of_slot(slot));
         variables
     }
 
@@ -124,6 +129,7 @@ impl Launch {
     fn other_environment(&self, slot: usize, notify: Option<&Path>) -> Variables {
         let mut variables = self.around(|around| around.importing(&self.application(slot)));
         variables.0.push(("PYTHONUNBUFFERED".to_owned(), Some("1".to_owned())));
+        variables.0.push(of_slot(slot));
         if let Some(notify) = notify {
             variables.0.push(("NOTIFY_SOCKET".to_owned(), Some(notify.display().to_string())));
         }
@@ -225,10 +231,20 @@ pub fn write_files(run: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Which worker it is, for the application: the one variable of that prefix, beside the mark of the run, that a child keeps.
+fn of_slot(slot: usize) -> (String, Option<String>) {
+    (WORKER_SLOT.to_owned(), Some(slot.to_string()))
+}
+
 /// How long requests in flight may take, so that the worker itself cuts what is left and ends before SIGKILL comes:
 /// clients need half a second to notice the cut, tasks half a second to be cancelled, the application its own shutdown.
 fn drain_limit(grace: Duration) -> Duration {
     grace.saturating_sub(Duration::from_secs(2)).max(grace / 2)
+}
+
+/// As the launcher reads a limit.
+fn seconds_or_never(limit: Option<Duration>) -> String {
+    limit.map_or_else(|| "inf".to_owned(), |limit| format!("{:.3}", limit.as_secs_f64()))
 }
 
 /// The launcher's own variables, the same for every slot.
@@ -242,7 +258,13 @@ fn protocol(settings: &Settings) -> Vec<(String, Option<String>)> {
         ("TANDEM_ACCESS_LOG", if workers.access_log { "1" } else { "0" }.to_owned()),
         ("TANDEM_GRACE", format!("{:.3}", drain_limit(stop.grace).as_secs_f64())),
         ("TANDEM_IDLE_DRAIN", format!("{:.3}", stop.idle_drain.as_secs_f64())),
-        ("TANDEM_DRAIN", format!("{:.3}", workers.drain.as_secs_f64())),
+        ("TANDEM_DRAIN", seconds_or_never(Some(workers.drain))),
+        ("TANDEM_DRAIN_BUSY", seconds_or_never(workers.drain_busy)),
+        ("TANDEM_DRAIN_STREAMS", seconds_or_never(workers.drain_streams)),
+        ("TANDEM_FACTORY", workers.factory.word().to_owned()),
+        ("TANDEM_LIFESPAN", workers.lifespan.clone()),
+        ("TANDEM_INTERFACE", workers.interface.clone()),
+        ("TANDEM_CHECK", workers.check.clone().unwrap_or_default()),
         ("PYTHONUNBUFFERED", "1".to_owned()),
     ];
     match workers.debugger {

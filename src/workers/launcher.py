@@ -3,7 +3,8 @@
 Embedded in the binary, written into the run directory, started as `python launcher.py`. Needs nothing but the
 standard library and the app's own Uvicorn (0.22 or newer, Python 3.8 or newer).
 
-Told by the environment (every name here is taken out of it, so that a child of the app cannot speak for the worker):
+Told by the environment (every name here is taken out of it, so that a child of the app cannot speak for the worker;
+TANDEM_WORKER_SLOT, which is not ours, stays for the app):
 
   TANDEM_APP          module:attribute
   TANDEM_APP_DIR      first entry of sys.path once the libraries are imported, as with Uvicorn's command
@@ -16,7 +17,13 @@ Told by the environment (every name here is taken out of it, so that a child of 
   TANDEM_ACCESS_LOG   1 | 0
   TANDEM_GRACE        seconds that requests in flight get after SIGTERM; what is left then is cut
   TANDEM_IDLE_DRAIN   seconds that an idle keep-alive connection stays open after SIGTERM
-  TANDEM_DRAIN        seconds that any connection stays open after SIGWINCH
+  TANDEM_DRAIN        seconds that an idle connection stays open after SIGWINCH
+  TANDEM_DRAIN_BUSY   seconds that requests in flight get after SIGWINCH, or "inf"
+  TANDEM_DRAIN_STREAMS  the same for WebSockets and event streams
+  TANDEM_FACTORY      auto | yes | no: whether TANDEM_APP makes the application
+  TANDEM_LIFESPAN     auto | on | off
+  TANDEM_INTERFACE    auto | asgi3 | asgi2 | wsgi
+  TANDEM_CHECK        a path that must be answered well before the socket is served; or empty
   TANDEM_DEBUGGER     terminal: breakpoint() gets the terminal; a number: debugpy listens at that port
   TANDEM_NOTIFY_FD    this worker's own end of a datagram socket pair; Tandem hears no other process there
   WATCHDOG_USEC       as in sd_notify(3)
@@ -27,7 +34,15 @@ Says, one datagram each:
   WATCHDOG=1 + X_TANDEM_* counts   the event loop turns; without WATCHDOG_USEC the counts alone, once a second.
                                    The first comes after READY=1: an app may take its time to start
   STOPPING=1                       first thing of a shutdown
+  X_TANDEM_CLOSED=1                no connection is accepted any more
+  X_TANDEM_DRAINING=<json>         from then on, beside the counts: what is still to be finished
+  X_TANDEM_DRAINED=1               every request has had its answer; the app's own shutdown follows
   X_TANDEM_IMPORT_ERROR=<json>     the traceback, without our frames; at most 32 KB
+  X_TANDEM_LIFESPAN_ERROR=<json>   the same for the app's startup
+  X_TANDEM_CHECK_ERROR=<json>      how TANDEM_CHECK was answered
+
+Hears, from READY=1 on, one datagram each: RETIRE and STOP, which mean what SIGWINCH and SIGTERM do. A worker whose app
+has taken a signal for itself still hears them.
 
 Signals, from READY=1 on (drain.py says what they mean for clients):
 
@@ -37,10 +52,11 @@ Signals, from READY=1 on (drain.py says what they mean for clients):
 
 Exit status: 0 after a stop as asked and when Tandem went away before the gate opened; 1 when the app closed the
 listening socket; 3 when the app could not be imported or its startup failed (the same code will fail again); 143 when
-SIGTERM comes before Uvicorn serves.
+SIGTERM comes before Uvicorn serves: the app's startup is cancelled then.
 """
 
 import asyncio
+import contextlib
 import faulthandler
 import fcntl
 import gc
@@ -80,7 +96,8 @@ LOG_CONFIG = {
 
 Orders = namedtuple(
     "Orders",
-    "app app_dir listen_fds uvicorn gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain debugger",
+    "app app_dir listen_fds uvicorn gate_fd notify_fd preimport loop access_log grace idle_drain watchdog drain debugger"
+    " drain_busy drain_streams factory lifespan interface check",
 )
 
 
@@ -96,6 +113,7 @@ def load_sibling(name):
 
 
 drain = load_sibling("drain")
+startup = load_sibling("startup")
 debugger = load_sibling("debugger")
 listening = load_sibling("listening")
 options = load_sibling("options")
@@ -119,6 +137,12 @@ def read_orders():
         idle_drain=float(take("TANDEM_IDLE_DRAIN", "") or 5),
         watchdog=int(take("WATCHDOG_USEC", "") or 0) / 1e6,
         drain=float(take("TANDEM_DRAIN", "") or 30),
+        drain_busy=float(take("TANDEM_DRAIN_BUSY", "") or "inf"),
+        drain_streams=float(take("TANDEM_DRAIN_STREAMS", "") or 30),
+        factory=take("TANDEM_FACTORY", "") or "auto",
+        lifespan=take("TANDEM_LIFESPAN", "") or "auto",
+        interface=take("TANDEM_INTERFACE", "") or "auto",
+        check=take("TANDEM_CHECK", ""),
         debugger=take("TANDEM_DEBUGGER", ""),
     )
 
@@ -141,6 +165,16 @@ class Notifier:
         return True
 
 
+    def orders(self):
+        """What Tandem has sent since the last look."""
+        if self.socket is None:
+            return
+        self.socket.settimeout(0)
+        with contextlib.suppress(OSError):
+            while True:
+                yield self.socket.recv(64).decode("utf-8", "replace")
+
+
 class Worker(drain.Drain):
     """What Tandem adds to `uvicorn.Server`: notifications, and a drain that fails no request.
 
@@ -148,7 +182,8 @@ class Worker(drain.Drain):
     """
 
     notifier = None
-    next_report = 0.0
+    signals = 0
+    traceback_of = staticmethod(lambda error: user_traceback(error))
 
     async def serve(self, sockets=None):
         if not self.config.loaded:
@@ -156,6 +191,7 @@ class Worker(drain.Drain):
                 load_app(self.orders, self.config)
             except BaseException as error:
                 fail_import(error, self.notifier)
+        self.config.lifespan_class = type("Lifespan", (self.config.lifespan_class,), {"server": self})
         await super().serve(sockets=sockets)
 
     async def startup(self, sockets=None):
@@ -171,10 +207,25 @@ class Worker(drain.Drain):
     async def on_tick(self, counter):
         """Uvicorn calls this every 0.1 s on the event loop: an app that blocks the loop falls silent."""
         self.report()
+        for order in self.notifier.orders():
+            self.obey(order)
         if not self.should_exit and is_lost(self.listener):
+            # No replacement serves yet: there is no time.
             self.status = SOCKET_LOST
+            self.should_exit = self.brief = True
+        over = await super().on_tick(counter)
+        self.note_streams()
+        return over
+
+    def obey(self, order):
+        """The same was said by a signal, which counts: only a second signal is in a hurry."""
+        if order == "RETIRE":
             self.retire()
-        return await super().on_tick(counter)
+        elif order == "STOP":
+            self.should_exit = self.brief = True
+
+    def fail(self, what, text):
+        tell(self.notifier, "X_TANDEM_%s_ERROR" % what, text)
 
     def report(self):
         now = asyncio.get_running_loop().time()
@@ -185,8 +236,12 @@ class Worker(drain.Drain):
         lines.append("X_TANDEM_REQUESTS=%d" % state.total_requests)
         lines.append("X_TANDEM_CONNECTIONS=%d" % len(state.connections))
         lines.append("X_TANDEM_IN_FLIGHT=%d" % len(state.tasks))
+        unfinished = self.unfinished()
+        if unfinished is not None:
+            lines.append("X_TANDEM_DRAINING=" + json.dumps(unfinished))
         if self.notifier.send("\n".join(lines)):
-            self.next_report = now + (self.orders.watchdog / 3 or COUNTS_PERIOD)
+            period = self.orders.watchdog / 3 or COUNTS_PERIOD
+            self.next_report = now + (min(period, COUNTS_PERIOD) if self.closed else period)
         # Else the queue is full: again at the next tick.
 
     def retire(self, sig=None, frame=None):
@@ -197,8 +252,11 @@ class Worker(drain.Drain):
         """Note the signal and do not keep it: since 0.29 Uvicorn would raise it again, and a clean stop end as 143."""
         if sig == signal.SIGINT and self.orders.debugger == "terminal":
             return  # Ctrl-C at a breakpoint is the debugger's; Tandem never sends it
-        if not self.brief:
+        self.signals += 1
+        if self.signals == 1:
             self.should_exit = self.brief = True
+            if not self.started and hasattr(self, "lifespan"):
+                self.lifespan.break_off()
         elif self.started:
             self.force_exit = True
         else:
@@ -206,8 +264,11 @@ class Worker(drain.Drain):
             os._exit(128 + sig)
 
     async def shutdown(self, sockets=None):
-        self.notifier.send("STOPPING=1", patience=NOTIFY_PATIENCE)
+        self.say("STOPPING=1")
         await super().shutdown(sockets=sockets)
+
+    def say(self, message):
+        self.notifier.send(message, patience=NOTIFY_PATIENCE)
 
 
 def is_lost(listener):
@@ -287,7 +348,7 @@ def user_traceback(error):
     return "".join(report.format_exception_only() if alone else report.format())
 
 
-OUR_FILES = {__file__, importlib.__file__}
+OUR_FILES = {__file__, startup.__file__, importlib.__file__}
 failed_ahead = []  # (name, exception) of what could not be imported ahead, though it is there
 
 
@@ -304,19 +365,24 @@ def fail_import(error, notifier):
 
 
 def refuse(text, notifier):
-    """Hand the text to Tandem, which prints it once for all workers; print it only when Tandem does not listen. Then end."""
-    message = text = text.encode("utf-8", "replace").decode()
-    while True:
-        datagram = "X_TANDEM_IMPORT_ERROR=" + json.dumps(message, ensure_ascii=False)
-        if len(datagram.encode()) <= DATAGRAM_MAX:
-            break
-        message = "[...]\n" + message[len(message) // 4 + 6 :]  # the end says what went wrong
-    if not notifier.send(datagram, patience=NOTIFY_PATIENCE):
-        sys.stderr.write(text)
+    """Tell Tandem why the app cannot be imported, and end."""
+    tell(notifier, "X_TANDEM_IMPORT_ERROR", text)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit(): threads that a half-imported app left behind would keep the process alive.
     os._exit(STARTUP_FAILED)
+
+
+def tell(notifier, name, text):
+    """Hand the text to Tandem, which prints it once for all workers; print it only when Tandem does not listen."""
+    message = text = text.encode("utf-8", "replace").decode()
+    while True:
+        datagram = name + "=" + json.dumps(message, ensure_ascii=False)
+        if len(datagram.encode()) <= DATAGRAM_MAX:
+            break
+        message = "[...]\n" + message[len(message) // 4 + 6 :]  # the end says what went wrong
+    if not notifier.send(datagram, patience=NOTIFY_PATIENCE):
+        sys.stderr.write(text + "\n")
 
 
 def show_stacks_on_abort():
@@ -371,8 +437,7 @@ def load_config(orders, in_loop=False):
 
 
 def load_app(orders, config):
-    config.app = resolve(orders.app, orders.app_dir)
-    config.load()
+    startup.settle(config, resolve(orders.app, orders.app_dir), orders)
     if orders.debugger == "terminal":
         debugger.patch_pdb()
 
@@ -399,12 +464,16 @@ def serve(orders, notifier, uvicorn, config, listener):
     if is_lost(listener):
         sys.exit(SOCKET_LOST)
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
-    server.run(sockets=listener.sockets())
+    try:
+        server.run(sockets=listener.sockets())
+    except SystemExit:  # later versions of Uvicorn end so where the startup failed
+        pass
     # The interpreter's last collections walk every object there is, for 0.3 s and more, to free what the kernel frees
     # at once, and the stop would wait for it. What atexit and threads have to do is still done.
     gc.freeze()
     gc.disable()
-    # Old versions of Uvicorn return from a failed startup; later ones raise SystemExit with the same status.
+    if not server.started and server.brief:
+        sys.exit(128 + signal.SIGTERM)
     sys.exit(server.status if server.started else STARTUP_FAILED)
 
 

@@ -3,10 +3,11 @@
 //!
 //! One [`Life`] has one process after the other. It does not know whether a process was spawned or forked off a template.
 
+mod leaving;
 mod notices;
+mod roster;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,67 +17,21 @@ use tokio::time::Instant;
 use nix::sys::signal::Signal as OsSignal;
 
 use super::gate::Gate;
-use super::notify::NotifySocket;
+use super::notify::{NotifySocket, StartError, StartErrorKind};
+use super::slot;
 use crate::event_loop;
 use crate::exit::own_limit;
-use crate::http::Counts;
+use crate::http::{Counts, Unfinished};
 use crate::plan::{Ladder, Signal};
 use crate::process::{self, Child, Exit, Output, oom};
 use crate::service::{self, ProcessReporter, Reporter, Tail};
 use crate::supervise::plan::ServiceId;
 use crate::supervise::state::{ChildAction, Ending, Generation, Intent};
 
+pub use roster::{EndedWorker, Roster};
+
 /// How long output of a process that has ended is still read.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(100);
-
-/// The processes that there are, by pid.
-#[derive(Clone, Default)]
-pub struct Roster(Rc<Members>);
-
-#[derive(Default)]
-struct Members {
-    lives: RefCell<HashMap<i32, Life>>,
-    /// The import error that was logged last. However many processes run into it, it is logged once, and again only after
-    /// one of them got ready.
-    import_error: RefCell<String>,
-    /// Whether the database is away for a reason that lies outside Tandem.
-    database_is_away: Option<Box<dyn Fn() -> bool>>,
-}
-
-impl Roster {
-    /// One whose processes need a database: while `is_away` says that it is not there, and not by Tandem's doing, no start
-    /// that fails counts against them.
-    pub fn with_database(is_away: impl Fn() -> bool + 'static) -> Self {
-        Self(Rc::new(Members { database_is_away: Some(Box::new(is_away)), ..Members::default() }))
-    }
-
-    fn lacks_database(&self) -> bool {
-        self.0.database_is_away.as_ref().is_some_and(|is_away| is_away())
-    }
-
-    /// Every process that is there.
-    pub fn lives(&self) -> Vec<Life> {
-        self.0.lives.borrow().values().cloned().collect()
-    }
-
-    /// What the worker with this pid last told of itself.
-    pub fn counts(&self, pid: i32) -> Option<Counts> {
-        self.0.lives.borrow().get(&pid).and_then(Life::counts)
-    }
-
-    /// Let the next import error be logged, though it is the last one again.
-    pub fn forget_import_error(&self) {
-        self.0.import_error.borrow_mut().clear();
-    }
-
-    fn log_import_error(&self, text: &str) {
-        let mut last = self.0.import_error.borrow_mut();
-        if *last != text {
-            tracing::error!("the application cannot be imported:\n{}", text.trim_end());
-            text.clone_into(&mut last);
-        }
-    }
-}
 
 /// A process that was just started, and what leads to it.
 #[derive(Debug)]
@@ -108,6 +63,7 @@ struct Inner {
 enum Kind {
     /// `watchdog`: how long one may say nothing, as it is told when it is started.
     Worker {
+        slot: usize,
         watchdog: Option<Duration>,
     },
     Template,
@@ -128,12 +84,16 @@ struct Process {
     began: Instant,
     standing: Standing,
     counts: Option<Counts>,
+    /// What it has still to finish, once it accepts no more.
+    unfinished: Option<Unfinished>,
     /// Why it is ended or replaced, where that is not its own doing.
     noted: Option<String>,
     /// How often it said that it is not safe to fork.
     unsafe_count: usize,
     /// Kept as the lifeline, after the gate was opened too.
     gate: Option<Gate>,
+    /// Where it speaks, and hears orders.
+    notify: Option<Rc<NotifySocket>>,
 }
 
 /// How far a process has come.
@@ -145,6 +105,8 @@ enum Standing {
     Ready { heartbeat: Option<Instant> },
     /// It does not answer. That is reported once; later notices from it are ignored.
     Hung,
+    /// Another has taken over, and it has time: that its event loop turns is still looked after.
+    Retiring { heartbeat: Option<Instant> },
     /// It is being ended, and its ladder looks after it.
     Leaving { was_ready: bool },
 }
@@ -162,14 +124,14 @@ struct Previous {
     exit: Option<Exit>,
     /// Why it ended or was replaced: the reason that was noted, else its exit.
     reason: Option<String>,
-    /// Why it could not import its application, if it said so.
-    import_error: Option<String>,
+    /// Why it could not serve, if it said so.
+    start_error: Option<StartError>,
 }
 
 impl Life {
-    /// The worker called `name`, with no process yet. Each of its processes is told to speak up within `watchdog`.
-    pub fn of_worker(name: String, watchdog: Option<Duration>, roster: Roster, reporter: Reporter) -> Self {
-        Self::new(name, Kind::Worker { watchdog }, roster, reporter)
+    /// The worker in `slot`, with no process yet. Each of its processes is told to speak up within `watchdog`.
+    pub fn of_worker(slot: usize, watchdog: Option<Duration>, roster: Roster, reporter: Reporter) -> Self {
+        Self::new(slot::name(slot), Kind::Worker { slot, watchdog }, roster, reporter)
     }
 
     /// The template, called `name`, with no process yet.
@@ -196,7 +158,7 @@ impl Life {
     /// How long the process may say nothing; a new configuration reaches only those that come after it.
     pub fn watchdog(&self) -> Option<Duration> {
         match self.0.kind {
-            Kind::Worker { watchdog } => watchdog,
+            Kind::Worker { watchdog, .. } => watchdog,
             Kind::Template => None,
         }
     }
@@ -225,12 +187,12 @@ impl Life {
 
     /// Whether the last process said that its application cannot be imported.
     pub fn is_unstartable(&self) -> bool {
-        self.0.previous.borrow().import_error.is_some()
+        self.start_error().is_some_and(|error| error.kind == StartErrorKind::Import)
     }
 
-    /// Why the last process could not import its application, if it said so.
-    pub fn import_error(&self) -> Option<String> {
-        self.0.previous.borrow().import_error.clone()
+    /// Why the last process could not serve, if it said so.
+    pub fn start_error(&self) -> Option<StartError> {
+        self.0.previous.borrow().start_error.clone()
     }
 
     /// The process, if there is one.
@@ -251,7 +213,7 @@ impl Life {
     /// When it last said that its event loop turns; `None` if it is not ready, or never did.
     pub fn heartbeat(&self) -> Option<Instant> {
         self.of_process(|process| match process.standing {
-            Standing::Ready { heartbeat } => heartbeat,
+            Standing::Ready { heartbeat } | Standing::Retiring { heartbeat } => heartbeat,
             Standing::Starting | Standing::Hung | Standing::Leaving { .. } => None,
         })
         .flatten()
@@ -260,7 +222,9 @@ impl Life {
     /// Take its silence until now for nothing: Tandem did not listen, or something that it said may have been lost.
     pub fn forgive(&self) {
         self.of_process(|process| {
-            if let Standing::Ready { heartbeat: heartbeat @ Some(_) } = &mut process.standing {
+            if let Standing::Ready { heartbeat } | Standing::Retiring { heartbeat } = &mut process.standing
+                && heartbeat.is_some()
+            {
                 *heartbeat = Some(Instant::now());
             }
         });
@@ -311,24 +275,27 @@ impl Life {
         let (inner, pid) = (&self.0, child.pid());
         let reporter = inner.reporter.of(generation);
         oom::take_first(pid);
-        inner.previous.borrow_mut().import_error = None;
+        inner.previous.borrow_mut().start_error = None;
+        let notify = notify.map(Rc::new);
         let process = Process {
             pid,
             reporter: reporter.clone(),
             began: Instant::now(),
             standing: Standing::Starting,
             counts: None,
+            unfinished: None,
             noted: None,
             unsafe_count: 0,
             gate,
+            notify: notify.clone(),
         };
         let before = inner.current.replace(Current::Present(process));
-        inner.roster.0.lives.borrow_mut().insert(pid, self.clone());
+        inner.roster.insert(pid, self.clone());
         reporter.spawned(pid);
         if intent != Intent::Hold || matches!(before, Current::Absent { released: true }) {
             self.release();
         }
-        let (life, notify) = (self.clone(), notify.map(Rc::new));
+        let life = self.clone();
         let listening = notify.as_ref().map(|notify| life.clone().listen(pid, Rc::clone(notify)));
         event_loop::spawn("a worker's life", async move {
             let exit = service::attend_family(child, output, &life.0.name, &life.0.tail, OUTPUT_LIMIT).await;
@@ -346,7 +313,11 @@ impl Life {
     fn end(&self, pid: i32, exit: Exit, reporter: &ProcessReporter) {
         let inner = &self.0;
         process::take_back(pid);
-        inner.roster.0.lives.borrow_mut().remove(&pid);
+        let slot = match inner.kind {
+            Kind::Worker { slot, .. } => Some(slot),
+            Kind::Template => None,
+        };
+        inner.roster.remove(pid, slot);
         let ended = inner.current.replace(Current::Absent { released: false });
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
         let was_start = matches!(&ended, Current::Present(process) if process.standing.is_start());
@@ -359,10 +330,11 @@ impl Life {
             let mut last = inner.previous.borrow_mut();
             last.exit = Some(exit);
             last.reason = Some(noted.unwrap_or_else(|| why(exit)));
+            let kind = last.start_error.as_ref().map(|error| error.kind);
             if was_start && inner.roster.lacks_database() {
                 last.reason = last.reason.take().map(|reason| format!("{reason}, while the database is away"));
                 Ending::Starved
-            } else if last.import_error.is_some() {
+            } else if kind == Some(StartErrorKind::Import) {
                 Ending::Unstartable
             } else {
                 Ending::Ended
@@ -401,15 +373,12 @@ impl Life {
                     tracing::error!({ service.name = %name }, "{why}: it is told to show what it does, and ended");
                     self.note(why.into());
                 }
-                let own = self.of_process(|process| {
-                    let was_ready = !process.standing.is_start();
-                    process.standing = Standing::Leaving { was_ready };
-                    process.pid
-                });
-                if own == Some(pid) {
+                if self.is_to_leave(rung.signal) == Some(pid) {
                     service::signal(pid, rung);
+                    self.order(rung.signal);
                 }
             }
+            ChildAction::Unheard { pid, limit } => self.log_unheard(pid, limit),
             ChildAction::Restart(delay) => {
                 let cause = self.last_reason().unwrap_or_else(|| "could not be started".into());
                 tracing::warn!({ service.name = %name }, "ended: {cause}; restart {}", service::after(delay));
@@ -444,7 +413,7 @@ impl Life {
             is_news
         });
         if is_news == Some(true) {
-            self.0.roster.0.import_error.borrow_mut().clear();
+            self.0.roster.forget_start_error();
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::time::sleep;
 
-use crate::http::Counts;
+use crate::http::{Counts, Unfinished};
 use crate::plan::Identity;
 
 /// Longest datagram read whole, in bytes. Only an import error's traceback can come near it.
@@ -41,6 +41,10 @@ const OVERRUN: usize = 8;
 const TURN_PAUSE: Duration = Duration::from_millis(5);
 /// How long to hold back after recvmsg(2) failed.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// Most requests that a worker names, and letters of one.
+const UNFINISHED_MAX: usize = 8;
+const UNFINISHED_LENGTH_MAX: usize = 160;
 
 /// One datagram, and its sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,10 +64,65 @@ pub enum Message {
     Watchdog,
     /// `X_TANDEM_REQUESTS=`, `X_TANDEM_CONNECTIONS=` and `X_TANDEM_IN_FLIGHT=`, all three.
     Counts(Counts),
-    /// `X_TANDEM_IMPORT_ERROR=<json string>`: the application cannot be imported; the traceback.
-    ImportError(String),
+    /// `STOPPING=1`: it ends.
+    Stopping,
+    /// `X_TANDEM_CLOSED=1`: it accepts no connections any more.
+    Closed,
+    /// `X_TANDEM_DRAINED=1`: it has no requests left.
+    Drained,
+    /// `X_TANDEM_DRAINING=<json>`: what it has still to finish.
+    Draining(Unfinished),
+    /// `X_TANDEM_IMPORT_ERROR=<json string>`, `X_TANDEM_LIFESPAN_ERROR=`, `X_TANDEM_CHECK_ERROR=`.
+    StartError(StartError),
     /// `X_TANDEM_FORK_UNSAFE=<json list of strings>`: what the template holds that does not come through a fork.
     ForkUnsafe(Vec<String>),
+}
+
+/// Why a worker cannot serve, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartError {
+    pub kind: StartErrorKind,
+    /// A traceback, or a sentence.
+    pub text: String,
+}
+
+/// What failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartErrorKind {
+    /// The import of the application: the same code will fail again.
+    Import,
+    /// Its startup.
+    Lifespan,
+    /// It did not answer well at `workers.check`.
+    Check,
+}
+
+impl StartErrorKind {
+    /// As the end of a sentence.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Import => "the application cannot be imported",
+            Self::Lifespan => "the application's startup (its lifespan) failed",
+            Self::Check => "the application did not pass workers.check",
+        }
+    }
+}
+
+/// What Tandem orders on the same channel, beside the signal of that meaning: an application may have taken that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerOrder {
+    Retire,
+    Stop,
+}
+
+impl WorkerOrder {
+    /// As the launcher reads it.
+    fn word(self) -> &'static [u8] {
+        match self {
+            Self::Retire => b"RETIRE",
+            Self::Stop => b"STOP",
+        }
+    }
 }
 
 /// What comes in at a socket.
@@ -134,6 +193,15 @@ impl NotifySocket {
     /// The value of `NOTIFY_SOCKET` for a process, where it has one.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// Give an order to our own launcher. One that does not read is not waited for: its ladder looks after it.
+    pub fn order(&self, order: WorkerOrder) {
+        if self.path.is_none()
+            && let Err(error) = self.socket.try_send(order.word())
+        {
+            tracing::debug!("tell a worker {order:?}: {error}");
+        }
     }
 
     /// Hand what comes in to `on_heard`, for ever.
@@ -252,7 +320,7 @@ fn receive(socket: &UnixDatagram) -> io::Result<(usize, Option<Notice>)> {
 fn parse(text: &str, cut: bool) -> Vec<Message> {
     let mut lines: Vec<&str> = text.split('\n').collect();
     // Half a line can lie (`X_TANDEM_REQUESTS=12` of 1234); half a traceback is still worth reading.
-    if cut && lines.last().is_some_and(|line| !line.starts_with(IMPORT_ERROR)) {
+    if cut && lines.last().is_some_and(|line| !is_start_error(line)) {
         lines.pop();
     }
     let (mut requests, mut connections, mut in_flight) = (None, None, None);
@@ -264,11 +332,19 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
             ("X_TANDEM_REQUESTS", value) => requests = value.parse().ok(),
             ("X_TANDEM_CONNECTIONS", value) => connections = value.parse().ok(),
             ("X_TANDEM_IN_FLIGHT", value) => in_flight = value.parse().ok(),
-            ("X_TANDEM_IMPORT_ERROR", value) => messages.push(Message::ImportError(import_error(value))),
+            ("STOPPING", "1") => messages.push(Message::Stopping),
+            ("X_TANDEM_CLOSED", "1") => messages.push(Message::Closed),
+            ("X_TANDEM_DRAINED", "1") => messages.push(Message::Drained),
+            ("X_TANDEM_DRAINING", value) => {
+                messages.extend(serde_json::from_str(value).ok().map(bounded).map(Message::Draining));
+            }
+            (key, value) if let Some(kind) = start_error(key) => {
+                messages.push(Message::StartError(StartError { kind, text: text_of(value) }));
+            }
             ("X_TANDEM_FORK_UNSAFE", value) => {
                 messages.extend(serde_json::from_str(value).ok().map(Message::ForkUnsafe));
             }
-            // STOPPING=1, another program's assignment, or garbage.
+            // Another program's assignment, or garbage.
             _ => {}
         }
     }
@@ -278,10 +354,31 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
     messages
 }
 
-const IMPORT_ERROR: &str = "X_TANDEM_IMPORT_ERROR=";
+/// What failed, where the assignment `key` says that something did.
+fn start_error(key: &str) -> Option<StartErrorKind> {
+    match key {
+        "X_TANDEM_IMPORT_ERROR" => Some(StartErrorKind::Import),
+        "X_TANDEM_LIFESPAN_ERROR" => Some(StartErrorKind::Lifespan),
+        "X_TANDEM_CHECK_ERROR" => Some(StartErrorKind::Check),
+        _ => None,
+    }
+}
 
-/// The text of an import error. What is not valid JSON is shown as it came.
-fn import_error(value: &str) -> String {
+fn is_start_error(line: &str) -> bool {
+    line.split_once('=').is_some_and(|(key, _)| start_error(key).is_some())
+}
+
+/// A worker's word about its requests, no longer than a person reads.
+fn bounded(mut unfinished: Unfinished) -> Unfinished {
+    unfinished.on.truncate(UNFINISHED_MAX);
+    for name in &mut unfinished.on {
+        *name = name.chars().filter(|letter| !letter.is_control()).take(UNFINISHED_LENGTH_MAX).collect();
+    }
+    unfinished
+}
+
+/// The text of an error. What is not valid JSON is shown as it came.
+fn text_of(value: &str) -> String {
     serde_json::from_str(value).unwrap_or_else(|_| value.to_owned())
 }
 

@@ -158,6 +158,9 @@ async fn no_link_is_followed_and_a_path_that_is_too_long_says_so() {
 
 #[test]
 fn lines_are_read_as_they_are_meant() {
+    let start_error_of = |kind, text: &str| Message::StartError(StartError { kind, text: text.into() });
+    let import_error = |text| start_error_of(StartErrorKind::Import, text);
+    let draining = |on: &str| Message::Draining(Unfinished { requests: 2, streams: 1, idle: 0, on: vec![on.into()] });
     let table: &[(&str, bool, &[Message])] = &[
         ("", false, &[]),
         ("\n\n", false, &[]),
@@ -170,12 +173,25 @@ fn lines_are_read_as_they_are_meant() {
         ("X_TANDEM_REQUESTS=1\nX_TANDEM_CONNECTIONS=2", false, &[]),
         ("X_TANDEM_REQUESTS=1\nX_TANDEM_CONNECTIONS=-2\nX_TANDEM_IN_FLIGHT=3", false, &[]),
         ("X_TANDEM_REQUESTS=99999999999999999999\nX_TANDEM_CONNECTIONS=2\nX_TANDEM_IN_FLIGHT=3", false, &[]),
-        (r#"X_TANDEM_IMPORT_ERROR="a\nb=c""#, false, &[Message::ImportError("a\nb=c".into())]),
-        ("X_TANDEM_IMPORT_ERROR=no json", false, &[Message::ImportError("no json".into())]),
-        (r#"X_TANDEM_IMPORT_ERROR="cut of"#, true, &[Message::ImportError("\"cut of".into())]),
+        (r#"X_TANDEM_IMPORT_ERROR="a\nb=c""#, false, &[import_error("a\nb=c")]),
+        ("X_TANDEM_IMPORT_ERROR=no json", false, &[import_error("no json")]),
+        (r#"X_TANDEM_IMPORT_ERROR="cut of"#, true, &[import_error("\"cut of")]),
+        (
+            "STOPPING=1\nX_TANDEM_CLOSED=1\nX_TANDEM_DRAINED=1",
+            false,
+            &[Message::Stopping, Message::Closed, Message::Drained],
+        ),
+        (r#"X_TANDEM_LIFESPAN_ERROR="cut of"#, true, &[start_error_of(StartErrorKind::Lifespan, "\"cut of")]),
+        (r#"X_TANDEM_CHECK_ERROR="503""#, false, &[start_error_of(StartErrorKind::Check, "503")]),
+        (
+            r#"X_TANDEM_DRAINING={"requests":2,"streams":1,"idle":0,"on":["GET /a\u001b["]}"#,
+            false,
+            &[draining("GET /a[")],
+        ),
+        (r#"X_TANDEM_DRAINING={"requests":-1}"#, false, &[]),
         (r#"X_TANDEM_FORK_UNSAFE=["a","b=c"]"#, false, &[Message::ForkUnsafe(vec!["a".into(), "b=c".into()])]),
         ("X_TANDEM_FORK_UNSAFE=a", false, &[]),
-        (r#"X_TANDEM_IMPORT_ERROR={"a":1}"#, false, &[Message::ImportError(r#"{"a":1}"#.into())]),
+        (r#"X_TANDEM_IMPORT_ERROR={"a":1}"#, false, &[import_error(r#"{"a":1}"#)]),
     ];
     for (text, cut, expected) in table {
         assert_eq!(parse(text, *cut), *expected, "{text:?}");

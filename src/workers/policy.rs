@@ -7,6 +7,10 @@ use crate::plan::{KILL_GRACE, Policy, Rung, STARVED_PAUSE, Signal};
 
 /// How much longer than its drain limit, at which it ends by itself, a worker may take to retire.
 const RETIRE_ROOM: Duration = Duration::from_secs(5);
+/// How long a worker that was replaced may take to say that it accepts no more: it looks for the order every 100 ms.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// The same for another server, which hardly ever says so.
+const CLOSE_LIMIT_UNSAID: Duration = Duration::from_secs(1);
 /// How long a hung worker may take to print what its threads are doing.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 
@@ -32,10 +36,15 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
             Rung { grace: DEAF_KILL_GRACE, ..kill },
         ],
     };
-    // Another server ignores SIGWINCH or means something else by it: it retires by SIGTERM, with more time.
-    let retire = match workers.command {
-        Some(_) => Rung { signal: Signal::Term, group: false, grace: workers.drain.saturating_add(RETIRE_ROOM) },
-        None => Rung { signal: Signal::Retire, group: false, grace: workers.drain.saturating_add(RETIRE_ROOM) },
+    let with_room = |limit: Duration| limit.saturating_add(RETIRE_ROOM);
+    // Another server ignores SIGWINCH or means something else by it: it retires by SIGTERM, with more time. Nothing tells
+    // whether it answers a request or hangs, so its time has an end.
+    let (retire, close_limit) = match workers.command {
+        Some(_) => {
+            let grace = with_room(workers.drain.max(workers.drain_busy.unwrap_or_default()));
+            (Rung { signal: Signal::Term, group: false, grace }, CLOSE_LIMIT_UNSAID)
+        }
+        None => (Rung { signal: Signal::Retire, group: false, grace: with_room(workers.drain) }, CLOSE_LIMIT),
     };
     Policy {
         spawn_limit: SPAWN_LIMIT,
@@ -44,6 +53,10 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         hang_limit: Some(Duration::ZERO),
         ladder,
         retire: vec![retire],
+        close_limit,
+        // The worker itself cuts what is left before that, and the watchdog ends one that hangs.
+        drain_limit: workers.drain_busy.map_or(Duration::MAX, with_room),
+        drain_firm: workers.drain,
         // Not the group: the worker's own children would only leave core files.
         hang: vec![Rung { signal: Signal::Abort, group: false, grace: ABORT_GRACE }, kill],
         // A worker that served is restarted at once: forked off a template, that takes 30 ms. Only a second failure waits.

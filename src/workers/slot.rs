@@ -42,7 +42,7 @@ impl Slot {
         roster: Roster,
         reporter: Reporter,
     ) -> Self {
-        let life = Life::of_worker(name(number), launch.settings.workers.watchdog, roster, reporter);
+        let life = Life::of_worker(number, launch.settings.workers.watchdog, roster, reporter);
         Self { number, launch, template, life, start: Start::default() }
     }
 

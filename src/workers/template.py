@@ -37,6 +37,7 @@ import threading
 import time
 import warnings
 
+MARK = "TANDEM_RUN"
 REQUEST_MAX = 256 * 1024  # bytes; more than the socket's buffer can hold
 DESCRIPTORS = 4
 FINDINGS_MAX = 50
@@ -149,11 +150,36 @@ class Template:
         os.environ.update(TANDEM_LISTEN_FD=listen_fds, TANDEM_GATE_FD=str(gate_fd))
         os.environ.update(TANDEM_NOTIFY_FD=str(notify_fd))
         os.environ.pop("TANDEM_PRELOAD", None)
+        write_mark(os.environ.get(MARK, ""))
         orders = self.launcher.read_orders()
         notifier = self.launcher.Notifier(orders.notify_fd)
         reseed()
         self.launcher.wait_at_gate(orders.gate_fd)
         self.launcher.serve(orders, notifier, self.uvicorn, self.config, self.listener)
+
+
+def write_mark(mark):
+    """Let the kernel show this worker's own mark, in place of the template's.
+
+    What it forks without starting a program has the environment that the template was started with, as /proc shows it; by
+    the mark there Tandem knows which worker a process belongs to that has left its group and its parent.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # The name, in parentheses, is the second field; env_start and env_end are the 50th and the 51st (proc(5)).
+            fields = file.read().rpartition(b")")[2].split()
+        start, end = int(fields[47]), int(fields[48])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            content = b"\0" + memory.read(end - start)
+            name = b"\0%s=" % MARK.encode()
+            at = content.find(name)
+            old = content[at + len(name) :].partition(b"\0")[0]
+            if at >= 0 and len(old) == len(mark):
+                memory.seek(start + at + len(name) - 1)
+                memory.write(mark.encode())
+    except (OSError, ValueError, IndexError):
+        pass  # such processes then end with Tandem, as they do without it
 
 
 def fork_worker():

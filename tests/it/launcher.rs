@@ -211,8 +211,8 @@ async fn requests_without_an_end_are_cut_at_the_limit() {
     for (flavour, stop) in Flavour::ALL.into_iter().flat_map(|flavour| [(flavour, false), (flavour, true)]) {
         let stage = Stage::set(flavour).await;
         let (drain, why) =
-            if stop { (FOR_EVER, "at the end of the grace") } else { (SHORT, "at the end of the drain") };
-        let limits = [("TANDEM_DRAIN", drain), ("TANDEM_GRACE", SHORT)];
+            if stop { (FOR_EVER, "at the end of stop.grace") } else { (SHORT, "at the end of workers.drain_busy") };
+        let limits = [("TANDEM_DRAIN", drain), ("TANDEM_DRAIN_BUSY", drain), ("TANDEM_GRACE", SHORT)];
         let mut worker = stage.ready("careless:app", &limits).await;
         let mut in_flight = Connection::open(stage.address()).unwrap();
         hold(&worker, &mut in_flight).await;
@@ -264,7 +264,7 @@ const HANDSHAKE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websock
 async fn websockets_are_told_that_the_service_restarts() {
     for flavour in Flavour::ALL.into_iter().filter(|flavour| flavour.uvicorn == "newest") {
         let stage = Stage::set(flavour).await;
-        let mut worker = stage.ready("plain:app", &LONG_DRAIN).await;
+        let mut worker = stage.ready("plain:app", &[LONG_DRAIN[0], ("TANDEM_DRAIN_STREAMS", "0")]).await;
         let mut open = Connection::open(stage.address()).unwrap();
         open.send(HANDSHAKE.as_bytes()).unwrap();
         assert_eq!(open.read_answer().unwrap().status, 101);

@@ -131,7 +131,7 @@ fn a_replacement_whose_startup_fails_or_never_ends_is_given_up() {
     let before = slots(&tandem);
     deploy(&project, "broken_lifespan.py");
     let said = control::run(&project, &["reload"]);
-    said.expect(1, &["ended before it was ready", "the exchange refused the connection", "serve on"]);
+    said.expect(1, &["startup (its lifespan) failed", "the exchange refused the connection", "serve on"]);
     project.write("app/plain.py", "import time\ntime.sleep(1000)\n");
     let said = control::run(&project, &["reload"]);
     said.expect(1, &["did not get ready in time", "serve on"]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use expect_test::expect;
 
 use super::{APP, project, summary};
-use crate::config::{AfterReady, MemoryKind, OnFailure, Preload, Readiness, WorkerSocket};
+use crate::config::{AfterReady, Factory, MemoryKind, OnFailure, Preload, Readiness, WorkerSocket};
 
 #[test]
 fn the_keys_of_replacement_preload_and_hooks_find_their_fields() {
@@ -145,4 +145,22 @@ fn everything_wrong_with_processes_is_told_at_once() {
             help: the sections are postgres, migrations, python, workers, pool, health, stop, hooks, backup, backup.pitr, restore, disk, test, log, and any number of [[process]]
           environment: TANDEM_PROCESS__NAME cannot be said here
             help: a [[process]] is written in the configuration file"#]]);
+}
+
+#[test]
+fn the_limits_of_a_drain_and_what_the_application_is_find_their_fields() {
+    let of = |lines: &str| {
+        let file = format!("[workers]\napp = 'main:app'\n{lines}\n");
+        project(&[("tandem.toml", &file)]).loaded().settings.workers
+    };
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let plain = of("drain = '7s'");
+    assert_eq!((plain.drain_busy, plain.drain_streams), (None, seconds(7)), "streams as idle connections");
+    let said = of("drain_busy = '1h'\ndrain_streams = 'never'");
+    assert_eq!((said.drain_busy, said.drain_streams), (seconds(3600), None));
+    assert_eq!((plain.factory, plain.lifespan.as_str(), plain.interface.as_str()), (Factory::Auto, "auto", "auto"));
+    let said = of("factory = true\nlifespan = 'on'\ninterface = 'wsgi'\ncheck = '/health?deep=1'");
+    assert_eq!((said.factory, said.lifespan.as_str(), said.interface.as_str()), (Factory::Yes, "on", "wsgi"));
+    assert_eq!(said.check.as_deref(), Some("/health?deep=1"));
+    assert_eq!(of("factory = false").factory, Factory::No);
 }

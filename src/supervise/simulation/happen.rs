@@ -7,8 +7,8 @@ use rand::RngExt;
 use super::plans::plan;
 use super::world::{Process, World, is_stopping};
 use crate::policy::Signal;
-use crate::state::{ChildEvent, Ending, Generation, ProcessEvent};
-use crate::tree::{Role, RollId, Scope, ServiceId, TreeEvent, TreePhase};
+use crate::state::{ChildEvent, Ending, Generation, ProcessEvent, State};
+use crate::tree::{Member, Role, RollId, Scope, ServiceId, TreeEvent, TreePhase};
 
 /// Steps within which a world in which all goes well must have come to rest.
 const CALM_STEPS: usize = 2_000;
@@ -135,6 +135,8 @@ impl World {
             return;
         }
         match self.random.random_range(0..100) {
+            0..20 if process.told == Some(Signal::Retire) => self.says_that_it_leaves(id, process),
+            0..2 if process.ready => self.leaves_by_itself(id, process),
             0..88 => self.says_ready(id, process),
             88..97 => self.says_hung(id, process),
             _ => self.of(id, process.generation, ProcessEvent::Unfit),
@@ -155,10 +157,29 @@ impl World {
         self.of(id, process.generation, ProcessEvent::Hung);
     }
 
+    /// A worker that was told to leave says that it accepts no more, and then that it has no requests left.
+    fn says_that_it_leaves(&mut self, id: ServiceId, process: Process) {
+        let about = if process.closed { ProcessEvent::Drained } else { ProcessEvent::Closed };
+        if let Some(process) = self.processes.get_mut(&id) {
+            (process.closed, process.drained) = (true, process.closed);
+        }
+        self.of(id, process.generation, about);
+    }
+
+    /// As one whose application has closed the socket, or sent it a signal.
+    fn leaves_by_itself(&mut self, id: ServiceId, process: Process) {
+        if let Some(process) = self.processes.get_mut(&id) {
+            (process.closed, process.ready, process.told) = (true, false, Some(Signal::Term));
+        }
+        self.of(id, process.generation, ProcessEvent::Closed);
+    }
+
     fn process_dies(&mut self) {
         let Some((id, process)) = self.any() else { return };
         // One that was told nothing seldom dies by itself, and what SIGKILL does not end ends by nothing else.
-        let stays = process.told.is_none() && self.random.random_bool(0.6);
+        // One that finishes its requests does not end before.
+        let drains = process.told == Some(Signal::Retire) && !process.drained;
+        let stays = drains || process.told.is_none() && self.random.random_bool(0.6);
         if stays || process.told == Some(Signal::Kill) && process.gone_at.is_none_or(|at| at > self.now) {
             return;
         }
@@ -204,7 +225,9 @@ impl World {
     fn late_word_of_a_process(&mut self, id: ServiceId) {
         let current = self.tree().members.get(&id).map_or(1, |member| member.child.generation.0);
         let Some(former) = current.checked_sub(1) else { return };
-        let about = match self.random.random_range(0..5) {
+        let about = match self.random.random_range(0..7) {
+            5 => ProcessEvent::Closed,
+            6 => ProcessEvent::Drained,
             0 => ProcessEvent::Ready,
             1 => ProcessEvent::Hung,
             2 => ProcessEvent::Unfit,
@@ -234,7 +257,10 @@ impl World {
             return true;
         }
         let workers = self.at.workers.map_or(0, |stage| tree.standing(stage).len());
-        let all = tree.members.values().all(|member| member.role == Role::Standing && member.child.is_ready());
+        let drains =
+            |member: &Member| member.role == Role::Retiring && matches!(member.child.state, State::Draining { .. });
+        let stands = |member: &Member| member.role == Role::Standing && member.child.is_ready();
+        let all = tree.members.values().all(|member| stands(member) || drains(member));
         tree.is_ready() && all && self.asked.is_empty() && workers == if self.kind.errand { 0 } else { self.wanted }
     }
 
@@ -250,10 +276,18 @@ impl World {
         if self.job.is_some() {
             return self.job_done(true);
         }
-        if let Some((&id, _)) = self.processes.iter().find(|(_, process)| process.told.is_some()) {
+        // One that was told to leave finishes its requests, which have no end.
+        let drains = |process: &Process| process.told == Some(Signal::Retire) && !process.drained;
+        let closing = self.processes.iter().find(|(_, process)| drains(process) && !process.closed);
+        if let Some((&id, &process)) = closing {
+            return self.says_that_it_leaves(id, process);
+        }
+        let ending = self.processes.iter().find(|(_, process)| process.told.is_some() && !drains(process));
+        if let Some((&id, _)) = ending {
             return self.dies(id, Ending::Ended);
         }
-        let quiet = self.processes.iter().find(|(_, process)| process.released && !process.ready);
+        let is_quiet = |process: &Process| process.released && !process.ready && process.told.is_none();
+        let quiet = self.processes.iter().find(|(_, process)| is_quiet(process));
         if let Some((&id, &process)) = quiet.filter(|_| !is_stopping(self.phase())) {
             return self.says_ready(id, process);
         }

@@ -11,6 +11,9 @@ use crate::tree::{Need, Plan, RollPlan, ServiceId, ServicePlan, Stage};
 /// Workers that the connection budget of a simulated tree has room for.
 pub const BUDGET: usize = 5;
 
+/// How long a worker may take to say that it accepts no more.
+pub const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
 /// What kind of tree it is. It stays so for a whole history.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
@@ -26,6 +29,10 @@ pub struct Kind {
     pub drain: bool,
     /// Limits without end.
     pub endless: bool,
+    /// A worker that was replaced has all the time that its requests need.
+    pub drains_for_ever: bool,
+    /// The budget has room for one worker beside those that are wanted.
+    pub tight: bool,
 }
 
 impl Kind {
@@ -39,6 +46,8 @@ impl Kind {
             before_stop: random.random_bool(0.5),
             drain: random.random_bool(0.5),
             endless: random.random_bool(0.05),
+            drains_for_ever: random.random_bool(0.5),
+            tight: random.random_bool(0.5),
         }
     }
 }
@@ -64,6 +73,9 @@ fn policy(ladder: Vec<Rung>, hang: Option<u64>, endless: bool) -> Policy {
         hang_limit: hang.map(limit),
         ladder,
         retire: vec![],
+        close_limit: CLOSE_LIMIT,
+        drain_limit: Duration::MAX,
+        drain_firm: Duration::from_secs(3),
         hang: vec![],
         backoff_first: Duration::ZERO,
         backoff_step: Duration::from_millis(100),
@@ -80,6 +92,7 @@ fn worker(kind: Kind) -> Policy {
     let ladder = vec![rung(Signal::Term, true, 2000), rung(Signal::Abort, false, 1000), rung(Signal::Kill, true, 1000)];
     Policy {
         retire: vec![rung(Signal::Retire, false, 4000)],
+        drain_limit: if kind.drains_for_ever { Duration::MAX } else { Duration::from_secs(9) },
         hang: vec![rung(Signal::Abort, false, 1000), rung(Signal::Kill, true, 1000)],
         ..policy(ladder, Some(0), kind.endless)
     }
@@ -131,7 +144,7 @@ pub fn plan(kind: Kind, preload: bool, count: usize) -> (Plan, Stages) {
             template: roll.template,
             preload: preload.then_some(template),
             surge: kind.surge,
-            most: BUDGET,
+            most: if kind.tight { 1 } else { BUDGET },
         };
     }
     let serves = !kind.errand;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::plans::{BUDGET, Kind, Stages, plan};
+use super::plans::{BUDGET, CLOSE_LIMIT, Kind, Stages, plan};
 use crate::policy::{Rung, Signal};
 use crate::state::{ChildAction, ChildEvent, Ending, Generation, Intent, Moment, ProcessEvent, State};
 use crate::tree::{JobRun, Member, Outcome, Role, RollId, ServiceId, Stage, Tree, TreeAction, TreeEvent, TreePhase};
@@ -20,8 +20,12 @@ pub struct Process {
     pub released: bool,
     /// Its last word was that it is ready.
     pub ready: bool,
-    /// The hardest that it was told.
+    /// The last that it was told, and when.
     pub told: Option<Signal>,
+    pub told_at: Moment,
+    /// It has said that it accepts no more, and that it has no requests left.
+    pub closed: bool,
+    pub drained: bool,
     /// Once it is killed: when it is gone, if ever.
     pub gone_at: Option<Moment>,
 }
@@ -59,6 +63,8 @@ pub struct World {
     /// Rolls asked for and not yet answered.
     pub asked: BTreeSet<RollId>,
     pub rolls: u64,
+    /// Those that the roll under way has replaced.
+    swapped: BTreeSet<ServiceId>,
     /// How many workers were wanted last.
     pub wanted: usize,
     replanned: bool,
@@ -75,6 +81,7 @@ pub struct Seen {
     pub abandoned: bool,
     pub cancelled: bool,
     pub gone_after_all: bool,
+    pub cut: bool,
 }
 
 impl World {
@@ -101,6 +108,7 @@ impl World {
             pid_last: 100,
             asked: BTreeSet::new(),
             rolls: 0,
+            swapped: BTreeSet::new(),
             wanted,
             replanned: false,
             stop: None,
@@ -168,13 +176,23 @@ impl World {
             TreeAction::Swapped(new, old) => {
                 assert!(self.tree().members[&new].child.is_ready(), "{old:?} leaves before {new:?} is ready");
                 self.seen.replaced = true;
+                self.swapped.insert(old);
             }
+            TreeAction::Cut(id) => self.cut(id),
             TreeAction::Remove(id) => {
                 assert!(!self.processes.contains_key(&id), "{id:?} was forgotten while it lives");
                 assert!(!self.spawns.contains_key(&id), "{id:?} was forgotten while its process is on its way");
             }
             TreeAction::RollEnded(id, outcome) => {
                 assert!(self.asked.remove(&id), "{id:?} was answered twice");
+                let swapped = std::mem::take(&mut self.swapped);
+                if let Outcome::Done(_) = outcome {
+                    let old = swapped.iter().filter_map(|id| self.processes.get(id));
+                    let accepts = |old: &Process| {
+                        old.told == Some(Signal::Retire) && !old.closed && self.now < old.told_at + CLOSE_LIMIT
+                    };
+                    assert!(!old.into_iter().any(accepts), "{id:?} is over, and an old worker still accepts");
+                }
                 if let Outcome::Aborted(failed, _) = outcome {
                     let role = self.tree().members.get(&failed).map(|member| member.role);
                     assert!(role.is_none_or(|role| role == Role::Retiring), "{failed:?} failed and stays as {role:?}");
@@ -213,8 +231,25 @@ impl World {
             }
             ChildAction::Disown(pid) => panic!("process {pid} of {id:?} was forgotten"),
             ChildAction::Withdraw => assert!(self.told_ready.remove(&id), "{id:?} was not told to be ready"),
+            ChildAction::Unheard { pid, limit } => {
+                let process = &self.processes[&id];
+                assert_eq!((process.pid, process.closed), (pid, false), "it had said so");
+                assert!(self.now >= process.told_at + limit, "{id:?} had more time to say so");
+            }
             ChildAction::Restart(_) | ChildAction::GiveUp => {}
         }
+    }
+
+    /// A drain is cut short only for another worker, and not before its time.
+    fn cut(&mut self, id: ServiceId) {
+        let (tree, process) = (self.tree(), &self.processes[&id]);
+        assert_eq!(tree.phase, TreePhase::Serving);
+        assert!(process.closed && !process.drained, "{id:?} does not drain, and is cut");
+        let workers = tree.members.values().filter(|member| Some(member.stage) == self.at.workers);
+        let standing = workers.clone().filter(|member| member.role == Role::Standing).count();
+        let there = workers.filter(|member| member.role == Role::Standing || !member.child.is_over()).count();
+        assert!(there >= tree.plan.roll.most.max(standing), "{there} workers: there is room for another");
+        self.seen.cut = true;
     }
 
     /// The shell answers at once; now and then the process had come just before.
@@ -237,7 +272,18 @@ impl World {
         self.pid_last += 1;
         let Spawn { generation, intent, .. } = spawn;
         let (pid, released) = (self.pid_last, intent == Intent::Start);
-        self.processes.insert(id, Process { pid, generation, released, ready: false, told: None, gone_at: None });
+        let process = Process {
+            pid,
+            generation,
+            released,
+            ready: false,
+            told: None,
+            told_at: Duration::ZERO,
+            closed: false,
+            drained: false,
+            gone_at: None,
+        };
+        self.processes.insert(id, process);
         pid
     }
 
@@ -254,7 +300,7 @@ impl World {
         let (now, luck) = (self.now, self.random.random_range(0..100_u64));
         let process = self.processes.get_mut(&id).expect("a signal to no process");
         assert_eq!(process.pid, pid, "a signal to a stranger");
-        (process.told, process.ready) = (Some(rung.signal), false);
+        (process.told, process.told_at, process.ready) = (Some(rung.signal), now, false);
         if rung.signal == Signal::Kill {
             process.gone_at = match luck {
                 // Gone before any time passes.

@@ -5,10 +5,11 @@ use std::rc::Rc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::super::notify::{Heard, Message, Notice, NotifySocket};
+use super::super::notify::{Heard, Message, Notice, NotifySocket, StartErrorKind};
 use super::{Life, Standing};
 use crate::event_loop;
 use crate::process;
+use crate::service::ProcessReporter;
 
 /// How often one process may say that the application is not safe to fork.
 const FORK_UNSAFE_MAX: usize = 16;
@@ -54,25 +55,52 @@ impl Life {
         sender == pid || (!is_ours && process::group_of(sender) == Some(pid))
     }
 
+    fn report(&self, what: impl FnOnce(&ProcessReporter)) {
+        let reporter = self.of_process(|process| process.reporter.clone());
+        if let Some(reporter) = reporter {
+            what(&reporter);
+        }
+    }
+
     fn understand(&self, message: Message) {
         match message {
             Message::Ready => self.report_ready(),
             Message::Watchdog => {
                 self.of_process(|process| {
                     // Not armed before it is ready: an import may take its time.
-                    if let Standing::Ready { heartbeat } = &mut process.standing {
+                    if let Standing::Ready { heartbeat } | Standing::Retiring { heartbeat } = &mut process.standing {
                         *heartbeat = Some(Instant::now());
                     }
                 });
             }
             Message::Counts(counts) => drop(self.of_process(|process| process.counts = Some(counts))),
-            Message::ImportError(text) => {
+            Message::Stopping => {
+                // Our own launcher says more of it.
+                let is_other = self.of_process(|process| process.gate.is_none()) == Some(true);
+                if is_other {
+                    self.report(ProcessReporter::closed);
+                }
+            }
+            Message::Closed => self.report(ProcessReporter::closed),
+            Message::Drained => {
+                // The application's own shutdown may hold up the event loop, and what comes after it has none.
+                self.of_process(|process| {
+                    (process.standing, process.unfinished) = (Standing::Leaving { was_ready: true }, None)
+                });
+                self.report(ProcessReporter::drained);
+            }
+            Message::Draining(unfinished) => drop(self.of_process(|process| process.unfinished = Some(unfinished))),
+            Message::StartError(error) => {
                 // An application that runs has been imported: one that says otherwise would have its worker given up.
                 let is_starting = self.of_process(|process| matches!(process.standing, Standing::Starting));
+                // One that could not be imported has said all there is.
                 let mut previous = self.0.previous.borrow_mut();
-                if is_starting == Some(true) && previous.import_error.is_none() {
-                    self.0.roster.log_import_error(&text);
-                    previous.import_error = Some(text);
+                let known = previous.start_error.as_ref().map(|error| error.kind);
+                if is_starting == Some(true)
+                    && known.is_none_or(|known| known != StartErrorKind::Import && known != error.kind)
+                {
+                    self.0.roster.log_start_error(&error);
+                    previous.start_error = Some(error);
                 }
             }
             Message::ForkUnsafe(findings) => {

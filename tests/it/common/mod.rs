@@ -8,6 +8,7 @@ pub mod alone;
 pub mod backups;
 pub mod certificates;
 pub mod control;
+pub mod deployed;
 pub mod exchange;
 pub mod hang;
 pub mod harness;
