@@ -68,18 +68,18 @@ struct Volume {
     dir: PathBuf,
     there: FileSystem,
     claimed: u64,
-    kept: Kept,
+    floor: Floor,
 }
 
 /// What stays free, and why.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kept {
+enum Floor {
     StopFree(u64, Room),
     /// That would be less than the server needs.
     Server,
 }
 
-impl Kept {
+impl Floor {
     fn of(there: FileSystem, stop_free: Room, has_wal: bool) -> Self {
         match stop_free.bytes(there.total) {
             bytes if has_wal && bytes < SERVER_FREE => Self::Server,
@@ -95,7 +95,7 @@ impl Kept {
     }
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for Floor {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::StopFree(bytes, room) => write!(formatter, "disk.stop_free ({room}) keeps {} MB", megabytes(*bytes)),
@@ -157,7 +157,7 @@ impl Guard {
             tokio::time::sleep(LOOK).await;
             let guard = self.clone();
             let look = tokio::task::spawn_blocking(move || {
-                guard.volumes().into_iter().find(|volume| volume.there.free < volume.kept.bytes())
+                guard.volumes().into_iter().find(|volume| volume.there.free < volume.floor.bytes())
             });
             if let Ok(Ok(Some(volume))) = tokio::time::timeout(LOOK_LIMIT, look).await {
                 return self.ended(&volume);
@@ -175,8 +175,8 @@ impl Guard {
                 None => {
                     let has_wal = wal == Some(there.device);
                     let stop_free = if self.for_the_server && !has_wal { Room::Bytes(0) } else { self.stop_free };
-                    let kept = Kept::of(there, stop_free, has_wal);
-                    volumes.push(Volume { dir: dir.clone(), there, claimed: *bytes, kept });
+                    let floor = Floor::of(there, stop_free, has_wal);
+                    volumes.push(Volume { dir: dir.clone(), there, claimed: *bytes, floor });
                 }
             }
         }
@@ -185,13 +185,13 @@ impl Guard {
 
     /// Whether `volume` has room for what is claimed. Pure.
     fn judge(&self, volume: &Volume) -> Result<(), Failure> {
-        let Volume { dir, there, claimed, kept } = volume;
-        let wanted = claimed.saturating_add(kept.bytes());
+        let Volume { dir, there, claimed, floor } = volume;
+        let wanted = claimed.saturating_add(floor.bytes());
         if there.free >= wanted {
             return Ok(());
         }
         let message = format!(
-            "no {what} is begun: {} has {} MB free of {} MB; the {what} may take {} MB, and {kept}: {} MB are missing. {}, or \
+            "no {what} is begun: {} has {} MB free of {} MB; the {what} may take {} MB, and {floor}: {} MB are missing. {}, or \
              lower disk.stop_free",
             dir.display(),
             megabytes(there.free),
@@ -205,9 +205,9 @@ impl Guard {
     }
 
     fn ended(&self, volume: &Volume) -> Failure {
-        let Volume { dir, there, kept, .. } = volume;
+        let Volume { dir, there, floor, .. } = volume;
         let message = format!(
-            "the {} was ended, and what it had written is removed: {} has {} MB free of {} MB, and {kept}. {}",
+            "the {} was ended, and what it had written is removed: {} has {} MB free of {} MB, and {floor}. {}",
             self.what,
             dir.display(),
             megabytes(there.free),
@@ -230,7 +230,7 @@ mod tests {
 
     fn volume(free: u64, claimed: u64, stop_free: Room, has_wal: bool) -> Volume {
         let there = FileSystem { free: free * MB, total: 10_000 * MB, device: 1 };
-        Volume { dir: "/backups".into(), there, claimed: claimed * MB, kept: Kept::of(there, stop_free, has_wal) }
+        Volume { dir: "/backups".into(), there, claimed: claimed * MB, floor: Floor::of(there, stop_free, has_wal) }
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         assert!(guard.judge(&volume(164, 100, none, true)).is_ok());
         let refused = guard.judge(&volume(163, 100, none, true)).unwrap_err().to_string();
         assert!(refused.contains("64 MB stay free for the server's WAL: 1 MB are missing"), "{refused}");
-        assert_eq!(volume(0, 0, Room::Bytes(65 * MB), true).kept.bytes(), 65 * MB);
+        assert_eq!(volume(0, 0, Room::Bytes(65 * MB), true).floor.bytes(), 65 * MB);
     }
 
     #[test]

@@ -141,7 +141,9 @@ pub async fn initdb(
     // Full shared memory gives the same message.
     let of_disk = finished.stderr.lines().filter(|line| !line.contains("shared memory")).find_map(NoRoom::said);
     let little = || free_bytes(staging).is_some_and(|free| free < ROOM).then_some(NoRoom::Disk);
-    if let Some(why) = of_disk.or_else(little) {
+    // A page of a mapped file that finds no room ends its process (mmap(2), SIGBUS); where bytes are free, a quota is used up.
+    let unmapped = || finished.stderr.contains("Bus error").then_some(NoRoom::Quota);
+    if let Some(why) = of_disk.or_else(little).or_else(unmapped) {
         let (dir, megabytes) = (home.state.display(), ROOM / 1024 / 1024);
         let way = match why {
             NoRoom::Disk => "free some",

@@ -140,12 +140,16 @@ mod tests {
             .await;
             done.set(true);
         };
+        // Their first turn comes after the first of the reading.
+        let mut before = Instant::now();
         let others = async {
-            let mut before = Instant::now();
-            while !done.get() {
-                tokio::task::yield_now().await;
+            loop {
                 longest = longest.max(before.elapsed());
                 before = Instant::now();
+                if done.get() {
+                    break;
+                }
+                tokio::task::yield_now().await;
             }
         };
         tokio::join!(read, others);

@@ -150,7 +150,11 @@ impl Inspection {
                 let help = "name the key that the certificate was made for; after a renewal both files are new";
                 self.add(KEY, format!("{key} is not the key of the certificate in {cert}"), help);
             }
-            Err(error) => self.add(CERT, format!("{}: {error}", tls.cert.display()), "name a certificate of a server"),
+            // X.509 version 1, for example, which OpenSSL serves.
+            Err(error) => self.notices.push(format!(
+                "{CERT}: whether {} and its key belong together cannot be checked: {error}",
+                tls.cert.display()
+            )),
         }
     }
 }

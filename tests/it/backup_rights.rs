@@ -79,7 +79,7 @@ fn what_reads_a_backup_runs_as_the_servers_user() {
 fn what_reads_a_backup_for_a_server_elsewhere_runs_as_that_user_too() {
     let (server, _tandem) = running();
     sql(&server, SLOW);
-    as_superuser(&server, "app", "ALTER ROLE app CREATEDB; DROP EXTENSION pg_stat_statements");
+    as_superuser(&server, "app", "ALTER ROLE app SUPERUSER");
     let owner = server.data().metadata().unwrap().uid();
     let url = String::from_utf8(tandem::run(&server, &["url"]).stdout).unwrap();
     let lines = format!("workers.count = 1\nmigrations.run = 'none'\npostgres.url = '{}'", url.trim());

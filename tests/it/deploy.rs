@@ -5,10 +5,14 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use ::tandem::exit::sql_state;
+use ::tandem::schema;
 use nix::sys::signal::Signal;
+use sea_orm::sqlx::raw_sql;
 
 use crate::common::control;
 use crate::common::project::{Project, python, venv};
+use crate::common::server::TestServer;
 use crate::common::strict::{Crowd, Habit};
 use crate::common::tandem::{self, Tandem, command_as, wait_for};
 
@@ -67,9 +71,9 @@ async fn project(more: &str) -> Project {
 
 const COMMAND: &str = "migrations.run = ['python', 'migrate.py']\n";
 
+/// Wait until the application answers with `body`: an old worker may have accepted the connection before it left.
 fn answers(tandem: &Tandem, body: &str) {
-    let (status, said) = tandem.get("/").unwrap();
-    assert_eq!((status, said.as_str()), (200, body), "{}", tandem.log());
+    wait_for(&format!("the answer {body:?}"), || tandem.get("/").unwrap() == (200, body.to_owned()));
 }
 
 /// The environments that there are.
@@ -247,4 +251,19 @@ async fn a_migration_that_waits_for_a_lock_lets_the_application_pass() {
     let priced = psql(&project).args(["-c", "SELECT price FROM orders"]).status().unwrap();
     assert!(priced.success());
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[tokio::test]
+async fn the_built_in_migrations_wait_for_no_lock_longer_than_they_may() {
+    let server = TestServer::start().await;
+    let url = server.database("live").await;
+    let (limit, patience) = (Duration::from_secs(60), Duration::from_millis(200));
+    schema::up(&url, limit, limit).await.unwrap();
+    schema::down(&url, 1, limit, limit).await.unwrap();
+    let mut holder = schema::session(&url, "holder").await.unwrap();
+    raw_sql("BEGIN; SELECT count(*) FROM api_keys").execute(&mut holder).await.unwrap();
+    let refused = schema::up_beside(&url, limit, limit, patience).await.unwrap_err();
+    assert_eq!(sql_state(&refused).as_deref(), Some("55P03"), "{refused:#}");
+    raw_sql("ROLLBACK").execute(&mut holder).await.unwrap();
+    assert_eq!(schema::up_beside(&url, limit, limit, patience).await.unwrap().applied.len(), 1);
 }

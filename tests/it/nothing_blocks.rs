@@ -203,6 +203,23 @@ fn a_resolver_without_an_answer_stops_nothing() {
 }
 
 #[test]
+fn a_flood_of_the_servers_log_keeps_the_loop_from_nothing() {
+    let project = Project::app_with("plain:app", BARE);
+    let mut tandem = Tandem::up(&project);
+    let stall = || tandem.health()["supervisor"]["longest_stall_ms"].as_f64().unwrap();
+    let before = stall();
+    let lines =
+        "DO $$ BEGIN FOR i IN 1..60000 LOOP RAISE LOG '%', i || ' flood ' || repeat('x', 100); END LOOP; END $$";
+    let mut flood = control::start(&project, &["psql", "-Xqc", lines]);
+    while flood.try_wait().unwrap().is_none() {
+        assert_eq!(tandem::get(project.health, "/live").unwrap().0, 200);
+    }
+    assert!(control::said(flood).code == 0);
+    assert!(before < 250.0 && stall() < 250.0, "{before} ms before the flood, {} ms at most in it", stall());
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
 fn the_event_loop_measures_itself() {
     let project = Project::app_with("plain:app", BARE);
     let mut tandem = Tandem::up(&project);

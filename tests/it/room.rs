@@ -165,18 +165,20 @@ fn a_restore_that_takes_more_than_was_thought_is_ended_and_the_server_serves_on(
 #[test]
 fn a_base_backup_on_the_datas_own_disk_is_refused_or_ended_and_writes_go_on() {
     let project = stopped("backup.pitr.enabled = true", &[]);
-    let Some(disk) = Filling::prepare(&project, "640m") else { return };
+    let Some(disk) = Filling::prepare(&project, "860m") else { return };
     let mut tandem = disk.up();
     tandem.wait_ready();
     // Of an empty cluster, which compresses well.
     disk.run(&tandem, &["backup", "base"]).expect(0, &["base_20"]);
+    // Far more than was estimated: a segment of WAL that is removed meanwhile makes no difference.
     sql(&project, NOISE);
+    sql(&project, "INSERT INTO noise SELECT * FROM noise LIMIT 1000000");
     let mut writer = Writer::start(&project);
     disk.leave(&tandem, 62);
     expect_none_begun(&disk.run(&tandem, &["backup", "base"]), "base backup");
     writer.goes_on(&project);
     disk.script(&tandem, "rm \"$small\"/filler");
-    disk.leave(&tandem, 140);
+    disk.leave(&tandem, 150);
     let ended = disk.run(&tandem, &["backup", "base"]);
     ended.expect(73, &["the base backup was ended", "64 MB stay free for the server's WAL", "backup.pitr.dir"]);
     writer.goes_on(&project);

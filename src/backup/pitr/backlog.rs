@@ -17,9 +17,9 @@ const STALL: Duration = Duration::from_secs(60);
 /// What the server itself needs of the disk, in bytes: two segments to start with, and room for what it is doing.
 const DISK_RESERVE: u64 = 128 << 20;
 
-/// What a backlog means.
+/// How full a backlog is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Level {
     Fine,
     /// More than half of what may wait.
     Half,
@@ -28,15 +28,15 @@ pub enum Verdict {
 }
 
 /// Judge `ready_count` waiting segments of `segment_size` bytes against `max` bytes. Pure.
-pub fn backlog(ready_count: u64, segment_size: u64, max: u64, at_limit: AtLimit) -> Verdict {
+pub fn backlog(ready_count: u64, segment_size: u64, max: u64, at_limit: AtLimit) -> Level {
     let waiting = ready_count.saturating_mul(segment_size);
     // One is always on its way.
     if waiting >= max && ready_count > 1 {
-        Verdict::Full(at_limit)
+        Level::Full(at_limit)
     } else if waiting > max / 2 && ready_count > 1 {
-        Verdict::Half
+        Level::Half
     } else {
-        Verdict::Fine
+        Level::Fine
     }
 }
 
@@ -91,7 +91,7 @@ impl Sample {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
     pub sample: Sample,
-    pub verdict: Verdict,
+    pub level: Level,
     /// Whether nothing is archived though it should be.
     pub failing: bool,
     /// What is wrong, in words.
@@ -118,7 +118,7 @@ impl Watch {
     /// Look, do what is to be done at the limit, and say what is new.
     pub fn look(&mut self, now: SystemTime) -> Condition {
         let mut condition = judge(Sample::take(&self.notes), &self.settings, self.since, now);
-        if condition.verdict == Verdict::Full(AtLimit::GiveUp) && condition.sample.given_up.is_none() {
+        if condition.level == Level::Full(AtLimit::GiveUp) && condition.sample.given_up.is_none() {
             let why = condition.trouble.take().unwrap_or_default();
             let why = format!("{}: {why}", humantime::format_rfc3339_seconds(now));
             match self.notes.give_up(&why) {
@@ -149,10 +149,10 @@ impl Watch {
 
     /// Say it once, and not for every number in it.
     fn say(&mut self, condition: &Condition) {
-        let kind = match (&condition.trouble, condition.verdict) {
+        let kind = match (&condition.trouble, condition.level) {
             (None, _) => None,
             (Some(_), _) if condition.sample.given_up.is_some() => Some("given up".to_owned()),
-            (Some(_), verdict) => Some(format!("{verdict:?} {} {:?}", condition.failing, condition.sample.failure)),
+            (Some(_), level) => Some(format!("{level:?} {} {:?}", condition.failing, condition.sample.failure)),
         };
         if kind != self.said {
             match &condition.trouble {
@@ -167,7 +167,7 @@ impl Watch {
 /// What `sample` means. Pure.
 fn judge(sample: Sample, settings: &Pitr, since: SystemTime, now: SystemTime) -> Condition {
     let max = room(settings.max_backlog, sample.waiting(), sample.free);
-    let verdict = backlog(sample.ready, sample.segment_size, max, settings.at_limit);
+    let level = backlog(sample.ready, sample.segment_size, max, settings.at_limit);
     let quiet_since = [Some(since), sample.oldest, sample.last_archived].into_iter().flatten().max().unwrap_or(since);
     let quiet = now.duration_since(quiet_since).unwrap_or_default();
     let stalled = sample.oldest.is_some() && quiet > STALL;
@@ -178,16 +178,16 @@ fn judge(sample: Sample, settings: &Pitr, since: SystemTime, now: SystemTime) ->
         None if stalled => format!("nothing was archived for {} s", quiet.as_secs()),
         None => "archiving is slower than what is written".to_owned(),
     };
-    let trouble = match (&sample.given_up, verdict) {
+    let trouble = match (&sample.given_up, level) {
         (Some(why), _) => Some(format!(
             "the point-in-time chain was given up, and no WAL is archived until `tandem backup base` begins another: {why}"
         )),
-        (None, Verdict::Full(_)) => Some(format!("{waiting}, as much as may ({}): {why}", size(max))),
-        (None, Verdict::Half) => Some(format!("{waiting}, of {} that may: {why}", size(max))),
-        (None, Verdict::Fine) if failing => Some(format!("{waiting}: {why}")),
-        (None, Verdict::Fine) => None,
+        (None, Level::Full(_)) => Some(format!("{waiting}, as much as may ({}): {why}", size(max))),
+        (None, Level::Half) => Some(format!("{waiting}, of {} that may: {why}", size(max))),
+        (None, Level::Fine) if failing => Some(format!("{waiting}: {why}")),
+        (None, Level::Fine) => None,
     };
-    Condition { sample, verdict, failing, trouble }
+    Condition { sample, level, failing, trouble }
 }
 
 fn size(bytes: u64) -> String {
@@ -210,11 +210,11 @@ mod tests {
     #[test]
     fn a_backlog_is_fine_then_half_then_full() {
         let judge = |ready| backlog(ready, SEGMENT_SIZE, 128 * MB, AtLimit::GiveUp);
-        assert_eq!([judge(0), judge(4)], [Verdict::Fine, Verdict::Fine]);
-        assert_eq!([judge(5), judge(7)], [Verdict::Half, Verdict::Half]);
-        assert_eq!([judge(8), judge(u64::MAX)], [Verdict::Full(AtLimit::GiveUp); 2]);
-        assert_eq!(backlog(1, SEGMENT_SIZE, MB, AtLimit::Warn), Verdict::Fine, "one on its way is no backlog");
-        assert_eq!(backlog(2, SEGMENT_SIZE, MB, AtLimit::Warn), Verdict::Full(AtLimit::Warn));
+        assert_eq!([judge(0), judge(4)], [Level::Fine, Level::Fine]);
+        assert_eq!([judge(5), judge(7)], [Level::Half, Level::Half]);
+        assert_eq!([judge(8), judge(u64::MAX)], [Level::Full(AtLimit::GiveUp); 2]);
+        assert_eq!(backlog(1, SEGMENT_SIZE, MB, AtLimit::Warn), Level::Fine, "one on its way is no backlog");
+        assert_eq!(backlog(2, SEGMENT_SIZE, MB, AtLimit::Warn), Level::Full(AtLimit::Warn));
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
                     .unwrap();
             }
             let condition = watch.look(SystemTime::now());
-            assert_eq!(condition.verdict, Verdict::Full(at_limit));
+            assert_eq!(condition.level, Level::Full(at_limit));
             assert_eq!(condition.sample.given_up.is_some(), gives_up);
             assert_eq!(Notes::new(temp.path()).given_up().is_some(), gives_up);
             assert!(condition.trouble.unwrap().contains("64 MB of WAL wait"));

@@ -17,7 +17,7 @@ use super::keys::Bucket;
 use super::parts::{End, Local, ON_THE_WAY, Part, next};
 use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError, foreign};
-use super::{Entry, Progress, Sent};
+use super::{Progress, Sent, StoredFile};
 
 /// How much is asked for at once: small enough that a line that breaks off costs little.
 const PIECE: u64 = 8 << 20;
@@ -51,7 +51,7 @@ struct Target<'a> {
 }
 
 /// What is kept, with what is kept beside it.
-struct Kept {
+struct StoredObject {
     meta: ObjectMeta,
     sha256: Option<String>,
     upload: Option<String>,
@@ -235,7 +235,7 @@ impl Cloud {
     async fn fetch(
         &self,
         name: &str,
-        kept: Kept,
+        kept: StoredObject,
         file: &mut Arriving,
         progress: Progress<'_>,
     ) -> Result<Expected, StoreError> {
@@ -256,14 +256,14 @@ impl Cloud {
         Ok(Expected { size: total, sha256: kept.sha256 })
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+    pub(super) async fn list(&self) -> Result<Vec<StoredFile>, StoreError> {
         let prefix = self.prefix()?;
         let found: Vec<ObjectMeta> =
             self.client.list(prefix.as_ref()).try_collect().await.map_err(|error| self.listing_failed(&error))?;
         Ok(found.iter().filter_map(|meta| self.entry(meta)).collect())
     }
 
-    pub(super) async fn head(&self, name: &str) -> Result<Option<Entry>, StoreError> {
+    pub(super) async fn head(&self, name: &str) -> Result<Option<StoredFile>, StoreError> {
         Ok(self.kept(name).await?.and_then(|kept| self.entry(&kept.meta)))
     }
 
@@ -275,12 +275,12 @@ impl Cloud {
         }
     }
 
-    async fn kept(&self, name: &str) -> Result<Option<Kept>, StoreError> {
+    async fn kept(&self, name: &str) -> Result<Option<StoredObject>, StoreError> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         match self.client.get_opts(&self.path(name)?, options).await {
             Ok(found) => {
                 let beside = |attribute| found.attributes.get(&attribute).map(|value| value.to_string());
-                Ok(Some(Kept { sha256: beside(SHA256), upload: beside(UPLOAD), meta: found.meta.clone() }))
+                Ok(Some(StoredObject { sha256: beside(SHA256), upload: beside(UPLOAD), meta: found.meta.clone() }))
             }
             // An answer to HEAD has no body that could say what is missing.
             Err(object_store::Error::NotFound { .. }) => self.check_bucket().await.map(|()| None),
@@ -306,13 +306,13 @@ impl Cloud {
         StoreError::new(Kind::NoBucket, message)
     }
 
-    fn entry(&self, meta: &ObjectMeta) -> Option<Entry> {
+    fn entry(&self, meta: &ObjectMeta) -> Option<StoredFile> {
         let key = meta.location.as_ref();
         let name = match self.bucket.prefix.as_str() {
             "" => key,
             prefix => key.strip_prefix(prefix)?.strip_prefix('/')?,
         };
-        Some(Entry { name: name.to_owned(), size: meta.size, modified: meta.last_modified.into() })
+        Some(StoredFile { name: name.to_owned(), size: meta.size, modified: meta.last_modified.into() })
     }
 
     fn path(&self, name: &str) -> Result<object_store::path::Path, StoreError> {

@@ -12,7 +12,7 @@ use super::name::is_unfinished;
 use super::parts::{End, Local, next};
 use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError};
-use super::{Entry, Progress, Sent};
+use super::{Progress, Sent, StoredFile};
 use crate::durable::sync_dir;
 
 /// An unfinished copy that nobody has written to for so long is nobody's: its process was killed. Others may send copies to the
@@ -70,7 +70,7 @@ impl Directory {
         copy(kept, None, Arriving::begin(local.to_path_buf(), keys), progress).await.map(drop)
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+    pub(super) async fn list(&self) -> Result<Vec<StoredFile>, StoreError> {
         let root = self.root.clone();
         blocking(move || {
             look(&root)?;
@@ -82,14 +82,14 @@ impl Directory {
         .await
     }
 
-    pub(super) async fn head(&self, name: &str) -> Result<Option<Entry>, StoreError> {
+    pub(super) async fn head(&self, name: &str) -> Result<Option<StoredFile>, StoreError> {
         let (root, name) = (self.root.clone(), name.to_owned());
         blocking(move || {
             look(&root)?;
             let path = root.join(&name);
             let found = fs::metadata(&path).and_then(|meta| Ok((meta.is_file(), meta.len(), meta.modified()?)));
             match found {
-                Ok((true, size, modified)) => Ok(Some(Entry { name, size, modified })),
+                Ok((true, size, modified)) => Ok(Some(StoredFile { name, size, modified })),
                 Ok((false, ..)) => Ok(None),
                 Err(error) if is_missing(&error) => Ok(None),
                 Err(error) => Err(StoreError::local(format!("look at {}", path.display()), error)),
@@ -179,7 +179,7 @@ fn make_dirs(root: &Path, dir: &Path) -> Result<(), StoreError> {
 }
 
 /// The files under `dir`, whose name from the root is `prefix`. Names that are no UTF-8 are none of ours.
-fn collect(dir: &Path, prefix: &str, entries: &mut Vec<Entry>) -> io::Result<()> {
+fn collect(dir: &Path, prefix: &str, entries: &mut Vec<StoredFile>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { continue };
@@ -188,7 +188,7 @@ fn collect(dir: &Path, prefix: &str, entries: &mut Vec<Entry>) -> io::Result<()>
             collect(&entry.path(), &format!("{name}/"), entries)?;
         } else if kind.is_file() && !is_unfinished(name.rsplit('/').next().unwrap_or_default()) {
             match entry.metadata() {
-                Ok(meta) => entries.push(Entry { name, size: meta.len(), modified: meta.modified()? }),
+                Ok(meta) => entries.push(StoredFile { name, size: meta.len(), modified: meta.modified()? }),
                 // Deleted meanwhile.
                 Err(error) if is_missing(&error) => {}
                 Err(error) => return Err(error),

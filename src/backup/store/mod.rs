@@ -60,9 +60,9 @@ impl Default for Patience {
     }
 }
 
-/// What is kept under a name.
+/// A file in a place for copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct StoredFile {
     pub name: String,
     pub size: u64,
     pub modified: SystemTime,
@@ -80,12 +80,12 @@ pub struct Sent {
 /// A place for copies, ready to be used. `Debug` shows where it is and no secret.
 pub struct Store {
     shown: String,
-    kept: Kept,
+    medium: Medium,
     recipients: Option<Recipients>,
     identity: Option<PathBuf>,
 }
 
-enum Kept {
+enum Medium {
     Directory(Directory),
     Cloud(Cloud),
 }
@@ -96,11 +96,11 @@ impl Store {
     /// # Errors
     /// [`Kind::Address`] for keys or certificates that cannot be read.
     pub fn open(destination: &Destination, patience: Patience) -> Result<Self, StoreError> {
-        let kept = match destination.place() {
-            Place::Directory(path) => Kept::Directory(Directory::new(path.clone())),
-            Place::Bucket(bucket) => Kept::Cloud(Cloud::new(bucket, client::build(bucket, patience)?)),
+        let medium = match destination.place() {
+            Place::Directory(path) => Medium::Directory(Directory::new(path.clone())),
+            Place::Bucket(bucket) => Medium::Cloud(Cloud::new(bucket, client::build(bucket, patience)?)),
         };
-        Ok(Self { shown: destination.to_string(), kept, recipients: None, identity: None })
+        Ok(Self { shown: destination.to_string(), medium, recipients: None, identity: None })
     }
 
     /// The same store, which seals what is put for `recipients`.
@@ -125,9 +125,9 @@ impl Store {
             _ => name.to_owned(),
         };
         name::check(&name)?;
-        match &self.kept {
-            Kept::Directory(directory) => directory.put(local, &name, seal, progress).await,
-            Kept::Cloud(cloud) => cloud.put(local, &name, seal, progress).await,
+        match &self.medium {
+            Medium::Directory(directory) => directory.put(local, &name, seal, progress).await,
+            Medium::Cloud(cloud) => cloud.put(local, &name, seal, progress).await,
         }
     }
 
@@ -139,9 +139,9 @@ impl Store {
     pub async fn get(&self, name: &str, local: &Path, progress: Progress<'_>) -> Result<(), StoreError> {
         name::check(name)?;
         let keys = self.keys(name).await?;
-        match &self.kept {
-            Kept::Directory(directory) => directory.get(name, local, keys, progress).await,
-            Kept::Cloud(cloud) => cloud.get(name, local, keys, progress).await,
+        match &self.medium {
+            Medium::Directory(directory) => directory.get(name, local, keys, progress).await,
+            Medium::Cloud(cloud) => cloud.get(name, local, keys, progress).await,
         }
     }
 
@@ -161,10 +161,10 @@ impl Store {
     ///
     /// # Errors
     /// By [`Kind`].
-    pub async fn list(&self) -> Result<Vec<Entry>, StoreError> {
-        let mut entries = match &self.kept {
-            Kept::Directory(directory) => directory.list().await?,
-            Kept::Cloud(cloud) => cloud.list().await?,
+    pub async fn list(&self) -> Result<Vec<StoredFile>, StoreError> {
+        let mut entries = match &self.medium {
+            Medium::Directory(directory) => directory.list().await?,
+            Medium::Cloud(cloud) => cloud.list().await?,
         };
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
@@ -174,11 +174,11 @@ impl Store {
     ///
     /// # Errors
     /// By [`Kind`]; a missing bucket or directory is an error, not a missing copy.
-    pub async fn head(&self, name: &str) -> Result<Option<Entry>, StoreError> {
+    pub async fn head(&self, name: &str) -> Result<Option<StoredFile>, StoreError> {
         name::check(name)?;
-        match &self.kept {
-            Kept::Directory(directory) => directory.head(name).await,
-            Kept::Cloud(cloud) => cloud.head(name).await,
+        match &self.medium {
+            Medium::Directory(directory) => directory.head(name).await,
+            Medium::Cloud(cloud) => cloud.head(name).await,
         }
     }
 
@@ -188,9 +188,9 @@ impl Store {
     /// By [`Kind`].
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
         name::check(name)?;
-        match &self.kept {
-            Kept::Directory(directory) => directory.delete(name).await,
-            Kept::Cloud(cloud) => cloud.delete(name).await,
+        match &self.medium {
+            Medium::Directory(directory) => directory.delete(name).await,
+            Medium::Cloud(cloud) => cloud.delete(name).await,
         }
     }
 }

@@ -76,6 +76,7 @@ async fn what_initdb_says_is_passed_on_and_nothing_is_left() {
     let fake = Installation { bin: tools.path().to_path_buf(), ..installation().await };
     for (script, expected) in [
         ("touch half; echo 'could not write: No space left on device' >&2; exit 1", "about 60 MB"),
+        ("touch half; echo 'Bus error' >&2; exit 1", "the disk quota is used up"),
         ("touch half; echo 'no such locale' >&2; exit 1", "initdb failed (exit status 1): no such locale"),
     ] {
         let program = tools.path().join("initdb");
