@@ -26,7 +26,7 @@
 //!              provision · probe · session · checkpoint · log · embedded
 //! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · tls · launch ·
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
-//!              options.py · drain.py · template.py
+//!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that shows it, the client that asks for it

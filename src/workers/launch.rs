@@ -30,6 +30,7 @@ const FILES: &[(&str, &str)] = &[
     (LAUNCHER, include_str!("launcher.py")),
     ("drain.py", include_str!("drain.py")),
     ("startup.py", include_str!("startup.py")),
+    ("notify.py", include_str!("notify.py")),
     ("debugger.py", include_str!("debugger.py")),
     (TEMPLATE, include_str!("template.py")),
     ("options.py", include_str!("options.py")),

@@ -56,7 +56,6 @@ SIGTERM comes before Uvicorn serves: the app's startup is cancelled then.
 """
 
 import asyncio
-import contextlib
 import faulthandler
 import fcntl
 import gc
@@ -66,7 +65,6 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import traceback
 import types
@@ -75,8 +73,6 @@ from collections import namedtuple
 STARTUP_FAILED = 3  # Uvicorn's own status for it
 SOCKET_LOST = 1
 RUN_DIR = os.path.dirname(os.path.abspath(__file__))
-DATAGRAM_MAX = 32 * 1024
-NOTIFY_PATIENCE = 5.0  # seconds: for the messages that must arrive
 COUNTS_PERIOD = 1.0  # seconds: without a watchdog
 
 LOG_CONFIG = {
@@ -116,7 +112,9 @@ drain = load_sibling("drain")
 startup = load_sibling("startup")
 debugger = load_sibling("debugger")
 listening = load_sibling("listening")
+notify = load_sibling("notify")
 options = load_sibling("options")
+Notifier, tell, NOTIFY_PATIENCE = notify.Notifier, notify.tell, notify.PATIENCE
 
 
 def read_orders():
@@ -145,34 +143,6 @@ def read_orders():
         check=take("TANDEM_CHECK", ""),
         debugger=take("TANDEM_DEBUGGER", ""),
     )
-
-
-class Notifier:
-    """The sending end of what sd_notify(3) would say."""
-
-    def __init__(self, fd):
-        self.socket = None if fd is None else socket.socket(fileno=fd)
-
-    def send(self, message, patience=0.0):
-        """Send one datagram; say whether it left. With no patience a full queue drops it, and never holds the loop."""
-        if self.socket is None:
-            return False
-        try:
-            self.socket.settimeout(patience)
-            self.socket.send(message.encode("utf-8", "replace"))
-        except OSError:
-            return False
-        return True
-
-
-    def orders(self):
-        """What Tandem has sent since the last look."""
-        if self.socket is None:
-            return
-        self.socket.settimeout(0)
-        with contextlib.suppress(OSError):
-            while True:
-                yield self.socket.recv(64).decode("utf-8", "replace")
 
 
 class Worker(drain.Drain):
@@ -371,18 +341,6 @@ def refuse(text, notifier):
     sys.stderr.flush()
     # Not sys.exit(): threads that a half-imported app left behind would keep the process alive.
     os._exit(STARTUP_FAILED)
-
-
-def tell(notifier, name, text):
-    """Hand the text to Tandem, which prints it once for all workers; print it only when Tandem does not listen."""
-    message = text = text.encode("utf-8", "replace").decode()
-    while True:
-        datagram = name + "=" + json.dumps(message, ensure_ascii=False)
-        if len(datagram.encode()) <= DATAGRAM_MAX:
-            break
-        message = "[...]\n" + message[len(message) // 4 + 6 :]  # the end says what went wrong
-    if not notifier.send(datagram, patience=NOTIFY_PATIENCE):
-        sys.stderr.write(text + "\n")
 
 
 def show_stacks_on_abort():
