@@ -45,7 +45,8 @@ async fn a_notice_carries_the_pid_that_the_kernel_saw() {
     // A pid in the text is only text.
     sender.send(b"MAINPID=1\nSTOPPING=1").unwrap();
     let counts = Counts { requests: 12, connections: 3, in_flight: 2 };
-    let expected = [said(&[Message::Ready]), said(&[Message::Watchdog, Message::Counts(counts)]), said(&[])];
+    let expected =
+        [said(&[Message::Ready]), said(&[Message::Watchdog, Message::Counts(counts)]), said(&[Message::Stopping])];
     assert_eq!(next(&socket).await, expected);
 }
 
