@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Stdio;
 
-use crate::common::namespace::in_namespace;
+use crate::common::namespace::{in_namespace, in_user_namespace};
 use crate::common::project::{Project, python, venv};
 use crate::common::tandem::{self, Tandem, command_as, wait_for};
 
@@ -162,12 +162,7 @@ fn where_no_watch_is_to_be_had_files_are_compared() {
     project.write("app/main.py", &source("", "'one'"));
     // Of this namespace's user, and of nobody else.
     let none = "echo 0 > /proc/sys/user/max_inotify_instances; exec \"$@\"";
-    let Some(probe) = in_namespace(&project, "echo 0 > /proc/sys/user/max_inotify_instances") else { return };
-    let mut probe = probe;
-    if !probe.stderr(Stdio::null()).status().unwrap().success() || ::tandem::process::identity::is_root() {
-        return crate::common::skip::skip("this user may not limit inotify for itself alone");
-    }
-    let command = in_namespace(&project, none).unwrap();
+    let Some(command) = in_user_namespace(&project, none) else { return };
     let mut tandem = Tandem::start_with(&project, command, &["up", "--reload", "--log-format", "text"]);
     tandem.wait_ready();
     project.write("app/main.py", &source("", "'two'"));

@@ -25,7 +25,27 @@ pub fn mount_namespace() -> Option<&'static [&'static str]> {
 /// `tandem` in a mount namespace of its own, after `script` has run there; `None` where the kernel does not let an
 /// ordinary user have one. The script gets the project's directory as `$0` and runs `"$@"` itself; its mounts go with it.
 pub fn in_namespace(project: &Project, script: &str) -> Option<Command> {
-    let namespace = mount_namespace()?;
+    Some(within(mount_namespace()?, project, script))
+}
+
+/// As [`in_namespace`], in a user namespace, where the limits of user_namespaces(7) are its own and the user is an ordinary
+/// one.
+pub fn in_user_namespace(project: &Project, script: &str) -> Option<Command> {
+    let namespace: &[&str] = if identity::is_root() {
+        &["--user", "--map-user=1000", "--map-group=1000", "--keep-caps"]
+    } else {
+        &["--user", "--map-current-user", "--keep-caps"]
+    };
+    #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+    let allowed = Command::new("unshare").args(namespace).arg("true").output();
+    if allowed.is_ok_and(|output| output.status.success()) {
+        return Some(within(namespace, project, script));
+    }
+    skip("this kernel lets this user have no user namespace");
+    None
+}
+
+fn within(namespace: &[&str], project: &Project, script: &str) -> Command {
     let binary = tandem::command(project);
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
     let mut command = Command::new("unshare");
@@ -37,5 +57,5 @@ pub fn in_namespace(project: &Project, script: &str) -> Option<Command> {
             None => command.env_remove(name),
         };
     }
-    Some(command)
+    command
 }
