@@ -223,7 +223,7 @@ fn what_is_in_a_unix_sockets_place_is_refused() {
             refusal::run(&project, &[command]).expect(code, words);
         }
     };
-    with(&format!("'unix:/tmp/{}'", "d".repeat(120)), 78, &["at most 107", "tandem.toml:1"]);
+    with(&format!("'unix:/nowhere/{}'", "d".repeat(120)), 78, &["at most 107", "tandem.toml:1"]);
     with("'/run/app.sock'", 78, &["expected an address", "unix:/run/app.sock"]);
     with("[]", 78, &["expected an address"]);
     with("['127.0.0.1:8000', ':8000']", 78, &["one place"]);
