@@ -16,7 +16,7 @@ use super::services::{Service, Services};
 use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
-use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
+use super::{Context, Errand, Front, Goal, Step, attached, backups, hooks, jobs};
 use crate::boot;
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
@@ -85,18 +85,17 @@ impl Sidecar {
     /// Bind what is bound once and make every service, with no child yet.
     ///
     /// # Errors
-    /// A port is taken, or the run directory cannot be written.
-    pub async fn open(
-        context: Context,
+    /// A port is taken.
+    pub fn open(
+        (context, front): (Rc<Context>, Front),
         goal: Goal,
         steps: Vec<Step>,
         events: UnboundedSender<TreeEvent>,
     ) -> anyhow::Result<Self> {
-        let context = Rc::new(context);
         let settings = context.settings();
         let samples = watch::Sender::new(None);
         let services = Services::new(Roster::with_database(is_away(&samples, settings.postgres.mode)), events.clone());
-        let mut tasks = Vec::new();
+        let Front { view, mut tasks } = front;
         let upstream = Rc::new(match goal {
             Goal::Serve => {
                 let (upstream, telling) = Upstream::of_process();
@@ -109,7 +108,7 @@ impl Sidecar {
         let (launch, roster) = (services.launch(), services.roster());
         let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
         let mut sidecar = Self {
-            view: View::new(&settings),
+            view,
             services,
             operator: Rc::new(operator),
             errand: None,
@@ -132,7 +131,7 @@ impl Sidecar {
             context,
         };
         match goal {
-            Goal::Errand(errand) => sidecar.errand = Some(errand),
+            Goal::Errand(make) => sidecar.errand = Some(make(&sidecar.context.url)),
             Goal::Serve => {
                 sidecar.open_doors()?;
                 sidecar.follow_exits();
@@ -238,7 +237,7 @@ impl Sidecar {
             match step {
                 Step::Install => jobs::install(context, serves).await,
                 Step::Cluster => jobs::cluster(context).await,
-                Step::Attach => jobs::attach(context).await,
+                Step::Attach => attached::attach(context).await,
                 Step::Provision => jobs::provision(context).await,
                 Step::Migrate => jobs::migrate(context).await,
                 Step::Errand => match errand {

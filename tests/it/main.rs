@@ -50,6 +50,7 @@ mod dockerfile;
 mod doctor;
 mod dotenv;
 mod drain_busy;
+mod early_health;
 mod false_pid;
 mod faults;
 mod fewer_rights;
