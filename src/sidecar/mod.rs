@@ -103,7 +103,8 @@ pub async fn run(configuration: Configuration, home: Home, goal: Goal) -> anyhow
         () = asked_again(&mut inbox) => tracing::warn!("asked to stop again: what was killed is not waited for"),
     }
     let outcome = match cause {
-        Cause::Asked => Ok(()),
+        Cause::Asked if serves || shell.errand_is_done() => Ok(()),
+        Cause::Asked => Err(Failure::new(Code::Failed, "stopped before it was done").into()),
         Cause::JobFailed(_) | Cause::HookFailed => Err(shell.error()),
         Cause::GaveUp(id) => Err(gave_up(&shell, id)),
     };

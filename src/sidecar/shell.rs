@@ -1,6 +1,6 @@
 //! Carries out what the tree decides: runs jobs, hands actions to services, publishes what others may know.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
@@ -53,6 +53,8 @@ pub struct Sidecar {
     pub services: Services,
     pub(super) operator: Rc<Operator>,
     pub(super) errand: Option<Errand>,
+    /// Whether the errand has come to its end.
+    errand_done: Rc<Cell<bool>>,
     pub(super) jobs: HashMap<JobRun, JoinHandle<()>>,
     /// The error of the job that failed.
     pub(super) error: Rc<RefCell<Option<anyhow::Error>>>,
@@ -112,6 +114,7 @@ impl Sidecar {
             services,
             operator: Rc::new(operator),
             errand: None,
+            errand_done: Rc::default(),
             jobs: HashMap::new(),
             error: Rc::default(),
             samples,
@@ -232,7 +235,7 @@ impl Sidecar {
         let context = self.context.clone();
         let errand = if step == Step::Errand { self.errand.take() } else { None };
         let (events, error) = (self.events.clone(), self.error.clone());
-        let serves = self.steps.contains(&Step::Workers);
+        let (serves, done) = (self.steps.contains(&Step::Workers), self.errand_done.clone());
         let job = async move {
             match step {
                 Step::Install => jobs::install(context, serves).await,
@@ -250,7 +253,10 @@ impl Sidecar {
         };
         let handle = event_loop::spawn("a step of the boot", async move {
             let event = match job.await {
-                Ok(()) => TreeEvent::JobSucceeded(run),
+                Ok(()) => {
+                    done.set(step == Step::Errand);
+                    TreeEvent::JobSucceeded(run)
+                }
                 Err(cause) => {
                     *error.borrow_mut() = Some(cause);
                     TreeEvent::JobFailed(run)
@@ -282,6 +288,11 @@ impl Sidecar {
             | TreePhase::Stopping { .. }
             | TreePhase::Stopped { .. } => {}
         }
+    }
+
+    /// Whether what was to be done was done.
+    pub fn errand_is_done(&self) -> bool {
+        self.errand_done.get()
     }
 
     fn errand_is_absent(&self) -> bool {

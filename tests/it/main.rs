@@ -61,6 +61,7 @@ mod harness_library;
 mod harness_pytest;
 mod identity;
 mod integresql_room;
+mod interrupted;
 mod launcher;
 mod leaves_nothing;
 mod left_behind;
