@@ -8,7 +8,10 @@
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::config::Room;
 use crate::exit::{Code, Failure};
@@ -17,8 +20,8 @@ use crate::exit::{Code, Failure};
 /// no room for the next segment of 16 MB, and what is written in the moment before the watch sees it takes room too.
 const SERVER_FREE: u64 = 64 << 20;
 /// How often free room is looked at during the work: a fast disk takes some 10 MB meanwhile.
-const LOOK: Duration = Duration::from_millis(50);
-/// How long one of these looks may take. A disk that hangs is not full.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the last look may take, after work that failed. A disk that hangs is not full.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A file system, in bytes.
@@ -138,31 +141,47 @@ impl Guard {
     }
 
     /// Do `work`, if there is room for it. It is dropped when what must stay free is no longer free: dropping it has to end
-    /// what it started, and remove what it wrote.
+    /// what it started, and remove what it wrote. Work that fails when too little is free has failed for that: programs
+    /// have many words for it.
     ///
     /// # Errors
     /// What `work` says; [`Failure`] when there is, or was meanwhile, too little room.
     pub async fn hold<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         self.check()?;
-        tokio::select! {
+        let mut watch = Watch::begin(self.clone())?;
+        let error = tokio::select! {
             biased;
-            outcome = work => outcome,
-            ended = self.watch() => Err(ended.into()),
+            outcome = work => match outcome {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            },
+            short = watch.short() => return Err(self.ended(&short).into()),
+        };
+        Err(match watch.last_look().await {
+            Some(short) => error.context(self.ended(&short)),
+            None => error,
+        })
+    }
+
+    /// `error`, with too little room as what it failed for where there is too little now.
+    pub async fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        match look_once(self.clone()).await {
+            Some(short) => error.context(self.ended(&short)),
+            None => error,
         }
     }
 
     /// Ends when too little is left, with what is to be said then.
     pub async fn watch(&self) -> Failure {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let guard = self.clone();
-            let look = tokio::task::spawn_blocking(move || {
-                guard.volumes().into_iter().find(|volume| volume.there.free < volume.floor.bytes())
-            });
-            if let Ok(Ok(Some(volume))) = tokio::time::timeout(LOOK_LIMIT, look).await {
-                return self.ended(&volume);
-            }
+        match Watch::begin(self.clone()) {
+            Ok(mut watch) => self.ended(&watch.short().await),
+            Err(failure) => failure,
         }
+    }
+
+    /// Where less is free than must stay so.
+    fn short(&self) -> Option<Volume> {
+        self.volumes().into_iter().find(|volume| volume.there.free < volume.floor.bytes())
     }
 
     fn volumes(&self) -> Vec<Volume> {
@@ -215,6 +234,61 @@ impl Guard {
             self.advice,
         );
         Failure::new(Code::CannotCreate, message)
+    }
+}
+
+/// Looks at the room on a thread of its own, which does not wait for its turn behind the work.
+struct Watch {
+    guard: Guard,
+    seen: oneshot::Receiver<Volume>,
+}
+
+impl Watch {
+    fn begin(guard: Guard) -> Result<Self, Failure> {
+        let (tell, seen) = oneshot::channel();
+        let (what, looking) = (guard.what, guard.clone());
+        let thread = thread::Builder::new().name("room".into()).spawn(move || look_for_ever(&looking, tell));
+        match thread {
+            Ok(_) => Ok(Self { guard, seen }),
+            Err(error) => {
+                let message = format!("no {what} is begun: the room on the disk cannot be watched: {error}");
+                Err(Failure::new(Code::Temporary, message))
+            }
+        }
+    }
+
+    /// Ends when too little is left.
+    async fn short(&mut self) -> Volume {
+        match (&mut self.seen).await {
+            Ok(volume) => volume,
+            // It panicked, which it has said itself.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Where too little is or was left.
+    async fn last_look(mut self) -> Option<Volume> {
+        if let Ok(seen) = self.seen.try_recv() {
+            return Some(seen);
+        }
+        look_once(self.guard).await
+    }
+}
+
+async fn look_once(guard: Guard) -> Option<Volume> {
+    let look = tokio::task::spawn_blocking(move || guard.short());
+    tokio::time::timeout(LOOK_LIMIT, look).await.ok()?.ok()?
+}
+
+/// Look until too little is left, or nobody wants to know.
+#[expect(clippy::disallowed_methods, reason = "free room is told by no event; a thread of its own may sleep")]
+fn look_for_ever(guard: &Guard, tell: oneshot::Sender<Volume>) {
+    while !tell.is_closed() {
+        if let Some(volume) = guard.short() {
+            let _ = tell.send(volume);
+            return;
+        }
+        thread::sleep(LOOK);
     }
 }
 
@@ -289,6 +363,20 @@ mod tests {
         let full = Guard { stop_free: Room::Percent(100.0), ..guard };
         let ended = tokio::time::timeout(LOOK_LIMIT, full.watch()).await.unwrap().to_string();
         assert!(ended.starts_with("the restore was ended, and what it had written is removed: "), "{ended}");
+    }
+
+    #[tokio::test]
+    async fn work_that_fails_where_too_little_is_left_has_failed_for_that() {
+        let temp = tempfile::tempdir().unwrap();
+        let failed = async || Err::<(), _>(anyhow::anyhow!("could not write init file"));
+        let guard = Guard::new("restore", Room::Bytes(0), None).claim(temp.path(), 0);
+        let words = |error: anyhow::Error| crate::exit::in_words(&error);
+        assert_eq!(words(guard.hold(failed()).await.unwrap_err()), "could not write init file");
+        // There is less than must stay free as soon as the work has begun, and it fails before that is seen.
+        let there = FileSystem::of(temp.path()).unwrap();
+        let full =
+            Watch { guard: Guard { stop_free: Room::Bytes(there.total + 1), ..guard }, seen: oneshot::channel().1 };
+        assert!(full.last_look().await.is_some());
     }
 
     #[test]

@@ -202,15 +202,25 @@ pub async fn try_out(
         .context("start a throwaway server to restore into")?;
     // Where it really lies: in a directory with less room than any server needs it would not have started.
     let room = guard(means).claim(&throwaway.home().data, loaded);
-    room.hold(load_and_look(means, trial, &throwaway, progress)).await
+    match room.hold(load_and_look(means, trial, &throwaway, progress)).await {
+        Ok(found) => Ok(Ok(found)),
+        // What fails on a disk without room says nothing of the backup.
+        Err(error) if error.is::<Failure>() => Err(error),
+        Err(error) => error.downcast::<DoesNotRestore>().map(|verdict| Err(verdict.to_string())),
+    }
 }
+
+/// What is wrong with the backup.
+#[derive(Debug, thiserror::Error)]
+#[error("it does not restore: {0}")]
+struct DoesNotRestore(String);
 
 async fn load_and_look(
     means: &Means<'_>,
     trial: &Trial<'_>,
     throwaway: &Throwaway,
     progress: &Progress,
-) -> anyhow::Result<Result<(Census, Vec<String>), String>> {
+) -> anyhow::Result<(Census, Vec<String>)> {
     let reach = Reach::superuser(throwaway.home(), throwaway.port(), means.installation.clone());
     let owner = trial.properties.map_or(&means.settings.postgres.user, |properties| &properties.owner);
     make_roles(&reach, trial, owner).await?;
@@ -226,14 +236,14 @@ async fn load_and_look(
         if error.is::<NeedsTrust>() || tells_of_the_trial(&words) {
             return Err(error.context(untried(&trial.load.path)));
         }
-        return Ok(Err(format!("it does not restore: {words}")));
+        return Err(DoesNotRestore(words).into());
     }
     progress.say("counting what was restored");
     let limit = trial.load.limit;
     let found = tokio::time::timeout(limit, census(&reach, DATABASE, trial.digests)).await;
     let found = found.with_context(|| format!("count what was restored: longer than backup.limit, {limit:?}"))??;
     let damage = corruption(&reach, limit).await.with_context(|| untried(&trial.load.path))?;
-    Ok(Ok((found, damage.into_iter().collect())))
+    Ok((found, damage.into_iter().collect()))
 }
 
 /// Make the roles that the backup has, and the one that owns its database.

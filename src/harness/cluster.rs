@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use nix::sys::signal::Signal;
 use tokio::task::AbortHandle;
 
 use super::databases::Databases;
@@ -13,10 +12,9 @@ use super::janitor::Janitor;
 use super::place::{ROOM, RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::template::{self, Recipe, Template};
-use crate::exit::{in_words, is_disk_full};
+use crate::exit::{Code, code_of, in_words, is_disk_full};
 use crate::plan::{DatabaseUrl, Secret};
 use crate::postgres::home::Home;
-use crate::process;
 use crate::room::Guard;
 
 /// A running throwaway server. Dropping it ends the server at once, in the background.
@@ -34,11 +32,11 @@ struct Watch(AbortHandle);
 
 impl Watch {
     fn begin(room: Guard, postmaster: &Postmaster) -> Self {
-        let server = postmaster.pid();
-        let watch = tokio::spawn(async move {
+        let off = postmaster.off_switch();
+        let watch = tokio::task::spawn_local(async move {
             let why = room.watch().await;
             tracing::error!("{why}");
-            process::signal(server, Signal::SIGQUIT);
+            off.notify_one();
         });
         Self(watch.abort_handle())
     }
@@ -70,7 +68,7 @@ impl Cluster {
         let template = template::ensure(recipe, wish.rebuild).await?;
         match Self::on(recipe, &template, wish).await {
             Ok(cluster) => Ok(cluster),
-            Err(error) if wish.rebuild || is_disk_full(&error) => Err(error),
+            Err(error) if wish.rebuild || lacks_room(&error) => Err(error),
             // Whatever is wrong with the image or a spare of it, a new one mends.
             Err(error) => {
                 tracing::warn!("{}; the template is made anew", in_words(&error));
@@ -93,8 +91,9 @@ impl Cluster {
                 Err(error) => error,
             };
             match roots.peek() {
-                Some(next) if is_disk_full(&error) => {
-                    tracing::warn!("{} is full: the tests' server goes to {}", root.display(), next.display());
+                Some(next) if lacks_room(&error) => {
+                    let why = in_words(&error);
+                    tracing::warn!("{} is full: the tests' server goes to {}: {why}", root.display(), next.display());
                 }
                 _ => return Err(error),
             }
@@ -117,13 +116,16 @@ impl Cluster {
             image::lay_out(&template.image, &home.data, home.server.as_ref())?;
         }
         let facts = TemplateFacts::of(&home.data)?;
-        let postmaster = Postmaster::start(Spec {
+        let spec = Spec {
             home: home.clone(),
             installation: recipe.installation.clone(),
             settings: settings.clone(),
             lasting: wish.lasting,
-        })
-        .await?;
+        };
+        let postmaster = match Postmaster::start(spec).await {
+            Ok(postmaster) => postmaster,
+            Err(error) => return Err(room.explain(error).await),
+        };
         let url = DatabaseUrl {
             scheme: settings.test.url_scheme.clone(),
             user: settings.postgres.user.clone(),
@@ -146,4 +148,9 @@ impl Cluster {
         self.place.keep().context("note that the server stays")?;
         self.janitor.let_live().context("tell the janitor that the server stays")
     }
+}
+
+/// Whether another place may do where this failed.
+pub fn lacks_room(error: &anyhow::Error) -> bool {
+    is_disk_full(error) || code_of(error) == Code::CannotCreate
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -50,6 +51,7 @@ pub struct Postmaster {
     pub port: u16,
     spec: Rc<Spec>,
     pid: Rc<Cell<i32>>,
+    off: Rc<Notify>,
     keeping: JoinHandle<()>,
 }
 
@@ -75,8 +77,14 @@ impl Postmaster {
             }
         };
         let (spec, pid) = (Rc::new(spec), Rc::new(Cell::new(child.pid())));
-        let keeping = tokio::task::spawn_local(keep(spec.clone(), pid.clone(), child));
-        Ok(Self { port, spec, pid, keeping })
+        let off = Rc::new(Notify::new());
+        let keeping = tokio::task::spawn_local(keep(spec.clone(), pid.clone(), off.clone(), child));
+        Ok(Self { port, spec, pid, off, keeping })
+    }
+
+    /// What ends the server at once and for good, also while it is started again.
+    pub fn off_switch(&self) -> Rc<Notify> {
+        self.off.clone()
     }
 
     /// The server's process.
@@ -187,9 +195,17 @@ fn failure(home: &Home, what: &str) -> Failure {
 }
 
 /// Start the server again whenever it dies: what it holds is whole, for only the machine's crash could harm it.
-async fn keep(spec: Rc<Spec>, pid: Rc<Cell<i32>>, mut child: Child) {
+async fn keep(spec: Rc<Spec>, pid: Rc<Cell<i32>>, off: Rc<Notify>, mut child: Child) {
     for _ in 0..RESTARTS_MAX {
-        let exit = child.wait().await;
+        let exit = tokio::select! {
+            biased;
+            () = off.notified() => {
+                process::signal(child.pid(), Signal::SIGQUIT);
+                child.wait().await;
+                return;
+            }
+            exit = child.wait() => exit,
+        };
         tracing::warn!("the tests' PostgreSQL ended ({exit}) and is started again; what used it meanwhile has failed");
         let ready = async {
             stale::end_orphaned_backends(&spec.home.data).await?;

@@ -13,6 +13,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
+use super::cluster::lacks_room;
 use super::facts::TemplateFacts;
 use super::inputs::Inputs;
 use super::janitor::Janitor;
@@ -23,7 +24,7 @@ use super::reads::Recorder;
 use super::seed::Seed;
 use super::{catalog, image, remains, shelf};
 use crate::config::{MigrationRun, Settings};
-use crate::exit::{Code, Failure, is_disk_full};
+use crate::exit::{Code, Failure};
 use crate::install;
 use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
 use crate::postgres::binaries::{self, Installation};
@@ -273,7 +274,8 @@ impl Recipe {
         let (roots, _) = candidates(&self.guard(), self.settings.test.dir.as_deref(), &self.state);
         let mut outcome = Err(anyhow::anyhow!("there is no place for a test server"));
         for root in roots {
-            self.guard().claim(&root, ROOM).check()?;
+            let room = self.guard().claim(&root, ROOM);
+            room.check()?;
             let place = RunDir::take(&root).await?;
             let home = Home::at(&place.dir, self.server.clone());
             let worked = async {
@@ -281,9 +283,9 @@ impl Recipe {
                 cluster::check_reach(&home, &self.installation)?;
                 work(&place, &home).await
             };
-            outcome = worked.await;
+            outcome = room.hold(worked).await;
             place.remove().await;
-            if !outcome.as_ref().is_err_and(is_disk_full) {
+            if !outcome.as_ref().is_err_and(lacks_room) {
                 break;
             }
         }

@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use crate::common::backups::{SLOW, as_superuser, backup, command, dir, path, replace_sql, running, sql};
 use crate::common::project::Project;
 use crate::common::refusal;
-use crate::common::small_disk::{on_a_small_disk, once_a_server_runs_in};
+use crate::common::small_disk::{on_a_small_disk, while_a_ready_server_stands_still_in};
 use crate::common::tandem::{self, Tandem, still_lives, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+/// The state of the newest backup.
 fn state(project: &Project) -> String {
     let list: Value = serde_json::from_slice(&tandem::run(project, &["backup", "list", "--json"]).stdout).unwrap();
-    list[0]["state"].as_str().unwrap().to_owned()
+    list.as_array().unwrap().last().unwrap()["state"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -135,12 +136,15 @@ fn a_disk_that_fills_during_a_verification_is_no_verdict_on_the_backup() {
     let (project, mut tandem) = running();
     sql(&project, "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000000) AS n");
     backup(&project, &[]);
+    // It makes what later trials begin with.
+    refusal::run(&project, &["backup", "verify"]).expect(0, &["verified"]);
+    backup(&project, &[]);
     assert_eq!(tandem.stop(), 0);
-    let fill = once_a_server_runs_in("");
+    let fill = while_a_ready_server_stands_still_in("tandem-test-*/run-");
     let Some(refused) = on_a_small_disk(&project, "800m", &fill, &["backup", "verify"]) else { return };
     refused.expect(73, &[]);
     // Whichever is seen first.
-    let full = ["No space left on device", "the verification was ended"];
+    let full = ["No space left on device", "the verification was ended", "no verification is begun"];
     assert!(full.iter().any(|words| refused.said.contains(words)), "{}", refused.said);
     assert_eq!(state(&project), "unverified");
     assert_eq!(servers(&project), ["postgres/16"], "the throwaway server's directory is gone");

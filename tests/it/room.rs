@@ -20,9 +20,9 @@ const LINES: &str = "workers.count = 1\nmigrations.run = 'none'\npostgres.shared
 const COUNT: &str = "SELECT n FROM counter";
 /// Rows that a dump makes smaller: some 70 MB of them.
 const MUCH: &str = "CREATE TABLE much AS SELECT n, md5(n::text) AS text FROM generate_series(1, 900000) AS n";
-/// Bytes that nothing makes smaller, in some 160 MB.
+/// Bytes that nothing makes smaller, in some 320 MB.
 const NOISE: &str =
-    "CREATE TABLE noise AS SELECT decode(md5(n::text) || md5((-n)::text), 'hex') FROM generate_series(1, 2500000) AS n";
+    "CREATE TABLE noise AS SELECT decode(md5(n::text) || md5((-n)::text), 'hex') FROM generate_series(1, 5000000) AS n";
 
 /// A client that writes again and again, and ends with the first write that fails.
 struct Writer(Child);
@@ -165,20 +165,24 @@ fn a_restore_that_takes_more_than_was_thought_is_ended_and_the_server_serves_on(
 #[test]
 fn a_base_backup_on_the_datas_own_disk_is_refused_or_ended_and_writes_go_on() {
     let project = stopped("backup.pitr.enabled = true", &[]);
-    let Some(disk) = Filling::prepare(&project, "860m") else { return };
+    let Some(disk) = Filling::prepare(&project, "1200m") else { return };
     let mut tandem = disk.up();
     tandem.wait_ready();
     // Of an empty cluster, which compresses well.
     disk.run(&tandem, &["backup", "base"]).expect(0, &["base_20"]);
-    // Far more than was estimated: a segment of WAL that is removed meanwhile makes no difference.
+    // Far more than is estimated, and its WAL is archived and removed before anything is measured.
     sql(&project, NOISE);
-    sql(&project, "INSERT INTO noise SELECT * FROM noise LIMIT 1000000");
+    let as_superuser = |sql| disk.run(&tandem, &["psql", "--superuser", "-XAtqc", sql]).said.trim().to_owned();
+    as_superuser("SELECT pg_switch_wal()");
+    let waiting = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
+    wait_for("the archiving of all WAL", || as_superuser(waiting) == "0");
+    as_superuser("CHECKPOINT");
     let mut writer = Writer::start(&project);
     disk.leave(&tandem, 62);
     expect_none_begun(&disk.run(&tandem, &["backup", "base"]), "base backup");
     writer.goes_on(&project);
     disk.script(&tandem, "rm \"$small\"/filler");
-    disk.leave(&tandem, 150);
+    disk.leave(&tandem, 170);
     let ended = disk.run(&tandem, &["backup", "base"]);
     ended.expect(73, &["the base backup was ended", "64 MB stay free for the server's WAL", "backup.pitr.dir"]);
     writer.goes_on(&project);

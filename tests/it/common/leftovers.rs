@@ -73,7 +73,9 @@ extern "C" fn remove() {
             if !is_worked_in(&path) && !is_held(&path) {
                 let _ = fs::remove_dir_all(path);
             }
-        } else if (name.starts_with("PostgreSQL.") || name.starts_with("sem.mp-")) && !is_mapped(&path) {
+        } else if name.starts_with("PostgreSQL.") && !is_mapped(&path) && !another_server_runs()
+            || name.starts_with("sem.mp-") && !is_mapped(&path)
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -93,6 +95,12 @@ fn is_worked_in(path: &Path) -> bool {
 fn is_held(path: &Path) -> bool {
     let Ok(file) = fs::File::open(path.join("lock")) else { return false };
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_err()
+}
+
+/// Whether any server runs: what it keeps for sessions to come need not be in the memory of one of its processes.
+fn another_server_runs() -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path().join("comm"));
+    processes.filter_map(|comm| fs::read_to_string(comm).ok()).any(|comm| comm.trim_end() == "postgres")
 }
 
 /// Whether a process has the file at `path` in its memory.

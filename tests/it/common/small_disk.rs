@@ -19,7 +19,11 @@ pub fn on_a_small_disk(project: &Project, size: &str, fill: &str, args: &[&str])
          cp -a \"$0\"/.tandem/. \"$small\"; mount --bind \"$small\" \"$0\"/.tandem
          mount -t tmpfs -o size=512m,mode=1777 tmpfs /dev/shm
          {fill}
-         rm \"$small\"/filler; cp -a \"$small\" \"$0\"/after; exit $code"
+         rm \"$small\"/filler
+         # A janitor outlives its run for a moment.
+         left=100; while [ $left -gt 0 ] && ls -d \"$small\"/tandem-test-*/run-* >/dev/null 2>&1; do
+           left=$((left - 1)); sleep 0.1; done
+         cp -a \"$small\" \"$0\"/after; exit $code"
     );
     let binary = tandem::command(project);
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
@@ -39,27 +43,27 @@ pub fn on_a_small_disk(project: &Project, size: &str, fill: &str, args: &[&str])
     Some(refused)
 }
 
-/// For [`on_a_small_disk`]: fill it as soon as a server runs in a directory that `name` begins with.
-pub fn once_a_server_runs_in(name: &str) -> String {
-    filled_when(name, "", "")
-}
-
-/// As [`once_a_server_runs_in`], while the server and the command stand still: for work that may be done before the disk is
-/// full.
+/// For [`on_a_small_disk`]: fill it once there is a server in a directory that `name` begins with, while the server and the
+/// command stand still: for work that may be done before the disk is full.
 pub fn while_a_server_stands_still_in(name: &str) -> String {
-    let halt = "server=$(head -n 1 \"$found\")
-        halt() { kill -$1 $server $command || true; pkill -$1 -P $server || true; }
-        halt STOP";
-    filled_when(name, halt, "halt CONT")
+    filled_while_still(name, "-size +0 -print")
 }
 
-fn filled_when(name: &str, before: &str, after: &str) -> String {
+/// As [`while_a_server_stands_still_in`], once the server accepts connections (PostgreSQL source, `miscadmin.h`,
+/// `PM_STATUS_READY`).
+pub fn while_a_ready_server_stands_still_in(name: &str) -> String {
+    filled_while_still(name, r"-exec grep -q '^ready' {} \; -print")
+}
+
+fn filled_while_still(name: &str, that: &str) -> String {
     format!(
         "\"$@\" & command=$!
-         until found=$(find \"$small\" -path \"$small/{name}*/postmaster.pid\" -size +0 | grep .); do kill -0 $command; done
-         {before}
+         until found=$(find \"$small\" -path \"$small/{name}*/postmaster.pid\" {that} | grep .); do kill -0 $command; done
+         server=$(head -n 1 \"$found\")
+         halt() {{ kill -$1 $server $command || true; pkill -$1 -P $server || true; }}
+         halt STOP
          dd if=/dev/zero of=\"$small\"/filler bs=64k 2>/dev/null || true
-         {after}
+         halt CONT
          set +e; wait $command; code=$?"
     )
 }
