@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::exit::{Code, Failure};
 use crate::http::server::Listener;
+use crate::process::ports;
 
 /// How long a client may read nothing of an answer: a person's terminal that follows the log may be paused for a while.
 const WRITE_LIMIT: Duration = Duration::from_mins(10);
@@ -66,7 +67,7 @@ fn clear(path: &Path) -> anyhow::Result<()> {
         bail!(cannot(format!("{} is in the control socket's place and is no socket: remove it", path.display())));
     }
     // Blocks: before the loop turns.
-    match knock(path) {
+    match ports::unix_listener(path) {
         // No process listens: its supervisor was killed.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
             .with_context(|| cannot(format!("cannot remove the stale control socket {}", path.display()))),
@@ -78,20 +79,6 @@ fn clear(path: &Path) -> anyhow::Result<()> {
             anyhow::Error::new(error).context(cannot(format!("cannot tell who has the socket {}", path.display())))
         ),
     }
-}
-
-/// The process that listens at `path`, as far as the kernel tells. Never waits: the queue of a process that is stopped may
-/// be full.
-fn knock(path: &Path) -> io::Result<Option<i32>> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&SockAddr::unix(path)?) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let credentials = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials).ok();
-    Ok(credentials.map(|credentials| credentials.pid()).filter(|&pid| pid > 0))
 }
 
 impl Listener for ControlSocket {

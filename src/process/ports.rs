@@ -6,11 +6,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::socket::{getsockopt, sockopt};
 use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::Process;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{descriptors, identity, look, sockets};
 
@@ -36,6 +38,23 @@ pub fn holder(port: u16) -> Option<String> {
         let uid = listening.first()?.uid;
         Some(format!("a process of {}", identity::name_of(uid)))
     })
+}
+
+/// The process that listens on the unix socket at `path`, as far as the kernel tells. Never waits: the queue of a process
+/// that is stopped may be full.
+///
+/// # Errors
+/// Nobody listens there, or it cannot be asked.
+pub fn unix_listener(path: &Path) -> io::Result<Option<i32>> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials).ok();
+    Ok(credentials.map(|credentials| credentials.pid()).filter(|&pid| pid > 0))
 }
 
 /// A connection to this machine, by what is known of it at its client.

@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Uid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -91,7 +90,7 @@ fn clear(path: &Path, owner: Owner) -> Result<(), Failure> {
         let text = format!("workers.listen: {shown} is there already and is {kind}: remove it, {ELSEWHERE}");
         return Err(Failure::new(Code::Config, text));
     }
-    match knock(path) {
+    match ports::unix_listener(path).map(|pid| pid.map(ports::program)) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         Err(error) => {
             let refused = identity::refused(path, &error);
@@ -118,20 +117,6 @@ fn clear(path: &Path, owner: Owner) -> Result<(), Failure> {
             format!("workers.listen: cannot remove the socket {shown}, which a killed server left{refused}: {error}");
         Failure::new(Code::Config, text)
     })
-}
-
-/// The program that listens at `path`, as far as the kernel tells. Never waits: the queue of a process that is stopped may
-/// be full.
-fn knock(path: &Path) -> io::Result<Option<String>> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&SockAddr::unix(path)?) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let pid = getsockopt(&socket, sockopt::PeerCredentials).map(|credentials| credentials.pid()).ok();
-    Ok(pid.filter(|&pid| pid > 0).map(ports::program))
 }
 
 /// The ids of `user`, `user:group` or `:group`, by name or number.
