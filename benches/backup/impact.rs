@@ -13,12 +13,13 @@ use crate::ground::{Ground, clear};
 use crate::sheet::{Sheet, Table, spread};
 
 /// How long each run takes, in seconds; and a quick one.
-const SECONDS: u32 = 20;
+const SECONDS: u32 = 15;
 const SECONDS_QUICK: u32 = 12;
 const CLIENTS: u32 = 4;
 /// Even, so that each is first as often as the other.
 const PAIRS: usize = 6;
-const BACKUPS: usize = 4;
+/// How often pgbench runs beside each of the ways to back up.
+const TURNS: usize = 4;
 /// How much slower pgbench may be for the archiving, in percent.
 const SLOWER: f64 = 3.0;
 
@@ -34,20 +35,7 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
         }
     }
     archive(ground, true)?;
-    let dir = ground.scratch.join("beside");
-    fs::create_dir_all(&dir)?;
-    let tandem = format!("cd {} && {} backup", ground.project.dir().display(), env!("CARGO_BIN_EXE_tandem"));
-    let (mut ours, mut pipes, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-    for turn in 0..BACKUPS {
-        beside.push(pgbench(ground)?);
-        let ways = [format!("({tandem})"), "pg_dump | gzip -6 > beside/dump.sql.gz".to_owned()];
-        // The database grows: they take turns at who is first.
-        for way in [turn % 2, 1 - turn % 2] {
-            let rate = during(ground, &ways[way])?;
-            if way == 0 { ours.push(rate) } else { pipes.push(rate) }
-        }
-    }
-    clear(&dir);
+    let backups = beside_backups(ground)?;
 
     let title = format!("`pgbench -c {CLIENTS} -T {}`, transactions per second", seconds(ground));
     let mut table = Table::new(&[&title, "without", "with", "slower by", "runs of each", "goal", "met"]);
@@ -65,22 +53,69 @@ pub fn part(ground: &mut Ground, sheet: &mut Sheet) -> Result<()> {
     };
     let loss = format!("{} %", spread(&losses));
     table.row(vec!["WAL is archived".into(), spread(&without), spread(&with), loss, with.len().to_string(), goal, met]);
-    let losses = |with: &[f64]| -> Vec<f64> {
-        with.iter().zip(&beside).map(|(with, without)| (1.0 - with / without) * 100.0).collect()
-    };
-    let (own, guide) = (losses(&ours), losses(&pipes));
-    let met = sheet.verdict("a backup slows pgbench no more than `pg_dump | gzip -6`", median(&own) <= median(&guide));
-    let row = |title: &str, with: &[f64], losses: &[f64], more: [String; 2]| {
-        let mut cells = vec![title.to_owned(), spread(&beside), spread(with), format!("{} %", spread(losses))];
-        cells.push(with.len().to_string());
-        cells.extend(more);
-        cells
-    };
-    let goal = "no more than the next row".to_owned();
-    table.row(row("`tandem backup`, again and again", &ours, &own, [goal, met]));
-    table.row(row("`pg_dump \\| gzip -6`, again and again", &pipes, &guide, Default::default()));
+    backups.rows(&mut table, sheet);
     sheet.add(table);
     Ok(())
+}
+
+/// Ways to back up, in pairs: Tandem's, and the one that it may not be slower than.
+const BACKUPS: [[&str; 2]; 2] = [
+    ["`tandem backup`, again and again", "`pg_dump \\| gzip -6`, again and again"],
+    ["`tandem backup base`, again and again", "`pg_basebackup -Ft --compress=client-zstd:level=1`, again and again"],
+];
+
+/// Transactions per second without a backup, and beside each way, turn by turn.
+#[derive(Default)]
+struct Beside {
+    without: Vec<f64>,
+    with: [[Vec<f64>; 2]; 2],
+}
+
+fn beside_backups(ground: &Ground) -> Result<Beside> {
+    let dir = ground.scratch.join("beside");
+    fs::create_dir_all(&dir)?;
+    let tandem =
+        |args: &str| format!("(cd {} && {} {args})", ground.project.dir().display(), env!("CARGO_BIN_EXE_tandem"));
+    let lines = [
+        [tandem("backup"), "pg_dump | gzip -6 > beside/dump.sql.gz".to_owned()],
+        [
+            tandem("backup base"),
+            "rm -rf beside/base && pg_basebackup -Ft -X none -c fast --compress=client-zstd:level=1 -D beside/base"
+                .to_owned(),
+        ],
+    ];
+    let mut all = Beside::default();
+    for turn in 0..TURNS {
+        all.without.push(pgbench(ground)?);
+        for (lines, with) in lines.iter().zip(&mut all.with) {
+            // The database grows: they take turns at who is first.
+            for way in [turn % 2, 1 - turn % 2] {
+                with[way].push(during(ground, &lines[way])?);
+            }
+        }
+    }
+    clear(&dir);
+    Ok(all)
+}
+
+impl Beside {
+    fn rows(&self, table: &mut Table, sheet: &mut Sheet) {
+        let losses = |with: &[f64]| -> Vec<f64> {
+            with.iter().zip(&self.without).map(|(with, without)| (1.0 - with / without) * 100.0).collect()
+        };
+        for (titles, with) in BACKUPS.iter().zip(&self.with) {
+            let all = [losses(&with[0]), losses(&with[1])];
+            let met = median(&all[0]) <= median(&all[1]);
+            let goal = format!("pgbench beside {}: no slower than beside {}", titles[0], titles[1]);
+            let goal = ["no more than the next row".to_owned(), sheet.verdict(&goal, met)];
+            for (way, more) in [goal, Default::default()].into_iter().enumerate() {
+                let mut cells = vec![titles[way].to_owned(), spread(&self.without), spread(&with[way])];
+                cells.extend([format!("{} %", spread(&all[way])), with[way].len().to_string()]);
+                cells.extend(more);
+                table.row(cells);
+            }
+        }
+    }
 }
 
 /// Let the server archive, or only think so.
@@ -128,6 +163,9 @@ fn during(ground: &Ground, line: &str) -> Result<f64> {
         let errors = fs::read_to_string(ground.scratch.join("beside/errors")).unwrap_or_default();
         anyhow::bail!("{line}: {failed}: {errors}");
     }
-    ground.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name IN ('pg_dump', 'tandem-backup')")?;
+    ground.sql(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \
+         WHERE application_name IN ('pg_dump', 'pg_basebackup', 'tandem-backup')",
+    )?;
     rate
 }

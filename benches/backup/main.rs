@@ -1,8 +1,8 @@
 //! Backups, measured beside what people use instead, in one run.
 //!
-//! `cargo bench --bench backup` prints tables; `-- --write` puts them into `benches/README.md`; `-- --only dumps,wal` runs
-//! some of the parts; `-- --size 50` takes a database of about 50 MB of SQL instead of 1000; `-- --quick` measures what has a
-//! goal, in twelve minutes.
+//! `cargo bench --bench backup` prints tables; `-- --write` puts them into `benches/README.md`, where what was not measured
+//! stays with its own day; `-- --only dumps,wal` runs some of the parts; `-- --size 50` takes a database of about 50 MB of SQL
+//! instead of 1000; `-- --quick` measures what has a goal, and pgbench for a shorter time.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on shall say where")]
 
@@ -16,6 +16,7 @@ mod gauge;
 mod goals;
 mod ground;
 mod impact;
+mod kept;
 mod pgbackrest;
 mod restores;
 #[path = "../harness/sheet.rs"]
@@ -67,29 +68,36 @@ fn run() -> Result<()> {
     let quick = args.iter().any(|arg| arg == "--quick");
     let mut ground = Ground::prepare(size, quick)?;
     eprintln!("filled: {:.0?}", began.elapsed());
-    let mut sheet = Sheet::default();
+    let write = args.iter().any(|arg| arg == "--write");
+    let (mut measured, mut missed) = (false, Vec::new());
     for (name, part) in
         PARTS.iter().filter(|(name, _)| only.as_ref().map_or(!quick || *name != "restores", |only| only.contains(name)))
     {
-        let began = Instant::now();
-        if let Err(error) = part(&mut ground, &mut sheet) {
-            sheet.note(&format!("{name}: not measured: {error:#}"));
-            sheet.missed.push(format!("{name}: not measured"));
+        let (began, mut sheet) = (Instant::now(), Sheet::default());
+        let outcome = part(&mut ground, &mut sheet);
+        let took = began.elapsed().as_secs_f64();
+        eprintln!("{name}: {took:.0} s");
+        if let Err(error) = outcome {
+            eprintln!("{name}: not measured: {error:#}");
+            missed.push(format!("{name}: not measured"));
+            continue;
         }
-        eprintln!("{name}: {:.0?}", began.elapsed());
+        let load = std::fs::read_to_string("/proc/loadavg")?;
+        let after = load.split(' ').next().unwrap_or("?");
+        let text =
+            format!("{before}, after it {after}; {}; it took {took:.0} s.\n\n{}", ground.holds, sheet.markdown());
+        println!("\n{text}");
+        // At once: what is measured stays when the run is ended.
+        if write {
+            figures::write(&format!("backup, {name}"), |old| kept::with_kept(old, &text));
+        }
+        missed.append(&mut sheet.missed);
+        measured |= !sheet.is_empty();
     }
-    ensure!(!sheet.is_empty(), "nothing was measured");
-    let took = began.elapsed().as_secs_f64();
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    let after = load.split(' ').next().unwrap_or("?");
-    let text =
-        format!("{before}, after it {after}; {}; the run took {took:.0} s.\n\n{}", ground.holds, sheet.markdown());
-    println!("\n{text}");
-    for missed in &sheet.missed {
+    ensure!(measured, "nothing was measured");
+    for missed in &missed {
         println!("missed: {missed}");
     }
-    if args.iter().any(|arg| arg == "--write") {
-        figures::write("backup", &text);
-    }
+    eprintln!("in all: {:.0?}", began.elapsed());
     Ok(())
 }

@@ -25,14 +25,14 @@ pub fn machine() -> String {
     )
 }
 
-/// Put `text` between the markers of `section` in `benches/README.md`.
-pub fn write(section: &str, text: &str) {
+/// Put what `change` makes of it between the markers of `section` in `benches/README.md`.
+pub fn write(section: &str, change: impl FnOnce(&str) -> String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/README.md");
     let [begin, end] = ["begin", "end"].map(|side| format!("<!-- {section}: {side} -->\n"));
     let readme = fs::read_to_string(&path).unwrap();
     let (head, rest) = readme.split_once(&begin).expect("benches/README.md has the marker of the begin");
-    let (_, tail) = rest.split_once(&end).expect("benches/README.md has the marker of the end");
-    fs::write(&path, format!("{head}{begin}{text}{end}{tail}")).unwrap();
+    let (old, tail) = rest.split_once(&end).expect("benches/README.md has the marker of the end");
+    fs::write(&path, format!("{head}{begin}{}{end}{tail}", change(old))).unwrap();
 }
 
 pub fn median(values: &[f64]) -> f64 {

@@ -87,7 +87,7 @@ fn run() -> Result<()> {
         println!("missed: {missed}");
     }
     if given("--write") {
-        figures::write("harness", &text);
+        figures::write("harness", |_| text);
     }
     Ok(())
 }

@@ -188,7 +188,7 @@ fn run() -> Result<()> {
         println!("missed: {missed}");
     }
     if choice.write {
-        figures::write("workers", &text);
+        figures::write("workers", |_| text);
     }
     Ok(())
 }

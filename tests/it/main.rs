@@ -85,6 +85,7 @@ mod pid_one;
 mod pitr;
 mod pools;
 mod power_cut;
+mod power_cut_clusters;
 mod preload_template;
 mod python_environment;
 mod quota;

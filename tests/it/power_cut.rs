@@ -35,16 +35,16 @@ fn promise(name: &str, needs: &[&str]) -> Promise {
 }
 
 /// A command that was recorded, and the files before and after it.
-struct Cut {
-    before: Tree,
-    after: Tree,
-    recording: Recording,
+pub struct Cut {
+    pub before: Tree,
+    pub after: Tree,
+    pub recording: Recording,
 }
 
 impl Cut {
     /// Run `command`, which must succeed, and record what it does below `root`. `is_foreign` names what other processes
     /// write there.
-    fn of(command: &Command, root: &Path, is_foreign: impl Fn(&str) -> bool) -> Self {
+    pub fn of(command: &Command, root: &Path, is_foreign: impl Fn(&str) -> bool) -> Self {
         let before = read_tree(root);
         let recording = record(command, root);
         assert!(recording.output.status.success(), "{:?}", recording.output);
@@ -56,16 +56,29 @@ impl Cut {
             tree.iter().filter(|(path, _)| !is_foreign(path)).map(|(path, it)| (path.clone(), it.clone())).collect()
         };
         let (replayed, real) = (own(&disk.tree()), own(&cut.after));
-        assert!(replayed == real, "recorded: {:?}, there: {:?}", lengths(&replayed), lengths(&real));
+        let paths: BTreeSet<&String> = replayed.keys().chain(real.keys()).collect();
+        let length = |tree: &Tree, path: &String| tree.get(path).map(|it| it.as_ref().map(|it| it.len()));
+        let other = paths.into_iter().filter(|path| replayed.get(*path) != real.get(*path));
+        let other: Vec<_> = other.map(|path| (path, length(&replayed, path), length(&real, path))).collect();
+        assert!(other.is_empty(), "recorded and there: {other:?}");
         cut
     }
 
     /// Cut the power after every step; the first promise that is broken then, if any.
     fn broken(&self, promises: &[Promise]) -> Option<String> {
+        self.fails(0, |tree, acknowledged| promises.iter().find_map(|promise| self.check(promise, tree, acknowledged)))
+    }
+
+    /// Cut the power after every step from the one at `from` on; what `check` says first of what is found then, and of whether the
+    /// command had told that it was done.
+    pub fn fails(&self, from: usize, check: impl Fn(&Tree, bool) -> Option<String>) -> Option<String> {
         let mut disk = Disk::holding(&self.before);
         let mut cuts = 0;
         for (at, step) in self.recording.steps.iter().enumerate() {
             disk.take(step);
+            if at < from {
+                continue;
+            }
             // Between two writes nothing else is at stake than before the next flush or name.
             let next = self.recording.steps.get(at + 1);
             if next.is_some_and(|next| matches!(next, Step::Write { .. } | Step::Seek { .. })) {
@@ -73,8 +86,7 @@ impl Cut {
             }
             for tree in disk.after_power_cut() {
                 cuts += 1;
-                let broken = promises.iter().find_map(|promise| self.check(promise, &tree, disk.is_acknowledged()));
-                if let Some(why) = broken {
+                if let Some(why) = check(&tree, disk.is_acknowledged()) {
                     let recent = &self.recording.steps[at.saturating_sub(8)..=at];
                     let recent: Vec<String> = recent.iter().map(brief).collect();
                     return Some(format!("{why}, after\n  {}", recent.join("\n  ")));
@@ -116,10 +128,6 @@ impl Cut {
     }
 }
 
-fn lengths(tree: &Tree) -> Vec<(&String, Option<usize>)> {
-    tree.iter().map(|(path, content)| (path, content.as_ref().map(|it| it.len()))).collect()
-}
-
 /// A step without the bytes that it writes.
 fn brief(step: &Step) -> String {
     match step {
@@ -128,7 +136,7 @@ fn brief(step: &Step) -> String {
     }
 }
 
-fn tandem_command(project: &Project, args: &[&str]) -> Command {
+pub fn tandem_command(project: &Project, args: &[&str]) -> Command {
     let mut command = tandem::command(project);
     command.args(args);
     command
@@ -138,7 +146,7 @@ fn nothing(_: &str) -> bool {
     false
 }
 
-fn can_record() -> bool {
+pub fn can_record() -> bool {
     let refused = refused();
     if let Some(why) = &refused {
         skip(why);

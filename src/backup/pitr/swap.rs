@@ -83,6 +83,9 @@ impl Staging {
     pub fn put_in_place(self, data: &Path, now: SystemTime) -> anyhow::Result<Option<PathBuf>> {
         let parent = data.parent().context("the data directory has no parent")?;
         let fails = || format!("put the restored data directory at {}", data.display());
+        // PostgreSQL flushes its data and none of `archive_status`, and without its `.ready` the history of the new timeline
+        // is never archived: a later restore would not find the way to what is written from now on.
+        durable::sync_file_system(&self.0).with_context(fails)?;
         if !data.exists() || fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_none()) {
             fs::remove_file(self.0.join(MARKER)).and_then(|()| sync_dir(&self.0)).with_context(fails)?;
             let placed = durable::rename(&self.0, data);

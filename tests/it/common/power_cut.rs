@@ -35,7 +35,18 @@ pub enum Step {
         at: Option<usize>,
         bytes: Vec<u8>,
     },
+    /// So many bytes of one file to another, both from where they stand.
+    Copy {
+        from: String,
+        to: String,
+        count: usize,
+    },
     Resize {
+        path: String,
+        to: usize,
+    },
+    /// At least as long as this, in bytes.
+    Grow {
         path: String,
         to: usize,
     },
@@ -205,8 +216,23 @@ impl Disk {
                     file.write(*at, bytes);
                 }
             }
+            Step::Copy { from, to, count } => {
+                let bytes = self.file(from).map(|file| {
+                    let start = file.position;
+                    file.position += count;
+                    file.now[start..start + count].to_vec()
+                });
+                if let (Some(bytes), Some(file)) = (bytes, self.file(to)) {
+                    file.write(None, &bytes);
+                }
+            }
             Step::Resize { path, to } => {
                 if let Some(file) = self.file(path) {
+                    Rc::make_mut(&mut file.now).resize(*to, 0);
+                }
+            }
+            Step::Grow { path, to } => {
+                if let Some(file) = self.file(path).filter(|file| file.now.len() < *to) {
                     Rc::make_mut(&mut file.now).resize(*to, 0);
                 }
             }

@@ -58,19 +58,21 @@ pub fn record(command: &Command, root: &Path) -> Recording {
 /// What the `log` of a command tells that worked in `dir` and answered into the file `answer`, below `root`.
 pub fn read(log: &str, root: &Path, dir: &Path, answer: &Path) -> Vec<Step> {
     let [root, dir, answer] = [root, dir, answer].map(Path::to_owned);
-    let mut reader = Reader { root, dir, answer, steps: Vec::new(), begun: BTreeMap::new() };
+    let mut reader = Reader { root, dir, answer, steps: Vec::new(), begun: BTreeMap::new(), dirs: BTreeMap::new() };
     log.lines().for_each(|line| reader.line(line));
     reader.steps
 }
 
 struct Reader {
     root: PathBuf,
-    /// Where the command works: calls without a descriptor of a directory do not say.
+    /// Where the command works.
     dir: PathBuf,
     answer: PathBuf,
     steps: Vec<Step>,
     /// Calls that have begun, by process, with the step at which their flush began.
     begun: BTreeMap<String, (String, Option<usize>)>,
+    /// Where each process works, by its last call that said so: those without a descriptor of a directory do not.
+    dirs: BTreeMap<String, PathBuf>,
 }
 
 /// One call: its name, its arguments as strace shows them, and what it returned.
@@ -85,15 +87,18 @@ impl Reader {
     fn line(&mut self, line: &str) {
         let Some((process, text)) = line.split_once(' ') else { return };
         let text = text.trim_start();
+        if let Some(dir) = text.split_once("(AT_FDCWD").and_then(|(_, rest)| of_descriptor(rest)) {
+            self.dirs.insert(process.to_owned(), dir);
+        }
         if let Some(first) = text.strip_suffix(" <unfinished ...>") {
             let flush = self.flush(first);
             self.begun.insert(process.to_owned(), (first.to_owned(), flush));
         } else if let Some((_, rest)) = text.strip_prefix("<... ").and_then(|text| text.split_once(" resumed>")) {
             let Some((first, flush)) = self.begun.remove(process) else { return };
-            self.whole(&format!("{first}{rest}"), flush);
+            self.whole(process, &format!("{first}{rest}"), flush);
         } else {
             let flush = self.flush(text);
-            self.whole(text, flush);
+            self.whole(process, text, flush);
         }
     }
 
@@ -109,7 +114,7 @@ impl Reader {
         Some(self.steps.len() - 1)
     }
 
-    fn whole(&mut self, text: &str, flush: Option<usize>) {
+    fn whole(&mut self, process: &str, text: &str, flush: Option<usize>) {
         let Some(call) = Call::read(text) else { return };
         if call.result.starts_with('-') {
             return;
@@ -121,14 +126,15 @@ impl Reader {
         if is_write && of_descriptor(call.args[0]).is_some_and(|path| path == self.answer) {
             return self.steps.push(Step::Acknowledge);
         }
-        if let Some(step) = self.step(&call) {
+        if let Some(step) = self.step(process, &call) {
             self.steps.push(step);
         }
     }
 
-    fn step(&self, call: &Call<'_>) -> Option<Step> {
+    fn step(&self, process: &str, call: &Call<'_>) -> Option<Step> {
         let args = &call.args;
-        let named = |at: usize| self.below(&self.dir.join(text(args[at])));
+        let dir = self.dirs.get(process).unwrap_or(&self.dir);
+        let named = |at: usize| self.below(&dir.join(text(args[at])));
         let named_at = |at: usize| {
             let dir = of_descriptor(args[at]).unwrap_or_default();
             self.below(&dir.join(text(args[at + 1])))
@@ -146,6 +152,15 @@ impl Reader {
             "lseek" => Step::Seek { path: opened()?, to: call.result.parse().unwrap() },
             "write" | "writev" => Step::Write { path: opened()?, at: None, bytes: written(call) },
             "pwrite64" => Step::Write { path: opened()?, at: Some(number(3)), bytes: written(call) },
+            "pwritev" | "pwritev2" => {
+                let at = args.iter().rposition(|arg| arg.ends_with(']')).unwrap() + 2;
+                Step::Write { path: opened()?, at: Some(number(at)), bytes: written(call) }
+            }
+            "fallocate" => Step::Grow { path: opened()?, to: number(2) + number(3) },
+            "copy_file_range" if args[1] == "NULL" && args[3] == "NULL" => {
+                let target = self.below(&of_descriptor(args[2])?)?;
+                Step::Copy { from: opened()?, to: target, count: call.result.parse().unwrap() }
+            }
             "ftruncate" => Step::Resize { path: opened()?, to: number(1) },
             "rename" => Step::Rename { from: named(0)?, to: named(1)? },
             "renameat" | "renameat2" if call.args.last().is_some_and(|flags| flags.contains("EXCHANGE")) => {
