@@ -257,7 +257,7 @@ fn a_backup_and_its_copies_outlive_a_power_cut() {
     let mut disk = Disk::holding(&cut.before);
     cut.recording.steps.iter().for_each(|step| disk.take(step));
     fs::remove_dir_all(&kept).unwrap();
-    for (path, content) in disk.after_power_cut().swap_remove(0) {
+    for (path, content) in disk.after_power_cut().next().unwrap() {
         match content {
             Some(bytes) => fs::write(kept.join(path), &*bytes).unwrap(),
             None => fs::create_dir_all(kept.join(path)).unwrap(),

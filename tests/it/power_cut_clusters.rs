@@ -55,7 +55,7 @@ fn a_new_cluster_is_whole_or_absent_after_a_power_cut() {
     let mut disk = Disk::holding(&Tree::new());
     for (at, step) in steps[..=flushed].iter().enumerate() {
         disk.take(step);
-        for tree in if at < named { Vec::new() } else { disk.after_power_cut() } {
+        for tree in (at >= named).then(|| disk.after_power_cut()).into_iter().flatten() {
             let found = below(&tree, "16");
             if found.is_empty() && !tree.contains_key("16") {
                 assert!(at < flushed, "the new cluster is gone");
