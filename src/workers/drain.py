@@ -19,9 +19,10 @@ import logging
 import os
 import struct
 import sys
-import termios
 import urllib.parse
 
+# ioctl_tty(2) on x86 and ARM, and on macOS. Not from `termios`: the application may have a file of that name.
+FIONREAD = 0x541B if sys.platform == "linux" else 0x4004667F
 TICK = 0.02  # seconds
 REPORT_TICK = 0.1  # seconds: as Uvicorn's main loop
 ATTACH_PAUSE = 0.02  # seconds: see Drain.stop_accepting
@@ -379,7 +380,7 @@ def unread(transport):
     """How many bytes of this connection the kernel holds for us."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         fd = transport.get_extra_info("socket").fileno()
-        return struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+        return struct.unpack("i", fcntl.ioctl(fd, FIONREAD, bytes(4)))[0]
     return 0
 
 

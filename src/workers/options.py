@@ -7,7 +7,6 @@ stand for a number. Python 3.8 and Uvicorn 0.22 or newer.
 """
 
 import copy
-import difflib
 import json
 import os
 import sys
@@ -37,6 +36,8 @@ def read(given):
     for name, (value, is_word) in given.items():
         param = known.get(name)
         if param is None:
+            import difflib  # the application, which is not served now, may have a file of that name
+
             close = difflib.get_close_matches(name, known, 1)
             hint = "did you mean `%s`?" % close[0] if close else "`uvicorn --help` names its options"
             problems.append((name, "Uvicorn %s has no such option" % uvicorn.__version__, hint))

@@ -88,6 +88,23 @@ async fn files_named_like_modules_that_uvicorn_imports_break_nothing() {
     }
 }
 
+/// Modules of Python's that neither Uvicorn nor FastAPI needs, and that Tandem could.
+const NAMES: [&str; 5] = ["colorsys", "difflib", "mmap", "sched", "termios"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_named_like_a_module_that_uvicorn_does_not_load_is_the_applications() {
+    python().await;
+    let imports: String = NAMES.iter().map(|name| format!("import {name}\nassert {name}.JOBS == []\n")).collect();
+    for more in ["", "workers.preload = true\n", "workers.uvicorn.headers = 'X-A:b'\n"] {
+        let project = project("main:app", ".", more);
+        project.write("main.py", &format!("{imports}{APP}"));
+        NAMES.iter().for_each(|name| project.write(&format!("{name}.py"), "JOBS = []\n"));
+        let mut tandem = Tandem::up(&project);
+        assert_eq!(answer(&tandem)["name"], under_uvicorn(&project, &["main:app"])["name"]);
+        assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_working_directory_is_the_projects_unless_another_is_named() {
     python().await;
