@@ -15,7 +15,7 @@ use super::ledger;
 use super::manifest::{Manifest, Verdict, understood};
 use super::name::Name;
 use super::retention::{self, Fate, Known, Rules, State};
-use super::signature::{self, Keys, Signed};
+use super::signature::{self, Signed, SigningKeys};
 use super::store;
 use crate::config::Settings;
 use crate::durable::{self, Lock, LockError};
@@ -191,7 +191,7 @@ impl Catalog {
             let path = self.beside(name, "globals.sql");
             roles.publish(&path).with_context(|| format!("name {}", path.display()))?;
         }
-        let signed = Keys::ensure(&self.keys)?.sign(manifest)?;
+        let signed = SigningKeys::ensure(&self.keys)?.sign(manifest)?;
         files::write_json(&self.beside(name, "manifest.json"), &signed)?;
         dump.publish(&self.dir.join(name.to_string())).with_context(|| format!("name {name}"))
     }
@@ -278,7 +278,7 @@ impl Catalog {
     /// # Errors
     /// The keys cannot be read.
     pub fn origin_of_fetched(&self, manifest: &Value) -> Result<Origin, String> {
-        let signed = Keys::read(&self.keys).map_err(|error| in_words(&error))?.check(manifest);
+        let signed = SigningKeys::read(&self.keys).map_err(|error| in_words(&error))?.check(manifest);
         Ok(match (signed, manifest["imported"].as_bool()) {
             (Signed::Here, Some(true)) => Origin::Imported,
             (Signed::Here, _) => Origin::Own,

@@ -35,7 +35,7 @@ pub struct Copies {
 
 /// A backup that a place holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldCopy {
     pub name: Name,
     pub size_bytes: u64,
     /// Whether its manifest is there, which is sent last.
@@ -113,16 +113,16 @@ impl Copies {
     ///
     /// # Errors
     /// It cannot be listed.
-    pub async fn list(&self) -> anyhow::Result<Vec<Held>> {
+    pub async fn list(&self) -> anyhow::Result<Vec<HeldCopy>> {
         let listed = self.store.list().await.map_err(Failure::from)?;
         let plain = |name: &str| name.strip_suffix(SEALED).unwrap_or(name).to_owned();
         let manifests: BTreeSet<String> =
             listed.iter().filter_map(|entry| Some(plain(&entry.name).strip_suffix(MANIFEST)?.to_owned())).collect();
-        let mut held: Vec<Held> = listed
+        let mut held: Vec<HeldCopy> = listed
             .iter()
             .filter_map(|entry| {
                 let name = Name::parse(&plain(&entry.name))?;
-                Some(Held { size_bytes: entry.size, whole: manifests.contains(&name.stem()), name })
+                Some(HeldCopy { size_bytes: entry.size, whole: manifests.contains(&name.stem()), name })
             })
             .collect();
         held.sort_by_key(|held| (held.name.taken, held.name.to_string()));
@@ -138,7 +138,7 @@ impl Copies {
         let held = self.list().await?;
         let found = match wanted {
             "latest" => {
-                let of_it: Vec<&Held> = held.iter().rev().filter(|held| held.name.database == database).collect();
+                let of_it: Vec<&HeldCopy> = held.iter().rev().filter(|held| held.name.database == database).collect();
                 let whole = of_it.iter().position(|held| held.whole);
                 let cut: Vec<_> =
                     of_it.iter().take(whole.unwrap_or(0)).map(|held| (held.name.clone(), "incomplete")).collect();

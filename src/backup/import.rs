@@ -17,7 +17,7 @@ use super::files::{Partial, digest};
 use super::load::Load;
 use super::manifest::{Globals, LAYOUT, Manifest, Verdict};
 use super::name::{Format, Name};
-use super::repair::{Found, Refused, repair};
+use super::repair::{Found, NotRepaired, repair};
 use super::rights::Rights;
 use super::verify::{Means, Trial, try_out};
 use crate::config::Compression;
@@ -86,7 +86,9 @@ pub async fn import(
     let copied = room.hold(copying).await?;
     let (found, written) = match copied {
         Ok(copied) => copied,
-        Err(Refused::Write(error)) => return Err(error).with_context(|| format!("write {}", partial.path().display())),
+        Err(NotRepaired::Write(error)) => {
+            return Err(error).with_context(|| format!("write {}", partial.path().display()));
+        }
         Err(refused) => return Err(refuse(refused.to_string()).into()),
     };
     let globals = roles(catalog, &name, &found)?;
@@ -205,10 +207,10 @@ fn copy(
     out: File,
     passed: &AtomicU64,
     ended: &AtomicBool,
-) -> Result<(Found, Written), Refused> {
-    let from = compress::read(from, compression).map_err(Refused::Read)?;
+) -> Result<(Found, Written), NotRepaired> {
+    let from = compress::read(from, compression).map_err(NotRepaired::Read)?;
     let stream = BufReader::new(Endable { from, ended });
-    let (reader, writer) = io::pipe().map_err(Refused::Write)?;
+    let (reader, writer) = io::pipe().map_err(NotRepaired::Write)?;
     std::thread::scope(|scope| {
         let compressing = scope.spawn(|| compress::write(reader, out, Compression::Gzip, passed));
         // The pipe's end is the end of the file, right or wrong: a wrong one is thrown away.
@@ -216,7 +218,7 @@ fn copy(
         let written = compressing.join().unwrap_or_else(|_| Err(io::Error::other("the compressing thread panicked")));
         match (repaired, written) {
             // A file that takes no more shows to the repair as a pipe that takes no more.
-            (Ok(_) | Err(Refused::Write(_)), Err(error)) => Err(Refused::Write(error)),
+            (Ok(_) | Err(NotRepaired::Write(_)), Err(error)) => Err(NotRepaired::Write(error)),
             (Err(refused), _) => Err(refused),
             (Ok(found), Ok(written)) => Ok((found, written)),
         }

@@ -108,7 +108,7 @@ pub struct Found {
 
 /// Why a file is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum NotRepaired {
     #[error("it cannot be read to its end, so it is damaged or cut short: {0}")]
     Read(io::Error),
     #[error("write: {0}")]
@@ -134,26 +134,26 @@ pub enum Refused {
 /// Copy a dump from `from` to `to`, repaired.
 ///
 /// # Errors
-/// [`Refused`]; what was written until then is worth nothing.
-pub fn repair(mut from: impl BufRead, mut to: impl Write) -> Result<Found, Refused> {
+/// [`NotRepaired`]; what was written until then is worth nothing.
+pub fn repair(mut from: impl BufRead, mut to: impl Write) -> Result<Found, NotRepaired> {
     let mut reader = Reader::default();
     let mixed = {
-        let start = from.fill_buf().map_err(Refused::Read)?;
+        let start = from.fill_buf().map_err(NotRepaired::Read)?;
         match start {
-            start if start.starts_with(b"PGDMP") => return Err(Refused::Archive),
+            start if start.starts_with(b"PGDMP") => return Err(NotRepaired::Archive),
             start if start.starts_with(MESSAGE) => true,
             start if start.starts_with(b"--") || start.starts_with(b"\\restrict") => false,
-            _ => return Err(Refused::NotPlain),
+            _ => return Err(NotRepaired::NotPlain),
         }
     };
     let (mut raw, mut line) = (Vec::new(), Vec::new());
     loop {
         raw.clear();
-        if from.by_ref().take(LINE_MAX).read_until(b'\n', &mut raw).map_err(Refused::Read)? == 0 {
+        if from.by_ref().take(LINE_MAX).read_until(b'\n', &mut raw).map_err(NotRepaired::Read)? == 0 {
             break;
         }
         if raw.len() as u64 == LINE_MAX {
-            return Err(Refused::Line);
+            return Err(NotRepaired::Line);
         }
         match if mixed { message(&raw) } else { None } {
             Some(begin) => {
@@ -163,13 +163,13 @@ pub fn repair(mut from: impl BufRead, mut to: impl Write) -> Result<Found, Refus
             None => {
                 line.extend_from_slice(&raw);
                 reader.line(&line)?;
-                to.write_all(&line).map_err(Refused::Write)?;
+                to.write_all(&line).map_err(NotRepaired::Write)?;
                 line.clear();
             }
         }
     }
-    to.write_all(&line).and_then(|()| to.flush()).map_err(Refused::Write)?;
-    if reader.whole { Ok(reader.found) } else { Err(Refused::CutShort) }
+    to.write_all(&line).and_then(|()| to.flush()).map_err(NotRepaired::Write)?;
+    if reader.whole { Ok(reader.found) } else { Err(NotRepaired::CutShort) }
 }
 
 /// Where in `raw` one of pg_dump's messages begins, if it ends with one.
@@ -213,28 +213,28 @@ struct Reader {
 }
 
 impl Reader {
-    fn message(&mut self, raw: &[u8]) -> Result<(), Refused> {
+    fn message(&mut self, raw: &[u8]) -> Result<(), NotRepaired> {
         let said = String::from_utf8_lossy(&raw[MESSAGE.len()..]).trim_end().to_owned();
         if said.starts_with("error: ") || said.starts_with("fatal: ") {
-            return Err(Refused::Failed(said));
+            return Err(NotRepaired::Failed(said));
         }
         self.found.removed += 1;
         if ["warning: ", "detail: ", "hint: "].iter().any(|start| said.starts_with(start)) {
             self.found.warnings.push(said);
         } else if !self.seen.insert(said.clone()) {
-            return Err(Refused::Twice(said));
+            return Err(NotRepaired::Twice(said));
         }
         Ok(())
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<(), Refused> {
+    fn line(&mut self, line: &[u8]) -> Result<(), NotRepaired> {
         if let Some(copy) = &mut self.copy {
             if line == b"\\.\n" {
                 self.copy = None;
                 return Ok(());
             }
             if !line.ends_with(b"\n") {
-                return Err(Refused::CutShort);
+                return Err(NotRepaired::CutShort);
             }
             copy.rows += 1;
             *self.found.rows.entry(copy.table.clone()).or_default() += 1;
@@ -242,7 +242,7 @@ impl Reader {
             // A table without columns has empty lines for rows.
             if copy.columns > 0 && found != copy.columns {
                 let (table, row, wanted) = (copy.table.clone(), copy.rows, copy.columns);
-                return Err(Refused::Row { table, row, found, wanted });
+                return Err(NotRepaired::Row { table, row, found, wanted });
             }
             return Ok(());
         }

@@ -32,7 +32,7 @@ alone
 
 "#;
 
-fn repaired(text: &str) -> Result<(String, Found), Refused> {
+fn repaired(text: &str) -> Result<(String, Found), NotRepaired> {
     let mut out = Vec::new();
     let found = repair(text.as_bytes(), &mut out)?;
     Ok((String::from_utf8(out).unwrap(), found))
@@ -88,16 +88,16 @@ fn rows_that_mimic_a_message_are_found_out() {
 #[test]
 fn what_is_cut_failed_or_no_dump_is_refused() {
     let trailer = CLEAN.find("-- PostgreSQL database dump complete").unwrap();
-    assert!(matches!(repaired(&CLEAN[..trailer]), Err(Refused::CutShort)));
+    assert!(matches!(repaired(&CLEAN[..trailer]), Err(NotRepaired::CutShort)));
     let failed = mixed(&[("error: query failed: lost", 30)]);
-    assert!(matches!(repaired(&failed), Err(Refused::Failed(why)) if why == "error: query failed: lost"));
-    assert!(matches!(repaired("PGDMP\x01"), Err(Refused::Archive)));
-    assert!(matches!(repaired("<html>"), Err(Refused::NotPlain)));
-    assert!(matches!(repaired(""), Err(Refused::NotPlain)));
+    assert!(matches!(repaired(&failed), Err(NotRepaired::Failed(why)) if why == "error: query failed: lost"));
+    assert!(matches!(repaired("PGDMP\x01"), Err(NotRepaired::Archive)));
+    assert!(matches!(repaired("<html>"), Err(NotRepaired::NotPlain)));
+    assert!(matches!(repaired(""), Err(NotRepaired::NotPlain)));
     let warned = mixed(&[("warning: there are circular foreign-key constraints", 5)]);
     assert_eq!(repaired(&warned).unwrap().1.warnings, ["warning: there are circular foreign-key constraints"]);
     let broken = std::io::BufReader::new(CLEAN.as_bytes().chain(Broken));
-    assert!(matches!(repair(broken, std::io::sink()), Err(Refused::Read(_))));
+    assert!(matches!(repair(broken, std::io::sink()), Err(NotRepaired::Read(_))));
 }
 
 struct Broken;

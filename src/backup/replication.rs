@@ -20,7 +20,7 @@ pub struct Subscription {
 
 /// What logical replication holds of a database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Held {
+pub struct KeptReplication {
     pub subscriptions: Vec<Subscription>,
     /// From which others read what changes in it.
     pub slots: Vec<String>,
@@ -30,7 +30,7 @@ pub struct Held {
 ///
 /// # Errors
 /// The connection is lost.
-pub async fn of(session: &mut PgConnection, database: &str) -> anyhow::Result<Held> {
+pub async fn of(session: &mut PgConnection, database: &str) -> anyhow::Result<KeptReplication> {
     let subscriptions = query_as::<_, (String, bool, Option<String>)>(
         "SELECT subname::text, subenabled, subslotname::text FROM pg_catalog.pg_subscription
          WHERE subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = $1) ORDER BY 1",
@@ -43,7 +43,7 @@ pub async fn of(session: &mut PgConnection, database: &str) -> anyhow::Result<He
     let slots = slots.bind(database).fetch_all(&mut *session);
     let slots = answered(ANSWER_LIMIT, "look for replication slots", slots).await?;
     let subscription = |(name, enabled, slot)| Subscription { name, enabled, slot };
-    Ok(Held { subscriptions: subscriptions.into_iter().map(subscription).collect(), slots })
+    Ok(KeptReplication { subscriptions: subscriptions.into_iter().map(subscription).collect(), slots })
 }
 
 /// Let go of `database` what holds it, so that it can be dropped; the slots at publishers stay, which another subscription may
@@ -51,7 +51,7 @@ pub async fn of(session: &mut PgConnection, database: &str) -> anyhow::Result<He
 ///
 /// # Errors
 /// The server refuses.
-pub async fn release(reach: &Reach, database: &str, held: &Held) -> anyhow::Result<()> {
+pub async fn release(reach: &Reach, database: &str, held: &KeptReplication) -> anyhow::Result<()> {
     if held.subscriptions.is_empty() {
         return Ok(());
     }
@@ -72,7 +72,7 @@ pub async fn release(reach: &Reach, database: &str, held: &Held) -> anyhow::Resu
     answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
-impl Held {
+impl KeptReplication {
     /// What a person has to know after `kept` was replaced by another database called `live`.
     pub fn after_swap(&self, live: &str, kept: &str) -> Vec<String> {
         let mut told = Vec::new();
@@ -124,13 +124,15 @@ mod tests {
     #[test]
     fn what_is_held_is_named_with_its_quotes() {
         let subscription = |name: &str, enabled| Subscription { name: name.into(), enabled, slot: Some("it's".into()) };
-        let held =
-            Held { subscriptions: vec![subscription("a \"b\"", true), subscription("off", false)], slots: vec![] };
+        let held = KeptReplication {
+            subscriptions: vec![subscription("a \"b\"", true), subscription("off", false)],
+            slots: vec![],
+        };
         let told = held.after_swap("app", "app_before_restore_x");
         assert!(told.len() == 1 && told[0].contains("ALTER SUBSCRIPTION \"a \"\"b\"\"\" DISABLE"), "{told:?}");
         assert_eq!(held.before_drop().unwrap(), "with subscription \"a \"\"b\"\"\", subscription \"off\"");
         assert!(held.after_drop()[0].ends_with("pg_drop_replication_slot('it''s')"));
-        let none = Held::default();
+        let none = KeptReplication::default();
         assert!(none.before_drop().is_none() && none.after_swap("a", "b").is_empty() && none.after_drop().is_empty());
     }
 }

@@ -15,9 +15,9 @@ use super::load::{self, Load};
 use super::manifest::Manifest;
 use super::pitr;
 use super::reach::Reach;
-use super::replication::{self, Held};
+use super::replication::{self, KeptReplication};
 use super::retention::State;
-use super::rights::{self, Rights, Target};
+use super::rights::{self, NewDatabase, Rights};
 use super::roles::{self, Attributes};
 use super::statistics;
 use super::swap::{self, Belonging};
@@ -60,7 +60,7 @@ pub struct Restored {
     /// How long nobody got in.
     pub swap_ms: u64,
     /// What logical replication holds of the kept database.
-    pub replication: Held,
+    pub replication: KeptReplication,
 }
 
 /// Find the backup that a person calls `source`: a name, a path, an address such as `s3://bucket/prefix/latest`, or `latest`. What is
@@ -270,9 +270,9 @@ impl Restoring {
         let replication = match &kept {
             Some(kept) => self.replication(kept).await.unwrap_or_else(|error| {
                 tracing::warn!("whether logical replication goes on in {kept} is not known: {}", in_words(&error));
-                Held::default()
+                KeptReplication::default()
             }),
-            None => Held::default(),
+            None => KeptReplication::default(),
         };
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Ok(Restored {
@@ -346,7 +346,7 @@ impl Restoring {
             rights: Rights::of(manifest, entry.origin, settings.restore_trust),
         };
         let properties = manifest.census.properties.as_ref();
-        let target = Target { name: new, owner: &settings.postgres.user, properties };
+        let target = NewDatabase { name: new, owner: &settings.postgres.user, properties };
         rights::bring_in(reach, &loading, target, progress).await?;
         progress.say(format!("restoring {}: comparing", entry.name));
         let differences = manifest.census.differences(&census(reach, new, manifest.census.contents.is_some()).await?);
@@ -376,7 +376,7 @@ impl Restoring {
     ///
     /// # Errors
     /// The connection is lost.
-    pub async fn replication(&mut self, database: &str) -> anyhow::Result<Held> {
+    pub async fn replication(&mut self, database: &str) -> anyhow::Result<KeptReplication> {
         replication::of(&mut self.session, database).await
     }
 

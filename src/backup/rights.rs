@@ -89,7 +89,7 @@ pub async fn needs(reach: &Reach, database: &str) -> anyhow::Result<Option<Vec<S
 
 /// The database that is filled.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub struct NewDatabase<'a> {
     pub name: &'a str,
     pub owner: &'a str,
     pub properties: Option<&'a Properties>,
@@ -100,7 +100,12 @@ pub struct Target<'a> {
 ///
 /// # Errors
 /// What the file or the server did not bear. The database is worth nothing then.
-pub async fn bring_in(reach: &Reach, loading: &Load, target: Target<'_>, progress: &Progress) -> anyhow::Result<()> {
+pub async fn bring_in(
+    reach: &Reach,
+    loading: &Load,
+    target: NewDatabase<'_>,
+    progress: &Progress,
+) -> anyhow::Result<()> {
     if !reach.is_superuser() {
         return load::load(reach, loading, target.name, &Existing::default(), progress).await;
     }
@@ -147,7 +152,7 @@ fn needs_more(error: &anyhow::Error) -> bool {
 async fn confined(
     reach: &Reach,
     loading: &Load,
-    target: Target<'_>,
+    target: NewDatabase<'_>,
     ordinary: &[String],
     progress: &Progress,
 ) -> anyhow::Result<()> {

@@ -46,13 +46,13 @@ pub enum Signed {
 
 /// The keys of a deployment.
 #[derive(Clone)]
-pub struct Keys {
+pub struct SigningKeys {
     path: PathBuf,
     /// The first one signs.
     keys: Vec<[u8; LENGTH]>,
 }
 
-impl Keys {
+impl SigningKeys {
     /// The keys in the file `path`; there may be none yet.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Keys {
     /// The same, with a key that is made now if there was none.
     ///
     /// # Errors
-    /// As [`Keys::read`], or it cannot be written.
+    /// As [`SigningKeys::read`], or it cannot be written.
     pub fn ensure(path: &Path) -> anyhow::Result<Self> {
         let mut keys = Self::read(path)?;
         if keys.keys.is_empty() {
@@ -151,9 +151,9 @@ impl Keys {
     }
 }
 
-impl std::fmt::Debug for Keys {
+impl std::fmt::Debug for SigningKeys {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Keys({})", self.keys.len())
+        write!(formatter, "SigningKeys({})", self.keys.len())
     }
 }
 
@@ -215,14 +215,14 @@ mod tests {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let [here, there] = [&one, &other].map(|dir| path(&Home::at(dir.path(), None)));
         assert_eq!(
-            Keys::read(&here).unwrap().sign(&serde_json::json!({ "a": 1 })).unwrap(),
+            SigningKeys::read(&here).unwrap().sign(&serde_json::json!({ "a": 1 })).unwrap(),
             serde_json::json!({ "a": 1 })
         );
-        let keys = Keys::ensure(&here).unwrap();
+        let keys = SigningKeys::ensure(&here).unwrap();
         let signed = keys.sign(&serde_json::json!({ "file": "a", "sha256": "b", "rows": { "t": 7 } })).unwrap();
         let read: Value = serde_json::from_str(&serde_json::to_string_pretty(&signed).unwrap()).unwrap();
         assert_eq!(keys.check(&read), Signed::Here);
-        assert_eq!(Keys::ensure(&there).unwrap().check(&read), Signed::Elsewhere);
+        assert_eq!(SigningKeys::ensure(&there).unwrap().check(&read), Signed::Elsewhere);
         for (pointer, value) in [("/sha256", "c"), ("/signature/hmac_sha256", "00"), ("/rows/t", "7")] {
             let mut changed = read.clone();
             *changed.pointer_mut(pointer).unwrap() = value.into();
@@ -232,13 +232,13 @@ mod tests {
         without.as_object_mut().unwrap().remove(FIELD);
         assert_eq!(keys.check(&without), Signed::Not);
         // The key travels.
-        assert_eq!(Keys::import(&there, &keys.text()).unwrap(), 1);
-        assert_eq!(Keys::import(&there, &keys.text()).unwrap(), 0);
-        let both = Keys::read(&there).unwrap();
+        assert_eq!(SigningKeys::import(&there, &keys.text()).unwrap(), 1);
+        assert_eq!(SigningKeys::import(&there, &keys.text()).unwrap(), 0);
+        let both = SigningKeys::read(&there).unwrap();
         assert_eq!((both.check(&read), both.keys.len()), (Signed::Here, 2));
         assert_eq!(there.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        Keys::import(&there, "# nothing\n").unwrap_err();
-        Keys::import(&there, "abc\n").unwrap_err();
+        SigningKeys::import(&there, "# nothing\n").unwrap_err();
+        SigningKeys::import(&there, "abc\n").unwrap_err();
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::files::digest;
 use super::load::{self, Load};
 use super::manifest::{Census, Manifest, Properties, Verdict};
 use super::reach::Reach;
-use super::rights::{self, NeedsTrust, Rights, Target};
+use super::rights::{self, NeedsTrust, NewDatabase, Rights};
 use super::roles::{self, Attributes};
 use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
@@ -227,7 +227,7 @@ async fn load_and_look(
     // Checks, ranges and indexes of texts hold in the backup's own locale, and need not in another.
     let world = trial.properties.cloned().unwrap_or_else(unknown_world);
     load::create(&reach, DATABASE, owner, Some(&world)).await.with_context(|| untried(&trial.load.path))?;
-    let target = Target { name: DATABASE, owner, properties: Some(&world) };
+    let target = NewDatabase { name: DATABASE, owner, properties: Some(&world) };
     if let Err(error) = rights::bring_in(&reach, &trial.load, target, progress).await {
         let words = in_words(&error);
         if is_disk_full(&error) {

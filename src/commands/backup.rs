@@ -15,7 +15,7 @@ use crate::backup::import;
 use crate::backup::manifest::{Manifest, Verdict};
 use crate::backup::retention::Fate;
 use crate::backup::scheduled;
-use crate::backup::signature::{self, Keys};
+use crate::backup::signature::{self, SigningKeys};
 use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::running::say;
@@ -61,7 +61,7 @@ fn key(common: &Common, import: Option<&Path>) -> anyhow::Result<Code> {
     let path = signature::path(&home);
     let Some(import) = import else {
         // What a file is to hold that others read is printed as it stands.
-        say(Keys::ensure(&path)?.text().trim_end())?;
+        say(SigningKeys::ensure(&path)?.text().trim_end())?;
         return Ok(Code::Stopped);
     };
     let text = match import {
@@ -69,7 +69,7 @@ fn key(common: &Common, import: Option<&Path>) -> anyhow::Result<Code> {
         file => fs::read_to_string(file),
     };
     let text = text.with_context(|| format!("read {}", import.display()))?;
-    match Keys::import(&path, &text)? {
+    match SigningKeys::import(&path, &text)? {
         0 => say("these keys were known already")?,
         new => say(&format!(
             "{new} accepted: backups that are signed with it are trusted here; kept in {}",

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use crate::backup::pitr::restore::{self, Restored, Way, Wish};
+use crate::backup::pitr::restore::{self, RestoredCluster, Way, Wish};
 use crate::backup::pitr::target::{self, Target};
 use crate::backup::pitr::{self, wal};
 use crate::cli::{Common, RestoreArgs};
@@ -73,7 +73,7 @@ fn question(wish: &Wish<'_>, way: &Way) -> String {
     )
 }
 
-fn json(way: &Way, restored: &Restored) -> anyhow::Result<String> {
+fn json(way: &Way, restored: &RestoredCluster) -> anyhow::Result<String> {
     let recovered = &restored.recovered;
     Ok(serde_json::to_string_pretty(&serde_json::json!({
         "base": way.base.name,
@@ -85,7 +85,7 @@ fn json(way: &Way, restored: &Restored) -> anyhow::Result<String> {
     }))?)
 }
 
-fn words(way: &Way, restored: &Restored) -> String {
+fn words(way: &Way, restored: &RestoredCluster) -> String {
     let recovered = &restored.recovered;
     let last = recovered.last_transaction.as_deref();
     let last = last.map_or_else(

@@ -62,17 +62,22 @@ fn what_reads_a_backup_runs_as_the_servers_user() {
     for format in ["plain", "custom"] {
         backup(&project, &["--format", format]);
         for args in [&["restore", "latest", "--yes"][..], &["backup", "verify"]] {
-            let mut running = Tandem::start_in(project.dir(), tandem::command(&project), args);
-            let mut seen = None;
-            wait_for("psql", || {
-                let psql = running.descendants().into_iter().find(|process| process.name == "psql");
-                seen = psql.and_then(|psql| Some(fs::metadata(format!("/proc/{}", psql.pid)).ok()?.uid()));
-                seen.is_some() || running.ended()
-            });
-            assert_eq!(seen, Some(owner), "{format} {args:?}: {}", running.log());
-            assert_eq!(running.wait_exit().code(), Some(0), "{}", running.log());
+            assert_eq!(reader(&project, args), Some(owner), "{format} {args:?}");
         }
     }
+}
+
+/// The user as whom psql runs below a command, which must succeed.
+fn reader(project: &Project, args: &[&str]) -> Option<u32> {
+    let mut running = Tandem::start_in(project.dir(), tandem::command(project), args);
+    let mut seen = None;
+    wait_for("psql", || {
+        let psql = running.descendants().into_iter().find(|process| process.name == "psql");
+        seen = psql.and_then(|psql| Some(fs::metadata(format!("/proc/{}", psql.pid)).ok()?.uid()));
+        seen.is_some() || running.ended()
+    });
+    assert_eq!(running.wait_exit().code(), Some(0), "{}", running.log());
+    seen
 }
 
 #[test]
@@ -86,16 +91,7 @@ fn what_reads_a_backup_for_a_server_elsewhere_runs_as_that_user_too() {
     let project = Project::app_with("plain:app", &lines).without("postgres.port");
     for format in ["plain", "custom"] {
         backup(&project, &["--format", format]);
-        let args = ["restore", "latest", "--yes"];
-        let mut running = Tandem::start_in(project.dir(), tandem::command(&project), &args);
-        let mut seen = None;
-        wait_for("psql", || {
-            let psql = running.descendants().into_iter().find(|process| process.name == "psql");
-            seen = psql.and_then(|psql| Some(fs::metadata(format!("/proc/{}", psql.pid)).ok()?.uid()));
-            seen.is_some() || running.ended()
-        });
-        assert_eq!(seen, Some(owner), "{format}: {}", running.log());
-        assert_eq!(running.wait_exit().code(), Some(0), "{}", running.log());
+        assert_eq!(reader(&project, &["restore", "latest", "--yes"]), Some(owner), "{format}");
     }
 }
 

@@ -3,10 +3,34 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use crate::common::backups::{as_superuser, backup, running_with, sql};
+use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::tandem::{Tandem, wait_for};
+
+/// The file that the function of [`robber`] leaves.
+struct Marker(tempfile::TempDir);
+
+impl Marker {
+    /// Make that function in the project's database.
+    fn of_robber(project: &Project) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let marker = Self(place);
+        sql(project, &robber(marker.path().to_str().unwrap()));
+        marker
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("marker")
+    }
+
+    fn exists(&self) -> bool {
+        self.path().exists()
+    }
+}
 
 /// A function that leaves a file if a superuser runs it, wherever it is called from; `rob` takes the place of constants.
 fn robber(marker: &str) -> String {
@@ -22,10 +46,7 @@ fn robber(marker: &str) -> String {
 #[test]
 fn a_backup_and_its_proof_run_no_function_of_a_tables_owner_as_the_superuser() {
     let (project, mut tandem) = running_with("backup.verify = 'content'");
-    let place = tempfile::tempdir().unwrap();
-    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let marker = place.path().join("marker");
-    sql(&project, &robber(marker.to_str().unwrap()));
+    let marker = Marker::of_robber(&project);
     sql(
         &project,
         "CREATE TABLE indexed (n int); CREATE INDEX ON indexed ((n + rob(0))); INSERT INTO indexed VALUES (1), (2);
@@ -37,7 +58,7 @@ fn a_backup_and_its_proof_run_no_function_of_a_tables_owner_as_the_superuser() {
     as_superuser(&project, "app", "SELECT count(*) FROM indexed");
     assert!(marker.exists());
     let unharmed = |what: &str| assert!(!marker.exists(), "{what} ran it as the superuser");
-    fs::remove_file(&marker).unwrap();
+    fs::remove_file(marker.path()).unwrap();
     for format in ["plain", "custom"] {
         let manifest = backup(&project, &["--format", format]);
         unharmed("a backup");
@@ -58,10 +79,7 @@ fn a_backup_and_its_proof_run_no_function_of_a_tables_owner_as_the_superuser() {
 #[test]
 fn a_look_at_the_database_runs_no_function_of_its_owner_as_the_superuser() {
     let (project, mut tandem) = running_with("");
-    let place = tempfile::tempdir().unwrap();
-    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let marker = place.path().join("marker");
-    sql(&project, &robber(marker.to_str().unwrap()));
+    let marker = Marker::of_robber(&project);
     // A view in the place of a table that Tandem reads, and functions in front of PostgreSQL's own.
     sql(
         &project,
@@ -73,7 +91,7 @@ fn a_look_at_the_database_runs_no_function_of_its_owner_as_the_superuser() {
     );
     as_superuser(&project, "app", "SELECT pg_is_in_recovery()");
     assert!(marker.exists());
-    fs::remove_file(&marker).unwrap();
+    fs::remove_file(marker.path()).unwrap();
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     project.configure("migrations.run = 'none'");
     let mut tandem = Tandem::up(&project);

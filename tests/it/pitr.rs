@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::common::backups::command;
 use crate::common::namespace::mount_namespace;
-use crate::common::pitr::{archive, fail, project, rows, sql, succeed};
+use crate::common::pitr::{archive, fail, project, rows, sql, succeed, with_base};
 use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::server::binaries;
@@ -56,10 +56,7 @@ fn insert(project: &Project, number: u32) -> String {
 
 #[test]
 fn a_restore_has_exactly_what_was_committed_by_then_and_so_has_one_on_the_new_timeline() {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE t (n integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("t (n integer)");
     insert(&project, 1);
     let two = insert(&project, 2);
     insert(&project, 3);
@@ -107,10 +104,7 @@ fn a_restore_has_exactly_what_was_committed_by_then_and_so_has_one_on_the_new_ti
 
 #[test]
 fn a_restore_ends_at_a_position_or_with_the_last_that_a_crash_left() {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE t (n integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("t (n integer)");
     insert(&project, 1);
     let lsn = sql(&project, "SELECT pg_current_wal_insert_lsn()");
     insert(&project, 2);
@@ -148,10 +142,7 @@ fn a_restore_ends_at_a_position_or_with_the_last_that_a_crash_left() {
 
 /// A project that has stopped with the rows 1 to 3, and a moment after the second.
 fn three_rows() -> (Project, String) {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE t (n integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("t (n integer)");
     insert(&project, 1);
     let two = insert(&project, 2);
     insert(&project, 3);

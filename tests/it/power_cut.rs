@@ -19,7 +19,7 @@ use crate::common::skip::skip;
 use crate::common::system_calls::{Recording, read, record, refused};
 use crate::common::tandem::{self, Tandem, wait_for};
 use ::tandem::backup::pitr::archive::Archive;
-use ::tandem::backup::pitr::wal::Name;
+use ::tandem::backup::pitr::wal::WalFile;
 
 /// A name that says of itself and of others that they are there and whole. Names are those below the recorded
 /// directory, of files or of directories with all that is in them.
@@ -257,7 +257,7 @@ fn a_backup_and_its_copies_outlive_a_power_cut() {
     let mut disk = Disk::holding(&cut.before);
     cut.recording.steps.iter().for_each(|step| disk.take(step));
     fs::remove_dir_all(&kept).unwrap();
-    for (path, content) in disk.after_power_cut().swap_remove(0) {
+    for (path, content) in disk.after_power_cut().next().unwrap() {
         match content {
             Some(bytes) => fs::write(kept.join(path), &*bytes).unwrap(),
             None => fs::create_dir_all(kept.join(path)).unwrap(),
@@ -321,14 +321,14 @@ fn push(project: &Project, archive: &Archive) {
     let (pg_wal, other) = (temp.path().join("pg_wal"), Archive::new(temp.path().join("pitr")));
     fs::create_dir_all(pg_wal.join("archive_status")).unwrap();
     other.prepare(archive.system_identifier().unwrap().unwrap(), None).unwrap();
-    let mut names: Vec<Name> = archive.names().unwrap();
-    names.retain(|name| matches!(name, Name::Segment(_)) && archive_source(project, name).exists());
-    names.sort_by_key(Name::to_string);
+    let mut names: Vec<WalFile> = archive.names().unwrap();
+    names.retain(|name| matches!(name, WalFile::Segment(_)) && archive_source(project, name).exists());
+    names.sort_by_key(WalFile::to_string);
     assert!(names.len() >= 5, "{names:?}");
     for name in &names {
         fs::copy(archive_source(project, name), pg_wal.join(name.to_string())).unwrap();
     }
-    let pushed = |name: &Name| {
+    let pushed = |name: &WalFile| {
         let path = pg_wal.join(name.to_string()).display().to_string();
         let args = ["wal", "push", "--archive", other.dir().to_str().unwrap(), &path];
         let cut = Cut::of(&tandem_command(project, &args), temp.path(), nothing);
@@ -368,6 +368,6 @@ fn push(project: &Project, archive: &Archive) {
     cut.hold(&promises);
 }
 
-fn archive_source(project: &Project, name: &Name) -> std::path::PathBuf {
+fn archive_source(project: &Project, name: &WalFile) -> std::path::PathBuf {
     project.data().join("pg_wal").join(name.to_string())
 }

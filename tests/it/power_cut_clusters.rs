@@ -55,7 +55,7 @@ fn a_new_cluster_is_whole_or_absent_after_a_power_cut() {
     let mut disk = Disk::holding(&Tree::new());
     for (at, step) in steps[..=flushed].iter().enumerate() {
         disk.take(step);
-        for tree in if at < named { Vec::new() } else { disk.after_power_cut() } {
+        for tree in (at >= named).then(|| disk.after_power_cut()).into_iter().flatten() {
             let found = below(&tree, "16");
             if found.is_empty() && !tree.contains_key("16") {
                 assert!(at < flushed, "the new cluster is gone");
@@ -88,19 +88,21 @@ fn a_restore_to_a_moment_leaves_one_whole_cluster_under_the_name_and_keeps_the_o
     let is_ready = |step: &Step| matches!(step, Step::Remove { path } if path.ends_with("/tandem.restoring"));
     let ready = cut.recording.steps.iter().position(is_ready).expect("a new one is ready");
     let broken = cut.fails(ready, |tree, acknowledged| {
+        // Nothing that may be removed.
+        let is_kept = |dir: &String| {
+            unlike(&below(tree, dir), &old).is_none() && !tree.contains_key(&format!("{dir}/tandem.restoring"))
+        };
+        let kept = tree.keys().any(|path| !path.contains('/') && *path != "16" && is_kept(path));
         let found = below(tree, "16");
         if unlike(&found, &old).is_none() {
-            return acknowledged.then(|| "the restore was acknowledged and is gone".to_owned());
+            // Whoever drops what was kept would drop the live one.
+            let twice = kept.then(|| "the old cluster has two names".to_owned());
+            return twice.or(acknowledged.then(|| "the restore was acknowledged and is gone".to_owned()));
         }
         if let Some(why) = unlike(&found, &new) {
             return Some(format!("the cluster is neither the old one nor the new: {why}"));
         }
-        // Nothing that may be removed.
-        let mut beside = tree.keys().filter(|path| !path.contains('/') && *path != "16");
-        let is_kept = |dir: &String| {
-            unlike(&below(tree, dir), &old).is_none() && !tree.contains_key(&format!("{dir}/tandem.restoring"))
-        };
-        (!beside.any(is_kept)).then(|| "the old cluster is gone".to_owned())
+        (!kept).then(|| "the old cluster is gone".to_owned())
     });
     assert_eq!(broken, None);
 }

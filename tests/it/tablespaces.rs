@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::common::pitr::{archive, fail, project, sql, succeed, superuser};
+use crate::common::pitr::{archive, fail, project, sql, succeed, superuser, with_base};
 use crate::common::project::Project;
 use crate::common::refusal;
 use crate::common::tandem::{self, Tandem, wait_for};
@@ -33,10 +33,7 @@ const COUNTS: &str = "SELECT (SELECT count(*) FROM f), (SELECT count(*) FROM n)"
 
 #[test]
 fn a_restore_to_a_moment_writes_nothing_into_the_tablespaces_of_the_old_cluster() {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE n (a integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("n (a integer)");
     sql(&project, "INSERT INTO n VALUES (1)");
     let before = now(&project);
     sql(&project, "INSERT INTO n VALUES (2)");
@@ -69,10 +66,7 @@ fn a_restore_to_a_moment_writes_nothing_into_the_tablespaces_of_the_old_cluster(
 
 #[test]
 fn a_directory_that_was_a_tablespace_once_is_left_alone_by_a_restore() {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE n (a integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("n (a integer)");
     let place = create(&project, "once");
     superuser(&project, "DROP TABLESPACE once");
     sql(&project, "INSERT INTO n VALUES (1)");
@@ -97,10 +91,7 @@ fn held(dir: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
 
 #[test]
 fn a_recovery_that_comes_upon_a_tablespace_nobody_saw_ends_before_it_writes_there() {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE n (a integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("n (a integer)");
     let switch = || superuser(&project, "SELECT pg_walfile_name(pg_switch_wal())");
     sql(&project, "INSERT INTO n VALUES (1)");
     let last = switch();

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::common::pitr::{archive, fail, pitr, project, rows, sql, succeed, superuser};
+use crate::common::pitr::{archive, fail, pitr, project, rows, sql, succeed, superuser, with_base};
 use crate::common::project::Project;
 use crate::common::tandem::{Tandem, wait_for};
 
@@ -81,10 +81,7 @@ fn an_archive_that_begins_on_a_later_timeline_knows_the_way() {
 
 #[test]
 fn a_moment_before_an_earlier_restore_is_looked_for_on_the_timeline_that_was_live_then() {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE t (n integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("t (n integer)");
     insert(&project, 1);
     let two = insert(&project, 2);
     let three = insert(&project, 3);
@@ -143,10 +140,7 @@ fn a_restore_that_would_leave_out_the_newest_base_backup_asks() {
 
 #[test]
 fn an_old_data_directory_that_was_put_back_is_the_live_one() {
-    let project = project("");
-    let mut tandem = Tandem::up(&project);
-    sql(&project, "CREATE TABLE t (n integer)");
-    succeed(&project, &["backup", "base"]);
+    let (project, mut tandem) = with_base("t (n integer)");
     let one = insert(&project, 1);
     insert(&project, 2);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());

@@ -7,7 +7,7 @@ use crate::common::project::Project;
 use crate::common::skip::skip;
 use crate::common::tandem::{self, Tandem, wait_for};
 use ::tandem::backup::pitr::archive::{Archive, Pushed};
-use ::tandem::backup::pitr::wal::{Name, Segment};
+use ::tandem::backup::pitr::wal::{Segment, WalFile};
 use ::tandem::process::identity;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -103,7 +103,7 @@ fn assert_acknowledged_is_archived(project: &Project) -> usize {
     }
     // And what was recycled or removed was told so before: all that is older than what is there.
     let segments = |names: &[&str]| -> Vec<Segment> {
-        names.iter().filter_map(|name| name.parse::<Name>().ok()?.segment()).collect()
+        names.iter().filter_map(|name| name.parse::<WalFile>().ok()?.segment()).collect()
     };
     let present = names(project, "pg_wal");
     let present = segments(&present.iter().map(String::as_str).collect::<Vec<_>>());
@@ -111,7 +111,7 @@ fn assert_acknowledged_is_archived(project: &Project) -> usize {
     let removed = Segment { number: oldest.number - 1, ..oldest };
     let newest = segments(&done).into_iter().chain([removed]).max_by_key(|segment| segment.number).unwrap();
     for number in 1..=newest.number {
-        assert!(archive.has(Name::Segment(Segment { number, ..newest })), "{number}");
+        assert!(archive.has(WalFile::Segment(Segment { number, ..newest })), "{number}");
     }
     usize::try_from(newest.number).unwrap()
 }

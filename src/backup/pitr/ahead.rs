@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use super::archive::{Archive, Staged};
 use super::notes::{Ahead, Notes};
-use super::wal::{Name, Segment};
+use super::wal::{Segment, WalFile};
 
 /// So many that wait behind one are a queue: two flushes for both are fewer than two for each.
 const QUEUE: usize = 1;
@@ -31,7 +31,7 @@ const HURRY: usize = 3;
 /// It is not in the archive, for the reason that is said; PostgreSQL asks again.
 pub fn push(archive: &Archive, source: &Path) -> anyhow::Result<()> {
     let notes = Notes::beside(source);
-    let name: Name = source.file_name().unwrap_or_default().to_string_lossy().parse()?;
+    let name: WalFile = source.file_name().unwrap_or_default().to_string_lossy().parse()?;
     if let Some(why) = notes.given_up() {
         let Some(segment) = name.segment() else {
             // Where a timeline began is never dropped: what comes after could not be found without it.
@@ -49,7 +49,7 @@ pub fn push(archive: &Archive, source: &Path) -> anyhow::Result<()> {
     outcome
 }
 
-fn archive_with_queue(archive: &Archive, notes: &Notes, name: Name, source: &Path) -> anyhow::Result<()> {
+fn archive_with_queue(archive: &Archive, notes: &Notes, name: WalFile, source: &Path) -> anyhow::Result<()> {
     let mut ahead = notes.ahead();
     let archive = &archive.clone().knowing(notes.last_archived().and_then(|(name, _)| name.parse().ok()));
     if let Some(note) = ahead.iter().find(|note| note.name == name.to_string())
@@ -57,7 +57,7 @@ fn archive_with_queue(archive: &Archive, notes: &Notes, name: Name, source: &Pat
     {
         return Ok(());
     }
-    let Name::Segment(own) = name else { return archive.push(source, 1).map(drop) };
+    let WalFile::Segment(own) = name else { return archive.push(source, 1).map(drop) };
     let waiting: Vec<Segment> = notes.ready().iter().filter_map(|name| segment(name)).collect();
     ahead.retain(|note| segment(&note.name).is_some_and(|segment| waiting.contains(&segment)));
     let noted = |segment: &Segment| ahead.iter().any(|note| note.name == segment.to_string());
@@ -83,7 +83,7 @@ fn archive_with_queue(archive: &Archive, notes: &Notes, name: Name, source: &Pat
             Ok(meta)
         });
         let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        match (done, name.parse::<Name>()) {
+        match (done, name.parse::<WalFile>()) {
             (Ok(meta), Ok(place)) => {
                 let size = fs::metadata(archive.path(place)).map(|meta| meta.len()).unwrap_or_default();
                 ahead.push(Ahead::new(name, &meta, size));
@@ -101,13 +101,13 @@ fn archive_with_queue(archive: &Archive, notes: &Notes, name: Name, source: &Pat
 
 fn segment(name: &str) -> Option<Segment> {
     match name.parse() {
-        Ok(Name::Segment(segment)) => Some(segment),
+        Ok(WalFile::Segment(segment)) => Some(segment),
         _ => None,
     }
 }
 
 /// Whether `source` is the file that was archived ahead, and the archive still has it.
-fn is_confirmed(archive: &Archive, note: &Ahead, name: Name, source: &Path) -> bool {
+fn is_confirmed(archive: &Archive, note: &Ahead, name: WalFile, source: &Path) -> bool {
     let unchanged = fs::metadata(source).is_ok_and(|meta| note.is_of(&meta));
     unchanged && fs::metadata(archive.path(name)).is_ok_and(|meta| meta.len() == note.archived_size && meta.len() > 0)
 }
@@ -278,6 +278,6 @@ mod tests {
         assert_eq!(notes.drop_ready().unwrap(), 2, "the segments");
         assert!(ready.exists() && notes.history_waits());
         push(&server.archive, &history).unwrap();
-        assert!(server.archive.has(Name::History(2)));
+        assert!(server.archive.has(WalFile::History(2)));
     }
 }

@@ -23,7 +23,7 @@ use zstd::zstd_safe::CParameter;
 
 use super::compare::{Damaged, same};
 use super::header::Header;
-use super::wal::Name;
+use super::wal::WalFile;
 use crate::durable::{self, WriteOptions, open_itself, sync_dir};
 use crate::telemetry::say_aside;
 
@@ -55,7 +55,7 @@ pub enum Pushed {
 /// A compressed and flushed copy that has no final name yet. Dropped, it is removed.
 #[derive(Debug)]
 pub struct Staged {
-    name: Name,
+    name: WalFile,
     source: PathBuf,
     /// What the source was when it was opened.
     pub meta: Metadata,
@@ -80,7 +80,7 @@ impl Archive {
     /// The same archive, of which PostgreSQL was told that it has `name`: if that is so, the folder in which it lies was
     /// flushed with all that leads to it.
     #[must_use]
-    pub fn knowing(mut self, name: Option<Name>) -> Self {
+    pub fn knowing(mut self, name: Option<WalFile>) -> Self {
         self.settled = name.filter(|name| self.has(*name)).map(|name| self.folder(name));
         self
     }
@@ -95,7 +95,7 @@ impl Archive {
     }
 
     /// Where `name` is, or will be.
-    pub fn path(&self, name: Name) -> PathBuf {
+    pub fn path(&self, name: WalFile) -> PathBuf {
         self.folder(name).join(format!("{name}.zst"))
     }
 
@@ -103,7 +103,7 @@ impl Archive {
         self.dir.join("wal")
     }
 
-    fn folder(&self, name: Name) -> PathBuf {
+    fn folder(&self, name: WalFile) -> PathBuf {
         match name.segment() {
             Some(segment) => self.wal().join(format!("{:08X}{:08X}", segment.timeline, segment.log)),
             None => self.wal(),
@@ -238,7 +238,7 @@ impl Archive {
     ///
     /// # Errors
     /// A directory cannot be flushed.
-    pub fn settle(&self, names: &[Name]) -> anyhow::Result<()> {
+    pub fn settle(&self, names: &[WalFile]) -> anyhow::Result<()> {
         let folders: BTreeSet<PathBuf> = names.iter().map(|name| self.folder(*name)).collect();
         folders.iter().try_for_each(|folder| {
             sync_dir(folder).with_context(|| format!("flush {}", folder.display()))?;
@@ -288,10 +288,10 @@ impl Archive {
     ///
     /// # Errors
     /// It is damaged, or `to` cannot be written.
-    pub fn fetch(&self, name: Name, to: &Path) -> anyhow::Result<bool> {
+    pub fn fetch(&self, name: WalFile, to: &Path) -> anyhow::Result<bool> {
         let place = match name {
-            Name::Segment(segment) if !self.has(name) && self.has(Name::Partial(segment)) => {
-                self.path(Name::Partial(segment))
+            WalFile::Segment(segment) if !self.has(name) && self.has(WalFile::Partial(segment)) => {
+                self.path(WalFile::Partial(segment))
             }
             _ => self.path(name),
         };
@@ -320,7 +320,7 @@ impl Archive {
     }
 
     /// Whether `name` is archived.
-    pub fn has(&self, name: Name) -> bool {
+    pub fn has(&self, name: WalFile) -> bool {
         self.path(name).exists()
     }
 
@@ -328,7 +328,7 @@ impl Archive {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn read(&self, name: Name) -> anyhow::Result<Option<Vec<u8>>> {
+    pub fn read(&self, name: WalFile) -> anyhow::Result<Option<Vec<u8>>> {
         let place = self.path(name);
         let file = match File::open(&place) {
             Ok(file) => file,
@@ -342,7 +342,7 @@ impl Archive {
     ///
     /// # Errors
     /// A directory cannot be read: what is in it is not known then.
-    pub fn names(&self) -> anyhow::Result<Vec<Name>> {
+    pub fn names(&self) -> anyhow::Result<Vec<WalFile>> {
         let wal = list(&self.wal())?;
         let mut files = Vec::new();
         for path in wal {
@@ -356,7 +356,7 @@ impl Archive {
     ///
     /// # Errors
     /// One cannot be removed.
-    pub fn remove(&self, names: &[Name]) -> anyhow::Result<()> {
+    pub fn remove(&self, names: &[WalFile]) -> anyhow::Result<()> {
         for &name in names {
             let path = self.path(name);
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
@@ -409,8 +409,8 @@ impl Archive {
     }
 
     /// Refuse a segment of another cluster, or under a wrong name.
-    fn check_owner(&self, name: Name, first: &[u8]) -> anyhow::Result<()> {
-        let (Name::Segment(segment) | Name::Partial(segment)) = name else { return Ok(()) };
+    fn check_owner(&self, name: WalFile, first: &[u8]) -> anyhow::Result<()> {
+        let (WalFile::Segment(segment) | WalFile::Partial(segment)) = name else { return Ok(()) };
         let Some(header) = Header::read(first) else { bail!("{name} does not begin as a WAL segment does") };
         if segment.start(header.segment_size).0 != header.address {
             bail!("{name} holds the WAL of another place");
@@ -426,8 +426,8 @@ impl Archive {
     }
 }
 
-fn name_of(source: &Path) -> anyhow::Result<Name> {
-    Ok(source.file_name().unwrap_or_default().to_string_lossy().parse::<Name>()?)
+fn name_of(source: &Path) -> anyhow::Result<WalFile> {
+    Ok(source.file_name().unwrap_or_default().to_string_lossy().parse::<WalFile>()?)
 }
 
 /// What is in `dir`; nothing where there is none.

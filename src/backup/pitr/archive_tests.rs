@@ -9,7 +9,7 @@ pub const SYSTEM: u64 = 7_000_000_000_000_000_001;
 
 /// A segment as PostgreSQL writes one, filled with `fill`.
 pub fn segment(dir: &Path, name: &str, fill: u8) -> PathBuf {
-    let place = name.parse::<Name>().unwrap().segment().unwrap();
+    let place = name.parse::<WalFile>().unwrap().segment().unwrap();
     let mut bytes = vec![fill; usize::try_from(SEGMENT_SIZE).unwrap()];
     bytes[2..4].copy_from_slice(&crate::backup::pitr::header::LONG.to_ne_bytes());
     bytes[8..16].copy_from_slice(&place.start(SEGMENT_SIZE).0.to_ne_bytes());
@@ -66,7 +66,7 @@ fn what_comes_back_is_what_went_in_and_what_is_missing_is_said_to_be() {
     assert!(fs::read(&to).unwrap() == fs::read(&partial).unwrap());
     archive.remove(&["000000010000000000000002.partial".parse().unwrap()]).unwrap();
     assert!(!archive.fetch("00000003.history".parse().unwrap(), &to).unwrap());
-    let mut names: Vec<_> = archive.names().unwrap().iter().map(Name::to_string).collect();
+    let mut names: Vec<_> = archive.names().unwrap().iter().map(WalFile::to_string).collect();
     names.sort();
     assert_eq!(names, [FIRST, "00000002.history"]);
     archive.remove(&[FIRST.parse().unwrap()]).unwrap();
@@ -134,7 +134,7 @@ fn wal_of_another_cluster_or_place_is_refused() {
 #[test]
 fn a_gap_is_noted_once_and_found_again() {
     let (_temp, archive) = place();
-    let segment = FIRST.parse::<Name>().unwrap().segment().unwrap();
+    let segment = FIRST.parse::<WalFile>().unwrap().segment().unwrap();
     archive.mark_gap(segment, "the disk was full").unwrap();
     archive.mark_gap(segment.next(SEGMENT_SIZE), "the disk was full").unwrap();
     assert_eq!(archive.gaps(), [(segment, "the disk was full".to_owned())]);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::header::Header;
 use super::notes::Notes;
-use super::wal::{Name, SEGMENT_SIZE};
+use super::wal::{SEGMENT_SIZE, WalFile};
 use crate::config::{AtLimit, Pitr};
 use crate::postgres::free_bytes;
 
@@ -67,7 +67,7 @@ impl Sample {
     pub fn take(notes: &Notes) -> Self {
         let ready = notes.ready();
         let segments: Vec<&String> =
-            ready.iter().filter(|name| matches!(name.parse(), Ok(Name::Segment(_) | Name::Partial(_)))).collect();
+            ready.iter().filter(|name| matches!(name.parse(), Ok(WalFile::Segment(_) | WalFile::Partial(_)))).collect();
         let size =
             segments.first().and_then(|name| Header::of(&notes.dir().join(name))).map(|header| header.segment_size);
         Self {

@@ -18,12 +18,12 @@ use super::super::estimate;
 use super::super::files::Flushing;
 use super::archive::Archive;
 use super::catalog::{self, Base, Listing};
-use super::manifest::{self, Checksums, Manifest, Seen};
+use super::manifest::{self, Checksums, FileManifest, Seen};
 use super::notes::Notes;
 use super::retention::{self, Keep};
-use super::sender::{Line, Sender, Wanted};
+use super::sender::{BaseRequest, Line, Sender};
 use super::timeline::Lineage;
-use super::wal::{Lsn, Name, Segment};
+use super::wal::{Lsn, Segment, WalFile};
 use super::{histories, live, tablespaces};
 use crate::config::Room;
 use crate::durable::{self, Lock, LockError, sync_dir};
@@ -204,9 +204,9 @@ async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<(
     let notes = Notes::new(source.home.data.join("pg_wal"));
     let Some(why) = notes.given_up() else { return Ok(()) };
     // Wherever it was not marked, because the archive was out of reach, it is now.
-    let last = notes.last_archived().and_then(|(name, _)| name.parse::<Name>().ok()?.segment());
+    let last = notes.last_archived().and_then(|(name, _)| name.parse::<WalFile>().ok()?.segment());
     // Where that was a history, it says nothing of segments.
-    let newest = || anyhow::Ok(source.archive.names()?.into_iter().filter_map(Name::segment).max());
+    let newest = || anyhow::Ok(source.archive.names()?.into_iter().filter_map(WalFile::segment).max());
     let last = if last.is_some() { last } else { newest()? };
     let first_lost = last.map_or(Segment::of(1, Lsn(0), segment_size), |last| last.next(segment_size));
     source.archive.mark_gap(first_lost, &why)?;
@@ -227,7 +227,7 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let progress = Arc::new(AtomicU64::new(0));
     let (label, rate, counter) = (name.clone(), source.rate, progress.clone());
     let packing = tokio::task::spawn_blocking(move || {
-        let wanted = Wanted { label: &label, checksums: CHECKSUMS, rate };
+        let wanted = BaseRequest { label: &label, checksums: CHECKSUMS, rate };
         pack(Sender::begin(stream, &wanted, counter)?, file)
     });
     let packed = tokio::select! {
@@ -296,7 +296,7 @@ impl<R: Read, W: Write> Read for Tee<R, W> {
 }
 
 struct Packed {
-    manifest: Manifest,
+    manifest: FileManifest,
     seen: Seen,
     archived_size: u64,
 }
@@ -371,7 +371,7 @@ fn pack(from: Sender, file: File) -> anyhow::Result<Packed> {
     let encoder = archive.append_data(&mut header, manifest::NAME, &manifest[..]).and_then(|()| archive.into_inner());
     let file = encoder.and_then(zstd::Encoder::finish).context("write the backup")?;
     let archived_size = file.finish().context("flush the backup")?;
-    Ok(Packed { manifest: Manifest::read(&manifest)?, seen, archived_size })
+    Ok(Packed { manifest: FileManifest::read(&manifest)?, seen, archived_size })
 }
 
 /// Whether all WAL that `base` needs is archived.
@@ -385,7 +385,7 @@ fn check_wal(archive: &Archive, base: &Base, home: &Home) -> anyhow::Result<()> 
     let mut next = base.start_segment();
     while next.place() <= last.place() {
         let timelines = base.timeline..=base.stop_timeline;
-        let there = timelines.clone().any(|timeline| archive.has(Name::Segment(Segment { timeline, ..next })));
+        let there = timelines.clone().any(|timeline| archive.has(WalFile::Segment(Segment { timeline, ..next })));
         if !there {
             bail!("the archive lacks {next}, which the backup needs");
         }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Context;
 
 use super::archive::{Archive, entries};
-use super::wal::{Name, Segment};
+use super::wal::{Segment, WalFile};
 
 impl Archive {
     /// Note that no WAL from `segment` on was archived until the next base backup.
@@ -26,7 +26,7 @@ impl Archive {
     /// Where the chain was given up, and why, oldest first.
     pub fn gaps(&self) -> Vec<(Segment, String)> {
         let found = entries(&self.dir().join("gaps")).into_iter().filter_map(|path| {
-            let name: Name = path.file_name()?.to_str()?.parse().ok()?;
+            let name: WalFile = path.file_name()?.to_str()?.parse().ok()?;
             Some((name.segment()?, fs::read_to_string(&path).unwrap_or_default()))
         });
         let mut gaps: Vec<_> = found.collect();

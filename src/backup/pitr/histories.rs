@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::archive::{Archive, list};
 use super::catalog::Base;
 use super::timeline::{LOST, Lineage};
-use super::wal::Name;
+use super::wal::WalFile;
 
 /// Archive every history in `pg_wal`. PostgreSQL asks for each once, and keeps them all: this archive may have been out of
 /// reach then, or be another one.
@@ -17,7 +17,7 @@ use super::wal::Name;
 /// One cannot be read or archived.
 pub fn push(archive: &Archive, pg_wal: &Path) -> anyhow::Result<()> {
     for path in list(pg_wal)? {
-        let name = path.file_name().and_then(|name| name.to_str()?.parse::<Name>().ok());
+        let name = path.file_name().and_then(|name| name.to_str()?.parse::<WalFile>().ok());
         // One that was lost is still to be found, maybe.
         let is_lost = || fs::read_to_string(&path).is_ok_and(|text| text == LOST);
         if name.is_some_and(|name| name.begun().is_some()) && !is_lost() {
@@ -32,7 +32,7 @@ pub fn push(archive: &Archive, pg_wal: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// That cannot be read.
 pub fn lineage(archive: &Archive, timeline: u32) -> anyhow::Result<Option<Lineage>> {
-    let Some(history) = archive.read(Name::History(timeline))? else { return Ok(None) };
+    let Some(history) = archive.read(WalFile::History(timeline))? else { return Ok(None) };
     Ok(Some(Lineage::read(timeline, &String::from_utf8_lossy(&history))?))
 }
 
@@ -41,7 +41,7 @@ pub fn lineage(archive: &Archive, timeline: u32) -> anyhow::Result<Option<Lineag
 /// # Errors
 /// It does not.
 pub fn check(archive: &Archive, base: &Base) -> anyhow::Result<()> {
-    let name = Name::History(base.stop_timeline);
+    let name = WalFile::History(base.stop_timeline);
     match lineage(archive, base.stop_timeline)? {
         None if base.stop_timeline == 1 => Ok(()),
         None => bail!("the archive lacks {name}, which the backup needs"),

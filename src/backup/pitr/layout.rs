@@ -12,9 +12,9 @@ use nix::fcntl::OFlag;
 use super::archive::{Archive, list};
 use super::catalog::{self, Base};
 use super::header::Header;
-use super::manifest::{self, Manifest, Seen};
+use super::manifest::{self, FileManifest, Seen};
 use super::timeline::Lineage;
-use super::wal::{Name, Segment};
+use super::wal::{Segment, WalFile};
 use crate::durable::{open_itself, sync_file_system};
 use crate::plan::Identity;
 
@@ -56,7 +56,7 @@ pub fn lay_out(archive: &Archive, base: &Base, to: &Path, owner: Option<&Identit
     }
     // To the last byte, behind which is the checksum.
     io::copy(&mut tar.into_inner(), &mut io::sink()).with_context(reading)?;
-    Manifest::read(&listed)?.verify(&seen)?;
+    FileManifest::read(&listed)?.verify(&seen)?;
     sync_file_system(to).with_context(|| format!("flush {}", to.display()))
 }
 
@@ -99,17 +99,17 @@ pub fn create(path: &Path, owner: Option<&Identity>) -> io::Result<File> {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -> anyhow::Result<Vec<Name>> {
-    let names = list(pg_wal)?.into_iter().filter_map(|path| path.file_name()?.to_str()?.parse::<Name>().ok());
-    let wanted = |name: &Name| match name {
-        Name::History(_) => true,
-        Name::Segment(segment) => {
+pub fn unarchived(archive: &Archive, pg_wal: &Path, lineage: Option<&Lineage>) -> anyhow::Result<Vec<WalFile>> {
+    let names = list(pg_wal)?.into_iter().filter_map(|path| path.file_name()?.to_str()?.parse::<WalFile>().ok());
+    let wanted = |name: &WalFile| match name {
+        WalFile::History(_) => true,
+        WalFile::Segment(segment) => {
             let header = Header::of(&pg_wal.join(segment.to_string()));
             let size = header.map_or(super::wal::SEGMENT_SIZE, |header| header.segment_size);
             let on_the_way = lineage.is_none_or(|lineage| lineage.at(*segment, size).contains(&segment.timeline));
             on_the_way && header.is_some_and(|header| is_written(*segment, header))
         }
-        Name::Partial(_) | Name::Backup(..) => false,
+        WalFile::Partial(_) | WalFile::Backup(..) => false,
     };
     Ok(names.filter(|name| !archive.has(*name) && wanted(name)).collect())
 }
@@ -123,7 +123,7 @@ fn is_written(segment: Segment, header: Header) -> bool {
 ///
 /// # Errors
 /// One cannot be read or written.
-pub fn carry_over(names: &[Name], from: &Path, to: &Path, owner: Option<&Identity>) -> anyhow::Result<()> {
+pub fn carry_over(names: &[WalFile], from: &Path, to: &Path, owner: Option<&Identity>) -> anyhow::Result<()> {
     for name in names {
         let (source, place) = (from.join(name.to_string()), to.join(name.to_string()));
         let copy = || io::copy(&mut File::open(&source)?, &mut create(&place, owner)?);
@@ -154,12 +154,12 @@ mod tests {
         fs::copy(pg_wal.join(&names[0]), pg_wal.join(&names[2])).unwrap();
         fs::write(pg_wal.join(&names[3]), [0; 8192]).unwrap();
         fs::write(pg_wal.join("00000002.history"), "1\t0/3000000\tx\n").unwrap();
-        let mut found: Vec<_> = unarchived(&archive, &pg_wal, None).unwrap().iter().map(Name::to_string).collect();
+        let mut found: Vec<_> = unarchived(&archive, &pg_wal, None).unwrap().iter().map(WalFile::to_string).collect();
         found.sort();
         assert_eq!(found, [&names[1], "00000002.history"]);
         let lineage = Lineage::read(2, "1\t0/2000000\tx\n").unwrap();
         let found: Vec<_> =
-            unarchived(&archive, &pg_wal, Some(&lineage)).unwrap().iter().map(Name::to_string).collect();
+            unarchived(&archive, &pg_wal, Some(&lineage)).unwrap().iter().map(WalFile::to_string).collect();
         assert_eq!(found, ["00000002.history"], "the segment is not on that way");
         let to = temp.path().join("new");
         fs::create_dir(&to).unwrap();

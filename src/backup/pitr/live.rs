@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
 use super::catalog::{Base, rfc3339};
-use super::wal::Name;
+use super::wal::WalFile;
 use crate::exit::in_words;
 
 /// The beginning of a timeline: a restore that ended.
@@ -85,7 +85,7 @@ pub fn births(archive: &Archive, pg_wal: Option<&Path>, timelines: &[u32]) -> Ve
         let written = fs::read(archive.dir().join("timelines").join(file_name(timeline))).ok();
         let written = written.and_then(|text| serde_json::from_slice::<Birth>(&text).ok());
         written.filter(|birth| birth.timeline == timeline).or_else(|| {
-            let name = Name::History(timeline);
+            let name = WalFile::History(timeline);
             let files = [Some(archive.path(name)), pg_wal.map(|dir| dir.join(name.to_string()))];
             // A copy may be younger than what it is a copy of.
             let at = files.iter().flatten().filter_map(|file| file.metadata().ok()?.modified().ok()).min()?;

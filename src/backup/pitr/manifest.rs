@@ -78,7 +78,7 @@ impl Sum {
 
 /// A backup's manifest.
 #[derive(Debug, Deserialize)]
-pub struct Manifest {
+pub struct FileManifest {
     #[serde(rename = "Files")]
     files: Vec<Listed>,
     #[serde(rename = "WAL-Ranges")]
@@ -152,7 +152,7 @@ impl Seen {
     }
 }
 
-impl Manifest {
+impl FileManifest {
     /// Read a manifest, which vouches for itself by its last line.
     ///
     /// # Errors
@@ -160,9 +160,9 @@ impl Manifest {
     pub fn read(bytes: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct Whole {
-            #[serde(rename = "Manifest-Checksum")]
+            #[serde(rename = "FileManifest-Checksum")]
             checksum: String,
-            #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
+            #[serde(rename = "PostgreSQL-Backup-FileManifest-Version")]
             version: u32,
         }
         let whole: Whole = serde_json::from_slice(bytes).context("read the backup's manifest")?;
@@ -230,11 +230,11 @@ mod tests {
 
     fn manifest(files: &str) -> Vec<u8> {
         let body = format!(
-            "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n\
+            "{{ \"PostgreSQL-Backup-FileManifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n\
              {{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }}\n],\n"
         );
         let checksum = hexadecimal(&Sha256::digest(body.as_bytes()));
-        format!("{body}\"Manifest-Checksum\": \"{checksum}\"}}\n").into_bytes()
+        format!("{body}\"FileManifest-Checksum\": \"{checksum}\"}}\n").into_bytes()
     }
 
     #[test]
@@ -258,7 +258,7 @@ mod tests {
         let entry = |path: &str, size: u64, checksum: &str| entry_of(checksums.name(), path, size, checksum);
         let (first, second) = ("\"Path\": \"PG_VERSION\"", "\"Encoded-Path\": \"636166e9\"");
         let whole = manifest(&[entry(first, 3, version), entry(second, 0, empty)].join(",\n"));
-        let read = Manifest::read(&whole).unwrap();
+        let read = FileManifest::read(&whole).unwrap();
         read.verify(&seen).unwrap();
         assert_eq!(read.ranges()[0].start.to_string(), "0/2000028");
         for wrong in [
@@ -267,12 +267,12 @@ mod tests {
             entry("\"Path\": \"base/1/1\"", 0, empty),
             entry_of("SHA512", first, 3, version),
         ] {
-            assert!(Manifest::read(&manifest(&wrong)).unwrap().verify(&seen).is_err(), "{wrong}");
+            assert!(FileManifest::read(&manifest(&wrong)).unwrap().verify(&seen).is_err(), "{wrong}");
         }
         let mut damaged = whole.clone();
         let place = damaged.windows(4).position(|four| four == b": 3,").unwrap();
         damaged[place + 2] = b'4';
-        assert!(Manifest::read(&damaged).unwrap_err().to_string().contains("damaged"));
-        assert!(Manifest::read(&whole[..whole.len() / 2]).is_err());
+        assert!(FileManifest::read(&damaged).unwrap_err().to_string().contains("damaged"));
+        assert!(FileManifest::read(&whole[..whole.len() / 2]).is_err());
     }
 }

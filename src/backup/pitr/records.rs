@@ -41,11 +41,11 @@ struct Begun {
 
 /// Reads pages in their order.
 #[derive(Default)]
-pub struct Reader {
+pub struct RecordReader {
     begun: Option<Begun>,
 }
 
-impl Reader {
+impl RecordReader {
     /// The records that end in the page at `address`, with where they begin; `None` where there is no more WAL. What is
     /// left in a file from its former use is of another address.
     pub fn page(&mut self, page: &[u8], address: Lsn) -> Option<Vec<(Lsn, Option<Record>)>> {
@@ -188,7 +188,7 @@ mod tests {
 
     /// The records in pages that begin with the one of this number.
     fn read(pages: &[Vec<u8>], first: usize) -> Vec<Record> {
-        let mut reader = Reader::default();
+        let mut reader = RecordReader::default();
         let read = |(at, page): (usize, &Vec<u8>)| reader.page(page, address(first + at)).unwrap();
         pages.iter().enumerate().flat_map(read).filter_map(|(_, record)| record).collect()
     }
@@ -228,11 +228,11 @@ mod tests {
         let pages = pages(&[made(0, 0, &[], &vec![7; 20_000]), tablespace("/mnt/fast")]);
         assert_eq!(pages.len(), 3);
         assert_eq!(read(&pages[1..], 1), [Record::Tablespace("/mnt/fast".into())]);
-        let mut reader = Reader::default();
+        let mut reader = RecordReader::default();
         assert_eq!(reader.page(&pages[0], address(0)), Some(vec![]));
         assert_eq!((reader.page(&[0; PAGE], address(1)), reader.page(&[], address(1))), (None, None));
         assert_eq!(reader.page(&pages[1], address(9)), None, "of a former use of the file");
-        let found = Reader::default().page(&pages[2], address(2)).unwrap();
+        let found = RecordReader::default().page(&pages[2], address(2)).unwrap();
         assert!(found[0].0 > address(2) && found[0].0 < address(3), "where it begins: {found:?}");
     }
 }

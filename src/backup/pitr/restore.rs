@@ -14,7 +14,7 @@ use super::live::{self, Birth};
 use super::recovery::{self, Recovered, Recovery};
 use super::swap::{self, Staging};
 use super::timeline::LOST;
-use super::wal::Name;
+use super::wal::WalFile;
 pub use super::way::{Way, Wish, find};
 use super::{command, layout, tablespaces};
 use crate::plan::Identity;
@@ -28,7 +28,7 @@ const ROOM: u64 = 256 << 20;
 
 /// What was done.
 #[derive(Debug)]
-pub struct Restored {
+pub struct RestoredCluster {
     pub recovered: Recovered,
     /// Where the old data directory is, if there was one.
     pub kept: Option<PathBuf>,
@@ -38,14 +38,18 @@ pub struct Restored {
 ///
 /// # Errors
 /// Any part of it failed; the old data directory is in its place.
-pub async fn restore_cluster(wish: &Wish<'_>, way: &Way, installation: &Installation) -> anyhow::Result<Restored> {
+pub async fn restore_cluster(
+    wish: &Wish<'_>,
+    way: &Way,
+    installation: &Installation,
+) -> anyhow::Result<RestoredCluster> {
     // Beside the old data.
     let room = Guard::new("restore", wish.settings.disk.stop_free, Some(&wish.home.data))
         .claim(wish.home.data.parent().unwrap_or(&wish.home.state), way.base.size.saturating_add(ROOM));
     room.hold(restore_beside(wish, way, installation)).await
 }
 
-async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation) -> anyhow::Result<Restored> {
+async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation) -> anyhow::Result<RestoredCluster> {
     let home = wish.home;
     for left in swap::leftovers(&home.data) {
         tracing::info!("removing {}, which an interrupted restore left behind", left.display());
@@ -82,14 +86,14 @@ async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation)
     let birth = Birth { timeline: recovered.timeline, at: SystemTime::now(), base, replaced: way.current };
     live::record(wish.archive, &birth);
     let kept = staging.put_in_place(&home.data, SystemTime::now())?;
-    Ok(Restored { recovered, kept })
+    Ok(RestoredCluster { recovered, kept })
 }
 
 /// Put something in the place of histories that were lost: PostgreSQL calls the new timeline by the first number without a
 /// history, and what is archived under those numbers is another's.
 fn take_numbers(pg_wal: &Path, lost: &[u32], server: Option<&Identity>) -> anyhow::Result<()> {
     for timeline in lost {
-        let path = pg_wal.join(Name::History(*timeline).to_string());
+        let path = pg_wal.join(WalFile::History(*timeline).to_string());
         let write = || layout::create(&path, server)?.write_all(LOST.as_bytes());
         write().with_context(|| format!("write {}", path.display()))?;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::catalog::Base;
 use super::live::Birth;
 use super::timeline::Lineage;
-use super::wal::{Name, Segment};
+use super::wal::{Segment, WalFile};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// So long after a restore the base backup that it used stays, and all that came after: who restored to a wrong moment
@@ -61,9 +61,9 @@ pub fn surplus(bases: &[Base], lineage: &Lineage, birth: Option<&Birth>, keep: K
 ///
 /// The place alone decides, on every timeline: recovery goes forward from the start of its backup, on that backup's
 /// timeline and on those that left it later. Histories stay, for they say which timelines these are.
-pub fn unneeded(names: &[Name], starts: &[Segment]) -> Vec<Name> {
+pub fn unneeded(names: &[WalFile], starts: &[Segment]) -> Vec<WalFile> {
     let Some(oldest) = starts.iter().map(|segment| segment.place()).min() else { return Vec::new() };
-    let before = |name: &&Name| name.segment().is_some_and(|segment| segment.place() < oldest);
+    let before = |name: &&WalFile| name.segment().is_some_and(|segment| segment.place() < oldest);
     names.iter().filter(before).copied().collect()
 }
 
@@ -146,15 +146,15 @@ mod tests {
     #[test]
     fn wal_is_kept_from_the_start_of_the_oldest_kept_base_backup_on() {
         let names = [
-            Name::History(2),
-            Name::Segment(segment(1, 0, 4)),
-            Name::Segment(segment(1, 0, 5)),
-            Name::Backup(segment(1, 0, 4), 0x28),
-            Name::Backup(segment(1, 0, 5), 0x28),
-            Name::Segment(segment(1, 1, 0)),
-            Name::Partial(segment(1, 0, 4)),
-            Name::Segment(segment(2, 0, 3)),
-            Name::Segment(segment(2, 0, 6)),
+            WalFile::History(2),
+            WalFile::Segment(segment(1, 0, 4)),
+            WalFile::Segment(segment(1, 0, 5)),
+            WalFile::Backup(segment(1, 0, 4), 0x28),
+            WalFile::Backup(segment(1, 0, 5), 0x28),
+            WalFile::Segment(segment(1, 1, 0)),
+            WalFile::Partial(segment(1, 0, 4)),
+            WalFile::Segment(segment(2, 0, 3)),
+            WalFile::Segment(segment(2, 0, 6)),
         ];
         let gone = unneeded(&names, &[segment(1, 0, 5), segment(2, 0, 7)]);
         assert_eq!(gone, [names[1], names[3], names[6], names[7]]);
@@ -164,7 +164,11 @@ mod tests {
     /// Restored into the past, a cluster begins its new timeline at a lower place than its newest backup has.
     #[test]
     fn a_base_backup_on_a_timeline_that_left_early_keeps_its_wal() {
-        let names = [Name::Segment(segment(2, 0, 6)), Name::Segment(segment(1, 0, 9)), Name::Segment(segment(1, 0, 6))];
+        let names = [
+            WalFile::Segment(segment(2, 0, 6)),
+            WalFile::Segment(segment(1, 0, 9)),
+            WalFile::Segment(segment(1, 0, 6)),
+        ];
         assert_eq!(unneeded(&names, &[segment(1, 0, 9), segment(2, 0, 6)]), []);
     }
 }

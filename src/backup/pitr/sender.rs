@@ -36,14 +36,14 @@ const RATES: std::ops::RangeInclusive<u64> = 32..=1_048_576;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct BaseRequest<'a> {
     pub label: &'a str,
     pub checksums: Checksums,
     /// Bytes a second at most.
     pub rate: Option<u64>,
 }
 
-impl Wanted<'_> {
+impl BaseRequest<'_> {
     /// The server waits with the end until the WAL is archived: so a backup proves that archiving works.
     fn command(&self) -> String {
         let rate = self.rate.map(|rate| rate >> 10).filter(|rate| rate <= RATES.end());
@@ -113,7 +113,7 @@ impl Sender {
     ///
     /// # Errors
     /// The server refuses.
-    pub fn begin(stream: UnixStream, wanted: &Wanted<'_>, progress: Arc<AtomicU64>) -> anyhow::Result<Self> {
+    pub fn begin(stream: UnixStream, wanted: &BaseRequest<'_>, progress: Arc<AtomicU64>) -> anyhow::Result<Self> {
         let batched = Batched { stream, last: ENOUGH, progress };
         let from = BufReader::with_capacity(CHUNK, batched);
         let mut sender = Self { from, left: 0, part: Part::Beginning, manifest: Vec::new(), warned: 0 };
@@ -121,7 +121,7 @@ impl Sender {
         Ok(sender)
     }
 
-    fn ask(&mut self, wanted: &Wanted<'_>) -> anyhow::Result<()> {
+    fn ask(&mut self, wanted: &BaseRequest<'_>) -> anyhow::Result<()> {
         let mut start = PROTOCOL.to_be_bytes().to_vec();
         for word in ["user", SUPERUSER, "replication", "true", "application_name", APPLICATION_NAME, ""] {
             start.extend_from_slice(word.as_bytes());
@@ -321,7 +321,7 @@ mod tests {
             .collect();
         theirs.write_all(&sent).unwrap();
         theirs.shutdown(Shutdown::Write).unwrap();
-        let wanted = Wanted { label: "it's", checksums: Checksums::Crc32c, rate: Some(1) };
+        let wanted = BaseRequest { label: "it's", checksums: Checksums::Crc32c, rate: Some(1) };
         let mut sender = Sender::begin(line.stream().unwrap(), &wanted, Arc::default()).unwrap();
         let mut tar = Vec::new();
         if let Err(error) = sender.read_to_end(&mut tar) {

@@ -14,10 +14,10 @@ use nix::fcntl::OFlag;
 
 use super::archive::{Archive, list};
 use super::catalog::Base;
-use super::records::{PAGE, Reader, Record};
+use super::records::{PAGE, Record, RecordReader};
 use super::target::Target;
 use super::timeline::Lineage;
-use super::wal::{Lsn, Name, Segment};
+use super::wal::{Lsn, Segment, WalFile};
 use crate::durable::open_itself;
 use crate::exit::{Code, Failure};
 
@@ -56,7 +56,7 @@ pub fn check(
     pg_wal: &Path,
     (base, lineage, target): (&Base, &Lineage, Target),
 ) -> anyhow::Result<()> {
-    let mut reader = Reader::default();
+    let mut reader = RecordReader::default();
     let (mut next, mut before) = (base.start_segment(), base.start_lsn);
     while let Some(bytes) = segment(archive, pg_wal, lineage, next, base.segment_size)? {
         let addresses = (next.start(base.segment_size).0..).step_by(PAGE);
@@ -89,7 +89,7 @@ fn segment(
 ) -> anyhow::Result<Option<Vec<u8>>> {
     for timeline in lineage.at(place, size) {
         let segment = Segment { timeline, ..place };
-        for name in [Name::Segment(segment), Name::Partial(segment)] {
+        for name in [WalFile::Segment(segment), WalFile::Partial(segment)] {
             if let Some(bytes) = archive.read(name)? {
                 return Ok(Some(bytes));
             }

@@ -81,7 +81,7 @@ impl Lineage {
 
 /// How far the WAL goes without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reach {
+pub struct Extent {
     /// The first segment that is missing.
     pub missing: Segment,
     /// Whether there is more behind it on the way.
@@ -89,7 +89,7 @@ pub struct Reach {
 }
 
 /// How far the segments that are `there` go along `lineage`, from `start` on.
-pub fn reach(start: Segment, lineage: &Lineage, there: &[Segment], size: u64) -> Reach {
+pub fn extent(start: Segment, lineage: &Lineage, there: &[Segment], size: u64) -> Extent {
     let there: std::collections::HashSet<Segment> = there.iter().copied().collect();
     let has = |place: Segment| {
         lineage.at(place, size).into_iter().any(|timeline| there.contains(&Segment { timeline, ..place }))
@@ -101,7 +101,7 @@ pub fn reach(start: Segment, lineage: &Lineage, there: &[Segment], size: u64) ->
     let timeline = lineage.at(next, size).first().copied().unwrap_or(next.timeline);
     let on_the_way = |segment: &&Segment| lineage.at(**segment, size).contains(&segment.timeline);
     let gap = there.iter().filter(on_the_way).any(|segment| segment.place() > next.place());
-    Reach { missing: Segment { timeline, ..next }, gap }
+    Extent { missing: Segment { timeline, ..next }, gap }
 }
 
 #[cfg(test)]
@@ -143,19 +143,19 @@ mod tests {
     fn a_gap_is_told_from_the_end() {
         let whole: Vec<_> =
             [(1, 3), (1, 4), (2, 5), (2, 6), (2, 7), (2, 8), (3, 9), (3, 10)].map(|(t, n)| segment(t, n)).into();
-        let reach = |start, there: &[Segment]| reach(start, &lineage(), there, SEGMENT_SIZE);
-        assert_eq!(reach(segment(1, 3), &whole), Reach { missing: segment(3, 11), gap: false });
+        let extent = |start, there: &[Segment]| extent(start, &lineage(), there, SEGMENT_SIZE);
+        assert_eq!(extent(segment(1, 3), &whole), Extent { missing: segment(3, 11), gap: false });
         let without: Vec<_> = whole.iter().copied().filter(|place| place.number != 7).collect();
-        assert_eq!(reach(segment(1, 3), &without), Reach { missing: segment(2, 7), gap: true });
+        assert_eq!(extent(segment(1, 3), &without), Extent { missing: segment(2, 7), gap: true });
         // What went on on a timeline that was left is not on the way.
         let mut left = whole.clone();
         left.extend([segment(1, 6), segment(1, 12)]);
-        assert_eq!(reach(segment(1, 3), &left), Reach { missing: segment(3, 11), gap: false });
-        assert_eq!(reach(segment(1, 2), &[]), Reach { missing: segment(1, 2), gap: false });
+        assert_eq!(extent(segment(1, 3), &left), Extent { missing: segment(3, 11), gap: false });
+        assert_eq!(extent(segment(1, 2), &[]), Extent { missing: segment(1, 2), gap: false });
         // The first segment of the next log has the number 0.
         let logs = [(0, 254), (0, 255), (1, 1), (1, 2)].map(|(log, number)| Segment { timeline: 3, log, number });
         let first = Segment { timeline: 3, log: 1, number: 0 };
-        assert_eq!(reach(logs[0], &logs), Reach { missing: first, gap: true });
-        assert_eq!(reach(logs[0], &[logs[0], logs[1], first]).missing, logs[2]);
+        assert_eq!(extent(logs[0], &logs), Extent { missing: first, gap: true });
+        assert_eq!(extent(logs[0], &[logs[0], logs[1], first]).missing, logs[2]);
     }
 }

@@ -97,7 +97,7 @@ impl fmt::Display for Segment {
 
 /// A file that PostgreSQL archives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Name {
+pub enum WalFile {
     Segment(Segment),
     /// The last, unfinished segment of a timeline that was left.
     Partial(Segment),
@@ -107,7 +107,7 @@ pub enum Name {
     History(u32),
 }
 
-impl Name {
+impl WalFile {
     /// The segment that it belongs to.
     pub fn segment(self) -> Option<Segment> {
         match self {
@@ -122,7 +122,7 @@ impl Name {
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for WalFile {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Segment(segment) => write!(formatter, "{segment}"),
@@ -138,7 +138,7 @@ impl fmt::Display for Name {
 #[error("{0:?} is not the name of a WAL segment, a timeline's history or a backup's label")]
 pub struct NoName(String);
 
-impl FromStr for Name {
+impl FromStr for WalFile {
     type Err = NoName;
 
     fn from_str(text: &str) -> Result<Self, NoName> {
@@ -180,14 +180,14 @@ mod tests {
             "0000000C.history",
         ];
         for name in names {
-            assert_eq!(name.parse::<Name>().unwrap().to_string(), name);
+            assert_eq!(name.parse::<WalFile>().unwrap().to_string(), name);
         }
         let others =
             ["", "00000001", "../../etc/passwd", "000000010000000a000000ff", "RECOVERYXLOG", "0000000C.History"];
         for name in
             others.iter().chain(&["000000010000000A000000FF.", "000000010000000A000000FF.ready", "é000000.history"])
         {
-            assert!(name.parse::<Name>().is_err(), "{name}");
+            assert!(name.parse::<WalFile>().is_err(), "{name}");
         }
     }
 

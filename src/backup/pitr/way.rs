@@ -12,8 +12,8 @@ use super::catalog::{self, Base, Listing};
 use super::live::{self, Live, Sign, live_at};
 use super::notes::Notes;
 use super::target::{Target, choose, timestamp};
-use super::timeline::{Lineage, Reach, reach};
-use super::wal::{Name, Segment};
+use super::timeline::{Extent, Lineage, extent};
+use super::wal::{Segment, WalFile};
 use super::{layout, tablespaces};
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
@@ -50,9 +50,9 @@ pub struct Way {
 /// All that is known of the cluster's past.
 struct Past {
     /// What is archived.
-    names: Vec<Name>,
+    names: Vec<WalFile>,
     /// What is not, and is in the old cluster.
-    rest: Vec<Name>,
+    rest: Vec<WalFile>,
     bases: Vec<Base>,
     signs: Vec<Sign>,
     /// The timeline of the cluster that is here.
@@ -186,7 +186,7 @@ fn archive_rest(archive: &Archive, pg_wal: &Path) {
 
 /// The lineage of `timeline`.
 fn lineage(wish: &Wish<'_>, pg_wal: &Path, past: &Past, timeline: u32) -> anyhow::Result<Lineage> {
-    let name = Name::History(timeline);
+    let name = WalFile::History(timeline);
     let history = match wish.archive.read(name)? {
         Some(history) => Some(history),
         None => fs::read(pg_wal.join(name.to_string())).ok(),
@@ -209,12 +209,12 @@ fn lineage(wish: &Wish<'_>, pg_wal: &Path, past: &Past, timeline: u32) -> anyhow
 fn check_reach(wish: &Wish<'_>, base: &Base, lineage: &Lineage, past: &Past) -> anyhow::Result<()> {
     let there: Vec<Segment> = (past.names.iter().chain(&past.rest))
         .filter_map(|name| match *name {
-            Name::Segment(segment) | Name::Partial(segment) => Some(segment),
-            Name::Backup(..) | Name::History(_) => None,
+            WalFile::Segment(segment) | WalFile::Partial(segment) => Some(segment),
+            WalFile::Backup(..) | WalFile::History(_) => None,
         })
         .collect();
     let size = base.segment_size;
-    let Reach { missing, gap } = reach(base.start_segment(), lineage, &there, size);
+    let Extent { missing, gap } = extent(base.start_segment(), lineage, &there, size);
     let end = missing.start(size);
     let given_up = wish.archive.gaps().into_iter().find(|(place, _)| place.place() <= missing.next(size).place());
     let why = given_up.map(|(_, why)| format!(" (given up: {why})")).unwrap_or_default();

@@ -14,6 +14,15 @@ pub fn project(lines: &str) -> Project {
     Project::app_with("plain:app", &format!("{own}\n{lines}"))
 }
 
+/// Such a project that runs, with an empty table of these columns in its only base backup.
+pub fn with_base(table: &str) -> (Project, Tandem) {
+    let project = project("");
+    let tandem = Tandem::up(&project);
+    sql(&project, &format!("CREATE TABLE {table}"));
+    succeed(&project, &["backup", "base"]);
+    (project, tandem)
+}
+
 /// Run a command of the binary, which must succeed; what it printed.
 pub fn succeed(project: &Project, args: &[&str]) -> String {
     let output = tandem::run(project, args);

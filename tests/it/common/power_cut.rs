@@ -301,7 +301,7 @@ impl Disk {
     /// What a power cut at this moment may leave, the worst first: all that was not flushed is lost; or some of the
     /// names that were not flushed are there, in an order of the disk's own, with all, none or zeros of the bytes that
     /// were not.
-    pub fn after_power_cut(&self) -> Vec<Tree> {
+    pub fn after_power_cut(&self) -> impl Iterator<Item = Tree> + '_ {
         let loose: Vec<usize> = (0..self.changes.len()).filter(|&at| !self.changes[at].flushed).collect();
         let mut kept: Vec<Vec<usize>> = vec![Vec::new(), loose.clone()];
         for &one in &loose {
@@ -312,8 +312,9 @@ impl Disk {
         kept.sort();
         kept.dedup();
         let fates = [Unflushed::Lost, Unflushed::Zero, Unflushed::Written];
-        let seen = |kept: &Vec<usize>, fate| self.seen(|at| self.changes[at].flushed || kept.contains(&at), fate);
-        kept.iter().flat_map(|kept| fates.map(|fate| seen(kept, fate))).collect()
+        kept.into_iter().flat_map(move |kept| {
+            fates.map(|fate| self.seen(|at| self.changes[at].flushed || kept.contains(&at), fate))
+        })
     }
 
     fn seen(&self, is_there: impl Fn(usize) -> bool, fate: Unflushed) -> Tree {
