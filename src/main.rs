@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use tandem::cli::{Cli, Command};
 use tandem::exit::{Code, code_of};
-use tandem::process::{handed, keeper, limits, umask};
+use tandem::process::{handed, heap, keeper, limits, umask};
 use tandem::{commands, signals, telemetry};
 
 /// How long work on other threads may go on after the end, before it is cut off.
@@ -35,6 +35,9 @@ fn main() -> ExitCode {
     if let Command::Wal { command } = cli.command {
         // Once a segment: what it does not need, it does not wait for.
         return ExitCode::from(commands::wal(&command));
+    }
+    if let Command::Up { .. } = cli.command {
+        heap::keep_little();
     }
     // Before the runtime, whose threads take over what is blocked.
     signals::block();

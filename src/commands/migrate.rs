@@ -11,7 +11,7 @@ use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::{lookup, server};
 use crate::schema;
-use crate::sidecar::{self, Context, Goal};
+use crate::sidecar::{self, Errand, Goal};
 
 /// Run one of the migrate commands. If no server runs, start one for it and stop it afterwards.
 ///
@@ -41,11 +41,12 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
         }
         (Err(held), None) => return Err(held),
     };
-    let context = Context::resolve(configuration, home).await?;
-    let url = context.url.clone();
-    let home = context.home.clone();
-    let errand = Box::pin(async move { act(&settings, &home, &url, command).await });
-    sidecar::run(context, Goal::Errand(errand)).await?;
+    let place = home.clone();
+    let errand = |url: &DatabaseUrl| -> Errand {
+        let url = url.clone();
+        Box::pin(async move { act(&settings, &place, &url, command).await })
+    };
+    sidecar::run(configuration, home, Goal::Errand(Box::new(errand))).await?;
     Ok(Code::Stopped)
 }
 

@@ -10,7 +10,7 @@ use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::settings::client_address;
 use crate::postgres::{lookup, secret, server};
-use crate::sidecar::{self, Configuration, Context, Goal};
+use crate::sidecar::{self, Configuration, Errand, Goal};
 use crate::telemetry;
 
 /// The variable that sets `log.format`.
@@ -167,10 +167,12 @@ where
         }
         (Err(held), None) => return Err(held),
     };
-    let context = Context::resolve(configuration, home.clone()).await?;
-    let port = context.url.port;
-    let errand = Box::pin(async move { work(database(settings, home, Some(port)).await?).await });
-    sidecar::run(context, Goal::Errand(errand)).await?;
+    let place = home.clone();
+    let errand = |url: &DatabaseUrl| -> Errand {
+        let port = url.port;
+        Box::pin(async move { work(database(settings, place, Some(port)).await?).await })
+    };
+    sidecar::run(configuration, home, Goal::Errand(Box::new(errand))).await?;
     Ok(Code::Stopped)
 }
 

@@ -8,7 +8,7 @@ use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::process;
-use crate::sidecar::{self, Configuration, Context, Goal};
+use crate::sidecar::{self, Configuration, Goal};
 use crate::telemetry;
 
 /// Run everything until stopped.
@@ -40,7 +40,7 @@ pub async fn run(
     let home = Home::resolve(&configuration.loaded.settings)?;
     home.prepare()?;
     let _lock = StateLock::take(&home, "tandem up")?;
-    sidecar::run(Context::resolve(configuration, home).await?, Goal::Serve).await?;
+    sidecar::run(configuration, home, Goal::Serve).await?;
     Ok(Code::Stopped)
 }
 

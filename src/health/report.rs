@@ -15,13 +15,15 @@ const ABANDONED: &str = "abandoned";
 
 /// The moment of an answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
+pub struct Now<'a> {
     /// For ages.
     pub instant: Instant,
     /// For the time stamp.
     pub wall: SystemTime,
     /// What the supervisor has measured of itself.
     pub supervisor: Supervisor,
+    /// Long work that is under way.
+    pub under_way: &'a [String],
 }
 
 /// The overall status.
@@ -164,8 +166,8 @@ pub struct Liveness {
 }
 
 /// What `/health` answers.
-pub fn report(picture: &Picture, now: Now) -> Report<'_> {
-    let (status, reasons) = verdict(picture, now.instant);
+pub fn report<'a>(picture: &'a Picture, now: Now<'_>) -> Report<'a> {
+    let (status, reasons) = verdict(picture, now);
     Report {
         status,
         phase: picture.phase.name(),
@@ -201,8 +203,8 @@ pub fn report(picture: &Picture, now: Now) -> Report<'_> {
 }
 
 /// What `/ready` answers.
-pub fn readiness(picture: &Picture, now: Now) -> Readiness {
-    let missing = missing(picture, now.instant);
+pub fn readiness(picture: &Picture, now: Now<'_>) -> Readiness {
+    let missing = missing(picture, now);
     Readiness {
         ready: missing.is_empty(),
         phase: picture.phase.name(),
@@ -214,12 +216,12 @@ pub fn readiness(picture: &Picture, now: Now) -> Readiness {
 }
 
 /// What `/live` answers.
-pub fn liveness(picture: &Picture, now: Now) -> Liveness {
+pub fn liveness(picture: &Picture, now: Now<'_>) -> Liveness {
     Liveness { live: true, phase: picture.phase.name(), uptime_seconds: seconds(age(picture.started, now)) }
 }
 
 /// The status and the reasons for it.
-fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
+fn verdict(picture: &Picture, now: Now<'_>) -> (Status, Vec<String>) {
     let missing = missing(picture, now);
     let abandoned = picture.services.iter().filter(|service| service.state == ABANDONED);
     let abandoned = abandoned.map(|service| {
@@ -247,12 +249,15 @@ fn verdict(picture: &Picture, now: Instant) -> (Status, Vec<String>) {
 }
 
 /// The conditions of readiness that are not met.
-fn missing(picture: &Picture, now: Instant) -> Vec<String> {
+fn missing(picture: &Picture, now: Now<'_>) -> Vec<String> {
     let mut missing = Vec::new();
     if picture.phase != Phase::Serving {
         missing.push(format!("not serving: {}", picture.phase));
     }
-    if let Some(fault) = database_fault(picture, now) {
+    if picture.phase < Phase::Serving {
+        missing.extend(now.under_way.iter().map(|work| format!("under way: {work}")));
+    }
+    if let Some(fault) = database_fault(picture, now.instant) {
         missing.push(format!("database: {fault}"));
     }
     let ready = workers_ready(picture);
@@ -274,7 +279,7 @@ fn database_fault(picture: &Picture, now: Instant) -> Option<String> {
     (age > picture.database.sample_age_max).then(|| format!("last answer is {:.1} s old", age.as_secs_f64()))
 }
 
-fn database(picture: &Picture, now: Now) -> DatabaseReport<'_> {
+fn database<'a>(picture: &'a Picture, now: Now<'_>) -> DatabaseReport<'a> {
     let fault = database_fault(picture, now.instant);
     let sample = picture.database.sample.as_ref();
     // The last answer is shown beside the error, even if it is too old.
@@ -292,7 +297,7 @@ fn database(picture: &Picture, now: Now) -> DatabaseReport<'_> {
     }
 }
 
-fn worker(worker: &Worker, now: Now) -> WorkerReport {
+fn worker(worker: &Worker, now: Now<'_>) -> WorkerReport {
     WorkerReport {
         slot: worker.slot,
         pid: worker.pid,
@@ -313,11 +318,11 @@ fn workers_ready(picture: &Picture) -> u32 {
     u32::try_from(slots.len()).unwrap_or(u32::MAX)
 }
 
-fn unanswered(disk: Disk, now: Now) -> Option<f64> {
+fn unanswered(disk: Disk, now: Now<'_>) -> Option<f64> {
     disk.unanswered.map(|since| seconds(age(since, now)))
 }
 
-fn age(then: Instant, now: Now) -> Duration {
+fn age(then: Instant, now: Now<'_>) -> Duration {
     now.instant.saturating_duration_since(then)
 }
 

@@ -8,15 +8,16 @@ use crate::process::Exit;
 
 const AGE_MAX: Duration = Duration::from_secs(4);
 
-fn now() -> Now {
+fn now() -> Now<'static> {
     Now {
         instant: Instant::now(),
         wall: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_250),
         supervisor: Supervisor { longest_stall: Duration::from_micros(1_500), stalls: 0, log_lines_dropped: 3 },
+        under_way: &[],
     }
 }
 
-fn worker(slot: u32, state: WorkerState, now: Now) -> Worker {
+fn worker(slot: u32, state: WorkerState, now: Now<'_>) -> Worker {
     let gone = matches!(state, WorkerState::Resting | WorkerState::GaveUp);
     Worker {
         slot,
@@ -30,7 +31,7 @@ fn worker(slot: u32, state: WorkerState, now: Now) -> Worker {
 }
 
 /// Serving, the database fresh, two workers of two ready, one needed.
-fn picture(now: Now) -> Picture {
+fn picture(now: Now<'_>) -> Picture {
     Picture {
         phase: Phase::Serving,
         started: now.instant,
@@ -63,7 +64,7 @@ fn picture(now: Now) -> Picture {
 }
 
 /// Status, `/health` code and `/ready` code.
-fn answers(picture: &Picture, now: Now) -> (Status, u16, u16) {
+fn answers(picture: &Picture, now: Now<'_>) -> (Status, u16, u16) {
     let status = report(picture, now).status;
     (status, status.http_code(), readiness(picture, now).http_code())
 }

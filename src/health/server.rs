@@ -39,8 +39,10 @@ pub async fn serve(listener: TcpListener, pictures: watch::Receiver<Arc<Picture>
 
 /// The answer to one request.
 fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes>> {
+    let under_way = telemetry::under_way();
     // tokio's clock, which tests can set.
-    let now = Now { instant: Instant::now().into_std(), wall: SystemTime::now(), supervisor: supervisor() };
+    let instant = Instant::now().into_std();
+    let now = Now { instant, wall: SystemTime::now(), supervisor: supervisor(), under_way: &under_way };
     let known = matches!(path, "/" | "/metrics" | "/health" | "/healthz" | "/ready" | "/readyz" | "/live" | "/livez");
     if known && !matches!(*method, Method::GET | Method::HEAD) {
         let mut response = json(405, &serde_json::json!({"error": "this port is read-only: GET or HEAD"}));

@@ -44,6 +44,7 @@ pub fn remains(steps: &[Step], failed: usize, replaced: usize) -> String {
     let has_environment = before.iter().any(|step| matches!(step, Step::Environment(_)));
     let workers = match replaced {
         0 => "the workers that were there serve on".to_owned(),
+        1 => "1 worker was replaced before, the others serve on".to_owned(),
         count => format!("{count} workers were replaced before, the others serve on"),
     };
     let environment = match (has_environment, replaced) {
@@ -94,7 +95,7 @@ mod tests {
         assert_eq!(left(0, 0), "the workers that were there serve on");
         assert!(left(1, 0).contains("kept for the next `tandem deploy`") && !left(1, 0).contains("migrations are in"));
         assert!(left(2, 0).contains("kept for the next") && left(2, 0).ends_with("the migrations are in, and stay"));
-        assert!(left(2, 1).contains("1 workers were replaced") && left(2, 1).contains("is the one in use"));
+        assert!(left(2, 1).contains("1 worker was replaced") && left(2, 1).contains("is the one in use"));
         assert_eq!(remains(&[Step::Roll(1)], 0, 0), "the workers that were there serve on");
     }
 }

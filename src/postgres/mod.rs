@@ -18,6 +18,7 @@ pub mod lock;
 pub mod log;
 pub mod lookup;
 mod names;
+mod pauses;
 pub mod policy;
 pub mod port;
 pub mod probe;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::sys::signal::Signal as OsSignal;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
 
 use super::binaries::Installation;
 use super::home::Home;
+use super::pauses::{due_after, due_when, retry};
 use super::probe::{Probe, Sample, Woken};
 use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting, Meaning, lines};
@@ -365,6 +365,10 @@ impl Shared {
                 true if launch.waits_for_room && stocked == DatabaseStage::Migrated => {
                     probe.pause(launch.settings.probe_interval).await
                 }
+                // Asked at once when the migrations are in, and watched from then on: workers serve soon.
+                true if launch.waits_for_room => {
+                    due_when(|| launch.stocked.get() != stocked, launch.settings.probe_interval).await
+                }
                 // A command with one job is over before anything could be noticed.
                 true => due_after(launch.settings.probe_interval).await,
                 false => due_after(retry(silent_since.elapsed(), has_answered.get())).await,
@@ -418,23 +422,6 @@ impl Shared {
 
 /// How long output is read after the server's exit.
 const OUTPUT_LIMIT: Duration = Duration::from_millis(50);
-
-async fn due_after(pause: Duration) -> Woken {
-    sleep(pause).await;
-    Woken::Due
-}
-
-/// When a server that does not answer is asked again. Each question may leave a line in its log, and one that recovers by
-/// itself, as after the death of a process of its own, does so for a tenth of a second at least.
-fn retry(waited: Duration, has_answered: bool) -> Duration {
-    match waited.as_secs() {
-        0 if has_answered => Duration::from_millis(50),
-        0 => Duration::from_millis(20),
-        1..5 => Duration::from_millis(100),
-        5..30 => Duration::from_millis(500),
-        _ => Duration::from_secs(2),
-    }
-}
 
 impl PostmasterSetup {
     fn probe(&self, stocked: DatabaseStage) -> Probe {

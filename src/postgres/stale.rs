@@ -18,6 +18,7 @@ use crate::durable;
 use crate::exit::{Code, Failure};
 use crate::process::lease;
 use crate::process::look::{RIGHT, apart};
+use crate::telemetry::UnderWay;
 
 /// How long a leftover server may take for a fast shutdown, rollback and a checkpoint, where no configuration says it
 /// (`stop.postgres_grace`).
@@ -84,7 +85,7 @@ fn recorded(data: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 /// What postmaster.pid says once no server that can be seen works here: a server that cannot be seen may, and then it has
 /// files of the cluster open.
 async fn recorded_now(home: &Home) -> anyhow::Result<Option<Vec<u8>>> {
-    let begun = Instant::now();
+    let (begun, mut shown) = (Instant::now(), None);
     loop {
         let Some(text) = recorded(&home.data)? else { return Ok(None) };
         let Some(open) = lease::open_for_writing(files_of_a_server(&home.data), home.server_uid()).await else {
@@ -99,8 +100,14 @@ async fn recorded_now(home: &Home) -> anyhow::Result<Option<Vec<u8>>> {
             );
             bail!(Failure::new(Code::CannotCreate, format!("{what}; two servers would destroy the data")));
         }
+        shown.get_or_insert_with(|| UnderWay::begin(wait_for_elsewhere(&home.data)));
         tokio::time::sleep(ELSEWHERE_POLL).await;
     }
+}
+
+/// As long work that is under way.
+fn wait_for_elsewhere(data: &Path) -> String {
+    format!("waiting for the end of a PostgreSQL server of another container or namespace in {}", data.display())
 }
 
 /// Files of which a server that runs has some open for writing at any time: its launchers keep catalogs in `global`, its
@@ -112,7 +119,7 @@ fn files_of_a_server(data: &Path) -> Vec<PathBuf> {
 
 /// Wait a little for the end of servers of other pid namespaces that work in `data`, then refuse; returns our namespace's.
 async fn refuse_foreign(data: &Path) -> anyhow::Result<Vec<ClusterProcess>> {
-    let begun = Instant::now();
+    let (begun, mut shown) = (Instant::now(), None);
     loop {
         let place = data.to_owned();
         let all = apart("look for PostgreSQL's processes", move || ClusterProcesses::of(&place))
@@ -132,6 +139,7 @@ async fn refuse_foreign(data: &Path) -> anyhow::Result<Vec<ClusterProcess>> {
             );
             bail!(Failure::new(Code::CannotCreate, format!("{what}; two servers would destroy the data")));
         }
+        shown.get_or_insert_with(|| UnderWay::begin(wait_for_elsewhere(data)));
         tokio::time::sleep(ELSEWHERE_POLL).await;
     }
 }
@@ -190,10 +198,9 @@ pub async fn end_orphaned_backends(data: &Path) -> anyhow::Result<()> {
 
 async fn stop_orphan(data: &Path, server: &ClusterProcess, grace: Duration) -> anyhow::Result<()> {
     let (shown, pid) = (data.display(), server.pid());
-    tracing::warn!(
-        process.pid = pid,
-        "a PostgreSQL server of an earlier run still works in {shown}; stopping it, within {grace:?} (stop.postgres_grace)"
-    );
+    let what = format!("a PostgreSQL server of an earlier run still works in {shown}");
+    tracing::warn!(process.pid = pid, "{what}; stopping it, within {grace:?} (stop.postgres_grace)");
+    let _shown = UnderWay::begin(format!("{what} (process {pid}): it is stopped, within {grace:?}"));
     for (request, limit) in [(Signal::SIGINT, grace), (Signal::SIGQUIT, IMMEDIATE_LIMIT)] {
         server.signal(request);
         // A stopped process handles no signal until it is continued.

@@ -8,6 +8,7 @@ mod descriptors;
 pub mod fd_channel;
 mod foreground;
 pub mod handed;
+pub mod heap;
 pub mod identity;
 pub mod keeper;
 pub mod lease;

@@ -12,7 +12,7 @@ use super::jobs;
 use crate::boot;
 use crate::config::{Debugger, Effect, Loaded, PostgresMode, Settings, Source, changes};
 use crate::durable;
-use crate::event_loop::{Hangs, within};
+use crate::event_loop::{Hangs, elsewhere, within};
 use crate::health::picture::Migrations;
 use crate::plan::{CommandLine, DatabaseUrl, Identity, Place, Rung};
 use crate::postgres;
@@ -101,21 +101,25 @@ pub struct Context {
 }
 
 impl Context {
-    /// Resolve the password and the port: after this every URL is known, before any process runs.
+    /// End the server of an earlier run, and resolve the password and the port: after this every URL is known, before any
+    /// process runs.
     ///
     /// # Errors
     /// The port is taken and was chosen by hand; the state directory cannot be used.
-    pub async fn resolve(configuration: Configuration, home: Home) -> anyhow::Result<Self> {
+    pub(super) async fn resolve(configuration: Configuration, home: Home) -> anyhow::Result<Self> {
         let Configuration { source, mut loaded, reload, debugger } = configuration;
         wait_for_person(&mut loaded.settings, debugger);
-        // Blocks: before the loop turns.
-        durable::keep_reserve(&home.run.join("reserve"));
-        if loaded.settings.postgres.mode == PostgresMode::Managed {
-            // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
-            // Blocks: before the loop turns.
-            stale::end_leftover(&home, loaded.settings.stop.postgres_grace).await?;
-        }
-        let (url, password) = jobs::database_url(&loaded.settings, &home)?;
+        let (settings, place) = (loaded.settings.clone(), home.clone());
+        let resolved = elsewhere(move || async move {
+            durable::keep_reserve(&place.run.join("reserve"));
+            if settings.postgres.mode == PostgresMode::Managed {
+                // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
+                // Blocks: elsewhere.
+                stale::end_leftover(&place, settings.stop.postgres_grace).await?;
+            }
+            jobs::database_url(&settings, &place)
+        });
+        let (url, password) = resolved.await?;
         let loaded = Rc::new(loaded);
         let current = Current { settings: Rc::new(loaded.settings.clone()), loaded: loaded.clone() };
         Ok(Self {

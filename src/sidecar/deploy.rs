@@ -152,7 +152,8 @@ impl Operator {
             return Answer { words: vec![text], ..answer };
         }
         if let Some(next) = next {
-            let adopt = move || next.adopt();
+            let moved = aborted.is_none();
+            let adopt = move || next.adopt(moved);
             let adopted =
                 within(self.context.settings().python.limit, "let the new environment be the one in use", adopt).await;
             let adopted =

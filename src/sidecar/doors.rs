@@ -1,49 +1,31 @@
-//! What is opened once, before any child: the application's socket, the health port and the control socket, and the tasks
-//! behind them.
+//! What is opened once, before any child: the application's socket and the control socket, and the tasks behind them and
+//! behind the health port, which is open already.
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
-
-use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::watch as channel;
+use std::time::SystemTime;
 
 use super::shell::Sidecar;
-use super::{Context, disks};
+use super::{attached, disks};
 use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
 use crate::event_loop;
 use crate::exit::{Code, Failure};
-use crate::health::picture::Fault;
-use crate::health::server as health;
 use crate::plan::Place;
-use crate::postgres::probe::{Probe, Sample, Woken};
-use crate::postgres::service::DatabaseReading;
+use crate::postgres::probe::Probe;
 use crate::process::ports;
-use crate::supervise::tree::TreeEvent;
 use crate::watch;
 use crate::workers::care;
-use crate::workers::launch::{self, Launch};
+use crate::workers::launch::Launch;
 use crate::workers::life::Roster;
 use crate::workers::listener::{self, Door};
 use crate::{control, systemd};
 
-/// Length of the health port's listening queue.
-const HEALTH_BACKLOG: u32 = 128;
-/// How soon at most a server elsewhere that does not answer is asked again.
-const RETRY: Duration = Duration::from_millis(500);
-
 impl Sidecar {
-    /// Bind the application's socket and the health port, and look after the workers.
+    /// Bind the application's socket, and look after the workers.
     pub(super) fn open_doors(&mut self) -> anyhow::Result<()> {
         let doors = self.application_sockets()?;
         let settings = self.context.settings();
-        let port = listener::bind_place(&settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
-        let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
-        // What a Tandem that was killed left there.
-        // Blocks: before the loop turns.
-        let _ = std::fs::remove_dir_all(&self.context.home.notify);
-        launch::write_files(&self.context.home.run)?;
         *self.services.launch().borrow_mut() = Some(Rc::new(Launch {
             settings: settings.clone(),
             url: self.context.url.clone(),
@@ -57,7 +39,6 @@ impl Sidecar {
         self.application = doors.into_iter().filter_map(Door::into_file).collect();
         let roster = self.services.roster();
         self.tasks.push(event_loop::spawn("the care of workers", self.tend(roster.clone())));
-        let pictures = self.view.pictures();
         let picture = self.view.picture();
         self.tasks.push(event_loop::spawn("the picture", self.view.follow(self.samples.subscribe(), roster)));
         let room = disks::follow_room(picture.clone(), self.context.clone());
@@ -78,12 +59,11 @@ impl Sidecar {
             let sources = self.sources()?;
             self.tasks.push(event_loop::spawn("saved sources", self.operator.clone().follow(sources)));
         }
-        let never = std::future::pending();
-        self.tasks.push(event_loop::spawn("the health port", health::serve(port, pictures, never)));
         if settings.postgres.mode == PostgresMode::Attach {
             let probe = Probe::attached(&self.context.url);
             let (context, samples) = (self.context.clone(), self.samples.clone());
-            self.tasks.push(event_loop::spawn("the probe", sample(probe, context, samples, self.events.clone())));
+            self.tasks
+                .push(event_loop::spawn("the probe", attached::sample(probe, context, samples, self.events.clone())));
         }
         Ok(())
     }
@@ -162,47 +142,5 @@ impl Sidecar {
     fn tend(&self, roster: Roster) -> impl Future<Output = ()> + use<> {
         let (context, operator) = (self.context.clone(), self.operator.clone());
         care::tend(roster, move || context.settings(), move |id| operator.recycle(id))
-    }
-}
-
-/// Sample a server that Tandem does not run, for ever; `events` wakes the tree when it begins or ceases to serve.
-async fn sample(
-    mut probe: Probe,
-    context: Rc<Context>,
-    samples: channel::Sender<DatabaseReading>,
-    events: UnboundedSender<TreeEvent>,
-) {
-    let settings = context.settings();
-    let postgres = &settings.postgres;
-    let mut stocked = context.database.get();
-    let mut woken = Woken::Due;
-    let publish = |sample: Sample| {
-        let (serves, now) = (sample.serves(), std::time::Instant::now());
-        if sample.fault == Some(Fault::NoDescriptors) && samples.borrow().is_some() {
-            // It says nothing about the server.
-            return;
-        }
-        let before = samples.send_replace(Some((now, sample))).map(|(_, sample)| sample);
-        if before.is_none_or(|before| before.serves() != serves) {
-            let _ = events.send(TreeEvent::Tick);
-        }
-    };
-    loop {
-        if context.database.get() != stocked {
-            stocked = context.database.get();
-            probe.refresh();
-        }
-        let sample = match woken {
-            Woken::Due => probe.sample(postgres.probe_deadline).await,
-            Woken::Alarm => probe.sample_after_alarm(postgres.probe_deadline, publish).await,
-        };
-        let answers = sample.available;
-        publish(sample);
-        woken = if answers {
-            probe.pause(postgres.probe_interval).await
-        } else {
-            tokio::time::sleep(postgres.probe_interval.min(RETRY)).await;
-            Woken::Due
-        };
     }
 }

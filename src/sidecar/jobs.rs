@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 
-use super::Context;
+use super::{Context, attached};
 use crate::backup::catalog::Catalog;
 use crate::backup::load;
 use crate::backup::pitr;
@@ -23,19 +23,15 @@ use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::DatabaseStage;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
-use crate::postgres::trouble::{self, Meaning};
-use crate::postgres::{adopt, binaries, cluster, conf, lookup, port, probe::Probe, provision, shared_memory};
+use crate::postgres::{adopt, binaries, cluster, conf, port, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
 use crate::workers::serving::{self, Verdict};
 use crate::workers::surroundings::Surroundings;
 use crate::workers::{environment, launch};
 
-/// How often a server that is not there yet is asked again.
-const ATTACH_POLL: Duration = Duration::from_millis(200);
-/// How long at most to wait for it. Its own operator knows why it is down, and this process is cheap to start again.
-const ATTACH_LIMIT: Duration = Duration::from_secs(60);
-
+/// How often a database that another Tandem fills is looked at again.
+const FILLED_POLL: Duration = Duration::from_millis(200);
 /// How long a module may take to be imported.
 const IMPORT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -191,64 +187,15 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// [`super::Step::Attach`]: wait until the server that Tandem does not run answers and takes writes.
-pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
-    let postgres = &context.settings().postgres;
-    let url = &context.url;
-    let mut probe = Probe::attached(url);
-    let (mut last, mut answers) = (String::new(), false);
-    let answered = async {
-        loop {
-            let sample = probe.sample(postgres.probe_deadline).await;
-            if sample.serves() {
-                return Ok(sample.max_connections);
-            }
-            answers = sample.available;
-            let meaning = sample.answer.as_ref().map(|answer| answer.meaning(trouble::AskedServer::Other(url)));
-            if let Some(Meaning::Lasting(lasting)) = meaning {
-                return Err(Failure::new(lasting.code, format!("the database {url}: {}", lasting.why)));
-            }
-            let fault = sample.fault.map(|fault| fault.to_string());
-            let error = sample.error.or(fault).unwrap_or_default();
-            if error != last {
-                let why = lookup::unresolved(postgres).await.unwrap_or_else(|| error.clone());
-                tracing::warn!("waiting for the database {url}: {why}");
-                last = error;
-            }
-            tokio::time::sleep(ATTACH_POLL).await;
-        }
-    };
-    let limit = postgres.ready_limit.min(ATTACH_LIMIT);
-    match tokio::time::timeout(limit, answered).await {
-        Ok(accepted) => {
-            if let Some(accepted) = accepted? {
-                hold_against_budget(&context.settings(), accepted);
-            }
-            Ok(())
-        }
-        Err(_) => {
-            let what = if answers { "took no writes" } else { "did not answer" };
-            let last = lookup::unresolved(postgres).await.unwrap_or(last);
-            bail!(Failure::new(Code::Temporary, format!("the database {url} {what} within {limit:?}: {last}")))
-        }
-    }
-}
-
-/// Warn if the pools may open more connections than the server that was found accepts. It may stand behind a pooler, which
-/// shares few among many, so this is no reason to stop.
-fn hold_against_budget(settings: &Settings, accepted: u32) {
-    let budget = crate::plan::Budget { max_connections: accepted, ..settings.budget() };
-    if let Err(over) = budget.check() {
-        tracing::warn!("{over}; behind a pooler that may do, else {}", over.help());
-    }
-}
-
 /// [`super::Step::Migrate`].
 pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
     restore_if_empty(&context).await?;
     let migrations = &context.settings().migrations;
     let began = Instant::now();
-    let applied = apply(&context, migrations).await?;
+    let applied = match apply(&context, migrations).await {
+        Ok(applied) => applied,
+        Err(error) => return Err(attached::of_absence(&context, error).await),
+    };
     *context.migrations.borrow_mut() = picture::Migrations {
         newest: (migrations.run == MigrationRun::SeaOrm).then(schema::head),
         applied,
@@ -330,7 +277,7 @@ async fn begin_if_empty(reach: &Reach, database: &str, limit: Duration) -> anyho
                 return Ok(None);
             }
             Err(error) if code_of(&error) == Code::Temporary && Instant::now() < deadline => {
-                tokio::time::sleep(ATTACH_POLL).await;
+                tokio::time::sleep(FILLED_POLL).await;
             }
             Err(error) => return Err(error),
         }

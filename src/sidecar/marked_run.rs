@@ -1,16 +1,18 @@
 //! What sees to it that no process of a run outlives it: the mark, the keeper, and a note for the next start.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 use tokio::task::JoinHandle;
 
 use crate::boot::NOTE_LIMIT;
-use crate::event_loop::{self, within};
+use crate::event_loop::{self, elsewhere, within};
 use crate::postgres::home::Home;
 use crate::process::keeper::{Keeper, ServerEnd};
 use crate::process::mark::{self, RunId};
 use crate::process::orphans;
+use crate::telemetry::UnderWay;
 
 /// The note's name in the run directory: it is there while a run goes on, and after one that was killed.
 const NOTE: &str = "running";
@@ -29,21 +31,27 @@ impl MarkedRun {
     /// killed.
     pub async fn begin(home: &Home, end: ServerEnd) -> Self {
         let note = home.run.join(NOTE);
-        let run = match mark::begin(&home.state) {
+        let (state, path) = (home.state.clone(), note.clone());
+        let marked = elsewhere(move || async move {
+            let run = mark::begin(&state)?;
+            // Blocks: elsewhere.
+            if path.exists() {
+                let _shown = UnderWay::begin("ending what a run of Tandem that was killed left behind");
+                orphans::end_earlier(run.clone()).await;
+            }
+            // Blocks: elsewhere.
+            if let Err(error) = fs::write(&path, run.to_string()) {
+                tracing::warn!("write {}: {error}", path.display());
+            }
+            io::Result::Ok(run)
+        });
+        let run = match marked.await {
             Ok(run) => run,
             Err(error) => {
                 tracing::warn!("mark the processes of this run: {error}");
                 return Self { note, keeping: None, dismiss: None };
             }
         };
-        // Blocks: before the loop turns.
-        if note.exists() {
-            orphans::end_earlier(run.clone()).await;
-        }
-        // Blocks: before the loop turns.
-        if let Err(error) = fs::write(&note, run.to_string()) {
-            tracing::warn!("write {}: {error}", note.display());
-        }
         let (dismiss, dismissed) = tokio::sync::oneshot::channel();
         let keeping = event_loop::spawn("the keeper", keep(run, end, dismissed));
         Self { note, keeping: Some(keeping), dismiss: Some(dismiss) }

@@ -3,8 +3,11 @@
 //! [`crate::boot`] holds the list; `jobs` is what each step does, `shell` carries out the tree's actions, `view` is what
 //! health and the banner show of it.
 
+mod absence;
 mod answers;
+mod attached;
 mod backups;
+mod beginning;
 mod context;
 mod deploy;
 mod disks;
@@ -27,14 +30,16 @@ use crate::boot::{self, Step};
 use crate::control::{Order, ScaleTo};
 use crate::event_loop;
 use crate::exit::{Code, Failure};
+use crate::plan::DatabaseUrl;
+use crate::postgres::home::Home;
 use crate::postgres::service::Postmaster;
 use crate::process::orphans;
 use crate::signals::{Asked, Inbox};
 use crate::supervise::tree::{Cause, ServiceId, Tree, TreeEvent};
 
+use beginning::Front;
 pub use context::{Configuration, Context};
 pub use jobs::migration_command;
-use marked_run::MarkedRun;
 
 /// Something to do with the database up, instead of serving.
 pub type Errand = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
@@ -43,18 +48,29 @@ pub type Errand = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
 pub enum Goal {
     /// Serve until told to stop.
     Serve,
-    /// Do this with the database up and provisioned, then stop.
-    Errand(Errand),
+    /// Do what this makes with the database up and provisioned, then stop.
+    Errand(MakeErrand),
 }
 
-/// Boot, reach the goal, stop; ends when no process of the tree is left.
+/// Makes the errand once it is known where the database will be.
+pub type MakeErrand = Box<dyn FnOnce(&DatabaseUrl) -> Errand>;
+
+/// Boot, reach the goal, stop; ends when no process of the tree is left. The caller holds the state directory.
 ///
 /// # Errors
 /// What the first failing step said, or [`Code::GaveUp`] with the last lines of the service that gave up.
-pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
+pub async fn run(configuration: Configuration, home: Home, goal: Goal) -> anyhow::Result<()> {
     orphans::adopt();
     let mut inbox = Inbox::open().context("install signal handlers")?;
-    let marked = MarkedRun::begin(&context.home, context.server_end()).await;
+    event_loop::measure();
+    let serves = matches!(goal, Goal::Serve);
+    let settings = &configuration.loaded.settings;
+    let front = if serves { Front::open(settings)? } else { Front::closed(settings) };
+    let Some((context, marked)) = beginning::begin(configuration, home, &mut inbox, serves).await? else {
+        tracing::info!("stop asked for before anything was started");
+        let text = "stopped before it began: nothing was done";
+        return if serves { Ok(()) } else { Err(Failure::new(Code::Failed, text).into()) };
+    };
     let (events, receiver) = unbounded_channel();
     let settings = context.settings();
     let steps = match goal {
@@ -62,7 +78,7 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
         Goal::Errand(_) => boot::errand(&settings),
     };
     let tree = Tree::new(boot::plan(&settings, &steps, context.reload));
-    let mut shell = shell::Sidecar::open(context, goal, steps, events.clone()).await?;
+    let mut shell = shell::Sidecar::open((context, front), goal, steps, events.clone())?;
     shell.stock(&tree);
     let operator = shell.operator();
     let signals = async {
@@ -78,7 +94,6 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
             }
         }
     };
-    event_loop::measure();
     let cause = tokio::select! {
         cause = event_loop::timed("the tree of services", task::run(tree, receiver, &mut shell)) => cause,
         () = event_loop::timed("the signals", signals) => anyhow::bail!("the signal stream ended"),
@@ -88,7 +103,8 @@ pub async fn run(context: Context, goal: Goal) -> anyhow::Result<()> {
         () = asked_again(&mut inbox) => tracing::warn!("asked to stop again: what was killed is not waited for"),
     }
     let outcome = match cause {
-        Cause::Asked => Ok(()),
+        Cause::Asked if serves || shell.errand_is_done() => Ok(()),
+        Cause::Asked => Err(Failure::new(Code::Failed, "stopped before it was done").into()),
         Cause::JobFailed(_) | Cause::HookFailed => Err(shell.error()),
         Cause::GaveUp(id) => Err(gave_up(&shell, id)),
     };

@@ -1,6 +1,6 @@
 //! Carries out what the tree decides: runs jobs, hands actions to services, publishes what others may know.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::services::{Service, Services};
 use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
-use super::{Context, Errand, Goal, Step, backups, hooks, jobs};
+use super::{Context, Errand, Front, Goal, Step, attached, backups, hooks, jobs};
 use crate::boot;
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
@@ -53,6 +53,8 @@ pub struct Sidecar {
     pub services: Services,
     pub(super) operator: Rc<Operator>,
     pub(super) errand: Option<Errand>,
+    /// Whether the errand has come to its end.
+    errand_done: Rc<Cell<bool>>,
     pub(super) jobs: HashMap<JobRun, JoinHandle<()>>,
     /// The error of the job that failed.
     pub(super) error: Rc<RefCell<Option<anyhow::Error>>>,
@@ -85,18 +87,17 @@ impl Sidecar {
     /// Bind what is bound once and make every service, with no child yet.
     ///
     /// # Errors
-    /// A port is taken, or the run directory cannot be written.
-    pub async fn open(
-        context: Context,
+    /// A port is taken.
+    pub fn open(
+        (context, front): (Rc<Context>, Front),
         goal: Goal,
         steps: Vec<Step>,
         events: UnboundedSender<TreeEvent>,
     ) -> anyhow::Result<Self> {
-        let context = Rc::new(context);
         let settings = context.settings();
         let samples = watch::Sender::new(None);
         let services = Services::new(Roster::with_database(is_away(&samples, settings.postgres.mode)), events.clone());
-        let mut tasks = Vec::new();
+        let Front { view, mut tasks } = front;
         let upstream = Rc::new(match goal {
             Goal::Serve => {
                 let (upstream, telling) = Upstream::of_process();
@@ -109,10 +110,11 @@ impl Sidecar {
         let (launch, roster) = (services.launch(), services.roster());
         let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
         let mut sidecar = Self {
-            view: View::new(&settings),
+            view,
             services,
             operator: Rc::new(operator),
             errand: None,
+            errand_done: Rc::default(),
             jobs: HashMap::new(),
             error: Rc::default(),
             samples,
@@ -132,7 +134,7 @@ impl Sidecar {
             context,
         };
         match goal {
-            Goal::Errand(errand) => sidecar.errand = Some(errand),
+            Goal::Errand(make) => sidecar.errand = Some(make(&sidecar.context.url)),
             Goal::Serve => {
                 sidecar.open_doors()?;
                 sidecar.follow_exits();
@@ -233,12 +235,12 @@ impl Sidecar {
         let context = self.context.clone();
         let errand = if step == Step::Errand { self.errand.take() } else { None };
         let (events, error) = (self.events.clone(), self.error.clone());
-        let serves = self.steps.contains(&Step::Workers);
+        let (serves, done) = (self.steps.contains(&Step::Workers), self.errand_done.clone());
         let job = async move {
             match step {
                 Step::Install => jobs::install(context, serves).await,
                 Step::Cluster => jobs::cluster(context).await,
-                Step::Attach => jobs::attach(context).await,
+                Step::Attach => attached::attach(context).await,
                 Step::Provision => jobs::provision(context).await,
                 Step::Migrate => jobs::migrate(context).await,
                 Step::Errand => match errand {
@@ -251,7 +253,10 @@ impl Sidecar {
         };
         let handle = event_loop::spawn("a step of the boot", async move {
             let event = match job.await {
-                Ok(()) => TreeEvent::JobSucceeded(run),
+                Ok(()) => {
+                    done.set(step == Step::Errand);
+                    TreeEvent::JobSucceeded(run)
+                }
                 Err(cause) => {
                     *error.borrow_mut() = Some(cause);
                     TreeEvent::JobFailed(run)
@@ -283,6 +288,11 @@ impl Sidecar {
             | TreePhase::Stopping { .. }
             | TreePhase::Stopped { .. } => {}
         }
+    }
+
+    /// Whether what was to be done was done.
+    pub fn errand_is_done(&self) -> bool {
+        self.errand_done.get()
     }
 
     fn errand_is_absent(&self) -> bool {

@@ -12,6 +12,7 @@ mod outlet;
 mod print;
 mod ring;
 mod terminal;
+mod under_way;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub use format::{OWN, rfc3339, text_line};
 pub use print::{Printed, print, prompt, say_aside};
 pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
 pub use terminal::{Progress, progress};
+pub use under_way::{UnderWay, under_way};
 
 /// The format of the log's lines; [`init`] decides it once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::outlet::{Entry, Outlet};
-use super::{Look, format, look};
+use super::{Look, UnderWay, format, look};
 
 /// How long the end of a spinner waits until it is off the terminal: otherwise it would stand in what is printed next.
 const CLEAR_LIMIT: Duration = Duration::from_millis(50);
@@ -122,33 +122,41 @@ impl Spinners {
 }
 
 /// A spinner on a terminal while long work goes on; elsewhere only its start is logged. Ends when dropped.
-pub struct Progress(Option<u64>);
+pub struct Progress {
+    /// The number of its spinner, if there is one.
+    spinner: Option<u64>,
+    /// The health port shows it while Tandem boots.
+    work: UnderWay,
+}
 
 /// Begin showing `message` for work that takes seconds.
 pub fn progress(message: impl Into<String>) -> Progress {
     let message = message.into();
+    let work = UnderWay::begin(message.clone());
     if look() == Look::Json || !is_terminal() {
         tracing::info!("{message}");
-        return Progress(None);
+        return Progress { spinner: None, work };
     }
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     outlet().put(Entry::Turn(number, message));
-    Progress(Some(number))
+    Progress { spinner: Some(number), work }
 }
 
 impl Progress {
     /// Show how far the work is.
     pub fn say(&self, message: impl Into<String>) {
-        if let Some(number) = self.0 {
-            outlet().put(Entry::Say(number, message.into()));
+        let message = message.into();
+        self.work.say(message.clone());
+        if let Some(number) = self.spinner {
+            outlet().put(Entry::Say(number, message));
         }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(number) = self.0 {
+        if let Some(number) = self.spinner {
             outlet().put(Entry::End(number));
             outlet().flush(CLEAR_LIMIT, false);
         }

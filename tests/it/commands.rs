@@ -79,6 +79,7 @@ fn psql_url_env_and_health_reach_a_running_tandem() {
     assert!(env.contains("export DATABASE_URL='postgresql+psycopg2://app:"), "{env}");
 
     assert_eq!(stdout(&run(&project, &["health"])), "healthy (200)");
+    assert_eq!(stdout(&run(&project, &["health", "--ready"])), "ready (200)");
     let ready: serde_json::Value =
         serde_json::from_str(&stdout(&run(&project, &["health", "--ready", "--json"]))).unwrap();
     assert_eq!(ready["ready"], true);

@@ -1,6 +1,7 @@
 //! A database that Tandem does not run goes away, and an application cannot start without it: it is tried again for as long as
 //! the database is away. One that cannot start for a reason of its own ends Tandem.
 
+use crate::common::backups::as_superuser;
 use crate::common::project::Project;
 use crate::common::tandem::{self, Tandem, wait_for};
 use nix::sys::signal::{Signal, kill};
@@ -86,4 +87,64 @@ fn an_application_that_cannot_start_without_its_database_is_tried_again_until_it
         assert!(tandem::left_in(project.dir()).is_empty());
     }
     assert_eq!(theirs.stop(), 0, "{}", theirs.log());
+}
+
+/// A Tandem that is attached to the database of another one, and whose migrations go on until there is a file `on`, then end
+/// with `code`: so the database can go away in the middle of the boot.
+fn migrating(url: &str, code: u8) -> (Project, Tandem) {
+    let script = format!("touch migrating; while [ ! -e on ]; do sleep 0.05; done; exit {code}");
+    let lines = LINES.replace("'none'", &format!("['/bin/sh', '-c', '{script}']"));
+    let lines = format!("{lines}\npostgres.mode = 'attach'\npostgres.url = '{url}'");
+    let project = Project::app_with("slow:app", &lines).without("workers.app_dir").without("postgres.port");
+    project.write("slow.py", SLOW);
+    // The workers' user writes here.
+    std::fs::set_permissions(project.dir(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let tandem = Tandem::start(&project);
+    wait_for("the migration", || project.dir().join("migrating").exists());
+    (project, tandem)
+}
+
+#[test]
+fn a_database_that_goes_away_in_the_middle_of_the_boot_is_told_and_a_stop_is_heard_at_once() {
+    let server = Project::app_with("plain:app", "migrations.run = 'none'\nworkers.count = 1");
+    let mut theirs = Tandem::up(&server);
+    let url = tandem::run(&server, &["url"]);
+    let url = String::from_utf8(url.stdout).unwrap().trim().to_owned();
+    // A database each: one migration at a time runs in one.
+    let other = |name: &str, code| {
+        as_superuser(&server, "postgres", &format!("CREATE DATABASE {name} OWNER app"));
+        migrating(&format!("{}{name}", url.strip_suffix("app").unwrap()), code)
+    };
+    let [mut fails, mut stopped, mut starves, mut returns] =
+        [("one", 1), ("two", 0), ("three", 0), ("four", 0)].map(|(name, code)| other(name, code));
+    assert_eq!(theirs.stop(), 0, "{}", theirs.log());
+    for (project, tandem) in [&mut fails, &mut stopped, &mut starves, &mut returns] {
+        tandem.wait_log("went away: ");
+        let (status, body) = tandem::get(project.health, "/ready").unwrap();
+        assert!(status == 503 && body.contains("database: "), "{body}");
+    }
+    // A migration that fails meanwhile may succeed later.
+    fails.0.write("on", "");
+    assert_eq!(fails.1.wait_code(), 75, "{}", fails.1.log());
+    assert!(fails.1.log().contains("went away during the migrations: "), "{}", fails.1.log());
+    // One that goes on is broken off by a stop.
+    let asked = std::time::Instant::now();
+    assert_eq!(stopped.1.stop(), 0, "{}", stopped.1.log());
+    assert!(asked.elapsed() < std::time::Duration::from_secs(15), "{:?}\n{}", asked.elapsed(), stopped.1.log());
+    // Workers that cannot start without it are tried again, and a stop is heard then too.
+    for (project, tandem) in [&mut starves, &mut returns] {
+        project.write("on", "");
+        tandem.wait_log("while the database is away; restart in 5s");
+    }
+    let asked = std::time::Instant::now();
+    assert_eq!(starves.1.stop(), 0, "{}", starves.1.log());
+    assert!(asked.elapsed() < std::time::Duration::from_secs(15), "{:?}\n{}", asked.elapsed(), starves.1.log());
+    let mut theirs = Tandem::up(&server);
+    returns.1.wait_ready();
+    returns.1.wait_log("serves again, after ");
+    assert_eq!(returns.1.stop(), 0, "{}", returns.1.log());
+    assert_eq!(theirs.stop(), 0, "{}", theirs.log());
+    for project in [fails.0, stopped.0, starves.0, returns.0] {
+        assert!(tandem::left_in(project.dir()).is_empty());
+    }
 }

@@ -178,6 +178,34 @@ async fn whatever_step_fails_the_workers_that_were_there_serve_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_roll_that_fails_on_its_way_says_who_is_new_and_leaves_every_worker_serving() {
+    let project = project("migrations.run = 'none'\n").await;
+    project.reconfigure(|text| text.replace("workers.count = 1", "workers.count = 3"));
+    let mut tandem = Tandem::up(&project);
+    let before = tandem.workers();
+    require(&project, 2, "two");
+    // It can be imported once.
+    project.write("main.py", &source("open('imported', 'x').close()"));
+    control::run(&project, &["deploy"])
+        .expect(1, &["FileExistsError", "1 worker was replaced before, the others serve on", "is the one in use"]);
+    let after = tandem.workers();
+    assert_eq!((after.len(), after.iter().filter(|pid| before.contains(pid)).count()), (3, 2), "{}", tandem.log());
+    ["one", "two"].into_iter().for_each(|body| answers(&tandem, body));
+    // Whoever is in an environment keeps it, also when the next deployment fails in the same way.
+    require(&project, 3, "six");
+    project.write("main.py", &source("open('imported.again', 'x').close()"));
+    control::run(&project, &["deploy"]).expect(1, &["1 worker was replaced before"]);
+    assert_eq!(environments(&project), ["venv", "venv.1", "venv.2"]);
+    answers(&tandem, "one");
+    project.write("main.py", &source(""));
+    control::run(&project, &["deploy"]).expect(0, &["replaced 3 workers"]);
+    assert!(tandem.workers().iter().all(|pid| !before.contains(pid)), "{}", tandem.log());
+    assert_eq!((0..30).filter(|_| tandem.get("/").unwrap().1 == "one").count(), 0);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    assert!(tandem::left_in(project.dir()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_deployment_at_a_time_and_one_that_is_killed_harms_nothing() {
     let project = project(COMMAND).await;
     let mut tandem = Tandem::up(&project);

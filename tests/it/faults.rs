@@ -1,9 +1,11 @@
 //! It holds: a short schedule of faults of all kinds, while rows are written through the application. The long one is a
 //! bench (`cargo bench --bench faults`).
 
+use std::time::Duration;
+
 use crate::common::alone::alone;
 use crate::schedule::plan::{Blow, Schedule, Victim, kinds};
-use crate::schedule::{self, Options};
+use crate::schedule::{self, Options, StallWatch, Stalls};
 
 /// Another order of faults with every change of it.
 const SEED: u64 = 11;
@@ -45,4 +47,20 @@ fn a_schedule_is_the_same_for_the_same_seed_and_has_every_kind_of_fault() {
     // The later ones all meet the same supervisor.
     let mut schedule = Schedule::new(7);
     assert!((0..500).all(|_| !schedule.next(400, 1_000).kind.ends_the_supervisor()));
+}
+
+#[test]
+fn a_pause_of_the_supervisor_is_no_stall_and_hides_none_that_counts() {
+    let told = |longest, count| Stalls { longest: Duration::from_millis(longest), count };
+    let mut watch = StallWatch::default();
+    watch.see((1, told(40, 0)), "a worker", false);
+    watch.see((1, told(607, 1)), "supervisor: SIGSTOP, SIGCONT", true);
+    watch.see((1, told(607, 1)), "a backend", false);
+    let longest = Some((Duration::from_millis(40), "a worker".to_owned()));
+    assert_eq!((watch.longest.clone(), watch.count), (longest, 0), "{watch:?}");
+    assert_eq!(watch.hidden, Duration::from_millis(607));
+    watch.see((1, told(607, 2)), "a companion", false);
+    assert_eq!(watch.count, 1, "shorter than the pause, and counted");
+    watch.see((2, told(60, 0)), "another supervisor", false);
+    assert_eq!(watch.longest.map(|(longest, _)| longest), Some(Duration::from_millis(60)));
 }

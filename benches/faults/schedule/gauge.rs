@@ -123,11 +123,55 @@ pub fn live(port: u16, limit: Duration) -> bool {
     ask(port, "/live", limit).is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
-/// The longest stall of the event loop that the supervisor has measured itself.
-pub fn stall(port: u16) -> Option<Duration> {
-    let metrics = ask(port, "/metrics", LIVE_LIMIT)?;
-    let value = metrics.lines().find_map(|line| line.strip_prefix("tandem_loop_stall_seconds_max "))?;
-    Some(Duration::from_secs_f64(value.trim().parse().ok()?))
+/// What a supervisor has measured of its event loop since it was started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stalls {
+    pub longest: Duration,
+    /// How many were longer than 250 ms.
+    pub count: u64,
+}
+
+impl Stalls {
+    /// As the supervisor tells them.
+    pub fn told(port: u16) -> Option<Self> {
+        let metrics = ask(port, "/metrics", LIVE_LIMIT)?;
+        let value = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let longest = Duration::from_secs_f64(value("tandem_loop_stall_seconds_max ")?.parse().ok()?);
+        Some(Self { longest, count: value("tandem_loop_stalls_total ")?.parse().ok()? })
+    }
+}
+
+/// The longest stall of all supervisors, without those of faults that pause the supervisor itself. The loop measures by a
+/// clock that goes on meanwhile, and keeps the longest alone: what comes after such a pause is known if it is longer yet,
+/// and counted if it is longer than 250 ms.
+#[derive(Clone, Debug, Default)]
+pub struct StallWatch {
+    /// The supervisor, and what it last told.
+    last: (i32, Stalls),
+    /// The longest, and after which fault.
+    pub longest: Option<(Duration, String)>,
+    /// How many were longer than 250 ms.
+    pub count: u64,
+    /// The longest that a pause left in the meter of a supervisor.
+    pub hidden: Duration,
+}
+
+impl StallWatch {
+    /// See what the supervisor `pid` tells after `fault`, by which it was `paused` or not.
+    pub fn see(&mut self, (pid, told): (i32, Stalls), fault: &str, paused: bool) {
+        let before = if self.last.0 == pid { self.last.1 } else { Stalls::default() };
+        self.last = (pid, told);
+        if paused {
+            if told.longest > before.longest {
+                self.hidden = self.hidden.max(told.longest);
+            }
+            return;
+        }
+        self.count += told.count.saturating_sub(before.count);
+        if told.longest > before.longest && self.longest.as_ref().is_none_or(|(longest, _)| told.longest > *longest) {
+            self.longest = Some((told.longest, fault.to_owned()));
+        }
+    }
 }
 
 /// An answer of the health port, whole.

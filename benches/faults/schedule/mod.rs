@@ -22,8 +22,8 @@ use crate::common::strict::Connection;
 use crate::common::tandem::processes;
 use blows::{Came, Strike};
 use clients::Clients;
-pub use gauge::Taken;
 use gauge::{LIVE_LIMIT, Live};
+pub use gauge::{StallWatch, Stalls, Taken};
 use ground::{AUXILIARY_WORDS, COMPANION, Ground, WORKERS};
 use plan::{Fault, Schedule};
 
@@ -41,6 +41,8 @@ const WITHDRAWN_LIMIT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(5);
 /// Faults that came before the last one had healed.
 const SEVERAL: &str = "several at once";
+/// How the name of a fault begins that pauses the supervisor.
+const PAUSED: &str = "supervisor: SIGSTOP";
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +74,8 @@ pub struct Outcome {
     pub troubles: Vec<String>,
     /// The longest wait for `/live`, and during which fault.
     pub live: (Duration, String),
-    /// The longest stall that the loop has measured, and after which fault; `None` where it measures none.
-    pub stall: Option<(Duration, String)>,
+    /// The stalls that the loop has measured.
+    pub stalls: StallWatch,
     /// The supervisor that all later faults met: at its start, and after the last fault.
     pub taken: Option<(Taken, Taken)>,
     /// Milliseconds from `kill -9` of a backend until `/ready` said no.
@@ -311,9 +313,8 @@ impl Course {
     }
 
     fn look_at_the_stall(&mut self, fault: &str) {
-        let Some(stall) = gauge::stall(self.ground.port()) else { return };
-        if self.outcome.stall.as_ref().is_none_or(|(longest, _)| stall > *longest) {
-            self.outcome.stall = Some((stall, fault.to_owned()));
+        if let Some(told) = Stalls::told(self.ground.port()) {
+            self.outcome.stalls.see((self.ground.pid(), told), fault, fault.contains(PAUSED));
         }
     }
 

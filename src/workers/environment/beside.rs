@@ -101,11 +101,12 @@ impl Next {
         interpreter(&self.place)
     }
 
-    /// Let it be the one in use from now on, after a restart too. Of the others the last one stays.
+    /// Let it be the one in use from now on, after a restart too. Of the others the last one stays, and where not all workers
+    /// have `moved` into this one, all do.
     ///
     /// # Errors
     /// The file that names it cannot be written; then the one before is still the one in use.
-    pub fn adopt(self) -> io::Result<()> {
+    pub fn adopt(self, moved: bool) -> io::Result<()> {
         let before = in_use(&self.base);
         let pointer = beside(&self.base, "current");
         if self.place == self.base {
@@ -114,7 +115,7 @@ impl Next {
             let name = self.place.file_name().unwrap_or_default().to_string_lossy();
             durable::replace(&pointer, format!("{name}\n").as_bytes(), &WriteOptions::default().mode(0o644))?;
         }
-        for old in others(&self.base).iter().chain([&self.base]) {
+        for old in others(&self.base).iter().chain([&self.base]).filter(|_| moved) {
             let is_ours = matches!(State::of(old), State::Made(_) | State::Begun);
             if *old != before && *old != self.place && is_ours {
                 make::discard(old)?;
@@ -146,17 +147,17 @@ mod tests {
         };
         assert_eq!(in_use(&base), base);
         let (first, one, two) = (make("venv"), make("venv.1"), make("venv.2"));
-        one.clone().adopt().unwrap();
+        one.clone().adopt(true).unwrap();
         assert_eq!(in_use(&base), one.place);
         assert!(base.exists() && !two.place.exists(), "the last one stays, and no other");
         let three = make("venv.3");
-        three.clone().adopt().unwrap();
+        three.clone().adopt(true).unwrap();
         assert!(in_use(&base) == three.place && one.place.exists() && !base.exists());
         // The way back, and to the first place.
-        one.clone().adopt().unwrap();
+        one.clone().adopt(true).unwrap();
         assert_eq!(in_use(&base), one.place);
         drop(first);
-        make("venv").adopt().unwrap();
+        make("venv").adopt(true).unwrap();
         assert_eq!(in_use(&base), base);
         // What is named is not whole, or is none.
         for (named, begun) in
