@@ -48,7 +48,7 @@ pub enum Origin {
     Own,
     /// This deployment, of a file that something else wrote.
     Imported,
-    /// Nobody knows.
+    /// No signature of this deployment's says who made it.
     Unknown,
 }
 
@@ -119,7 +119,7 @@ impl Catalog {
         }
     }
 
-    /// Whoever left it is gone: its lock is ours.
+    /// The run that left it has ended: we hold the lock.
     fn sweep(&self) {
         for path in self.unfinished() {
             tracing::info!("removing {}, which an interrupted run left", path.display());
@@ -410,7 +410,7 @@ impl Entry {
     }
 }
 
-/// The newest backups, the newest first, cannot be restored, and nobody has said that an older one will do.
+/// The error when the newest backups, `passed_over`, cannot be restored and `--older` was not given.
 pub fn is_older(passed_over: &[(Name, &str)], sound: &Name) -> Failure {
     let named: Vec<String> = passed_over.iter().map(|(name, state)| format!("{name} is {state}")).collect();
     let lost = passed_over.first().map_or(TimeDelta::zero(), |(newest, _)| newest.taken - sound.taken);

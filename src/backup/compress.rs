@@ -22,7 +22,7 @@ use crate::install::hexadecimal;
 const BLOCK_SIZE: usize = 1 << 18;
 /// Compressing threads.
 const THREADS: usize = 2;
-/// Blocks that wait for them, so that they and whoever dumps need not take turns.
+/// Blocks that wait for the threads, so that the threads and pg_dump do not take turns.
 const QUEUE: usize = 16;
 /// libdeflate's fastest: 4 % larger than `gzip -6` on the reference backend's rows, in a fifth of its time, and half of
 /// what its own default takes. Who wants small backups has zstd.
@@ -87,7 +87,7 @@ fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()>
         let (give, jobs) = sync_channel::<Job>(QUEUE);
         let (promise, members) = sync_channel(QUEUE);
         let (give_back, spare) = channel();
-        // The threads' own: with the last of them the queue is gone, and whoever waits for room in it is told.
+        // Only the threads own the queue: when the last one ends, a sender that waits for room gets an error.
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..THREADS {
             let (jobs, give_back) = (jobs.clone(), give_back.clone());
@@ -97,7 +97,7 @@ fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()>
                 loop {
                     let next = jobs.lock().ok().and_then(|jobs| jobs.recv().ok());
                     let Some(Job { block, member }) = next else { return };
-                    // Nobody waits for it once another could not be written, and nobody needs the block at the end.
+                    // Either receiver may be gone: an earlier block could not be written, or this one is among the last.
                     let _ = member.send(compress(&mut compressor, &block, &mut scratch));
                     let _ = give_back.send(block);
                 }
@@ -125,7 +125,7 @@ fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()>
         let gone = |_| io::Error::other("a compressing thread panicked");
         let write = |promised: Receiver<io::Result<Vec<u8>>>| out.write_all(&promised.recv().map_err(gone)??);
         let written = members.iter().try_for_each(write);
-        // Whoever still reads is told by the end of the channel.
+        // The end of the channel tells the threads that still read.
         drop(members);
         let read = reading.join().unwrap_or_else(|_| Err(io::Error::other("the reading thread panicked")));
         written.and(read)

@@ -117,7 +117,7 @@ impl Digests {
 pub fn differences(wanted: &Census, found: &Census) -> Vec<String> {
     let mut differences = Vec::new();
     for (name, span) in &wanted.sequences {
-        // That a sequence is missing is told with the other objects.
+        // A missing sequence is reported with the other missing objects.
         if let Some(found) = found.sequences.get(name)
             && !span.holds(found.last)
         {

@@ -182,7 +182,7 @@ impl Copies {
         let refuse = |why: String| {
             Failure::new(Code::Failed, format!("{name} in {}: {why}. Nothing was changed.", self.destination))
         };
-        // Whoever can write there may have written anything: what is not signed is not fetched, and what the files are called
+        // The destination is not trusted: what is not signed is not fetched, and what the files are called
         // follows from the backup's own name.
         let value: Value = read_json(manifest.path()).map_err(refuse)?;
         let known = understood(name, &value).map_err(refuse)?;

@@ -39,7 +39,7 @@ pub struct Disk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A run that was killed left it: nobody needs it.
+    /// A killed run left it, and no later run uses it.
     Leftover,
     /// A restore replaced it, and it is the way back.
     Kept,
@@ -182,7 +182,7 @@ pub async fn sweep(settings: &Settings, home: &Home, leftovers: &[Finding]) -> V
     let catalog = Catalog::of(settings, home);
     let archive = pitr::archive(settings, home);
     if leftovers.iter().any(|one| matches!(one.place, Place::Backups(_))) {
-        // Whoever takes the lock removes what is unfinished.
+        // Taking the lock removes what is unfinished.
         match catalog.lock() {
             Ok(_lock) => catalog.orphans().iter().for_each(|path| drop(durable::remove(path))),
             Err(error) => tracing::warn!("{}", in_words(&error)),
@@ -251,7 +251,7 @@ fn size(path: &Path) -> u64 {
     entries.map(|entry| size(&entry.path())).sum()
 }
 
-/// Whether a process holds the lock file `path`; a file that is not there nobody holds.
+/// Whether a process holds the lock file `path`; false if there is no such file.
 fn is_held(path: &Path) -> bool {
     fs::File::open(path).is_ok_and(|file| Lock::on(file).is_err_and(|error| error.is_held()))
 }

@@ -170,7 +170,7 @@ async fn whole(
     tokio::task::spawn_blocking(move || catalog.publish(&name, partial, roles, &manifest).map(|()| manifest)).await?
 }
 
-/// What every dump is told.
+/// The options of every dump.
 fn dumping(wanted: &Wanted<'_>, snapshot: &str) -> PgDumpBuilder {
     let dump = PgDumpBuilder::new().dbname(dbname(wanted.database)).no_password();
     dump.snapshot(snapshot).lock_wait_timeout(LOCK_LIMIT.as_millis())

@@ -48,7 +48,7 @@ pub struct Feeding {
 /// Hand `stream` to `psql`. `passed` counts its bytes.
 ///
 /// # Errors
-/// [`Broken`]; what psql got until then is worth nothing, and its input must not end as if it were whole.
+/// [`Broken`]; psql has part of the dump then, and its input must not end as if it were whole.
 pub fn feed(mut stream: impl Read, psql: &mut impl Write, feeding: Feeding, passed: &AtomicU64) -> Result<(), Broken> {
     if feeding.restricts {
         // From here on psql itself knows no command any more but `\unrestrict` with this key.
@@ -80,7 +80,7 @@ pub fn feed(mut stream: impl Read, psql: &mut impl Write, feeding: Feeding, pass
     if ends_whole(&tail) { Ok(()) } else { Err(Broken::CutShort) }
 }
 
-/// A key that nobody can guess.
+/// A random key for `\restrict`.
 fn key() -> io::Result<String> {
     let mut bits = [0; 16];
     SysRng.try_fill_bytes(&mut bits).map_err(io::Error::other)?;

@@ -42,7 +42,7 @@ pub fn is_to_be_copied(entry: &Entry) -> bool {
     matches!(entry.standing(), State::Proven | State::Unverified) && entry.name.format != Format::Directory
 }
 
-/// Keep what a destination lacks, whatever retention says: it may be the only copy there will ever be.
+/// Keep each backup that a destination lacks, even if retention would remove it: it may be the only copy.
 pub fn keep_uncopied(catalog: &Catalog, fates: &mut [(Entry, Fate)], destinations: &[String]) {
     for (entry, fate) in fates {
         let lacks = |destination: &String| !is_copied(catalog, entry, destination);

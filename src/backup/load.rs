@@ -98,11 +98,11 @@ pub async fn drop(reach: &Reach, name: &str) -> anyhow::Result<()> {
     answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
 }
 
-/// Bring `load` into the empty database `database`, which is worth nothing when that fails: in one transaction where that is
+/// Bring `load` into the empty database `database`, which must be dropped if that fails: in one transaction where that is
 /// wanted and its format allows it. The database has what is `existing` already.
 ///
 /// # Errors
-/// What the file or the server did not bear. The database is worth nothing then.
+/// The file or the server refused something. The database is incomplete then: drop it.
 pub async fn load(
     reach: &Reach,
     load: &Load,

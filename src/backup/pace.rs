@@ -1,4 +1,4 @@
-//! A stream of the server's that is read in large pieces, and no faster than the operator wants.
+//! Reads a stream of the server's in large pieces, at most at the configured rate.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 const ENOUGH: usize = 128 << 10;
 /// How long more is waited for where there was less.
 const PAUSE: Duration = Duration::from_millis(1);
-/// What the pipe must hold so that whoever writes does not wait meanwhile, in bytes.
+/// The size of the pipe, in bytes: enough for the writer to go on while the reader pauses.
 const PIPE_MIN: i32 = 512 << 10;
 /// How much of a limited stream may come at once after it stood still.
 const BURST: Duration = Duration::from_millis(100);

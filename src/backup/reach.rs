@@ -96,7 +96,7 @@ impl Reach {
     /// A session in `database`.
     ///
     /// # Errors
-    /// Nobody answers, or lets us in.
+    /// The server does not answer, or refuses the connection.
     pub async fn session(&self, database: &str) -> anyhow::Result<PgConnection> {
         match &self.way {
             Way::Socket { home, port } => {

@@ -3,7 +3,7 @@
 //!
 //! `pg_dump --verbose 2>&1` puts each message wherever the SQL happened to be, in the middle of rows too. A message ends with a
 //! line's end; without it the SQL is whole again. A row may hold the same text, though: each message comes once, and each
-//! row has as many columns as its table, so whoever mimics one is found out, and the file refused.
+//! row has as many columns as its table, so text that imitates a message is noticed, and the file refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, Read, Write};
@@ -134,7 +134,7 @@ pub enum NotRepaired {
 /// Copy a dump from `from` to `to`, repaired.
 ///
 /// # Errors
-/// [`NotRepaired`]; what was written until then is worth nothing.
+/// [`NotRepaired`]; the output is incomplete then and must be removed.
 pub fn repair(mut from: impl BufRead, mut to: impl Write) -> Result<Found, NotRepaired> {
     let mut reader = Reader::default();
     let mixed = {

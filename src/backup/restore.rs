@@ -37,7 +37,7 @@ const WAL_SIZE: &str = "SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setti
 /// PostgreSQL's version here.
 const MAJOR: u32 = 16;
 
-/// Why a backup is refused that nobody here has signed.
+/// The message for a backup that this deployment has not signed.
 pub const NOT_SIGNED: &str = "it is not signed with a key of this deployment, so anybody may have made or changed it. `tandem backup key` shows the key \
      where the backup was made, and `tandem backup key --import FILE` accepts it here; or say --trust (restore.trust) if you know \
      where it comes from";
@@ -57,7 +57,7 @@ pub struct Restored {
     pub rows: u64,
     pub tables: usize,
     pub duration_ms: u64,
-    /// How long nobody got in.
+    /// How long the database refused connections.
     pub swap_ms: u64,
     /// What logical replication holds of the kept database.
     pub replication: KeptReplication,
@@ -190,7 +190,7 @@ impl Restoring {
         Ok(Self { session })
     }
 
-    /// Whether somebody has it on this server.
+    /// Whether a restore runs on this server: another session holds its lock.
     ///
     /// # Errors
     /// The connection is lost.
@@ -361,7 +361,7 @@ impl Restoring {
         Ok(())
     }
 
-    /// A name that nobody has, for what is replaced at `now`.
+    /// A free name for the database that is replaced at `now`.
     async fn free_name(&mut self, database: &str, mut now: DateTime<Utc>) -> anyhow::Result<String> {
         loop {
             let kept = Belonging::Kept.name(database, now);

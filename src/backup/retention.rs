@@ -59,7 +59,7 @@ impl Fate {
 }
 
 impl Rules {
-    /// What the operator wants.
+    /// The operator's retention settings.
     pub fn of(settings: &Backup) -> Self {
         Self { retention: settings.retention, proves: settings.verify != Verify::Never }
     }
@@ -93,7 +93,7 @@ pub fn decide(backups: &[Known], rules: &Rules, now: DateTime<Utc>) -> Vec<Fate>
     let fate = |at: usize| {
         let backup = &backups[at];
         let old = rules.retention.days > 0 && now - backup.taken > TimeDelta::days(rules.retention.days.into());
-        // Bad ones are not counted: whatever is older than enough whole ones may go.
+        // Bad backups do not count: a backup may go when enough newer ones are whole.
         let newer = whole.iter().filter(|&&one| (backups[one].taken, one) > (backup.taken, at)).count();
         let enough = count > 0 && newer >= count;
         match backup.state {

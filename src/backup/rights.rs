@@ -79,7 +79,7 @@ pub async fn needs(reach: &Reach, database: &str) -> anyhow::Result<Option<Vec<S
         return Ok(None);
     }
     let mut session = reach.session(database).await?;
-    // Whoever owns the database may have put other operators before PostgreSQL's.
+    // The database's owner may have put other operators before PostgreSQL's.
     run(&mut session, "leave the search path", "SET search_path = ''".to_owned()).await?;
     census::names_as_they_are(&mut session).await?;
     let needs = census::sorted(&mut session, "look for what needs a superuser", NEEDS).await?;
@@ -99,7 +99,7 @@ pub struct NewDatabase<'a> {
 /// backup is trusted.
 ///
 /// # Errors
-/// What the file or the server did not bear. The database is worth nothing then.
+/// The file or the server refused something. The database is incomplete then: drop it.
 pub async fn bring_in(
     reach: &Reach,
     loading: &Load,
@@ -162,14 +162,14 @@ async fn confined(
     let outcome = async {
         let existing = extensions(&mut session, reach, loading, &role).await?;
         load::load(&confined, loading, target.name, &existing, progress).await?;
-        // What the dump gives to nobody belongs to the database's owner.
+        // Objects for which the dump names no owner belong to the database's owner.
         let leave = format!("REASSIGN OWNED BY {} TO {}", identifier(&role), identifier(target.owner));
         run(&mut session, "give away what the loading role owns", leave).await?;
         run(&mut session, "take back the loading role's rights", format!("DROP OWNED BY {}", identifier(&role))).await
     }
     .await;
     let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
-    // It may own things in a database that is worth nothing, and goes with that.
+    // It may own things in a database that failed to load, and is dropped together with it.
     if outcome.is_err() {
         load::drop(reach, target.name).await?;
     }
@@ -220,7 +220,7 @@ pub async fn sweep(session: &mut PgConnection) -> anyhow::Result<()> {
     let left =
         query_scalar::<_, String>("SELECT rolname::text FROM pg_catalog.pg_roles WHERE rolname ~ '^tandem_loading_'");
     for role in answered(ANSWER_LIMIT, "list the roles", left.fetch_all(&mut *session)).await? {
-        // It can do nothing: nobody knows its password.
+        // A role that stays does no harm: its password is not kept.
         if let Err(left) = run(session, "drop it", format!("DROP ROLE {}", identifier(&role))).await {
             tracing::warn!("role {role}, which an interrupted restore left, stays: {}", in_words(&left));
         }

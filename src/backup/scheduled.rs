@@ -65,7 +65,7 @@ async fn whole(
     // The proof comes first: a copy of what does not restore would be the newest one in its place.
     let proven = prove(means, catalog, database, &manifest.file, run).await;
     let sent = send_missing(settings, catalog, database).await;
-    // Whatever became of these, the disk must not fill up with old ones.
+    // Retention runs even if the copies or the proof failed: old backups must not fill the disk.
     let pruned = prune(settings, catalog, database, run.started).await;
     if let Ok(fates) = &pruned {
         let removed = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_)));
@@ -117,7 +117,7 @@ fn first_of(outcomes: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::R
     first.map_or(Ok(()), Err)
 }
 
-/// Copy a backup to every place that `settings` name. All are tried, whatever becomes of one.
+/// Copy a backup to every place that `settings` name. A failed copy does not keep the others from being tried.
 ///
 /// # Errors
 /// What the first that failed said.

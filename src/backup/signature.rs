@@ -1,7 +1,7 @@
 //! Who made a backup: its manifest, which has the digests of all its files, is signed with a key of this deployment
 //! (HMAC-SHA256, RFC 2104).
 //!
-//! Whoever can write to a destination can put other files there, and their digests into the manifest; without the key they
+//! A process with access to a destination can put other files there, and their digests into the manifest; without the key they
 //! cannot sign it. The key lies in the state directory, for its owner alone. `tandem backup key` shows it, so that it can be
 //! kept elsewhere, and brings it to another machine.
 

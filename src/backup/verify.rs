@@ -111,7 +111,7 @@ pub async fn verify(means: &Means<'_>, catalog: &Catalog, entry: &Entry) -> anyh
         problems,
         tandem_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    // Whoever removed it meanwhile left nothing to say a word on.
+    // The backup was removed during the verification: there is nothing to record a verdict on.
     if entry.path.exists() {
         catalog.record(&entry.name, &verdict)?;
     }

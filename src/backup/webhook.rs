@@ -1,4 +1,4 @@
-//! A POST to whoever is to know.
+//! Reports a failed backup by a POST to `backup.on_failure`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::plan::Secret;
 /// Send `body` to `address`; anything but success is an error.
 ///
 /// # Errors
-/// Nobody answers within `limit`, or with another status. The address, which may let one in, is in no message.
+/// There is no answer within `limit`, or one with another status. No message has the address, which may hold a secret.
 pub async fn post(address: &Secret, body: &serde_json::Value, limit: Duration) -> anyhow::Result<()> {
     // Who else has installed one in this process has installed the same.
     let _ = rustls::crypto::ring::default_provider().install_default();

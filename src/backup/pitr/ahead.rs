@@ -2,7 +2,7 @@
 //! it, two at a time.
 //!
 //! PostgreSQL asks for one segment at a time and waits for each flush. What was archived ahead is noted with what stat(2)
-//! said of it, so that its own turn takes no more than a look. The note is written after the flush: whatever dies in
+//! said of it, so that its own turn takes no more than a look. The note is written after the flush: what is killed in
 //! between, nothing is confirmed that is not durable.
 
 use std::fs;
@@ -17,7 +17,7 @@ use super::wal::{Segment, WalFile};
 
 /// So many that wait behind one are a queue: two flushes for both are fewer than two for each.
 const QUEUE: usize = 1;
-/// So many are archived at once at most: PostgreSQL is told of none before all are done.
+/// How many are archived at once at most: PostgreSQL hears of none of them before all are done.
 const BATCH: usize = 8;
 /// At once on so many threads; of a single one, so many compress it.
 const THREADS: u32 = 2;

@@ -103,7 +103,7 @@ pub struct Condition {
 pub struct Watch {
     notes: Notes,
     settings: Pitr,
-    /// Since when it looks: before, nobody was there to archive.
+    /// When this process began to look: before, no archiver ran.
     since: SystemTime,
     /// What was last said of it.
     said: Option<String>,
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(judge(waiting.clone(), &settings, began, after(60)).trouble, None);
         let stalled = judge(waiting.clone(), &settings, began, after(61));
         assert!(stalled.failing && stalled.trouble.unwrap().contains("nothing was archived for 61 s"));
-        // A server that was down had nobody who archived.
+        // No archiver ran while the server was down.
         assert!(!judge(waiting.clone(), &settings, after(600), after(601)).failing);
         let busy = Sample { last_archived: Some(after(599)), ..waiting };
         assert!(!judge(busy, &settings, began, after(601)).failing);
@@ -259,7 +259,7 @@ mod tests {
             assert_eq!(condition.sample.given_up.is_some(), gives_up);
             assert_eq!(Notes::new(temp.path()).given_up().is_some(), gives_up);
             assert!(condition.trouble.unwrap().contains("64 MB of WAL wait"));
-            // Nobody takes it away: the command hangs.
+            // The segment stays: the command hangs.
             watch.look(SystemTime::now() + STALL * 2);
             let waits = Sample::take(&Notes::new(temp.path())).ready;
             assert_eq!(waits, if gives_up { 0 } else { 4 });

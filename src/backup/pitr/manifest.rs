@@ -160,9 +160,9 @@ impl FileManifest {
     pub fn read(bytes: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct Whole {
-            #[serde(rename = "FileManifest-Checksum")]
+            #[serde(rename = "Manifest-Checksum")]
             checksum: String,
-            #[serde(rename = "PostgreSQL-Backup-FileManifest-Version")]
+            #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
             version: u32,
         }
         let whole: Whole = serde_json::from_slice(bytes).context("read the backup's manifest")?;
@@ -230,11 +230,11 @@ mod tests {
 
     fn manifest(files: &str) -> Vec<u8> {
         let body = format!(
-            "{{ \"PostgreSQL-Backup-FileManifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n\
+            "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n\
              {{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }}\n],\n"
         );
         let checksum = hexadecimal(&Sha256::digest(body.as_bytes()));
-        format!("{body}\"FileManifest-Checksum\": \"{checksum}\"}}\n").into_bytes()
+        format!("{body}\"Manifest-Checksum\": \"{checksum}\"}}\n").into_bytes()
     }
 
     #[test]

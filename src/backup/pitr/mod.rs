@@ -14,7 +14,7 @@
 //! catalog      the base backups that there are
 //! sender       the server, sending one
 //! base         make one
-//! retention    which of it all nobody needs any more, pure
+//! retention    which base backups and WAL may go, pure
 //! timeline     how timelines came out of one another, pure
 //! target       where a recovery is to end, and from which base backup it begins, pure
 //! layout       a base backup as a data directory

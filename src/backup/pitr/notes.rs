@@ -19,7 +19,7 @@ const ARCHIVED: &str = "tandem.archived";
 const NAME_WIDTH: usize = 40;
 /// Segments that were archived before PostgreSQL asked for it.
 const AHEAD: &str = "tandem.ahead";
-/// That the chain is given up: whatever is pushed is dropped.
+/// Says that the chain is given up: segments that PostgreSQL pushes are dropped.
 const GIVEN_UP: &str = "tandem.given_up";
 
 /// The notes in one `pg_wal`.
@@ -28,7 +28,7 @@ pub struct Notes {
     dir: PathBuf,
 }
 
-/// A segment as it was when it was archived ahead. Whatever is done to a file changes one of these.
+/// A segment as it was when it was archived ahead. Any change of the file changes one of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ahead {
     pub name: String,

@@ -1,7 +1,7 @@
 //! Bring the cluster back to an earlier moment: a base backup and the WAL behind it, recovered in a directory of its own,
 //! which takes the old one's place when a server has come up on it and answered.
 //!
-//! Whatever fails before that, the old data directory is as it was. Afterwards it is still there, under another name.
+//! If anything fails before that, the old data directory is as it was. Afterwards it is still there, under another name.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Which base backups and which WAL nobody needs any more. Pure.
+//! Which base backups and which WAL no kept moment needs any more. Pure.
 
 use std::time::Duration;
 

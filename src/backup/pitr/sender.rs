@@ -23,7 +23,7 @@ const APPLICATION_NAME: &str = "tandem-backup";
 const PROTOCOL: u32 = 3 << 16;
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 << 10;
-/// The longest message that is not a part of a file; a longer one is none of PostgreSQL's.
+/// The longest message that is not a part of a file; PostgreSQL sends no longer one.
 const MESSAGE_MAX: usize = 1 << 20;
 /// The server sends 8 kB at a time. So much at once is enough, in bytes, and where there was less, so long is waited for more:
 /// a reader that waits for each piece is woken a hundred thousand times for a GB.

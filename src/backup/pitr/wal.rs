@@ -133,7 +133,7 @@ impl fmt::Display for WalFile {
     }
 }
 
-/// A file name that is none of WAL's.
+/// A file name that no file of an archive of WAL has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the name of a WAL segment, a timeline's history or a backup's label")]
 pub struct NoName(String);

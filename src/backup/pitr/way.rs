@@ -20,7 +20,7 @@ use crate::exit::{Code, Failure};
 use crate::postgres::data::{DataDirectory, inspect};
 use crate::postgres::home::Home;
 
-/// What is wanted of which cluster. Whoever has this holds the state directory's lock, and no server runs.
+/// Which cluster is to be restored to what. The caller holds the state directory's lock, and no server runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish<'a> {
     pub home: &'a Home,

@@ -15,7 +15,7 @@ use super::trouble::{Kind, StoreError};
 use crate::durable;
 use crate::install::hexadecimal;
 
-/// What the thread that writes is told.
+/// Messages to the thread that writes.
 enum Piece {
     Bytes(Bytes),
     /// That was all. A channel that ends without it means that the rest never came.

@@ -15,7 +15,7 @@ use super::trouble::{Kind, StoreError};
 use super::{Progress, Sent, StoredFile};
 use crate::durable::sync_dir;
 
-/// An unfinished copy that nobody has written to for so long is nobody's: its process was killed. Others may send copies to the
+/// An unfinished copy that was not written to for so long is abandoned: its process was killed. Others may send copies to the
 /// same directory.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 

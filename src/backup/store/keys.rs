@@ -70,7 +70,7 @@ const AZURE_NAMES: &[&str] = &[
     "AZURE_ALLOW_HTTP",
 ];
 
-/// Names that `object_store` is told in another way.
+/// Names that are passed to `object_store` in another way.
 pub(super) const OURS: &[&str] = &["AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "AWS_CA_BUNDLE"];
 
 /// Values as short as this are words such as `true`, and hiding them would garble messages.

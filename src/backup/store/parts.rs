@@ -102,7 +102,7 @@ impl Local {
             let failed = |error| StoreError::local(format!("read {}", self.shown), error);
             let read = read.map_err(failed).and_then(|()| self.check_unchanged());
             if let Err(error) = read.and_then(|()| cutter.finish().map_err(failed)) {
-                // Nobody listens any more when the upload has failed.
+                // The receiver is gone when the upload has failed.
                 let _ = sender.blocking_send(Err(error));
             }
         });

@@ -27,7 +27,7 @@ pub enum Kind {
     Credentials,
     /// The keys were refused, and it does not say why: they are wrong, or may not do this.
     Denied,
-    /// Nobody answers, or what answers breaks off or fails.
+    /// The store does not answer, or its answer breaks off or is an error.
     Unreachable,
     /// It took longer than allowed.
     TimedOut,

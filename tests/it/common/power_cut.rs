@@ -313,7 +313,9 @@ impl Disk {
         kept.dedup();
         let fates = [Unflushed::Lost, Unflushed::Zero, Unflushed::Written];
         kept.into_iter().flat_map(move |kept| {
-            fates.map(|fate| self.seen(|at| self.changes[at].flushed || kept.contains(&at), fate))
+            let mut there: Vec<bool> = self.changes.iter().map(|change| change.flushed).collect();
+            kept.into_iter().for_each(|at| there[at] = true);
+            fates.map(|fate| self.seen(|at| there[at], fate))
         })
     }
 
