@@ -21,6 +21,8 @@ pub struct Peer {
     pub package: &'static str,
     pub start: fn(&Site) -> Command,
     pub roll: Roll,
+    /// Not in the table unless it is asked for.
+    pub left_out: bool,
 }
 
 /// How new code gets in.
@@ -34,21 +36,29 @@ pub enum Roll {
 
 /// Tandem, then those that can be had from PyPI.
 pub const PEERS: [Peer; 8] = [
-    Peer { name: "tandem", label: "Tandem", package: "", start: tandem_up, roll: Roll::Commands(tandem_reload) },
-    Peer { name: "gunicorn", label: "gunicorn", package: "gunicorn", start: gunicorn, roll: HUP },
-    Peer { name: "gunicorn-asgi", label: "gunicorn `-k asgi`", package: "gunicorn", start: gunicorn_asgi, roll: HUP },
-    Peer { name: "uvicorn", label: "uvicorn", package: "uvicorn", start: uvicorn, roll: HUP },
-    Peer { name: "granian", label: "granian", package: "granian", start: granian, roll: HUP },
-    Peer { name: "hypercorn", label: "hypercorn", package: "hypercorn", start: hypercorn, roll: HUP },
-    Peer { name: "circus", label: "circus", package: "circus", start: circus, roll: Roll::Commands(circus_reload) },
-    Peer {
-        name: "supervisord",
-        label: "supervisord",
-        package: "supervisor",
-        start: supervisord,
-        roll: Roll::Commands(supervisord_restart),
-    },
+    peer("tandem", "Tandem", "", tandem_up, Roll::Commands(tandem_reload)),
+    peer("uvicorn", "uvicorn", "uvicorn", uvicorn, HUP),
+    peer("gunicorn", "gunicorn", "gunicorn", gunicorn, HUP),
+    peer("granian", "granian", "granian", granian, HUP),
+    peer("hypercorn", "hypercorn", "hypercorn", hypercorn, HUP),
+    left_out(peer("gunicorn-asgi", "gunicorn `-k asgi`", "gunicorn", gunicorn_asgi, HUP)),
+    left_out(peer("circus", "circus", "circus", circus, Roll::Commands(circus_reload))),
+    left_out(peer("supervisord", "supervisord", "supervisor", supervisord, Roll::Commands(supervisord_restart))),
 ];
+
+const fn peer(
+    name: &'static str,
+    label: &'static str,
+    package: &'static str,
+    start: fn(&Site) -> Command,
+    roll: Roll,
+) -> Peer {
+    Peer { name, label, package, start, roll, left_out: false }
+}
+
+const fn left_out(peer: Peer) -> Peer {
+    Peer { left_out: true, ..peer }
+}
 
 const HUP: Roll = Roll::Signal(Signal::SIGHUP);
 

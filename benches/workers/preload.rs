@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -21,6 +21,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 struct Way {
     started: Vec<f64>,
     memory: f64,
+    reloaded: Vec<f64>,
     replaced: Vec<f64>,
 }
 
@@ -30,6 +31,7 @@ pub fn preload(turn: &mut Turn) -> Result<()> {
     let both = |pick: fn(&Way) -> f64| format!("{}, **{}**", number(pick(&without)), number(pick(&with)));
     turn.put(STARTED, &both(|way| median(&way.started)));
     turn.put("— memory of workers and template (PSS), MB", &both(|way| way.memory));
+    turn.put("— `tandem reload` of all four, nothing else to do: ms", &both(|way| median(&way.reloaded)));
     turn.put("— `kill -9` of a worker: ms until a new one answers", &both(|way| median(&way.replaced)));
     turn.goal("preload: a killed worker is ready again within 50 ms", median(&with.replaced) <= 50.0);
     Ok(())
@@ -51,6 +53,13 @@ fn measure(turn: &Turn, lines: &str) -> Result<Way> {
     pause(Duration::from_secs(1));
     let below: Vec<i32> = server.tree().into_iter().filter(|pid| *pid != server.pid()).collect();
     let memory = memory(&below);
+    let mut reloaded = Vec::new();
+    for _ in 0..turn.pace.starts {
+        let began = Instant::now();
+        let told = server.roll()?;
+        ensure!(told.code == 0, "tandem reload: {}", told.said);
+        reloaded.push(ms(began.elapsed()));
+    }
     let load = Load::start(site.port(), &PROBES);
     let mut replaced = Vec::new();
     for _ in 0..turn.pace.kills {
@@ -67,5 +76,5 @@ fn measure(turn: &Turn, lines: &str) -> Result<Way> {
     }
     load.stop();
     server.stop()?;
-    Ok(Way { started, memory, replaced })
+    Ok(Way { started, memory, reloaded, replaced })
 }

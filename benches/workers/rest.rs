@@ -1,4 +1,4 @@
-//! Starts, what a server costs when it has nothing to do, and how it answers when it has.
+//! Starts, what a server costs when it has nothing to do, and how evenly the work falls on its workers when it has.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::rolls::ms;
 use crate::server::{Server, WORKERS, cpu, memory, pause};
 
 pub const STARTED: &str = "start to answers of all four workers, ms";
+const SHORT: &str = "busiest worker ÷ mean: 32 clients with short connections";
 const LONG_LIVED: usize = 8;
 
 pub fn rest(turn: &mut Turn) -> Result<()> {
@@ -32,7 +33,6 @@ pub fn rest(turn: &mut Turn) -> Result<()> {
     turn.put(STARTED, &format!("**{}**", number(median(&times))));
     at_rest(turn, &server);
     spread(turn, site.port());
-    latency(turn, site.port());
     let _ = server.stop();
     Ok(())
 }
@@ -55,11 +55,20 @@ fn at_rest(turn: &mut Turn, server: &Server) {
 
 /// How evenly the work falls on the workers.
 fn spread(turn: &mut Turn, port: u16) {
+    let (short, long) = spreads(turn, port);
+    turn.put(SHORT, &short);
+    turn.put(&long_row(turn), &long);
+}
+
+fn long_row(turn: &Turn) -> String {
+    format!("— {LONG_LIVED} long-lived connections, {} times", turn.pace.spreads)
+}
+
+fn spreads(turn: &Turn, port: u16) -> (String, String) {
     let short = Group { kind: Kind::New, clients: 32, pause: (0, 2_000) };
     let load = Load::start(port, &[short]);
     pause(turn.pace.spread);
     let busiest = load.stop().busiest(WORKERS);
-    turn.put("busiest worker ÷ mean: 32 clients with short connections", &number(busiest));
     let kept = Group { kind: Kind::Busy, clients: LONG_LIVED, pause: (1_000, 300_000) };
     let one = |_| {
         // A new connection each round, at a time of its own; then all are equally busy.
@@ -69,20 +78,5 @@ fn spread(turn: &mut Turn, port: u16) {
     };
     let rounds: Vec<f64> = (0..turn.pace.spreads).map(one).collect();
     let most = rounds.iter().copied().fold(0.0, f64::max);
-    let text = format!("{} (at most {})", number(median(&rounds)), number(most));
-    turn.put(&format!("— {LONG_LIVED} long-lived connections, {} times", turn.pace.spreads), &text);
-}
-
-/// Keep-alive, from request to answer.
-fn latency(turn: &mut Turn, port: u16) {
-    for (clients, pause_max, what) in [(1, 0, "one connection, back to back"), (16, 20_000, "16 connections, 1,600/s")]
-    {
-        let load = Load::start(port, &[Group { kind: Kind::Busy, clients, pause: (0, pause_max) }]);
-        pause(turn.pace.spread);
-        let tally = load.stop();
-        let Some([p50, p99]) = tally.latency([0.5, 0.99]) else { continue };
-        let row = format!("keep-alive latency, {what}: p50, p99, ms");
-        turn.put(&row, &format!("**{}**, {}", number(p50), number(p99)));
-        turn.goal("keep-alive p50 is below 1 ms", p50 < 1.0);
-    }
+    (number(busiest), format!("{} (at most {})", number(median(&rounds)), number(most)))
 }

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::load::{Kind, Load, MIX, Tally};
-use crate::server::{Server, Told, WORKERS, lives, pause, wait_until, workers};
+use crate::server::{PROBES, Server, Told, WORKERS, lives, pause, wait_until, workers};
+use crate::slow::{SLOW_CLIENTS, Slow};
 use crate::{Turn, figures::number};
 
+pub const RELOADED: &str = "new code for four workers, little to do: s until all are new, and none is left of the old";
 pub const FAILED: &str = "rolls back to back: requests failed";
 pub const BROKEN: &str = "roll onto code that does not start: requests failed";
 pub const LONG: &str = "many rolls back to back: requests failed";
@@ -26,6 +28,7 @@ const NO_CODE: &str = "import a_module_that_nobody_has\n";
 pub fn rolls(turn: &mut Turn) -> Result<()> {
     let site = turn.site()?;
     let mut server = Server::start(turn.peer, &site)?;
+    reload(turn, &mut server)?;
     let load = Load::start(site.port(), &MIX);
     pause(LOOK);
     let (began, mut rolls, mut trouble) = (Instant::now(), 0, None);
@@ -60,6 +63,19 @@ pub fn rolls(turn: &mut Turn) -> Result<()> {
     Ok(())
 }
 
+/// How long a roll takes that nothing is in the way of: with just enough requests to see the new workers.
+fn reload(turn: &mut Turn, server: &mut Server) -> Result<()> {
+    let load = Load::start(server.site.port(), &PROBES);
+    wait_until("all workers", LOOK * 5, || Ok(workers(&load).len() >= WORKERS))?;
+    // Circus takes no orders before the warm-up of its last worker is over.
+    pause(LOOK);
+    let began = Instant::now();
+    roll(server, &load).context("the first roll")?;
+    turn.put(RELOADED, &format!("**{}**", number(began.elapsed().as_secs_f64())));
+    load.stop();
+    Ok(())
+}
+
 fn say(turn: &mut Turn, row: &str, tally: &Tally) {
     let all = tally.all();
     let why = if all.failed == 0 { String::new() } else { format!(" ({})", tally.why()) };
@@ -90,6 +106,7 @@ pub fn long(turn: &mut Turn) -> Result<()> {
     let site = turn.site()?;
     let server = Server::start(turn.peer, &site)?;
     let load = Load::start(site.port(), &MIX);
+    let slow = Slow::start(site.port(), SLOW_CLIENTS, turn.pace.slow);
     let (began, mut rolls) = (Instant::now(), 0);
     let (mut swaps, mut asked) = (0, 0);
     while (swaps < turn.pace.swaps || asked < turn.pace.requests) && began.elapsed() < LONG_LIMIT {
@@ -104,7 +121,12 @@ pub fn long(turn: &mut Turn) -> Result<()> {
     let took = began.elapsed();
     pause(Duration::from_secs(1));
     let tally = load.stop();
+    // Those in flight have their time.
+    let slow = slow.stop();
     say(turn, LONG, &tally);
+    let row = format!("— {SLOW_CLIENTS} requests of {} s in flight all the time: failed", turn.pace.slow.as_secs());
+    turn.put(&row, &slow.to_string());
+    turn.goal("long: no slow request fails", slow.failed == 0 && slow.asked > 0);
     let text = format!("{rolls}, {swaps}, {:.0}", took.as_secs_f64());
     turn.put("— rolls, worker swaps, seconds in all", &text);
     let text = format!("**{}** ({})", number(ms(tally.gap)), number(ms(tally.held_up)));

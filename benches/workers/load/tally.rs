@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use super::{Failure, Kind};
-use crate::figures::quantile;
 
 /// Requests of one kind, or of all.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -33,8 +32,8 @@ pub struct Tally {
     pub gap: Duration,
     /// How long the client itself was held up at most.
     pub held_up: Duration,
-    /// From request to answer, of the busy clients, in milliseconds.
-    latencies: Vec<f64>,
+    /// From before the send, or the connect, to the whole answer, in milliseconds; in the order of [`Kind::ALL`].
+    latencies: [Vec<f64>; 4],
 }
 
 impl Tally {
@@ -48,7 +47,7 @@ impl Tally {
             closed: false,
             gap: Duration::ZERO,
             held_up: Duration::ZERO,
-            latencies: Vec::new(),
+            latencies: Default::default(),
         }
     }
 
@@ -62,9 +61,7 @@ impl Tally {
         let worker = self.workers.entry(pid).or_insert(Worker { first: now, last: now, answers: 0 });
         worker.answers += 1;
         worker.last = now;
-        if kind == Kind::Busy {
-            self.latencies.push(took.as_secs_f64() * 1000.0);
-        }
+        self.latencies[kind as usize].push(took.as_secs_f64() * 1000.0);
     }
 
     pub(super) fn failed(&mut self, kind: Kind, failure: Failure, count: u32) {
@@ -110,10 +107,8 @@ impl Tally {
         most as f64 * count as f64 / answers.iter().sum::<u64>() as f64
     }
 
-    /// Latency of the busy clients at each of `parts`, in milliseconds.
-    pub fn latency<const N: usize>(&self, parts: [f64; N]) -> Option<[f64; N]> {
-        let mut sorted = self.latencies.clone();
-        sorted.sort_by(f64::total_cmp);
-        (!sorted.is_empty()).then(|| parts.map(|part| quantile(&sorted, part)))
+    /// How long each request of a kind took, in milliseconds.
+    pub fn latencies(&self, kind: Kind) -> &[f64] {
+        &self.latencies[kind as usize]
     }
 }
