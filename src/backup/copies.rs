@@ -7,14 +7,17 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use serde_json::Value;
+use tokio::task::spawn_blocking;
 
 use super::catalog::{Catalog, Entry, JSON_MAX, Origin, is_older, read_json};
 use super::files::Partial;
+use super::ledger;
 use super::manifest::{globals_name, understood};
 use super::name::{Format, Name};
 use super::restore::NOT_SIGNED;
 use super::store::{Destination, Patience, Recipients, Store};
 use crate::config::{Room, Settings};
+use crate::durable::{self, WriteOptions};
 use crate::exit::{Code, Failure};
 use crate::room::Guard;
 use crate::telemetry::{self, Progress};
@@ -22,6 +25,8 @@ use crate::telemetry::{self, Progress};
 /// What a sealed copy's name ends in.
 const SEALED: &str = ".age";
 const MANIFEST: &str = ".manifest.json";
+/// In a directory that copies were sent to: without it, what is there may be the mount point of a disk that is not mounted.
+const MARKER: &str = ".tandem-copies";
 /// The longest header of a sealed copy, with many recipients, in bytes.
 const SEAL_MAX: u64 = 64 << 10;
 
@@ -88,7 +93,44 @@ impl Copies {
             Some(dir) => room.claim(dir, sizes.sum()).advice(format!("Make room in {}", self.destination)),
             None => room,
         };
-        room.hold(self.send_all(catalog, name, files.into_iter().flatten())).await
+        self.check_mounted(catalog).await?;
+        room.hold(self.send_all(catalog, name, files.into_iter().flatten())).await?;
+        self.mark().await
+    }
+
+    /// Refuse a directory that has nothing of what was sent there: its disk is not mounted, and the copies would fill the one
+    /// that they shall survive.
+    async fn check_mounted(&self, catalog: &Catalog) -> anyhow::Result<()> {
+        let Some(dir) = self.destination.directory() else { return Ok(()) };
+        let (marker, place, catalog) = (dir.join(MARKER), self.destination.to_string(), catalog.clone());
+        let sent = spawn_blocking(move || {
+            if marker.exists() {
+                return anyhow::Ok(Vec::new());
+            }
+            let entries = catalog.entries(None)?.into_iter();
+            Ok(entries.filter(|entry| ledger::is_copied(&catalog, entry, &place)).map(|entry| entry.name).collect())
+        });
+        let sent: Vec<Name> = sent.await.context("look for what was sent")??;
+        if sent.is_empty() || self.list().await?.iter().any(|held| sent.contains(&held.name)) {
+            return Ok(());
+        }
+        let dir = dir.display();
+        let message = format!(
+            "{dir} is there, and nothing of the {} backups that were copied to it: mount the disk that belongs there. If it is a \
+             new one, make the empty file {dir}/{MARKER}",
+            sent.len()
+        );
+        Err(Failure::new(Code::Config, message).into())
+    }
+
+    /// Let the directory be known again.
+    async fn mark(&self) -> anyhow::Result<()> {
+        let Some(marker) = self.destination.directory().map(|dir| dir.join(MARKER)) else { return Ok(()) };
+        let marked = spawn_blocking(move || {
+            let made = if marker.exists() { Ok(()) } else { durable::replace(&marker, b"", &WriteOptions::default()) };
+            made.with_context(|| format!("make {}", marker.display()))
+        });
+        marked.await.context("mark the directory for copies")?
     }
 
     async fn send_all(

@@ -30,6 +30,36 @@ fn project(lines: &str) -> (Project, Tandem) {
     (project, tandem)
 }
 
+#[test]
+fn a_directory_whose_disk_is_not_mounted_gets_no_copies() {
+    let (project, mut tandem) = running();
+    let away = project.dir().join("away");
+    fs::create_dir(&away).unwrap();
+    project.configure(&format!("backup.destinations = ['file://{}']", away.display()));
+    refusal::run(&project, &["backup"]).expect(0, &[]);
+    let copies = || names(&away).into_iter().filter(|name| name.ends_with(".sql.gz")).count();
+    assert_eq!(copies(), 1);
+    // What is there without the disk.
+    let disk = project.dir().join("disk");
+    fs::rename(&away, &disk).unwrap();
+    fs::create_dir(&away).unwrap();
+    let refused = refusal::run(&project, &["backup"]);
+    refused.expect(78, &["nothing of the 1 backups", "mount the disk", ".tandem-copies"]);
+    assert_eq!(names(&away), [""; 0]);
+    assert_eq!(finals(&project).iter().filter(|name| name.ends_with(".sql.gz")).count(), 2, "the backup itself stays");
+    // Another disk, when that is said.
+    fs::write(away.join(".tandem-copies"), "").unwrap();
+    refusal::run(&project, &["backup"]).expect(0, &[]);
+    assert_eq!(copies(), 1);
+    // The former one, from before there was such a file.
+    fs::remove_dir_all(&away).unwrap();
+    fs::rename(&disk, &away).unwrap();
+    fs::remove_file(away.join(".tandem-copies")).unwrap();
+    refusal::run(&project, &["backup"]).expect(0, &[]);
+    assert!(copies() == 2 && away.join(".tandem-copies").exists());
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_is_copied_to_a_bucket_listed_there_and_restored_from_it_on_a_new_machine() {
     let server = Server::start().await;

@@ -158,6 +158,30 @@ async fn a_missing_bucket_is_not_a_missing_copy() {
 }
 
 #[tokio::test]
+async fn a_bucket_with_object_lock_gets_its_checksums_and_says_how() {
+    let server = Server::start_locked().await;
+    let (dir, large) = local(LARGE);
+    let (_small, small) = local(10);
+    let without = store("s3://copies", &server.environment());
+    for file in [&small, &large] {
+        let refusal = without.put(file, "a", UNHEARD).await;
+        refused(refusal, Kind::Address, &["Object Lock", "set AWS_CHECKSUM_ALGORITHM=sha256"]);
+    }
+    let mut environment = server.environment();
+    environment.insert("AWS_CHECKSUM_ALGORITHM".to_owned(), "sha256".to_owned());
+    let with = store("s3://copies", &environment);
+    for (file, name) in [(&small, "small"), (&large, "large")] {
+        with.put(file, name, UNHEARD).await.unwrap();
+        let back = dir.path().join(name);
+        with.get(name, &back, UNHEARD).await.unwrap();
+        assert_eq!(sha256_file(&back).unwrap(), sha256_file(file).unwrap());
+    }
+    environment.insert("AWS_CHECKSUM_ALGORITHM".to_owned(), "md4".to_owned());
+    let unknown = Destination::parse("s3://copies", &environment).and_then(|it| Store::open(&it, patience()));
+    refused(unknown, Kind::Address, &["md4"]);
+}
+
+#[tokio::test]
 async fn a_missing_copy_is_not_a_missing_bucket_and_leaves_the_local_file() {
     let server = Server::start().await;
     let dir = tempfile::tempdir().unwrap();

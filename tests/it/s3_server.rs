@@ -28,11 +28,20 @@ pub struct Server {
 impl Server {
     /// Start a server with one bucket, `copies`. It ends with the test's runtime.
     pub async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    /// As [`Server::start`], and the bucket has Object Lock: what comes without a checksum is refused.
+    pub async fn start_locked() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(is_locked: bool) -> Self {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("copies")).unwrap();
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).unwrap());
         builder.set_auth(SimpleAuth::from_single(KEY_ID, SECRET));
-        builder.set_access(Buckets(root.path().to_path_buf()));
+        builder.set_access(Buckets { root: root.path().to_path_buf(), is_locked });
         let service = builder.build();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -81,8 +90,11 @@ pub fn environment(address: SocketAddr) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The server of the tests would make a bucket that is missing; a real one says so.
-struct Buckets(PathBuf);
+/// The server of the tests would make a bucket that is missing, and knows no locks; a real one says so.
+struct Buckets {
+    root: PathBuf,
+    is_locked: bool,
+}
 
 impl S3Access for Buckets {
     fn check<'this, 'context, 'inner, 'answer>(
@@ -95,10 +107,18 @@ impl S3Access for Buckets {
         'inner: 'answer,
         Self: 'answer,
     {
-        let missing = context.s3_path().get_bucket_name().is_some_and(|name| !self.0.join(name).is_dir());
+        let missing = context.s3_path().get_bucket_name().is_some_and(|name| !self.root.join(name).is_dir());
+        let uploads = matches!(context.s3_op().name(), "PutObject" | "UploadPart");
+        let is_sum = |name: &str| name == "content-md5" || name.starts_with("x-amz-checksum-");
+        let lacks_sum = self.is_locked && uploads && !context.headers().keys().any(|name| is_sum(name.as_str()));
         let answer = match (context.credentials(), missing) {
             (None, _) => Err(s3s::s3_error!(AccessDenied)),
             (_, true) => Err(s3s::s3_error!(NoSuchBucket)),
+            (_, false) if lacks_sum => {
+                let words = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with \
+                             Object Lock parameters";
+                Err(s3s::s3_error!(InvalidRequest, "{words}"))
+            }
             (_, false) => Ok(()),
         };
         Box::pin(ready(answer))

@@ -147,6 +147,11 @@ fn sorted(error: &object_store::Error, code: &str, text: &str, bucket: &Bucket) 
         (_, "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
             (Kind::Address, "the bucket is in another region; set AWS_REGION".into())
         }
+        // Not each server that talks S3 takes a checksum, so none is sent unasked (Amazon S3 User Guide, Object Lock).
+        (_, "InvalidRequest") if text.contains("x-amz-checksum-") || text.contains("Content-MD5") => (
+            Kind::Address,
+            "the bucket wants a checksum with each upload, as those with Object Lock do; set AWS_CHECKSUM_ALGORITHM=sha256".into(),
+        ),
         (E::Unauthenticated { .. }, _) => (Kind::Credentials, format!("the keys are not accepted; correct {keys}")),
         (E::PermissionDenied { .. }, code) => {
             let code = if code.is_empty() { "403" } else { code };
