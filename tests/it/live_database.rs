@@ -130,7 +130,7 @@ fn a_session_of_the_tests_on_the_live_server_is_ended_and_fails_the_run() {
     }
     // Short ones too, as far as they can be seen: a statement of psql is ended, or has ended before it was looked at.
     let script = format!(
-        "for i in 1 2 3 4 5 6 7 8 9 10; do \
+        "i=0; while [ $((i += 1)) -lt 1000 ]; do \
          PGPASSWORD=p psql -Xqh 127.0.0.1 -p {port} -U app app -c 'SELECT pg_sleep(0.03)'; done"
     );
     let run = live.test(&[], &["--", "sh", "-c", &script]);
