@@ -38,8 +38,10 @@ const TIME_LENGTH: usize = "20260102_150405".len();
 /// The size of a database; nothing of one that was dropped a moment ago, or that this role may not look into.
 const SIZE: &str = "SELECT pg_catalog.pg_database_size(oid) FROM pg_catalog.pg_database
                     WHERE datname = $1 AND pg_catalog.has_database_privilege(oid, 'CONNECT')";
-/// How long the renames may take in the server; less than [`SWAP_LIMIT`], so that none goes on that was given up here.
-const STATEMENT_LIMIT: &str = "20s";
+/// How long each of the two renames may take in the server, where a limit counts for every statement by itself. Both together
+/// take less than [`SWAP_LIMIT`], so that none goes on that was given up here.
+const RENAME_LIMIT: Duration = Duration::from_secs(12);
+const _: () = assert!(2 * RENAME_LIMIT.as_secs() < SWAP_LIMIT.as_secs());
 
 const GRANTS: &str = "
     SELECT CASE acl.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(acl.grantee)::text END,
@@ -235,7 +237,7 @@ pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Du
     let mut session = reach.aside(live).await?;
     let mut ending = reach.aside(live).await?;
     wait_for_transactions(&mut session, live, patience).await?;
-    let limit = format!("SET statement_timeout = '{STATEMENT_LIMIT}'");
+    let limit = format!("SET statement_timeout = '{}s'", RENAME_LIMIT.as_secs());
     answered(ANSWER_LIMIT, "set a limit for the renames", raw_sql(AssertSqlSafe(limit)).execute(&mut session)).await?;
     let began = Instant::now();
     let [live_id, new_id, kept_id] = [live, new, kept].map(identifier);
