@@ -58,7 +58,8 @@ fn a_breakpoint_gets_the_terminal_and_gives_it_back() {
         let project = project(&format!("answer = 1; {how}\n        answer += 1"), "");
         let set = format!("answer = {}\r", value - 1);
         let turns = [
-            ("(Pdb) ", "\u{3}"),
+            // Between the prompt and the wait for a key Python only notes a signal, until the next key.
+            ("(Pdb) ", "\u{3}\r"),
             ("(Pdb) ", "p 'typ' + 'ed'\r"),
             ("typed", ""),
             ("(Pdb) ", &set[..]),
