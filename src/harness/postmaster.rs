@@ -50,7 +50,7 @@ pub struct Spec {
 pub struct Postmaster {
     pub port: u16,
     spec: Rc<Spec>,
-    pid: Rc<Cell<i32>>,
+    pid: Rc<Cell<Option<i32>>>,
     off: Rc<Notify>,
     keeping: JoinHandle<()>,
 }
@@ -76,7 +76,7 @@ impl Postmaster {
                 Err(error) => return Err(error),
             }
         };
-        let (spec, pid) = (Rc::new(spec), Rc::new(Cell::new(child.pid())));
+        let (spec, pid) = (Rc::new(spec), Rc::new(Cell::new(Some(child.pid()))));
         let off = Rc::new(Notify::new());
         let keeping = tokio::task::spawn_local(keep(spec.clone(), pid.clone(), off.clone(), child));
         Ok(Self { port, spec, pid, off, keeping })
@@ -87,8 +87,8 @@ impl Postmaster {
         self.off.clone()
     }
 
-    /// The server's process.
-    pub fn pid(&self) -> i32 {
+    /// The server's process, while there is one: afterwards its number could be another's.
+    pub fn pid(&self) -> Option<i32> {
         self.pid.get()
     }
 
@@ -111,8 +111,10 @@ impl Postmaster {
     /// # Errors
     /// It does not end.
     pub async fn shut_down(mut self) -> anyhow::Result<()> {
-        // While it is still kept: afterwards its number could be another's.
-        process::signal(self.pid.get(), Signal::SIGINT);
+        // While it is still kept.
+        if let Some(pid) = self.pid.get() {
+            process::signal(pid, Signal::SIGINT);
+        }
         self.keeping.abort();
         let _ = (&mut self.keeping).await;
         let data = &self.spec.home.data;
@@ -195,17 +197,18 @@ fn failure(home: &Home, what: &str) -> Failure {
 }
 
 /// Start the server again whenever it dies: what it holds is whole, for only the machine's crash could harm it.
-async fn keep(spec: Rc<Spec>, pid: Rc<Cell<i32>>, off: Rc<Notify>, mut child: Child) {
+async fn keep(spec: Rc<Spec>, pid: Rc<Cell<Option<i32>>>, off: Rc<Notify>, mut child: Child) {
     for _ in 0..RESTARTS_MAX {
         let exit = tokio::select! {
             biased;
             () = off.notified() => {
                 process::signal(child.pid(), Signal::SIGQUIT);
                 child.wait().await;
-                return;
+                return pid.set(None);
             }
             exit = child.wait() => exit,
         };
+        pid.set(None);
         tracing::warn!("the tests' PostgreSQL ended ({exit}) and is started again; what used it meanwhile has failed");
         let ready = async {
             stale::end_orphaned_backends(&spec.home.data).await?;
@@ -213,13 +216,14 @@ async fn keep(spec: Rc<Spec>, pid: Rc<Cell<i32>>, off: Rc<Notify>, mut child: Ch
         };
         match ready.await {
             Ok(new) => {
-                pid.set(new.pid());
+                pid.set(Some(new.pid()));
                 child = new;
             }
             Err(error) => return tracing::error!("{}", in_words(&error)),
         }
     }
     child.wait().await;
+    pid.set(None);
     tracing::error!("the tests' PostgreSQL ended {RESTARTS_MAX} times, and stays down");
 }
 

@@ -107,9 +107,11 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     }
     if job.keep == Keep::Always || (job.keep == Keep::OnFailure && failed) {
         keep(&mut cluster, &recipe)?;
-    } else if job.keep != Keep::Never {
+    } else if job.keep != Keep::Never
+        && let Some(server) = cluster.postmaster.pid()
+    {
         // It would not follow us by itself; the janitor sees to the rest.
-        process::signal(cluster.postmaster.pid(), Signal::SIGQUIT);
+        process::signal(server, Signal::SIGQUIT);
     }
     Ok(code)
 }
@@ -304,9 +306,13 @@ fn missing_library(line: &str) -> Option<String> {
 
 /// Leave the server, and say how to get in and how to end it.
 fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
+    let Some(pid) = cluster.postmaster.pid() else {
+        say_aside("tandem: PostgreSQL has ended (its reason is above): there is nothing to keep");
+        return Ok(());
+    };
     cluster.let_live()?;
     let url = cluster.databases.session_url().with_scheme("postgresql").expose();
-    let (pid, psql) = (cluster.postmaster.pid(), recipe.installation.tool("psql"));
+    let psql = recipe.installation.tool("psql");
     say_aside(&format!(
         "tandem: PostgreSQL stays, as process {pid}, with its log in {}",
         super::postmaster::log(&cluster.home).display()

@@ -242,7 +242,11 @@ impl Probe {
         if let Some(refused) = &refused {
             // The session is broken or in the middle of an exchange: the next sample opens another.
             self.session = None;
-            let said = || refused.answer.as_ref().map_or(Fault::Unreachable, Answer::fault);
+            let said = || match refused.answer.as_ref().map_or(Fault::Unreachable, Answer::fault) {
+                // The postmaster took the connection, and ended whoever served it: so it does when one of its own has died.
+                Fault::Unreachable if self.knocked.get() => Fault::Starting,
+                fault => fault,
+            };
             fault = Some(if hung { Fault::Hung(latency) } else { said() });
             if fault == Some(Fault::NoDescriptors) && self.noted != fault {
                 tracing::error!("the database is not asked: {}", refused.text);

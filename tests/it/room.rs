@@ -239,13 +239,13 @@ fn a_server_for_tests_leaves_the_serving_one_what_it_needs() {
     let mut tandem = disk.up();
     tandem.wait_ready();
     let mut writer = Writer::start(&project);
-    disk.script(&tandem, "mkdir -m 1777 \"$small\"/tmp");
+    disk.script(&tandem, "mkdir -m 1777 \"$small\"/memory");
     // Of memory there is none for tests: it goes where temporary files do.
     let binary = env!("CARGO_BIN_EXE_tandem");
     let run = |script: &str| {
-        let options = "--set test.dir=/proc --set test.spare=false";
+        let options = "--set test.dir=/proc --set test.spare=false --keep-on-failure";
         let line =
-            format!("set +e; TMPDIR=\"$small\"/tmp {binary} test {options} -- sh -c '{script}' 2>&1; echo code $?");
+            format!("set +e; TMPDIR=\"$small\"/memory {binary} test {options} -- sh -c '{script}' 2>&1; echo code $?");
         disk.script(&tandem, &line)
     };
     disk.leave(&tandem, 400);
@@ -258,10 +258,11 @@ fn a_server_for_tests_leaves_the_serving_one_what_it_needs() {
     let small = project.dir().join("small");
     // It fills the disk, and looks whether there is a server until there is none.
     let ended = run(&format!(
-        "while psql -XAtqc \"SELECT 1\" >/dev/null 2>&1; do head -c 4M /dev/zero >>{0}/tmp/more; done; rm {0}/tmp/more; exit 9",
+        "while psql -XAtqc \"SELECT 1\" >/dev/null 2>&1; do head -c 4M /dev/zero >>{0}/memory/more; done; rm {0}/memory/more; exit 9",
         small.display()
     ));
     assert!(ended.contains("the throwaway server was ended") && ended.ends_with("code 9"), "{ended}");
+    assert!(ended.contains("there is nothing to keep") && !ended.contains("PostgreSQL stays"), "{ended}");
     writer.goes_on(&project);
     assert!(!tandem.log().contains("No space left"), "{}", tandem.log());
     wait_for("the room that it took", || disk.free_megabytes(&tandem) >= 400);
