@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 
 pub use no_room::NoRoom;
-pub use words::{in_words, own_limit, sql_state, what_the_server_said};
+pub use words::{in_words, is_broken_off, own_limit, sql_state, what_the_server_said};
 
 /// What the exit code of the process says to its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

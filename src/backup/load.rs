@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use sea_orm::sqlx::{AssertSqlSafe, Connection, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, raw_sql};
 use tempfile::NamedTempFile;
 
 use super::compress;
@@ -66,6 +66,21 @@ pub fn fits_in_one(tables: usize) -> bool {
 /// # Errors
 /// The server refuses: the name is taken, or this machine does not have the locale.
 pub async fn create(reach: &Reach, name: &str, owner: &str, properties: Option<&Properties>) -> anyhow::Result<()> {
+    let mut session = reach.aside(name).await?;
+    create_in(&mut session, name, owner, properties).await?;
+    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
+}
+
+/// As [`create`], in a session that is in another database.
+///
+/// # Errors
+/// As [`create`].
+pub async fn create_in(
+    session: &mut PgConnection,
+    name: &str,
+    owner: &str,
+    properties: Option<&Properties>,
+) -> anyhow::Result<()> {
     let text = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let mut statement = format!("CREATE DATABASE {} OWNER {} TEMPLATE template0", identifier(name), identifier(owner));
     if let Some(like) = properties {
@@ -78,10 +93,9 @@ pub async fn create(reach: &Reach, name: &str, owner: &str, properties: Option<&
             statement.push_str(&format!(" ICU_LOCALE {}", text(locale)));
         }
     }
-    let mut session = reach.aside(name).await?;
-    let create = raw_sql(AssertSqlSafe(statement)).execute(&mut session);
+    let create = raw_sql(AssertSqlSafe(statement)).execute(session);
     answered(MAKE_LIMIT, &format!("make database {name}"), create).await?;
-    answered(ANSWER_LIMIT, "close the connection to PostgreSQL", session.close()).await
+    Ok(())
 }
 
 /// Drop the database `name`, whoever is in it, and the subscriptions that fill it: the dump of a database has those too.

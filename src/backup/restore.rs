@@ -20,7 +20,7 @@ use super::retention::State;
 use super::rights::{self, NewDatabase, Rights};
 use super::roles::{self, Attributes};
 use super::statistics;
-use super::swap::{self, Belonging};
+use super::swap::{self, Belonging, NotKnown};
 use super::verify::{altered, census, globals_altered};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, in_words};
@@ -241,23 +241,11 @@ impl Restoring {
                 let kept = self.free_name(database, Utc::now()).await?;
                 match swap::swap(reach, database, &new, &kept, patience).await {
                     Ok(swapped) => (Some(kept), swapped),
-                    // A connection that is lost in the very commit says nothing of it: the names do.
-                    Err(error) => match swap::exists(&mut self.session, &kept).await {
-                        Ok(true) => {
-                            tracing::warn!("the databases are swapped, though: {}", in_words(&error));
-                            (Some(kept), Duration::ZERO)
-                        }
-                        Ok(false) => {
-                            give_up(reach, &new).await;
-                            return Err(error.context(format!("database {database} is as it was")));
-                        }
-                        Err(_) => {
-                            let unknown = format!(
-                                "whether database {database} was replaced is not known: it was if there is a database {kept}"
-                            );
-                            return Err(error.context(unknown));
-                        }
-                    },
+                    Err(error) if error.is::<NotKnown>() => return Err(error),
+                    Err(error) => {
+                        give_up(reach, &new).await;
+                        return Err(error.context(format!("database {database} is as it was")));
+                    }
                 }
             }
             false => {
@@ -334,7 +322,10 @@ impl Restoring {
                 );
             }
         }
-        load::create(reach, new, &settings.postgres.user, manifest.census.properties.as_ref()).await?;
+        let (owner, properties) = (&settings.postgres.user, manifest.census.properties.as_ref());
+        // In the session that has the lock: if this process is killed, the server may still make the database, and no other
+        // restore begins before.
+        load::create_in(&mut self.session, new, owner, properties).await?;
         let loading = Load {
             path: entry.path.clone(),
             format: manifest.format,
@@ -345,8 +336,7 @@ impl Restoring {
             trusted,
             rights: Rights::of(manifest, entry.origin, settings.restore_trust),
         };
-        let properties = manifest.census.properties.as_ref();
-        let target = NewDatabase { name: new, owner: &settings.postgres.user, properties };
+        let target = NewDatabase { name: new, owner, properties };
         rights::bring_in(reach, &loading, target, progress).await?;
         progress.say(format!("restoring {}: comparing", entry.name));
         let differences = manifest.census.differences(&census(reach, new, manifest.census.contents.is_some()).await?);

@@ -149,8 +149,8 @@ async fn send_missing(settings: &Settings, catalog: &Catalog, database: &str) ->
 
 async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[Entry]) -> anyhow::Result<()> {
     let destination = copies.destination.to_string();
-    let lacks = |entry: &&Entry| !ledger::is_copied(catalog, entry, &destination);
-    let missing: Vec<&Entry> = entries.iter().rev().filter(lacks).collect();
+    let (sent, missing): (Vec<&Entry>, Vec<&Entry>) =
+        entries.iter().rev().partition(|entry| ledger::is_copied(catalog, entry, &destination));
     if missing.is_empty() {
         return Ok(());
     }
@@ -159,8 +159,11 @@ async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[Entry]) 
         [one] => format!("the copy in {destination} is missing: {} is in {} only", one.name, catalog.dir().display()),
         more => format!("{destination} lacks {} backups, which are in {} only", more.len(), catalog.dir().display()),
     })?;
-    for entry in missing {
-        if !held.iter().any(|held| held.whole && held.name == entry.name) {
+    let is_held = |entry: &Entry| held.iter().any(|held| held.whole && held.name == entry.name);
+    // A place that has nothing of what it was sent is another one: a new disk, a new bucket.
+    let lost = if sent.iter().any(|entry| is_held(entry)) { Vec::new() } else { sent };
+    for entry in missing.into_iter().chain(lost) {
+        if !is_held(entry) {
             copies.send(catalog, entry).await?;
         }
         ledger::record(catalog, entry, &destination)?;

@@ -12,7 +12,7 @@ use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, PgConnectio
 use tokio::time::{Instant, sleep};
 
 use super::reach::Reach;
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words, is_broken_off};
 use crate::postgres::home::Home;
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
@@ -38,6 +38,13 @@ const TIME_LENGTH: usize = "20260102_150405".len();
 /// The size of a database; nothing of one that was dropped a moment ago, or that this role may not look into.
 const SIZE: &str = "SELECT pg_catalog.pg_database_size(oid) FROM pg_catalog.pg_database
                     WHERE datname = $1 AND pg_catalog.has_database_privilege(oid, 'CONNECT')";
+/// Between two attempts to get into a server that recovers.
+const BROKEN_OFF_POLL: Duration = Duration::from_millis(200);
+/// A session, by its process and when it began: the number alone may soon be another's.
+const ITSELF: &str = "SELECT pid || ' of ' || backend_start FROM pg_catalog.pg_stat_activity
+                      WHERE pid = pg_catalog.pg_backend_pid()";
+const END_ITSELF: &str = "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity
+                          WHERE pid || ' of ' || backend_start = $1";
 /// How long each of the two renames may take in the server, where a limit counts for every statement by itself. Both together
 /// take less than [`SWAP_LIMIT`], so that none goes on that was given up here.
 const RENAME_LIMIT: Duration = Duration::from_secs(12);
@@ -54,6 +61,15 @@ const SETTINGS: &str = "
 const DATABASE: &str = "
     SELECT pg_catalog.pg_get_userbyid(datdba)::text, datacl IS NOT NULL, datconnlimit,
            pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database WHERE datname = $1";
+
+/// The databases may be swapped or not.
+#[derive(Debug, thiserror::Error)]
+#[error("whether database {live} was replaced is not known ({why}): it was if there is a database {kept}")]
+pub struct NotKnown {
+    live: String,
+    kept: String,
+    why: String,
+}
 
 /// What stands between a database's name and a time, in the name of another that belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,7 +247,7 @@ pub fn literal(text: &str) -> String {
 /// end, then they are ended. What remained open is cut.
 ///
 /// # Errors
-/// A session does not end, or the server refuses; everything is as it was then.
+/// A session does not end, or the server refuses; everything is as it was then, unless the chain holds [`NotKnown`].
 pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Duration) -> anyhow::Result<Duration> {
     // Not in the one that is renamed: its sessions are ended.
     let mut session = reach.aside(live).await?;
@@ -239,6 +255,8 @@ pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Du
     wait_for_transactions(&mut session, live, patience).await?;
     let limit = format!("SET statement_timeout = '{}s'", RENAME_LIMIT.as_secs());
     answered(ANSWER_LIMIT, "set a limit for the renames", raw_sql(AssertSqlSafe(limit)).execute(&mut session)).await?;
+    let itself = query_scalar::<_, String>(ITSELF).fetch_one(&mut session);
+    let itself = answered(ANSWER_LIMIT, "ask for the server process", itself).await?;
     let began = Instant::now();
     let [live_id, new_id, kept_id] = [live, new, kept].map(identifier);
     let renames = format!(
@@ -261,16 +279,50 @@ pub async fn swap(reach: &Reach, live: &str, new: &str, kept: &str, patience: Du
         Ok(())
     };
     end_sessions_until_gone(reach, live).await?;
-    match tokio::time::timeout(SWAP_LIMIT, async { tokio::try_join!(renaming, clearing) }).await {
-        Ok(outcome) => drop(outcome?),
-        Err(_) => {
-            let message = format!("sessions in database {live} did not end within {SWAP_LIMIT:?}: nothing was changed");
-            bail!(Failure::new(Code::Temporary, message));
+    let both = async { tokio::try_join!(renaming, clearing).map(drop) };
+    let outcome = tokio::time::timeout(SWAP_LIMIT, both).await.unwrap_or_else(|_| {
+        let message = format!("the databases {live} and {new} could not be renamed within {SWAP_LIMIT:?}");
+        Err(Failure::new(Code::Temporary, message).into())
+    });
+    if let Err(error) = outcome {
+        // A connection that is lost, or has no answer, in the very commit says nothing of it: the names do.
+        match is_swapped(reach, live, &itself, kept).await {
+            Ok(true) => tracing::warn!("the databases are swapped, though: {}", in_words(&error)),
+            Ok(false) => return Err(error),
+            Err(why) => {
+                let (live, kept, why) = (live.to_owned(), kept.to_owned(), in_words(&why));
+                return Err(error.context(NotKnown { live, kept, why }));
+            }
         }
     }
     let took = began.elapsed();
     let _closed = tokio::time::timeout(ANSWER_LIMIT, async { tokio::join!(session.close(), ending.close()) }).await;
     Ok(took)
+}
+
+/// Whether the databases are swapped, once the session that did it has ended: until then it may still commit.
+async fn is_swapped(reach: &Reach, live: &str, itself: &str, kept: &str) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + SWAP_LIMIT;
+    let mut session = loop {
+        match reach.aside(live).await {
+            // The server recovers from a crash.
+            Err(error) if is_broken_off(&error) && Instant::now() < deadline => sleep(BROKEN_OFF_POLL).await,
+            opened => break opened?,
+        }
+    };
+    loop {
+        let ended = query_scalar::<_, i64>(END_ITSELF).bind(itself).fetch_one(&mut session);
+        if answered(ANSWER_LIMIT, "end the session that renames", ended).await? == 0 {
+            break;
+        }
+        if Instant::now() >= deadline {
+            bail!("the server process {itself}, which renames them, does not end");
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    let swapped = exists(&mut session, kept).await;
+    let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
+    swapped
 }
 
 /// Wait until no transaction is open in `database`, at most `patience`.

@@ -79,6 +79,18 @@ pub fn sql_state(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| database_error(cause).and_then(code))
 }
 
+/// Whether the server broke a session off or took none, because it starts, recovers or ends: it may answer the next one.
+pub fn is_broken_off(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(database_error).any(|error| match error {
+        sqlx::Error::Io(error) => own_limit(error).is_none(),
+        // admin_shutdown, crash_shutdown, cannot_connect_now
+        error => {
+            let code = error.as_database_error().and_then(|error| error.code());
+            matches!(code.as_deref(), Some("57P01" | "57P02" | "57P03"))
+        }
+    })
+}
+
 /// What `cause` tells of the server's disk, if it is an answer of the server.
 pub(super) fn no_room_answered(cause: &(dyn Error + 'static)) -> Option<NoRoom> {
     let answer = database_error(cause)?.as_database_error()?;

@@ -11,7 +11,7 @@ use sea_orm::sqlx::{Connection, PgConnection, query_as, query_scalar};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{self, ANSWER_LIMIT, answered};
-use crate::exit::{Code, Failure, in_words, what_the_server_said};
+use crate::exit::{Code, Failure, in_words, is_broken_off, what_the_server_said};
 use crate::plan::DatabaseUrl;
 
 /// The key of the lock: "tandem" in ASCII.
@@ -39,7 +39,7 @@ const HOLDER: &str = "
 ///
 /// # Errors
 /// [`Code::Temporary`] when the lock was not free within `limit`; [`Code::Config`] for a pooler that makes it void; and
-/// what `work` says.
+/// what `work` says: with the end of the lock's session as its cause where the server broke that off.
 pub async fn locked<T>(
     url: &DatabaseUrl,
     limit: Duration,
@@ -48,6 +48,13 @@ pub async fn locked<T>(
     let session = connect::session(url, APPLICATION_NAME).await?;
     let mut lock = Lock::take(url, session, limit).await?;
     let result = lock.held_during(work).await;
+    let result = match result {
+        Err(failed) => match lock.check().await {
+            Err(gone) if is_broken_off(&gone) => Err(gone.context(in_words(&failed))),
+            _ => Err(failed),
+        },
+        done => done,
+    };
     lock.release().await;
     result
 }

@@ -12,9 +12,9 @@ use crate::backup::load;
 use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
-use crate::config::{Debugger, Loaded, MigrationRun, Migrations, PostgresMode, Settings, memory};
+use crate::config::{Debugger, Loaded, MigrationRun, Migrations, Postgres, PostgresMode, Settings, memory};
 use crate::event_loop::{Hangs, elsewhere};
-use crate::exit::{Code, Failure, code_of, in_words};
+use crate::exit::{Code, Failure, code_of, in_words, is_broken_off, sql_state};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::binaries::Installation;
@@ -32,6 +32,12 @@ use crate::workers::{environment, launch};
 
 /// How often a database that another Tandem fills is looked at again.
 const FILLED_POLL: Duration = Duration::from_millis(200);
+/// How often a server that broke a step of the start off is asked again.
+const RECOVERY_POLL: Duration = Duration::from_millis(200);
+/// How often it may do so.
+const BROKEN_OFF_MAX: u32 = 4;
+/// The SQLSTATE of a server that starts, recovers or ends (PostgreSQL documentation, appendix A).
+const CANNOT_CONNECT_NOW: &str = "57P03";
 /// How long a module may take to be imported.
 const IMPORT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -181,18 +187,48 @@ async fn make_cluster(
 pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     let Some(password) = &context.password else { return Ok(()) };
     let wanted = Wanted { user: &context.url.user, password, database: &context.url.database };
-    provision::provision(&context.home, context.url.port, &wanted, context.fresh.get()).await?;
+    let provide = async || provision::provision(&context.home, context.url.port, &wanted, context.fresh.get()).await;
+    across_recoveries(&context.settings().postgres, provide).await?;
     context.fresh.set(false);
     context.database.set(DatabaseStage::Provisioned);
     Ok(())
 }
 
+/// Do `step`, and do it again where our own server broke it off: when one of its processes dies, the server throws every
+/// session out, recovers and goes on. Each step is one that every start does, so it may begin again.
+async fn across_recoveries<T>(
+    postgres: &Postgres,
+    mut step: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let (mut broken_off, mut recovers_since) = (0, None);
+    loop {
+        let error = match step().await {
+            Err(error) if postgres.mode == PostgresMode::Managed && is_broken_off(&error) => error,
+            ended => return ended,
+        };
+        if sql_state(&error).as_deref() == Some(CANNOT_CONNECT_NOW) {
+            // That takes as long as a start.
+            if recovers_since.get_or_insert_with(Instant::now).elapsed() >= postgres.ready_limit {
+                return Err(error);
+            }
+        } else {
+            (broken_off, recovers_since) = (broken_off + 1, None);
+            // What is asked may itself be what ends the server, for want of memory.
+            if broken_off == BROKEN_OFF_MAX {
+                return Err(error);
+            }
+            tracing::warn!("{}; PostgreSQL is asked again", in_words(&error));
+        }
+        tokio::time::sleep(RECOVERY_POLL).await;
+    }
+}
+
 /// [`super::Step::Migrate`].
 pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
-    restore_if_empty(&context).await?;
-    let migrations = &context.settings().migrations;
+    let (postgres, migrations) = (&context.settings().postgres, &context.settings().migrations);
+    across_recoveries(postgres, async || restore_if_empty(&context).await).await?;
     let began = Instant::now();
-    let applied = match apply(&context, migrations).await {
+    let applied = match across_recoveries(postgres, async || apply(&context, migrations).await).await {
         Ok(applied) => applied,
         Err(error) => return Err(attached::of_absence(&context, error).await),
     };

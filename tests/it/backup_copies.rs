@@ -63,6 +63,15 @@ fn a_directory_whose_disk_is_not_mounted_gets_no_copies() {
     refusal::run(&project, &["backup"]).expect(0, &[]);
     assert!(copies() == 2 && away.join(".tandem-copies").exists());
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    // A new disk gets again what the former one had.
+    let former = copied(&away);
+    fs::remove_dir_all(&away).unwrap();
+    fs::create_dir(&away).unwrap();
+    fs::write(away.join(".tandem-copies"), "").unwrap();
+    project.configure("backup.schedule = '* * * * * *'");
+    let mut tandem = Tandem::up(&project);
+    wait_for("the former copies", || former.iter().all(|name| copied(&away).contains(name)));
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

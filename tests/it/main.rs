@@ -92,6 +92,7 @@ mod quota;
 mod reach;
 mod readme;
 mod ready_to_write;
+mod recovering;
 mod reload;
 mod reload_dirs;
 mod restore;

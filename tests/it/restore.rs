@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use crate::common::backups::{SLOW, as_superuser, backup, dir, path, replace_sql, rewrite, running, sql};
 use crate::common::project::Project;
+use crate::common::readiness::Idle;
 use crate::common::refusal::{self, names};
 use crate::common::small_disk::on_a_small_disk;
 use crate::common::tandem::{self, Tandem, wait_for};
@@ -13,6 +14,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const ROWS: &str = "SELECT count(*) FROM api_keys";
+
+/// The session that waits, before a swap, until no transaction is open.
+const WAITS_FOR_TRANSACTIONS: &str = "SELECT count(*) FROM pg_stat_activity
+    WHERE query LIKE '%client backend'' AND state <> ''idle''%' AND pid <> pg_backend_pid()";
 
 /// The names of all databases, without the system's.
 fn databases(project: &Project) -> Vec<String> {
@@ -206,6 +211,37 @@ fn a_server_that_hangs_is_told_within_its_limit() {
     assert!(!names(&dir(&project)).iter().any(|name| name.contains("backup_20")), "{:?}", names(&dir(&project)));
 }
 
+#[test]
+fn a_swap_whose_commit_outlives_its_limit_is_looked_at_before_it_is_told() {
+    let (project, _tandem) = running();
+    backup(&project, &[]);
+    sql(&project, "DELETE FROM api_keys WHERE id::int > 3");
+    let swap = |args: &[&str]| {
+        // The swap waits for its end.
+        let running = Idle::open(&project);
+        let swapping = Tandem::start_in(project.dir(), tandem::command(&project), args);
+        wait_for("the wait for transactions", || as_superuser(&project, "postgres", WAITS_FOR_TRANSACTIONS) != "0");
+        // From now on a commit waits for a standby that nobody is, and is one all the same when its session is ended.
+        set(&project, "SET synchronous_standby_names = 'nobody'");
+        as_superuser(&project, "postgres", &format!("SELECT pg_terminate_backend({})", running.backend));
+        swapping
+    };
+    for args in [&["restore", "latest", "--yes"][..], &["restore", "--undo", "--yes"]] {
+        let mut swapping = swap(args);
+        assert_eq!(swapping.wait_code(), 0, "{}", swapping.log());
+        assert!(swapping.log().contains("the databases are swapped, though: "), "{}", swapping.log());
+        set(&project, "RESET synchronous_standby_names");
+        let there = if args.contains(&"latest") { "2000" } else { "3" };
+        assert_eq!((sql(&project, ROWS).as_str(), databases(&project).len()), (there, 2));
+    }
+}
+
+/// Change the server's settings as an operator does.
+fn set(project: &Project, what: &str) {
+    as_superuser(project, "postgres", &format!("ALTER SYSTEM {what}"));
+    as_superuser(project, "postgres", "SELECT pg_reload_conf()");
+}
+
 /// A session in the database with a transaction that stays open until this is dropped.
 struct Transaction(std::process::Child);
 
@@ -259,15 +295,44 @@ fn killed_before_the_swap_a_restore_has_changed_nothing() {
     let transaction = Transaction::open(&project);
     let mut killed = Tandem::start_in(project.dir(), tandem::command(&project), &["restore", "latest", "--yes"]);
     // The database is filled, analyzed, and all that is missing is the swap.
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tandem-backup' AND query LIKE '%idle%'";
-    wait_for("the swap", || as_superuser(&project, "postgres", waiting) != "0");
+    wait_for("the swap", || as_superuser(&project, "postgres", WAITS_FOR_TRANSACTIONS) != "0");
     killed.signal(Signal::SIGKILL);
     killed.wait_exit();
     transaction.commit();
     assert_eq!(sql(&project, ROWS), "2001");
     refusal::run(&project, &["restore", "latest", "--yes", "--workers", "tell"]).expect(0, &["2010 rows"]);
     assert_eq!((sql(&project, ROWS).as_str(), databases(&project).len()), ("2000", 2));
+}
+
+#[test]
+fn what_the_server_still_makes_for_a_killed_restore_keeps_others_waiting() {
+    let (project, _tandem) = running();
+    backup(&project, &[]);
+    // Nothing is cloned from a database that is being renamed.
+    let mut renaming = tandem::command(&project);
+    let socket = project.state().join("run/postgres");
+    renaming.args(["psql", "-XAtq", "-U", "postgres", "-d", "postgres", "-h"]).arg(socket).stdin(Stdio::piped());
+    let mut renaming = renaming.spawn().unwrap();
+    renaming.stdin.as_mut().unwrap().write_all(b"BEGIN; ALTER DATABASE template0 RENAME TO other;\n").unwrap();
+    let mut killed = Tandem::start_in(project.dir(), tandem::command(&project), &["restore", "latest", "--yes"]);
+    let making =
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%' AND wait_event_type = 'Lock'";
+    wait_for("the new database", || as_superuser(&project, "postgres", making) != "0");
+    killed.signal(Signal::SIGKILL);
+    killed.wait_exit();
+    refusal::run(&project, &["restore", "latest", "--yes"]).expect(75, &["another restore runs"]);
+    // Its transaction ends with it.
+    drop(renaming.stdin.take());
+    assert!(renaming.wait().unwrap().success());
+    let mut restored = None;
+    wait_for("the end of the killed one", || {
+        let run = refusal::run(&project, &["restore", "latest", "--yes"]);
+        let waits = run.code == 75;
+        restored = Some(run);
+        !waits
+    });
+    restored.unwrap().expect(0, &["which an interrupted restore left", "2010 rows"]);
+    assert_eq!(databases(&project).len(), 2);
 }
 
 #[test]
