@@ -142,11 +142,11 @@ fn a_socket_that_cannot_serve_is_refused_with_the_way_out() {
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
-/// The unit files of the README, where this machine has systemd's own verifier; else that they are there at all.
+/// The unit files of `docs/operations.md`, where this machine has systemd's own verifier; else that they are there at all.
 #[test]
-fn the_readmes_units_are_sound() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let (_, section) = readme.split_once("## Under systemd").unwrap();
+fn the_documented_units_are_sound() {
+    let page = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let (_, section) = page.split_once("## Under systemd").unwrap();
     let units: Vec<&str> = section.split("```ini\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert_eq!(units.len(), 2, "a service and a socket");
     for line in ["Type=notify", "KillMode=mixed", "ExecReload=", "WatchdogSec=", "TimeoutStopSec="] {

@@ -159,7 +159,7 @@ fn a_process_that_was_only_forked_ends_with_its_worker_too() {
     }
 }
 
-/// As the README has it for Prometheus' multiprocess mode.
+/// As `docs/workers.md` has it for Prometheus' multiprocess mode.
 #[test]
 fn a_gauge_over_live_workers_stays_right_over_reloads() {
     const GAUGE: &str = "
