@@ -40,8 +40,10 @@ else
         sleep 0.05
     done
 fi
-segment=$(sed -n 7p "$data/postmaster.pid" 2>/dev/null | awk '{print $2}')
-[ -z "$segment" ] || ipcrm --shmem-id "$segment" 2>/dev/null
+# By the directory's inode, as `remains::segments`: a server that had only begun to start has not written it down.
+key=$(stat -c %i "$data" 2>/dev/null)
+awk -v key="${key:-0}" '($1 - key) % 4294967296 == 0 && $7 == 0 {print $2}' /proc/sysvipc/shm 2>/dev/null |
+    while read -r segment; do ipcrm --shmem-id "$segment" 2>/dev/null; done
 rm -rf "$dir"
 if [ -n "$image" ] && [ ! -e "$spare" ]; then
     new=${spare%/*}/making-$$

@@ -3,6 +3,7 @@
 //! The janitor does the same in the shell's words, for it must do it after this process has gone.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub fn is_served(dir: &Path) -> bool {
 /// End what works in the run's directory `dir`, and remove it.
 pub async fn remove(dir: &Path) {
     let data = data(dir);
-    let segment = segment(&data);
+    let inode = fs::metadata(&data).map(|data| data.ino());
     for _ in 0..TRIES {
         let working = stale::orphaned_backends(&data);
         working.iter().for_each(|server| server.signal(Signal::SIGKILL));
@@ -39,16 +40,42 @@ pub async fn remove(dir: &Path) {
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }
-    if let Some(segment) = segment {
+    for segment in inode.map(segments).unwrap_or_default() {
         let command = CommandLine::new("ipcrm").args(["--shmem-id", &segment]);
         let _ = process::spawn_with(&command, Some(Signal::SIGKILL), Streams::none());
     }
 }
 
-/// The shared memory of a server that did not end in an orderly way: the kernel keeps it for ever, and only line 7 of
-/// postmaster.pid says which it is (PostgreSQL's src/include/utils/pidfile.h: key, then id).
-fn segment(data: &Path) -> Option<String> {
-    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let id = text.lines().nth(6)?.split_whitespace().nth(1)?;
-    id.bytes().all(|byte| byte.is_ascii_digit()).then(|| id.to_owned())
+/// The shared memory of a server that did not end in an orderly way, which the kernel keeps for ever: its key is the inode of
+/// the data directory (PostgreSQL's src/backend/port/sysv_shmem.c), and nobody is attached to it. Line 7 of postmaster.pid tells it
+/// too, but not while a killed server starts again: the new file has no such line yet, and the segment is the old server's.
+fn segments(inode: u64) -> Vec<String> {
+    let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+    // proc_sysvipc_shm(5): key, shmid, perms, size, cpid, lpid, nattch, …
+    let left = rows.filter_map(|row| match row.as_slice() {
+        [key, segment, _, _, _, _, "0", ..] => is_key_of(key, inode).then(|| (*segment).to_owned()),
+        _ => None,
+    });
+    left.collect()
+}
+
+/// Whether `key`, a number of 32 bits with its sign, is that of `inode`.
+fn is_key_of(key: &str, inode: u64) -> bool {
+    key.parse::<i32>().is_ok_and(|key| u64::from(key.cast_unsigned()) == inode & u64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_the_lower_half_of_an_inode() {
+        for (key, inode) in
+            [("10029448", 10_029_448), ("-1", 0xffff_ffff), ("5", 0x1_0000_0005), ("-2147483648", 1 << 31)]
+        {
+            assert!(is_key_of(key, inode), "{key} {inode}");
+        }
+        assert!(!is_key_of("5", 6) && !is_key_of("", 0));
+    }
 }

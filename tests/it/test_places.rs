@@ -102,22 +102,30 @@ fn a_run_that_is_killed_at_any_moment_leaves_nothing() {
 
 #[test]
 fn the_shared_memory_of_a_killed_postmaster_goes_too() {
-    let suite = Suite::bare();
-    let mut run = suite.start(&[], "exec sleep 1000");
-    let place = suite.wait_place(&mut run);
-    let pid = std::fs::read_to_string(place.join("postgres/16/postmaster.pid")).unwrap();
-    let segment = pid.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap().to_owned();
-    let exists = || {
-        let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
-        table.lines().any(|row| row.split_whitespace().nth(1) == Some(&segment))
-    };
-    assert!(exists());
-    // Tandem first, so that nobody starts it again; then the server, before it can clean up.
-    let postmaster = crate::common::harness::postmaster(&place);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), nix::sys::signal::Signal::SIGSTOP).unwrap();
-    run.signal(nix::sys::signal::Signal::SIGKILL);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), nix::sys::signal::Signal::SIGKILL).unwrap();
-    run.wait_exit();
-    wait_gone(&place);
-    tandem::wait_for("the end of its shared memory", || !exists());
+    for starts_again in [false, true] {
+        let suite = Suite::bare();
+        let mut run = suite.start(&[], "exec sleep 1000");
+        let place = suite.wait_place(&mut run);
+        let file = place.join("postgres/16/postmaster.pid");
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let segment = pid.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap().to_owned();
+        let exists = || {
+            let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+            table.lines().any(|row| row.split_whitespace().nth(1) == Some(&segment))
+        };
+        assert!(exists());
+        // Tandem first, so that nobody starts it again; then the server, before it can clean up.
+        let postmaster = crate::common::harness::postmaster(&place);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), nix::sys::signal::Signal::SIGSTOP).unwrap();
+        if starts_again {
+            // As the file is of a server that has no shared memory yet, where its forerunner left some.
+            let begun: String = pid.lines().take(5).map(|line| format!("{line}\n")).collect();
+            std::fs::write(&file, begun).unwrap();
+        }
+        run.signal(nix::sys::signal::Signal::SIGKILL);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), nix::sys::signal::Signal::SIGKILL).unwrap();
+        run.wait_exit();
+        wait_gone(&place);
+        tandem::wait_for("the end of its shared memory", || !exists());
+    }
 }

@@ -64,6 +64,11 @@ extern "C" fn remove() {
     while names(&places).iter().any(busy) && begun.elapsed() < LIMIT / 8 {
         pause();
     }
+    // So does the server of the last test, whose Tandem was killed.
+    let begun = Instant::now();
+    while another_server_runs() && begun.elapsed() < LIMIT / 16 {
+        pause();
+    }
     let new: Vec<_> = shared().filter(|name| !BEFORE.shared.contains(name)).collect();
     for name in new {
         let path = Path::new(MEMORY).join(&name);
