@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::common::backups::{SLOW, as_superuser, backup, dir, path, replace_sql, rewrite, running, sql};
+use crate::common::backups::{SLOW, as_superuser, backup, dir, path, replace_sql, rewrite, running, running_with, sql};
 use crate::common::project::Project;
 use crate::common::readiness::Idle;
 use crate::common::refusal::{self, names};
@@ -33,7 +33,8 @@ fn restore(project: &Project, args: &[&str]) -> Value {
 
 #[test]
 fn a_restore_brings_rows_owner_grants_and_settings_back_and_can_be_undone() {
-    let (project, tandem) = running();
+    // How long a probe takes on a busy machine is not looked at here.
+    let (project, tandem) = running_with("postgres.probe_deadline = '30s'");
     backup(&project, &[]);
     as_superuser(
         &project,
