@@ -16,6 +16,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// the rest stays readable, and free of `%`, which Alembic's configuration chokes on.
 const QUERY_ENCODED: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'&').add(b'+').add(b'<').add(b'>').add(b'?').add(b'\'');
+/// The same for libpq, which takes no second `=` in a parameter. SQLAlchemy alone reads a scheme that names a driver.
+const LIBPQ_QUERY_ENCODED: &AsciiSet = &QUERY_ENCODED.add(b'=');
 
 /// What libpq 16 takes in a URL's query (PostgreSQL documentation, "Parameter Key Words") beside the parts that
 /// [`DatabaseUrl`] has fields for, and the variable that says the same, where there is one.
@@ -132,6 +134,18 @@ impl DatabaseUrl {
         self.parameter("options").map(session_settings).unwrap_or_default()
     }
 
+    /// The same place, with `name` = `value` for its sessions beside the settings that the URL asks for.
+    pub fn with_session_setting(&self, name: &str, value: &str) -> Self {
+        let mut url = self.clone();
+        let setting = format!("-c {name}={value}");
+        match url.parameters.iter_mut().find(|(known, _)| known == "options") {
+            // Of two settings of one name the server takes the second.
+            Some((_, options)) => *options = format!("{options} {setting}"),
+            None => url.parameters.push(("options".to_owned(), setting)),
+        }
+        url
+    }
+
     /// The URL with its password, percent-encoded where it must be.
     pub fn expose(&self) -> Secret {
         Secret::new(self.render(self.password.as_ref().map(|password| encode(password.expose())), &[]))
@@ -160,9 +174,10 @@ impl DatabaseUrl {
         let mut text = format!("{}://{}", self.scheme, encode(&self.user));
         text.extend(password.map(|password| format!(":{password}")));
         let _ = write!(text, "@{server}/{}", encode(&self.database));
+        let encoded = if self.names_driver() { QUERY_ENCODED } else { LIBPQ_QUERY_ENCODED };
         for (index, (name, value)) in query.into_iter().enumerate() {
             let between = if index == 0 { '?' } else { '&' };
-            let [name, value] = [name, &value].map(|part| utf8_percent_encode(part, QUERY_ENCODED));
+            let [name, value] = [name, &value].map(|part| utf8_percent_encode(part, encoded));
             let _ = write!(text, "{between}{name}={value}");
         }
         text

@@ -159,20 +159,22 @@ impl Context {
         work: impl FnOnce(Surroundings<'_>) -> T + Send + 'static,
     ) -> Result<T, Hangs> {
         let python = self.python.borrow().clone();
-        self.around_aside_in((*self.settings()).clone(), python, work).await
+        self.around_aside_in((*self.settings()).clone(), self.url.clone(), python, work).await
     }
 
-    /// As [`Context::around_aside`], as it will be with these `settings` and the environment of the interpreter `python`.
+    /// As [`Context::around_aside`], as it will be with these `settings`, the database at `url` and the environment of the
+    /// interpreter `python`.
     ///
     /// # Errors
     /// As [`Context::around_aside`].
     pub async fn around_aside_in<T: Send + 'static>(
         &self,
         settings: Settings,
+        url: DatabaseUrl,
         python: PathBuf,
         work: impl FnOnce(Surroundings<'_>) -> T + Send + 'static,
     ) -> Result<T, Hangs> {
-        let (identity, url) = (self.worker_identity.borrow().clone(), self.url.clone());
+        let identity = self.worker_identity.borrow().clone();
         let what = format!("look into the Python environment of {}", python.display());
         let call = move || {
             let of_tests = settings.in_test();

@@ -126,10 +126,15 @@ impl Operator {
                 let owned = words.clone();
                 let make =
                     move |around: crate::workers::surroundings::Surroundings<'_>| migration_command(&around, &owned);
-                let command = self.context.around_aside_in(settings.clone(), python, make).await??;
-                // libpq's way, which psycopg goes too; asyncpg has none but its own arguments.
-                let timeout = migrations.lock_timeout.as_millis().max(1);
-                let command = command.env("PGOPTIONS", format!("-c lock_timeout={timeout}"));
+                // libpq's way, which psycopg goes too; asyncpg has none but its own arguments. The `options` of a URL win
+                // over PGOPTIONS. A URL without any stays as it is: Alembic's configuration chokes on a `%` in it.
+                let timeout = migrations.lock_timeout.as_millis().max(1).to_string();
+                let limited = url.with_session_setting("lock_timeout", &timeout);
+                let says_options = url.parameter("options").is_some();
+                let given = if says_options { limited.clone() } else { url.clone() };
+                let command = self.context.around_aside_in(settings.clone(), given, python, make).await??;
+                let options = limited.parameter("options").unwrap_or_default();
+                let command = command.env("PGOPTIONS", options);
                 let run = run_migrations(url, &command, words, limit);
                 schema::locked(url, migrations.lock_limit, run).await
             }

@@ -46,6 +46,7 @@ mod corpus;
 mod database_away;
 mod debugging;
 mod deploy;
+mod deploy_attached;
 mod dockerfile;
 mod doctor;
 mod dotenv;

@@ -133,4 +133,18 @@ fn settings_of_the_session_are_read_as_the_server_would() {
     assert!(of("").is_empty());
     let url = parse("postgresql://h/d?options=-c%20geqo%3Doff");
     assert_eq!(url.session_settings(), [("geqo".into(), "off".into())]);
+    // libpq takes no second `=` in a parameter; SQLAlchemy does, and Alembic's configuration takes no `%`.
+    assert_eq!(url.expose().expose(), "postgresql://@h:5432/d?options=-c%20geqo%3Doff");
+    let named = parse("postgresql+psycopg://h/d?options=-cgeqo%3Doff");
+    assert_eq!(named.expose().expose(), "postgresql+psycopg://@h:5432/d?options=-cgeqo=off");
+}
+
+#[test]
+fn one_more_setting_of_the_session_leaves_those_that_the_url_asks_for() {
+    let url = parse("postgresql://h/d?options=-csearch_path%3Dtenant1&connect_timeout=5");
+    let more = url.with_session_setting("lock_timeout", "3000");
+    let settings = [("search_path".into(), "tenant1".into()), ("lock_timeout".into(), "3000".into())];
+    assert_eq!(more.session_settings(), settings);
+    assert_eq!(more.parameter("connect_timeout"), Some("5"));
+    assert_eq!(parse("postgresql://h/d").with_session_setting("geqo", "off").parameter("options"), Some("-c geqo=off"));
 }
