@@ -10,15 +10,19 @@ use crate::postgres::home::Home;
 use crate::postgres::{binaries, lookup, tried};
 use crate::workers::{environment, launch, serving};
 
-/// Let PostgreSQL check `[postgres.settings]`, if it is installed already.
-async fn try_settings(settings: &Settings) -> anyhow::Result<()> {
+/// Let PostgreSQL check `[postgres.settings]`, if it is installed already; a notice where it cannot.
+async fn try_settings(settings: &Settings) -> anyhow::Result<Option<String>> {
     let postgres = &settings.postgres;
     if postgres.mode == PostgresMode::Attach || postgres.settings.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     match binaries::present(&postgres.source, &settings.cache_dir, settings.search_path.as_ref()).await {
-        Some(installation) => tried::try_settings(&installation, postgres).await,
-        None => Ok(()),
+        Some(installation) => {
+            let home = Home::resolve(settings).ok();
+            let state = home.as_ref().map(|home| home.state.as_path());
+            tried::try_settings(&installation, postgres, state).await
+        }
+        None => Ok(None),
     }
 }
 
@@ -43,7 +47,8 @@ async fn check_serving(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
 /// Every error of the configuration at once.
 pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code> {
     let mut loaded = open::load(common, Vec::new())?;
-    try_settings(&loaded.settings).await?;
+    let untried = try_settings(&loaded.settings).await?;
+    loaded.notices.extend(untried);
     // Now and on this machine: it may resolve where the deployment runs.
     loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
     loaded.notices.extend(check_serving(&loaded).await?);

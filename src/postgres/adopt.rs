@@ -6,7 +6,7 @@
 //! [`super::lock::StateLock`].
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,7 +15,9 @@ use super::binaries::Installation;
 use super::files::write_whole;
 use super::home::Home;
 use super::settings::{HEADER, Rendered, SUPERUSER};
+use super::trouble::{self, Lasting};
 use super::{server, stale};
+use crate::durable;
 use crate::exit::{Code, Failure, with_disk_full};
 use crate::process::Streaming;
 
@@ -23,6 +25,10 @@ use crate::process::Streaming;
 const LIMIT: Duration = Duration::from_secs(600);
 /// The configuration file of the single-user session.
 const CONF: &str = "tandem.adopting.conf";
+/// The files that [`super::cluster::configure`] writes.
+const CONFIGURATION: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+/// How their names end once Tandem writes them.
+const BEFORE: &str = "before-tandem";
 /// Marks the output line that reports the new role.
 const MADE: &str = "Tandem administers this cluster as role";
 
@@ -40,7 +46,31 @@ pub async fn adopt(home: &Home, installation: &Installation, files: &Rendered) -
     write_whole(&conf, &files.conf, 0o600, home.server.as_ref())?;
     let outcome = make_role(home, installation).await;
     fs::remove_file(&conf).with_context(|| format!("remove {}", conf.display()))?;
-    outcome
+    outcome?;
+    keep_configuration(home)
+}
+
+/// Give the files that Tandem is about to write in the cluster's place another name: an operator's settings and rules are
+/// in them. What was kept once stays.
+fn keep_configuration(home: &Home) -> anyhow::Result<()> {
+    let mut kept = Vec::new();
+    for name in CONFIGURATION {
+        let (from, to) = (home.data.join(name), format!("{name}.{BEFORE}"));
+        match durable::rename_new(&from, &home.data.join(&to)) {
+            Ok(()) => kept.push(to),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) => {}
+            Err(error) => return Err(error).with_context(|| format!("rename {} to {to}", from.display())),
+        }
+    }
+    if !kept.is_empty() {
+        tracing::warn!(
+            "from now on Tandem writes the configuration of the cluster in {}; what was there is kept as {}: what shall hold \
+             of it belongs into [postgres.settings]",
+            home.data.display(),
+            kept.join(", ")
+        );
+    }
+    Ok(())
 }
 
 async fn make_role(home: &Home, installation: &Installation) -> anyhow::Result<()> {
@@ -67,6 +97,9 @@ async fn make_role(home: &Home, installation: &Installation) -> anyhow::Result<(
     if !ended.exit.success() || said.contains("ERROR:") {
         let (data, exit) = (home.data.display(), ended.exit);
         let text = format!("the cluster in {data} cannot be taken over ({exit}): {said}");
+        if let Some(Lasting { code, why }) = trouble::of_locale(&text) {
+            bail!(Failure::new(code, why));
+        }
         bail!(with_disk_full(Failure::new(Code::CannotCreate, text).into(), &said));
     }
     if let Some((_, who)) = said.split_once(MADE) {

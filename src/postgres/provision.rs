@@ -6,10 +6,12 @@ use anyhow::{Context, bail};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, query_as, query_scalar, raw_sql};
 
+use super::collation;
 use super::home::Home;
 use super::scram;
 use super::secret::Password;
 use super::settings::SUPERUSER;
+use super::trouble::{self, Lasting};
 use crate::exit::{Code, Failure, sql_state};
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered, blank};
 
@@ -62,6 +64,7 @@ pub async fn provision(home: &Home, port: u16, wanted: &Wanted<'_>, fresh: bool)
     if !fresh && let Some(mut connection) = enter(home, port, wanted.database).await? {
         let present = look(&mut connection, wanted).await?;
         complete(&mut connection, wanted, &present).await?;
+        collation::warn(&mut connection).await;
         return close(connection).await;
     }
     let mut connection = enter(home, port, SUPERUSER).await?.context("the database `postgres` is missing")?;
@@ -89,7 +92,10 @@ async fn enter(home: &Home, port: u16, database: &str) -> anyhow::Result<Option<
         Ok(connection) => Ok(Some(connection)),
         // invalid_catalog_name
         Err(error) if sql_state(&error).as_deref() == Some("3D000") => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => match trouble::of_locale(&format!("database {database}: {}", error.root_cause())) {
+            Some(Lasting { code, why }) => Err(error.context(Failure::new(code, why))),
+            None => Err(error),
+        },
     }
 }
 

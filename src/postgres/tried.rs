@@ -14,12 +14,24 @@ use crate::process;
 /// How long reading a file may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Let the server of `installation` read what `postgres` asks for.
+/// Let the server of `installation` read what `postgres` asks for, in a directory of its own, below `state` where there is no
+/// other place. A notice where that is not possible.
 ///
 /// # Errors
 /// A name or a value that it does not take, with where it stands.
-pub async fn try_settings(installation: &Installation, postgres: &Postgres) -> anyhow::Result<()> {
-    let dir = tempfile::tempdir()?;
+pub async fn try_settings(
+    installation: &Installation,
+    postgres: &Postgres,
+    state: Option<&Path>,
+) -> anyhow::Result<Option<String>> {
+    // The root file system of a container may be read-only, and /tmp with it.
+    let place = tempfile::tempdir().or_else(|error| state.and_then(|dir| tempfile::tempdir_in(dir).ok()).ok_or(error));
+    let dir = match place {
+        Ok(dir) => dir,
+        Err(error) => {
+            return Ok(Some(format!("PostgreSQL did not try [postgres.settings], for want of a place: {error}")));
+        }
+    };
     let files = settings::render(&Inputs {
         postgres,
         socket_dir: Path::new("/tmp"),
@@ -36,13 +48,13 @@ pub async fn try_settings(installation: &Installation, postgres: &Postgres) -> a
     let command = installation.command("postgres").args(["-C", "port", "-D"]).arg(dir.path()).env("LC_ALL", "C");
     let finished = process::run(&command, LIMIT).await?;
     if finished.exit.success() {
-        return Ok(());
+        return Ok(None);
     }
     let said: Vec<String> = finished.stderr.lines().map(str::to_owned).collect();
     let places = lines::SettingSources { given: &postgres.settings, altered: &BTreeMap::new(), data: dir.path() };
     match lines::lasting(&said, places) {
         Some(lasting) => Err(Failure::new(lasting.code, lasting.why).into()),
         // What else may be wrong is found by the start, which has all the files.
-        None => Ok(()),
+        None => Ok(None),
     }
 }

@@ -41,15 +41,16 @@ fn filled_cache(lines: &str) -> (Project, PathBuf) {
     (project, cache)
 }
 
-/// All that needs a throwaway server, beside a running Tandem or not.
+/// All that needs a throwaway server, beside a running Tandem or not, and what tries settings.
 const USES: &str =
-    "\"$@\" backup && \"$@\" backup verify --all && \"$@\" test -- psql -Atc 'select 1' && exit 0; exit 1";
+    "\"$@\" backup && \"$@\" backup verify --all && \"$@\" test -- psql -Atc 'select 1' && \"$@\" check &&
+    { \"$@\" check --set postgres.settings.work_memm=1; [ $? = 78 ]; } && exit 0; exit 1";
 
 #[test]
 fn a_read_only_cache_and_root_serve_backups_their_verification_and_tests() {
     // No directory for temporary files either: what is written lies in the state directory.
     for (closed, tmp) in [("mount -o remount,ro,bind \"$0\"/cache", "/tmp"), (":", "\"$0\"/closed")] {
-        let (project, cache) = filled_cache("");
+        let (project, cache) = filled_cache("postgres.settings.work_mem = '8MB'");
         let before = refusal::names(&cache);
         let script = format!(
             "mount --bind \"$0\"/cache \"$0\"/cache; {closed}
@@ -63,6 +64,16 @@ fn a_read_only_cache_and_root_serve_backups_their_verification_and_tests() {
         assert_eq!(written, closed == ":", "templates go to the cache where they can");
         assert!(project.state().join("cache/test").exists() != written, "{:?}", refusal::names(&project.state()));
     }
+}
+
+#[test]
+fn where_nothing_can_be_written_a_check_says_that_settings_were_not_tried() {
+    let (project, _) = filled_cache("postgres.settings.work_mem = '8MB'");
+    let script = "mkdir -p \"$0\"/closed; mount -t tmpfs -o ro tmpfs \"$0\"/closed
+        [ ! -d \"$0\"/.tandem ] || mount -t tmpfs -o ro tmpfs \"$0\"/.tandem
+        export TMPDIR=\"$0\"/closed; exec \"$@\" check";
+    let Some(mut command) = in_namespace(&project, script) else { return };
+    refusal::said(command.output().unwrap()).expect(0, &["work_mem", "notice: PostgreSQL did not try", "Read-only"]);
 }
 
 /// The binary as another user, without a home and without groups.

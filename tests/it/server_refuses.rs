@@ -7,9 +7,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::backups::as_superuser;
+use crate::common::namespace::in_namespace;
 use crate::common::project::Project;
 use crate::common::refusal::{self, Refusal};
 use crate::common::server::binaries;
+use crate::common::skip::skip;
 use crate::common::tandem::{self, Tandem};
 use ::tandem::process::identity;
 use nix::unistd::Uid;
@@ -130,17 +132,29 @@ async fn a_cluster_with_another_superuser_is_taken_over() {
     let script = "mkdir -p \"$0\"; umask 077; mkdir \"$0\"/16; shift 0
         if [ \"$(id -u)\" = 0 ]; then user=$(id -un postgres 2>/dev/null || echo nobody); chown \"$user\" \"$0\"/16 \"$0\"; as=\"setpriv --reuid=$user --clear-groups\"; else as=; fi
         $as \"$1\"/bin/initdb -D \"$0\"/16 -U ffe_user -A trust --no-sync >/dev/null
+        echo \"work_mem = '77MB'\" >>\"$0\"/16/postgresql.conf
         echo 'CREATE DATABASE ffe;' | $as env LD_LIBRARY_PATH=\"$1\"/lib \"$1\"/bin/postgres --single -D \"$0\"/16 template1";
     let made = shell(script).arg(data.parent().unwrap()).arg(&prefix).output().unwrap();
     assert!(made.status.success(), "{made:?}");
     let mut tandem = Tandem::up(&project);
     let log = tandem.log();
     assert!(log.contains("made beside its superuser ffe_user"), "{log}");
+    // What its operator had configured does not hold any more, and is not lost.
+    for (name, words) in
+        [("postgresql.conf", "work_mem = '77MB'"), ("pg_hba.conf", "trust"), ("pg_ident.conf", "MAPNAME")]
+    {
+        let name = format!("{name}.before-tandem");
+        let kept = fs::read_to_string(data.join(&name)).unwrap();
+        assert!(kept.contains(words) && log.contains(&name), "{kept}\n{log}");
+    }
     assert_eq!(as_superuser(&project, "ffe", "SELECT rolsuper FROM pg_roles WHERE rolname = 'postgres'"), "t");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     assert!(!data.join("tandem.adopting.conf").exists());
 
     // Only the first time; where the role goes later, the way back is told.
+    let mut tandem = Tandem::up(&project);
+    assert!(!tandem.log().contains("before-tandem"), "{}", tandem.log());
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     single(&project, "ALTER ROLE postgres RENAME TO somebody").await;
     let way = ["role \"postgres\" does not exist", "CREATE ROLE postgres SUPERUSER LOGIN' |", "--single -D"];
     up_once(&project).expect(78, &way);
@@ -172,6 +186,81 @@ async fn files_that_the_server_may_not_read_and_a_missing_database_are_told_at_o
     refusal::up(&project).expect(73, &["postmaster.pid is a directory"]);
     fs::remove_dir(&lock).unwrap();
     let mut tandem = Tandem::up(&project);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[tokio::test]
+async fn a_database_whose_locale_this_machine_lacks_is_told_at_once() {
+    let project = stopped();
+    let way = ["database locale is incompatible with operating system", "locale-gen"];
+    let set = |database: &str, locale: &str| {
+        format!("UPDATE pg_database SET datcollate = '{locale}', datctype = '{locale}' WHERE datname = '{database}'")
+    };
+    for database in ["postgres", "app"] {
+        single(&project, &set(database, "xx_XX.utf8")).await;
+        up_once(&project).expect(78, &way);
+        single(&project, &set(database, "C.UTF-8")).await;
+    }
+    // Nor is a cluster taken over that is so as a whole.
+    for database in ["postgres", "app", "template1"] {
+        single(&project, &set(database, "xx_XX.utf8")).await;
+    }
+    let conf = project.data().join("postgresql.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    let foreign: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    fs::write(&conf, foreign).unwrap();
+    up_once(&project).expect(78, &way);
+}
+
+/// `tandem up` where one more locale is installed: a machine for tests has none but C.
+fn with_locale(project: &Project, name: &str) -> Option<Tandem> {
+    let script = format!(
+        "mkdir -p \"$0\"/locales; cp -r /usr/lib/locale/. \"$0\"/locales; cp -r /usr/lib/locale/C.utf8 \"$0\"/locales/{name}
+         mount --bind \"$0\"/locales /usr/lib/locale; exec \"$@\""
+    );
+    let mut tandem = Tandem::start_as(project, in_namespace(project, &script)?);
+    tandem.wait_ready();
+    Some(tandem)
+}
+
+#[test]
+fn texts_that_were_sorted_otherwise_where_a_database_was_made_are_told_at_every_start() {
+    if !Path::new("/usr/lib/locale/C.utf8").is_dir() {
+        return skip("this machine has no locale in a directory of its own");
+    }
+    let project = project("");
+    let Some(mut tandem) = with_locale(&project, "de_DE.utf8") else { return };
+    // Of another version, and of a C library that has no versions, as musl is. C is sorted in one way everywhere.
+    let databases = [("older", "'1'"), ("musl", "NULL")];
+    for name in ["same", "older", "musl"] {
+        let make = format!("CREATE DATABASE {name} TEMPLATE template0 LOCALE 'de_DE.utf8'");
+        as_superuser(&project, "postgres", &make);
+    }
+    for (name, version) in databases {
+        let was = format!("UPDATE pg_database SET datcollversion = {version} WHERE datname = '{name}'");
+        as_superuser(&project, "postgres", &was);
+    }
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    let told = |log: &str, name: &str| {
+        log.lines().any(|line| line.contains(&format!("database {name} ")) && line.contains("sorts texts otherwise"))
+    };
+    let mut tandem = with_locale(&project, "de_DE.utf8").unwrap();
+    let log = tandem.log();
+    for (name, _) in databases {
+        assert!(told(&log, name) && log.contains(&format!("REINDEX DATABASE \"{name}\"")), "{log}");
+    }
+    assert_eq!(log.matches("sorts texts otherwise").count(), 2, "{log}");
+    // The way out that each line names between its backticks.
+    for (name, _) in databases {
+        let line = log.lines().find(|line| line.contains(&format!("REINDEX DATABASE \"{name}\""))).unwrap();
+        let statements = line.split('`').find(|part| part.starts_with("REINDEX")).unwrap();
+        for statement in statements.split("; ") {
+            as_superuser(&project, name, statement);
+        }
+    }
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    let mut tandem = with_locale(&project, "de_DE.utf8").unwrap();
+    assert!(!tandem.log().contains("sorts texts otherwise"), "{}", tandem.log());
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 

@@ -14,6 +14,18 @@ use crate::exit::{Code, NoRoom, own_limit};
 use crate::health::picture::Fault;
 use crate::plan::DatabaseUrl;
 
+/// How the server says so, with no SQLSTATE of its own. A detail that only the log has names the locale.
+const LOCALE: &str = "database locale is incompatible with operating system";
+/// What to do about it.
+const LOCALE_WAY: &str = "the database was made with a locale that this machine does not have, and the server's DETAIL names: \
+                          install it (on Debian: the package `locales`, and locale-gen), or dump the database where it is known \
+                          and import that";
+
+/// The way out where the server's text `said` is about a locale that the machine lacks.
+pub fn of_locale(said: &str) -> Option<Lasting> {
+    said.contains(LOCALE).then(|| Lasting { code: Code::Config, why: format!("{}: {LOCALE_WAY}", said.trim_end()) })
+}
+
 /// An error that kept a connection from being made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -145,6 +157,9 @@ fn kind(answer: &Answer) -> Kind {
         b"42501" => Kind::Lasting(Code::Config, "the role lacks a right"),
         b"58P01" if file => Kind::Lasting(Code::GaveUp, "a file of the cluster is missing"),
         b"58P01" => Kind::Lasting(Code::Config, "a library that is to be loaded is missing"),
+        b"XX000" if text.starts_with(LOCALE) => {
+            Kind::Lasting(Code::Config, "the machine lacks the locale of a database")
+        }
         b"XX001" | b"XX002" => Kind::Lasting(Code::GaveUp, "data of the cluster is damaged"),
         // PgBouncer's answer to what it does not pass on. Its others of this SQLSTATE may pass.
         b"08P01" if text.contains("unsupported startup parameter") => {
@@ -159,6 +174,9 @@ fn kind(answer: &Answer) -> Kind {
 }
 
 fn way_of_own(answer: &Answer, postgres: &Path, data: &Path) -> String {
+    if answer.text.starts_with(LOCALE) {
+        return LOCALE_WAY.to_owned();
+    }
     let (postgres, shown) = (postgres.display(), data.display());
     let alone = |statement: &str| {
         format!("as the server's user: echo '{statement}' | {postgres} --single -D {shown} template1")

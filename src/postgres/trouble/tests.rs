@@ -24,7 +24,7 @@ fn what_passes_is_waited_for_and_what_lasts_is_not() {
     let quota = said(b"XX000", "could not write block 7 in file \"base/5/1\": Disk quota exceeded");
     assert_eq!((own(&quota), quota.fault()), (Meaning::Full, Fault::QuotaUsed));
 
-    let lasting: [(&[u8; 5], &str, Code, &str); 11] = [
+    let lasting: [(&[u8; 5], &str, Code, &str); 12] = [
         (
             b"28000",
             "role \"postgres\" does not exist",
@@ -41,6 +41,7 @@ fn what_passes_is_waited_for_and_what_lasts_is_not() {
         (b"42501", "could not open file \"base/5/1259\": Permission denied", Code::GaveUp, "chown -R"),
         (b"42501", "permission denied for database app", Code::Config, "[postgres.settings]"),
         (b"XX001", "invalid page in block 0", Code::GaveUp, "restore a backup"),
+        (b"XX000", "database locale is incompatible with operating system", Code::Config, "locale-gen"),
     ];
     for (code, text, exit, way) in lasting {
         let Meaning::Lasting(lasting) = own(&said(code, text)) else { panic!("{text} passes") };

@@ -1,0 +1,52 @@
+//! Databases whose texts were sorted by other rules where they were made: a volume of another Linux distribution.
+//!
+//! musl and each release of glibc or ICU sort in their own way. An index that was made in one order and is searched in another
+//! misses rows, and nothing fails. PostgreSQL itself warns of another version, but not where none was recorded, as in
+//! its image for Alpine.
+
+use sea_orm::sqlx::postgres::PgConnection;
+use sea_orm::sqlx::query_as;
+
+use super::provision::identifier;
+use crate::exit::in_words;
+use crate::schema::{ANSWER_LIMIT, answered};
+
+/// The collations C and POSIX have no version on either side. Catalogs are sorted by C: templates have nothing else.
+const SORTED_OTHERWISE: &str = "
+    SELECT datname::text, coalesce(daticulocale, datcollate::text), datcollversion,
+           pg_catalog.pg_database_collation_actual_version(oid)
+    FROM pg_catalog.pg_database
+    WHERE datallowconn AND NOT datistemplate
+          AND datcollversion IS DISTINCT FROM pg_catalog.pg_database_collation_actual_version(oid)
+    ORDER BY 1";
+
+/// A database, its collation, and the version of it there and here.
+type Row = (String, String, Option<String>, Option<String>);
+
+/// Warn of each database that was sorted otherwise where it was made.
+pub async fn warn(connection: &mut PgConnection) {
+    let asked = query_as(SORTED_OTHERWISE).fetch_all(connection);
+    match answered::<Vec<Row>>(ANSWER_LIMIT, "ask by which rules texts were sorted", asked).await {
+        Ok(rows) => rows.iter().for_each(|row| tracing::warn!("{}", in_sentence(row))),
+        // Such as a collation that this ICU does not know. The server serves all the same.
+        Err(error) => tracing::warn!("{}", in_words(&error)),
+    }
+}
+
+fn in_sentence((name, collation, there, here): &Row) -> String {
+    let database = identifier(name);
+    let refresh = match (there, here) {
+        (Some(_), Some(_)) => format!("ALTER DATABASE {database} REFRESH COLLATION VERSION"),
+        // PostgreSQL refuses to record a version where there was none.
+        _ => format!(
+            "UPDATE pg_database SET datcollversion = pg_database_collation_actual_version(oid) WHERE datname = '{}'",
+            name.replace('\'', "''")
+        ),
+    };
+    let [there, here] = [there, here].map(|version| version.as_deref().unwrap_or("none"));
+    format!(
+        "PostgreSQL here sorts texts otherwise than where the database {name} was made (collation {collation}, version {there} \
+         there, {here} here): its indexes on texts may miss rows, and let in twice what must be unique. Make them anew in that \
+         database, as its superuser (`tandem psql --superuser`): `REINDEX DATABASE {database}; {refresh}`"
+    )
+}
