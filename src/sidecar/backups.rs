@@ -194,7 +194,13 @@ async fn one(context: &Context, settings: &Settings) -> Run {
             let run = serde_json::from_str(&line).context("understand what the backup's process said");
             run.unwrap_or_else(failed)
         }
-        Err(error) => failed(anyhow::anyhow!(error)),
+        Err(error) => {
+            // Its own record says what failed, in all its lines, and of which backup.
+            let catalog = Catalog::of(settings, &context.home);
+            let look = move || scheduled::last(&catalog).filter(|run| run.started >= started && run.error.is_some());
+            let recorded = within(LOOK_LIMIT, "read what came of the last backup", look).await;
+            recorded.ok().flatten().unwrap_or_else(|| failed(anyhow::anyhow!(error)))
+        }
     }
 }
 
