@@ -394,6 +394,9 @@ impl Restoring {
                 format!("no restore has replaced database {database}, so there is nothing to put back"),
             )
         })?;
+        for renamed in [database, &last] {
+            swap::refuse_prepared(&mut self.session, renamed).await.context("Nothing was changed")?;
+        }
         let kept = self.free_name(database, Utc::now()).await?;
         swap::swap(reach, database, &last, &kept, patience).await?;
         Ok((last, kept))
