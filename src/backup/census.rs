@@ -7,6 +7,7 @@ use sea_orm::sqlx::postgres::PgRow;
 use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef, query_scalar, raw_sql};
 
 use super::contents::{self, Digests};
+use super::database_level::DatabaseLevel;
 use super::manifest::{Census, Properties};
 use super::reach::Reach;
 use super::reader::Reader;
@@ -207,6 +208,7 @@ impl Snapshot {
             provider: row.try_get(4)?,
             icu_locale: row.try_get(5)?,
         });
+        census.database_level = Some(DatabaseLevel::of(session, database).await?);
         Ok(census)
     }
 
