@@ -338,7 +338,7 @@ impl Restoring {
             compression: manifest.compression,
             sql_bytes: manifest.sql_bytes,
             limit: settings.backup.limit,
-            in_one: load::fits_in_one(manifest.census.rows.len()),
+            in_one: load::fits_in_one(&manifest.census),
             trusted,
             rights: Rights::of(manifest, entry.origin, settings.restore_trust),
         };

@@ -47,9 +47,11 @@ const SETTINGS: &[(&str, &str)] = &[
     ("maintenance_work_mem", "128MB"),
     ("autovacuum", "off"),
     ("allow_in_place_tablespaces", "on"),
-    // One transaction holds a lock on each table and index: some 100,000 of them, in 35 MB.
+    // One transaction holds a lock on each table, index and large object: some 100,000 of them, in 35 MB.
     ("max_locks_per_transaction", "6400"),
 ];
+/// So many objects are restored in one transaction, each with what it brings along.
+const TRIAL_LOCKS: usize = 50_000;
 /// What PostgreSQL says where this machine or this trial lacks something that the backup needs: no verdict on the backup.
 const LACKS: &[&str] = &[
     "is not available",
@@ -162,7 +164,7 @@ async fn restored(
             compression: manifest.compression,
             sql_bytes: manifest.sql_bytes,
             limit: means.settings.backup.limit,
-            in_one: true,
+            in_one: load::locks(&manifest.census) < TRIAL_LOCKS,
             trusted: entry.origin == Origin::Own,
             rights: Rights::of(manifest, entry.origin, false),
         },

@@ -224,6 +224,21 @@ fn more_tables_than_one_transaction_can_lock_are_verified_and_restored() {
          pool.size = 1\npool.overflow = 0",
     );
     let _tandem = Tandem::up(&project);
+    let views = "DO $$BEGIN FOR n IN 1..50 LOOP EXECUTE format('CREATE VIEW v%s_%s AS SELECT 1', hundredth, n); END LOOP; END$$";
+    for (database, statement, times) in
+        [("large", "SELECT count(lo_create(0)) FROM generate_series(1, 3000)", 1), ("seen", views, 40)]
+    {
+        as_superuser(&project, "postgres", &format!("CREATE DATABASE {database} OWNER app"));
+        for time in 0..times {
+            let statement = statement.replace("hundredth", &time.to_string());
+            as_superuser(&project, database, &format!("SET ROLE app; {statement}"));
+        }
+        let name = format!("postgres.database={database}");
+        let run = |args: &[&str]| refusal::run(&project, &[&["--set", &name], args].concat());
+        run(&["backup"]).expect(0, &["0 rows in 0 tables"]);
+        run(&["backup", "verify"]).expect(0, &["verified, 0 rows in 0 tables"]);
+        run(&["restore", "latest", "--yes"]).expect(0, &["0 rows in 0 tables"]);
+    }
     for hundred in 0..8 {
         let create = "EXECUTE format('CREATE TABLE t%s (id serial PRIMARY KEY, s text)', n)";
         let all =
