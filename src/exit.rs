@@ -12,6 +12,9 @@ use std::io;
 pub use no_room::NoRoom;
 pub use words::{in_words, is_broken_off, own_limit, sql_state, what_the_server_said};
 
+/// The SQLSTATE of a server that starts, recovers or ends (PostgreSQL documentation, appendix A).
+pub const CANNOT_CONNECT_NOW: &str = "57P03";
+
 /// What the exit code of the process says to its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -82,14 +85,24 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// The exit code that `error` asks for: that of the first [`Failure`] in its chain, else [`Code::CannotCreate`] for a full
-/// disk, which can stop any write, else [`Code::Failed`].
+/// disk, which can stop any write, [`Code::Temporary`] for a server that starts or recovers, else [`Code::Failed`].
 pub fn code_of(error: &anyhow::Error) -> Code {
     // anyhow hides a context value from `chain()`'s downcasts but not from its own.
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.code;
     }
     let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
-    failure.map_or(if is_disk_full(error) { Code::CannotCreate } else { Code::Failed }, |failure| failure.code)
+    failure.map_or_else(|| code_of_cause(error), |failure| failure.code)
+}
+
+fn code_of_cause(error: &anyhow::Error) -> Code {
+    if is_disk_full(error) {
+        return Code::CannotCreate;
+    }
+    match sql_state(error).as_deref() {
+        Some(CANNOT_CONNECT_NOW) => Code::Temporary,
+        _ => Code::Failed,
+    }
 }
 
 /// The reasons of an error that has several; none of one that is a sentence by itself.

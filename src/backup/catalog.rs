@@ -75,9 +75,13 @@ impl Catalog {
         Self { dir: dir.to_owned(), is_own: self.is_own && dir == self.dir, ..self.clone() }
     }
 
-    /// Where `settings` keep backups.
+    /// Where `settings` keep backups. Inside `tandem test` that is a place of the run's own: a backup of the tests' database would
+    /// be the newest of the project's.
     pub fn of(settings: &Settings, home: &Home) -> Self {
-        let dir = settings.backup.dir.clone().unwrap_or_else(|| home.state.join("backups"));
+        let dir = match settings.directory_of_tests() {
+            Some(of_tests) => of_tests.join("backups"),
+            None => settings.backup.dir.clone().unwrap_or_else(|| home.state.join("backups")),
+        };
         Self { dir, keys: signature::path(home), is_own: true, server_data: Some(home.data.clone()) }
     }
 

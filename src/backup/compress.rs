@@ -105,11 +105,13 @@ fn gzip(stream: &mut (impl Read + Send), out: &mut impl Write) -> io::Result<()>
         }
         drop(jobs);
         let reading = scope.spawn(move || -> io::Result<()> {
+            // In pieces as large as what is taken: a block by itself would begin with small ones, and wait for each.
+            let mut stream = BufReader::with_capacity(BLOCK_SIZE, stream);
             for number in 0.. {
                 let mut block: Vec<u8> = spare.try_recv().unwrap_or_default();
                 block.clear();
                 block.reserve(BLOCK_SIZE);
-                let length = stream.take(BLOCK_SIZE as u64).read_to_end(&mut block)?;
+                let length = stream.by_ref().take(BLOCK_SIZE as u64).read_to_end(&mut block)?;
                 // An empty stream is one empty member: no file is none.
                 if length == 0 && number > 0 {
                     break;

@@ -48,18 +48,21 @@ pub struct HeldCopy {
 }
 
 impl Copies {
-    /// All places that `settings` name.
-    ///
-    /// # Errors
-    /// One is none, or lacks what lets us in.
-    pub fn configured(settings: &Settings) -> anyhow::Result<Vec<Self>> {
-        settings.backup.destinations.iter().map(|text| Self::open(settings, text)).collect()
+    /// All places that `settings` name, each with its address: opened, or why it cannot be. One that cannot keeps nobody from the
+    /// others. Inside `tandem test` there are none.
+    pub fn configured(settings: &Settings) -> Vec<(String, anyhow::Result<Self>)> {
+        let open = |text: &String| match Self::open(settings, text) {
+            Ok(copies) => (copies.destination.to_string(), Ok(copies)),
+            Err(error) => (text.clone(), Err(error.context(format!("send copies to {text}")))),
+        };
+        let destinations = settings.backup.destinations.iter().filter(|_| !settings.in_test());
+        destinations.map(open).collect()
     }
 
     /// The place `text`, such as `s3://bucket/prefix`.
     ///
     /// # Errors
-    /// As [`Copies::configured`].
+    /// It is none, or lacks what lets us in.
     pub fn open(settings: &Settings, text: &str) -> anyhow::Result<Self> {
         let destination = Destination::parse(text, &settings.cloud_variables.0).map_err(Failure::from)?;
         let patience = Patience { retry_max: settings.backup.retry_limit, ..Patience::default() };

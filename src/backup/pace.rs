@@ -27,20 +27,20 @@ pub struct Paced<R> {
     rate: Option<u64>,
     /// When the next byte may be read.
     next: Instant,
-    /// How much came last.
-    last: usize,
+    /// Whether the pipe held less than was asked for when it was last read, and less than is enough.
+    was_short: bool,
 }
 
 impl<R: Read + AsFd> Paced<R> {
     /// Read `pipe` with at most `rate` bytes a second.
     pub fn new(pipe: R, rate: Option<u64>) -> Self {
         let is_wide = fcntl(&pipe, FcntlArg::F_GETPIPE_SZ).is_ok_and(|size| size >= PIPE_MIN);
-        Self { pipe, is_wide, rate, next: Instant::now(), last: ENOUGH }
+        Self { pipe, is_wide, rate, next: Instant::now(), was_short: false }
     }
 
     #[expect(clippy::disallowed_methods, reason = "no pipe tells when it holds enough; and a rate is time")]
     fn pause(&self) {
-        let for_more = if self.is_wide && self.last < ENOUGH { PAUSE } else { Duration::ZERO };
+        let for_more = if self.is_wide && self.was_short { PAUSE } else { Duration::ZERO };
         let for_rate = self.next.saturating_duration_since(Instant::now());
         let pause = for_more.max(for_rate);
         if !pause.is_zero() {
@@ -52,13 +52,15 @@ impl<R: Read + AsFd> Paced<R> {
 impl<R: Read + AsFd> Read for Paced<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.pause();
-        self.last = self.pipe.read(buffer)?;
+        let length = self.pipe.read(buffer)?;
+        // Who asks for little gets little, however much there is.
+        self.was_short = length < ENOUGH.min(buffer.len());
         if let Some(rate) = self.rate.filter(|rate| *rate > 0) {
-            let took = Duration::from_secs_f64(self.last as f64 / rate as f64);
+            let took = Duration::from_secs_f64(length as f64 / rate as f64);
             let now = Instant::now();
             self.next = self.next.max(now.checked_sub(BURST).unwrap_or(now)) + took;
         }
-        Ok(self.last)
+        Ok(length)
     }
 }
 

@@ -105,8 +105,9 @@ pub async fn source(
         Ok(entry) => return Ok((catalog.clone(), entry)),
         Err(missing) => missing,
     };
-    for copies in Copies::configured(settings)? {
+    for (_, copies) in Copies::configured(settings) {
         // A place that cannot be looked at may hold what is wanted: that is not the same as none.
+        let copies = copies?;
         let found = copies.find((source, older), database).await;
         let found = found.with_context(|| format!("look for backups in {}", copies.destination))?;
         if let Some(name) = found.filter(|name| catalog.entry(name.clone()).standing() != State::Bad) {

@@ -123,9 +123,12 @@ fn first_of(outcomes: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::R
 /// What the first that failed said.
 pub async fn send(settings: &Settings, catalog: &Catalog, entry: &Entry) -> anyhow::Result<()> {
     let mut outcomes = Vec::new();
-    for copies in Copies::configured(settings)? {
-        let sent = copies.send(catalog, entry).await;
-        outcomes.push(sent.and_then(|()| ledger::record(catalog, entry, &copies.destination.to_string())));
+    for (destination, copies) in Copies::configured(settings) {
+        let sent = match copies {
+            Ok(copies) => copies.send(catalog, entry).await,
+            Err(closed) => Err(closed),
+        };
+        outcomes.push(sent.and_then(|()| ledger::record(catalog, entry, &destination)));
     }
     first_of(outcomes)
 }
@@ -141,8 +144,11 @@ async fn send_missing(settings: &Settings, catalog: &Catalog, database: &str) ->
     }
     entries.retain(ledger::is_to_be_copied);
     let mut outcomes = Vec::new();
-    for copies in Copies::configured(settings)? {
-        outcomes.push(send_missing_to(&copies, catalog, &entries).await);
+    for (_, copies) in Copies::configured(settings) {
+        outcomes.push(match copies {
+            Ok(copies) => send_missing_to(&copies, catalog, &entries).await,
+            Err(closed) => Err(closed),
+        });
     }
     first_of(outcomes)
 }
@@ -182,8 +188,8 @@ pub fn fates(
     now: DateTime<Utc>,
 ) -> anyhow::Result<Vec<(Entry, Fate)>> {
     let mut fates = catalog.fates(database, &Rules::of(&settings.backup), now)?;
-    let configured = Copies::configured(settings)?;
-    let destinations: Vec<String> = configured.iter().map(|copies| copies.destination.to_string()).collect();
+    let destinations: Vec<String> =
+        Copies::configured(settings).into_iter().map(|(destination, _)| destination).collect();
     ledger::keep_uncopied(catalog, &mut fates, &destinations);
     Ok(fates)
 }
@@ -199,22 +205,23 @@ pub async fn prune(
     now: DateTime<Utc>,
 ) -> anyhow::Result<Vec<(Entry, Fate)>> {
     let _lock = catalog.lock()?;
-    let (fates, places) = (fates(settings, catalog, database, now)?, Copies::configured(settings)?);
+    let (fates, places) = (fates(settings, catalog, database, now)?, Copies::configured(settings));
     for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {
         // Written down before the backup goes: afterwards nothing else would remember its copies.
-        for copies in &places {
-            ledger::set_left(catalog, &copies.destination.to_string(), &entry.name, true)?;
+        for (destination, _) in &places {
+            ledger::set_left(catalog, destination, &entry.name, true)?;
         }
         catalog.remove(&entry.name)?;
     }
-    for copies in &places {
-        let destination = copies.destination.to_string();
-        for name in ledger::left(catalog, &destination) {
+    for (destination, copies) in &places {
+        // The others were told of when copies were sent.
+        let Ok(copies) = copies else { continue };
+        for name in ledger::left(catalog, destination) {
             if let Err(error) = copies.remove(&name).await {
                 tracing::warn!("the copy of {name} in {destination} stays for now: {}", in_words(&error));
                 break;
             }
-            ledger::set_left(catalog, &destination, &name, false)?;
+            ledger::set_left(catalog, destination, &name, false)?;
         }
     }
     Ok(fates)

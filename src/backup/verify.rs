@@ -17,7 +17,7 @@ use super::manifest::{Census, Manifest, Properties, Verdict};
 use super::reach::Reach;
 use super::rights::{self, NeedsTrust, NewDatabase, Rights};
 use super::roles::{self, Attributes};
-use crate::config::Settings;
+use crate::config::{Settings, memory};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::harness::Throwaway;
 use crate::postgres::binaries::Installation;
@@ -38,6 +38,8 @@ const MEMORY: &str = "/dev/shm";
 const CLUSTER_SIZE: u64 = 300 << 20;
 /// Of the memory's free room, a verification takes at most this part.
 const MEMORY_SHARE: u64 = 4;
+/// The part of what this process and its children may use in all that it may take.
+const MEMORY_PART: u64 = 4;
 /// Settings that make a restore fast, and that the restored database may need.
 const SETTINGS: &[(&str, &str)] = &[
     ("wal_level", "minimal"),
@@ -334,10 +336,12 @@ async fn corruption(reach: &Reach, limit: Duration) -> anyhow::Result<Option<Str
 /// Where to restore: in memory where that is little of it, else on the state directory's disk.
 fn place(means: &Means<'_>, loaded: u64) -> anyhow::Result<PathBuf> {
     let needed = loaded.saturating_add(CLUSTER_SIZE);
-    let memory = Path::new(MEMORY);
-    let has_room = FileSystem::of(memory).is_some_and(|there| needed < there.free / MEMORY_SHARE);
-    if has_room && identity::may_write(memory, None) {
-        return Ok(memory.to_owned());
+    let in_memory = Path::new(MEMORY);
+    // What is in there counts as this process's memory, which a control group may limit.
+    let has_room = needed < memory::available() / MEMORY_PART
+        && FileSystem::of(in_memory).is_some_and(|there| needed < there.free / MEMORY_SHARE);
+    if has_room && identity::may_write(in_memory, None) {
+        return Ok(in_memory.to_owned());
     }
     let disk = &means.home.state;
     guard(means).claim(disk, needed).check()?;

@@ -180,6 +180,8 @@ pub struct Backup {
     pub jitter: Duration,
     /// Whether a run that was missed is made up for.
     pub catch_up: bool,
+    /// How long after one that failed the next is tried; `None`: when it is scheduled.
+    pub retry_after: Option<Duration>,
     /// What is called when a scheduled run fails.
     pub on_failure: Option<Alarm>,
     /// When the schedule verifies what it has taken.
@@ -214,6 +216,7 @@ impl Backup {
             time_zone: values.word("backup.time_zone"),
             jitter: values.duration("backup.jitter"),
             catch_up: values.boolean("backup.catch_up"),
+            retry_after: values.duration_or_never("backup.retry_after"),
             on_failure: match (values.list("backup.on_failure"), values.text("backup.on_failure")) {
                 (Some(command), _) => Some(Alarm::Command(command)),
                 (None, address) => address.map(|address| Alarm::Webhook(Secret::new(address))),

@@ -353,6 +353,13 @@ pub const KEYS: &[Key] = &[
     key(Live, "backup.time_zone", Kind::Text, r#""local""#, "Zone of the schedule's hours, such as Europe/Berlin"),
     key(Live, "backup.jitter", Kind::Duration, r#""0s""#, "Each scheduled run begins up to so much later"),
     key(Live, "backup.catch_up", Kind::Boolean, "true", "A run that was missed is made up for after the start"),
+    key(
+        Live,
+        "backup.retry_after",
+        Kind::DurationOrNever,
+        r#""1h""#,
+        "A scheduled run that failed is tried again so much later; \"never\"",
+    ),
     open(
         Live,
         "backup.on_failure",

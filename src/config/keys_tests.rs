@@ -95,6 +95,7 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.time_zone
         backup.jitter
         backup.catch_up
+        backup.retry_after
         backup.on_failure
         backup.verify
         backup.retention_days

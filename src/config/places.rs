@@ -26,6 +26,11 @@ impl Settings {
         self.inherited.0.contains_key(TEST_SOCKET)
     }
 
+    /// The directory of the `tandem test` that this Tandem runs inside, which goes with it.
+    pub fn directory_of_tests(&self) -> Option<&Path> {
+        Path::new(self.inherited.0.get(TEST_SOCKET)?).ancestors().nth(2)
+    }
+
     /// The working directory of workers, hooks and seeds.
     pub fn work_dir(&self) -> &Path {
         self.workers.dir.as_deref().unwrap_or(&self.directory)

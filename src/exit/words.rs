@@ -7,7 +7,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use sea_orm::sqlx::postgres::PgDatabaseError;
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
-use super::NoRoom;
+use super::{CANNOT_CONNECT_NOW, NoRoom};
 use crate::scrub::scrubbed;
 
 const POOLER: &str = "; this is a connection pooler, in transaction mode or one that passes less on than PostgreSQL takes: let \
@@ -83,10 +83,10 @@ pub fn sql_state(error: &anyhow::Error) -> Option<String> {
 pub fn is_broken_off(error: &anyhow::Error) -> bool {
     error.chain().filter_map(database_error).any(|error| match error {
         sqlx::Error::Io(error) => own_limit(error).is_none(),
-        // admin_shutdown, crash_shutdown, cannot_connect_now
+        // admin_shutdown, crash_shutdown
         error => {
             let code = error.as_database_error().and_then(|error| error.code());
-            matches!(code.as_deref(), Some("57P01" | "57P02" | "57P03"))
+            matches!(code.as_deref(), Some("57P01" | "57P02" | CANNOT_CONNECT_NOW))
         }
     })
 }

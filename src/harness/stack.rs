@@ -78,6 +78,8 @@ impl Stack {
             ("health.listen", health.to_string()),
             ("migrations.run", "none".to_owned()),
             ("postgres.mode", "attach".to_owned()),
+            // One of the tests' database would be the newest of the project's own.
+            ("backup.schedule", "never".to_owned()),
         ];
         if settings.python.requirements.is_some() && settings.python.venv.is_none() {
             // The one that it would use in its usual state directory.

@@ -89,7 +89,7 @@ fn hold_against_budget(settings: &Settings, accepted: u32) {
 /// The `error` of migrations, as that of the server elsewhere if it is away by now: trying again may succeed.
 pub async fn of_absence(context: &Context, error: anyhow::Error) -> anyhow::Error {
     let postgres = &context.settings().postgres;
-    if postgres.mode != PostgresMode::Attach || code_of(&error) != Code::Failed {
+    if postgres.mode != PostgresMode::Attach || !matches!(code_of(&error), Code::Failed | Code::Temporary) {
         return error;
     }
     let sample = Probe::attached(&context.url).sample(postgres.probe_deadline).await;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
 use super::Context;
@@ -64,6 +64,8 @@ async fn bases(context: Rc<Context>) {
 /// Take dumps when they are due.
 async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     let (mut after, mut last) = begin(&context).await;
+    let failed_at = |run: &Run| run.error.as_ref().map(|_| run.finished);
+    let mut failed = last.as_ref().and_then(failed_at);
     let mut seen = Seen::default();
     loop {
         let settings = context.settings();
@@ -73,7 +75,10 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         // If the clock was set back, the next run does not wait until it is there again.
         after = after.min(now);
         let schedule = planned(&settings);
-        let next = schedule.as_ref().and_then(|schedule| schedule.next(after));
+        let planned = schedule.as_ref().and_then(|schedule| schedule.next(after));
+        let pause = settings.backup.retry_after.and_then(|pause| TimeDelta::from_std(pause).ok());
+        let again = failed.zip(pause).map(|(failed, pause)| failed.min(now) + pause).filter(|_| schedule.is_some());
+        let next = [planned, again].into_iter().flatten().min();
         let show = |running, last: Option<&Run>| {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
             pictures.send_modify(|picture| {
@@ -88,10 +93,16 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
             let run = one(&context, &settings).await;
             // One run makes up for all that were missed.
             after = Utc::now();
+            failed = failed_at(&run);
             if let Some(error) = &run.error {
-                tracing::error!("the scheduled backup failed: {error}");
+                let when = settings.backup.retry_after.map(|pause| format!("; it is tried again in {pause:?}"));
+                tracing::error!("the scheduled backup failed: {error}{}", when.unwrap_or_default());
                 record(&catalog, &run).await;
-                alarm(&context, &settings, error).await;
+                // Who was called for the same reason an hour ago need not be called again before the next night.
+                let is_told = last.as_ref().is_some_and(|last| last.error.as_ref() == Some(error));
+                if planned.is_some_and(|planned| planned <= now) || !is_told {
+                    alarm(&context, &settings, error).await;
+                }
             }
             last = Some(run);
             continue;
@@ -194,7 +205,14 @@ async fn one(context: &Context, settings: &Settings) -> Run {
             let run = serde_json::from_str(&line).context("understand what the backup's process said");
             run.unwrap_or_else(failed)
         }
-        Err(error) => failed(anyhow::anyhow!(error)),
+        Err(error) => {
+            // Its own record says what failed, in all its lines, and of which backup.
+            let catalog = Catalog::of(settings, &context.home);
+            // Blocks: called by `within`.
+            let look = move || scheduled::last(&catalog).filter(|run| run.started >= started && run.error.is_some());
+            let recorded = within(LOOK_LIMIT, "read what came of the last backup", look).await;
+            recorded.ok().flatten().unwrap_or_else(|| failed(anyhow::anyhow!(error)))
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
 use crate::config::{Debugger, Loaded, MigrationRun, Migrations, Postgres, PostgresMode, Settings, memory};
 use crate::event_loop::{Hangs, elsewhere};
-use crate::exit::{Code, Failure, code_of, in_words, is_broken_off, sql_state};
+use crate::exit::{CANNOT_CONNECT_NOW, Code, Failure, code_of, in_words, is_broken_off, sql_state};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::binaries::Installation;
@@ -36,8 +36,6 @@ const FILLED_POLL: Duration = Duration::from_millis(200);
 const RECOVERY_POLL: Duration = Duration::from_millis(200);
 /// How often it may do so.
 const BROKEN_OFF_MAX: u32 = 4;
-/// The SQLSTATE of a server that starts, recovers or ends (PostgreSQL documentation, appendix A).
-const CANNOT_CONNECT_NOW: &str = "57P03";
 /// How long a module may take to be imported.
 const IMPORT_LIMIT: Duration = Duration::from_secs(30);
 

@@ -74,6 +74,19 @@ fn a_directory_whose_disk_is_not_mounted_gets_no_copies() {
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
+#[test]
+fn a_destination_that_cannot_be_opened_keeps_no_copy_from_the_others() {
+    let (project, _tandem) = running();
+    let away = project.dir().join("away");
+    fs::create_dir(&away).unwrap();
+    // Without keys.
+    project.configure(&format!("backup.destinations = ['s3://copies/nightly', 'file://{}']", away.display()));
+    let told = refusal::run(&project, &["backup"]);
+    assert!(told.code != 0 && told.said.contains("send copies to s3://copies/nightly"), "{told:?}");
+    assert_eq!(copied(&away).iter().filter(|name| name.ends_with(".sql.gz")).count(), 1);
+    refusal::run(&project, &["backup", "prune"]).expect(0, &[]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_is_copied_to_a_bucket_listed_there_and_restored_from_it_on_a_new_machine() {
     let server = Server::start().await;

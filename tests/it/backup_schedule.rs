@@ -10,6 +10,7 @@ use crate::common::namespace::mount_namespace;
 use crate::common::project::Project;
 use crate::common::refusal::{self, names};
 use crate::common::tandem::{self, Tandem, wait_for};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// A schedule with seconds: croner takes a sixth field, and no test waits for a minute.
@@ -184,6 +185,23 @@ fn a_failed_backup_calls_the_command_and_the_next_good_one_heals() {
     fs::remove_file(project.dir().join("later")).unwrap();
     wait_for("a good one", || backups(&tandem)["last"]["ok"] == true);
     assert_eq!(tandem.health()["status"], "healthy");
+}
+
+#[test]
+fn a_failed_run_is_tried_again_before_the_next_is_due() {
+    let project =
+        project(&format!("backup.schedule = '{EACH_SECOND}'\nbackup.dir = 'later/backups'\nbackup.retry_after = '1s'"));
+    project.write("later", "");
+    let mut tandem = Tandem::up(&project);
+    wait_for("a failed one", || backups(&tandem)["last"]["ok"] == false);
+    let seldom = "0 0 1 1 *";
+    project.reconfigure(|text| text.replace(EACH_SECOND, seldom));
+    tandem.signal(Signal::SIGHUP);
+    wait_for("the new schedule", || backups(&tandem)["schedule"] == format!("{seldom} (local time)"));
+    fs::remove_file(project.dir().join("later")).unwrap();
+    wait_for("a good one", || backups(&tandem)["last"]["ok"] == true);
+    assert!(tandem.log().contains("; it is tried again in 1s"), "{}", tandem.log());
+    assert_eq!(tandem.stop(), 0);
 }
 
 #[test]

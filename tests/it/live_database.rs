@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use crate::common::project::Project;
-use crate::common::refusal::{Refusal, said};
+use crate::common::refusal::{Refusal, names, said};
 use crate::common::tandem::{self, Tandem, command};
 
 /// A project whose live server runs, with two rows in it.
@@ -218,4 +218,24 @@ fn a_variable_that_leads_to_the_live_database_is_refused_before_anything_runs() 
         .expect(0, &[]);
     live.test(&[("DB_PORT", "")], &["--", "true"]).expect(0, &[]);
     live.end();
+}
+
+#[test]
+fn a_backup_of_the_tests_database_is_none_of_the_projects() {
+    let project = Project::app_with(
+        "plain:app",
+        "workers.count = 1\ntest.pool = 1\nbackup.schedule = '* * * * * *'\nbackup.dir = 'kept'\n",
+    );
+    let away = project.dir().join("away");
+    std::fs::create_dir(&away).unwrap();
+    project.configure(&format!("backup.destinations = ['file://{}']", away.display()));
+    // By a suite that tries its backups, and by the schedule of the stack beside it, which has two seconds for one.
+    let mut command = command(&project);
+    let suite =
+        "\"$TANDEM\" backup && \"$TANDEM\" backup --dir \"$PWD/asked\" && \"$TANDEM\" restore latest --yes && sleep 2";
+    command.args(["test", "--workers", "--", "sh", "-c", suite]).env("TANDEM", env!("CARGO_BIN_EXE_tandem"));
+    said(command.output().unwrap()).expect(0, &["app holds app_backup_20"]);
+    assert!(!project.dir().join("kept").exists() && !project.state().join("backups").exists());
+    assert_eq!(names(&away), [""; 0]);
+    assert!(names(&project.dir().join("asked")).iter().any(|name| name.ends_with(".sql.gz")));
 }

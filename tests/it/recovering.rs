@@ -6,7 +6,8 @@ use nix::unistd::Pid;
 
 use crate::common::backups::{as_superuser, sql};
 use crate::common::project::Project;
-use crate::common::readiness::of_server;
+use crate::common::readiness::{Idle, of_server};
+use crate::common::refusal;
 use crate::common::tandem::{self, Tandem, left_in, wait_for};
 
 /// What the server tells of sessions, as soon as it answers.
@@ -98,4 +99,18 @@ fn nor_does_one_under_a_command_that_migrates() {
     tandem.wait_ready();
     assert_eq!(sql(&project, "SELECT to_regclass('done')"), "done");
     runs_and_stops(tandem, &project);
+}
+
+#[test]
+fn a_command_that_meets_a_server_in_recovery_may_succeed_later() {
+    let project = Project::app_with("plain:app", "workers.count = 1");
+    let mut tandem = Tandem::up(&project);
+    // A recovery begins when the last process has ended, and this one hears of it after some seconds.
+    let idle = Idle::open(&project);
+    kill(Pid::from_raw(idle.backend), Signal::SIGSTOP).unwrap();
+    crash(&mut tandem, &project);
+    refusal::run(&project, &["backup"]).expect(75, &["57P03"]);
+    wait_for("the recovery", || tandem.ready() == Some(true));
+    refusal::run(&project, &["backup"]).expect(0, &[]);
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }

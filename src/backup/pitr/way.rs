@@ -216,7 +216,9 @@ fn check_reach(wish: &Wish<'_>, base: &Base, lineage: &Lineage, past: &Past) -> 
     let size = base.segment_size;
     let Extent { missing, gap } = extent(base.start_segment(), lineage, &there, size);
     let end = missing.start(size);
-    let given_up = wish.archive.gaps().into_iter().find(|(place, _)| place.place() <= missing.next(size).place());
+    // Marks of earlier chains stay.
+    let of_this_chain = base.start_segment().place()..=missing.next(size).place();
+    let given_up = wish.archive.gaps().into_iter().rfind(|(place, _)| of_this_chain.contains(&place.place()));
     let why = given_up.map(|(_, why)| format!(" (given up: {why})")).unwrap_or_default();
     let refused = match wish.target {
         Target::Lsn(lsn) if lsn > end => format!("the WAL after {} ends at {end}, before {lsn}{why}", base.name),
