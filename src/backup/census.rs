@@ -7,6 +7,7 @@ use sea_orm::sqlx::postgres::PgRow;
 use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef, query_scalar, raw_sql};
 
 use super::contents::{self, Digests};
+use super::database_level::DatabaseLevel;
 use super::manifest::{Census, Properties};
 use super::reach::Reach;
 use super::reader::Reader;
@@ -108,10 +109,12 @@ const OBJECTS: &str = concat!(
       UNION ALL SELECT 'publication ' || pubname FROM pg_catalog.pg_publication
       UNION ALL SELECT 'large objects: ' || count(*) FROM pg_catalog.pg_largeobject_metadata"
 );
+/// Databases have a provider since 15 and its locale under another name since 17: what is not there is not asked for.
 const PROPERTIES: &str = "
     SELECT pg_catalog.pg_get_userbyid(datdba)::text, pg_catalog.pg_encoding_to_char(encoding)::text, datcollate::text,
-           datctype::text, datlocprovider::text, daticulocale::text
-    FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
+           datctype::text, coalesce(pg_catalog.to_jsonb(database) ->> 'datlocprovider', 'c'),
+           coalesce(pg_catalog.to_jsonb(database) ->> 'daticulocale', pg_catalog.to_jsonb(database) ->> 'datlocale')
+    FROM pg_catalog.pg_database AS database WHERE datname = pg_catalog.current_database()";
 
 /// In a database without an encoding names are any bytes, which the server checks before it sends them as UTF-8.
 const AS_THEY_ARE: &str = "SELECT pg_catalog.set_config('client_encoding', 'LATIN1', false) FROM pg_catalog.pg_database
@@ -207,6 +210,7 @@ impl Snapshot {
             provider: row.try_get(4)?,
             icu_locale: row.try_get(5)?,
         });
+        census.database_level = Some(DatabaseLevel::of(session, database).await?);
         Ok(census)
     }
 
@@ -310,4 +314,17 @@ pub async fn sorted(session: &mut PgConnection, what: &str, query: &'static str)
     let mut texts = texts.collect::<anyhow::Result<Vec<String>>>()?;
     texts.sort();
     Ok(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_database_no_column_is_named_that_an_older_or_newer_server_lacks() {
+        let outside_quotes: String = PROPERTIES.split('\'').step_by(2).collect();
+        for column in ["datlocprovider", "daticulocale", "datlocale"] {
+            assert!(PROPERTIES.contains(column) && !outside_quotes.contains(column), "{column}");
+        }
+    }
 }

@@ -141,8 +141,8 @@ pub async fn import(
             size_bytes,
             sha256,
         }),
-        // The throwaway cluster's owner and locale say nothing of the server that was dumped.
-        census: super::manifest::Census { properties: None, ..census },
+        // The throwaway cluster's owner, locale and grants say nothing of the server that was dumped.
+        census: super::manifest::Census { properties: None, database_level: None, ..census },
         server_version: found.server_version.clone().unwrap_or_else(unknown),
         pg_dump_version: found.pg_dump_version.clone().unwrap_or_else(unknown),
         tandem_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 use super::compress;
 use super::dump::succeeded;
 use super::feed::{self, Broken, Feeding};
-use super::manifest::Properties;
+use super::manifest::{Census, Properties};
 use super::name::Format;
 use super::reach::Reach;
 use super::replication;
@@ -35,6 +35,9 @@ const JOBS: &str = "2";
 const ARCHIVE_END_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to list what a backup holds.
 const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// The first server version whose databases have a locale provider.
+const PROVIDERS_SINCE: u32 = 150_000;
+
 /// What is to be brought in.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -52,13 +55,23 @@ pub struct Load {
     pub rights: Rights,
 }
 
-/// A server's default locks (`max_locks_per_transaction`, 64 for each of its connections) are enough for so many tables and
-/// their indexes in one transaction.
+/// A server's default locks (`max_locks_per_transaction`, 64 for each of its connections) are enough for so many objects in one
+/// transaction.
 const IN_ONE_MAX: usize = 500;
+/// How many large objects there are, among the objects of a census.
+const LARGE_OBJECTS: &str = "large objects: ";
 
-/// Whether a database of so many tables is restored in one transaction on a server whose locks are not known.
-pub fn fits_in_one(tables: usize) -> bool {
-    tables <= IN_ONE_MAX
+/// Whether what `census` counted is restored in one transaction on a server whose locks are not known.
+pub fn fits_in_one(census: &Census) -> bool {
+    locks(census) <= IN_ONE_MAX
+}
+
+/// How many objects are locked when what `census` counted is loaded in one transaction: each, until its end. Functions and the
+/// like are not always, and count all the same.
+pub fn locks(census: &Census) -> usize {
+    let objects = census.objects.as_deref().unwrap_or_default();
+    let large = objects.iter().filter_map(|object| object.strip_prefix(LARGE_OBJECTS)?.parse::<usize>().ok());
+    census.rows.len() + objects.len() + large.sum::<usize>()
 }
 
 /// Make the empty database `name` like `properties`, or like the server's own where nothing is known.
@@ -81,21 +94,33 @@ pub async fn create_in(
     owner: &str,
     properties: Option<&Properties>,
 ) -> anyhow::Result<()> {
-    let text = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let mut statement = format!("CREATE DATABASE {} OWNER {} TEMPLATE template0", identifier(name), identifier(owner));
-    if let Some(like) = properties {
-        let provider = if like.provider == "i" { "icu" } else { "libc" };
-        let [encoding, collate, ctype] = [&like.encoding, &like.collate, &like.ctype].map(|it| text(it));
-        statement.push_str(&format!(
-            " ENCODING {encoding} LC_COLLATE {collate} LC_CTYPE {ctype} LOCALE_PROVIDER {provider}"
-        ));
-        if let Some(locale) = &like.icu_locale {
-            statement.push_str(&format!(" ICU_LOCALE {}", text(locale)));
-        }
-    }
+    let statement = creating(name, owner, properties, session.server_version_num());
     let create = raw_sql(AssertSqlSafe(statement)).execute(session);
     answered(MAKE_LIMIT, &format!("make database {name}"), create).await?;
     Ok(())
+}
+
+/// The statement that makes a database on a server of this `version`, where that is known.
+fn creating(name: &str, owner: &str, properties: Option<&Properties>, version: Option<u32>) -> String {
+    let text = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let mut statement = format!("CREATE DATABASE {} OWNER {} TEMPLATE template0", identifier(name), identifier(owner));
+    let Some(like) = properties else { return statement };
+    let [encoding, collate, ctype] = [&like.encoding, &like.collate, &like.ctype].map(|it| text(it));
+    statement.push_str(&format!(" ENCODING {encoding} LC_COLLATE {collate} LC_CTYPE {ctype}"));
+    // An older server has libc alone, and no word for it.
+    if version.is_some_and(|version| version < PROVIDERS_SINCE) && like.provider == "c" {
+        return statement;
+    }
+    let (provider, locale) = match like.provider.as_str() {
+        "i" => ("icu", Some("ICU_LOCALE")),
+        "b" => ("builtin", Some("BUILTIN_LOCALE")),
+        _ => ("libc", None),
+    };
+    statement.push_str(&format!(" LOCALE_PROVIDER {provider}"));
+    if let (Some(word), Some(locale)) = (locale, &like.icu_locale) {
+        statement.push_str(&format!(" {word} {}", text(locale)));
+    }
+    statement
 }
 
 /// Drop the database `name`, whoever is in it, and the subscriptions that fill it: the dump of a database has those too.
@@ -250,3 +275,47 @@ async fn list_without(existing: &Existing, reach: &Reach, load: &Load) -> anyhow
 #[derive(Debug, thiserror::Error)]
 #[error("{1}")]
 struct Open(io::PipeWriter, String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_holds_a_lock_counts() {
+        let census = |rows: usize, objects: &[&str]| Census {
+            rows: (0..rows).map(|n| (format!("public.t{n}"), 0)).collect(),
+            objects: Some(objects.iter().map(|&it| it.to_owned()).collect()),
+            ..Census::default()
+        };
+        assert_eq!(locks(&census(2, &["view public.v", "large objects: 7"])), 11);
+        assert!(fits_in_one(&census(400, &["large objects: 0"])));
+        assert!(!fits_in_one(&census(0, &["large objects: 3000"])));
+        assert!(!fits_in_one(&census(0, &vec!["view public.v"; 501])));
+        // A manifest of an older Tandem.
+        assert_eq!(locks(&Census { objects: None, ..census(3, &[]) }), 3);
+    }
+
+    #[test]
+    fn a_database_is_made_in_the_words_of_its_server() {
+        let like = |provider: &str, locale: Option<&str>| Properties {
+            owner: String::new(),
+            encoding: "UTF8".to_owned(),
+            collate: "it's".to_owned(),
+            ctype: "C".to_owned(),
+            provider: provider.to_owned(),
+            icu_locale: locale.map(str::to_owned),
+        };
+        let start = r#"CREATE DATABASE "d" OWNER "o" TEMPLATE template0"#;
+        let libc = format!("{start} ENCODING 'UTF8' LC_COLLATE 'it''s' LC_CTYPE 'C'");
+        for (properties, version, wanted) in [
+            (None, Some(160_004), start.to_owned()),
+            (Some(like("c", None)), Some(140_012), libc.clone()),
+            (Some(like("c", None)), Some(150_000), format!("{libc} LOCALE_PROVIDER libc")),
+            (Some(like("c", None)), None, format!("{libc} LOCALE_PROVIDER libc")),
+            (Some(like("i", Some("de"))), Some(160_004), format!("{libc} LOCALE_PROVIDER icu ICU_LOCALE 'de'")),
+            (Some(like("b", Some("C"))), Some(170_000), format!("{libc} LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C'")),
+        ] {
+            assert_eq!(creating("d", "o", properties.as_ref(), version), wanted);
+        }
+    }
+}

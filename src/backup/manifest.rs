@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::database_level::DatabaseLevel;
 use super::name::{Format, Name};
 use crate::config::Compression;
 
@@ -83,6 +84,9 @@ pub struct Census {
     /// What the database itself is like; `None` where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub properties: Option<Properties>,
+    /// What belongs to the database's name and is in no dump; `None` where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_level: Option<DatabaseLevel>,
 }
 
 /// The last values of a sequence before and after a dump read it, which it does at no certain moment; `None`: not used yet.
@@ -111,8 +115,9 @@ pub struct Properties {
     pub encoding: String,
     pub collate: String,
     pub ctype: String,
-    /// `c` for libc, `i` for ICU.
+    /// `c` for libc, `i` for ICU, `b` for PostgreSQL's own (since 17).
     pub provider: String,
+    /// Of ICU, or of PostgreSQL's own.
     pub icu_locale: Option<String>,
 }
 

@@ -7,6 +7,7 @@
 //! load <─ rights <─ verify    a file into an empty database, with few rights; and the proof, in a throwaway cluster;
 //!                        differences: what is compared (pure)
 //!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place; statistics
+//! database_level         what belongs to a database's name and is in no dump
 //! feed ─> screen · tokens    the SQL on its way to psql; without the commands that are not pg_dump's (pure)
 //! signature              who made a backup: manifests are signed, and what nobody here has signed is not trusted
 //! replication            subscriptions and slots, which stay with the database that is replaced
@@ -26,6 +27,7 @@ mod census;
 mod compress;
 mod contents;
 pub mod copies;
+mod database_level;
 mod differences;
 pub mod doctor;
 pub mod dump;

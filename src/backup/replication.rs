@@ -4,8 +4,8 @@
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_as, query_scalar, raw_sql};
 use serde::Serialize;
 
+use super::database_level::literal;
 use super::reach::Reach;
-use super::swap::literal;
 use crate::postgres::provision::identifier;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 

@@ -34,6 +34,8 @@ const LOCK_KEY: i64 = 0x0072_6573_746f_7265;
 /// How much WAL may lie in `pg_wal` before a checkpoint, and how much does.
 const WAL_SIZE: &str = "SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_wal_size')),
                                (SELECT coalesce(sum(size), 0)::bigint FROM pg_catalog.pg_ls_waldir())";
+const IS_ALONE: &str = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_database
+                                            WHERE NOT datistemplate AND datname NOT IN ('postgres', $1))";
 /// PostgreSQL's version here.
 const MAJOR: u32 = 16;
 
@@ -307,10 +309,14 @@ impl Restoring {
     ) -> anyhow::Result<()> {
         let there = swap::exists(&mut self.session, database).await?;
         let trusted = entry.origin == Origin::Own || settings.restore_trust;
+        // Where nothing was yet, nothing was revoked.
+        let is_new = trusted && (!there || is_empty(reach, database).await?);
         if let Some(globals) = manifest.globals.as_ref().filter(|_| reach.is_superuser()) {
-            // Where nothing was yet, nothing was revoked.
-            let is_new = !there || is_empty(reach, database).await?;
-            let attributes = if trusted && is_new { Attributes::All } else { Attributes::None };
+            let attributes = match is_new {
+                true if self.is_alone(database).await? => Attributes::WholeServer,
+                true => Attributes::All,
+                false => Attributes::None,
+            };
             let path = catalog.dir().join(&globals.file);
             let made = roles::complete(&mut self.session, &path, attributes).await?;
             if attributes == Attributes::None && !made.is_empty() {
@@ -333,7 +339,7 @@ impl Restoring {
             compression: manifest.compression,
             sql_bytes: manifest.sql_bytes,
             limit: settings.backup.limit,
-            in_one: load::fits_in_one(manifest.census.rows.len()),
+            in_one: load::fits_in_one(&manifest.census),
             trusted,
             rights: Rights::of(manifest, entry.origin, settings.restore_trust),
         };
@@ -349,7 +355,17 @@ impl Restoring {
         if there {
             swap::carry_over(&mut self.session, database, new).await?;
         }
+        // A new machine's database has nothing yet that belongs to its name.
+        if let (true, Some(level), Some(properties)) = (is_new, &manifest.census.database_level, properties) {
+            level.give(&mut self.session, &properties.owner, (new, database)).await?;
+        }
         Ok(())
+    }
+
+    /// Whether the server holds no other database than `database`, if that: its roles are nobody else's then.
+    async fn is_alone(&mut self, database: &str) -> anyhow::Result<bool> {
+        let alone = query_scalar(IS_ALONE).bind(database).fetch_one(&mut self.session);
+        answered(ANSWER_LIMIT, "look for other databases", alone).await
     }
 
     /// A free name for the database that is replaced at `now`.
@@ -395,6 +411,9 @@ impl Restoring {
                 format!("no restore has replaced database {database}, so there is nothing to put back"),
             )
         })?;
+        for renamed in [database, &last] {
+            swap::refuse_prepared(&mut self.session, renamed).await.context("Nothing was changed")?;
+        }
         let kept = self.free_name(database, Utc::now()).await?;
         swap::swap(reach, database, &last, &kept, patience).await?;
         Ok((last, kept))

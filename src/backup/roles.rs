@@ -14,6 +14,7 @@ use super::tokens::{self, Token, name, word};
 use super::{reader, rights};
 use crate::exit::in_words;
 use crate::postgres::provision::identifier;
+use crate::postgres::settings::SUPERUSER;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 
 /// The largest globals file that is read, in bytes.
@@ -24,6 +25,9 @@ const SIZE_MAX: u64 = 64 << 20;
 pub enum Attributes {
     /// All that the file says: the server is new, and the file is trusted.
     All,
+    /// The same, and the roles that are there already get what the file says of them too, but for their passwords: nothing but
+    /// Tandem's own first start has made them.
+    WholeServer,
     /// Only so that things can belong to them: a live server that lacks a role has dropped it, and whoever could log in as
     /// that role or was a member of it no longer shall. A file that is not trusted may say anything.
     None,
@@ -35,10 +39,11 @@ enum Statement {
     Create {
         role: String,
     },
-    /// `ALTER ROLE`, with what follows on the name as it stands.
+    /// `ALTER ROLE`, with what follows on the name as it stands, and what of it is for a role that is there already.
     Alter {
         role: String,
         rest: String,
+        if_there: String,
     },
     Comment {
         role: String,
@@ -130,21 +135,29 @@ fn made(statements: &[Statement], there: &BTreeSet<String>) -> BTreeSet<String> 
 /// The statements that make the roles which are not `there`, each with what it does in words that hold no password.
 fn missing(statements: &[Statement], there: &BTreeSet<String>, attributes: Attributes) -> Vec<(String, String)> {
     let new = made(statements, there);
-    let all = attributes == Attributes::All;
+    let all = attributes != Attributes::None;
+    // The superuser's are this server's own.
+    let is_altered = |role: &String| {
+        attributes == Attributes::WholeServer && there.contains(role) && role != SUPERUSER && !role.starts_with("pg_")
+    };
     let wanted = statements.iter().filter_map(|statement| match statement {
         Statement::Create { role } if new.contains(role) => {
             Some((format!("make role {role}"), format!("CREATE ROLE {}", identifier(role))))
         }
-        Statement::Alter { role, rest } if all && new.contains(role) => {
+        Statement::Alter { role, rest, .. } if all && new.contains(role) => {
             Some((format!("alter role {role}"), format!("ALTER ROLE {} {rest}", identifier(role))))
         }
-        Statement::Comment { role, text } if new.contains(role) => {
+        Statement::Alter { role, if_there, .. } if is_altered(role) => {
+            Some((format!("alter role {role}"), format!("ALTER ROLE {} {if_there}", identifier(role))))
+        }
+        Statement::Comment { role, text } if new.contains(role) || is_altered(role) => {
             Some((format!("comment on role {role}"), format!("COMMENT ON ROLE {} IS {text}", identifier(role))))
         }
         // Of a role that was there already, its server knows best what it is a member of.
         Statement::Grant { role, member, rest } => {
             let both = |name: &String| new.contains(name) || (all && there.contains(name));
-            let wanted = (new.contains(member) || all && new.contains(role)) && both(role) && both(member);
+            let is_wanted = new.contains(member) || all && new.contains(role) || is_altered(member);
+            let wanted = is_wanted && both(role) && both(member);
             let grant = || format!("GRANT {} TO {}{rest}", identifier(role), identifier(member));
             wanted.then(|| (format!("make {member} a member of {role}"), grant()))
         }
@@ -164,7 +177,8 @@ fn statement(tokens: &[Token]) -> Option<Statement> {
     match words.as_slice() {
         ["CREATE", "ROLE", ..] if tokens.len() == 3 => Some(Statement::Create { role: name(&tokens[2])? }),
         ["ALTER", "ROLE", ..] => {
-            Some(Statement::Alter { role: name(tokens.get(2)?)?, rest: altered(tokens.get(3..)?)? })
+            let (role, rest) = (name(tokens.get(2)?)?, tokens.get(3..)?);
+            Some(Statement::Alter { role, rest: altered(rest)?, if_there: written(&without_password(rest)) })
         }
         ["COMMENT", "ON", "ROLE", ..] => match tokens.get(3..)? {
             [role, is, Token::Text(text)] if word(is)? == "IS" => {
@@ -197,6 +211,23 @@ fn altered(tokens: &[Token]) -> Option<String> {
         Token::Other(letter) => is_setting && matches!(letter, ',' | '.' | '=' | '-' | '+') || *letter == '-',
     };
     ((is_attributes || is_setting) && tokens.iter().all(known)).then(|| written(tokens))
+}
+
+/// What follows on `ALTER ROLE name` without a password, how long that is valid, and whether the role may log in.
+fn without_password(tokens: &[Token]) -> Vec<Token> {
+    let mut kept = Vec::new();
+    let mut rest = tokens.iter();
+    let is_attributes = tokens.first().and_then(word).is_some_and(|word| word == "WITH");
+    while let Some(token) = rest.next() {
+        let word = word(token).filter(|_| is_attributes);
+        match word.as_deref() {
+            Some("LOGIN" | "NOLOGIN" | "VALID") => {}
+            // Each has one text behind it, or `NULL`.
+            Some("PASSWORD" | "UNTIL") => drop(rest.next()),
+            _ => kept.push(token.clone()),
+        }
+    }
+    kept
 }
 
 /// What may follow on `GRANT role TO member`.

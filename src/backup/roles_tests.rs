@@ -54,6 +54,32 @@ fn a_new_server_gets_every_role_with_all_that_it_had() {
 }
 
 #[test]
+fn on_a_new_server_the_roles_that_are_there_get_all_but_a_password() {
+    let globals = r#"
+        ALTER ROLE postgres WITH SUPERUSER LOGIN PASSWORD 'x';
+        ALTER ROLE postgres SET work_mem TO '1MB';
+        ALTER ROLE app WITH NOSUPERUSER BYPASSRLS LOGIN CONNECTION LIMIT 7 PASSWORD 'it''s LOGIN' VALID UNTIL '2020-01-01';
+        ALTER ROLE app IN DATABASE app SET "TimeZone" TO 'UTC';
+        ALTER ROLE app SET login.password TO 'x';
+        COMMENT ON ROLE app IS 'ours';
+        GRANT pg_read_all_stats TO app WITH INHERIT TRUE GRANTED BY postgres;
+        GRANT app TO postgres;
+    "#;
+    let wanted = [
+        r#"ALTER ROLE "app" WITH NOSUPERUSER BYPASSRLS CONNECTION LIMIT 7"#,
+        r#"ALTER ROLE "app" IN DATABASE app SET "TimeZone" TO 'UTC'"#,
+        r#"ALTER ROLE "app" SET login.password TO 'x'"#,
+        r#"COMMENT ON ROLE "app" IS 'ours'"#,
+        r#"GRANT "pg_read_all_stats" TO "app" WITH INHERIT TRUE GRANTED BY postgres"#,
+    ];
+    let there = ["app", "pg_read_all_stats", "postgres"];
+    assert_eq!(made_of(globals, &there, Attributes::WholeServer), wanted);
+    for attributes in [Attributes::All, Attributes::None] {
+        assert_eq!(made_of(globals, &there, attributes), Vec::<String>::new(), "{attributes:?}");
+    }
+}
+
+#[test]
 fn what_a_live_server_has_revoked_or_dropped_is_not_granted_again() {
     let made = made_of(GLOBALS, &["app", "admins", "postgres"], Attributes::None);
     assert!(

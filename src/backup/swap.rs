@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sea_orm::sqlx::postgres::PgDatabaseError;
-use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row, query, query_scalar, raw_sql};
+use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, PgConnection, query_scalar, raw_sql};
 use tokio::time::{Instant, sleep};
 
+use super::database_level::DatabaseLevel;
 use super::reach::Reach;
 use crate::exit::{Code, Failure, in_words, is_broken_off};
 use crate::postgres::home::Home;
@@ -18,15 +19,6 @@ use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::settings::SUPERUSER;
 use crate::schema::{ANSWER_LIMIT, answered};
 
-/// Settings whose value is a list of names, each quoted by itself (PostgreSQL's guc.h, GUC_LIST_QUOTE): it is taken as it
-/// is kept.
-const LISTS: [&str; 5] = [
-    "search_path",
-    "local_preload_libraries",
-    "session_preload_libraries",
-    "temp_tablespaces",
-    "shared_preload_libraries",
-];
 /// How long the renames may wait for sessions to end: they finish what they cannot interrupt.
 const SWAP_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at sessions that end.
@@ -50,17 +42,7 @@ const END_ITSELF: &str = "SELECT count(pg_catalog.pg_terminate_backend(pid)) FRO
 const RENAME_LIMIT: Duration = Duration::from_secs(12);
 const _: () = assert!(2 * RENAME_LIMIT.as_secs() < SWAP_LIMIT.as_secs());
 
-const GRANTS: &str = "
-    SELECT CASE acl.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(acl.grantee)::text END,
-           acl.privilege_type::text, acl.is_grantable
-    FROM pg_catalog.pg_database, pg_catalog.aclexplode(datacl) AS acl WHERE datname = $1";
-const SETTINGS: &str = "
-    SELECT CASE setrole WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(setrole)::text END, setting
-    FROM pg_catalog.pg_db_role_setting, pg_catalog.unnest(setconfig) AS setting
-    WHERE setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = $1)";
-const DATABASE: &str = "
-    SELECT pg_catalog.pg_get_userbyid(datdba)::text, datacl IS NOT NULL, datconnlimit,
-           pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database WHERE datname = $1";
+const OWNER: &str = "SELECT pg_catalog.pg_get_userbyid(datdba)::text FROM pg_catalog.pg_database WHERE datname = $1";
 
 /// The databases may be swapped or not.
 #[derive(Debug, thiserror::Error)]
@@ -196,51 +178,16 @@ fn with_detail(error: sqlx::Error) -> anyhow::Error {
 /// # Errors
 /// The server refuses.
 pub async fn carry_over(session: &mut PgConnection, from: &str, to: &str) -> anyhow::Result<()> {
-    let target = identifier(to);
-    let row =
-        answered(ANSWER_LIMIT, "look at the database", query(DATABASE).bind(from).fetch_one(&mut *session)).await?;
-    let (owner, restricted, limit): (String, bool, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let comment: Option<String> = row.try_get(3)?;
-    let mut statements = vec![
-        format!("ALTER DATABASE {target} OWNER TO {}", identifier(&owner)),
-        format!("ALTER DATABASE {target} CONNECTION LIMIT {limit}"),
-    ];
-    if let Some(comment) = comment {
-        statements.push(format!("COMMENT ON DATABASE {target} IS {}", literal(&comment)));
-    }
-    if restricted {
-        statements.push(format!("REVOKE ALL ON DATABASE {target} FROM PUBLIC"));
-    }
-    for row in answered(ANSWER_LIMIT, "read the grants", query(GRANTS).bind(from).fetch_all(&mut *session)).await? {
-        let (grantee, privilege, grantable): (Option<String>, String, bool) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let grantee = grantee.map_or_else(|| "PUBLIC".to_owned(), |name| identifier(&name));
-        let option = if grantable { " WITH GRANT OPTION" } else { "" };
-        statements.push(format!("GRANT {privilege} ON DATABASE {target} TO {grantee}{option}"));
-    }
-    for row in answered(ANSWER_LIMIT, "read the settings", query(SETTINGS).bind(from).fetch_all(&mut *session)).await? {
-        let (role, setting): (Option<String>, String) = (row.try_get(0)?, row.try_get(1)?);
-        let (name, value) = setting.split_once('=').context("understand a setting")?;
-        let value = if LISTS.contains(&name) { value.to_owned() } else { literal(value) };
-        // A setting of an extension has a dot in its name, which parts two names.
-        let name = name.split('.').map(identifier).collect::<Vec<_>>().join(".");
-        statements.push(match role {
-            None => format!("ALTER DATABASE {target} SET {name} TO {value}"),
-            Some(role) => format!("ALTER ROLE {} IN DATABASE {target} SET {name} TO {value}", identifier(&role)),
-        });
-    }
+    let owner = query_scalar::<_, String>(OWNER).bind(from).fetch_one(&mut *session);
+    let owner = answered(ANSWER_LIMIT, "ask for the database's owner", owner).await?;
+    let level = DatabaseLevel::of(session, from).await?;
+    let mut statements = vec![format!("ALTER DATABASE {} OWNER TO {}", identifier(to), identifier(&owner))];
+    statements.extend(level.statements(to));
     for statement in statements {
         let what = format!("run {statement}");
         answered(ANSWER_LIMIT, &what, raw_sql(AssertSqlSafe(statement)).execute(&mut *session)).await?;
     }
     Ok(())
-}
-
-/// `text` as SQL writes it.
-pub fn literal(text: &str) -> String {
-    // With a backslash in it, a text means the same whatever standard_conforming_strings says.
-    let escape = if text.contains('\\') { "E" } else { "" };
-    format!("{escape}'{}'", text.replace('\\', r"\\").replace('\'', "''"))
 }
 
 /// Rename `live` to `kept` and `new` to `live`, both or neither. Transactions that are open in `live` get `patience` to
@@ -395,11 +342,5 @@ mod tests {
         ] {
             assert!(!Belonging::New.is(name, "app"), "{name}");
         }
-    }
-
-    #[test]
-    fn literals_keep_quotes_and_backslashes() {
-        assert_eq!(literal("it's"), "'it''s'");
-        assert_eq!(literal(r"a\'b"), r"E'a\\''b'");
     }
 }

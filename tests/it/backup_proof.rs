@@ -48,6 +48,11 @@ const ORDINARY: &str = r"
     CREATE VIEW seen AS SELECT s FROM enumlike WHERE s IN ('a', 'b');
     CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM people;
     CREATE MATERIALIZED VIEW uncounted AS SELECT count(*) FROM people WITH NO DATA;
+    CREATE MATERIALIZED VIEW lower_one AS SELECT 1 AS n;
+    CREATE VIEW between_them AS SELECT n FROM lower_one;
+    CREATE MATERIALIZED VIEW a_higher_one AS SELECT n FROM between_them;
+    CREATE MATERIALIZED VIEW the_highest AS SELECT n FROM a_higher_one;
+    REFRESH MATERIALIZED VIEW lower_one WITH NO DATA;
     CREATE FUNCTION double(int, VARIADIC rest text[] DEFAULT '{}') RETURNS int LANGUAGE sql AS 'SELECT $1 * 2';
     CREATE PROCEDURE nothing(INOUT x int) LANGUAGE plpgsql AS 'BEGIN x := 1; END';
     CREATE AGGREGATE longest(text) (SFUNC = pg_catalog.textcat, STYPE = text);
@@ -84,6 +89,43 @@ fn whatever_a_reload_writes_in_another_way_a_sound_backup_is_verified_and_restor
     refusal::run(&project, &["backup", "verify", "--all"]).expect(0, &["verified"]);
     refusal::run(&project, &["restore", "latest", "--yes"]).expect(0, &["holds"]);
     assert_eq!(sql(&project, digest), before);
+}
+
+/// Every new database has the language, and pg_dump writes neither that it is there nor that it is not.
+#[test]
+fn a_database_without_plpgsql_is_verified_and_restored() {
+    let (project, _tandem) = running();
+    as_superuser(&project, "postgres", "CREATE DATABASE bare OWNER app");
+    as_superuser(
+        &project,
+        "bare",
+        "DROP EXTENSION plpgsql; CREATE TABLE t AS SELECT 1 AS n; ALTER TABLE t OWNER TO app",
+    );
+    let run = |args: &[&str]| refusal::run(&project, &[&["--set", "postgres.database=bare"], args].concat());
+    run(&["backup"]).expect(0, &["1 rows in 1 tables"]);
+    run(&["backup", "verify"]).expect(0, &["verified, 1 rows in 1 tables"]);
+    run(&["restore", "latest", "--yes"]).expect(0, &["1 rows in 1 tables"]);
+}
+
+/// pg_amcheck makes an extension to look with.
+#[test]
+fn an_event_trigger_that_refuses_every_change_keeps_no_backup_from_its_proof() {
+    let (project, _tandem) = running();
+    as_superuser(
+        &project,
+        "app",
+        "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no change here''; END';
+         CREATE EVENT TRIGGER \"the \"\"late\"\" one\" ON ddl_command_end WHEN TAG IN ('CREATE EXTENSION') EXECUTE FUNCTION refuse();
+         ALTER EVENT TRIGGER \"the \"\"late\"\" one\" ENABLE ALWAYS;
+         CREATE EVENT TRIGGER guard ON ddl_command_start EXECUTE FUNCTION refuse()",
+    );
+    for format in ["plain", "directory"] {
+        backup(&project, &["--format", format]);
+        refusal::run(&project, &["backup", "verify"]).expect(0, &["verified"]);
+        refusal::run(&project, &["restore", "latest", "--yes"]).expect(0, &["holds"]);
+        let enabled = "SELECT string_agg(evtenabled::text, '' ORDER BY evtname) FROM pg_event_trigger";
+        assert_eq!(as_superuser(&project, "app", enabled), "OA", "{format}");
+    }
 }
 
 #[test]
@@ -182,6 +224,21 @@ fn more_tables_than_one_transaction_can_lock_are_verified_and_restored() {
          pool.size = 1\npool.overflow = 0",
     );
     let _tandem = Tandem::up(&project);
+    let views = "DO $$BEGIN FOR n IN 1..50 LOOP EXECUTE format('CREATE VIEW v%s_%s AS SELECT 1', hundredth, n); END LOOP; END$$";
+    for (database, statement, times) in
+        [("large", "SELECT count(lo_create(0)) FROM generate_series(1, 3000)", 1), ("seen", views, 40)]
+    {
+        as_superuser(&project, "postgres", &format!("CREATE DATABASE {database} OWNER app"));
+        for time in 0..times {
+            let statement = statement.replace("hundredth", &time.to_string());
+            as_superuser(&project, database, &format!("SET ROLE app; {statement}"));
+        }
+        let name = format!("postgres.database={database}");
+        let run = |args: &[&str]| refusal::run(&project, &[&["--set", &name], args].concat());
+        run(&["backup"]).expect(0, &["0 rows in 0 tables"]);
+        run(&["backup", "verify"]).expect(0, &["verified, 0 rows in 0 tables"]);
+        run(&["restore", "latest", "--yes"]).expect(0, &["0 rows in 0 tables"]);
+    }
     for hundred in 0..8 {
         let create = "EXECUTE format('CREATE TABLE t%s (id serial PRIMARY KEY, s text)', n)";
         let all =

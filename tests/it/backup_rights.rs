@@ -151,6 +151,30 @@ fn a_transaction_that_is_prepared_is_named_before_anything_is_restored() {
     refused.expect(1, &["prepared transaction", "the forgotten one", "ROLLBACK PREPARED", "database app is as it was"]);
     sql(&project, "ROLLBACK PREPARED 'the forgotten one'");
     refusal::run(&project, &["restore", "latest", "--yes"]).expect(0, &["holds"]);
+
+    // In the database that goes, and in the one that comes back.
+    let kept = "SELECT datname FROM pg_database WHERE datname ~ '^app_before'";
+    let kept = as_superuser(&project, "postgres", kept);
+    let prepare = "BEGIN; INSERT INTO note VALUES (1); PREPARE TRANSACTION 'the forgotten one'";
+    // A session that was there before is there afterwards: nobody was cut.
+    let sessions = "SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_stat_activity WHERE datname = 'app' AND application_name = 'waits'";
+    let socket = project.state().join("run/postgres");
+    let mut waiting = tandem::command(&project);
+    waiting.args(["psql", "-XAtq", "-U", "postgres", "-d", "dbname=app application_name=waits", "-h"]).arg(socket);
+    let mut waiting = waiting.stdin(Stdio::piped()).spawn().unwrap();
+    wait_for("the session", || !as_superuser(&project, "postgres", sessions).is_empty());
+    let before = as_superuser(&project, "postgres", sessions);
+    for database in ["app", kept.as_str()] {
+        as_superuser(&project, database, prepare);
+        let refused = refusal::run(&project, &["restore", "--undo", "--yes"]);
+        let words = ["prepared transaction", database, "the forgotten one", "ROLLBACK PREPARED", "Nothing was changed"];
+        refused.expect(1, &words);
+        assert_eq!(as_superuser(&project, "postgres", sessions), before, "{database}");
+        as_superuser(&project, database, "ROLLBACK PREPARED 'the forgotten one'");
+    }
+    drop(waiting.stdin.take());
+    waiting.wait().unwrap();
+    refusal::run(&project, &["restore", "--undo", "--yes"]).expect(0, &["again"]);
 }
 
 #[test]

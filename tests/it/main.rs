@@ -23,6 +23,7 @@ mod as_worker;
 mod backup;
 mod backup_copies;
 mod backup_import;
+mod backup_new_machine;
 mod backup_pace;
 mod backup_proof;
 mod backup_replication;
