@@ -19,6 +19,7 @@ use crate::plan::deployment::{self, Findings, Step};
 use crate::plan::in_one_line;
 use crate::schema;
 use crate::workers::environment::{self, Next};
+use crate::workers::surroundings::{NO_MODULE, Surroundings};
 
 /// How long a look at the requirements may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
@@ -124,19 +125,25 @@ impl Operator {
             MigrationRun::Command(words) => {
                 let python = next.map_or_else(|| self.context.python.borrow().clone(), Next::python);
                 let owned = words.clone();
-                let make =
-                    move |around: crate::workers::surroundings::Surroundings<'_>| migration_command(&around, &owned);
+                let make = move |around: Surroundings<'_>| (migration_command(&around, &owned), around.import_help());
                 // libpq's way, which psycopg goes too; asyncpg has none but its own arguments. The `options` of a URL win
                 // over PGOPTIONS. A URL without any stays as it is: Alembic's configuration chokes on a `%` in it.
                 let timeout = migrations.lock_timeout.as_millis().max(1).to_string();
                 let limited = url.with_session_setting("lock_timeout", &timeout);
                 let says_options = url.parameter("options").is_some();
                 let given = if says_options { limited.clone() } else { url.clone() };
-                let command = self.context.around_aside_in(settings.clone(), given, python, make).await??;
+                let (command, import_help) =
+                    self.context.around_aside_in(settings.clone(), given, python, make).await?;
                 let options = limited.parameter("options").unwrap_or_default();
-                let command = command.env("PGOPTIONS", options);
+                let command = command?.env("PGOPTIONS", options);
                 let run = run_migrations(url, &command, words, limit);
-                schema::locked(url, migrations.lock_limit, run).await
+                let ended = schema::locked(url, migrations.lock_limit, run).await;
+                let told = |error: anyhow::Error| match import_help.filter(|_| format!("{error:#}").contains(NO_MODULE))
+                {
+                    Some(help) => error.context(help),
+                    None => error,
+                };
+                ended.map_err(told)
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::process::{self, RunError};
 use crate::telemetry::{self, Stream};
 use crate::workers::launch::WORKER_SLOT;
 use crate::workers::life::EndedWorker;
+use crate::workers::surroundings::{NO_MODULE, Surroundings};
 
 /// The variable that tells the hook which process has ended.
 const WORKER_PID: &str = "TANDEM_WORKER_PID";
@@ -72,7 +73,12 @@ pub async fn run_with(
     let Some(words) = words else { return Ok(()) };
     let application = format!("{}-hook", settings.name);
     let owned = words.clone();
-    let command = context.around_aside(move |around| around.command(&owned, &application, around.work_dir())).await;
+    let make =
+        move |around: Surroundings<'_>| (around.command(&owned, &application, around.work_dir()), around.import_help());
+    let (command, import_help) = match context.around_aside(make).await {
+        Ok((command, import_help)) => (Ok(command), import_help),
+        Err(hangs) => (Err(hangs), None),
+    };
     let service = point.service();
     let mut last = String::new();
     let on_line = |line: &str| {
@@ -101,7 +107,10 @@ pub async fn run_with(
             return Ok(());
         }
         Ok(finished) if last.is_empty() => format!("ended with {}", finished.exit),
-        Ok(finished) => format!("ended with {}: {last}", finished.exit),
+        Ok(finished) => {
+            let help = import_help.filter(|_| last.contains(NO_MODULE)).map(|help| format!("; {help}"));
+            format!("ended with {}: {last}{}", finished.exit, help.unwrap_or_default())
+        }
         Err(error) => match error.downcast_ref() {
             Some(RunError::Limit(_, limit)) => format!("did not end within {limit:?} (hooks.limit) and was killed"),
             _ => error.to_string(),

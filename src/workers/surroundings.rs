@@ -35,6 +35,9 @@ const OF_ONE_LOGIN: [&str; 8] = [
     "XDG_STATE_HOME",
 ];
 
+/// How Python says that it finds no module of a name.
+pub const NO_MODULE: &str = "No module named";
+
 /// What the environments of all children of one server are made from.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
@@ -279,6 +282,16 @@ impl Surroundings<'_> {
         all.0.push(("PYTHONHOME".to_owned(), None));
         let bin = venv.join("bin").display().to_string();
         all.set("PATH", if path.is_empty() { bin } else { format!("{bin}:{path}") });
+    }
+
+    /// Why a tool cannot import the application's modules, where that is Tandem's doing.
+    pub fn import_help(&self) -> Option<String> {
+        let (app_dir, obstacle) = (self.settings.workers.app_dir.display(), self.settings.import_obstacle()?);
+        Some(format!(
+            "{app_dir} (workers.app_dir) is not in PYTHONPATH, because {} would be taken for a module of Python's own: give \
+             that file another name",
+            obstacle.display()
+        ))
     }
 
     /// Let the application's modules be imported, as in a worker.

@@ -1,9 +1,12 @@
-//! `tandem deploy` on a server of somebody else's, whose URL asks for settings of the session.
+//! What the migrations of `tandem deploy` are given: settings that the URL of an attached server asks for, and the application's modules.
 
 use crate::common::control;
 use crate::common::project::{Project, python};
 use crate::common::server::TestServer;
 use crate::common::tandem::Tandem;
+
+/// Needs a module of the application once a file is there.
+const IMPORTS: &str = "import os; os.path.exists('go') and __import__('models')";
 
 /// Says the settings of a session that goes by libpq's variables, and of one that goes by DATABASE_URL.
 const MIGRATE: &str = "import os, psycopg2, sqlalchemy
@@ -45,4 +48,34 @@ async fn a_migration_beside_the_application_keeps_the_settings_that_its_url_asks
         tandem.wait_log(&format!("PG*: {path} 3s URL: {path} 3s"));
         assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     }
+}
+
+#[test]
+fn what_cannot_import_the_application_for_a_file_of_its_own_is_told_which() {
+    let project = Project::app_with(
+        "main:app",
+        &format!(
+            "workers.count = 1\npool.size = 1\npool.overflow = 1\nmigrations.run = ['python', '-c', \"{IMPORTS}\"]\n\
+             hooks.after_ready = ['python', '-c', \"{IMPORTS}\"]"
+        ),
+    )
+    .without("workers.app_dir");
+    project.configure("workers.app_dir = 'src'");
+    project.write("src/models.py", "");
+    project.write("src/email.py", "");
+    let app = "async def app(scope, receive, send):
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    await send({'type': 'http.response.body', 'body': b'ok'})
+";
+    project.write("src/main.py", app);
+    let mut tandem = Tandem::up(&project);
+    project.write("go", "");
+    let words = ["No module named 'models'", "src/email.py would be taken for a module of Python's own"];
+    control::run(&project, &["deploy"]).expect(1, &words);
+    control::run(&project, &["reload"]).expect(0, &["replaced 1 workers"]);
+    tandem.wait_log("hooks.after_ready (`python");
+    for word in words {
+        assert!(tandem.log().matches(word).count() >= 2, "{}", tandem.log());
+    }
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
