@@ -410,6 +410,9 @@ pub struct RestoreArgs {
     /// Accept a backup of a database with another name
     #[arg(long)]
     pub other_database: bool,
+    /// Make the database with this locale, such as C.UTF-8, where this machine lacks that of the backup
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["undo", "drop_kept", "at", "to_lsn", "to_end"])]
+    pub locale: Option<String>,
     /// Accept a backup that no key of this deployment has signed: whatever is in it runs as PostgreSQL's superuser
     #[arg(long, conflicts_with_all = ["undo", "drop_kept"])]
     pub trust: bool,

@@ -21,6 +21,7 @@ use super::replication;
 use super::rights::Rights;
 use super::screen::Existing;
 use crate::config::Compression;
+use crate::exit::in_words;
 use crate::postgres::embedded::{PgRestoreBuilder, PsqlBuilder, dbname};
 use crate::postgres::provision::identifier;
 use crate::process::{self, Streamed, Streaming};
@@ -35,6 +36,8 @@ const JOBS: &str = "2";
 const ARCHIVE_END_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to list what a backup holds.
 const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// What PostgreSQL says of a locale that the system does not have (`invalid LC_COLLATE locale name`).
+const LACKS_LOCALE: &str = "locale name: ";
 /// The first server version whose databases have a locale provider.
 const PROVIDERS_SINCE: u32 = 150_000;
 
@@ -96,8 +99,15 @@ pub async fn create_in(
 ) -> anyhow::Result<()> {
     let statement = creating(name, owner, properties, session.server_version_num());
     let create = raw_sql(AssertSqlSafe(statement)).execute(session);
-    answered(MAKE_LIMIT, &format!("make database {name}"), create).await?;
-    Ok(())
+    let created = answered(MAKE_LIMIT, &format!("make database {name}"), create).await;
+    created.map(|_done| ()).map_err(|error| match properties.filter(|_| in_words(&error).contains(LACKS_LOCALE)) {
+        Some(Properties { collate, ctype, .. }) => error.context(format!(
+            "this machine does not have the locale of the database that was backed up, {collate} (or {ctype}): install it (on \
+             Debian and Ubuntu the package locales, then locale-gen) and start Tandem anew, or restore with another one that \
+             then sorts its texts (tandem restore --locale C.UTF-8, restore.locale)"
+        )),
+        None => error,
+    })
 }
 
 /// The statement that makes a database on a server of this `version`, where that is known.

@@ -121,6 +121,14 @@ pub struct Properties {
     pub icu_locale: Option<String>,
 }
 
+impl Properties {
+    /// The same in another locale of the system, where one is named.
+    pub fn in_locale(&self, locale: Option<&str>) -> Self {
+        let Some(locale) = locale.map(str::to_owned) else { return self.clone() };
+        Self { collate: locale.clone(), ctype: locale, ..self.clone() }
+    }
+}
+
 impl Census {
     /// All rows.
     pub fn rows_total(&self) -> u64 {

@@ -329,7 +329,9 @@ impl Restoring {
                 );
             }
         }
-        let (owner, properties) = (&settings.postgres.user, manifest.census.properties.as_ref());
+        let locale = settings.restore_locale.as_deref();
+        let properties = manifest.census.properties.as_ref().map(|properties| properties.in_locale(locale));
+        let (owner, properties) = (&settings.postgres.user, properties.as_ref());
         // In the session that has the lock: if this process is killed, the server may still make the database, and no other
         // restore begins before.
         load::create_in(&mut self.session, new, owner, properties).await?;

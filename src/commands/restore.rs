@@ -39,7 +39,11 @@ pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
 }
 
 async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Result<()> {
-    let settings = Settings { restore_trust: at.settings.restore_trust || args.trust, ..at.settings.clone() };
+    let settings = Settings {
+        restore_trust: at.settings.restore_trust || args.trust,
+        restore_locale: args.locale.clone().or_else(|| at.settings.restore_locale.clone()),
+        ..at.settings.clone()
+    };
     let (catalog, entry) =
         restore::source(&Catalog::of(&settings, &at.home), &settings, (source, args.older), &at.name).await?;
     let manifest = restore::check((&catalog, &entry), &settings, &at.name, args.other_database).await?;

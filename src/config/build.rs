@@ -58,6 +58,7 @@ pub fn settings(
         processes,
         backup: Backup::of(values),
         restore_if_empty: values.text("restore.if_empty"),
+        restore_locale: values.text("restore.locale"),
         restore_trust: values.boolean("restore.trust"),
         cloud_variables: CloudVariables::of(
             clouds.own,

@@ -406,6 +406,7 @@ pub const KEYS: &[Key] = &[
         "none",
         "What `tandem up` restores into an empty database: \"latest\", a name, a path or an address",
     ),
+    open(Restart, "restore.locale", Kind::Text, "the backup's", "The locale of restored databases"),
     key(
         Restart,
         "restore.trust",

@@ -45,6 +45,8 @@ pub struct Settings {
     pub backup: Backup,
     /// Restored at the start when the database is empty: `latest`, a name, a path or an address.
     pub restore_if_empty: Option<String>,
+    /// The locale of the databases that restores make, instead of the backup's.
+    pub restore_locale: Option<String>,
     /// Whether backups are restored that no key of this deployment has signed.
     pub restore_trust: bool,
     pub cloud_variables: CloudVariables,

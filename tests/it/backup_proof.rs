@@ -217,12 +217,42 @@ fn a_backup_that_this_machine_cannot_try_is_not_bad() {
 }
 
 #[test]
+fn a_backup_whose_locale_this_machine_lacks_is_restored_with_another_that_is_named() {
+    let (project, _tandem) = running();
+    let manifest = backup(&project, &[]);
+    rewrite(&project, &manifest, |it| it["census"]["properties"]["collate"] = json!("xx_XX.utf8"));
+    let words = ["database app is as it was", "does not have the locale", "xx_XX.utf8", "locale-gen", "--locale"];
+    refusal::run(&project, &["restore", "latest", "--yes"]).expect(1, &words);
+    let locale = "SELECT datcollate || ' ' || datctype FROM pg_database WHERE datname = 'app'";
+    for args in [&["restore", "--locale", "C"][..], &["--set", "restore.locale=C.UTF-8", "restore"]] {
+        refusal::run(&project, &[args, &["latest", "--yes"]].concat()).expect(0, &["holds"]);
+        let name = args[args.len() - 1].replace("restore", "C.UTF-8");
+        assert_eq!(as_superuser(&project, "postgres", locale), format!("{name} {name}"));
+    }
+}
+
+/// A server that bears few locks.
+const FEW_LOCKS: &str = "workers.count = 1\nmigrations.run = 'none'\npostgres.settings.max_locks_per_transaction = '10'\n\
+     pool.size = 1\npool.overflow = 0";
+
+#[test]
 fn more_tables_than_one_transaction_can_lock_are_verified_and_restored() {
-    let project = Project::app_with(
-        "plain:app",
-        "workers.count = 1\nmigrations.run = 'none'\npostgres.settings.max_locks_per_transaction = '10'\n\
-         pool.size = 1\npool.overflow = 0",
-    );
+    let project = Project::app_with("plain:app", FEW_LOCKS);
+    let _tandem = Tandem::up(&project);
+    for hundred in 0..8 {
+        let create = "EXECUTE format('CREATE TABLE t%s (id serial PRIMARY KEY, s text)', n)";
+        let all =
+            format!("DO $$BEGIN FOR n IN {}..{} LOOP {create}; END LOOP; END$$", hundred * 100, hundred * 100 + 99);
+        sql(&project, &all);
+    }
+    backup(&project, &[]);
+    refusal::run(&project, &["backup", "verify"]).expect(0, &["verified, 0 rows in 800 tables"]);
+    refusal::run(&project, &["restore", "latest", "--yes"]).expect(0, &["0 rows in 800 tables"]);
+}
+
+#[test]
+fn more_large_objects_or_views_than_one_transaction_can_lock_are_verified_and_restored() {
+    let project = Project::app_with("plain:app", FEW_LOCKS);
     let _tandem = Tandem::up(&project);
     let views = "DO $$BEGIN FOR n IN 1..50 LOOP EXECUTE format('CREATE VIEW v%s_%s AS SELECT 1', hundredth, n); END LOOP; END$$";
     for (database, statement, times) in
@@ -239,15 +269,6 @@ fn more_tables_than_one_transaction_can_lock_are_verified_and_restored() {
         run(&["backup", "verify"]).expect(0, &["verified, 0 rows in 0 tables"]);
         run(&["restore", "latest", "--yes"]).expect(0, &["0 rows in 0 tables"]);
     }
-    for hundred in 0..8 {
-        let create = "EXECUTE format('CREATE TABLE t%s (id serial PRIMARY KEY, s text)', n)";
-        let all =
-            format!("DO $$BEGIN FOR n IN {}..{} LOOP {create}; END LOOP; END$$", hundred * 100, hundred * 100 + 99);
-        sql(&project, &all);
-    }
-    backup(&project, &[]);
-    refusal::run(&project, &["backup", "verify"]).expect(0, &["verified, 0 rows in 800 tables"]);
-    refusal::run(&project, &["restore", "latest", "--yes"]).expect(0, &["0 rows in 800 tables"]);
 }
 
 #[test]
