@@ -203,7 +203,10 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
             stand_back(&at.settings);
             let catalog = Catalog::of(&at.settings, &at.home);
             // What was said for this one backup holds inside `tandem test` too.
-            let catalog = create.dir.as_ref().map_or_else(|| catalog.clone(), |dir| catalog.elsewhere(dir));
+            let catalog = match &at.settings.backup.dir {
+                Some(dir) if create.dir.is_some() && at.settings.in_test() => catalog.elsewhere(dir),
+                _ => catalog,
+            };
             let manifest = dump::take(&at.reach, &catalog, Wanted::of(&at.settings, &at.name), Utc::now()).await?;
             scheduled::send(&at.settings, &catalog, &catalog.find(&manifest.file)?).await?;
             say(&if json { serde_json::to_string_pretty(&manifest)? } else { told(&catalog, &manifest) })?;
