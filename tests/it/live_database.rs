@@ -231,8 +231,7 @@ fn a_backup_of_the_tests_database_is_none_of_the_projects() {
     project.configure(&format!("backup.destinations = ['file://{}']", away.display()));
     // By a suite that tries its backups, and by the schedule of the stack beside it, which has two seconds for one.
     let mut command = command(&project);
-    let suite =
-        "\"$TANDEM\" backup && \"$TANDEM\" backup --dir asked && \"$TANDEM\" restore latest --yes && sleep 2";
+    let suite = "\"$TANDEM\" backup && \"$TANDEM\" backup --dir asked && \"$TANDEM\" restore latest --yes && sleep 2";
     command.args(["test", "--workers", "--", "sh", "-c", suite]).env("TANDEM", env!("CARGO_BIN_EXE_tandem"));
     said(command.output().unwrap()).expect(0, &["app holds app_backup_20"]);
     assert!(!project.dir().join("kept").exists() && !project.state().join("backups").exists());
