@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -102,10 +103,16 @@ fn is_held(path: &Path) -> bool {
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_err()
 }
 
-/// Whether any server runs: what it keeps for sessions to come need not be in the memory of one of its processes.
+/// Whether any server runs: what it keeps for sessions to come need not be in the memory of one of its processes. Those that
+/// have ended and that nobody has waited for yet, such as orphans of killed programs, have no program any more.
 fn another_server_runs() -> bool {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path().join("comm"));
-    processes.filter_map(|comm| fs::read_to_string(comm).ok()).any(|comm| comm.trim_end() == "postgres")
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_server = |process: &PathBuf| {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let has_ended = || fs::read_link(process.join("exe")).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        name.trim_end() == "postgres" && !has_ended()
+    };
+    processes.into_iter().any(|process| is_server(&process))
 }
 
 /// Whether a process has the file at `path` in its memory.
