@@ -30,6 +30,8 @@ use crate::workers::surroundings::Surroundings;
 
 /// How long after a failed base backup the next is tried.
 const BASE_AGAIN: Duration = Duration::from_secs(3600);
+/// How often a failed run is tried again before the next that is planned: each try leaves a dump, whatever failed after it.
+const RETRIES_MAX: u32 = 3;
 /// How often the clock and the schedule are looked at again: the clock may be set, the schedule changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
 /// How much longer than twice `backup.limit` (a backup and its verification) a run may take.
@@ -66,6 +68,7 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     let (mut after, mut last) = begin(&context).await;
     let failed_at = |run: &Run| run.error.as_ref().map(|_| run.finished);
     let mut failed = last.as_ref().and_then(failed_at);
+    let mut tries = 0;
     let mut seen = Seen::default();
     loop {
         let settings = context.settings();
@@ -77,7 +80,10 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let schedule = planned(&settings);
         let planned = schedule.as_ref().and_then(|schedule| schedule.next(after));
         let pause = settings.backup.retry_after.and_then(|pause| TimeDelta::from_std(pause).ok());
-        let again = failed.zip(pause).map(|(failed, pause)| failed.min(now) + pause).filter(|_| schedule.is_some());
+        let again = failed
+            .zip(pause)
+            .map(|(failed, pause)| failed.min(now) + pause)
+            .filter(|_| schedule.is_some() && tries < RETRIES_MAX);
         let next = [planned, again].into_iter().flatten().min();
         let show = |running, last: Option<&Run>| {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
@@ -94,13 +100,16 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
             // One run makes up for all that were missed.
             after = Utc::now();
             failed = failed_at(&run);
+            let is_planned = planned.is_some_and(|planned| planned <= now);
+            tries = if is_planned { 0 } else { tries + 1 };
             if let Some(error) = &run.error {
-                let when = settings.backup.retry_after.map(|pause| format!("; it is tried again in {pause:?}"));
+                let again = settings.backup.retry_after.filter(|_| tries < RETRIES_MAX);
+                let when = again.map(|pause| format!("; it is tried again in {pause:?}"));
                 tracing::error!("the scheduled backup failed: {error}{}", when.unwrap_or_default());
                 record(&catalog, &run).await;
                 // Who was called for the same reason an hour ago need not be called again before the next night.
                 let is_told = last.as_ref().is_some_and(|last| last.error.as_ref() == Some(error));
-                if planned.is_some_and(|planned| planned <= now) || !is_told {
+                if is_planned || !is_told {
                     alarm(&context, &settings, error).await;
                 }
             }

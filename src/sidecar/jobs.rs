@@ -185,9 +185,10 @@ async fn make_cluster(
 pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     let Some(password) = &context.password else { return Ok(()) };
     let wanted = Wanted { user: &context.url.user, password, database: &context.url.database };
-    let provide = async || provision::provision(&context.home, context.url.port, &wanted, context.fresh.get()).await;
+    // A second attempt may find what the first has made.
+    let provide =
+        async || provision::provision(&context.home, context.url.port, &wanted, context.fresh.replace(false)).await;
     across_recoveries(&context.settings().postgres, provide).await?;
-    context.fresh.set(false);
     context.database.set(DatabaseStage::Provisioned);
     Ok(())
 }

@@ -81,6 +81,19 @@ fn a_crash_of_the_server_breaks_no_start_off() {
 }
 
 #[test]
+fn nor_the_first_start_of_all() {
+    let slow = "workers.count = 1\npostgres.settings.post_auth_delay = '1s'\npostgres.probe_deadline = '9s'";
+    let project = Project::app_with("plain:app", slow);
+    let mut tandem = Tandem::start(&project);
+    // The database is made, and entered for what belongs into it.
+    wait_for("the superuser's session", || {
+        tandem.descendants().iter().any(|process| process.args.contains("postgres app [local]")) || tandem.ended()
+    });
+    crash(&mut tandem, &project);
+    runs_and_stops(tandem, &project);
+}
+
+#[test]
 fn nor_does_one_under_a_command_that_migrates() {
     let project = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = ['python', 'migrate.py']");
     // The first time it begins and hangs.
