@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Loaded;
 pub use super::keys::Effect;
-use super::keys::{self, KEYS, Key, Kind};
+use super::keys::{self, Key, Kind};
 use super::processes::SECTION;
 use super::settings::Settings;
 use super::value::Typed;
@@ -30,7 +30,7 @@ pub fn changes(old: &Loaded, new: &Loaded) -> Vec<Change> {
     changes
 }
 
-/// The key of [`KEYS`] that `name` is, or lies in.
+/// The key that `name` is, or lies in.
 fn key_of(name: &str) -> Option<&'static Key> {
     keys::find(name).or_else(|| keys::find_table(name).map(|(key, _)| key))
 }
@@ -42,7 +42,7 @@ fn change(name: &str) -> Change {
 }
 
 fn place(name: &str) -> usize {
-    key_of(name).and_then(|key| KEYS.iter().position(|it| it.name == key.name)).unwrap_or(KEYS.len())
+    key_of(name).and_then(|key| keys::all().position(|it| it.name == key.name)).unwrap_or(usize::MAX)
 }
 
 /// What every key comes to, secrets included, which is why nothing here can be read from outside.
@@ -58,7 +58,7 @@ impl fmt::Debug for Meanings {
 impl Meanings {
     pub(super) fn of(values: &Values, settings: &Settings) -> Self {
         let mut meanings = Vec::new();
-        for key in KEYS {
+        for key in keys::all() {
             if key.kind == Kind::Options {
                 let entries = values.entries(key.name);
                 meanings.extend(entries.map(|(name, entry)| (format!("{}.{name}", key.name), entry.raw.to_string())));

@@ -1,7 +1,7 @@
 //! What a key is, and how one is looked up: for the unknown-key check, for suggestions, for the environment's names, for
 //! defaults and for `tandem check`.
 
-pub use super::every_key::KEYS;
+use super::every_key::GROUPS;
 pub use super::every_name::{GUIDE_NAMES, INJECTED_NAMES, PROCESS_KEYS};
 
 /// What a key's value may be.
@@ -117,14 +117,19 @@ pub(super) const fn open(
     Key { name, kind, default: Default::Words(default), effect, doc }
 }
 
+/// All keys, in the order in which they are shown.
+pub fn all() -> impl DoubleEndedIterator<Item = &'static Key> {
+    GROUPS.iter().copied().flatten()
+}
+
 /// The key called `name`.
 pub fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
+    all().find(|key| key.name == name)
 }
 
 /// The table key that `name` lies in, and the free part: `postgres.settings` and `work_mem`.
 pub fn find_table(name: &str) -> Option<(&'static Key, &str)> {
-    KEYS.iter().filter(|key| key.kind.is_table()).find_map(|key| {
+    all().filter(|key| key.kind.is_table()).find_map(|key| {
         let free = name.strip_prefix(key.name)?.strip_prefix('.')?;
         (!free.is_empty()).then_some((key, free))
     })
@@ -132,12 +137,12 @@ pub fn find_table(name: &str) -> Option<(&'static Key, &str)> {
 
 /// Whether `name` is a section: what stands before a dot in a key.
 pub fn is_section(name: &str) -> bool {
-    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+    all().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// The sections, each once, in order.
 pub fn sections() -> Vec<&'static str> {
-    let mut sections: Vec<_> = KEYS.iter().filter_map(|key| Some(key.name.rsplit_once('.')?.0)).collect();
+    let mut sections: Vec<_> = all().filter_map(|key| Some(key.name.rsplit_once('.')?.0)).collect();
     sections.dedup();
     sections
 }
@@ -158,11 +163,11 @@ pub fn is_ambient(name: &str) -> bool {
 
 /// The known key that `name` most likely means, if one is close.
 pub fn closest(name: &str) -> Option<&'static str> {
-    closest_among(KEYS, name)
+    closest_among(all(), name)
 }
 
 /// The one of these keys that `name` most likely means, if one is close.
-pub fn closest_among(among: &'static [Key], name: &str) -> Option<&'static str> {
+pub fn closest_among(among: impl Iterator<Item = &'static Key>, name: &str) -> Option<&'static str> {
     let (section, last) = name.rsplit_once('.').unwrap_or(("", name));
     let score = |key: &str| {
         let (key_section, key_last) = key.rsplit_once('.').unwrap_or(("", key));
@@ -171,7 +176,7 @@ pub fn closest_among(among: &'static [Key], name: &str) -> Option<&'static str> 
         // A right key in the wrong section is a likely slip, a merely similar one is not.
         if last == key_last { f64::max(both, 0.75) } else { both }
     };
-    most(among.iter().map(|key| key.name), score)
+    most(among.map(|key| key.name), score)
 }
 
 /// The section that `name` most likely means, if one is close.

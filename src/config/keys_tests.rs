@@ -32,7 +32,7 @@ fn the_shipped_file_names_every_key_with_its_default() {
     let processes = read.processes.iter().flat_map(|process| &process.entries);
     let written: BTreeMap<_, _> =
         read.entries.iter().chain(processes).map(|entry| (entry.key.as_str(), &entry.raw)).collect();
-    for key in KEYS.iter().chain(PROCESS_KEYS) {
+    for key in all().chain(PROCESS_KEYS) {
         if key.name == "process.env" {
             assert!(written.keys().any(|name| name.starts_with("process.env.")), "process.env is missing");
             continue;
@@ -54,7 +54,7 @@ fn the_shipped_file_names_every_key_with_its_default() {
 #[test]
 fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
     let of = |effect| {
-        let keys = KEYS.iter().filter(|key| key.effect == effect).map(|key| key.name);
+        let keys = all().filter(|key| key.effect == effect).map(|key| key.name);
         keys.collect::<Vec<_>>().join("\n")
     };
     expect_test::expect![[r#"
@@ -145,7 +145,7 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
     .assert_eq(&of(Roll));
     // All others are built in at the start: listeners, PostgreSQL, what runs once.
     let others: BTreeMap<_, _> =
-        KEYS.iter().filter(|key| key.effect == Restart).map(|key| (key.name.split('.').next(), ())).collect();
+        all().filter(|key| key.effect == Restart).map(|key| (key.name.split('.').next(), ())).collect();
     let sections: Vec<_> = others.into_keys().flatten().collect();
     expect_test::expect!["backup cache_dir health log migrations name postgres python restore state_dir test workers"]
         .assert_eq(&sections.join(" "));

@@ -244,7 +244,7 @@ impl Gathered {
             problems.add(origin, format!("{name} names no key of the configuration"), keys::closest(&key).map(help));
         } else if name == "TANDEM_CONFIG" && !matches!(origin, Origin::Environment(_)) {
             self.notices.push(format!("{name} ({}) has no effect there: set it in the environment", origin.place()));
-        } else if let Some(key) = keys::KEYS.iter().find(|key| key.name.replace('.', "_") == rest.to_lowercase()) {
+        } else if let Some(key) = keys::all().find(|key| key.name.replace('.', "_") == rest.to_lowercase()) {
             // Kubernetes adds variables of its own for a service called `tandem`: only a near miss is worth a word.
             self.notices.push(format!("{name} ({}) has no effect: {}", origin.place(), help(key.name)));
         }
@@ -272,7 +272,7 @@ fn key_of(rest: &str) -> Option<String> {
     if keys::find(&key).is_some_and(|known| !known.kind.is_table()) {
         return Some(key);
     }
-    let tables = keys::KEYS.iter().filter(|key| key.kind.is_table());
+    let tables = keys::all().filter(|key| key.kind.is_table());
     tables.into_iter().find_map(|table| {
         let written = format!("TANDEM_{rest}");
         let free =

@@ -58,8 +58,8 @@ fn read(process: &ProcessTable, directory: &Path, problems: &mut Problems) -> Pr
                 typed.insert(key.name, value);
             }
         } else {
-            let help =
-                keys::closest_among(PROCESS_KEYS, &entry.key).map(|key| format!("did you mean `{}`?", last(key)));
+            let help = keys::closest_among(PROCESS_KEYS.iter(), &entry.key)
+                .map(|key| format!("did you mean `{}`?", last(key)));
             let message = format!("unknown key `{}` of a [[process]]", last_of(entry));
             problems.add(&entry.origin, message, help);
         }

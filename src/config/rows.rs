@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::keys::{Default, KEYS, Key, Kind};
+use super::keys::{self, Default, Key, Kind};
 use super::layers::{Entry, Layer};
 use super::problem::Origin;
 use super::settings::{PostgresMode, Settings};
@@ -28,7 +28,7 @@ pub struct Row {
 /// All rows, in the order of the sections.
 pub fn rows(values: &Values, settings: &Settings) -> Vec<Row> {
     let mut rows = Vec::new();
-    for key in KEYS {
+    for key in keys::all() {
         let is_shown = |(name, entry): &(&str, &Entry)| !(entry.is_of(Layer::Workers) && is_libpq(name));
         let entries: Vec<_> = values.entries(key.name).filter(is_shown).collect();
         for (name, entry) in &entries {
@@ -96,10 +96,10 @@ fn shown(key: &Key, values: &Values, settings: &Settings) -> String {
 
 /// The origin of each key that is set.
 pub fn origins(values: &Values) -> BTreeMap<String, Origin> {
-    let tables = KEYS.iter().flat_map(|key| {
+    let tables = keys::all().flat_map(|key| {
         values.entries(key.name).map(|(name, entry)| (format!("{}.{name}", key.name), entry.origin.clone()))
     });
-    KEYS.iter().map(|key| (key.name.to_owned(), values.origin(key.name).clone())).chain(tables).collect()
+    keys::all().map(|key| (key.name.to_owned(), values.origin(key.name).clone())).chain(tables).collect()
 }
 
 /// So many variables of the workers are shown one by one.

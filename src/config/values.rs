@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::keys::{self, Default, KEYS, Key, Kind};
+use super::keys::{self, Default, Key, Kind};
 use super::layers::{Entry, Merged};
 use super::problem::{Origin, Problems};
 use super::value::{self, Raw, Room, Typed};
@@ -22,7 +22,7 @@ impl Values {
     /// Convert the winning entries. A value that cannot be converted is a problem, and its key gets its default.
     pub fn read(merged: Merged, directory: &Path, problems: &mut Problems) -> Self {
         let mut typed = BTreeMap::new();
-        for key in KEYS {
+        for key in keys::all() {
             if let Some(entry) = merged.get(key.name).filter(|_| key.kind.is_table()) {
                 let help = format!("set {}.NAME", key.name);
                 problems.add(&entry.origin, format!("{} is a table", key.name), Some(help));
