@@ -2,6 +2,7 @@
 
 mod backup;
 mod harness;
+mod run;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ pub use backup::{Backup, BackupCreate, RestoreArgs, RestoreWorkers};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 pub use harness::{Database, TestArgs};
+pub use run::RunArgs;
 
 /// Runs PostgreSQL 16 and a Python ASGI backend as one process tree.
 #[derive(Debug, Parser)]
@@ -141,6 +143,12 @@ tandem restore --undo"
         #[arg(long)]
         json: bool,
     },
+    /// Run a command with the environment and the user of a worker: Python's packages, DATABASE_URL, `.env`
+    #[command(
+        after_help = "Examples: tandem run python manage.py createsuperuser\n          tandem run alembic revision \
+--autogenerate -m 'add orders'\n\nThe exit code is the command's: 127 when it cannot be found."
+    )]
+    Run(RunArgs),
     /// Ask a running Tandem whether it is healthy: exit code 0 if it is, 1 if not
     #[command(after_help = "Example: HEALTHCHECK CMD [\"tandem\", \"health\", \"--ready\"]")]
     Health {
