@@ -81,10 +81,8 @@ fn composes_own_environment_file_starts_as_it_stands() {
         log.contains("names the server postgres, which does not resolve here and is taken for Docker Compose's"),
         "{log}"
     );
-    assert_eq!(
-        said(&project.run(&["psql", "-Atc", "SELECT current_user || ' ' || current_database()"]), 0).lines().last(),
-        Some("ffe_user ffe")
-    );
+    let names = said(&project.run(&["psql", "-Atc", "SELECT current_user || ' ' || current_database()"]), 0);
+    assert!(names.starts_with("ffe_user ffe\n"), "{names}");
     assert_eq!(tandem.stop(), 0);
     // Where a cluster manager makes names, one that does not resolve yet is waited for.
     let cluster = project.command().env("KUBERNETES_SERVICE_HOST", "10.0.0.1").arg("check").output().unwrap();
