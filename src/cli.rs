@@ -2,6 +2,7 @@
 
 mod backup;
 mod harness;
+mod import;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ pub use backup::{Backup, BackupCreate, RestoreArgs, RestoreWorkers};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 pub use harness::{Database, TestArgs};
+pub use import::{ComposeArgs, Import, Into, SqliteArgs};
 
 /// Runs PostgreSQL 16 and a Python ASGI backend as one process tree.
 #[derive(Debug, Parser)]
@@ -114,6 +116,11 @@ tandem backup list --json"
 tandem restore --undo"
     )]
     Restore(RestoreArgs),
+    /// Bring in what another arrangement holds: the rows of an SQLite file, the services of a Compose file
+    Import {
+        #[command(subcommand)]
+        command: Import,
+    },
     /// Open psql on the application's database, with the right tool, user and password
     #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
     Psql {

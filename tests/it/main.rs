@@ -62,6 +62,8 @@ mod harness_integresql;
 mod harness_library;
 mod harness_pytest;
 mod identity;
+mod import_compose;
+mod import_sqlite;
 mod integresql_room;
 mod interrupted;
 mod launcher;
