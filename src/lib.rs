@@ -46,6 +46,7 @@
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! room         whether something fits on its disk, asked before it is written, and the watch while it is
 //! config/      what the operator wrote: layers, typed settings, all problems at once
+//! project/     what a project directory is, found by looking: application, packages, migrations, Python
 //! event_loop/  what may block, on other threads and behind limits; what runs on the loop, timed
 //! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
@@ -93,6 +94,7 @@ pub mod phase;
 pub mod plan;
 pub mod postgres;
 pub mod process;
+pub mod project;
 pub mod room;
 pub mod scaffold;
 pub mod schema;

@@ -37,7 +37,7 @@ impl Dir {
 
 impl Converted {
     fn has(&self, line: &str) -> bool {
-        self.toml.lines().any(|it| it.split("   ").next().unwrap_or_default().trim_end() == line)
+        self.toml.lines().any(|it| it.split(" # ").next().unwrap_or_default().trim_end() == line)
     }
 
     fn expect(&self, lines: &[&str], told: &[&str]) {

@@ -22,6 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["telemetry"],
     &["room"],
     &["config"],
+    &["project"],
     &["event_loop"],
     &["durable", "plan", "phase"],
     &["supervise"],
