@@ -90,6 +90,10 @@ impl Sketch<'_> {
             // `.env` says the same under the same name.
             return None;
         }
+        if text.is_empty() && uses.iter().any(|used| used == name) {
+            // Handed through, and nobody sets it.
+            return None;
+        }
         if !uses.is_empty() && is_secret(name, text) {
             self.tell(node.place, &key, format!("a secret: write the line {name}={raw} into .env"));
             return None;

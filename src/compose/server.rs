@@ -51,6 +51,7 @@ pub fn read(words: &[String]) -> Option<Server> {
         "uvicorn" => server.uvicorn(rest),
         "gunicorn" => server.gunicorn(rest),
         "fastapi" if matches!(rest.first().map(String::as_str), Some("run" | "dev")) => server.fastapi(&rest[1..]),
+        "uwsgi" => server.uwsgi(rest),
         "hypercorn" | "granian" | "daphne" => server.other(rest),
         name if is_python(name) || name == "manage.py" => {
             let at = rest.iter().position(|word| word == "runserver")?;
@@ -236,6 +237,22 @@ impl Server {
         }
     }
 
+    fn uwsgi(&mut self, words: &[String]) {
+        let (options, _) = options(words, |name| ["master", "M", "enable-threads", "die-on-term"].contains(&name));
+        for (name, value) in options {
+            match name.as_str() {
+                "http" | "http-socket" => self.bind(&value),
+                "w" | "wsgi" | "module" => self.app = Some(value),
+                "p" | "processes" | "workers" => self.number("workers", "count", &value),
+                _ => {}
+            }
+        }
+        self.notes.push("uWSGI's other settings were not read; Tandem serves with Uvicorn".to_owned());
+        if self.app.is_some() {
+            self.set("workers", "interface", string("wsgi"));
+        }
+    }
+
     fn other(&mut self, words: &[String]) {
         let (options, alone) =
             options(words, |name| ["reload", "debug", "access-log", "no-access-log"].contains(&name));
@@ -290,6 +307,13 @@ mod tests {
             ("fastapi run app/main.py --port 80", "app.main:app", "-", 80, ""),
             ("hypercorn main:app --bind 0.0.0.0:8000", "main:app", "0.0.0.0", 8000, ""),
             ("python manage.py runserver 0.0.0.0:8000", "-", "0.0.0.0", 8000, ""),
+            (
+                "uwsgi --http :8000 --module shop.wsgi:application",
+                "shop.wsgi:application",
+                "-",
+                8000,
+                "workers.interface=\"wsgi\"",
+            ),
             (
                 "uvicorn --factory shop:make --timeout-graceful-shutdown 20",
                 "shop:make",

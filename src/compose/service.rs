@@ -96,6 +96,11 @@ pub fn sort(read: &Read, profiles: &[String], app: Option<&str>) -> anyhow::Resu
         }
         return Ok(services);
     }
+    if !services.iter().any(|service| service.role == Role::Application)
+        && let [at] = built_as_usual(&services)[..]
+    {
+        services[at].role = Role::Application;
+    }
     let candidates: Vec<usize> = (0..services.len()).filter(|&at| services[at].role == Role::Application).collect();
     let sure: Vec<usize> = candidates.iter().copied().filter(|&at| services[at].server.is_some()).collect();
     let chosen = match (sure.as_slice(), candidates.as_slice()) {
@@ -115,6 +120,15 @@ pub fn sort(read: &Read, profiles: &[String], app: Option<&str>) -> anyhow::Resu
         }
     }
     Ok(services)
+}
+
+/// Services that are built from the project, and have an application's usual name, whatever their command is.
+fn built_as_usual(services: &[Service]) -> Vec<usize> {
+    let is_it = |at: &usize| {
+        let service = &services[*at];
+        service.role == Role::Process && service.has_build() && USUAL.contains(&service.name.as_str())
+    };
+    (0..services.len()).filter(is_it).collect()
 }
 
 /// The one of several that has an application's usual name.
@@ -238,7 +252,7 @@ fn of_dockerfile(read: &Read, node: &Node) -> Vec<String> {
     let text = text.replace("\\\n", " ");
     let last = |word: &str| {
         let is_it = |line: &&str| line.trim_start().to_uppercase().starts_with(&format!("{word} "));
-        let line = text.lines().filter(is_it).next_back()?.trim_start()[word.len()..].trim();
+        let line = text.lines().rfind(is_it)?.trim_start()[word.len()..].trim();
         let listed = line.starts_with('[').then(|| serde_json::from_str::<Vec<String>>(line).ok()).flatten();
         listed.or_else(|| Some(vec!["sh".to_owned(), "-c".to_owned(), line.to_owned()]))
     };

@@ -74,19 +74,21 @@ fn python(draft: &mut Draft, facts: &Facts) {
     if let Some(wanted) = &project.python {
         draft.comment("python", format!("Python {} is asked for in {}", wanted.value.text, wanted.seen));
     }
-    match (project.requirements.first(), &project.environment) {
-        (Some(found), _) => {
+    let environment = project.environment.as_ref().filter(|found| found.value.can_serve);
+    match (project.requirements.first(), environment) {
+        (Some(found), None) => {
             let file = string(&found.value.file.display().to_string());
             draft.set("python", "requirements", file, "installed into .tandem/venv");
         }
-        (None, Some(found)) => {
-            draft.set(
-                "python",
-                "venv",
-                string(&found.value.dir.display().to_string()),
-                format!("seen: {}", found.seen),
-            );
+        (lists, Some(found)) => {
+            let dir = string(&found.value.dir.display().to_string());
+            draft.set("python", "venv", dir, format!("seen: {}", found.seen));
             draft.set("python", "managed", "false", "it is used as it is");
+            if let Some(found) = lists {
+                let file = string(&found.value.file.display().to_string());
+                let text = format!("requirements = {file}   # instead of these two: installed into .tandem/venv");
+                draft.comment("python", text);
+            }
         }
         (None, None) => {
             draft

@@ -17,26 +17,6 @@ const EXAMPLES: [&str; 6] = [".env.example", ".env.sample", ".env.template", ".e
 const FILES_MAX: usize = 2_000;
 const BYTES_MAX: u64 = 512 * 1024;
 
-/// What stands before the name of a variable, in quotes, in Python.
-const CALLS: [&str; 16] = [
-    "environ[",
-    "environ.get(",
-    "getenv(",
-    "env(",
-    "env.str(",
-    "env.int(",
-    "env.bool(",
-    "env.list(",
-    "env.url(",
-    "env.db(",
-    "env.db_url(",
-    "config(",
-    "environ.setdefault(",
-    "env.get(",
-    "env[",
-    "Env.str(",
-];
-
 /// Directories whose code does not serve.
 const NOT_SERVING: [&str; 5] = ["tests", "test", "node_modules", "site-packages", "docs"];
 
@@ -182,20 +162,24 @@ pub fn read_by(dir: &Path) -> Vec<Variable> {
 fn in_python(text: &str) -> Vec<(String, usize)> {
     let mut found: Vec<(String, usize)> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
-        for call in CALLS {
-            let mut rest = line;
-            while let Some((before, after)) = rest.split_once(call) {
-                rest = after;
-                // `my_config(` is another function.
-                let is_word = before.ends_with(|letter: char| letter.is_alphanumeric() || letter == '_');
-                if !is_word && let Some(name) = quoted_name(after) {
-                    found.push((name, number));
-                }
+        for (at, _) in line.match_indices(['(', '[']) {
+            if reads_environment(&line[..at])
+                && let Some(name) = quoted_name(&line[at + 1..])
+            {
+                found.push((name, number));
             }
         }
     }
     found.extend(of_settings(text));
     found
+}
+
+/// Whether the code before a bracket is a function or a map of the environment: `os.environ.get`, `env.str`, `getenv`, the
+/// `config` of decouple and Starlette, a project's own `envint`.
+fn reads_environment(before: &str) -> bool {
+    let is_word = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == '.';
+    let word = before.rsplit(|letter| !is_word(letter)).next().unwrap_or_default();
+    word == "config" || word.to_lowercase().contains("env")
 }
 
 /// The name in quotes that `text` begins with, if it is one of a variable.
@@ -306,7 +290,7 @@ mod tests {
 
     #[test]
     fn variables_are_found_in_calls_and_in_settings_classes() {
-        let text = "import os\nHOST = os.getenv('DB_HOST', 'x')\nA = os.environ[\"API_KEY\"]; b = my_config('NOT_ME')\n\
+        let text = "import os\nHOST = os.getenv('DB_HOST', 'x')\nA = os.environ[\"API_KEY\"]; b = my_config('NOT_ME') + envint(\"WORKERS\", 4)\n\
                     class Database(BaseModel):\n    host: str\n    port: int = 5432\n\n\
                     class Settings(BaseSettings):\n    \"\"\"Words: of it.\"\"\"\n    database: Database\n    secret_key: str = Field(\n\
                     \u{20}       default='x: y',\n    )\n    model_config = SettingsConfigDict(env_prefix='APP_', env_nested_delimiter='__')\n\n\
@@ -314,7 +298,14 @@ mod tests {
         let found: Vec<String> = in_python(text).into_iter().map(|(name, line)| format!("{name}:{line}")).collect();
         assert_eq!(
             found,
-            ["DB_HOST:2", "API_KEY:3", "APP_DATABASE__HOST:10", "APP_DATABASE__PORT:10", "APP_SECRET_KEY:11"]
+            [
+                "DB_HOST:2",
+                "API_KEY:3",
+                "WORKERS:3",
+                "APP_DATABASE__HOST:10",
+                "APP_DATABASE__PORT:10",
+                "APP_SECRET_KEY:11"
+            ]
         );
     }
 }

@@ -23,12 +23,13 @@ pub fn env_example(variables: &[Variable]) -> String {
     let mut text = String::from(
         "# Copy this file to .env, and fill in what belongs to that machine. Tandem hands .env to the application.\n\
          # DATABASE_URL and POSTGRES_* are set by Tandem, to the PostgreSQL that it runs. Set DATABASE_URL only for one that runs\n\
-         # elsewhere.\n",
+         # elsewhere. Where each variable is read stands behind it.\n",
     );
     let mapped = names::mapping(variables);
     let is_mapped = |variable: &Variable| mapped.iter().any(|(it, _)| it.name == variable.name);
     for variable in variables.iter().filter(|variable| names::is_own(&variable.name) && !is_mapped(variable)) {
-        let _ = write!(text, "\n# read in {}\n# {}=\n", variable.place, variable.name);
+        let assignment = format!("# {}=", variable.name);
+        let _ = writeln!(text, "{assignment:<39} # {}", variable.place);
     }
     text
 }
