@@ -8,6 +8,8 @@ mod database;
 mod deploy;
 mod doctor;
 mod health;
+mod import;
+mod init;
 mod install;
 mod logs;
 mod looked;
@@ -64,6 +66,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Scale { workers } => scale::run(&common, &workers).await,
         Command::Stop => stop::run(&common).await,
         Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
+        Command::Init(args) => init::run(&common, &args),
+        Command::Import { command } => import::run(&common, command).await,
         Command::Install { json } => install::run(&common, json).await,
         Command::Wal { command } => return Ok(wal(&command)),
         Command::Completions { shell } => {

@@ -54,6 +54,7 @@ use std::path::PathBuf;
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
 pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
+pub use dotenv::variables as dotenv_variables;
 pub use drop_env::DropEnv;
 pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
 pub use found::{Choice, ChoiceOption};
