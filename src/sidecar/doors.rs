@@ -1,5 +1,5 @@
-//! What is opened once, before any child: the application's socket and the control socket, and the tasks behind them and
-//! behind the health port, which is open already.
+//! What is opened once, before any child: the application's socket, and the tasks behind it and behind the health port, which
+//! is open already.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,12 +14,12 @@ use crate::exit::{Code, Failure};
 use crate::plan::Place;
 use crate::postgres::probe::Probe;
 use crate::process::ports;
+use crate::systemd;
 use crate::watch;
 use crate::workers::care;
 use crate::workers::launch::Launch;
 use crate::workers::life::Roster;
 use crate::workers::listener::{self, Door};
-use crate::{control, systemd};
 
 impl Sidecar {
     /// Bind the application's socket, and look after the workers.
@@ -121,21 +121,6 @@ impl Sidecar {
         let holds = if let [_] = given[..] { "which holds" } else { "which hold" };
         tracing::warn!("workers.listen = {}, but the {are} handed down {is} on {}, {holds}", list(ours), list(&given));
         self.context.set_listen(given);
-    }
-
-    /// Let our own user and root ask and order through the control socket.
-    pub(super) fn open_control(&mut self) -> anyhow::Result<()> {
-        let socket = control::open(&self.context.home.control)?;
-        let (asks, orders) = tokio::sync::mpsc::unbounded_channel();
-        let (close, closing) = tokio::sync::oneshot::channel();
-        let closing = async {
-            let _ = closing.await;
-        };
-        let served = control::serve(socket, self.view.pictures(), asks, closing);
-        let served = event_loop::spawn("the control socket", served);
-        self.control = Some((close, served));
-        self.tasks.push(event_loop::spawn("orders", self.operator.clone().carry_out(orders)));
-        Ok(())
     }
 
     /// Look after the workers for ever.
