@@ -104,6 +104,7 @@ mod room;
 mod s3_server;
 mod scale;
 mod schema;
+mod scheduled_tries;
 mod second_postmaster;
 mod secrets;
 mod server_log;
