@@ -125,7 +125,7 @@ impl Sidecar {
 
     /// Look after the workers for ever.
     fn tend(&self, roster: Roster) -> impl Future<Output = ()> + use<> {
-        let (context, operator) = (self.context.clone(), self.operator.clone());
-        care::tend(roster, move || context.settings(), move |id| operator.recycle(id))
+        let (context, due, cut) = (self.context.clone(), self.operator.clone(), self.operator.clone());
+        care::tend(roster, move || context.settings(), move |id| due.recycle(id), move |id| cut.cut(id))
     }
 }
