@@ -31,10 +31,12 @@ RUN find src migration -name '*.rs' -exec touch {} + && cargo build --release --
 
 FROM ${PYTHON_IMAGE}
 # What PostgreSQL's binaries load, and the time zones: without those the server refuses every `SET timezone`. nss-wrapper
-# gives a user without an entry in /etc/passwd the name that initdb asks for.
+# gives a user without an entry in /etc/passwd the name that initdb asks for. Clusters that docker-library/postgres made, and
+# dumps of them, have the locale en_US.utf8.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g \
+        libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 locales tzdata zlib1g \
+    && localedef -i en_US -c -f UTF-8 -A /usr/share/locale/locale.alias en_US.UTF-8 \
     && rm -rf /var/lib/apt/lists/*
 # A number of its own keeps a volume readable over rebuilds. Any other user gets into the volume by the group 0, which is
 # what a container's arbitrary user has (OpenShift's convention).

@@ -93,6 +93,7 @@ mod tests {
             migrations: Migrations::default(),
             hook: None,
             certificate: None,
+            sorted_otherwise: Vec::new(),
             backups: Backups::default(),
             disk: Disk::default(),
             backup_disk: Disk::default(),
@@ -110,8 +111,8 @@ mod tests {
         assert_eq!((status.memory_bytes, status.memory_total_bytes), (Some(5_000), 45_000));
         assert_eq!(status.roll.as_deref(), Some("replacing worker-0"));
         assert!(status.under_way.is_empty(), "it serves: {status:#?}");
-        assert_eq!((worker.uptime_seconds, worker.memory_bytes), (Some(90.5), Some(40_000)));
         let [worker, resting] = &status.services[..] else { panic!("{status:#?}") };
+        assert_eq!((worker.uptime_seconds, worker.memory_bytes), (Some(90.5), Some(40_000)));
         assert_eq!((worker.requests, worker.connections, worker.in_flight), (Some(12), Some(3), Some(1)));
         assert_eq!((worker.restarts, worker.last_reason.as_deref()), (2, Some("SIGKILL")));
         // What has no process has no age of one, whatever its place remembers.

@@ -46,6 +46,8 @@ impl Sidecar {
         if settings.postgres.mode == PostgresMode::Managed {
             let kept = disks::follow_kept_databases(picture.clone(), self.context.clone());
             self.tasks.push(event_loop::spawn("what restores replaced", kept));
+            let sorting = disks::follow_sorting(picture.clone(), self.context.clone());
+            self.tasks.push(event_loop::spawn("databases that are sorted otherwise", sorting));
         }
         let pitr = &settings.backup.pitr;
         if pitr.enabled && settings.postgres.mode == PostgresMode::Managed {
