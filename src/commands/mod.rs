@@ -10,6 +10,7 @@ mod doctor;
 mod health;
 mod install;
 mod logs;
+mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
@@ -68,6 +69,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
             telemetry::print(&String::from_utf8_lossy(&script))?;
             Ok(Code::Stopped)
         }
+        Command::Man { dir } => man::run(&dir),
         Command::Database { command } => database::run(&common, command).await,
         // Its exit code is its command's own.
         Command::Test(args) => return test::run(&common, args).await,
