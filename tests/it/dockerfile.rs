@@ -107,7 +107,7 @@ fn what_docker_grants_by_default_is_enough_for_an_orderly_stop() {
 fn every_build_is_locked_and_everything_copied_is_there_and_let_in() {
     let instructions = instructions();
     for build in instructions.iter().filter(|line| line.contains("cargo build")) {
-        assert!(build.contains("--release --locked"), "{build}");
+        assert!(build.contains("--profile dist --locked"), "{build}");
     }
     let ignored = read(".dockerignore");
     let let_in: Vec<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();

@@ -88,6 +88,7 @@ mod out_of_room;
 mod output;
 mod own_database;
 mod owners_functions;
+mod packages;
 mod pid_one;
 mod pitr;
 mod pools;
