@@ -35,7 +35,9 @@ impl ChoiceOption {
     pub fn flags(&self) -> String {
         let flag = |(key, value): &(&str, String)| {
             let pair = format!("{key}={value}");
-            format!("--set {}", shlex::try_quote(&pair).map_or(pair.clone(), std::borrow::Cow::into_owned))
+            let is_plain = pair.chars().all(|letter| letter.is_ascii_alphanumeric() || "=:._-/".contains(letter));
+            let quoted = || shlex::try_quote(&pair).map_or(pair.clone(), std::borrow::Cow::into_owned);
+            format!("--set {}", if is_plain { pair.clone() } else { quoted() })
         };
         self.sets.iter().map(flag).collect::<Vec<_>>().join(" ")
     }
@@ -255,9 +257,8 @@ impl Finder<'_> {
         let variable = |name: &str| self.source.environment.get(name);
         let (path, home) = (variable("PATH").cloned().unwrap_or_default(), variable("HOME").map(Path::new));
         let interpreter = Interpreter::of(&python, &path, home, self.directory);
-        let is_enough = |name: &&str| interpreter.has(name);
         let enough: &[&str] = if self.source.purpose == Purpose::Test { &["uvicorn", "pytest"] } else { &["uvicorn"] };
-        enough.iter().any(|name| is_enough(&name)).then(|| python.display().to_string())
+        enough.iter().any(|name| interpreter.has(name)).then(|| python.display().to_string())
     }
 }
 

@@ -229,6 +229,10 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
         &mut notices,
         &mut remarks,
     );
+    if !problems.is_empty() {
+        // It may be what is missing.
+        found.notices.iter().for_each(|notice| problems.add(&Origin::Default, notice.clone(), None));
+    }
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
     rows.extend(rows::libpq(&source.environment, &values, &settings));

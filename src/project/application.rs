@@ -6,43 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
+pub use super::frameworks::{Framework, Interface};
+use super::frameworks::{KNOWN, known};
 use super::layout::{packages, parts};
 use super::module::{Module, names_app};
 use super::{Found, Manifest, Seen, commands, files};
-
-/// A framework that applications are written with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framework {
-    FastApi,
-    Starlette,
-    Litestar,
-    Quart,
-    Django,
-    Flask,
-    /// Another one, or none.
-    Other,
-}
-
-impl Framework {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::FastApi => "FastAPI",
-            Self::Starlette => "Starlette",
-            Self::Litestar => "Litestar",
-            Self::Quart => "Quart",
-            Self::Django => "Django",
-            Self::Flask => "Flask",
-            Self::Other => "ASGI",
-        }
-    }
-}
-
-/// How the application is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Interface {
-    Asgi,
-    Wsgi,
-}
 
 /// An application, as a server is told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,31 +50,6 @@ const FILES: [&str; 9] = ["main", "app", "api", "asgi", "server", "application",
 
 /// Packages within a package that do.
 const INNER: [&str; 6] = ["api", "app", "web", "server", "core", "http"];
-
-/// Classes of applications, and functions that make them, by where they come from.
-const KNOWN: [(&str, Framework, Interface); 21] = [
-    ("fastapi.FastAPI", Framework::FastApi, Interface::Asgi),
-    ("fastapi.applications.FastAPI", Framework::FastApi, Interface::Asgi),
-    ("starlette.applications.Starlette", Framework::Starlette, Interface::Asgi),
-    ("litestar.Litestar", Framework::Litestar, Interface::Asgi),
-    ("litestar.app.Litestar", Framework::Litestar, Interface::Asgi),
-    ("quart.Quart", Framework::Quart, Interface::Asgi),
-    ("quart_trio.QuartTrio", Framework::Quart, Interface::Asgi),
-    ("django.core.asgi.get_asgi_application", Framework::Django, Interface::Asgi),
-    ("channels.routing.ProtocolTypeRouter", Framework::Django, Interface::Asgi),
-    ("django.core.wsgi.get_wsgi_application", Framework::Django, Interface::Wsgi),
-    ("flask.Flask", Framework::Flask, Interface::Wsgi),
-    ("falcon.asgi.App", Framework::Other, Interface::Asgi),
-    ("sanic.Sanic", Framework::Other, Interface::Asgi),
-    ("blacksheep.Application", Framework::Other, Interface::Asgi),
-    ("blacksheep.server.Application", Framework::Other, Interface::Asgi),
-    ("esmerald.Esmerald", Framework::Other, Interface::Asgi),
-    ("connexion.AsyncApp", Framework::Other, Interface::Asgi),
-    ("connexion.FlaskApp", Framework::Other, Interface::Asgi),
-    ("socketio.ASGIApp", Framework::Other, Interface::Asgi),
-    ("asgiref.wsgi.WsgiToAsgi", Framework::Other, Interface::Asgi),
-    ("a2wsgi.WSGIMiddleware", Framework::Other, Interface::Asgi),
-];
 
 /// How much a finding says, the most first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -387,10 +330,6 @@ struct Definition {
     framework: Framework,
     interface: Interface,
     weight: Weight,
-}
-
-fn known(full: &str) -> Option<(Framework, Interface)> {
-    KNOWN.iter().find(|(name, ..)| *name == full).map(|(_, framework, interface)| (*framework, *interface))
 }
 
 /// What `module` defines; `is_own` tells modules of the project from those of others.

@@ -16,6 +16,7 @@
 pub mod application;
 mod commands;
 mod files;
+mod frameworks;
 pub mod interpreter;
 mod layout;
 mod manifest;

@@ -1,96 +1,10 @@
 //! A project without a configuration, and keys that nobody wrote: what is found, and what is asked.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Output;
 
-use crate::common::ports::free_port;
-use crate::common::project::{root, venv};
-use crate::common::tandem::{Tandem, command_in, get, wait_for};
-
-/// A project's directory without a `tandem.toml`, and ports for what runs in it.
-struct Bare {
-    dir: tempfile::TempDir,
-    app: u16,
-    health: u16,
-    postgres: u16,
-}
-
-const FASTAPI: &str =
-    "from fastapi import FastAPI\n\napp = FastAPI()\n\n\n@app.get('/')\ndef index():\n    return 'found'\n";
-
-impl Bare {
-    fn new(files: &[(&str, &str)]) -> Self {
-        Self::called("project", files)
-    }
-
-    /// As [`Self::new`], in a directory of this name.
-    fn called(name: &str, files: &[(&str, &str)]) -> Self {
-        let dir = tempfile::Builder::new().prefix("tandem-test-").tempdir().unwrap();
-        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(dir.path(), everybody).unwrap();
-        fs::create_dir(dir.path().join(name)).unwrap();
-        fs::write(dir.path().join("name"), name).unwrap();
-        let bare = Self { dir, app: free_port(), health: free_port(), postgres: free_port() };
-        for (name, text) in files {
-            bare.write(name, text);
-        }
-        bare
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join(fs::read_to_string(self.dir.path().join("name")).unwrap())
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    /// The command with the ports of this test, and the tests' Python environment as the one that is active.
-    fn command(&self) -> std::process::Command {
-        self.command_in(&self.path())
-    }
-
-    fn command_in(&self, dir: &Path) -> std::process::Command {
-        let mut command = command_in(dir);
-        command
-            .env("TANDEM_WORKERS__LISTEN", format!("127.0.0.1:{}", self.app))
-            .env("TANDEM_HEALTH__LISTEN", format!("127.0.0.1:{}", self.health))
-            .env("TANDEM_POSTGRES__PORT", self.postgres.to_string())
-            .env("TANDEM_WORKERS__COUNT", "1")
-            .env("TANDEM_DISK__WARN_FREE", "0%")
-            .env("VIRTUAL_ENV", venv());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command().args(args).output().unwrap()
-    }
-
-    fn up(&self) -> Tandem {
-        let mut tandem = Tandem::start_in(&self.path(), self.command(), &["up", "--log-format", "text"]);
-        wait_for("readiness", || {
-            assert!(!tandem.ended(), "{}", tandem.log());
-            get(self.health, "/ready").is_some_and(|(status, _)| status == 200)
-        });
-        tandem
-    }
-}
-
-/// What a command printed, and that it ended with `code`.
-fn said(output: &Output, code: i32) -> String {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    text
-}
-
-/// The tests' environment must be there: it is used as it is.
-fn with_environment() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(crate::common::project::python());
-}
+use crate::common::bare::{Bare, FASTAPI, said, with_environment};
+use crate::common::project::root;
+use crate::common::tandem::get;
 
 #[test]
 fn a_project_without_a_configuration_starts_and_is_told_what_was_found() {

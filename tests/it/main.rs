@@ -93,6 +93,7 @@ mod pools;
 mod power_cut;
 mod power_cut_clusters;
 mod preload_template;
+mod project_commands;
 mod python_environment;
 mod python_versions;
 mod quota;
