@@ -52,7 +52,9 @@ use std::path::PathBuf;
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
 pub use diff::{Change, Effect, changes};
 pub use drop_env::DropEnv;
-pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
+pub use environment::{
+    is_kept_from_children, names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir,
+};
 pub use problem::Origin;
 pub use rows::Row;
 pub use serving::{Given, Serving, SocketFiles, Tls, TlsClient};
