@@ -1,7 +1,7 @@
 //! pytest as a person or an editor starts it, with what the wheel installs: nothing is around it.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -150,6 +150,11 @@ fn without_a_configuration_a_fixture_that_is_asked_for_starts_the_server() {
     let nothing = run(&suite, &["test_plain.py"]);
     nothing.expect(0, &["1 passed"]);
     assert!(!nothing.said.contains("tandem:"), "{}", nothing.said);
+    // Nor for a configuration that another user could have put above them.
+    suite.write("shared/tandem.toml", "migrations.run = ['false']\n");
+    fs::set_permissions(suite.path("shared"), fs::Permissions::from_mode(0o777)).unwrap();
+    suite.write("shared/mine/test_plain.py", &fs::read_to_string(suite.path("test_plain.py")).unwrap());
+    run(&suite, &["shared/mine/test_plain.py"]).expect(0, &["1 passed"]);
     suite.write("test_own.py", &TESTS.replace("SELECT count(*) FROM api_keys", "SELECT 1"));
     run(&suite, &["test_own.py"]).expect(0, &["8 passed"]);
     let alone = servers(&suite);

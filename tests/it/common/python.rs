@@ -23,6 +23,7 @@ fn everything() -> PathBuf {
         managed: true,
         installer: Installer::Auto,
         limit: LIMIT,
+        wanted: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(environment::ensure(&python, root(), root())).unwrap();

@@ -98,21 +98,45 @@ def project_of(config):
 
 
 def above(path):
-    """The nearest directory with a configuration of Tandem's, from `path` upwards."""
-    directory = os.path.abspath(path)
+    """The nearest project of Tandem from `path` upwards, as Tandem itself looks for one.
+
+    Not past the user's home or the file system, and none that another user could have put there: what its configuration
+    says is run.
+    """
+    start = directory = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path))
+    home, device = os.path.expanduser("~"), os.stat(start).st_dev
     while True:
-        if any(os.path.isfile(os.path.join(directory, name)) for name in CONFIGURATIONS):
-            return directory
-        try:
-            with open(os.path.join(directory, "pyproject.toml"), encoding="utf-8", errors="replace") as file:
-                if TABLE.search(file.read()):
-                    return directory
-        except OSError:
-            pass
+        named = named_in(directory)
+        if named:
+            own = directory == start or not (is_open_to_others(directory) or is_open_to_others(named))
+            return directory if own else None
         parent = os.path.dirname(directory)
-        if parent == directory:
+        if parent == directory or directory == home or os.stat(parent).st_dev != device:
             return None
         directory = parent
+
+
+def named_in(directory):
+    """What makes `directory` a project of Tandem: a configuration, or that Tandem ran in it."""
+    for name in CONFIGURATIONS:
+        path = os.path.join(directory, name)
+        if os.path.isfile(path):
+            return path
+    path = os.path.join(directory, "pyproject.toml")
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if TABLE.search(file.read()):
+                return path
+    except OSError:
+        pass
+    state = os.path.join(directory, ".tandem")
+    return state if os.path.isdir(os.path.join(state, "run")) else None
+
+
+def is_open_to_others(path):
+    """Whether somebody could change it who is neither this user nor root."""
+    about = os.stat(path)
+    return about.st_uid not in (os.geteuid(), 0) or bool(about.st_mode & 0o002)
 
 
 @pytest.hookimpl(tryfirst=True)
