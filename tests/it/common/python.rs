@@ -47,7 +47,7 @@ pub fn environment_without(venv: &Path, without: &[&str]) {
         let is_of = |package: &&str| {
             name.strip_prefix(*package).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_', '.']))
         };
-        if !without.iter().any(|package| is_of(package)) {
+        if !without.iter().any(is_of) {
             symlink(entry.path(), site.join(entry.file_name())).unwrap();
         }
     }
