@@ -130,11 +130,15 @@ tandem init --ci --dockerfile --systemd --editor")]
         command: Import,
     },
     /// Open psql on the application's database, with the right tool, user and password
-    #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
+    #[command(after_help = "Examples: tandem psql -c 'TABLE alembic_version'\n          \
+tandem psql --test test_total    # the database of a failed test")]
     Psql {
         /// As PostgreSQL's superuser, over the unix socket of the server that Tandem runs
         #[arg(long)]
         superuser: bool,
+        /// In the database of a test: the failed one's, or the one whose name holds NAME
+        #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "", conflicts_with = "superuser")]
+        test: Option<String>,
         /// Arguments for psql
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,

@@ -54,7 +54,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,
-        Command::Psql { superuser, args } => connect::psql(&common, superuser, &args).await,
+        Command::Psql { test: Some(test), args, .. } => connect::psql_of_test(&common, &test, &args).await,
+        Command::Psql { superuser, args, .. } => connect::psql(&common, superuser, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
         // As is this one's.

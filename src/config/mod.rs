@@ -56,7 +56,9 @@ pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
 pub use dotenv::variables as dotenv_variables;
 pub use drop_env::DropEnv;
-pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
+pub use environment::{
+    is_kept_from_children, names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir,
+};
 pub use found::{Choice, ChoiceOption};
 pub use problem::Origin;
 pub use rows::Row;
