@@ -24,6 +24,7 @@ RUN mkdir -p src migration/src && touch src/lib.rs src/supervise/lib.rs migratio
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export CARGO_HTTP_CAINFO=/run/secrets/ca; fi; \
     cargo build --release --locked
+COPY build.rs ./
 COPY src src
 COPY migration migration
 # Newer than what was built from the empty ones, whatever times the checkout gave them.

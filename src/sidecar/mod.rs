@@ -19,6 +19,7 @@ mod orders;
 mod saved;
 mod services;
 mod shell;
+mod slow_step;
 mod task;
 mod tree_view;
 mod view;
