@@ -54,6 +54,7 @@ mod doctor;
 mod dotenv;
 mod drain_busy;
 mod early_health;
+mod examples;
 mod false_pid;
 mod faults;
 mod fewer_rights;
