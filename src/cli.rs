@@ -4,6 +4,9 @@ mod backup;
 pub mod completions;
 mod harness;
 mod hints;
+mod import;
+mod init;
+mod run;
 mod up;
 mod values;
 
@@ -15,6 +18,9 @@ use clap::{Args, Parser, Subcommand};
 use completions::Shell;
 pub use harness::{Database, TestArgs};
 pub use hints::{first_help, improved};
+pub use import::{ComposeArgs, Import, Into, SqliteArgs};
+pub use init::InitArgs;
+pub use run::RunArgs;
 pub use up::UpArgs;
 
 use crate::postgres::binaries;
@@ -129,6 +135,15 @@ tandem backup list --json"
 tandem restore --undo"
     )]
     Restore(RestoreArgs),
+    /// Write a tandem.toml of what is found in this directory; what is there stays as it is
+    #[command(after_help = "Examples: tandem init\n          tandem init --print\n          \
+tandem init --ci --dockerfile --systemd --editor")]
+    Init(InitArgs),
+    /// Bring in what another arrangement holds: the rows of an SQLite file, the services of a Compose file
+    Import {
+        #[command(subcommand)]
+        command: Import,
+    },
     /// Open psql on the application's database, with the right tool, user and password
     #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
     Psql {
@@ -156,6 +171,12 @@ tandem restore --undo"
         #[arg(long)]
         json: bool,
     },
+    /// Run a command with the environment and the user of a worker: Python's packages, DATABASE_URL, `.env`
+    #[command(
+        after_help = "Examples: tandem run python manage.py createsuperuser\n          tandem run alembic revision \
+--autogenerate -m 'add orders'\n\nThe exit code is the command's: 127 when it cannot be found."
+    )]
+    Run(RunArgs),
     /// Ask a running Tandem whether it is healthy: exit code 0 if it is, 1 if not
     #[command(after_help = "Example: HEALTHCHECK CMD [\"tandem\", \"health\", \"--ready\"]")]
     Health {

@@ -15,6 +15,12 @@ pub const MEASURED: &str = "requests a second: keep-alive, 32 clients back to ba
 /// Tandem's throughput, as a share of Uvicorn's with as many workers.
 const SHARE_MIN: f64 = 0.98;
 
+/// The kernel's connection tracking, where it is loaded, remembers an ended connection for two minutes, and drops packets
+/// once it remembers as many as it may: new connections then wait a second for their next try.
+const TRACKING_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+/// What all turns of all servers need.
+const TRACKED_MIN: u64 = 2_000_000;
+
 /// What the clients do, the least pause being none. Paced, they leave the servers time between two requests.
 struct Way {
     what: &'static str,
@@ -42,6 +48,12 @@ struct Found {
 }
 
 pub fn throughput(together: &mut Together) -> Result<()> {
+    let tracked = std::fs::read_to_string(TRACKING_MAX).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(few) = tracked.filter(|max: &u64| *max < TRACKED_MIN) {
+        let need =
+            format!("new connections: the kernel tracks {few}; set net.netfilter.nf_conntrack_max to {TRACKED_MIN}");
+        together.goal(&need, false);
+    }
     let sites: Vec<Site> = together.peers.iter().map(|_| Site::new(together.venv, "")).collect::<Result<_>>()?;
     let mut servers = Vec::new();
     for (column, (peer, site)) in together.peers.iter().zip(&sites).enumerate() {

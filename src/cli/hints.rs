@@ -22,7 +22,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["down", "kill", "shutdown", "halt", "quit", "exit"], "tandem stop"),
     (&["ps", "ls", "list", "top", "info", "services"], "tandem status"),
     (&["log", "tail", "attach"], "tandem logs -f"),
-    (&["run", "exec", "shell"], "tandem psql (the database), or eval \"$(tandem env)\" and any command"),
+    (&["exec", "shell", "sh", "bash", "python"], "tandem run"),
     (&["db", "dbshell", "sql", "console", "connect"], "tandem psql"),
     (&["upgrade", "migrations", "makemigrations", "alembic", "head"], "tandem migrate up"),
     (&["downgrade", "rollback"], "tandem migrate down"),
@@ -35,7 +35,8 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["ready", "ping", "healthcheck"], "tandem health --ready"),
     (&["clean", "prune", "gc", "diagnose"], "tandem doctor"),
     (&["completion"], "tandem completions"),
-    (&["new", "create"], "a tandem.toml of your own: `tandem up` says what belongs into it"),
+    (&["new", "create", "scaffold", "generate"], "tandem init"),
+    (&["migrate-compose", "convert"], "tandem import"),
 ];
 
 /// The command that `word` stands for with people who know it from another tool.
@@ -67,7 +68,10 @@ pub fn first_help(error: &clap::Error) -> Option<String> {
     is_bare.then(|| {
         let rows: String = FIRST.iter().map(|(name, what)| format!("  tandem {name:8}  {what}\n")).collect();
         let about = Cli::command().get_about().map(ToString::to_string).unwrap_or_default();
-        format!("{about}\n\n{rows}\n`tandem --help` shows all commands, `tandem COMMAND --help` one of them.")
+        format!(
+            "{about}\n\n{rows}\nIn a new project, `tandem up` looks for what it needs, and `tandem init` writes that down.\n\
+             `tandem --help` shows all commands, `tandem COMMAND --help` one of them."
+        )
     })
 }
 
@@ -108,7 +112,8 @@ mod tests {
             ("dev", "`tandem up --reload`"),
             ("ps", "`tandem status`"),
             ("PS", "`tandem status`"),
-            ("shell", "`tandem psql"),
+            ("shell", "`tandem run`"),
+            ("new", "`tandem init`"),
             ("statsu", "a similar subcommand exists: 'status'"),
         ] {
             let (code, said) = said(&[word]);

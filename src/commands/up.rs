@@ -2,7 +2,7 @@
 
 use crate::boot;
 use crate::cli::{Common, UpArgs};
-use crate::commands::{open, up_detached};
+use crate::commands::{looked, open, up_detached};
 use crate::config::{self, Debugger, LogFormat, Origin, Preload, Source, Workers};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
@@ -24,6 +24,7 @@ pub async fn run(common: &Common, args: &UpArgs) -> anyhow::Result<u8> {
     let mut source = open::source(common, [workers, listen].into_iter().flatten().collect())?;
     // Whoever collects its lines collects the last one too.
     telemetry::expect(LogFormat::Auto);
+    source = looked::ask(source)?;
     if args.reload {
         develop(&mut source)?;
     }
@@ -31,6 +32,7 @@ pub async fn run(common: &Common, args: &UpArgs) -> anyhow::Result<u8> {
         return up_detached::run(common, args, source, limit).await;
     }
     let configuration = open::configure(source)?;
+    looked::tell(&configuration.loaded);
     for remark in &configuration.loaded.remarks {
         tracing::info!("{remark}");
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::exit::{Code, Failure};
+use crate::project::Seen;
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Origin {
     Environment(String),
     /// The flag of this name.
     Flag(String),
+    /// Nobody wrote it: a file of the project says it.
+    Found(Seen),
 }
 
 impl Origin {
@@ -26,7 +29,7 @@ impl Origin {
     pub fn name_of<'a>(&'a self, key: &'a str) -> &'a str {
         match self {
             Self::Line { name: Some(name), .. } | Self::Environment(name) => name,
-            Self::Default | Self::Line { name: None, .. } | Self::Flag(_) => key,
+            Self::Default | Self::Line { name: None, .. } | Self::Flag(_) | Self::Found(_) => key,
         }
     }
 
@@ -46,6 +49,7 @@ impl fmt::Display for Origin {
             Self::Line { file, line, .. } => write!(formatter, "{}:{line}", file.display()),
             Self::Environment(name) => write!(formatter, "environment {name}"),
             Self::Flag(name) => formatter.write_str(name),
+            Self::Found(seen) => write!(formatter, "found in {seen}"),
         }
     }
 }
@@ -70,13 +74,22 @@ impl Problems {
     /// Note a problem at `origin`; one that no single line made has the origin [`Origin::Default`].
     pub fn add(&mut self, origin: &Origin, message: impl Into<String>, help: Option<String>) {
         let place = (*origin != Origin::Default).then(|| origin.place());
+        self.add_in(origin, place, message.into(), help);
+    }
+
+    /// As [`Self::add`], at what messages call `place`.
+    pub fn add_at(&mut self, origin: &Origin, place: String, message: String, help: Option<String>) {
+        self.add_in(origin, Some(place), message, help);
+    }
+
+    fn add_in(&mut self, origin: &Origin, place: Option<String>, message: String, help: Option<String>) {
         let order = match origin {
             Origin::Line { file, line, .. } => (0, file.clone(), *line),
             Origin::Environment(_) => (1, PathBuf::new(), 0),
             Origin::Flag(_) => (2, PathBuf::new(), 0),
-            Origin::Default => (3, PathBuf::new(), 0),
+            Origin::Found(_) | Origin::Default => (3, PathBuf::new(), 0),
         };
-        self.0.push(Problem { order, place, message: message.into(), help });
+        self.0.push(Problem { order, place, message, help });
     }
 
     /// Note that a file as a whole cannot be used.
