@@ -311,4 +311,14 @@ impl Loaded {
     pub fn table(&self, all: bool) -> String {
         if all { rows::table(&self.rows) } else { rows::table(&rows::folded(&self.rows)) }
     }
+
+    /// Keep only the rows of what something sets; the rest are defaults.
+    pub fn only_changed(&mut self) {
+        self.rows.retain(|row| row.origin != Origin::Default.to_string());
+    }
+
+    /// How many keys something sets.
+    pub fn changed(&self) -> usize {
+        self.rows.iter().filter(|row| row.origin != Origin::Default.to_string()).count()
+    }
 }
