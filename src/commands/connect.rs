@@ -11,6 +11,7 @@ use crate::exit::{Code, Failure};
 use crate::harness;
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
+use crate::postgres::server;
 use crate::postgres::settings::SUPERUSER;
 use crate::process;
 use crate::telemetry;
@@ -35,6 +36,13 @@ fn around<'a>(settings: &'a Settings, url: &'a DatabaseUrl, python: &'a Path) ->
 /// No psql can be found or fetched; the superuser is asked for of a server that is not Tandem's.
 pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::Result<Code> {
     let (settings, url, python) = locate(common)?;
+    let asks_psql = args.iter().any(|arg| matches!(arg.as_str(), "--help" | "-?" | "--version" | "-V"));
+    let home = Home::resolve(&settings)?;
+    if settings.postgres.mode == PostgresMode::Managed && !asks_psql && server::running_port(&home.data).is_none() {
+        let text =
+            "the database is stopped, as no tandem runs here: start it with `tandem up` (or `tandem up --detach`)";
+        return Err(Failure::new(Code::Failed, text).into());
+    }
     let command = client(&settings).await?.args(args);
     let mut command = around(&settings, &url, &python).tool(command, "tandem-psql");
     if superuser {

@@ -13,6 +13,7 @@ mod init;
 mod install;
 mod logs;
 mod looked;
+mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
@@ -28,11 +29,10 @@ mod stop;
 mod table;
 mod test;
 mod up;
+mod up_detached;
 mod wal;
 
-use clap::CommandFactory;
-
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, completions};
 use crate::exit::Code;
 use crate::telemetry;
 
@@ -45,10 +45,9 @@ pub use wal::run as wal;
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let common = cli.common;
     let code = match cli.command {
-        Command::Up { workers, listen, reload, attach_debugger } => {
-            up::run(&common, workers, listen, reload, attach_debugger).await
-        }
-        Command::Check { json, all } => check::run(&common, json, all).await,
+        // In the background, it ends as what was to run there ended.
+        Command::Up(args) => return up::run(&common, &args).await,
+        Command::Check { json, all, changed } => check::run(&common, json, all, changed).await,
         Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
@@ -72,11 +71,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Install { json } => install::run(&common, json).await,
         Command::Wal { command } => return Ok(wal(&command)),
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut script);
-            telemetry::print(&String::from_utf8_lossy(&script))?;
+            telemetry::print(&completions::script(shell)?)?;
             Ok(Code::Stopped)
         }
+        Command::Man { dir } => man::run(&dir),
         Command::Database { command } => database::run(&common, command).await,
         // Its exit code is its command's own.
         Command::Test(args) => return test::run(&common, args).await,
