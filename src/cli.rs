@@ -251,6 +251,13 @@ signal.")]
         #[command(subcommand)]
         command: Wal,
     },
+    /// Write the man page of each command into a directory; `.ci/dist` puts them into the packages
+    #[command(hide = true)]
+    Man {
+        /// It is made if it is not there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
     Completions {

@@ -47,6 +47,7 @@ async fn check_serving(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
 /// Every error of the configuration at once.
 pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code> {
     let mut loaded = open::load(common, Vec::new())?;
+    loaded.check_credentials()?;
     let untried = try_settings(&loaded.settings).await?;
     loaded.notices.extend(untried);
     // Now and on this machine: it may resolve where the deployment runs.

@@ -13,6 +13,7 @@ mod init;
 mod install;
 mod logs;
 mod looked;
+mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
@@ -76,6 +77,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
             telemetry::print(&String::from_utf8_lossy(&script))?;
             Ok(Code::Stopped)
         }
+        Command::Man { dir } => man::run(&dir),
         Command::Database { command } => database::run(&common, command).await,
         // Its exit code is its command's own.
         Command::Test(args) => return test::run(&common, args).await,

@@ -3,7 +3,7 @@
 use crate::boot;
 use crate::cli::Common;
 use crate::commands::{looked, open};
-use crate::config::{Debugger, LogFormat, Preload, Workers};
+use crate::config::{Debugger, Loaded, LogFormat, Origin, Preload, Workers};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
@@ -35,6 +35,9 @@ pub async fn run(
     if let Some(notice) = boot::stop_ladder(&configuration.loaded.settings).notice() {
         tracing::warn!("{notice}");
     }
+    if let Some(notice) = of_first_process(&configuration.loaded) {
+        tracing::info!("{notice}");
+    }
     let debugger = debugger(&configuration.loaded.settings.workers, reload, attach)?;
     let configuration = Configuration { reload, debugger, ..configuration };
     telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));
@@ -43,6 +46,16 @@ pub async fn run(
     let _lock = StateLock::take(&home, "tandem up")?;
     sidecar::run(configuration, home, Goal::Serve).await?;
     Ok(Code::Stopped)
+}
+
+/// What Docker does at a stop, where Tandem is the first process of a container and nobody has said what its platform grants.
+fn of_first_process(loaded: &Loaded) -> Option<String> {
+    let says = loaded.origins.get("stop.platform_grace").is_some_and(|origin| *origin != Origin::Default);
+    let in_kubernetes = loaded.settings.inherited.0.contains_key("KUBERNETES_SERVICE_HOST");
+    if says || in_kubernetes || std::process::id() != 1 {
+        return None;
+    }
+    boot::stop_ladder(&loaded.settings).notice_of_first_process()
 }
 
 /// How the workers can be debugged: through a port where that is asked for, else on the terminal, if all that a person

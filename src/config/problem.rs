@@ -67,7 +67,7 @@ struct Problem {
 type Order = (u8, PathBuf, usize);
 
 /// All problems of one configuration.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
@@ -96,6 +96,15 @@ impl Problems {
     pub fn add_file(&mut self, file: &Path, message: impl Into<String>, help: Option<String>) {
         let (order, place) = ((0, file.to_path_buf(), 0), Some(file.display().to_string()));
         self.0.push(Problem { order, place, message: message.into(), help });
+    }
+
+    /// What is wrong, each in one sentence.
+    pub fn sentences(&self) -> impl Iterator<Item = String> + '_ {
+        self.0.iter().map(|Problem { place, message, help, .. }| {
+            let place = place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default();
+            let help = help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+            format!("{place}{message}{help}")
+        })
     }
 
     pub fn is_empty(&self) -> bool {

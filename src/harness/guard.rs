@@ -14,7 +14,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sea_orm::sqlx::{ConnectOptions, PgConnection, query_as, query_scalar, raw_sql};
@@ -22,17 +22,20 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::guard_words::words;
-use crate::config::Settings;
+use crate::config::{Port, Settings};
 use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
+use crate::process::ports;
 use crate::process::sockets::{self, OpenSockets, Owner};
 use crate::telemetry::say_aside;
 
 /// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
 const POLL_SERVER: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(10);
+/// How often it is looked whether something listens on the live server's port that is not in this state directory.
+const LOOK_ELSEWHERE: Duration = Duration::from_secs(1);
 /// How long the live server may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Looks at a session before it counts as another program's: one look may miss a process that was just forked.
@@ -60,7 +63,7 @@ impl Guard {
         let verdict = Rc::<Verdict>::default();
         let (told, settings, other) = (verdict.clone(), settings.clone(), other.cloned());
         let watch = tokio::task::spawn_local(async move {
-            let mut watch = Watch::new(home, settings.postgres.port.number);
+            let mut watch = Watch::new(home, settings.postgres.port);
             if let Some(other) = other {
                 watch.other = addresses(other).await;
             }
@@ -176,7 +179,9 @@ struct Live {
 struct Watch {
     home: Home,
     /// Where the live server is, if nothing else says it.
-    configured: u16,
+    configured: Port,
+    /// When that port was last looked at.
+    looked: Option<Instant>,
     live: Option<Live>,
     /// The live server's addresses, while it cannot be asked.
     blind: Vec<Address>,
@@ -189,9 +194,9 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(home: Home, configured: u16) -> Self {
-        let (seen, seen_sockets) = (HashMap::new(), HashMap::new());
-        Self { home, configured, live: None, blind: Vec::new(), other: Vec::new(), seen, seen_sockets, told: false }
+    fn new(home: Home, configured: Port) -> Self {
+        let (seen, seen_sockets, blind, other) = (HashMap::new(), HashMap::new(), Vec::new(), Vec::new());
+        Self { home, configured, looked: None, live: None, blind, other, seen, seen_sockets, told: false }
     }
 
     /// Whether there is a server to look at.
@@ -213,11 +218,26 @@ impl Watch {
         }
     }
 
+    /// No server runs in this state directory. One of the project's may run elsewhere: with another state directory, in a
+    /// container. Where a person chose the port, what listens there counts as that one; the usual port may be anybody's.
+    async fn look_elsewhere(&mut self) {
+        let Port { number, chosen } = self.configured;
+        if !chosen || number == 0 {
+            self.blind.clear();
+            return;
+        }
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK_ELSEWHERE) {
+            self.looked = Some(Instant::now());
+            let listened = tokio::task::spawn_blocking(move || ports::is_listened_to(number)).await.unwrap_or_default();
+            self.watch_blindly(listened.then_some(number));
+        }
+    }
+
     /// Its data directory is another user's: nothing says whether it runs, and where.
     fn hidden(&mut self, error: &io::Error) {
         let names = std::fs::read_dir(&self.home.socket_dir).into_iter().flatten().flatten();
         let ports = names.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(".s.PGSQL.")?.parse().ok());
-        let mut ports: Vec<u16> = ports.chain([self.configured]).filter(|port| *port != 0).collect();
+        let mut ports: Vec<u16> = ports.chain([self.configured.number]).filter(|port| *port != 0).collect();
         ports.sort_unstable();
         ports.dedup();
         if !self.told {
@@ -239,7 +259,7 @@ impl Watch {
             Ok(Some(running)) => running,
             Ok(None) => {
                 self.live = None;
-                self.blind.clear();
+                self.look_elsewhere().await;
                 return Ok(None);
             }
             Err(error) => {
@@ -373,7 +393,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut watch = Watch::new(Home::at(temp.path(), None), port);
+        let chosen = Port { number: port, chosen: true };
+        let mut watch = Watch::new(Home::at(temp.path(), None), chosen);
         assert!(watch.look().await.is_none());
         watch.hidden(&io::ErrorKind::PermissionDenied.into());
         assert!(watch.is_close() && watch.look().await.is_none());
@@ -388,6 +409,11 @@ mod tests {
         assert_eq!((owner.pid, owner.program.as_str()), (child.id().cast_signed(), "bash"));
         assert_eq!(server, Server::Live { port });
         assert_eq!(child.wait().unwrap().signal(), Some(9));
+        // One that does not run in this state directory, where its port was chosen.
+        let mut watch = Watch::new(Home::at(temp.path(), None), chosen);
+        assert!(watch.ask().await.unwrap().is_none() && watch.is_close());
+        let mut usual = Watch::new(Home::at(temp.path(), None), Port { chosen: false, ..chosen });
+        assert!(usual.ask().await.unwrap().is_none() && !usual.is_close());
         // The server that is attached to: by its name, and only there.
         let found = addresses(DatabaseUrl::parse(&format!("postgres://localhost:{port}/x")).unwrap()).await;
         assert!(found[0].ips.as_ref().unwrap().contains(&"127.0.0.1".parse().unwrap()));
