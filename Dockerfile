@@ -20,7 +20,8 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY migration/Cargo.toml migration/
 COPY src/supervise/Cargo.toml src/supervise/
-RUN mkdir -p src migration/src && touch src/lib.rs src/supervise/lib.rs migration/src/lib.rs && echo 'fn main() {}' >src/main.rs
+RUN mkdir -p src migration/src && touch src/lib.rs src/supervise/lib.rs migration/src/lib.rs \
+    && echo 'fn main() {}' | tee src/main.rs >src/build.rs
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export CARGO_HTTP_CAINFO=/run/secrets/ca; fi; \
     cargo build --profile dist --locked

@@ -67,6 +67,11 @@ class NewDecision(BaseModel):
     market_regime: Optional[str] = Field(default=None, max_length=20)
 
 
+@app.get("/")
+async def root() -> dict[str, str]:
+    return {"app": app.title, "docs": "/docs", "health": "/health"}
+
+
 @app.get("/health")
 def health() -> JSONResponse:
     """What the database looks like from here; 503 when it does not answer."""

@@ -41,11 +41,12 @@ async fn check_serving(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
     Ok(serving::verify(loaded, question, user).await?.notices)
 }
 
-/// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`.
+/// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`, and no
+/// default where only what was `changed` is asked for.
 ///
 /// # Errors
 /// Every error of the configuration at once.
-pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code> {
+pub async fn run(common: &Common, json: bool, all: bool, changed: bool) -> anyhow::Result<Code> {
     let mut loaded = open::load(common, Vec::new())?;
     loaded.check_credentials()?;
     let untried = try_settings(&loaded.settings).await?;
@@ -53,6 +54,10 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
     // Now and on this machine: it may resolve where the deployment runs.
     loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
     loaded.notices.extend(check_serving(&loaded).await?);
+    let set = loaded.changed();
+    if changed {
+        loaded.only_changed();
+    }
     let stop = boot::stop_ladder(&loaded.settings);
     let notices: Vec<String> = loaded.notices.iter().chain(&loaded.remarks).cloned().chain(stop.notice()).collect();
     if json {
@@ -71,5 +76,27 @@ pub async fn run(common: &Common, json: bool, all: bool) -> anyhow::Result<Code>
     for notice in &notices {
         say(&format!("notice: {notice}"))?;
     }
+    say(&verdict(set, notices.len()))?;
     Ok(Code::Stopped)
+}
+
+/// The last line: that nothing is wrong, and what to look at.
+fn verdict(set: usize, notices: usize) -> String {
+    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let notices = match notices {
+        0 => String::new(),
+        count => format!(", {}", plural(count, "notice")),
+    };
+    format!("the configuration is good: {} set, the rest are defaults{notices}", plural(set, "value"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_counts() {
+        assert_eq!(verdict(1, 0), "the configuration is good: 1 value set, the rest are defaults");
+        assert_eq!(verdict(3, 2), "the configuration is good: 3 values set, the rest are defaults, 2 notices");
+    }
 }

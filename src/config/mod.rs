@@ -56,7 +56,9 @@ pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
 pub use dotenv::variables as dotenv_variables;
 pub use drop_env::DropEnv;
-pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
+pub use environment::{
+    is_kept_from_children, names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir,
+};
 pub use found::{Choice, ChoiceOption};
 pub use problem::Origin;
 pub use rows::Row;
@@ -308,5 +310,15 @@ impl Loaded {
     /// The rows as aligned text; many variables of the workers in one line, unless `all`.
     pub fn table(&self, all: bool) -> String {
         if all { rows::table(&self.rows) } else { rows::table(&rows::folded(&self.rows)) }
+    }
+
+    /// Keep only the rows of what something sets; the rest are defaults.
+    pub fn only_changed(&mut self) {
+        self.rows.retain(|row| row.origin != Origin::Default.to_string());
+    }
+
+    /// How many keys something sets.
+    pub fn changed(&self) -> usize {
+        self.rows.iter().filter(|row| row.origin != Origin::Default.to_string()).count()
     }
 }

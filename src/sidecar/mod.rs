@@ -22,6 +22,7 @@ mod preflight;
 mod saved;
 mod services;
 mod shell;
+mod slow_step;
 mod task;
 mod tree_view;
 mod view;

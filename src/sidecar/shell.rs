@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::front::{Front, ServedControl};
 use super::orders::{Operator, RollReport};
 use super::services::{Service, Services};
+use super::slow_step::SlowStep;
 use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
@@ -32,7 +33,8 @@ use crate::workers::socket_file::SocketFile;
 
 /// As the end of a sentence about the stop.
 fn at_most(limit: Duration) -> String {
-    format!("; in {} at most", humantime::format_duration(limit))
+    let limit = humantime::format_duration(limit);
+    format!("; in {limit} at most (a second Ctrl-C or `tandem stop` skips the wait)")
 }
 
 /// Whether the database is away, and nothing that Tandem does brings it back: an application that needs it to start cannot.
@@ -61,6 +63,7 @@ pub struct Sidecar {
     pub(super) error: Rc<RefCell<Option<anyhow::Error>>>,
     pub(super) samples: watch::Sender<DatabaseReading>,
     pub(super) view: View,
+    slow_step: SlowStep,
     /// The workers that the hook after the start was last run for.
     pub(super) hooked: BTreeSet<i32>,
     /// The hook that runs.
@@ -113,6 +116,7 @@ impl Sidecar {
             jobs: HashMap::new(),
             error: Rc::default(),
             samples,
+            slow_step: SlowStep::default(),
             hooked: BTreeSet::new(),
             hook: None,
             backups: None,
@@ -265,6 +269,7 @@ impl Sidecar {
 
     fn enter(&mut self, phase: TreePhase) {
         self.view.enter(phase, &self.steps);
+        self.slow_step.enter(phase, &self.steps, &self.context.settings(), &self.services.roster());
         match phase {
             TreePhase::Serving if self.errand_is_absent() => self.serving(),
             TreePhase::Draining { hook, .. } => {
