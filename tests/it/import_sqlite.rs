@@ -79,7 +79,7 @@ fn every_row_arrives_as_it_is_and_the_numbers_go_on() {
     import(&project, &path, &["--yes"]).expect(
         0,
         &[
-            "database app has 6 rows more, in 4 tables; the counts agree",
+            "6 rows are in 4 tables of database app now; the counts agree",
             "next numbers: user.id 10, order \"x\".select 12, empty.id 1",
         ],
     );
@@ -155,7 +155,7 @@ fn what_does_not_fit_is_named_and_nothing_is_written_unless_it_may_be_left_out()
     import(&project, &path, &["--yes", "--skip-bad"]).expect(
         0,
         &[
-            "database app has 2 rows more, in 2 tables",
+            "2 rows are in 2 tables of database app now",
             "book: 5 rows left out, with values that do not fit",
             "author: 1 rows left out",
             "2 rows left out that refer to a row that is not there",
