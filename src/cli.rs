@@ -1,11 +1,13 @@
 //! The command line: commands, their arguments and their help. What each command does is in `commands/`.
 
 mod backup;
+mod check;
 mod harness;
 
 use std::path::PathBuf;
 
 pub use backup::{Backup, BackupCreate, RestoreArgs, RestoreWorkers};
+pub use check::Check;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 pub use harness::{Database, TestArgs};
@@ -68,15 +70,8 @@ pub enum Command {
         attach_debugger: Option<u16>,
     },
     /// Validate the configuration; print the plan and where each value came from
-    #[command(after_help = "Example: tandem check --json | jq '.[] | select(.key == \"postgres.port\")'")]
-    Check {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        /// Print each variable of the workers in a line of its own, however many there are
-        #[arg(long)]
-        all: bool,
-    },
+    #[command(after_help = "Example: tandem check --json | jq '.keys[] | select(.key == \"postgres.port\")'")]
+    Check(Check),
     /// Show free room, and what of Tandem's own takes room and need not: leftovers, kept databases
     #[command(after_help = "Examples: tandem doctor\n          tandem doctor --fix")]
     Doctor {
@@ -229,6 +224,15 @@ signal.")]
     Wal {
         #[command(subcommand)]
         command: Wal,
+    },
+    /// Print the documentation that is in this binary: its pages, one page, or a section of one
+    #[command(after_help = "Examples: tandem docs\n          tandem docs backups\n          \
+tandem docs troubleshooting a-port-is-taken")]
+    Docs {
+        /// The page's name [default: list the pages]
+        page: Option<String>,
+        /// The section's heading, or its anchor [default: the whole page]
+        section: Option<String>,
     },
     /// Print the completion script of a shell
     #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]

@@ -6,6 +6,7 @@ mod check;
 mod connect;
 mod database;
 mod deploy;
+mod docs;
 mod doctor;
 mod health;
 mod install;
@@ -44,7 +45,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Up { workers, listen, reload, attach_debugger } => {
             up::run(&common, workers, listen, reload, attach_debugger).await
         }
-        Command::Check { json, all } => check::run(&common, json, all).await,
+        Command::Check(args) => check::run(&common, args).await,
         Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
@@ -55,6 +56,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
         Command::Status { json, watch } => status::run(&common, json, watch).await,
         Command::Deploy { dry_run } => deploy::run(&common, dry_run).await,
+        Command::Docs { page, section } => docs::run(page.as_deref(), section.as_deref()),
         Command::Reload => reload::run(&common).await,
         Command::Restart { service } => restart::run(&common, service).await,
         Command::Scale { workers } => scale::run(&common, &workers).await,

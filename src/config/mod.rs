@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! file.rs      tandem.toml      ┐
+//! pyproject.rs [tool.tandem]    │
 //! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
 //! environment.rs, flags         ┘  who wins    whose server   kinds       Settings   what cannot be
 //!                  [[process]]  ── processes.rs ────────────────────────────┘
@@ -22,9 +23,12 @@ mod dotenv;
 mod drop_env;
 mod environment;
 mod every_key;
+#[cfg(test)]
+mod every_key_page;
 mod every_name;
 mod file;
 mod foreign;
+pub mod json_schema;
 mod keys;
 mod layers;
 pub mod libraries;
@@ -34,6 +38,7 @@ mod own;
 mod places;
 mod problem;
 mod processes;
+mod pyproject;
 pub mod references;
 mod rows;
 mod secrets;
@@ -221,7 +226,7 @@ impl Loaded {
             };
             let origin = self.origins.keys().find(written).and_then(|name| self.origins.get(name));
             let origin = origin.unwrap_or(&Origin::Default);
-            problems.add(origin, format!("{}: {message}", origin.name_of(&key)), help);
+            problems.add_to(&key, origin, format!("{}: {message}", origin.name_of(&key)), help);
         }
         match problems.into_result() {
             Err(error) => error,

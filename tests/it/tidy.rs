@@ -26,6 +26,7 @@ const FLOORS: &[&[&str]] = &[
     &["durable", "plan", "phase"],
     &["supervise"],
     &["exit"],
+    &["book"],
     &["scrub"],
 ];
 
