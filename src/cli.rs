@@ -3,6 +3,9 @@
 mod backup;
 mod check;
 mod harness;
+mod import;
+mod init;
+mod run;
 
 use std::path::PathBuf;
 
@@ -11,6 +14,9 @@ pub use check::Check;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 pub use harness::{Database, TestArgs};
+pub use import::{ComposeArgs, Import, Into, SqliteArgs};
+pub use init::InitArgs;
+pub use run::RunArgs;
 
 /// Runs PostgreSQL 16 and a Python ASGI backend as one process tree.
 #[derive(Debug, Parser)]
@@ -109,6 +115,15 @@ tandem backup list --json"
 tandem restore --undo"
     )]
     Restore(RestoreArgs),
+    /// Write a tandem.toml of what is found in this directory; what is there stays as it is
+    #[command(after_help = "Examples: tandem init\n          tandem init --print\n          \
+tandem init --ci --dockerfile --systemd --editor")]
+    Init(InitArgs),
+    /// Bring in what another arrangement holds: the rows of an SQLite file, the services of a Compose file
+    Import {
+        #[command(subcommand)]
+        command: Import,
+    },
     /// Open psql on the application's database, with the right tool, user and password
     #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
     Psql {
@@ -136,6 +151,12 @@ tandem restore --undo"
         #[arg(long)]
         json: bool,
     },
+    /// Run a command with the environment and the user of a worker: Python's packages, DATABASE_URL, `.env`
+    #[command(
+        after_help = "Examples: tandem run python manage.py createsuperuser\n          tandem run alembic revision \
+--autogenerate -m 'add orders'\n\nThe exit code is the command's: 127 when it cannot be found."
+    )]
+    Run(RunArgs),
     /// Ask a running Tandem whether it is healthy: exit code 0 if it is, 1 if not
     #[command(after_help = "Example: HEALTHCHECK CMD [\"tandem\", \"health\", \"--ready\"]")]
     Health {

@@ -20,6 +20,7 @@
 //! sidecar/     the boot's jobs, the shell that carries out the tree's actions, the services behind their numbers,
 //!              people's orders, what others see of it
 //! backup/      backups that are proven to restore: dump, verify, restore, retention, schedule, copies off the machine
+//! sqlite/      an SQLite file into the database: types mapped, values checked, rows copied in one transaction
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
@@ -30,12 +31,14 @@
 //! control/     the control socket: messages, server, client, the status they show
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that shows it, the client that asks for it
+//! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
 //! companions   processes beside the workers, which the boot does not wait for
 //! signals      the signals Tandem gets, as words
 //! systemd/     the supervisor above: what it is told, the sockets that it hands down
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
+//! scaffold/    files for a new project: a commented tandem.toml of what was found, and what goes with it
 //! service      what every kept process has in common: its events, its lines, its signals
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
 //!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
@@ -43,6 +46,7 @@
 //! telemetry/   the log as text or JSON, children's lines, progress, the banner
 //! room         whether something fits on its disk, asked before it is written, and the watch while it is
 //! config/      what the operator wrote: layers, typed settings, all problems at once
+//! project/     what a project directory is, found by looking: application, packages, migrations, Python
 //! event_loop/  what may block, on other threads and behind limits; what runs on the loop, timed
 //! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
@@ -76,6 +80,7 @@ pub mod boot;
 pub mod cli;
 pub mod commands;
 pub mod companions;
+pub mod compose;
 pub mod config;
 pub mod control;
 pub mod durable;
@@ -91,7 +96,9 @@ pub mod phase;
 pub mod plan;
 pub mod postgres;
 pub mod process;
+pub mod project;
 pub mod room;
+pub mod scaffold;
 pub mod schema;
 pub mod scrub;
 pub mod service;
@@ -100,6 +107,7 @@ pub mod signals;
 #[cfg(test)]
 #[path = "../tests/it/common/skip.rs"]
 mod skip;
+pub mod sqlite;
 pub use ::supervise;
 pub mod systemd;
 pub mod telemetry;

@@ -50,7 +50,8 @@ struct Found {
 pub fn throughput(together: &mut Together) -> Result<()> {
     let tracked = std::fs::read_to_string(TRACKING_MAX).ok().and_then(|text| text.trim().parse().ok());
     if let Some(few) = tracked.filter(|max: &u64| *max < TRACKED_MIN) {
-        let need = format!("new connections: the kernel tracks {few}; set net.netfilter.nf_conntrack_max to {TRACKED_MIN}");
+        let need =
+            format!("new connections: the kernel tracks {few}; set net.netfilter.nf_conntrack_max to {TRACKED_MIN}");
         together.goal(&need, false);
     }
     let sites: Vec<Site> = together.peers.iter().map(|_| Site::new(together.venv, "")).collect::<Result<_>>()?;

@@ -5,7 +5,7 @@ use crate::commands::migrate_tool::{self, Place};
 use crate::commands::open;
 use crate::commands::running::say;
 use crate::config::{MigrationRun, PostgresMode, Settings};
-use crate::exit::Code;
+use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
@@ -24,6 +24,9 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
         let path = schema::new(&settings.directory.join("migration"), name)?;
         say(&path.display().to_string())?;
         return Ok(Code::Stopped);
+    }
+    if settings.migrations.chosen && settings.migrations.run == MigrationRun::None {
+        return Err(nothing_to_run(&settings).into());
     }
     let home = Home::resolve(&settings)?;
     if settings.postgres.mode == PostgresMode::Attach {
@@ -50,9 +53,24 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
     Ok(Code::Stopped)
 }
 
+/// The error where the project has no migrations.
+fn nothing_to_run(settings: &Settings) -> Failure {
+    let message = match settings.migrations.chosen {
+        true => "migrations.run is \"none\": there is nothing that `tandem migrate` could run".to_owned(),
+        false => {
+            "no migrations were found: no alembic.ini, no manage.py, no yoyo.ini; write migrations.run = [\"alembic\", \
+                  \"upgrade\", \"head\"], or another command that migrates"
+                .to_owned()
+        }
+    };
+    Failure::new(Code::Usage, message)
+}
+
 async fn act(settings: &Settings, home: &Home, url: &DatabaseUrl, command: Migrate) -> anyhow::Result<()> {
-    if let MigrationRun::Command(run) = &settings.migrations.run {
-        return migrate_tool::act(&Place { settings, home, url, run }, command).await;
+    match &sidecar::migration_run::of_database(url, &settings.migrations).await? {
+        MigrationRun::Command(run) => return migrate_tool::act(&Place { settings, home, url, run }, command).await,
+        MigrationRun::None => return Err(nothing_to_run(settings).into()),
+        MigrationRun::SeaOrm => {}
     }
     let (lock_limit, limit) = (settings.migrations.lock_limit, settings.migrations.limit);
     match command {

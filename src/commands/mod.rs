@@ -9,8 +9,11 @@ mod deploy;
 mod docs;
 mod doctor;
 mod health;
+mod import;
+mod init;
 mod install;
 mod logs;
+mod looked;
 mod migrate;
 mod migrate_tool;
 mod open;
@@ -18,6 +21,7 @@ mod reload;
 mod restart;
 mod restore;
 mod restore_point;
+mod run;
 mod running;
 mod scale;
 mod status;
@@ -53,6 +57,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Psql { superuser, args } => connect::psql(&common, superuser, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
+        // As is this one's.
+        Command::Run(args) => return run::run(&common, &args.command).await,
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
         Command::Status { json, watch } => status::run(&common, json, watch).await,
         Command::Deploy { dry_run } => deploy::run(&common, dry_run).await,
@@ -62,6 +68,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Scale { workers } => scale::run(&common, &workers).await,
         Command::Stop => stop::run(&common).await,
         Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
+        Command::Init(args) => init::run(&common, &args),
+        Command::Import { command } => import::run(&common, command).await,
         Command::Install { json } => install::run(&common, json).await,
         Command::Wal { command } => return Ok(wal(&command)),
         Command::Completions { shell } => {

@@ -141,6 +141,14 @@ fn patience(args: &RestoreArgs) -> Duration {
 /// # Errors
 /// Standard input is not a terminal, or another word was typed.
 pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
+    confirm_with(yes, question, WORD)
+}
+
+/// As [`confirm`], with another word.
+///
+/// # Errors
+/// As [`confirm`].
+pub fn confirm_with(yes: bool, question: &str, word: &str) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }
@@ -150,10 +158,10 @@ pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
             format!("{question}\nNobody is there to confirm it: say --yes if it is meant. Nothing was changed.");
         bail!(Failure::new(Code::Usage, message));
     }
-    crate::telemetry::prompt(&format!("{question}\nType {WORD} to go on: "));
+    crate::telemetry::prompt(&format!("{question}\nType {word} to go on: "));
     let mut typed = String::new();
     stdin.lock().read_line(&mut typed)?;
-    if typed.trim_end_matches('\n') != WORD {
+    if typed.trim_end_matches('\n') != word {
         bail!(Failure::new(Code::Failed, "not confirmed. Nothing was changed."));
     }
     Ok(())

@@ -14,8 +14,10 @@ use crate::telemetry;
 pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
     // The project's own database does not matter: tests get a server of their own.
     let managed = open::flag("postgres.mode", "managed", "tandem test");
+    // What is asked for, however many tools the project has.
+    let asked = args.migrations.as_ref().map(|_| open::flag("migrations.run", "none", "--migrations"));
     let purpose = if args.workers { Purpose::Serve } else { Purpose::Test };
-    let mut source = Source { purpose, ..open::source(common, vec![managed])? };
+    let mut source = Source { purpose, ..open::source(common, [managed].into_iter().chain(asked).collect())? };
     let other = config::attached(&open::source(common, Vec::new())?);
     // Its URL need not even be PostgreSQL's.
     source.environment.remove("DATABASE_URL");
@@ -27,11 +29,9 @@ pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
     let filter = if is_default("log.filter") { "warn" } else { &settings.log.filter };
     let format = if is_default("log.format") { LogFormat::Text } else { settings.log.format };
     telemetry::init(format, filter, settings.log.colour)?;
-    let migrations = match (&args.migrations, &settings.file) {
-        (Some(words), _) => migrations(words)?,
-        (None, Some(_)) => settings.migrations.run.clone(),
-        // The built-in ones are one application's.
-        (None, None) => MigrationRun::None,
+    let migrations = match &args.migrations {
+        Some(words) => migrations(words)?,
+        None => settings.migrations.run.clone(),
     };
     let keep = match (args.keep, args.keep_on_failure) {
         (true, _) => Keep::Always,

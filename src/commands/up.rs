@@ -2,7 +2,7 @@
 
 use crate::boot;
 use crate::cli::Common;
-use crate::commands::open;
+use crate::commands::{looked, open};
 use crate::config::{Debugger, LogFormat, Preload, Workers};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
@@ -27,7 +27,8 @@ pub async fn run(
     let source = open::source(common, [workers, listen].into_iter().flatten().collect())?;
     // Whoever collects its lines collects the last one too.
     telemetry::expect(LogFormat::Auto);
-    let configuration = open::configure(source)?;
+    let configuration = open::configure(looked::ask(source)?)?;
+    looked::tell(&configuration.loaded);
     for remark in &configuration.loaded.remarks {
         tracing::info!("{remark}");
     }

@@ -9,6 +9,7 @@ use super::database::Database;
 use super::drop_env::DropEnv;
 use super::environment::is_root;
 use super::layers::Layer;
+use super::problem::Origin;
 use super::references;
 use super::serving::Serving;
 use super::settings::*;
@@ -152,11 +153,13 @@ fn source(values: &Values) -> BinarySource {
 fn migrations(values: &Values) -> Migrations {
     let run = match (values.list("migrations.run"), values.word("migrations.run").as_str()) {
         (Some(command), _) => MigrationRun::Command(command),
-        (None, "none") => MigrationRun::None,
-        (None, _) => MigrationRun::SeaOrm,
+        (None, "seaorm") => MigrationRun::SeaOrm,
+        (None, _) => MigrationRun::None,
     };
+    let is_auto = values.word("migrations.run") == "auto";
     Migrations {
         run,
+        chosen: !is_auto && !matches!(values.origin("migrations.run"), Origin::Default | Origin::Found(_)),
         dir: values.path("migrations.dir"),
         lock_limit: values.duration("migrations.lock_limit"),
         lock_timeout: values.duration("migrations.lock_timeout"),
@@ -180,6 +183,7 @@ fn python(values: &Values) -> Python {
             _ => Installer::Auto,
         },
         limit: values.duration("python.limit"),
+        wanted: None,
     }
 }
 

@@ -154,8 +154,8 @@ impl Checker<'_> {
                 let message = match &self.settings.file {
                     Some(_) => "workers.app is missing: which application shall run?",
                     None => {
-                        "there is no tandem.toml here and no config/tandem.toml, so nothing says which application \
-                             shall run"
+                        "there is no tandem.toml here and no config/tandem.toml, and no application was found: no \
+                         main.py, app.py, api.py, asgi.py or manage.py, here or in a package, has one"
                     }
                 };
                 let help = match &self.settings.file {

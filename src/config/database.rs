@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::PostgresMode;
 use super::layers::{Entry, Merged};
 use super::problem::{Origin, Problems};
 use super::value::Raw;
-use super::{keys, text};
+use super::{Source, compose, keys, own, text};
 use crate::plan::{DatabaseUrl, Secret, libpq};
 
 /// The result.
@@ -27,7 +28,12 @@ const MANAGED: Database = Database { mode: PostgresMode::Managed, url: None, sch
 const RANK_ATTACHED: u8 = u8::MAX;
 
 /// Settle mode, user, password and database; the winners are left in `merged`.
-pub fn settle(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<String>) -> Database {
+pub fn settle(
+    merged: &mut Merged,
+    place: (&Source, &Path),
+    problems: &mut Problems,
+    notices: &mut Vec<String>,
+) -> Database {
     let mode = merged.get("postgres.mode").cloned();
     let word = mode.as_ref().map_or("auto", |entry| entry.raw.as_text().unwrap_or_default());
     let mut database = match (word, merged.get("postgres.url").cloned()) {
@@ -39,7 +45,7 @@ pub fn settle(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<St
             MANAGED
         }
         (_, None) => MANAGED,
-        (word, Some(entry)) => with_url(word, &entry, merged, problems, notices),
+        (word, Some(entry)) => with_url(word, &entry, (merged, place), problems, notices),
     };
     password(merged, problems, notices);
     if let (Some(url), Some(entry)) = (&mut database.url, merged.get("postgres.url").cloned()) {
@@ -51,7 +57,7 @@ pub fn settle(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<St
 fn with_url(
     mode: &str,
     entry: &Entry,
-    merged: &mut Merged,
+    (merged, place): (&mut Merged, (&Source, &Path)),
     problems: &mut Problems,
     notices: &mut Vec<String>,
 ) -> Database {
@@ -73,6 +79,17 @@ fn with_url(
                 "postgres.mode is \"managed\": user, password and database are those of {name} ({}), its server {server} \
                  is ignored",
                 entry.origin.place()
+            ));
+            Database { scheme: Some(url.scheme), ..MANAGED }
+        }
+        "auto" if compose::is_composes((&url, entry), merged, place, own::has_cluster(merged, place.1)) => {
+            spread(&url, entry, entry.rank, merged, notices);
+            notices.push(format!(
+                "{name} ({}) names the server {}, which does not resolve here and is taken for Docker Compose's: Tandem runs \
+                 PostgreSQL itself, with the user, password and database of that line (postgres.mode = \"managed\" says so \
+                 without a look-up, \"attach\" waits for that server)",
+                entry.origin.place(),
+                url.host
             ));
             Database { scheme: Some(url.scheme), ..MANAGED }
         }
@@ -112,7 +129,9 @@ fn unresolved_help(url: &DatabaseUrl, entry: &Entry) -> Option<String> {
     let help = match &entry.origin {
         Origin::Environment(_) => format!("unset {name}"),
         Origin::Flag(_) => format!("leave {name} out"),
-        Origin::Default | Origin::Line { .. } => format!("delete the line {name} ({})", entry.origin.place()),
+        Origin::Default | Origin::Found(_) | Origin::Line { .. } => {
+            format!("delete the line {name} ({})", entry.origin.place())
+        }
     };
     Some(format!(
         "a name without a dot is usually a Docker Compose service, which only resolves inside Compose's network. {help}: \

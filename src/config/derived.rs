@@ -1,9 +1,20 @@
 //! What follows from the settings: how many connections there may be.
 
+use sha2::{Digest, Sha256};
+
 use super::settings::{PostgresMode, Settings};
 use crate::plan::Budget;
 
 impl Settings {
+    /// A word for this deployment by which another one on this machine is told from it: its name, and a digest of its
+    /// directory. Blocks: it looks at that directory.
+    pub fn deployment(&self) -> String {
+        let real = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
+        let digest = Sha256::digest(real.as_os_str().as_encoded_bytes());
+        let ending: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{ending}", self.name)
+    }
+
     /// The connection budget that these settings ask for.
     pub fn budget(&self) -> Budget {
         Budget {

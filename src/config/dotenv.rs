@@ -18,6 +18,8 @@
 //! `unset NAME`, which `tandem env` prints for shells, sets nothing. What both dialects skip or stop at is refused, with its
 //! line.
 
+use std::collections::BTreeMap;
+
 /// One variable and the line on which it begins. `Debug` does not show its value.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Variable {
@@ -61,6 +63,12 @@ pub fn parse(text: &str, outer: &dyn Fn(&str) -> Option<String>) -> (Vec<Variabl
         }
     }
     (variables, bad)
+}
+
+/// The variables of `text`, without what cannot be read and without the process environment.
+pub fn variables(text: &str) -> BTreeMap<String, String> {
+    let (variables, _) = parse(text, &|_| None);
+    variables.into_iter().map(|variable| (variable.name, variable.value)).collect()
 }
 
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use anyhow::Context;
 
-use super::{Purpose, Source};
+use super::Source;
 use crate::plan::libpq::{TEST_SOCKET, is_libpq};
 
 impl Source {
@@ -17,7 +17,7 @@ impl Source {
     /// When the working directory does not exist any more.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<super::Flag>) -> anyhow::Result<Self> {
         let cwd = std::env::current_dir().context("read the working directory")?;
-        Ok(Self { file, flags, cwd, environment: variables(), purpose: Purpose::default() })
+        Ok(Self { file, flags, cwd, environment: variables(), ..Self::default() })
     }
 }
 

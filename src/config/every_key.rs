@@ -91,8 +91,8 @@ const BEFORE_WORKERS: &[Key] = &[
     key(
         Restart,
         "migrations.run",
-        Kind::ChoiceOrCommand(&["seaorm", "none"]),
-        r#""seaorm""#,
+        Kind::ChoiceOrCommand(&["auto", "none", "seaorm"]),
+        r#""auto""#,
         "What brings the schema to where the application needs it",
     ),
     open(
@@ -112,7 +112,13 @@ const BEFORE_WORKERS: &[Key] = &[
     ),
     key(Restart, "migrations.limit", Kind::Duration, r#""10m""#, "Longest time for the migrations in all"),
     key(Restart, "python.interpreter", Kind::Program, r#""python3""#, "The interpreter that makes the environment"),
-    open(Restart, "python.requirements", Kind::Path, "none", "What to install into the environment"),
+    open(
+        Restart,
+        "python.requirements",
+        Kind::Path,
+        "a lock or list of the project's, where no environment is there",
+        "What to install into the environment",
+    ),
     key(
         Restart,
         "python.groups",
@@ -121,7 +127,13 @@ const BEFORE_WORKERS: &[Key] = &[
         "Dependency groups of a uv.lock or pyproject.toml that are installed too",
     ),
     key(Restart, "python.extras", Kind::List, "[]", "Extras of a uv.lock or pyproject.toml that are installed too"),
-    open(Restart, "python.venv", Kind::Path, "venv in the state directory", "The virtual environment"),
+    open(
+        Restart,
+        "python.venv",
+        Kind::Path,
+        "the active one or .venv, if it has Uvicorn, else venv in the state directory",
+        "The virtual environment",
+    ),
     key(
         Restart,
         "python.managed",

@@ -1,10 +1,13 @@
 //! The configuration file: where it is found, and its keys with their lines.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
 use super::Source;
+use super::environment::effective_user;
 use super::keys;
 use super::layers::{Entry, Layer};
 use super::problem::{Origin, Problems};
@@ -18,9 +21,19 @@ pub struct Found {
     pub directory: PathBuf,
     /// A `pyproject.toml` beside the file whose `[tool.tandem]` is not read, because of the file.
     pub unread: Option<PathBuf>,
+    /// Whether the project was found from a directory in it.
+    pub from_below: bool,
+    pub notices: Vec<String>,
 }
 
-/// Find the configuration file: `--config`, `TANDEM_CONFIG`, or what [`in_directory`] finds.
+/// The configuration file of a directory: `tandem.toml`, `config/tandem.toml`, or a `pyproject.toml` with `[tool.tandem]`.
+fn in_directory(directory: &Path) -> Option<PathBuf> {
+    let names = ["tandem.toml", "config/tandem.toml"].into_iter().map(|name| directory.join(name));
+    names.into_iter().find(|file| file.is_file()).or_else(|| pyproject::beside(directory))
+}
+
+/// Find the configuration file: `--config`, `TANDEM_CONFIG`, or what [`in_directory`] finds in the working directory or the
+/// nearest one above it.
 ///
 /// # Errors
 /// A file was named that is not there.
@@ -39,18 +52,68 @@ pub fn find(source: &Source) -> anyhow::Result<Found> {
             }
             Some(file)
         }
-        None => in_directory(&source.cwd),
+        None => match in_directory(&source.cwd) {
+            Some(file) => Some(file),
+            None => return Ok(above(source)),
+        },
     };
     let directory = file.as_deref().map_or_else(|| source.cwd.clone(), project_directory);
-    let unread = file.as_deref().filter(|file| !is_named && !pyproject::is_one(file));
-    let unread = unread.and_then(|_| pyproject::beside(&directory));
-    Ok(Found { file, directory, unread })
+    let unread = file.as_deref().filter(|_| !is_named).and_then(|file| unread(file, &directory));
+    Ok(Found { file, directory, unread, from_below: false, notices: Vec::new() })
 }
 
-/// The configuration file of a directory: `tandem.toml`, `config/tandem.toml`, or a `pyproject.toml` with `[tool.tandem]`.
-fn in_directory(directory: &Path) -> Option<PathBuf> {
-    let names = ["tandem.toml", "config/tandem.toml"].into_iter().map(|name| directory.join(name));
-    names.into_iter().find(|file| file.is_file()).or_else(|| pyproject::beside(directory))
+/// The nearest project above the working directory: one with a configuration file, or one that Tandem ran in without one. Not
+/// past the user's home or the file system, and none that another user could have put there: a configuration says what is run.
+fn above(source: &Source) -> Found {
+    let directory = source.cwd.clone();
+    let here = Found { file: None, directory, unread: None, from_below: false, notices: Vec::new() };
+    if has_state(&source.cwd) {
+        return here;
+    }
+    let device = |dir: &Path| dir.metadata().map(|meta| meta.dev()).ok();
+    let home = source.environment.get("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let past_home = home.as_deref().filter(|home| source.cwd.starts_with(home)).and_then(Path::parent);
+    let reachable = source.cwd.ancestors().skip(1);
+    let reachable = reachable.take_while(|dir| Some(*dir) != past_home && device(dir) == device(&source.cwd));
+    for dir in reachable {
+        let file = in_directory(dir);
+        if file.is_none() && !has_state(dir) {
+            continue;
+        }
+        let named = file.clone().unwrap_or_else(|| dir.join(STATE));
+        if is_open_to_others(dir) || is_open_to_others(&named) {
+            let notice = format!(
+                "{} is passed over, because another user could have put it there: run Tandem in {} itself, or name the file \
+                 with --config",
+                named.display(),
+                dir.display()
+            );
+            return Found { notices: vec![notice], ..here };
+        }
+        let directory = file.as_deref().map_or_else(|| dir.to_path_buf(), project_directory);
+        let unread = file.as_deref().and_then(|file| unread(file, &directory));
+        return Found { file, directory, unread, from_below: true, notices: Vec::new() };
+    }
+    here
+}
+
+/// A `pyproject.toml` beside `file` that configures Tandem too.
+fn unread(file: &Path, directory: &Path) -> Option<PathBuf> {
+    pyproject::beside(directory).filter(|_| !pyproject::is_one(file))
+}
+
+/// Where Tandem keeps its state, if nothing else is said.
+const STATE: &str = ".tandem";
+
+/// Whether Tandem ran in `dir`.
+fn has_state(dir: &Path) -> bool {
+    dir.join(STATE).join("run").is_dir()
+}
+
+/// Whether somebody could change `path` who is neither the user that Tandem runs as nor root.
+fn is_open_to_others(path: &Path) -> bool {
+    let is_closed = |meta: Metadata| (meta.uid() == effective_user() || meta.uid() == 0) && meta.mode() & 0o002 == 0;
+    !path.metadata().is_ok_and(is_closed)
 }
 
 /// The project that a configuration file belongs to: its directory, or the parent of a directory called `config`.

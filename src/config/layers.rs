@@ -40,6 +40,8 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Layer {
+    /// What the project's own files say, and nobody wrote.
+    Found,
     /// Variables that platforms set for every program. They lose against anything that was written for Tandem.
     Platform,
     File,
@@ -83,7 +85,7 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Gather
     let mut written = Gathered {
         entries: Vec::new(),
         processes: Vec::new(),
-        notices: Vec::new(),
+        notices: found.notices.clone(),
         complete: true,
         own: Said::new(),
         dropped: BTreeMap::new(),
@@ -111,7 +113,10 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Gather
     if found.directory != source.cwd {
         written.dotenv(Layer::ProjectDotenv, &found.directory, source, problems);
     }
-    written.dotenv(Layer::Dotenv, &source.cwd, source, problems);
+    // From wherever in the project: a `.env` of the directory that a command is typed in must not make another configuration.
+    if !found.from_below {
+        written.dotenv(Layer::Dotenv, &source.cwd, source, problems);
+    }
     for (name, value) in &source.environment {
         let origin = Origin::Environment(name.clone());
         written.variable(Layer::Environment, name, value, origin, &source.cwd, problems);

@@ -3,8 +3,8 @@
 //! ```text
 //! file.rs      tandem.toml      ┐
 //! pyproject.rs [tool.tandem]    │
-//! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
-//! environment.rs, flags         ┘  who wins    whose server   kinds       Settings   what cannot be
+//! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ found.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
+//! environment.rs, flags         ┘  who wins    whose server   the rest   kinds       Settings   what cannot be
 //!                  [[process]]  ── processes.rs ────────────────────────────┘
 //! ```
 //!
@@ -15,6 +15,7 @@ mod backup;
 mod build;
 pub mod cgroup;
 mod check;
+mod compose;
 mod credentials;
 mod database;
 mod derived;
@@ -28,6 +29,7 @@ mod every_key_page;
 mod every_name;
 mod file;
 mod foreign;
+mod found;
 pub mod json_schema;
 mod keys;
 mod layers;
@@ -55,9 +57,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
+pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
+pub use dotenv::variables as dotenv_variables;
 pub use drop_env::DropEnv;
 pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
+pub use found::{Choice, ChoiceOption};
 pub use problem::Origin;
 pub use rows::Row;
 pub use serving::{Given, Serving, SocketFiles, Tls, TlsClient};
@@ -80,6 +85,8 @@ pub struct Source {
     /// The process environment; [`Source::of_process`] collects it.
     pub environment: BTreeMap<String, String>,
     pub purpose: Purpose,
+    /// What looks up the name of the server in a `DATABASE_URL` that may be Docker Compose's.
+    pub resolver: Resolver,
 }
 
 impl std::fmt::Debug for Source {
@@ -132,6 +139,8 @@ pub struct Loaded {
     pub notices: Vec<String>,
     /// What is good to know once, and changes nothing: `tandem check` and `tandem up` tell it, no other command does.
     pub remarks: Vec<String>,
+    /// What nobody wrote and the project's own files say, in words: what it is, and its value with its place.
+    pub found: Vec<(&'static str, String)>,
     rows: Vec<Row>,
     meanings: diff::Meanings,
 }
@@ -151,6 +160,21 @@ pub fn attached(source: &Source) -> Option<DatabaseUrl> {
     loaded.settings.postgres.url.filter(|_| !source.environment.contains_key(TEST_SOCKET))
 }
 
+/// What in the project may be meant in more than one way, and nobody has said.
+///
+/// # Errors
+/// A file was named that is not there.
+pub fn choices(source: &Source) -> anyhow::Result<Vec<Choice>> {
+    let (mut problems, mut notices) = (Problems::default(), Vec::new());
+    let found = file::find(source)?;
+    let gathered = layers::gather(source, &found, &mut problems);
+    let mut merged = Merged::new(gathered.entries, &mut notices);
+    if !gathered.complete {
+        return Ok(Vec::new());
+    }
+    Ok(found::settle(&mut merged, source, &found.directory, &mut problems).choices)
+}
+
 /// The directory that a configuration belongs to, whatever is wrong with it.
 ///
 /// # Errors
@@ -166,11 +190,17 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
         layers::gather(source, &found, &mut problems);
     let mut merged = Merged::new(entries, &mut notices);
     own::settle(&mut merged, &found.directory, &mut problems, &mut notices);
-    let mut database = database::settle(&mut merged, &mut problems, &mut notices);
+    let mut database = database::settle(&mut merged, (source, &found.directory), &mut problems, &mut notices);
     // In a test the server is the tests' own, whatever makes the connection to another one safe.
     if let Some(url) = database.url.as_mut().filter(|_| !source.environment.contains_key(TEST_SOCKET)) {
         database::secure(url, &merged, &source.environment, &mut problems);
     }
+    let looked = match complete {
+        true => found::settle(&mut merged, source, &found.directory, &mut problems),
+        // What a file says that cannot be read is not to be guessed.
+        false => found::Looked::default(),
+    };
+    let is_chosen = looked.choices.is_empty();
     let values = Values::read(merged, &found.directory, &mut problems);
     let companions = processes::settings(&processes, &found.directory, &mut problems);
     if source.purpose != Purpose::Install {
@@ -178,13 +208,36 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     }
     let own = credentials::read(source, own, &values, &mut problems);
     let clouds = build::Clouds { own: &own, dropped };
-    let mut settings =
-        build::settings(&values, found.file, &found.directory, database, companions, &source.environment, clouds);
+    let mut settings = build::settings(
+        &values,
+        found.file.clone(),
+        &found.directory,
+        database,
+        companions,
+        &source.environment,
+        clouds,
+    );
+    settings.python.wanted = looked.python;
     settings.choose_max_connections(memory);
     notices.extend(foreign::notices(&source.environment, &settings, &values));
     notices.extend(check::shared_credentials(&settings, &own));
-    let mut remarks = Vec::new();
-    check::check(&settings, &values, (source.purpose, complete), &mut problems, &mut notices, &mut remarks);
+    let mut remarks = looked.remarks;
+    remarks.extend(found.from_below.then(|| match &found.file {
+        Some(file) => format!("the configuration is {}", file.display()),
+        None => format!("the project is {}", found.directory.display()),
+    }));
+    check::check(
+        &settings,
+        &values,
+        (source.purpose, complete && is_chosen),
+        &mut problems,
+        &mut notices,
+        &mut remarks,
+    );
+    if !problems.is_empty() {
+        // It may be what is missing.
+        found.notices.iter().for_each(|notice| problems.add(&Origin::Default, notice.clone(), None));
+    }
     problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
     rows.extend(rows::libpq(&source.environment, &values, &settings));
@@ -193,7 +246,7 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
         std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
     );
     let meanings = diff::Meanings::of(&values, &settings);
-    Ok(Loaded { origins: rows::origins(&values), settings, notices, remarks, rows, meanings })
+    Ok(Loaded { origins: rows::origins(&values), settings, notices, remarks, found: looked.told, rows, meanings })
 }
 
 impl Loaded {

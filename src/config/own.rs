@@ -60,6 +60,11 @@ fn states(merged: &Merged, directory: &Path) -> Vec<PathBuf> {
     [beside].into_iter().chain(moved).filter(|state| state.join("postgres/16").exists()).collect()
 }
 
+/// Whether the project in `directory` has a cluster of Tandem's.
+pub fn has_cluster(merged: &Merged, directory: &Path) -> bool {
+    !states(merged, directory).is_empty()
+}
+
 /// Whether the host of `url` is this machine, or a socket below `state`.
 fn may_be_in(url: &DatabaseUrl, state: &Path) -> bool {
     let here = url.host == "localhost" || url.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::exit::{Code, Failure, Reason};
+use crate::project::Seen;
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Origin {
     Environment(String),
     /// The flag of this name.
     Flag(String),
+    /// Nobody wrote it: a file of the project says it.
+    Found(Seen),
 }
 
 impl Origin {
@@ -26,7 +29,7 @@ impl Origin {
     pub fn name_of<'a>(&'a self, key: &'a str) -> &'a str {
         match self {
             Self::Line { name: Some(name), .. } | Self::Environment(name) => name,
-            Self::Default | Self::Line { name: None, .. } | Self::Flag(_) => key,
+            Self::Default | Self::Line { name: None, .. } | Self::Flag(_) | Self::Found(_) => key,
         }
     }
 
@@ -46,6 +49,7 @@ impl fmt::Display for Origin {
             Self::Line { file, line, .. } => write!(formatter, "{}:{line}", file.display()),
             Self::Environment(name) => write!(formatter, "environment {name}"),
             Self::Flag(name) => formatter.write_str(name),
+            Self::Found(seen) => write!(formatter, "found in {seen}"),
         }
     }
 }
@@ -70,17 +74,22 @@ impl Problems {
         let message = message.into();
         let reason = match origin.clone() {
             Origin::Default => Reason { message, help, ..Reason::default() },
+            Origin::Found(Seen::File(file, line)) => {
+                Reason { file: Some(file), line, message, help, ..Reason::default() }
+            }
             Origin::Line { file, line, name } => {
                 Reason { file: Some(file), line: Some(line), variable: name, message, help, ..Reason::default() }
             }
-            Origin::Environment(name) => Reason { variable: Some(name), message, help, ..Reason::default() },
+            Origin::Environment(name) | Origin::Found(Seen::Variable(name)) => {
+                Reason { variable: Some(name), message, help, ..Reason::default() }
+            }
             Origin::Flag(name) => Reason { flag: Some(name), message, help, ..Reason::default() },
         };
         let order = match origin {
             Origin::Line { file, line, .. } => (0, file.clone(), *line),
             Origin::Environment(_) => (1, PathBuf::new(), 0),
             Origin::Flag(_) => (2, PathBuf::new(), 0),
-            Origin::Default => (3, PathBuf::new(), 0),
+            Origin::Found(_) | Origin::Default => (3, PathBuf::new(), 0),
         };
         self.0.push(Problem { order, reason });
     }

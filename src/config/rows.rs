@@ -76,6 +76,7 @@ fn shown(key: &Key, values: &Values, settings: &Settings) -> String {
         "postgres.max_connections" if settings.postgres.max_connections_auto => {
             Some(format!("auto: {}", settings.postgres.max_connections))
         }
+        "migrations.run" if values.word(key.name) == "auto" => Some("auto: none".to_owned()),
         "postgres.mode" if values.word(key.name) == "auto" => {
             Some(format!("auto: {}", format!("{:?}", settings.postgres.mode).to_lowercase()))
         }

@@ -12,6 +12,7 @@ use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use super::serving::Serving;
 use crate::plan::{DatabaseUrl, Place, Secret};
+use crate::project::{Found, Wanted};
 
 pub use choices::*;
 pub use hooks::*;
@@ -152,6 +153,8 @@ pub enum MigrationRun {
 #[derive(Clone, Debug)]
 pub struct Migrations {
     pub run: MigrationRun,
+    /// Whether a person wrote `run`. Else it was found, and a database that has the built-in migrations says otherwise.
+    pub chosen: bool,
     /// Where a command runs; `None`: [`Settings::migrations_dir`] finds it.
     pub dir: Option<PathBuf>,
     /// How long to wait for another migrator to finish.
@@ -181,6 +184,8 @@ pub struct Python {
     pub installer: Installer,
     /// How long making the environment may take.
     pub limit: Duration,
+    /// The Python that the project asks for, where nobody wrote `interpreter`.
+    pub wanted: Option<Found<Wanted>>,
 }
 
 /// What makes the Python environment.

@@ -19,6 +19,8 @@ struct Project {
     environment: Vec<(&'static str, &'static str)>,
     flags: Vec<(&'static str, &'static str, &'static str)>,
     memory: u64,
+    /// No name resolves, as if the resolver were out of reach.
+    resolver: fn(&str) -> Lookup,
 }
 
 const APP: &str = "[workers]\napp = \"main:app\"\n";
@@ -30,7 +32,7 @@ fn project(files: &[(&str, &str)]) -> Project {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    Project { directory, environment: Vec::new(), flags: Vec::new(), memory: 8 << 30 }
+    Project { directory, environment: Vec::new(), flags: Vec::new(), memory: 8 << 30, resolver: |_| Lookup::Unanswered }
 }
 
 impl Project {
@@ -56,6 +58,7 @@ impl Project {
         };
         let source = Source {
             purpose: Purpose::default(),
+            resolver: Resolver(self.resolver),
             file: None,
             flags: self.flags.iter().map(flag).collect(),
             cwd: self.path().to_path_buf(),
@@ -201,7 +204,7 @@ fn odd_toml_is_understood_or_explained() {
           tandem.toml:11: postgres.user = (a table): expected text that is not empty
           tandem.toml:12: postgres.database = (a date): expected text that is not empty
           tandem.toml:13: postgres.password: expected text that is not empty
-          tandem.toml:16: migrations.run = "alembic upgrade head": expected one of "seaorm", "none", or a command as a list: ["alembic", "upgrade", "head"]
+          tandem.toml:16: migrations.run = "alembic upgrade head": expected one of "auto", "none", "seaorm", or a command as a list: ["alembic", "upgrade", "head"]
           tandem.toml:18: workers get DATABASE_URL from Tandem
             help: it follows from [postgres]; leave it out
           tandem.toml:19: workers.env.A: expected text, a number, or true or false
@@ -228,7 +231,7 @@ fn odd_toml_is_understood_or_explained() {
 fn nothing_at_all_says_what_to_write() {
     project(&[]).refused(expect![[r#"
         the configuration has 1 problem:
-          there is no tandem.toml here and no config/tandem.toml, so nothing says which application shall run
+          there is no tandem.toml here and no config/tandem.toml, and no application was found: no main.py, app.py, api.py, asgi.py or manage.py, here or in a package, has one
             help: make a tandem.toml with the section [workers]; write app = "module:attribute" under [workers], as for uvicorn: "main:app" for main.py with `app = FastAPI()`"#]]);
     project(&[("tandem.toml", "")]).refused(expect![[r#"
         the configuration has 1 problem:

@@ -34,6 +34,7 @@ fn picture() -> Picture {
     };
     let own = std::process::id().cast_signed();
     Picture {
+        deployment: "shop-1".into(),
         phase: Phase::Serving,
         started: now,
         database: Database { sample: None, sample_age_max: LIMIT, pool_size: 20 },

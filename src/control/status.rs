@@ -82,6 +82,7 @@ mod tests {
         };
         let resting = Service { pid: None, state: "backoff", counts: None, name: "worker-1".into(), ..worker.clone() };
         Picture {
+            deployment: "shop-1".into(),
             phase: Phase::Serving,
             started,
             database: Database { sample: None, sample_age_max: Duration::ZERO, pool_size: 1 },

@@ -25,4 +25,4 @@ pub use names::{
     exchange, open_itself, remove, rename, rename_new, sync_dir, sync_file_system, sync_parent, sync_tree,
 };
 pub use reserve::keep as keep_reserve;
-pub use write::{WriteOptions, put, replace, replace_if_changed};
+pub use write::{WriteOptions, create, put, replace, replace_if_changed};

@@ -56,7 +56,25 @@ pub fn replace(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::R
     }
 }
 
+/// Write `content` to the file `path`, unless something has that name, be it a broken link.
+///
+/// # Errors
+/// `AlreadyExists`, with what is there as it was; otherwise the file system's error.
+pub fn create(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<()> {
+    let mut file = temporary(path, content, options)?;
+    file.flush()?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    sync_parent(path)
+}
+
 fn write(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<()> {
+    let file = temporary(path, content, options)?;
+    if options.flushed { put(file, path) } else { file.persist(path).map(drop).map_err(|error| error.error) }
+}
+
+/// A file beside `path` with `content`, which is gone when it is dropped.
+fn temporary(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<NamedTempFile> {
     // A temporary file has a new name (O_EXCL), so an existing link is not followed.
     let mut file = tempfile::Builder::new().prefix(options.prefix).tempfile_in(directory(path))?;
     // The owner first, because chown(2) clears permission bits.
@@ -65,7 +83,7 @@ fn write(path: &Path, content: &[u8], options: &WriteOptions<'_>) -> io::Result<
     }
     file.as_file().set_permissions(Permissions::from_mode(options.mode))?;
     file.write_all(content)?;
-    if options.flushed { put(file, path) } else { file.persist(path).map(drop).map_err(|error| error.error) }
+    Ok(file)
 }
 
 /// As [`replace`], but only if the content differs. Otherwise the file, its mode and its owner stay as they are.
@@ -130,6 +148,20 @@ mod tests {
         let first = write(b"a");
         assert_eq!(write(b"a"), first);
         assert_ne!(write(b"b"), first);
+    }
+
+    #[test]
+    fn a_file_is_created_only_where_nothing_has_its_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("f");
+        let create = |content: &[u8]| create(&path, content, &WriteOptions::default().mode(0o644));
+        create(b"a").unwrap();
+        assert_eq!(create(b"b").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"a");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert_eq!(create(b"b").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -24,8 +24,7 @@ use crate::postgres::settings::SUPERUSER;
 pub struct Options {
     /// The project's directory, where `tandem.toml` is looked for; `None`: the working directory.
     pub directory: Option<PathBuf>,
-    /// What brings the template's schema about; `None`: what the configuration says, or none where there is no
-    /// configuration.
+    /// What brings the template's schema about; `None`: what the configuration says, or the project is found to have.
     pub migrations: Option<MigrationRun>,
     /// SQL files and Python callables, beside those of the configuration.
     pub seeds: Vec<String>,
@@ -195,11 +194,7 @@ async fn start(options: Options) -> anyhow::Result<(Cluster, Shared)> {
         // SQLAlchemy's schemes mean nothing to drivers in Rust.
         settings.test.url_scheme = "postgresql".to_owned();
     }
-    let migrations = match (options.migrations, &settings.file) {
-        (Some(migrations), _) => migrations,
-        (None, Some(_)) => settings.migrations.run.clone(),
-        (None, None) => MigrationRun::None,
-    };
+    let migrations = options.migrations.unwrap_or_else(|| settings.migrations.run.clone());
     let recipe = Recipe::gather(settings, migrations, &options.seeds).await?;
     let cluster = Cluster::start(&recipe, Wish::default()).await?;
     let shared = Shared {

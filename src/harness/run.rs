@@ -350,6 +350,7 @@ mod tests {
             managed,
             installer: Installer::Auto,
             limit: Duration::from_secs(1),
+            wanted: None,
         };
         for (python, words) in [
             (python(Some("/app/uv.lock"), None, true), "python.groups = [\"dev\"]"),

@@ -12,6 +12,8 @@ use crate::process::Exit;
 /// Everything that the health port can show.
 #[derive(Clone, Debug)]
 pub struct Picture {
+    /// Which deployment it is ([`crate::config::Settings::deployment`]).
+    pub deployment: String,
     pub phase: Phase,
     /// When Tandem started.
     pub started: Instant,

@@ -55,6 +55,8 @@ pub struct Report<'a> {
     pub status: Status,
     pub phase: &'static str,
     pub version: &'static str,
+    /// Which deployment answers, for `tandem health`.
+    pub deployment: &'a str,
     pub uptime_seconds: f64,
     pub timestamp: String,
     /// Why the status is what it is; empty when healthy.
@@ -141,16 +143,17 @@ pub struct SupervisorReport {
 
 /// `/ready`: the three conditions, and in words those that are not met.
 #[derive(Debug, Serialize)]
-pub struct Readiness {
+pub struct Readiness<'a> {
     pub ready: bool,
     pub phase: &'static str,
+    pub deployment: &'a str,
     pub database: bool,
     pub workers_ready: u32,
     pub workers_min: u32,
     pub missing: Vec<String>,
 }
 
-impl Readiness {
+impl Readiness<'_> {
     /// The HTTP status of `/ready`.
     pub fn http_code(&self) -> u16 {
         if self.ready { 200 } else { 503 }
@@ -172,6 +175,7 @@ pub fn report<'a>(picture: &'a Picture, now: Now<'_>) -> Report<'a> {
         status,
         phase: picture.phase.name(),
         version: env!("CARGO_PKG_VERSION"),
+        deployment: &picture.deployment,
         uptime_seconds: seconds(age(picture.started, now)),
         timestamp: rfc3339(now.wall),
         reasons,
@@ -203,11 +207,12 @@ pub fn report<'a>(picture: &'a Picture, now: Now<'_>) -> Report<'a> {
 }
 
 /// What `/ready` answers.
-pub fn readiness(picture: &Picture, now: Now<'_>) -> Readiness {
+pub fn readiness<'a>(picture: &'a Picture, now: Now<'_>) -> Readiness<'a> {
     let missing = missing(picture, now);
     Readiness {
         ready: missing.is_empty(),
         phase: picture.phase.name(),
+        deployment: &picture.deployment,
         database: database_fault(picture, now.instant).is_none(),
         workers_ready: workers_ready(picture),
         workers_min: picture.workers_min,

@@ -33,6 +33,7 @@ fn worker(slot: u32, state: WorkerState, now: Now<'_>) -> Worker {
 /// Serving, the database fresh, two workers of two ready, one needed.
 fn picture(now: Now<'_>) -> Picture {
     Picture {
+        deployment: "shop-1".into(),
         phase: Phase::Serving,
         started: now.instant,
         database: Database {
@@ -183,6 +184,7 @@ fn readiness_names_each_missing_condition() {
         {
           "ready": false,
           "phase": "starting-database",
+          "deployment": "shop-1",
           "database": false,
           "workers_ready": 0,
           "workers_min": 1,
@@ -215,6 +217,7 @@ fn the_report_has_the_keys_that_users_were_promised() {
           "status": "degraded",
           "phase": "serving",
           "version": "VERSION",
+          "deployment": "shop-1",
           "uptime_seconds": 12.3,
           "timestamp": "2026-09-21T14:13:20.250Z",
           "reasons": [

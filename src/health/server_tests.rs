@@ -27,6 +27,7 @@ fn picture(phase: Phase) -> Picture {
         max_connections: Some(100),
     };
     Picture {
+        deployment: "shop-1".into(),
         phase,
         started: now,
         database: Database {

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, Row, raw_sql};
 
+use migration::REVISIONS;
+
 use super::connect::{ANSWER_LIMIT, MAKE_LIMIT, answered, answered_at_last, session};
+use super::position::locate;
 use crate::plan::DatabaseUrl;
 
 /// What a database says about its schema.
@@ -41,6 +44,18 @@ pub async fn has_tables(url: &DatabaseUrl) -> anyhow::Result<bool> {
     let any = answered_at_last(ANSWER_LIMIT, "look for tables", ask).await?.try_get(0)?;
     answered(ANSWER_LIMIT, "close the connection", session.close()).await?;
     Ok(any)
+}
+
+/// Whether the database at `url` has the built-in migrations, or some of them: as its own bookkeeping and its tables say.
+///
+/// # Errors
+/// It cannot be asked.
+pub async fn has_built_in(url: &DatabaseUrl) -> anyhow::Result<bool> {
+    let mut session = session(url, "tandem").await?;
+    let found = inspect(&mut session).await?;
+    answered(ANSWER_LIMIT, "close the connection", session.close()).await?;
+    let is_recorded = found.recorded.as_ref().is_some_and(|rows| !rows.is_empty());
+    Ok(is_recorded || locate(&found, REVISIONS).is_ok_and(|position| position.applied > 0))
 }
 
 /// Read the state of `session`'s database, in two questions.

@@ -19,7 +19,7 @@ pub mod tool;
 pub use connect::{
     ANSWER_LIMIT, MAKE_LIMIT, answered, blank, connect, options, refuse_shared_sessions, session, unlimited,
 };
-pub use inspect::has_tables;
+pub use inspect::{has_built_in, has_tables};
 pub use lock::{LOCK_KEY, locked};
 pub use new::new;
 pub use run::{MigrationOutcome, RevisionStatus, down, status, up, up_beside};

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 
 use super::context::{Context, Reread};
 use super::jobs::{LockedOut, migration_command, run_migrations};
+use super::migration_run;
 use super::orders::Operator;
 use crate::config::{MigrationRun, Settings};
 use crate::control::Answer;
@@ -117,7 +118,7 @@ impl Operator {
 
     async fn migrate_once(&self, settings: &Settings, next: Option<&Next>, limit: Duration) -> anyhow::Result<()> {
         let (migrations, url) = (&settings.migrations, &self.context.url);
-        match &migrations.run {
+        match &migration_run::of_database(url, migrations).await? {
             MigrationRun::None => Ok(()),
             MigrationRun::SeaOrm => {
                 schema::up_beside(url, migrations.lock_limit, limit, migrations.lock_timeout).await.map(drop)
@@ -197,7 +198,7 @@ async fn findings(context: &Rc<Context>, settings: &Settings) -> anyhow::Result<
     let (python, state, dir) = (settings.python.clone(), context.home.state.clone(), settings.directory.clone());
     let look = move || environment::changed(&python, &state, &dir);
     let requirements = within(LOOK_LIMIT, "look at the requirements", look).await??;
-    let migrations = match &settings.migrations.run {
+    let migrations = match &migration_run::of_database(&context.url, &settings.migrations).await? {
         MigrationRun::None => None,
         MigrationRun::SeaOrm => {
             let missing = schema::status(&context.url).await?.iter().filter(|row| !row.applied).count();

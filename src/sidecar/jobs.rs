@@ -6,15 +6,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 
-use super::{Context, attached};
+use super::{Context, attached, migration_run, preflight};
 use crate::backup::catalog::Catalog;
 use crate::backup::load;
 use crate::backup::pitr;
 use crate::backup::reach::Reach;
 use crate::backup::restore::{self, Restoring};
-use crate::config::{Debugger, Loaded, MigrationRun, Migrations, Postgres, PostgresMode, Settings, memory};
+use crate::config::{Loaded, MigrationRun, Migrations, Postgres, PostgresMode, Settings, memory};
 use crate::event_loop::{Hangs, elsewhere};
-use crate::exit::{CANNOT_CONNECT_NOW, Code, Failure, code_of, in_words, is_broken_off, sql_state};
+use crate::exit::{CANNOT_CONNECT_NOW, Code, code_of, in_words, is_broken_off, sql_state};
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::binaries::Installation;
@@ -36,8 +36,6 @@ const FILLED_POLL: Duration = Duration::from_millis(200);
 const RECOVERY_POLL: Duration = Duration::from_millis(200);
 /// How often it may do so.
 const BROKEN_OFF_MAX: u32 = 4;
-/// How long a module may take to be imported.
-const IMPORT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where the application's database is, and the password its role shall have where the server is ours.
 pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(DatabaseUrl, Option<Password>)> {
@@ -78,9 +76,10 @@ pub async fn install(context: Rc<Context>, serves: bool) -> anyhow::Result<()> {
     *context.installation.borrow_mut() = installation;
     *context.worker_identity.borrow_mut() = identity;
     *context.python.borrow_mut() = python;
-    check_debugger(&context).await?;
-    check_migrations(&context).await?;
+    preflight::debugger(&context).await?;
+    preflight::migrations(&context).await?;
     if serves {
+        preflight::uvicorn(&context).await?;
         let verdict = check_serving(&context, &context.started()).await?;
         verdict.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
         context.certificate.set(verdict.not_after);
@@ -98,28 +97,6 @@ pub async fn check_serving(context: &Context, loaded: &Loaded) -> anyhow::Result
     let question = question.map(|command| context.around(|around| around.as_worker(command, Path::new("/"))));
     let user = context.worker_identity.borrow().clone();
     serving::verify(loaded, question, user).await
-}
-
-/// An editor attaches to debugpy, which the application's own environment must have.
-async fn check_debugger(context: &Context) -> anyhow::Result<()> {
-    if !matches!(context.settings().workers.debugger, Debugger::Listen(_)) {
-        return Ok(());
-    }
-    let python = context.python.borrow().clone();
-    let import = CommandLine::new(&python).args(["-c", "import debugpy"]);
-    let make = |around: Surroundings<'_>| around.with_all(import, "tandem-debugger", around.work_dir());
-    let command = context.around_aside(make).await?;
-    let finished = process::run(&command, IMPORT_LIMIT).await.context("import debugpy")?;
-    if !finished.exit.success() {
-        let python = python.display();
-        let text = format!(
-            "--attach-debugger needs debugpy, which the application's Python cannot import: `{python} -m pip install debugpy`, \
-             or add it to the requirements\n{}",
-            finished.last_lines()
-        );
-        bail!(Failure::new(Code::Config, text));
-    }
-    Ok(())
 }
 
 /// The PostgreSQL that `settings` ask for.
@@ -227,12 +204,12 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
     let (postgres, migrations) = (&context.settings().postgres, &context.settings().migrations);
     across_recoveries(postgres, async || restore_if_empty(&context).await).await?;
     let began = Instant::now();
-    let applied = match across_recoveries(postgres, async || apply(&context, migrations).await).await {
+    let (run, applied) = match across_recoveries(postgres, async || apply(&context, migrations).await).await {
         Ok(applied) => applied,
         Err(error) => return Err(attached::of_absence(&context, error).await),
     };
     *context.migrations.borrow_mut() = picture::Migrations {
-        newest: (migrations.run == MigrationRun::SeaOrm).then(schema::head),
+        newest: (run == MigrationRun::SeaOrm).then(schema::head),
         applied,
         took: Some(began.elapsed()),
         finished: Some(SystemTime::now()),
@@ -319,18 +296,22 @@ async fn begin_if_empty(reach: &Reach, database: &str, limit: Duration) -> anyho
     }
 }
 
-/// How many migrations this start applied, where that is known.
-async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<Option<u32>> {
-    match &migrations.run {
-        MigrationRun::None => Ok(None),
+/// What migrated, and how many migrations this start applied, where that is known.
+async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<(MigrationRun, Option<u32>)> {
+    let run = migration_run::of_database(&context.url, migrations).await?;
+    let applied = match &run {
+        MigrationRun::None => None,
         MigrationRun::SeaOrm => {
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
-            Ok(u32::try_from(outcome.applied.len()).ok())
+            u32::try_from(outcome.applied.len()).ok()
         }
         MigrationRun::Command(words) => {
-            schema::locked(&context.url, migrations.lock_limit, command(context, words)).await.map(|()| None)
+            preflight::program(context, words).await?;
+            schema::locked(&context.url, migrations.lock_limit, command(context, words)).await?;
+            None
         }
-    }
+    };
+    Ok((run, applied))
 }
 
 /// The command of the companion in `place`: with the workers' environment, as their user.
@@ -348,19 +329,6 @@ pub async fn companion(context: Rc<Context>, place: usize) -> Result<CommandLine
             around.resolve(&companion.env, &application).apply(command)
         })
         .await
-}
-
-/// A program of the migrations that is not there is told before the server is started for it.
-async fn check_migrations(context: &Context) -> anyhow::Result<()> {
-    let settings = context.settings();
-    let MigrationRun::Command(words) = &settings.migrations.run else { return Ok(()) };
-    let Some(program) = words.first().cloned() else { return Ok(()) };
-    let wanted = program.clone();
-    if !context.around_aside(move |around| around.finds(&wanted)).await? {
-        let text = format!("migrations.run: {program} is neither in the Python environment nor in PATH");
-        bail!(Failure::new(Code::Config, text));
-    }
-    Ok(())
 }
 
 /// The command that `words` say, as a migration is run. As the workers' user: such a command imports all of the

@@ -33,6 +33,8 @@ impl View {
         let started = Instant::now();
         let postgres = &settings.postgres;
         let picture = Picture {
+            // Blocks: it may, on a disk that hangs, before the loop turns.
+            deployment: settings.deployment(),
             phase: Public::Installing,
             started,
             database: picture::Database {

@@ -142,7 +142,10 @@ pub fn failure(error: &anyhow::Error) {
         // A line is an event: several problems of one error become several lines.
         Some(Look::Json) => match exit::reasons_of(error) {
             [] => tracing::error!(see, "{text}{hint}"),
-            reasons => reasons.iter().for_each(|reason| tracing::error!(see, "configuration: {reason}")),
+            reasons => {
+                let of = if exit::code_of(error) == Code::Config { "configuration: " } else { "" };
+                reasons.iter().for_each(|reason| tracing::error!(see, "{of}{reason}"));
+            }
         },
         Some(Look::Text { .. }) | None => {
             let see = see.map(|see| format!("\n  see: {see}")).unwrap_or_default();

@@ -17,11 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::addresses;
-use super::environment::drivers;
 use crate::config::{PostgresMode, Settings, references};
 use crate::plan::libpq::stays_attached;
 use crate::plan::{CommandLine, DatabaseUrl, Identity};
 use crate::process::identity;
+use crate::project::Interpreter;
 
 /// Variables that a login sets for one user, and that lead another one into the first one's places.
 const OF_ONE_LOGIN: [&str; 8] = [
@@ -314,7 +314,10 @@ pub fn scheme(settings: &Settings, python: &Path) -> String {
     let written = settings.postgres.scheme.as_deref().filter(|scheme| scheme.contains('+'));
     match (settings.workers.url_scheme.as_str(), written) {
         ("auto", Some(written)) => written.to_owned(),
-        ("auto", None) => drivers::scheme(python, settings).to_owned(),
+        ("auto", None) => {
+            let home = settings.inherited.0.get("HOME").map(Path::new);
+            Interpreter::of(python, &settings.search_path, home, &settings.directory).scheme().to_owned()
+        }
         (chosen, _) => chosen.to_owned(),
     }
 }

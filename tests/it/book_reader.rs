@@ -77,6 +77,8 @@ fn steps(text: &str) -> Vec<Step> {
 
 /// What a page needs beside the project.
 pub struct Setting {
+    /// Whether the project has a `tandem.toml`.
+    pub configured: bool,
     /// Whether a Tandem runs while the page is read.
     pub serves: bool,
     /// More of `tandem.toml`.
@@ -87,10 +89,16 @@ pub struct Setting {
     pub words: &'static [(&'static str, &'static str)],
 }
 
-pub const SERVING: Setting = Setting { serves: true, configuration: "", before: "", words: &[] };
+pub const SERVING: Setting = Setting { configured: true, serves: true, configuration: "", before: "", words: &[] };
+
+/// A reader confirms what is asked on a terminal.
+const CONFIRM: &str = "tandem() { case \"$* \" in *--dry-run*) command tandem \"$@\" ;; \
+                       'restore '* | 'import sqlite '*) command tandem \"$@\" --yes ;; *) command tandem \"$@\" ;; esac; }";
 
 struct Reader {
     dir: tempfile::TempDir,
+    /// What makes the machine fit for several readers at once: the environment of all commands.
+    environment: Vec<(&'static str, String)>,
     health: u16,
     setting: Setting,
     server: Option<(Child, PathBuf)>,
@@ -122,20 +130,29 @@ impl Reader {
         use std::os::unix::fs::PermissionsExt;
         let everybody = fs::Permissions::from_mode(0o755);
         let dir = tempfile::Builder::new().prefix("tandem-book-").permissions(everybody).tempdir().unwrap();
-        let reader = Self { dir, health: free_port(), setting, server: None };
+        let [app, health, postgres] = [(); 3].map(|()| free_port());
+        let requirements = root().join("tests/fixtures/requirements.txt");
+        let environment = vec![
+            ("TANDEM_WORKERS__LISTEN", format!("127.0.0.1:{app}")),
+            ("TANDEM_HEALTH__LISTEN", format!("127.0.0.1:{health}")),
+            ("TANDEM_POSTGRES__PORT", postgres.to_string()),
+            ("TANDEM_PYTHON__VENV", venv().display().to_string()),
+            ("TANDEM_PYTHON__REQUIREMENTS", requirements.display().to_string()),
+            ("TANDEM_WORKERS__COUNT", "2".to_owned()),
+            ("TANDEM_POOL__SIZE", "2".to_owned()),
+            ("TANDEM_POOL__OVERFLOW", "2".to_owned()),
+            ("TANDEM_DISK__WARN_FREE", "0%".to_owned()),
+            ("TANDEM_LOG__FORMAT", "text".to_owned()),
+        ];
+        let reader = Self { dir, environment, health, setting, server: None };
         copy(&root().join("tests/fixtures/book"), reader.dir.path());
-        let configuration = format!(
-            "[workers]\napp = \"main:app\"\ncount = 2\nlisten = \"127.0.0.1:{}\"\n[health]\nlisten = \"127.0.0.1:{}\"\n\
-             [postgres]\nport = {}\n[pool]\nsize = 2\noverflow = 2\n[migrations]\nrun = [\"alembic\", \"upgrade\", \"head\"]\n\
-             [python]\nvenv = \"{}\"\nrequirements = \"{}\"\n[disk]\nwarn_free = \"0%\"\n[log]\nformat = \"text\"\n{}",
-            free_port(),
-            reader.health,
-            free_port(),
-            venv().display(),
-            root().join("tests/fixtures/requirements.txt").display(),
-            reader.own_words(reader.setting.configuration),
-        );
-        fs::write(reader.dir.path().join("tandem.toml"), configuration).unwrap();
+        // Where root reads, the application's user writes a migration all the same.
+        fs::set_permissions(reader.dir.path().join("alembic/versions"), fs::Permissions::from_mode(0o777)).unwrap();
+        if reader.setting.configured {
+            let own = "[workers]\napp = \"main:app\"\n[migrations]\nrun = [\"alembic\", \"upgrade\", \"head\"]\n";
+            let more = reader.own_words(reader.setting.configuration);
+            fs::write(reader.dir.path().join("tandem.toml"), format!("{own}{more}")).unwrap();
+        }
         reader
     }
 

@@ -22,6 +22,7 @@ async fn venv() -> PathBuf {
         managed: true,
         installer: Installer::Auto,
         limit: LIMIT,
+        wanted: None,
     };
     ::tandem::workers::environment::ensure(&python, root(), root()).await.unwrap();
     venv

@@ -21,7 +21,8 @@ const REASONS: [&str; 7] = [
 ];
 
 /// The pages with blocks that are run, one test for each.
-const PAGES: [&str; 7] = ["backups", "configuration", "migrations", "operations", "start", "tests", "workers"];
+const PAGES: [&str; 9] =
+    ["backups", "compose", "configuration", "migrations", "operations", "sqlite", "start", "tests", "workers"];
 
 #[test]
 fn every_shell_block_is_run_or_says_why_not() {
@@ -52,7 +53,30 @@ fn every_shell_block_is_run_or_says_why_not() {
 
 #[test]
 fn the_blocks_of_start_run() {
-    book::read("docs/start.md", Setting { serves: false, ..SERVING });
+    book::read("docs/start.md", Setting { configured: false, serves: false, ..SERVING });
+}
+
+#[test]
+fn the_blocks_of_compose_run() {
+    let before = "cat >docker-compose.yml <<'END'
+services:
+  postgres:
+    image: postgres:16
+    environment: { POSTGRES_USER: shop, POSTGRES_PASSWORD: secret, POSTGRES_DB: shop }
+  backend:
+    image: python:3.13
+    command: uvicorn main:app --host 0.0.0.0 --port 8000
+    environment: { DATABASE_URL: postgresql://shop:secret@postgres:5432/shop }
+END";
+    book::read("docs/compose.md", Setting { configured: false, serves: false, before, ..SERVING });
+}
+
+#[test]
+fn the_blocks_of_sqlite_run() {
+    let before = "python3 -c \"import sqlite3; shop = sqlite3.connect('db.sqlite3')
+shop.execute('CREATE TABLE customers (id INTEGER PRIMARY KEY, name VARCHAR(20))')
+shop.execute('INSERT INTO customers (name) VALUES (\\'Ada\\')'); shop.commit()\"";
+    book::read("docs/sqlite.md", Setting { serves: false, before, ..SERVING });
 }
 
 #[test]

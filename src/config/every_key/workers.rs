@@ -5,7 +5,7 @@ use crate::config::keys::{Effect, Key, Kind, key, open};
 use Effect::{Live, Restart, Roll};
 
 pub const KEYS: &[Key] = &[
-    open(Roll, "workers.app", Kind::Text, "none: it must be given", "The ASGI application, module:attribute"),
+    open(Roll, "workers.app", Kind::Text, "the one that the project has", "The ASGI application, module:attribute"),
     key(Roll, "workers.app_dir", Kind::Path, r#"".""#, "Directory that imports start from"),
     open(Roll, "workers.dir", Kind::Path, "the project directory", "Working directory of workers, hooks and seeds"),
     key(Live, "workers.count", Kind::Count(1), "4", "How many workers"),

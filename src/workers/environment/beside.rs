@@ -57,7 +57,7 @@ pub struct Next {
 pub fn changed(python: &Python, state_dir: &Path, directory: &Path) -> anyhow::Result<Option<PathBuf>> {
     let base = super::base(python, state_dir, directory);
     let Some(requirements) = python.requirements.as_ref().map(|file| directory.join(file)) else { return Ok(None) };
-    let (place, wanted) = (in_use(&base), Made::wanted(&requirements, Options::of(python), &python.interpreter)?);
+    let (place, wanted) = (in_use(&base), Made::wanted(&requirements, Options::of(python), python)?);
     let state = State::of(&place);
     let is_ours = python.managed && state != State::Foreign;
     Ok((is_ours && !state.is_made(&place, &wanted)).then_some(requirements))
@@ -72,7 +72,7 @@ pub async fn make_next(python: &Python, state_dir: &Path, directory: &Path) -> a
     let state_dir = std::path::absolute(state_dir).context("find the current directory")?;
     let base = super::base(python, &state_dir, directory);
     let requirements = python.requirements.as_ref().map(|file| directory.join(file)).context("no requirements")?;
-    let wanted = Made::wanted(&requirements, Options::of(python), &python.interpreter)?;
+    let wanted = Made::wanted(&requirements, Options::of(python), python)?;
     let locked = lock(&beside(&base, "lock"), "make the Python environment", python.limit).await;
     let _lock = locked.map_err(|error| match code_of(&error) {
         Code::CannotCreate => error.context(cannot_create(base.parent().unwrap_or(directory))),
@@ -139,7 +139,7 @@ mod tests {
             std::fs::create_dir_all(place.join("bin")).unwrap();
             std::fs::write(place.join("bin/python"), "").unwrap();
             std::fs::write(temp.path().join("requirements.txt"), "uvicorn\n").unwrap();
-            Made::wanted(&temp.path().join("requirements.txt"), Options::default(), "python3")
+            Made::of(&temp.path().join("requirements.txt"), Options::default(), "python3")
                 .unwrap()
                 .write(&place)
                 .unwrap();

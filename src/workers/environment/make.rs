@@ -2,62 +2,34 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context;
 
-use super::interpreter;
+use super::choose::{self, ANSWER_LIMIT, Base, Means, SAFE_PATH, Way};
 use super::marker::{self, Made, State};
 use super::project::{self, Options, Sort};
-use crate::config::{Installer, Python};
+use super::{interpreter, lock_check, locks};
+use crate::config::Python;
 use crate::durable;
 use crate::exit::{Code, Failure, NoRoom};
 use crate::install::{Complaint, copy_dir, is_of_a_lower_layer, last_lines, make_shared_dir, open_to_all};
 use crate::plan::CommandLine;
-use crate::process::{self, Finished, RunError};
+use crate::process::{self, Finished};
 use crate::telemetry::{Progress, progress};
 
-/// The oldest Python that current Uvicorn and our launcher run on.
-const PYTHON_MIN: (u32, u32) = (3, 9);
+/// Where the lines lie that a lock is turned into.
+const LINES: &str = ".tandem-requirements.txt";
 
-/// Tells the version, whether environments can be made with a pip of their own (Debian ships `ensurepip` apart), and
-/// where the interpreter's own pip (22.3 or newer) has the script by which it runs under another interpreter.
-const PROBE: &str = "import os, sys, importlib.util as u
-print(sys.version_info[0], sys.version_info[1], all(u.find_spec(m) for m in ('venv', 'ensurepip')))
-pip = u.find_spec('venv') and u.find_spec('pip')
-runner = os.path.join(os.path.dirname(pip.origin), '__pip-runner__.py') if pip and pip.origin else ''
-if os.path.isfile(runner):
-    print(runner)";
+/// How uv makes an environment; the interpreter follows.
+const UV_VENV: [&str; 4] = ["venv", "--allow-existing", "--no-project", "--python"];
 
-/// What makes the environment and installs into it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    Uv,
-    /// The interpreter's own pip, run by the environment's interpreter through this script: the environment needs no
-    /// pip, and putting one in costs more than all the rest (18 s against 6 s for Uvicorn alone, on a busy machine).
-    /// Not `pip --python`, which does the same in a grandchild of ours: that one outlives a kill -9 of Tandem and
-    /// would go on writing into the environment that the next start makes.
-    PipOutside(PathBuf),
-    /// A pip in the environment.
-    PipInside,
-}
-
-/// Keeps the working directory, which is the project's, out of an interpreter's modules (Python 3.11 and newer): as root a
-/// `venv.py` of the project's would run with all rights.
-const SAFE_PATH: (&str, &str) = ("PYTHONSAFEPATH", "1");
-
-/// How long an interpreter may take to answer a question.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Whether uv may fetch interpreters.
+const UV_DOWNLOADS: &str = "UV_PYTHON_DOWNLOADS";
 
 /// The path of something of ours that lies beside `venv`: `.venv.lock` for `venv` and `lock`.
 pub(super) fn beside(venv: &Path, what: &str) -> PathBuf {
     let name = venv.file_name().unwrap_or_default().to_string_lossy();
     venv.with_file_name(format!(".{}.{what}", name.trim_start_matches('.')))
-}
-
-/// The interpreter's path: a name is left to PATH, a path starts at `directory`.
-pub(super) fn resolve(interpreter: &str, directory: &Path) -> PathBuf {
-    if interpreter.contains('/') { directory.join(interpreter) } else { PathBuf::from(interpreter) }
 }
 
 /// Clean up after an attempt that died: remove an unfinished environment, move the earlier one back. Only under the lock.
@@ -142,9 +114,9 @@ pub(super) async fn make(
     directory: &Path,
 ) -> anyhow::Result<()> {
     let shown = progress(format!("Making the Python environment {}", venv.display()));
-    let making = Making { python, venv, requirements, directory, shown };
     // Before the old one is touched: what can be known to fail.
-    let way = making.choose().await?;
+    let means = choose::choose(python, requirements, directory).await?;
+    let making = Making { python, venv, requirements, directory, means, shown };
     let previous = beside(venv, "previous");
     let begin = || -> io::Result<()> {
         if matches!(State::of(venv), State::Made(_)) {
@@ -154,7 +126,7 @@ pub(super) async fn make(
         marker::begin(venv)
     };
     begin().with_context(|| super::cannot_create(venv))?;
-    let built = tokio::time::timeout(python.limit, making.build(way, wanted)).await.unwrap_or_else(|_| {
+    let built = tokio::time::timeout(python.limit, making.build(wanted)).await.unwrap_or_else(|_| {
         let message = format!(
             "making the Python environment took longer than {:?} (`python.limit`); the index may be slow or out of reach",
             python.limit
@@ -180,79 +152,32 @@ struct Making<'a> {
     venv: &'a Path,
     requirements: &'a Path,
     directory: &'a Path,
+    means: Means,
     shown: Progress,
 }
 
 impl Making<'_> {
-    /// How to make it, after a check that the interpreter is there, new enough and able.
-    async fn choose(&self) -> anyhow::Result<Way> {
-        let uv = match self.python.installer {
-            Installer::Pip => false,
-            Installer::Uv | Installer::Auto => process::run(&CommandLine::new("uv").arg("--version"), ANSWER_LIMIT)
-                .await
-                .is_ok_and(|it| it.exit.success()),
-        };
-        if self.python.installer == Installer::Uv && !uv {
-            let message =
-                "`python.installer` is \"uv\", and uv is not installed or not in PATH; install it, or set \"pip\"";
-            return Err(Failure::new(Code::Config, message).into());
-        }
-        let program = resolve(&self.python.interpreter, self.directory);
-        let probe = CommandLine::new(&program).args(["-c", PROBE]).dir(self.directory).env(SAFE_PATH.0, SAFE_PATH.1);
-        let finished = match process::run(&probe, ANSWER_LIMIT).await {
-            Err(RunError::NotFound(_)) => {
-                let message = format!(
-                    "there is no Python interpreter {} (`python.interpreter`): install Python {}.{} or newer, or name \
-                     the one to use",
-                    program.display(),
-                    PYTHON_MIN.0,
-                    PYTHON_MIN.1
-                );
-                return Err(Failure::new(Code::Config, message).into());
-            }
-            result => result.context("ask the Python interpreter for its version")?,
-        };
-        if !finished.exit.success() {
-            let lines = last_lines(&finished.stdout, &finished.stderr);
-            let message = format!("the Python interpreter {} does not run:\n{lines}", program.display());
-            return Err(Failure::new(Code::Config, message).into());
-        }
-        let way = judge(&finished.stdout, &self.python.interpreter, uv)?;
-        if Sort::of(self.requirements) == Sort::Lines && !Options::of(self.python).is_empty() {
-            let message = format!(
-                "`python.groups` and `python.extras` name parts of a uv.lock or a pyproject.toml, and {} (`python.requirements`) \
-                 is a list of requirements, without parts",
-                self.requirements.display()
-            );
-            return Err(Failure::new(Code::Config, message).into());
-        }
-        if Sort::of(self.requirements) == Sort::UvLock && way != Way::Uv {
-            let message = format!(
-                "only uv reads {} (`python.requirements`), and it is not installed, not in PATH, or not the installer that \
-                 `python.installer` names: install it, as with `pip install uv`",
-                self.requirements.display()
-            );
-            return Err(Failure::new(Code::Config, message).into());
-        }
-        Ok(way)
-    }
-
     /// Make the environment and install into it; marks it as whole at the very end.
-    async fn build(&self, way: Way, wanted: Made) -> anyhow::Result<()> {
-        let program = resolve(&self.python.interpreter, self.directory);
-        let create = match &way {
-            Way::Uv => self.command("uv").args(["venv", "--allow-existing", "--no-project", "--python"]).arg(&program),
-            Way::PipOutside(_) => self.command(&program).args(["-m", "venv", "--without-pip"]),
-            Way::PipInside => self.command(&program).args(["-m", "venv"]),
+    async fn build(&self, wanted: Made) -> anyhow::Result<()> {
+        let Means { way, base } = &self.means;
+        let create = match (way, base) {
+            (Way::PipOutside(_), Base::Program(program)) => self.command(program).args(["-m", "venv", "--without-pip"]),
+            (Way::PipInside, Base::Program(program)) => self.command(program).args(["-m", "venv"]),
+            (_, Base::Program(program)) => self.command("uv").args(UV_VENV).arg(program),
+            // It may fetch one, unless the user's own settings say otherwise.
+            (_, Base::Fetched(versions)) => {
+                self.shown.say(format!("uv finds or fetches Python {versions}"));
+                self.command("uv").args(UV_VENV).arg(versions).env_remove(UV_DOWNLOADS)
+            }
         };
         let create = create.arg(self.venv).env(SAFE_PATH.0, SAFE_PATH.1);
         self.step("make the Python environment", create).await?;
 
-        let client = if way == Way::Uv { "uv" } else { "pip" };
+        let client = if *way == Way::Uv { "uv" } else { "pip" };
         self.shown.say(format!("Installing {} with {client}", self.requirements.display()));
         let python = interpreter(self.venv);
         let pip = ["--no-input", "--disable-pip-version-check", "install", "--progress-bar", "off"];
-        let install = match &way {
+        let install = match way {
             // Byte code now: workers that run as another user cannot write it and would compile at every start.
             Way::Uv => {
                 let install = ["pip", "install", "--no-progress", "--compile-bytecode", "--python"];
@@ -274,22 +199,66 @@ impl Making<'_> {
     /// Let `install` be told what to install.
     async fn what(&self, install: CommandLine) -> anyhow::Result<CommandLine> {
         let text = std::fs::read_to_string(self.requirements).unwrap_or_default();
+        let options = Options::of(self.python);
         Ok(match Sort::of(self.requirements) {
             Sort::Lines if text.contains("--hash=") => install.arg("--require-hashes").arg("-r").arg(self.requirements),
             Sort::Lines => install.arg("-r").arg(self.requirements),
-            Sort::Project => install.args(project::dependencies(&text, self.requirements, Options::of(self.python))?),
-            Sort::UvLock => {
-                let lines = self.venv.join(".tandem-requirements.txt");
+            Sort::Project => install.args(project::dependencies(&text, self.requirements, options)?),
+            Sort::UvLock if self.means.way == Way::Uv => {
+                let lines = self.venv.join(LINES);
                 let directory = self.requirements.parent().unwrap_or(self.directory);
                 let export = ["export", "--quiet", "--frozen", "--no-emit-project", "--project"];
-                let export =
-                    self.command("uv").args(export).arg(directory).args(project::export(Options::of(self.python)));
+                let export = self.command("uv").args(export).arg(directory).args(project::export(options));
+                let export = if is_workspace(directory) { export.arg("--all-packages") } else { export };
                 let export = export.arg("--output-file").arg(&lines);
                 self.step(&format!("read {}", self.requirements.display()), export).await?;
                 // What lies beside the lock (members of a workspace, other paths) is named by paths that start there.
                 install.arg("-r").arg(lines).dir(directory)
             }
+            sort => {
+                let lines = self.venv.join(LINES);
+                let converted = lock_check::manifest(sort, self.requirements.parent().unwrap_or(self.directory))
+                    .and_then(|manifest| locks::read(sort, self.requirements, &text, &manifest))
+                    .and_then(|locked| locked.lines(self.requirements, options));
+                let text = match converted {
+                    Ok(text) => text,
+                    Err(refused) => self.exported(sort, refused).await?,
+                };
+                std::fs::write(&lines, &text).with_context(|| format!("write {}", lines.display()))?;
+                // All of them stand there: none is to be looked for.
+                let install = if text.contains("--hash=") { install.arg("--require-hashes") } else { install };
+                install.args(["--no-deps", "-r"]).arg(lines)
+            }
         })
+    }
+
+    /// The lines that the lock's own tool makes of it, where Tandem `refused` to.
+    async fn exported(&self, sort: Sort, refused: Failure) -> anyhow::Result<String> {
+        let help = |how: &str| {
+            let message = format!(
+                "{refused}; {how}, or make the environment with the project's own tool, and write python.venv = \".venv\""
+            );
+            Failure::new(Code::Config, message)
+        };
+        let (tool, args, plugin): (&str, &[&str], &str) = match sort {
+            Sort::PoetryLock => {
+                ("poetry", &["export", "--format", "requirements.txt"], "install poetry and poetry-plugin-export")
+            }
+            Sort::PdmLock => ("pdm", &["export", "--format", "requirements", "--prod"], "install pdm"),
+            Sort::PipfileLock => ("pipenv", &["requirements", "--hash"], "install pipenv"),
+            _ => return Err(help("install uv (`pip install uv`)").into()),
+        };
+        if !choose::is_there(tool).await {
+            return Err(help(plugin).into());
+        }
+        let directory = self.requirements.parent().unwrap_or(self.directory);
+        let export = self.command(tool).args(args.iter().copied()).dir(directory);
+        let finished = process::run(&export, self.python.limit).await.with_context(|| format!("run {tool}"))?;
+        if finished.exit.success() {
+            return Ok(finished.stdout);
+        }
+        let said = last_lines(&finished.stdout, &finished.stderr);
+        Err(anyhow::Error::from(help(plugin)).context(format!("`{tool} {}` failed:\n{said}", args.join(" "))))
     }
 
     async fn check_uvicorn(&self) -> anyhow::Result<()> {
@@ -310,8 +279,7 @@ impl Making<'_> {
     /// A command in the configuration's directory, without what would lead packages elsewhere.
     fn command(&self, program: impl Into<PathBuf>) -> CommandLine {
         let stray = ["PIP_TARGET", "PIP_PREFIX", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"];
-        let command =
-            CommandLine::new(program).dir(self.directory).env("PIP_USER", "0").env("UV_PYTHON_DOWNLOADS", "never");
+        let command = CommandLine::new(program).dir(self.directory).env("PIP_USER", "0").env(UV_DOWNLOADS, "never");
         stray.into_iter().fold(command, CommandLine::env_remove)
     }
 
@@ -324,41 +292,11 @@ impl Making<'_> {
     }
 }
 
-/// Which way the interpreter that answered the probe with `said` allows, if any. Pure.
-pub(super) fn judge(said: &str, interpreter: &str, uv: bool) -> anyhow::Result<Way> {
-    let (first, runner) = said.trim().split_once('\n').unwrap_or((said, ""));
-    let words: Vec<&str> = first.split_whitespace().collect();
-    let Some(version) = version(&words) else {
-        let message =
-            format!("`python.interpreter` is {interpreter:?}, which does not answer as Python does: {said:?}");
-        return Err(Failure::new(Code::Config, message).into());
-    };
-    let (major, minor) = version;
-    if version < PYTHON_MIN {
-        let message = format!(
-            "{interpreter} is Python {major}.{minor}, and {}.{} or newer is needed; name a newer one with `python.interpreter`",
-            PYTHON_MIN.0, PYTHON_MIN.1
-        );
-        return Err(Failure::new(Code::Config, message).into());
-    }
-    if uv {
-        return Ok(Way::Uv);
-    }
-    if !runner.is_empty() {
-        return Ok(Way::PipOutside(PathBuf::from(runner)));
-    }
-    if words.get(2) == Some(&"True") {
-        return Ok(Way::PipInside);
-    }
-    let message = format!(
-        "{interpreter} (Python {major}.{minor}) cannot make environments: its venv or ensurepip module is missing. \
-         On Debian and Ubuntu: `apt-get install python{major}.{minor}-venv`; or install uv"
-    );
-    Err(Failure::new(Code::Config, message).into())
-}
-
-fn version(words: &[&str]) -> Option<(u32, u32)> {
-    Some((words.first()?.parse().ok()?, words.get(1)?.parse().ok()?))
+/// Whether the `pyproject.toml` in `directory` is no project, only what holds the members of a workspace together.
+fn is_workspace(directory: &Path) -> bool {
+    lock_check::manifest(Sort::UvLock, directory).is_ok_and(|manifest| {
+        manifest.get(&["project"]).is_none() && manifest.get(&["tool", "uv", "workspace"]).is_some()
+    })
 }
 
 /// The error for a step that ran and failed.

@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use super::interpreter;
 use super::project::Options;
+use crate::config::Python;
 use crate::exit::{Code, Failure};
 use crate::install::{sha256, write_whole};
 
@@ -25,15 +26,29 @@ pub(super) struct Made {
     /// of the system's Python the packages lie in the old version's directory.
     #[serde(default)]
     real: PathBuf,
+    /// The Python that the project asked for, or nothing; `None` in the marker of a Tandem that did not look for it.
+    #[serde(default)]
+    asked: Option<String>,
 }
 
 impl Made {
     /// What an environment has to be made from.
-    pub(super) fn wanted(requirements: &Path, options: Options<'_>, interpreter: &str) -> anyhow::Result<Self> {
+    pub(super) fn wanted(requirements: &Path, options: Options<'_>, python: &Python) -> anyhow::Result<Self> {
+        let asked = python.wanted.as_ref().map(|wanted| wanted.value.text.clone()).unwrap_or_default();
+        Ok(Self { asked: Some(asked), ..Self::of(requirements, options, &python.interpreter)? })
+    }
+
+    /// As [`Self::wanted`], of a project that asks for no Python.
+    pub(super) fn of(requirements: &Path, options: Options<'_>, interpreter: &str) -> anyhow::Result<Self> {
         let mut content = content(requirements)?;
         options.groups.iter().for_each(|group| content.extend(format!("group {group}\n").into_bytes()));
         options.extras.iter().for_each(|extra| content.extend(format!("extra {extra}\n").into_bytes()));
-        Ok(Self { requirements: sha256(&content), interpreter: interpreter.to_owned(), real: PathBuf::new() })
+        Ok(Self {
+            requirements: sha256(&content),
+            interpreter: interpreter.to_owned(),
+            real: PathBuf::new(),
+            asked: None,
+        })
     }
 
     /// Mark the environment `venv` as whole.
@@ -78,6 +93,7 @@ impl State {
         let Self::Made(made) = self else { return false };
         made.requirements == wanted.requirements
             && made.interpreter == wanted.interpreter
+            && (made.asked.is_none() || wanted.asked.is_none() || made.asked == wanted.asked)
             && interpreter(venv).canonicalize().is_ok_and(|real| real == made.real)
     }
 }
@@ -120,7 +136,7 @@ mod tests {
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("requirements.txt", "-r base.txt # first\n-c https://x/y.txt\nfastapi\n");
         write("base.txt", "uvicorn==0.1\n-r requirements.txt\n");
-        let with = |options| Made::wanted(&dir.path().join("requirements.txt"), options, "python3").unwrap();
+        let with = |options| Made::of(&dir.path().join("requirements.txt"), options, "python3").unwrap();
         let wanted = || with(Options::default());
         let names = ["dev".to_owned()];
         let (groups, extras) = (Options { groups: &names, extras: &[] }, Options { groups: &[], extras: &names });

@@ -6,8 +6,10 @@
 //! it is used as it is. The caller must not remake the environment of running workers.
 
 mod beside;
-pub mod drivers;
+mod choose;
 mod editable;
+mod lock_check;
+mod locks;
 mod make;
 mod marker;
 mod project;
@@ -51,7 +53,7 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
     if !python.managed || state == State::Foreign {
         return foreign(&venv);
     }
-    let wanted = Made::wanted(&requirements, Options::of(python), &python.interpreter)?;
+    let wanted = Made::wanted(&requirements, Options::of(python), python)?;
     if state.is_made(&venv, &wanted) {
         return Ok(Environment { python: interpreter(&venv), made: false });
     }
@@ -81,7 +83,7 @@ pub async fn ensure(python: &Python, state_dir: &Path, directory: &Path) -> anyh
 /// The interpreter that [`ensure`] would give, as far as it is there already; nothing is made.
 pub fn existing(python: &Python, state_dir: &Path, directory: &Path) -> PathBuf {
     let inside = interpreter(&beside::in_use(&base(python, state_dir, directory)));
-    if inside.is_file() { inside } else { make::resolve(&python.interpreter, directory) }
+    if inside.is_file() { inside } else { choose::resolve(&python.interpreter, directory) }
 }
 
 /// Where the environment of the configuration lies.
@@ -101,7 +103,7 @@ fn as_it_is(python: &Python, venv: &Path, state: &State, directory: &Path) -> an
         );
         return Err(Failure::new(Code::Config, message).into());
     }
-    Ok(Environment { python: make::resolve(&python.interpreter, directory), made: false })
+    Ok(Environment { python: choose::resolve(&python.interpreter, directory), made: false })
 }
 
 /// An environment that Tandem did not make, used as it is.

@@ -5,27 +5,7 @@ use std::path::Path;
 
 use crate::config::Python;
 use crate::exit::{Code, Failure};
-
-/// What a file of requirements is, by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sort {
-    /// Lines as `pip install -r` takes them.
-    Lines,
-    /// A project's metadata, of which `[project] dependencies` count.
-    Project,
-    /// What `uv lock` wrote: exact versions, which only uv reads.
-    UvLock,
-}
-
-impl Sort {
-    pub(super) fn of(requirements: &Path) -> Self {
-        match requirements.file_name().and_then(|name| name.to_str()) {
-            Some("pyproject.toml") => Self::Project,
-            Some("uv.lock") => Self::UvLock,
-            _ => Self::Lines,
-        }
-    }
-}
+pub(super) use crate::project::Sort;
 
 /// What a configuration asks for beside a project's dependencies, by name.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,7 +102,7 @@ fn own_extras(requirement: &str, own_name: &str) -> Option<Vec<List>> {
 }
 
 /// The name of a group, an extra or a project as such names are compared (PEP 735, PEP 685, PEP 503).
-fn normal(name: &str) -> String {
+pub(super) fn normal(name: &str) -> String {
     let words = name.split(['-', '_', '.']).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_lowercase()
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::make::Way;
+use super::choose::Way;
 use super::*;
 use crate::config::Installer;
 use crate::exit::code_of;
@@ -28,6 +28,7 @@ impl Project {
             managed: true,
             installer: Installer::Pip,
             limit: Duration::from_secs(300),
+            wanted: None,
         };
         Self { dir, python }
     }
@@ -163,12 +164,12 @@ async fn with_nothing_to_install_the_interpreter_itself_is_used() {
 
 #[test]
 fn the_way_is_what_the_interpreter_can() {
-    let way = |said, uv| make::judge(said, "python3", uv).unwrap();
+    let way = |said, uv| choose::judge(said, "python3", uv).unwrap();
     assert_eq!(way("3 11 False", true), Way::Uv);
     let outside = Way::PipOutside("/lib/pip/__pip-runner__.py".into());
     assert_eq!(way("3 11 False\n/lib/pip/__pip-runner__.py\n", false), outside);
     assert_eq!(way("3 11 True\n", false), Way::PipInside);
-    make::judge("3 11 False\n", "python3", false).unwrap_err();
+    choose::judge("3 11 False\n", "python3", false).unwrap_err();
 }
 
 #[tokio::test]

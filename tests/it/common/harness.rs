@@ -28,9 +28,10 @@ impl Suite {
         let suite = Self::bare();
         let requirements = root().join("tests/fixtures/requirements.txt");
         let (venv, requirements) = (venv().display().to_string(), requirements.display().to_string());
+        let migrations = if lines.contains("migrations.run") { "" } else { "migrations.run = 'seaorm'\n" };
         suite.write(
             "tandem.toml",
-            &format!("{lines}\npython.venv = '{venv}'\npython.requirements = '{requirements}'\n"),
+            &format!("{lines}\n{migrations}python.venv = '{venv}'\npython.requirements = '{requirements}'\n"),
         );
         suite
     }

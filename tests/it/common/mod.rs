@@ -6,6 +6,7 @@
 pub mod alembic;
 pub mod alone;
 pub mod backups;
+pub mod bare;
 pub mod certificates;
 pub mod control;
 pub mod deployed;

@@ -49,8 +49,10 @@ impl Project {
         let requirements = requirements().display().to_string();
         // How full the machine's disk is, is none of the tests' business.
         let room = if lines.contains("disk.warn_free") { "" } else { "disk.warn_free = '0%'\n" };
+        // The reference backend's.
+        let migrations = if lines.contains("migrations.run") { "" } else { "migrations.run = 'seaorm'\n" };
         let text = format!(
-            "{lines}\n{room}\
+            "{lines}\n{room}{migrations}\
              workers.app = '{app}'\nworkers.app_dir = '{app_dir}'\nworkers.listen = '127.0.0.1:{http}'\n\
              health.listen = '127.0.0.1:{health}'\npostgres.port = {postgres}\n\
              python.venv = '{venv}'\npython.requirements = '{requirements}'\n"
@@ -136,6 +138,7 @@ pub async fn python() -> PathBuf {
         managed: true,
         installer: Installer::Auto,
         limit: LIMIT,
+        wanted: None,
     };
     environment::ensure(&python, root(), root()).await.unwrap().python
 }

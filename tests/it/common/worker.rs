@@ -50,6 +50,7 @@ impl Flavour {
             managed: true,
             installer: Installer::Auto,
             limit: LIMIT,
+            wanted: None,
         };
         environment::ensure(&python, root(), root()).await.unwrap().python
     }

@@ -1,0 +1,136 @@
+//! A project without a configuration, and keys that nobody wrote: what is found, and what is asked.
+
+use std::fs;
+
+use crate::common::bare::{Bare, FASTAPI, said, with_environment};
+use crate::common::project::root;
+use crate::common::tandem::get;
+
+#[test]
+fn a_project_without_a_configuration_starts_and_is_told_what_was_found() {
+    with_environment();
+    let project = Bare::called("päth with \"quotes\" it's", &[("shop/__init__.py", ""), ("shop/main.py", FASTAPI)]);
+    let alembic = root().join("tests/fixtures/alembic");
+    for name in ["env.py", "script.py.mako"] {
+        project.write(&format!("migrations/{name}"), &fs::read_to_string(alembic.join(name)).unwrap());
+    }
+    project.write("alembic.ini", "[alembic]\nscript_location = %(here)s/migrations\n");
+    fs::create_dir(project.path().join("migrations/versions")).unwrap();
+    let mut tandem = project.up();
+    assert_eq!(get(project.app, "/").unwrap().1, "\"found\"");
+    let log = tandem.log();
+    for words in
+        ["shop.main:app, FastAPI (shop/main.py:3)", "alembic upgrade head (alembic.ini)", "environment VIRTUAL_ENV"]
+    {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    // Only Alembic's own table: none of another application's.
+    let tables = said(
+        &project.run(&[
+            "psql",
+            "-Atc",
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace",
+        ]),
+        0,
+    );
+    assert_eq!(tables.trim(), "alembic_version");
+    let status = said(&project.run(&["migrate", "status"]), 0);
+    assert!(status.contains("current"), "{status}");
+    let check = said(&project.run(&["check"]), 0);
+    assert!(check.contains("found in shop/main.py:3") && check.contains("found in alembic.ini"), "{check}");
+
+    // From a directory in it, it is the same project.
+    let below = project.path().join("shop");
+    let url = project.command_in(&below).arg("url").output().unwrap();
+    assert!(said(&url, 0).contains(&format!(":{}/", project.postgres)));
+    said(&project.command_in(&below).args(["health", "--ready"]).output().unwrap(), 0);
+    assert_eq!(tandem.stop(), 0);
+}
+
+#[test]
+fn nothing_is_made_where_nothing_migrates() {
+    with_environment();
+    let project = Bare::new(&[("main.py", FASTAPI)]);
+    let mut tandem = project.up();
+    assert!(tandem.log().contains("migrations"), "{}", tandem.log());
+    let tables = said(
+        &project.run(&[
+            "psql",
+            "-Atc",
+            "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
+        ]),
+        0,
+    );
+    assert_eq!(tables.trim(), "0");
+    let refused = said(&project.run(&["migrate", "up"]), 64);
+    assert!(refused.contains("no migrations were found"), "{refused}");
+    assert_eq!(tandem.stop(), 0);
+}
+
+#[test]
+fn a_database_that_has_the_built_in_migrations_goes_on_with_them() {
+    with_environment();
+    let project = Bare::new(&[("main.py", FASTAPI), ("alembic.ini", "[alembic]\nscript_location = nowhere\n")]);
+    let made = project.command().args(["migrate", "up", "--set", "migrations.run=seaorm"]).output().unwrap();
+    assert!(said(&made, 0).contains("applied m004_add_indexes"));
+    let mut tandem = project.up();
+    assert!(tandem.log().contains("so these go on (migrations.run = \"seaorm\")"), "{}", tandem.log());
+    let status = said(&project.run(&["migrate", "status"]), 0);
+    assert!(status.contains("applied") && status.contains("004_add_indexes"), "{status}");
+    assert_eq!(tandem.stop(), 0);
+}
+
+#[test]
+fn two_applications_are_a_question_and_elsewhere_an_error_with_the_choices() {
+    let project = Bare::new(&[("main.py", FASTAPI), ("admin/__init__.py", ""), ("admin/app.py", FASTAPI)]);
+    let text = said(&project.run(&["up"]), 78);
+    for words in
+        ["more than one application may be meant", "main:app, FastAPI (main.py:3)", "--set workers.app=admin.app:app"]
+    {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(!project.path().join(".tandem").exists(), "nothing was started");
+    // A word is enough.
+    let check = project.command().args(["check", "--set", "workers.app=main:app"]).output().unwrap();
+    assert!(said(&check, 0).contains("--set"));
+}
+
+#[test]
+fn a_broken_pyproject_is_told_with_its_line() {
+    let project = Bare::new(&[("main.py", FASTAPI), ("pyproject.toml", "[project]\nname = shop\n")]);
+    let text = said(&project.run(&["up"]), 78);
+    assert!(text.contains("pyproject.toml:2: not TOML"), "{text}");
+}
+
+#[test]
+fn a_python_that_is_not_there_is_told_with_those_that_are() {
+    let project =
+        Bare::new(&[("main.py", FASTAPI), ("requirements.txt", "fastapi\nuvicorn\n"), (".python-version", "3.97\n")]);
+    let mut command = project.command();
+    // Without uv, and without an environment that is active.
+    command.env_remove("VIRTUAL_ENV").env("PATH", "/usr/bin:/bin").args(["install", "--set", "python.installer=pip"]);
+    let text = said(&command.output().unwrap(), 78);
+    assert!(text.contains("asks for Python 3.97 (.python-version:1), and there is 3."), "{text}");
+}
+
+#[test]
+fn a_lock_that_does_not_match_its_project_is_told_with_what_mends_it() {
+    let project = Bare::new(&[
+        ("main.py", FASTAPI),
+        ("pyproject.toml", "[project]\nname = 'shop'\nversion = '1'\ndependencies = ['fastapi', 'httpx']\n"),
+        ("uv.lock", "version = 1\n[[package]]\nname = 'fastapi'\nversion = '0.128.0'\n"),
+    ]);
+    let mut command = project.command();
+    command.env_remove("VIRTUAL_ENV").env("PATH", "/usr/bin:/bin").arg("install");
+    let text = said(&command.output().unwrap(), 78);
+    assert!(text.contains("asks for httpx, which the lock lacks; run `uv lock`"), "{text}");
+}
+
+#[test]
+fn a_project_that_cannot_be_written_says_where_the_state_could_go() {
+    let project = Bare::new(&[("main.py", FASTAPI)]);
+    // Root may write anywhere: there a file stands in the way.
+    fs::write(project.path().join(".tandem"), "").unwrap();
+    let text = said(&project.run(&["up"]), 73);
+    assert!(text.contains(".tandem"), "{text}");
+}
