@@ -19,7 +19,7 @@ macro_rules! pages {
 
 /// Every page, in the order of the contents (`docs/SUMMARY.md`).
 pub const PAGES: &[Page] = pages! {
-    "start" "configuration" "every-key" "uvicorn" "workers" "migrations" "backups" "tests" "operations" "commands"
+    "start" "install" "configuration" "every-key" "uvicorn" "workers" "migrations" "backups" "tests" "operations" "commands"
     "containers" "compose" "sqlite" "troubleshooting" "how-it-works" "states" "promises"
 };
 

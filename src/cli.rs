@@ -2,25 +2,47 @@
 
 mod backup;
 mod check;
+pub mod completions;
 mod harness;
+mod hints;
 mod import;
 mod init;
 mod run;
+mod up;
+mod values;
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 pub use backup::{Backup, BackupCreate, RestoreArgs, RestoreWorkers};
 pub use check::Check;
 use clap::{Args, Parser, Subcommand};
-use clap_complete::Shell;
+use completions::Shell;
 pub use harness::{Database, TestArgs};
+pub use hints::{first_help, improved};
 pub use import::{ComposeArgs, Import, Into, SqliteArgs};
 pub use init::InitArgs;
 pub use run::RunArgs;
+pub use up::UpArgs;
+
+use crate::postgres::binaries;
+
+/// What `--version` says.
+fn long_version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let commit = match option_env!("TANDEM_BUILT_FROM") {
+            None | Some("") => String::new(),
+            Some(commit) => format!(" (commit {commit})"),
+        };
+        let (own, postgres) = (env!("CARGO_PKG_VERSION"), binaries::VERSION.trim_end_matches(".0"));
+        format!("{own}{commit}\nPostgreSQL {postgres}, where it fetches one; a system's PostgreSQL 16 is used as it is")
+    });
+    &TEXT
+}
 
 /// Runs PostgreSQL 16 and a Python ASGI backend as one process tree.
 #[derive(Debug, Parser)]
-#[command(name = "tandem", version, max_term_width = 100)]
+#[command(name = "tandem", version, long_version = long_version(), max_term_width = 100)]
 #[command(after_help = "Example: tandem up --workers 2\n\nExit codes: 0 stopped as asked, 1 failed, 64 bad usage, \
 65 database newer than this binary,\n69 a service gave up, 73 cannot create or lock a directory, 75 temporary, \
 78 bad configuration")]
@@ -60,21 +82,11 @@ impl std::fmt::Debug for Common {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run everything, in the foreground, until stopped
-    #[command(after_help = "Example: tandem up --workers 2 --listen 0.0.0.0:8000")]
-    Up {
-        /// How many workers
-        #[arg(long, value_name = "N")]
-        workers: Option<u32>,
-        /// Where the application listens
-        #[arg(long, value_name = "ADDRESS:PORT")]
-        listen: Option<String>,
-        /// Replace the workers whenever a source of the application is saved
-        #[arg(long)]
-        reload: bool,
-        /// Let an editor attach to the one worker, through its debugpy, at this port of 127.0.0.1 [default: 5678]
-        #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "5678")]
-        attach_debugger: Option<u16>,
-    },
+    #[command(
+        after_help = "Examples: tandem up --workers 2 --listen 0.0.0.0:8000\n          tandem up --detach\n          \
+tandem up --reload"
+    )]
+    Up(UpArgs),
     /// Validate the configuration; print the plan and where each value came from
     #[command(after_help = "Example: tandem check --json | jq '.keys[] | select(.key == \"postgres.port\")'")]
     Check(Check),
@@ -125,11 +137,15 @@ tandem init --ci --dockerfile --systemd --editor")]
         command: Import,
     },
     /// Open psql on the application's database, with the right tool, user and password
-    #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
+    #[command(after_help = "Examples: tandem psql -c 'TABLE alembic_version'\n          \
+tandem psql --test test_total    # the database of a failed test")]
     Psql {
         /// As PostgreSQL's superuser, over the unix socket of the server that Tandem runs
         #[arg(long)]
         superuser: bool,
+        /// In the database of a test: the failed one's, or the one whose name holds NAME
+        #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "", conflicts_with = "superuser")]
+        test: Option<String>,
         /// Arguments for psql
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
@@ -194,6 +210,7 @@ tandem init --ci --dockerfile --systemd --editor")]
     #[command(after_help = "Example: tandem restart worker-2")]
     Restart {
         /// The service's name in `tandem status`
+        #[arg(add = values::services())]
         service: String,
     },
     /// Change the number of workers, until the next start
@@ -204,12 +221,13 @@ tandem init --ci --dockerfile --systemd --editor")]
         workers: String,
     },
     /// Stop a running Tandem and wait for its end; a second `stop` cuts the requests that still run
-    #[command(after_help = "Example: tandem stop && tandem up")]
+    #[command(alias = "down", after_help = "Example: tandem stop && tandem up")]
     Stop,
     /// Print the last lines of a running Tandem's log
     #[command(after_help = "Example: tandem logs -f worker-0")]
     Logs {
         /// Print one service's lines and Tandem's about it; `tandem`: Tandem's own [default: all lines]
+        #[arg(add = values::services())]
         service: Option<String>,
         /// Print new lines as they come, until Ctrl-C
         #[arg(short, long)]
@@ -255,8 +273,18 @@ tandem docs troubleshooting a-port-is-taken")]
         /// The section's heading, or its anchor [default: the whole page]
         section: Option<String>,
     },
+    /// Write the man page of each command into a directory; `.ci/dist` puts them into the packages
+    #[command(hide = true)]
+    Man {
+        /// It is made if it is not there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Print the completion script of a shell
-    #[command(after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem")]
+    #[command(
+        after_help = "Example: tandem completions bash > /etc/bash_completion.d/tandem\n\nThe script asks the `tandem` in \
+PATH at each Tab, so it also offers the services that run and the backups that there are."
+    )]
     Completions {
         #[arg(value_enum)]
         shell: Shell,

@@ -45,6 +45,8 @@ pub fn policy(companion: &ProcessSettings, workers: &Workers) -> Policy {
         backoff_max: workers.backoff_max,
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
+        start_intensity: workers.restart_intensity as usize,
+        start_pause: Duration::ZERO,
         rest: workers.restart_period,
         abandon_limit: workers.ready_limit,
         starved_pause: STARVED_PAUSE,

@@ -14,6 +14,7 @@
 //! A room uses only rooms below it; those of one floor never meet. `tests/it/tidy.rs` reads the imports and holds it.
 //!
 //! ```text
+//! build        which commit a release is built from, for `tandem --version`
 //! main         parse, run, map the outcome to an exit code
 //! commands/    one file a subcommand: flags into one call, its result into words
 //! cli          what can be typed

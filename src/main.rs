@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use tandem::cli::{Cli, Command};
+use tandem::cli::{self, Cli, Command};
 use tandem::exit::{Code, code_of};
 use tandem::process::{handed, heap, keeper, limits, umask};
 use tandem::{commands, signals, telemetry};
@@ -26,17 +26,22 @@ fn main() -> ExitCode {
         keeper::main(duty);
         return ExitCode::SUCCESS;
     }
+    match cli::completions::answered() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => return ExitCode::from(shown(error) as u8),
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            return ExitCode::from(shown(&error) as u8);
+            return ExitCode::from(shown(error) as u8);
         }
     };
     if let Command::Wal { command } = cli.command {
         // Once a segment: what it does not need, it does not wait for.
         return ExitCode::from(commands::wal(&command));
     }
-    if let Command::Up { .. } = cli.command {
+    if let Command::Up(_) = cli.command {
         heap::keep_little();
     }
     // Before the runtime, whose threads take over what is blocked.
@@ -60,7 +65,12 @@ fn main() -> ExitCode {
 }
 
 /// Show what there is instead of a command: help that was asked for, or what is wrong with the arguments.
-fn shown(answer: &clap::Error) -> Code {
+fn shown(answer: clap::Error) -> Code {
+    if let Some(help) = cli::first_help(&answer) {
+        telemetry::say_aside(&help);
+        return Code::Usage;
+    }
+    let answer = cli::improved(answer);
     match answer.print().and_then(|()| std::io::stdout().flush()) {
         _ if answer.use_stderr() => Code::Usage,
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

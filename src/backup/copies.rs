@@ -65,6 +65,9 @@ impl Copies {
     /// It is none, or lacks what lets us in.
     pub fn open(settings: &Settings, text: &str) -> anyhow::Result<Self> {
         let destination = Destination::parse(text, &settings.cloud_variables.0).map_err(Failure::from)?;
+        if let Some(why) = settings.credentials_refused.as_ref().filter(|_| destination.directory().is_none()) {
+            return Err(Failure::new(Code::Config, why.clone()).into());
+        }
         let patience = Patience { retry_max: settings.backup.retry_limit, ..Patience::default() };
         let mut store = Store::open(&destination, patience).map_err(Failure::from)?;
         if !settings.backup.encrypt_to.is_empty() {

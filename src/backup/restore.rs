@@ -331,10 +331,11 @@ impl Restoring {
         }
         let locale = settings.restore_locale.as_deref();
         let properties = manifest.census.properties.as_ref().map(|properties| properties.in_locale(locale));
-        let (owner, properties) = (&settings.postgres.user, properties.as_ref());
+        let owner = &settings.postgres.user;
         // In the session that has the lock: if this process is killed, the server may still make the database, and no other
         // restore begins before.
-        load::create_in(&mut self.session, new, owner, properties).await?;
+        let properties = load::create_as_chosen(&mut self.session, new, owner, properties, locale.is_some()).await?;
+        let properties = properties.as_ref();
         let loading = Load {
             path: entry.path.clone(),
             format: manifest.format,

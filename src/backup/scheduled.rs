@@ -36,6 +36,9 @@ pub struct Run {
     pub removed: Vec<String>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether nothing failed but copies: what is tried again then is to send them, and no other backup is taken.
+    #[serde(default)]
+    pub only_copies: bool,
 }
 
 /// Take a backup of `database`, and what belongs to it; recorded in the catalog however it ends.
@@ -46,9 +49,25 @@ pub async fn run(means: &Means<'_>, reach: &Reach, database: &str) -> anyhow::Re
     let catalog = Catalog::of(means.settings, means.home);
     let mut run = Run { started: Utc::now(), ..Run::default() };
     let outcome = whole(means, reach, database, &catalog, &mut run).await;
+    finish(&catalog, run, outcome)
+}
+
+/// Send the copies of `database` that the last run could not, and let go what may go then. What that run took and proved is
+/// this run's too; recorded as every run.
+///
+/// # Errors
+/// The first thing that failed.
+pub async fn copy_again(means: &Means<'_>, database: &str) -> anyhow::Result<Run> {
+    let catalog = Catalog::of(means.settings, means.home);
+    let mut run = Run { started: Utc::now(), error: None, ..last(&catalog).unwrap_or_default() };
+    let outcome = copy_and_prune(means.settings, database, &catalog, &mut run, Ok(())).await;
+    finish(&catalog, run, outcome)
+}
+
+fn finish(catalog: &Catalog, mut run: Run, outcome: anyhow::Result<()>) -> anyhow::Result<Run> {
     run.finished = Utc::now();
     run.error = outcome.as_ref().err().map(in_words);
-    record(&catalog, &run);
+    record(catalog, &run);
     outcome.map(|()| run)
 }
 
@@ -63,7 +82,21 @@ async fn whole(
     let manifest = dump::take(reach, catalog, Wanted::of(settings, database), run.started).await?;
     (run.name, run.size_bytes) = (Some(manifest.file.clone()), Some(manifest.size_bytes));
     // The proof comes first: a copy of what does not restore would be the newest one in its place.
-    let proven = prove(means, catalog, database, &manifest.file, run).await;
+    let proven = prove(means, catalog, database, &manifest.file, run).await.and_then(|proof| match proof {
+        Proof::Bad(problems) => Err(Failure::new(Code::Failed, format!("{} is bad: {problems}", manifest.file)).into()),
+        Proof::Good | Proof::NotDue => Ok(()),
+    });
+    copy_and_prune(settings, database, catalog, run, proven).await
+}
+
+/// What follows when a backup was taken, and `proven` or not.
+async fn copy_and_prune(
+    settings: &Settings,
+    database: &str,
+    catalog: &Catalog,
+    run: &mut Run,
+    proven: anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let sent = send_missing(settings, catalog, database).await;
     // Retention runs even if the copies or the proof failed: old backups must not fill the disk.
     let pruned = prune(settings, catalog, database, run.started).await;
@@ -71,10 +104,7 @@ async fn whole(
         let removed = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_)));
         run.removed = removed.map(|(entry, _)| entry.name.to_string()).collect();
     }
-    let proven = proven.and_then(|proof| match proof {
-        Proof::Bad(problems) => Err(Failure::new(Code::Failed, format!("{} is bad: {problems}", manifest.file)).into()),
-        Proof::Good | Proof::NotDue => Ok(()),
-    });
+    run.only_copies = sent.is_err() && proven.is_ok() && pruned.is_ok();
     first_of([proven, sent, pruned.map(drop)])
 }
 

@@ -2,17 +2,23 @@
 
 use clap::{Args, Subcommand};
 
+use super::values;
+
 #[derive(Debug, Subcommand)]
 pub enum Backup {
     /// Back up the database (the default)
     Create(BackupCreate),
     /// What the schedule does, in one go: back up, verify if that is due, prune
     #[command(hide = true)]
-    Scheduled,
+    Scheduled {
+        /// Only send the copies that the last run could not
+        #[arg(long)]
+        copies: bool,
+    },
     /// Restore backups into a throwaway server and compare what is there with what was backed up
     Verify {
         /// `latest`, or the backup's name in `tandem backup list` [default: latest]
-        #[arg(conflicts_with_all = ["latest", "all"])]
+        #[arg(conflicts_with_all = ["latest", "all"], add = values::backups())]
         name: Option<String>,
         /// Verify the newest backup
         #[arg(long, conflicts_with = "all")]
@@ -106,7 +112,7 @@ pub enum RestoreWorkers {
 pub struct RestoreArgs {
     /// The backup: `latest`, a name as `tandem backup list` shows it, a path, or an address such as
     /// s3://bucket/prefix/latest
-    #[arg(required_unless_present_any = ["undo", "drop_kept", "at", "to_lsn", "to_end"])]
+    #[arg(required_unless_present_any = ["undo", "drop_kept", "at", "to_lsn", "to_end"], add = values::backups())]
     pub source: Option<String>,
     /// Recover the stopped server to a point in time, such as '2026-01-02 15:04:05+00'
     #[arg(long, value_name = "TIME", conflicts_with_all = ["source", "undo", "drop_kept", "to_lsn", "to_end"])]

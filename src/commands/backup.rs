@@ -37,7 +37,7 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
     match command {
         None => take(common, create).await,
         Some(Backup::Create(create)) => take(common, create).await,
-        Some(Backup::Scheduled) => scheduled(common).await,
+        Some(Backup::Scheduled { copies }) => scheduled(common, copies).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
         Some(Backup::Import { file, database, trust, json }) => {
             import(common, &file, database.as_deref(), trust, json).await
@@ -217,11 +217,14 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
 }
 
 /// The process that `tandem up` starts for the schedule. `tandem up` reads the last line that it prints.
-async fn scheduled(common: &Common) -> anyhow::Result<Code> {
+async fn scheduled(common: &Common, copies: bool) -> anyhow::Result<Code> {
     open::with_database(common, Vec::new(), "tandem backup", async move |at: open::Database| {
         stand_back(&at.settings);
         let means = Means { settings: &at.settings, home: &at.home, installation: at.reach.installation() };
-        let run = scheduled::run(&means, &at.reach, &at.name).await?;
+        let run = match copies {
+            true => scheduled::copy_again(&means, &at.name).await?,
+            false => scheduled::run(&means, &at.reach, &at.name).await?,
+        };
         say(&serde_json::to_string(&run)?)?;
         Ok(())
     })

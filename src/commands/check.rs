@@ -47,6 +47,7 @@ async fn check_serving(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
 /// A sound configuration, and what is to be said about it.
 async fn sound(common: &Common) -> anyhow::Result<(Loaded, Vec<String>)> {
     let mut loaded = open::load(common, Vec::new())?;
+    loaded.check_credentials()?;
     let untried = try_settings(&loaded.settings).await?;
     loaded.notices.extend(untried);
     // Now and on this machine: it may resolve where the deployment runs.
@@ -57,7 +58,8 @@ async fn sound(common: &Common) -> anyhow::Result<(Loaded, Vec<String>)> {
     Ok((loaded, notices))
 }
 
-/// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`.
+/// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`, and no
+/// default where only what was `changed` is asked for.
 ///
 /// # Errors
 /// Every error of the configuration at once; with `json` they are printed, and the exit code is the same.
@@ -66,7 +68,7 @@ pub async fn run(common: &Common, args: Check) -> anyhow::Result<Code> {
         telemetry::print(&json_schema::text())?;
         return Ok(Code::Stopped);
     }
-    let (loaded, notices) = match sound(common).await {
+    let (mut loaded, notices) = match sound(common).await {
         Ok(sound) => sound,
         Err(error) if args.json => {
             say(&serde_json::to_string_pretty(&unsound(&error))?)?;
@@ -74,6 +76,10 @@ pub async fn run(common: &Common, args: Check) -> anyhow::Result<Code> {
         }
         Err(error) => return Err(error),
     };
+    let set = loaded.changed();
+    if args.changed {
+        loaded.only_changed();
+    }
     let stop = boot::stop_ladder(&loaded.settings);
     if args.json {
         let mut told = loaded.to_json();
@@ -95,6 +101,7 @@ pub async fn run(common: &Common, args: Check) -> anyhow::Result<Code> {
     for notice in &notices {
         say(&format!("notice: {notice}"))?;
     }
+    say(&verdict(set, notices.len()))?;
     Ok(Code::Stopped)
 }
 
@@ -116,4 +123,25 @@ fn unsound(error: &anyhow::Error) -> Value {
         "connections": null,
         "stop": null,
     })
+}
+
+/// The last line: that nothing is wrong, and what to look at.
+fn verdict(set: usize, notices: usize) -> String {
+    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let notices = match notices {
+        0 => String::new(),
+        count => format!(", {}", plural(count, "notice")),
+    };
+    format!("the configuration is good: {} set, the rest are defaults{notices}", plural(set, "value"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_counts() {
+        assert_eq!(verdict(1, 0), "the configuration is good: 1 value set, the rest are defaults");
+        assert_eq!(verdict(3, 2), "the configuration is good: 3 values set, the rest are defaults, 2 notices");
+    }
 }

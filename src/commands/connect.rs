@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use crate::cli::Common;
 use crate::commands::open;
 use crate::commands::running::say;
-use crate::config::{PostgresMode, Settings};
+use crate::config::{PostgresMode, Purpose, Settings, Source};
 use crate::exit::{Code, Failure};
+use crate::harness;
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
+use crate::postgres::server;
 use crate::postgres::settings::SUPERUSER;
 use crate::process;
 use crate::telemetry;
@@ -34,11 +36,38 @@ fn around<'a>(settings: &'a Settings, url: &'a DatabaseUrl, python: &'a Path) ->
 /// No psql can be found or fetched; the superuser is asked for of a server that is not Tandem's.
 pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::Result<Code> {
     let (settings, url, python) = locate(common)?;
+    let asks_psql = args.iter().any(|arg| matches!(arg.as_str(), "--help" | "-?" | "--version" | "-V"));
+    let home = Home::resolve(&settings)?;
+    if settings.postgres.mode == PostgresMode::Managed && !asks_psql && server::running_port(&home.data).is_none() {
+        let text =
+            "the database is stopped, as no tandem runs here: start it with `tandem up` (or `tandem up --detach`)";
+        return Err(Failure::new(Code::Failed, text).into());
+    }
     let command = client(&settings).await?.args(args);
     let mut command = around(&settings, &url, &python).tool(command, "tandem-psql");
     if superuser {
         command = as_superuser(command, &settings)?;
     }
+    telemetry::flush();
+    let error = process::replace(&command);
+    Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
+}
+
+/// Become psql in the database of the test that `name` means.
+///
+/// # Errors
+/// No run of this project has a database of it.
+pub async fn psql_of_test(common: &Common, name: &str, args: &[String]) -> anyhow::Result<Code> {
+    // As `tandem test`: whatever server the project has, its tests have another one.
+    let managed = open::flag("postgres.mode", "managed", "tandem psql --test");
+    let mut source = Source { purpose: Purpose::Test, ..open::source(common, vec![managed])? };
+    source.environment.remove("DATABASE_URL");
+    let settings = open::configure(source)?.loaded.settings;
+    let url = harness::find_of_test(&settings, name).await?;
+    let state = Home::resolve(&settings)?.state;
+    let python = environment::existing(&settings.python, &state, &settings.directory);
+    let around = Surroundings { of_tests: true, ..around(&settings, &url, &python) };
+    let command = around.tool(client(&settings).await?.args(args), "tandem-psql");
     telemetry::flush();
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))

@@ -4,11 +4,12 @@ use std::io::{self, IsTerminal};
 use std::time::SystemTime;
 
 use crate::cli::Common;
-use crate::commands::running;
+use crate::commands::{open, running, up_detached};
 use crate::config;
 use crate::control::client;
 use crate::control::messages::{LogEntry, LogQuery};
-use crate::exit::Code;
+use crate::exit::{Code, Failure};
+use crate::postgres::home::Home;
 use crate::telemetry::{self, Printed};
 
 /// Print lines of the running Tandem's log as it writes them for a person, or as JSON.
@@ -32,7 +33,7 @@ pub async fn run(
     match ended.await {
         // `tandem logs | head` has read enough.
         Err(error) if is_closed_pipe(&error) => Ok(Code::Stopped),
-        Err(error) => Err(error),
+        Err(error) => Err(with_file(common, error)),
         Ok(()) => {
             if follow {
                 telemetry::say_aside("tandem has ended");
@@ -55,4 +56,17 @@ fn shown(entry: &LogEntry, json: bool, colour: bool) -> anyhow::Result<String> {
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// `error`, with the log file that a Tandem in the background has left, if there is one.
+fn with_file(common: &Common, error: anyhow::Error) -> anyhow::Error {
+    let home = open::load(common, Vec::new()).ok().and_then(|loaded| Home::resolve(&loaded.settings).ok());
+    let file = home.map(|home| up_detached::log_file(&home)).filter(|file| file.is_file());
+    match (file, error.downcast_ref::<Failure>()) {
+        (Some(file), Some(failure)) if failure.to_string().starts_with("no tandem runs here") => {
+            let text = format!("{failure}. What the last one in the background said is in {}", file.display());
+            Failure::new(failure.code, text).into()
+        }
+        _ => error,
+    }
 }

@@ -14,6 +14,7 @@ mod init;
 mod install;
 mod logs;
 mod looked;
+mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
@@ -29,11 +30,10 @@ mod stop;
 mod table;
 mod test;
 mod up;
+mod up_detached;
 mod wal;
 
-use clap::CommandFactory;
-
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, completions};
 use crate::exit::Code;
 use crate::telemetry;
 
@@ -46,15 +46,15 @@ pub use wal::run as wal;
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let common = cli.common;
     let code = match cli.command {
-        Command::Up { workers, listen, reload, attach_debugger } => {
-            up::run(&common, workers, listen, reload, attach_debugger).await
-        }
+        // In the background, it ends as what was to run there ended.
+        Command::Up(args) => return up::run(&common, &args).await,
         Command::Check(args) => check::run(&common, args).await,
         Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,
-        Command::Psql { superuser, args } => connect::psql(&common, superuser, &args).await,
+        Command::Psql { test: Some(test), args, .. } => connect::psql_of_test(&common, &test, &args).await,
+        Command::Psql { superuser, args, .. } => connect::psql(&common, superuser, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
         // As is this one's.
@@ -73,11 +73,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Install { json } => install::run(&common, json).await,
         Command::Wal { command } => return Ok(wal(&command)),
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tandem", &mut script);
-            telemetry::print(&String::from_utf8_lossy(&script))?;
+            telemetry::print(&completions::script(shell)?)?;
             Ok(Code::Stopped)
         }
+        Command::Man { dir } => man::run(&dir),
         Command::Database { command } => database::run(&common, command).await,
         // Its exit code is its command's own.
         Command::Test(args) => return test::run(&common, args).await,

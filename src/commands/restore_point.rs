@@ -4,7 +4,7 @@ use anyhow::Context;
 
 use crate::backup::pitr::restore::{self, RestoredCluster, Way, Wish};
 use crate::backup::pitr::target::{self, Target};
-use crate::backup::pitr::{self, wal};
+use crate::backup::pitr::{self, subscriptions, wal};
 use crate::cli::{Common, RestoreArgs};
 use crate::commands::restore::confirm;
 use crate::commands::{open, running};
@@ -82,6 +82,8 @@ fn json(way: &Way, restored: &RestoredCluster) -> anyhow::Result<String> {
         "lsn": recovered.lsn,
         "last_transaction": recovered.last_transaction,
         "kept": restored.kept,
+        "disabled_subscriptions": recovered.disabled,
+        "lost_slots": restored.slots,
     }))?)
 }
 
@@ -96,6 +98,9 @@ fn words(way: &Way, restored: &RestoredCluster) -> String {
         format!("restored from {}; {last}; timeline {} begins at {}", way.base.name, recovered.timeline, recovered.lsn);
     if let Some(kept) = &restored.kept {
         text.push_str(&format!("\nthe data that was there before is in {}", kept.display()));
+    }
+    for told in subscriptions::told(&recovered.disabled, &restored.slots) {
+        text.push_str(&format!("\n{told}"));
     }
     text.push_str("\n`tandem up` starts it; then `tandem backup base` makes the next restore a short one");
     text

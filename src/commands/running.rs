@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::cli::Common;
 use crate::commands::open;
-use crate::config;
+use crate::config::{self, LogFormat};
 use crate::control::{Order, client};
 use crate::exit::Code;
 use crate::postgres::home::Home;
@@ -20,7 +20,13 @@ use crate::telemetry::{self, say_aside};
 /// file must not keep anybody from stopping what was started before it.
 pub fn socket(common: &Common) -> anyhow::Result<PathBuf> {
     let error = match open::load(common, Vec::new()) {
-        Ok(loaded) => return Ok(Home::resolve(&loaded.settings)?.control),
+        Ok(loaded) => {
+            // An error is printed as the file says; by itself, what only asks prints text.
+            if loaded.settings.log.format != LogFormat::Auto {
+                telemetry::expect(loaded.settings.log.format);
+            }
+            return Ok(Home::resolve(&loaded.settings)?.control);
+        }
         Err(error) => error,
     };
     let Ok(directory) = open::source(common, Vec::new()).and_then(|source| config::directory(&source)) else {

@@ -46,25 +46,63 @@ pub async fn run(common: &Common, json: bool, watch: bool) -> anyhow::Result<Cod
 }
 
 fn shown(status: &Status, json: bool) -> anyhow::Result<String> {
-    Ok(if json { serde_json::to_string(status)? } else { table(status) })
+    let width = terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0));
+    Ok(if json { serde_json::to_string(status)? } else { table(status, width) })
 }
 
-/// One row per process, Tandem's own first, and a row with the total.
-fn table(status: &Status) -> String {
-    let mut table = Table::new();
-    table.set_header(["SERVICE", "PID", "STATE", "UPTIME", "RESTARTS", "REQUESTS", "IN FLIGHT", "MEMORY"]);
+/// The columns, and how many of them a narrow terminal may lack: those with the highest number go first.
+const COLUMNS: [(&str, usize); 8] = [
+    ("SERVICE", 0),
+    ("PID", 4),
+    ("STATE", 0),
+    ("UPTIME", 2),
+    ("RESTARTS", 1),
+    ("REQUESTS", 3),
+    ("IN FLIGHT", 5),
+    ("MEMORY", 0),
+];
+/// Those whose cells stand at their right edge.
+const RIGHT: [&str; 5] = ["PID", "UPTIME", "REQUESTS", "IN FLIGHT", "MEMORY"];
+
+/// One row per process, Tandem's own first, and a row with the total; on a terminal of `width` columns as much of it as
+/// stands in one line.
+fn table(status: &Status, width: Option<usize>) -> String {
     let (pid, uptime) = (status.pid.to_string(), age(Some(status.uptime_seconds)));
     let own = ["tandem", &pid, &status.phase, &uptime, "", "", "", &size(status.memory_bytes)].map(str::to_owned);
-    table.add_row(own);
-    for service in &status.services {
-        table.add_row(row(service));
+    let total = ["total", "", "", "", "", "", "", &size(Some(status.memory_total_bytes))].map(str::to_owned);
+    let rows = |reasons| {
+        let services = status.services.iter().map(move |service| row(service, reasons));
+        [own.clone()].into_iter().chain(services).chain([total.clone()]).collect::<Vec<_>>()
+    };
+    // First go the reasons of restarts, then columns.
+    let fewer = (1..=5).rev().map(|level| (false, level));
+    let mut layouts =
+        [(true, 6), (false, 6)].into_iter().chain(fewer).map(|(reasons, level)| laid_out(&rows(reasons), level));
+    let fits = |text: &String| width.is_none_or(|width| text.lines().all(|line| line.chars().count() <= width));
+    let mut last = layouts.next().unwrap_or_default();
+    while !fits(&last)
+        && let Some(next) = layouts.next()
+    {
+        last = next;
     }
-    table.add_row(["", "", "", "", "", "", "total", &size(Some(status.memory_total_bytes))]);
     let draining: String = status.services.iter().filter_map(draining).collect();
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
+    let under_way: String = status.under_way.iter().map(|work| format!("under way: {work}\n")).collect();
     let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("\nbackups: {words}"));
     let hook = status.hook.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
-    format!("{roll}{draining}{}{backups}{hook}", plain(table, &[1, 3, 5, 6, 7]))
+    format!("{roll}{under_way}{draining}{last}{backups}{hook}")
+}
+
+/// The `rows` in the columns whose number is below `level`.
+fn laid_out(rows: &[[String; 8]], level: usize) -> String {
+    let shown: Vec<usize> = (0..COLUMNS.len()).filter(|&column| COLUMNS[column].1 < level).collect();
+    let mut table = Table::new();
+    table.set_header(shown.iter().map(|&column| COLUMNS[column].0));
+    for row in rows {
+        table.add_row(shown.iter().map(|&column| &row[column]));
+    }
+    let right: Vec<usize> = (0..shown.len()).filter(|&place| RIGHT.contains(&COLUMNS[shown[place]].0)).collect();
+    plain(table, &right)
 }
 
 /// What a replaced worker still does, in a line.
@@ -78,13 +116,13 @@ fn draining(service: &ServiceStatus) -> Option<String> {
     ))
 }
 
-fn row(service: &ServiceStatus) -> [String; 8] {
+fn row(service: &ServiceStatus, reasons: bool) -> [String; 8] {
     let state = match service.role.as_str() {
         "standing" => service.state.clone(),
         role => format!("{} ({role})", service.state),
     };
     let restarts = match &service.last_reason {
-        Some(reason) if service.restarts > 0 => format!("{} ({reason})", service.restarts),
+        Some(reason) if reasons && service.restarts > 0 => format!("{} ({reason})", service.restarts),
         _ => service.restarts.to_string(),
     };
     let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
@@ -155,6 +193,7 @@ mod tests {
             phase: "serving".into(),
             uptime_seconds: 200_000.0,
             roll: Some("worker-0 is being replaced".into()),
+            under_way: vec!["making the Python environment".into()],
             hook: Some("hooks.after_ready ended with exit status 1; the log has the rest".into()),
             backups: Some("next 2026-11-27 02:00 UTC".into()),
             services: vec![worker, replacement, replaced],
@@ -162,15 +201,24 @@ mod tests {
         };
         expect![[r#"
             roll: worker-0 is being replaced
+            under way: making the Python environment
             worker-0 (process 4700) was replaced 42s ago and finishes 2 requests, 1 stream: GET /export, WebSocket /ws
             SERVICE    PID  STATE                    UPTIME  RESTARTS     REQUESTS  IN FLIGHT   MEMORY
             tandem       1  serving                2days 7h                                     4.2 MB
             worker-0  4711  ready                     2h 1m  2 (SIGKILL)    123456          3  35.0 MB
             worker-0     -  backoff (replacement)         -  0
             worker-0  4700  draining (retiring)       2h 1m  2 (SIGKILL)    123456          3  35.0 MB
-                                                                                        total  39.2 MB
+            total                                                                              39.2 MB
             backups: next 2026-11-27 02:00 UTC
             hooks.after_ready ended with exit status 1; the log has the rest"#]]
-        .assert_eq(&table(&status));
+        .assert_eq(&table(&status, None));
+        for width in [120, 100, 80, 60, 44] {
+            let text = table(
+                &Status { hook: None, roll: None, services: status.services[..2].to_vec(), ..status.clone() },
+                Some(width),
+            );
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
+            assert!(text.contains("backoff (replacement)") && text.contains("35.0 MB"), "{width}:\n{text}");
+        }
     }
 }

@@ -161,9 +161,29 @@ pub fn is_ambient(name: &str) -> bool {
     NAMES.contains(&name) || name.starts_with("LC_") || name.starts_with("XDG_")
 }
 
+/// What people write who know a key by another server's name for it, and the key that it is here.
+const ELSEWHERE: [(&str, &str); 14] = [
+    ("workers.port", "workers.listen"),
+    ("workers.host", "workers.listen"),
+    ("workers.bind", "workers.listen"),
+    ("workers.address", "workers.listen"),
+    ("workers.workers", "workers.count"),
+    ("workers.reload", "workers.reload_dirs"),
+    ("workers.timeout", "workers.watchdog"),
+    ("workers.module", "workers.app"),
+    ("postgres.host", "postgres.listen"),
+    ("postgres.name", "postgres.database"),
+    ("postgres.username", "postgres.user"),
+    ("health.port", "health.listen"),
+    ("health.host", "health.listen"),
+    ("python.version", "python.interpreter"),
+];
+
 /// The known key that `name` most likely means, if one is close.
 pub fn closest(name: &str) -> Option<&'static str> {
-    closest_among(all(), name)
+    let meant = ELSEWHERE.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
+    // Keys come and go: never one that is none.
+    meant.filter(|ours| find(ours).is_some()).or_else(|| closest_among(all(), name))
 }
 
 /// The one of these keys that `name` most likely means, if one is close.

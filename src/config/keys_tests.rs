@@ -162,6 +162,9 @@ fn suggestions_are_close_or_missing() {
         ("nmae", Some("name")),
         ("workers.colour", None),
         ("zebra", None),
+        ("workers.port", Some("workers.listen")),
+        ("workers.host", Some("workers.listen")),
+        ("health.port", Some("health.listen")),
     ];
     for (written, meant) in cases {
         assert_eq!(closest(written), meant, "{written}");

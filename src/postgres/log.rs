@@ -9,12 +9,16 @@ use std::cell::Cell;
 
 use tracing::Level;
 
+use super::settings::SUPERUSER;
+
 /// `log_line_prefix`: process and SQLSTATE, then of a session the user and the database in brackets.
 pub const PREFIX: &str = "[%p] %e %q(%u@%d) ";
 
 /// The SQLSTATE of a session that was terminated (admin_shutdown), as Tandem does at a stop.
 const TERMINATED: &str = "57P01";
 const TERMINATED_WORDS: &str = "terminating connection due to administrator command";
+/// The SQLSTATE of a session whose client has gone away (connection_failure).
+const CLIENT_GONE: &str = "08006";
 
 /// How severe a message is, and what its further lines are (PostgreSQL's source, src/backend/utils/error/elog.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,8 @@ pub struct Line<'a> {
     pub sqlstate: Option<&'a str>,
     /// Whether a client's session wrote it.
     pub is_of_session: bool,
+    /// Whether that session is the superuser's, as Tandem's own are.
+    is_of_superuser: bool,
     /// What it says, behind the severity.
     pub text: &'a str,
 }
@@ -75,7 +81,8 @@ impl<'a> Line<'a> {
     pub fn of(line: &'a str) -> Self {
         if line.starts_with('\t') {
             let text = line.trim_start();
-            return Self { severity: Some(Severity::Part), sqlstate: None, is_of_session: true, text };
+            let severity = Some(Severity::Part);
+            return Self { severity, sqlstate: None, is_of_session: true, is_of_superuser: false, text };
         }
         Self::with_own_prefix(line).unwrap_or_else(|| Self::with_any_prefix(line))
     }
@@ -91,7 +98,12 @@ impl<'a> Line<'a> {
             Some((word, text)) => (severity(word), text.trim()),
             None => (None, message),
         };
-        Some(Self { severity, sqlstate: Some(sqlstate), is_of_session, text })
+        // No other user is called so: a role's name in the line may hold anything, but not begin so and be another.
+        let is_of_superuser = rest
+            .strip_prefix('(')
+            .and_then(|rest| rest.strip_prefix(SUPERUSER))
+            .is_some_and(|rest| rest.starts_with('@'));
+        Some(Self { severity, sqlstate: Some(sqlstate), is_of_session, is_of_superuser, text })
     }
 
     /// By the two spaces behind the severity, which tell it from a word in a statement.
@@ -102,11 +114,12 @@ impl<'a> Line<'a> {
             Some((severity(&before[begin..])?, begin, end))
         });
         let Some((severity, begin, end)) = found else {
-            return Self { severity: None, sqlstate: None, is_of_session: false, text: line };
+            return Self { severity: None, sqlstate: None, is_of_session: false, is_of_superuser: false, text: line };
         };
         // PostgreSQL's own prefix, which holds until the configuration is read, ends with the process.
         let is_of_session = begin != 0 && !line[..begin].ends_with("] ");
-        Self { severity: Some(severity), sqlstate: None, is_of_session, text: line[end + 3..].trim() }
+        let text = line[end + 3..].trim();
+        Self { severity: Some(severity), sqlstate: None, is_of_session, is_of_superuser: false, text }
     }
 
     /// Whether it ends a session or the server.
@@ -123,6 +136,9 @@ impl<'a> Line<'a> {
     ///
     /// A statement of a client's that fails is the client's error, and a warning here.
     fn level(&self) -> Option<Level> {
+        if self.is_farewell() {
+            return Some(Level::TRACE);
+        }
         Some(match self.severity {
             Some(Severity::Part) => return None,
             Some(Severity::Debug) => Level::DEBUG,
@@ -136,6 +152,12 @@ impl<'a> Line<'a> {
                 Some(code) => level_of(code, self.is_of_session),
             },
         })
+    }
+
+    /// Whether a session of Tandem's own was cut by its stop: Tandem says itself what it breaks off, and `FATAL` frightens.
+    fn is_farewell(&self) -> bool {
+        let is_end = matches!(self.sqlstate, Some(TERMINATED | CLIENT_GONE));
+        self.is_of_superuser && is_end && self.severity != Some(Severity::Part)
     }
 
     fn is_termination(&self) -> bool {
@@ -218,6 +240,12 @@ mod tests {
                 "[7] 57P01 (a@b) FATAL:  Verbindung wird abgebrochen aufgrund von Anweisung des Administrators",
                 Level::INFO,
             ),
+            // Of Tandem's own sessions: at a stop they end so.
+            ("[7] 57P01 (postgres@app) FATAL:  terminating connection due to administrator command", Level::TRACE),
+            ("[7] 08006 (postgres@postgres) FATAL:  connection to client lost", Level::TRACE),
+            ("[7] 08006 (app@app) FATAL:  connection to client lost", Level::ERROR),
+            ("[7] 57P01 (postgres2@app) FATAL:  terminating connection due to administrator command", Level::INFO),
+            ("[7] 53100 (postgres@app) FATAL:  could not extend file", Level::ERROR),
             ("[7] XX000 PANIC:  could not write", Level::ERROR),
             ("[7] 00000 DEBUG2:  checkpointer", Level::DEBUG),
             // Another language: the SQLSTATE tells.

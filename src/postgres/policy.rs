@@ -46,6 +46,8 @@ pub fn policy(postgres: &Postgres, stop: &Stop) -> Policy {
         backoff_max: Duration::from_secs(10),
         intensity: 5,
         period: Duration::from_secs(60),
+        start_intensity: 5,
+        start_pause: Duration::ZERO,
         rest: Duration::from_secs(60),
         abandon_limit: postgres.hang_limit.unwrap_or(ABANDON_LIMIT),
         starved_pause: STARVED_PAUSE,

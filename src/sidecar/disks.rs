@@ -20,6 +20,7 @@ use crate::config::Room;
 use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
 use crate::health::picture::{self, Picture};
+use crate::postgres::collation;
 use crate::postgres::service::DatabaseStage;
 use crate::room::FileSystem;
 
@@ -31,6 +32,8 @@ const ARCHIVING_LOOK: Duration = Duration::from_secs(2);
 const BASES_LOOK: Duration = Duration::from_secs(10);
 /// How often the databases that restores replaced are looked at.
 const KEPT_LOOK: Duration = Duration::from_secs(15);
+/// How often it is asked by which rules texts were sorted, while there is something to say of it.
+const SORTING_LOOK: Duration = Duration::from_secs(5);
 /// A cluster that nobody has added a database to has so many directories of databases: two templates, `postgres` and the
 /// application's.
 const DATABASES_LEAST: usize = 4;
@@ -140,6 +143,30 @@ async fn kept_databases(context: &Context) -> Option<picture::KeptDatabases> {
     let kept =
         kept.inspect_err(|error| tracing::debug!("look for what restores replaced: {}", in_words(error))).ok()?;
     Some(picture::KeptDatabases { count: kept.len(), bytes: kept.iter().map(|(_, bytes)| bytes).sum() })
+}
+
+/// Put what there is to say of databases that are sorted otherwise here into the picture, until there is nothing to say: a person
+/// makes their indexes anew meanwhile.
+pub async fn follow_sorting(pictures: Pictures, context: Rc<Context>) {
+    loop {
+        let looked = if context.database.get() == DatabaseStage::Unknown {
+            None
+        } else {
+            let asking = collation::sorted_otherwise(&context.home, context.url.port);
+            tokio::time::timeout(LOOK_LIMIT, asking).await.ok().and_then(Result::ok)
+        };
+        if let Some(sentences) = looked {
+            let is_well = sentences.is_empty();
+            pictures.send_if_modified(|picture| {
+                let shown = &mut Arc::make_mut(picture).sorted_otherwise;
+                std::mem::replace(shown, sentences.clone()) != sentences
+            });
+            if is_well {
+                return;
+            }
+        }
+        tokio::time::sleep(SORTING_LOOK).await;
+    }
 }
 
 /// Put the last base backup into the picture; for ever.

@@ -112,6 +112,8 @@ mod tests {
             backoff_max: Duration::ZERO,
             intensity: 0,
             period: Duration::ZERO,
+            start_intensity: 0,
+            start_pause: Duration::ZERO,
             rest: Duration::ZERO,
             abandon_limit: Duration::from_secs(30),
             starved_pause: Duration::ZERO,

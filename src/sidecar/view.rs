@@ -49,6 +49,7 @@ impl View {
             migrations: picture::Migrations::default(),
             hook: None,
             certificate: None,
+            sorted_otherwise: Vec::new(),
             backups: picture::Backups::default(),
             disk: picture::Disk::default(),
             backup_disk: picture::Disk::default(),
@@ -206,9 +207,17 @@ impl View {
                 ("database", context.url.to_string()),
                 ("connect", server.to_owned()),
                 ("steps", took.join(", ")),
+                ("next", next(context.reload)),
             ],
         );
     }
+}
+
+/// What one may want to do next, in another terminal.
+fn next(reload: bool) -> String {
+    let development =
+        if reload { "saved files replace the workers" } else { "`tandem up --reload` follows saved files" };
+    format!("tandem status, tandem logs -f, tandem test; {development}; Ctrl-C or `tandem stop` ends it")
 }
 
 /// Every service of `tree` as the control socket shows it; a service that did not change since `before` keeps its times.

@@ -90,10 +90,13 @@ impl Turn<'_> {
         self.child.attempts += 1;
         // A start that takes long to fail never fails often within the period, so failures since it was last ready count too.
         let count = failures.len().max(self.child.attempts);
-        if ending == Ending::Unstartable || count > policy.intensity {
+        let (intensity, delay) = match self.child.first_ready {
+            Some(_) => (policy.intensity, policy.backoff(self.child.attempts)),
+            None => (policy.start_intensity, policy.start_backoff(self.child.attempts)),
+        };
+        if ending == Ending::Unstartable || count > intensity {
             return (State::GaveUp, vec![ChildAction::GiveUp]);
         }
-        let delay = policy.backoff(self.child.attempts);
         (State::Backoff { until: self.after(delay), intent }, vec![ChildAction::Restart(delay)])
     }
 }

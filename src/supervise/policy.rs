@@ -78,6 +78,10 @@ pub struct Policy {
     /// More failures than this within `period`, or since it was last ready, and the child gives up.
     pub intensity: usize,
     pub period: Duration,
+    /// The same for a child that was never ready: what it fails by will most likely be so again.
+    pub start_intensity: usize,
+    /// Delay before the first restart of such a child, doubled each time; zero: as for any other.
+    pub start_pause: Duration,
     /// Delay before a child that gave up is tried again, where its siblings still serve.
     pub rest: Duration,
     /// How long an abandoned process may still be there before its service gives up.
@@ -120,6 +124,15 @@ impl Policy {
     /// The last rung of the stop, for what outlived it.
     pub fn kill(&self) -> Option<Rung> {
         self.ladder.last().copied()
+    }
+
+    /// The delay before the restart of a child that was never ready, after that many failures.
+    pub fn start_backoff(&self, attempts: usize) -> Duration {
+        if self.start_pause.is_zero() {
+            return self.backoff(attempts);
+        }
+        let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
+        self.start_pause.saturating_mul(1 << doublings).min(self.backoff_max)
     }
 
     /// The delay before the restart after that many failures since the child was last ready.

@@ -27,6 +27,8 @@ fn service() -> ServicePlan {
         backoff_max: Duration::ZERO,
         intensity: 5,
         period: Duration::from_secs(60),
+        start_intensity: 5,
+        start_pause: Duration::ZERO,
         rest: Duration::from_secs(60),
         abandon_limit: Duration::from_secs(30),
         starved_pause: Duration::from_secs(5),

@@ -185,6 +185,8 @@ pub struct Child {
     pub attempts: usize,
     /// Processes spawned after the first, since Tandem started.
     pub restarts: u64,
+    /// When one of its processes was ready for the first time.
+    pub first_ready: Option<Moment>,
 }
 
 impl Default for Child {
@@ -195,6 +197,7 @@ impl Default for Child {
             failures: VecDeque::new(),
             attempts: 0,
             restarts: 0,
+            first_ready: None,
         }
     }
 }

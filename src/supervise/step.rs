@@ -48,6 +48,7 @@ pub fn step(mut child: Child, event: ChildEvent, now: Moment, policy: &Policy) -
     };
     if matches!(state, State::Ready { .. }) {
         child.attempts = 0;
+        child.first_ready.get_or_insert(now);
     }
     if matches!(before, State::Backoff { .. } | State::GaveUp) && matches!(state, State::Spawning { .. }) {
         child.restarts += 1;

@@ -30,6 +30,8 @@ fn policy() -> Policy {
         backoff_max: Duration::from_secs(10),
         intensity: 3,
         period: Duration::from_secs(60),
+        start_intensity: 3,
+        start_pause: Duration::ZERO,
         rest: Duration::from_secs(60),
         abandon_limit: Duration::from_secs(30),
         starved_pause: Duration::from_secs(5),
@@ -404,4 +406,29 @@ fn who_leaves_of_its_own_accord_gets_no_signal_before_its_grace_has_passed() {
     assert_eq!((leaving.deadline(), actions), (Some(NOW + policy.ladder[0].grace), vec![ChildAction::Withdraw]));
     let (gone, actions) = step(leaving, of(ProcessEvent::Exited(Ending::Ended)), NOW, &policy);
     assert_eq!((gone.failures.len(), actions), (1, vec![ChildAction::Restart(policy.backoff_first)]));
+}
+
+#[test]
+fn who_was_never_ready_is_tried_less_often_and_with_other_pauses() {
+    let second = Duration::from_secs(1);
+    let policy = Policy { start_intensity: 2, start_pause: second, ..policy() };
+    let fail = |subject: Child| {
+        let starting = Child { state: State::Starting { pid: PID, limit_at: LATER }, ..subject };
+        step(starting, of(ProcessEvent::Exited(Ending::Ended)), NOW, &policy)
+    };
+    let (subject, first) = fail(child(State::Down));
+    let (subject, again) = fail(subject);
+    let (subject, last) = fail(subject);
+    assert_eq!(
+        [first, again, last].concat(),
+        [ChildAction::Restart(second), ChildAction::Restart(2 * second), ChildAction::GiveUp]
+    );
+    // A person asks, and it gets ready: from then on it is kept as any other.
+    let (mut subject, _) = step(subject, ChildEvent::Restart, NOW, &policy);
+    subject.state = State::Starting { pid: PID, limit_at: LATER };
+    let ready = ChildEvent::Process(subject.generation, ProcessEvent::Ready);
+    let (subject, _) = step(subject, ready, NOW, &policy);
+    let gone = ChildEvent::Process(subject.generation, ProcessEvent::Exited(Ending::Ended));
+    let (_, actions) = step(subject, gone, NOW, &policy);
+    assert_eq!(actions, [ChildAction::Withdraw, ChildAction::Restart(policy.backoff_first)]);
 }

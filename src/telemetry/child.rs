@@ -48,7 +48,8 @@ pub fn child_line_at(level: Level, service: &str, stream: Stream, line: &str) {
         Level::ERROR => emit!(Level::ERROR),
         Level::WARN => emit!(Level::WARN),
         Level::INFO => emit!(Level::INFO),
-        Level::DEBUG | Level::TRACE => emit!(Level::DEBUG),
+        Level::DEBUG => emit!(Level::DEBUG),
+        Level::TRACE => emit!(Level::TRACE),
     }
     if let Some(hint) = libraries::hint(line) {
         tracing::warn!({ service.name = service }, "{hint}");

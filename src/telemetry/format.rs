@@ -139,10 +139,14 @@ impl Text {
         text
     }
 
-    /// The event's own fields, as ` name=value`; those of a child's line are for machines.
+    /// The event's own fields, as ` name=value`; those of a child's line are for machines, and what the message says already
+    /// is not said twice.
     fn fields(&self, record: &Record) -> String {
         let mut text = String::new();
-        let shown = record.fields.iter().filter(|_| !record.is_output());
+        let is_said = |value: &Value| {
+            value.as_str().is_some_and(|value| value.len() >= SAID_LENGTH_MIN && record.message.contains(value))
+        };
+        let shown = record.fields.iter().filter(|(_, value)| !record.is_output() && !is_said(value));
         for (name, value) in shown {
             let value = match value {
                 Value::String(value) if !value.is_empty() && !value.contains([' ', '"', '=', '\n']) => {
@@ -222,6 +226,9 @@ fn colour_of(service: &str) -> &'static str {
     let number = number.unwrap_or_else(|| service.bytes().map(usize::from).sum());
     PALETTE[number % PALETTE.len()]
 }
+
+/// A shorter value may stand in a message by chance.
+const SAID_LENGTH_MIN: usize = 4;
 
 /// The fields of an event.
 struct Record {

@@ -135,3 +135,12 @@ fn any_clock_can_be_written() {
     let far = SystemTime::UNIX_EPOCH + Duration::from_secs(400_000_000_000);
     assert_eq!(rfc3339(far), "9999-12-31T23:59:59.000Z");
 }
+
+#[test]
+fn what_the_message_says_is_not_said_twice() {
+    let applied =
+        || tracing::info!(migration.name = "m001_first", duration_ms = 3, "applied migration m001_first: 3 tables");
+    let line = captured(Some(false), applied);
+    assert!(line.ends_with("| applied migration m001_first: 3 tables duration_ms=3\n"), "{line}");
+    assert!(captured(None, applied).contains("\"migration.name\":\"m001_first\""));
+}

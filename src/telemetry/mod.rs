@@ -8,6 +8,7 @@ mod banner;
 mod child;
 mod clean;
 mod format;
+mod log_file;
 mod outlet;
 mod print;
 mod ring;
@@ -30,6 +31,7 @@ use crate::exit::{self, Code, Failure, in_words};
 pub use banner::banner;
 pub use child::{Stream, child_line, child_line_at};
 pub use format::{OWN, rfc3339, text_line};
+pub use log_file::{LOG_FILE_SIZE, log_to, older};
 pub use print::{Printed, print, prompt, say_aside};
 pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
 pub use terminal::{Progress, progress};
@@ -103,7 +105,7 @@ fn filtered<L: Layer<Registry> + Send + Sync>(filter: &str, layer: L) -> anyhow:
     // Of two directives for one target the later one counts, so the user's own for `output` does.
     let named = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .parse(format!("{}=trace,sea_orm_migration=warn,sqlx::postgres::notice=warn,{filter}", child::TARGET))
+        .parse(format!("{}=debug,sea_orm_migration=warn,sqlx::postgres::notice=warn,{filter}", child::TARGET))
         .map_err(|error| Failure::new(Code::Config, format!("log.filter {filter:?} is no filter: {error}")))?;
     let harmless = filter_fn(|event| {
         *event.level() <= tracing::Level::INFO || !TALKATIVE.iter().any(|name| event.target().starts_with(name))
@@ -115,6 +117,8 @@ fn filtered<L: Layer<Registry> + Send + Sync>(filter: &str, layer: L) -> anyhow:
 
 fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
     match format {
+        // What stands in a file of Tandem's own, people read.
+        LogFormat::Auto if log_file::is_set() => Look::Text { colour: false },
         LogFormat::Text => Look::Text { colour: colour && terminal },
         LogFormat::Auto if terminal => Look::Text { colour },
         LogFormat::Auto | LogFormat::Json => Look::Json,

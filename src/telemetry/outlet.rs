@@ -221,7 +221,9 @@ fn write(spinners: &mut Spinners, entry: Entry) -> io::Result<()> {
 /// Write all of `text` to standard error.
 fn write_all(text: &[u8]) -> io::Result<()> {
     // Blocks: the thread of the queue, and no other.
-    super::print::write_all(io::stderr(), text)
+    super::print::write_all(io::stderr(), text)?;
+    super::log_file::wrote(text.len());
+    Ok(())
 }
 
 /// The line in the place of `count` dropped ones.

@@ -98,6 +98,15 @@ fn memory_and_age_are_limits_too() {
     assert_eq!(due(&workers(), Facts { memory: Some(u64::MAX), ..old }), None, "nothing is limited by default");
 }
 
+#[test]
+fn a_replaced_worker_may_grow_by_half_the_limit_and_no_more() {
+    let limited = Workers { max_memory: Some(100 << 20), memory_kind: MemoryKind::Rss, ..workers() };
+    // It was replaced for this.
+    assert_eq!(outgrown(&limited, Some(120 << 20)), None);
+    assert_eq!(outgrown(&limited, Some(150 << 20)).unwrap(), "RSS of 150 MB (its limit is 150 MB)");
+    assert_eq!((outgrown(&limited, None), outgrown(&workers(), Some(u64::MAX))), (None, None));
+}
+
 #[tokio::test]
 async fn a_worker_that_cannot_be_measured_holds_up_no_other() {
     static ANSWERED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);

@@ -18,6 +18,11 @@ const ABORT_GRACE: Duration = Duration::from_secs(2);
 const DEAF_ABORT_GRACE: Duration = Duration::from_secs(1);
 /// How long the kernel gets to end a worker that printed what its threads do.
 const DEAF_KILL_GRACE: Duration = Duration::from_secs(1);
+/// How often a start is tried again before a worker was ever ready. What its startup fails by is a mistake, which stays, or
+/// a service beside Tandem that starts at the same moment and needs a second or two.
+const START_RETRIES: usize = 2;
+/// The pause before the first of these tries; the second one is twice as long.
+const START_PAUSE: Duration = Duration::from_secs(1);
 /// Longest time for a process: a fork off the template, or a start without it where the template does not answer.
 const SPAWN_LIMIT: Duration = Duration::from_secs(25);
 
@@ -65,6 +70,8 @@ pub fn policy(workers: &Workers, stop: &Stop) -> Policy {
         backoff_max: workers.backoff_max,
         intensity: workers.restart_intensity as usize,
         period: workers.restart_period,
+        start_intensity: (workers.restart_intensity as usize).min(START_RETRIES),
+        start_pause: START_PAUSE,
         rest: workers.restart_period,
         abandon_limit: workers.ready_limit,
         starved_pause: STARVED_PAUSE,

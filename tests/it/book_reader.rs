@@ -64,7 +64,7 @@ fn steps(text: &str) -> Vec<Step> {
         let words: Vec<&str> = line.rsplit("&&").next().unwrap().trim_end_matches('&').split_whitespace().collect();
         let has = |options: [&str; 2]| words.iter().any(|word| options.contains(word));
         steps.push(match words[..] {
-            ["tandem", "up", ..] if !has(["-d", "--detach"]) => {
+            ["tandem", "up", ..] if !has(["-d", "--detach"]) && !has(["--wait", "--wait-for"]) => {
                 Step::Serve(line.trim_end_matches('&').trim().to_owned())
             }
             ["tandem", "logs", ..] if has(["-f", "--follow"]) => Step::Follow(line.to_owned()),
@@ -170,17 +170,21 @@ impl Reader {
         let built = Path::new(env!("CARGO_BIN_EXE_tandem")).parent().unwrap();
         #[expect(clippy::disallowed_methods, reason = "what the test was started with")]
         let path = std::env::var("PATH").unwrap();
-        // A reader confirms a restore.
-        let confirm =
-            "tandem() { if [ \"$1\" = restore ]; then command tandem \"$@\" --yes; else command tandem \"$@\"; fi; }";
-        command.args(["-euo", "pipefail", "-c", &format!("{confirm}\n{script}")]);
+        command.args(["-euo", "pipefail", "-c", &format!("{CONFIRM}\n{script}")]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env("PATH", format!("{}:{path}", built.display())).process_group(0);
         command
     }
 
     fn act(&mut self, step: Step) {
         match step {
-            Step::Run(line) => self.run(&line),
+            Step::Run(line) => {
+                // In the background, beside the one that is stopped first.
+                if line.starts_with("tandem up ") {
+                    self.stop();
+                }
+                self.run(&line);
+            }
             Step::Serve(line) => self.serve(&line),
             Step::Follow(line) => self.follow(&line),
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use serde_json::Value;
@@ -26,7 +26,7 @@ fn file(project: &Project, name: &str, statements: &str) -> (PathBuf, Connection
     (path, connection)
 }
 
-fn import(project: &Project, path: &PathBuf, args: &[&str]) -> Refusal {
+fn import(project: &Project, path: &Path, args: &[&str]) -> Refusal {
     let path = path.to_str().unwrap();
     refusal::run(project, &[&["import", "sqlite", path], args].concat())
 }
@@ -195,7 +195,7 @@ fn a_file_that_is_locked_damaged_or_none_is_refused_with_what_to_do() {
     import(&project, &other("secret.db", &[7; 4096]), &[]).expect(1, &["an encrypted one must be decrypted first"]);
     import(&project, &other("nothing.db", b""), &["--yes"]).expect(1, &["it has no tables"]);
     import(&project, &project.dir().join("missing.db"), &[]).expect(1, &["missing.db is refused", "No such file"]);
-    import(&project, &project.dir().to_owned(), &[]).expect(1, &["it is not a file"]);
+    import(&project, project.dir(), &[]).expect(1, &["it is not a file"]);
     assert!(tandem::left_in(project.dir()).is_empty());
 }
 

@@ -16,16 +16,16 @@ use crate::tidy::files;
 use ::tandem::config::{self, Source, json_schema};
 use ::tandem::exit::reasons_of;
 
-/// Reads TOML documents as a JSON list, and answers for each what the schema has against it; null: nothing.
+/// Reads documents as a JSON list, and answers for each what the schema has against it; null: nothing.
 const VALIDATOR: &str = "
-import json, sys, tomllib, fastjsonschema
+import json, sys, fastjsonschema
 valid = fastjsonschema.compile(json.load(open(sys.argv[1])))
 answers = []
-for text in json.load(sys.stdin):
+for document in json.load(sys.stdin):
     try:
-        valid(tomllib.loads(text))
+        valid(document)
         answers.append(None)
-    except Exception as wrong:
+    except fastjsonschema.JsonSchemaException as wrong:
         answers.append(str(wrong))
 json.dump(answers, sys.stdout)
 ";
@@ -36,12 +36,14 @@ fn schema() -> PathBuf {
 
 /// What the schema has against each of `documents`.
 async fn objections(documents: &[String]) -> Vec<Option<String>> {
+    let parsed = documents.iter().map(|text| toml::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}")));
+    let parsed: Vec<Value> = parsed.collect();
     let python = project::python().await;
     #[expect(clippy::disallowed_methods, reason = "a test runs what it compares with")]
     let mut command = Command::new(python);
     let command = command.args(["-c", VALIDATOR]).arg(schema()).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(serde_json::to_string(documents).unwrap().as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(serde_json::to_string(&parsed).unwrap().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "the validator failed");
     serde_json::from_slice(&output.stdout).unwrap()

@@ -106,6 +106,11 @@ fn unknown<'a>(cli: &Command, words: &[&'a str]) -> Option<&'a str> {
         if ["--", "|", "||", "&", "&&", ">", "#"].contains(&name) {
             break;
         }
+        let is_foreign = command.get_positionals().any(|argument| argument.is_trailing_var_arg_set());
+        if is_foreign && !is_value && !name.starts_with('-') {
+            // Another program's words.
+            break;
+        }
         // An option's value, an option of one letter, or an argument.
         let is_other = std::mem::take(&mut is_value) || name.starts_with('-') || !command.has_subcommands();
         if let Some(option) = name.strip_prefix("--") {

@@ -8,7 +8,7 @@ use crate::common::project::root;
 use crate::readme::documents;
 
 /// Why a block may stand in a document and not be run.
-const REASONS: [&str; 7] = [
+const REASONS: [&str; 11] = [
     // A test of its own builds and installs.
     "builds Tandem",
     "installs Tandem",
@@ -16,6 +16,10 @@ const REASONS: [&str; 7] = [
     "needs a cluster",
     "needs systemd",
     "needs Go",
+    "needs Django",
+    "needs a release",
+    "needs the installed wheel",
+    "needs a failed test",
     // It listens where another test or a person may listen.
     "takes a fixed port",
 ];

@@ -19,6 +19,7 @@
 //! target       where a recovery is to end, and from which base backup it begins, pure
 //! layout       a base backup as a data directory
 //! recovery     a server that recovers and promotes itself
+//! subscriptions    what replication loses by a restore to a moment
 //! swap         the new data directory in the old one's place
 //! restore      all of these
 //! ```
@@ -46,6 +47,7 @@ pub mod restore;
 pub mod retention;
 mod sender;
 pub mod start;
+pub mod subscriptions;
 pub mod swap;
 pub mod tablespaces;
 pub mod target;

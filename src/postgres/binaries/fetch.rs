@@ -158,6 +158,10 @@ fn refused(client: &str, finished: &Finished) -> anyhow::Error {
                 .to_owned(),
         ),
         Complaint::NoRoom(why) => (Code::CannotCreate, format!("{why}; about 100 MB are needed")),
+        Complaint::NoRelease => (
+            Code::Temporary,
+            format!("{client} found no release at all: the package index cannot be reached, or lacks it"),
+        ),
         Complaint::NoMatch | Complaint::Conflict => (
             Code::Config,
             format!(

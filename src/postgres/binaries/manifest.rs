@@ -3,7 +3,7 @@
 //! The wheel's own platform tag is wrong about the minimum (it needs glibc 2.34, not 2.17): `libraries` checks that.
 
 /// The pinned release of the package, as the package index writes it.
-pub(super) const VERSION: &str = "16.15.0";
+pub const VERSION: &str = "16.15.0";
 /// The major version that this release of Tandem runs.
 pub(super) const MAJOR: u32 = 16;
 /// The package's name.

@@ -21,7 +21,8 @@ use crate::exit::{Code, Failure};
 use crate::install::sha256_file;
 use crate::plan::CommandLine;
 use known::FileAnswerCache;
-use manifest::{MAJOR, Pinned, VERSION};
+pub use manifest::VERSION;
+use manifest::{MAJOR, Pinned};
 use slot::Slot;
 
 /// Programs of PostgreSQL 16 that can be started.

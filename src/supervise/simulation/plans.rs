@@ -82,6 +82,8 @@ fn policy(ladder: Vec<Rung>, hang: Option<u64>, endless: bool) -> Policy {
         backoff_max: Duration::from_secs(2),
         intensity: 3,
         period: limit(20),
+        start_intensity: 1,
+        start_pause: Duration::from_millis(300),
         rest: Duration::from_secs(10),
         abandon_limit: limit(8),
         starved_pause: Duration::from_secs(5),

@@ -313,6 +313,10 @@ fn failure(what: &str, finished: &Finished) -> anyhow::Error {
         Complaint::NoRoom(NoRoom::Disk) => (Code::CannotCreate, "the disk is full"),
         Complaint::NoRoom(NoRoom::Quota) => (Code::CannotCreate, "the disk quota is used up"),
         Complaint::NoSuchPart => (Code::Config, "the project lacks what `python.groups` or `python.extras` names"),
+        Complaint::NoRelease => (
+            Code::Temporary,
+            "the package index names no release of a requirement: it cannot be reached (no network?), or the name is wrong",
+        ),
         Complaint::NoMatch => (Code::Config, "a requirement has no release for this Python and platform"),
         Complaint::Conflict => (Code::Config, "the requirements exclude each other"),
         Complaint::NoPip => (Code::Config, "the environment has no pip; install Python's ensurepip, or uv"),
