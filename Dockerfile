@@ -27,6 +27,8 @@ RUN --mount=type=secret,id=ca \
     cargo build --profile dist --locked
 COPY src src
 COPY migration migration
+# `tandem docs` prints it.
+COPY docs docs
 # Newer than what was built from the empty ones, whatever times the checkout gave them.
 RUN find src migration -name '*.rs' -exec touch {} + && cargo build --profile dist --locked --offline
 

@@ -55,6 +55,7 @@
 //! supervise/   a crate of its own, pure: policies · state, step, climb and leave (one child) · tree (all and the boot
 //!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
+//! book         the documentation in the binary: pages, sections, what explains a message
 //! scrub        removes known secrets from logs, reports and errors
 //! ```
 //!
@@ -75,6 +76,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
 
 pub mod backup;
+pub mod book;
 pub mod boot;
 pub mod cli;
 pub mod commands;

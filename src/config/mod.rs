@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! file.rs      tandem.toml      ┐
+//! pyproject.rs [tool.tandem]    │
 //! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ found.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
 //! environment.rs, flags         ┘  who wins    whose server   the rest   kinds       Settings   what cannot be
 //!                  [[process]]  ── processes.rs ────────────────────────────┘
@@ -23,10 +24,13 @@ mod dotenv;
 mod drop_env;
 mod environment;
 mod every_key;
+#[cfg(test)]
+mod every_key_page;
 mod every_name;
 mod file;
 mod foreign;
 mod found;
+pub mod json_schema;
 mod keys;
 mod layers;
 pub mod libraries;
@@ -36,6 +40,7 @@ mod own;
 mod places;
 mod problem;
 mod processes;
+mod pyproject;
 pub mod references;
 mod rows;
 mod secrets;
@@ -293,7 +298,7 @@ impl Loaded {
             };
             let origin = self.origins.keys().find(written).and_then(|name| self.origins.get(name));
             let origin = origin.unwrap_or(&Origin::Default);
-            problems.add(origin, format!("{}: {message}", origin.name_of(&key)), help);
+            problems.add_to(&key, origin, format!("{}: {message}", origin.name_of(&key)), help);
         }
         match problems.into_result() {
             Err(error) => error,

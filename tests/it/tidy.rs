@@ -28,6 +28,7 @@ const FLOORS: &[&[&str]] = &[
     &["durable", "plan", "phase"],
     &["supervise"],
     &["exit"],
+    &["book"],
     &["scrub"],
 ];
 
