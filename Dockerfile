@@ -20,29 +20,33 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY migration/Cargo.toml migration/
 COPY src/supervise/Cargo.toml src/supervise/
-RUN mkdir -p src migration/src && touch src/lib.rs src/supervise/lib.rs migration/src/lib.rs && echo 'fn main() {}' >src/main.rs
+RUN mkdir -p src migration/src && touch src/lib.rs src/supervise/lib.rs migration/src/lib.rs \
+    && echo 'fn main() {}' | tee src/main.rs >src/build.rs
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export CARGO_HTTP_CAINFO=/run/secrets/ca; fi; \
-    cargo build --release --locked
-COPY build.rs ./
+    cargo build --profile dist --locked
 COPY src src
 COPY migration migration
+# `tandem docs` prints it.
+COPY docs docs
 # Newer than what was built from the empty ones, whatever times the checkout gave them.
-RUN find src migration -name '*.rs' -exec touch {} + && cargo build --release --locked --offline
+RUN find src migration -name '*.rs' -exec touch {} + && cargo build --profile dist --locked --offline
 
 FROM ${PYTHON_IMAGE}
 # What PostgreSQL's binaries load, and the time zones: without those the server refuses every `SET timezone`. nss-wrapper
-# gives a user without an entry in /etc/passwd the name that initdb asks for.
+# gives a user without an entry in /etc/passwd the name that initdb asks for. Clusters that docker-library/postgres made, and
+# dumps of them, have the locale en_US.utf8.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g \
+        libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 locales tzdata zlib1g \
+    && localedef -i en_US -c -f UTF-8 -A /usr/share/locale/locale.alias en_US.UTF-8 \
     && rm -rf /var/lib/apt/lists/*
 # A number of its own keeps a volume readable over rebuilds. Any other user gets into the volume by the group 0, which is
 # what a container's arbitrary user has (OpenShift's convention).
 RUN groupadd --gid 10001 tandem \
     && useradd --uid 10001 --gid tandem --home-dir /var/lib/tandem --no-create-home --shell /usr/sbin/nologin tandem \
     && install -d -o tandem -g 0 -m 0775 /var/lib/tandem
-COPY --from=builder /build/target/release/tandem /usr/local/bin/tandem
+COPY --from=builder /build/target/dist/tandem /usr/local/bin/tandem
 
 # Programs lie in the image, owned by root and closed to the application's writes; what changes lies in the volume.
 # Docker and Compose grant 10 s to stop (--stop-timeout, stop_grace_period): the workers' share leaves PostgreSQL its own.

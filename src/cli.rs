@@ -1,6 +1,7 @@
 //! The command line: commands, their arguments and their help. What each command does is in `commands/`.
 
 mod backup;
+mod check;
 pub mod completions;
 mod harness;
 mod hints;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 pub use backup::{Backup, BackupCreate, RestoreArgs, RestoreWorkers};
+pub use check::Check;
 use clap::{Args, Parser, Subcommand};
 use completions::Shell;
 pub use harness::{Database, TestArgs};
@@ -86,18 +88,8 @@ tandem up --reload"
     )]
     Up(UpArgs),
     /// Validate the configuration; print the plan and where each value came from
-    #[command(after_help = "Example: tandem check --json | jq '.[] | select(.key == \"postgres.port\")'")]
-    Check {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        /// Print each variable of the workers in a line of its own, however many there are
-        #[arg(long)]
-        all: bool,
-        /// Print only what something sets, and no defaults
-        #[arg(long)]
-        changed: bool,
-    },
+    #[command(after_help = "Example: tandem check --json | jq '.keys[] | select(.key == \"postgres.port\")'")]
+    Check(Check),
     /// Show free room, and what of Tandem's own takes room and need not: leftovers, kept databases
     #[command(after_help = "Examples: tandem doctor\n          tandem doctor --fix")]
     Doctor {
@@ -145,11 +137,15 @@ tandem init --ci --dockerfile --systemd --editor")]
         command: Import,
     },
     /// Open psql on the application's database, with the right tool, user and password
-    #[command(after_help = "Example: tandem psql -c 'TABLE alembic_version'")]
+    #[command(after_help = "Examples: tandem psql -c 'TABLE alembic_version'\n          \
+tandem psql --test test_total    # the database of a failed test")]
     Psql {
         /// As PostgreSQL's superuser, over the unix socket of the server that Tandem runs
         #[arg(long)]
         superuser: bool,
+        /// In the database of a test: the failed one's, or the one whose name holds NAME
+        #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "", conflicts_with = "superuser")]
+        test: Option<String>,
         /// Arguments for psql
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
@@ -267,6 +263,22 @@ signal.")]
     Wal {
         #[command(subcommand)]
         command: Wal,
+    },
+    /// Print the documentation that is in this binary: its pages, one page, or a section of one
+    #[command(after_help = "Examples: tandem docs\n          tandem docs backups\n          \
+tandem docs troubleshooting a-port-is-taken")]
+    Docs {
+        /// The page's name [default: list the pages]
+        page: Option<String>,
+        /// The section's heading, or its anchor [default: the whole page]
+        section: Option<String>,
+    },
+    /// Write the man page of each command into a directory; `.ci/dist` puts them into the packages
+    #[command(hide = true)]
+    Man {
+        /// It is made if it is not there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
     },
     /// Print the completion script of a shell
     #[command(

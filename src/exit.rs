@@ -4,12 +4,16 @@
 //! chain holds a [`Failure`] and `main` exits with its code. Codes follow sysexits(3).
 
 mod no_room;
+mod reason;
+mod see;
 mod words;
 
 use std::fmt;
 use std::io;
 
 pub use no_room::NoRoom;
+pub use reason::Reason;
+pub use see::see;
 pub use words::{in_words, is_broken_off, own_limit, sql_state, what_the_server_said};
 
 /// The SQLSTATE of a server that starts, recovers or ends (PostgreSQL documentation, appendix A).
@@ -61,18 +65,18 @@ impl Code {
 pub struct Failure {
     pub code: Code,
     message: String,
-    parts: Vec<String>,
+    reasons: Vec<Reason>,
 }
 
 impl Failure {
     /// A failure that ends the process with `code`; `message` is for a person.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), parts: Vec::new() }
+        Self { code, message: message.into(), reasons: Vec::new() }
     }
 
-    /// A failure for several reasons at once, whose `message` tells them all: `parts` are the reasons one by one.
-    pub fn of_parts(code: Code, message: impl Into<String>, parts: Vec<String>) -> Self {
-        Self { parts, ..Self::new(code, message) }
+    /// A failure for several reasons at once, whose `message` tells them all.
+    pub fn for_reasons(code: Code, message: impl Into<String>, reasons: Vec<Reason>) -> Self {
+        Self { reasons, ..Self::new(code, message) }
     }
 }
 
@@ -106,8 +110,8 @@ fn code_of_cause(error: &anyhow::Error) -> Code {
 }
 
 /// The reasons of an error that has several; none of one that is a sentence by itself.
-pub fn parts_of(error: &anyhow::Error) -> &[String] {
-    error.downcast_ref::<Failure>().map_or(&[], |failure| &failure.parts)
+pub fn reasons_of(error: &anyhow::Error) -> &[Reason] {
+    error.downcast_ref::<Failure>().map_or(&[], |failure| &failure.reasons)
 }
 
 /// Whether a full disk or a used-up quota is the cause, here or where the database server writes.

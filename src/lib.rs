@@ -14,6 +14,7 @@
 //! A room uses only rooms below it; those of one floor never meet. `tests/it/tidy.rs` reads the imports and holds it.
 //!
 //! ```text
+//! build        which commit a release is built from, for `tandem --version`
 //! main         parse, run, map the outcome to an exit code
 //! commands/    one file a subcommand: flags into one call, its result into words
 //! cli          what can be typed
@@ -54,6 +55,7 @@
 //! supervise/   a crate of its own, pure: policies · state, step, climb and leave (one child) · tree (all and the boot
 //!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
+//! book         the documentation in the binary: pages, sections, what explains a message
 //! scrub        removes known secrets from logs, reports and errors
 //! ```
 //!
@@ -74,6 +76,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
 
 pub mod backup;
+pub mod book;
 pub mod boot;
 pub mod cli;
 pub mod commands;

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Optional
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -52,9 +52,9 @@ class Decision(Base):
     decision_hash: Mapped[str] = mapped_column(String(64))
     decision_json: Mapped[str] = mapped_column(Text)
     confidence: Mapped[int] = mapped_column(Integer)
-    market_regime: Mapped[str | None] = mapped_column(String(20))
+    market_regime: Mapped[Optional[str]] = mapped_column(String(20))
     created_at: Mapped[datetime] = mapped_column(DateTime, server_default=func.now())
-    expires_at: Mapped[datetime | None] = mapped_column(DateTime)
+    expires_at: Mapped[Optional[datetime]] = mapped_column(DateTime)
 
 
 class NewDecision(BaseModel):
@@ -64,7 +64,7 @@ class NewDecision(BaseModel):
     timeframe: str = Field(min_length=1, max_length=10)
     confidence: int = Field(ge=0, le=100)
     decision: dict[str, Any]
-    market_regime: str | None = Field(default=None, max_length=20)
+    market_regime: Optional[str] = Field(default=None, max_length=20)
 
 
 @app.get("/")

@@ -1,5 +1,6 @@
 //! The SQL of a backup on its way to psql: read, screened, counted, and never handed over as whole when it is not.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,8 +8,9 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 
 use super::dump::ends_whole;
-use super::screen::{Existing, Refused, Screen};
-use super::tokens::{self, Token, name, word};
+use super::existing::Existing;
+use super::screen::{Refused, Screen};
+use super::tokens::{self, Token, name, unquoted, word};
 use crate::install::hexadecimal;
 
 /// How much of the stream's end is looked at for the trailer, in bytes.
@@ -45,11 +47,16 @@ pub struct Feeding {
     pub bytes_max: Option<u64>,
 }
 
-/// Hand `stream` to `psql`. `passed` counts its bytes.
+/// Hand `stream` to `psql`. `passed` counts its bytes. Returns the tablespaces that the dump names and the server lacks.
 ///
 /// # Errors
 /// [`Broken`]; psql has part of the dump then, and its input must not end as if it were whole.
-pub fn feed(mut stream: impl Read, psql: &mut impl Write, feeding: Feeding, passed: &AtomicU64) -> Result<(), Broken> {
+pub fn feed(
+    mut stream: impl Read,
+    psql: &mut impl Write,
+    feeding: Feeding,
+    passed: &AtomicU64,
+) -> Result<BTreeSet<String>, Broken> {
     if feeding.restricts {
         // From here on psql itself knows no command any more but `\unrestrict` with this key.
         writeln!(psql, "\\restrict {}", key().map_err(Broken::Read)?).map_err(Broken::Write)?;
@@ -77,7 +84,7 @@ pub fn feed(mut stream: impl Read, psql: &mut impl Write, feeding: Feeding, pass
     screened.clear();
     screen.finish(&mut screened);
     psql.write_all(&screened).map_err(Broken::Write)?;
-    if ends_whole(&tail) { Ok(()) } else { Err(Broken::CutShort) }
+    if ends_whole(&tail) { Ok(screen.lacking().clone()) } else { Err(Broken::CutShort) }
 }
 
 /// A random key for `\restrict`.
@@ -144,21 +151,13 @@ pub fn head(stream: impl Read) -> Head {
     head
 }
 
-/// The name that `name` is without its quotes.
-pub fn unquoted(name: &str) -> String {
-    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
-        Some(quoted) => quoted.replace("\"\"", "\""),
-        None => name.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const END: &str = "--\n-- PostgreSQL database dump complete\n--\n";
 
-    fn fed(text: &str, bytes_max: Option<u64>) -> (String, Result<(), Broken>) {
+    fn fed(text: &str, bytes_max: Option<u64>) -> (String, Result<BTreeSet<String>, Broken>) {
         let mut psql = Vec::new();
         let feeding = Feeding { restricts: true, existing: Existing::default(), bytes_max };
         let result = feed(text.as_bytes(), &mut psql, feeding, &AtomicU64::new(0));

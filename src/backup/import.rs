@@ -19,8 +19,8 @@ use super::manifest::{Globals, LAYOUT, Manifest, Verdict};
 use super::name::{Format, Name};
 use super::repair::{Found, NotRepaired, repair};
 use super::rights::Rights;
-use super::verify::{Means, Trial, try_out};
-use crate::config::Compression;
+use super::verify::{Means, Trial, Tried, try_out};
+use crate::config::{Compression, Settings};
 use crate::exit::{Code, Failure};
 use crate::postgres::provision::identifier;
 use crate::room::Guard;
@@ -93,16 +93,7 @@ pub async fn import(
     };
     let globals = roles(catalog, &name, &found)?;
     let trial = Trial {
-        load: Load {
-            path: partial.path().to_owned(),
-            format: Format::Plain,
-            compression: Compression::Gzip,
-            sql_bytes: Some(written.stream_bytes),
-            limit: means.settings.backup.limit,
-            in_one: true,
-            trusted: means.settings.restore_trust,
-            rights: if means.settings.restore_trust { Rights::Try } else { Rights::Few },
-        },
+        load: trial_load(partial.path(), written.stream_bytes, means.settings),
         globals: Some(globals.path().to_owned()),
         properties: None,
         size: Restorable {
@@ -113,7 +104,7 @@ pub async fn import(
         },
         digests: false,
     };
-    let (census, damage) = try_out(means, &trial, &progress).await?.map_err(refuse)?;
+    let Tried { census, damage, lacks: _ } = try_out(means, &trial, &progress).await?.map_err(refuse)?;
     let lost = found.rows.iter().filter(|&(table, rows)| census.rows.get(table) != Some(rows));
     let lost =
         lost.map(|(table, rows)| format!("table {table} restores to {:?} rows, not {rows}", census.rows.get(table)));
@@ -164,6 +155,22 @@ pub async fn import(
         warnings: found.warnings,
         roles: found.roles.into_iter().collect(),
     })
+}
+
+/// How what was made of the file is tried.
+fn trial_load(path: &Path, sql_bytes: u64, settings: &Settings) -> Load {
+    Load {
+        path: path.to_owned(),
+        format: Format::Plain,
+        compression: Compression::Gzip,
+        sql_bytes: Some(sql_bytes),
+        limit: settings.backup.limit,
+        // How many objects it makes is not known, and each of them holds a lock to the end of its transaction. What fails in the
+        // middle goes with the throwaway server.
+        in_one: false,
+        trusted: settings.restore_trust,
+        rights: if settings.restore_trust { Rights::Try } else { Rights::Few },
+    }
 }
 
 /// How `file` is compressed.
@@ -232,4 +239,23 @@ fn roles(catalog: &Catalog, name: &Name, found: &Found) -> anyhow::Result<Partia
     let written = partial.create().and_then(|mut file| file.write_all(text.as_bytes()));
     written.with_context(|| format!("write {}", partial.path().display()))?;
     Ok(partial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Purpose, Source};
+
+    #[test]
+    fn a_file_of_unknown_size_is_not_tried_in_one_transaction() {
+        let temp = tempfile::tempdir().unwrap();
+        let source = Source { cwd: temp.path().to_owned(), purpose: Purpose::Test, ..Source::default() };
+        let mut settings = config::load(&source).unwrap().settings;
+        for (trust, rights) in [(false, Rights::Few), (true, Rights::Try)] {
+            settings.restore_trust = trust;
+            let load = trial_load(temp.path(), 1 << 40, &settings);
+            assert!(!load.in_one, "each of its objects would hold a lock to the end");
+            assert_eq!((load.trusted, load.rights), (trust, rights));
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Bring a backup's content into an empty database, all of it or nothing.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -13,13 +14,14 @@ use tempfile::NamedTempFile;
 
 use super::compress;
 use super::dump::succeeded;
+use super::existing::Existing;
 use super::feed::{self, Broken, Feeding};
 use super::manifest::{Census, Properties};
 use super::name::Format;
 use super::reach::Reach;
 use super::replication;
 use super::rights::Rights;
-use super::screen::Existing;
+use super::tokens::unquoted;
 use crate::config::Compression;
 use crate::exit::in_words;
 use crate::postgres::embedded::{PgRestoreBuilder, PsqlBuilder, dbname};
@@ -38,6 +40,8 @@ const ARCHIVE_END_LIMIT: Duration = Duration::from_secs(20);
 const LIST_LIMIT: Duration = Duration::from_secs(60);
 /// What PostgreSQL says of a locale that the system does not have (`invalid LC_COLLATE locale name`).
 const LACKS_LOCALE: &str = "locale name: ";
+/// What it says where it was built without ICU.
+const LACKS_ICU: &str = "ICU is not supported in this build";
 /// The first server version whose databases have a locale provider.
 const PROVIDERS_SINCE: u32 = 150_000;
 
@@ -100,14 +104,68 @@ pub async fn create_in(
     let statement = creating(name, owner, properties, session.server_version_num());
     let create = raw_sql(AssertSqlSafe(statement)).execute(session);
     let created = answered(MAKE_LIMIT, &format!("make database {name}"), create).await;
-    created.map(|_done| ()).map_err(|error| match properties.filter(|_| in_words(&error).contains(LACKS_LOCALE)) {
-        Some(Properties { collate, ctype, .. }) => error.context(format!(
-            "this machine does not have the locale of the database that was backed up, {collate} (or {ctype}): install it (on \
-             Debian and Ubuntu the package locales, then locale-gen) and start Tandem anew, or restore with another one that \
-             then sorts its texts (tandem restore --locale C.UTF-8, restore.locale)"
-        )),
-        None => error,
+    created.map(|_done| ()).map_err(|error| {
+        let words = in_words(&error);
+        match properties {
+            Some(like) if words.contains(LACKS_LOCALE) => {
+                error.context(LacksLocale::System { collate: like.collate.clone(), ctype: like.ctype.clone() })
+            }
+            Some(like) if words.contains(LACKS_ICU) => {
+                error.context(LacksLocale::Icu(like.icu_locale.clone().unwrap_or_default()))
+            }
+            _ => error,
+        }
     })
+}
+
+/// As [`create_in`]; where the operator has `chosen` a locale of the system, that one will do on a server without ICU too. Returns
+/// what it was made like.
+///
+/// # Errors
+/// As [`create_in`].
+pub async fn create_as_chosen(
+    session: &mut PgConnection,
+    name: &str,
+    owner: &str,
+    properties: Option<Properties>,
+    chosen: bool,
+) -> anyhow::Result<Option<Properties>> {
+    match create_in(session, name, owner, properties.as_ref()).await {
+        Err(error) if chosen && matches!(error.downcast_ref(), Some(LacksLocale::Icu(_))) => {
+            let of_system = properties.map(Properties::of_system);
+            create_in(session, name, owner, of_system.as_ref()).await?;
+            Ok(of_system)
+        }
+        created => created.map(|()| properties),
+    }
+}
+
+/// Where the locale of a database that was backed up is lacking.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LacksLocale {
+    #[error(
+        "this machine does not have the locale of the database that was backed up, {collate} (or {ctype}): install it (on \
+         Debian and Ubuntu the package locales, then locale-gen) and start Tandem anew, or restore with another one that \
+         then sorts its texts (tandem restore --locale C.UTF-8, restore.locale)"
+    )]
+    System { collate: String, ctype: String },
+    #[error(
+        "this PostgreSQL is built without ICU, which the database that was backed up has its locale {0} from: use a PostgreSQL \
+         that has it (postgres.source), or restore with a locale of the system that then sorts its texts (tandem restore \
+         --locale C.UTF-8, restore.locale)"
+    )]
+    Icu(String),
+}
+
+impl LacksLocale {
+    /// What is lacking, without the ways out.
+    pub fn what(&self) -> String {
+        match self {
+            Self::System { collate, ctype } if collate == ctype => format!("this machine lacks {collate}"),
+            Self::System { collate, ctype } => format!("this machine lacks {collate} or {ctype}"),
+            Self::Icu(locale) => format!("this PostgreSQL is built without ICU, and so lacks {locale}"),
+        }
+    }
 }
 
 /// The statement that makes a database on a server of this `version`, where that is known.
@@ -189,11 +247,11 @@ pub async fn load(
         };
         // An input that ends is committed: it ends only when it was whole. Else psql is killed with its input still open.
         match (fed, archive) {
-            (Ok(()), None) => Ok(Ok(())),
+            (Ok(lacking), None) => Ok(Ok(lacking)),
             // psql says why by itself.
             (Err(Broken::Write(error)), _) => Ok(Err(Broken::Write(error))),
             // What pg_restore said is why its output is cut short.
-            (Ok(()) | Err(Broken::CutShort), Some(error)) => Err(anyhow::Error::new(Open(stdin, format!("{error:#}")))),
+            (Ok(_) | Err(Broken::CutShort), Some(error)) => Err(anyhow::Error::new(Open(stdin, format!("{error:#}")))),
             (Err(broken), _) => Err(anyhow::Error::new(Open(stdin, broken.to_string()))),
         }
     };
@@ -218,8 +276,23 @@ pub async fn load(
     })?;
     succeeded("psql", &ended)?;
     match fed {
-        Ok(()) => Ok(()),
+        Ok(lacking) => {
+            tell_lacking(&lacking);
+            Ok(())
+        }
         Err(broken) => bail!("{broken}"),
+    }
+}
+
+/// Say which tablespaces of the backup the server lacks.
+fn tell_lacking(tablespaces: &BTreeSet<String>) {
+    if !tablespaces.is_empty() {
+        let names: Vec<&str> = tablespaces.iter().map(String::as_str).collect();
+        tracing::warn!(
+            "this server lacks the tablespace {}: what lay there is in the database's own now; ALTER TABLE … SET TABLESPACE moves \
+             it once there is one",
+            names.join(", ")
+        );
     }
 }
 
@@ -245,6 +318,9 @@ async fn directory(reach: &Reach, load: &Load, database: &str, existing: &Existi
     reach.let_write(database, true).await?;
     let restoring = PgRestoreBuilder::new().exit_on_error().no_password().jobs(JOBS).dbname(dbname(database));
     // What is to be left out, pg_restore is told by a list of the rest.
+    let lacking = lacking_of_directory(existing, reach, load).await?;
+    tell_lacking(&lacking);
+    let restoring = if lacking.is_empty() { restoring } else { restoring.no_tablespaces() };
     let list = match existing.is_empty() {
         true => None,
         false => Some(list_without(existing, reach, load).await?),
@@ -259,6 +335,20 @@ async fn directory(reach: &Reach, load: &Load, database: &str, existing: &Existi
     reach.let_write(database, false).await
 }
 
+/// The tablespaces that a directory's content names and the server lacks: pg_restore makes all or none of its choices.
+async fn lacking_of_directory(existing: &Existing, reach: &Reach, load: &Load) -> anyhow::Result<BTreeSet<String>> {
+    if existing.tablespaces.is_none() {
+        return Ok(BTreeSet::new());
+    }
+    let schema = PgRestoreBuilder::new().file("-").schema_only().filename(&load.path);
+    let (archive, stream) = Streaming::reading(&reach.client(&schema))?;
+    let how = Feeding { restricts: false, existing: existing.clone(), bytes_max: None };
+    let read = move || feed::feed(stream, &mut io::sink(), how, &AtomicU64::new(0));
+    let read = tokio::task::spawn_blocking(read).await.context("read the backup's schema")?;
+    succeeded("pg_restore", &archive.end(LIST_LIMIT).await?)?;
+    read.context("read the backup's schema")
+}
+
 /// The list of a directory's content, without what is `existing` and what is said of extensions.
 async fn list_without(existing: &Existing, reach: &Reach, load: &Load) -> anyhow::Result<NamedTempFile> {
     let list = NamedTempFile::new().context("make a list of the backup's content")?;
@@ -270,11 +360,11 @@ async fn list_without(existing: &Existing, reach: &Reach, load: &Load) -> anyhow
     // `4; 2615 16385 SCHEMA - name owner`: names stand there without quotes, but for those in comments.
     let is_left_out = |line: &&str| {
         let is = |kind: &str, name: &str| line.contains(&format!(" {kind} {name} "));
-        existing.schemas.iter().any(|name| is("SCHEMA -", &feed::unquoted(name)))
+        existing.schemas.iter().any(|name| is("SCHEMA -", &unquoted(name)))
             || existing
                 .extensions
                 .iter()
-                .any(|name| is("EXTENSION -", &feed::unquoted(name)) || is("COMMENT - EXTENSION", name))
+                .any(|name| is("EXTENSION -", &unquoted(name)) || is("COMMENT - EXTENSION", name))
     };
     let rest: Vec<&str> = text.lines().filter(|line| !is_left_out(line)).collect();
     fs::write(list.path(), rest.join("\n")).context("write the list of the backup's content")?;

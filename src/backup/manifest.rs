@@ -127,6 +127,17 @@ impl Properties {
         let Some(locale) = locale.map(str::to_owned) else { return self.clone() };
         Self { collate: locale.clone(), ctype: locale, ..self.clone() }
     }
+
+    /// With a locale of the system that every machine has.
+    pub fn in_plain_locale(&self) -> Self {
+        let locale = if self.encoding == "UTF8" { "C.UTF-8" } else { "C" };
+        self.in_locale(Some(locale)).of_system()
+    }
+
+    /// With the system's locale alone, where its own is of ICU.
+    pub fn of_system(self) -> Self {
+        Self { provider: "c".to_owned(), icu_locale: None, ..self }
+    }
 }
 
 impl Census {

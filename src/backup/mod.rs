@@ -8,7 +8,8 @@
 //!                        differences: what is compared (pure)
 //!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place; statistics
 //! database_level         what belongs to a database's name and is in no dump
-//! feed ─> screen · tokens    the SQL on its way to psql; without the commands that are not pg_dump's (pure)
+//! feed ─> screen · tokens    the SQL on its way to psql; without the commands that are not pg_dump's (pure); existing: what the
+//!                        server has of it already
 //! signature              who made a backup: manifests are signed, and what nobody here has signed is not trusted
 //! replication            subscriptions and slots, which stay with the database that is replaced
 //! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
@@ -32,6 +33,7 @@ mod differences;
 pub mod doctor;
 pub mod dump;
 mod estimate;
+mod existing;
 mod feed;
 mod files;
 pub mod import;

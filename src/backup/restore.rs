@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_as, query_scalar, raw_sql};
 
-use super::catalog::{Catalog, Entry, Origin};
+use super::catalog::{BackupEntry, Catalog, Origin};
 use super::census::Snapshot;
 use super::copies::Copies;
 use super::estimate::{self, Restorable};
@@ -75,7 +75,7 @@ pub async fn source(
     settings: &Settings,
     (source, older): (&str, bool),
     database: &str,
-) -> anyhow::Result<(Catalog, Entry)> {
+) -> anyhow::Result<(Catalog, BackupEntry)> {
     if let Some((place, name)) = source.rsplit_once('/').filter(|_| source.contains("://")) {
         let copies = Copies::open(settings, place)?;
         let found = copies.find((name, older), database).await?.ok_or_else(|| {
@@ -124,7 +124,7 @@ pub async fn source(
 /// # Errors
 /// [`Failure`] that says why it is not to be restored here.
 pub async fn check<'a>(
-    (catalog, entry): (&Catalog, &'a Entry),
+    (catalog, entry): (&Catalog, &'a BackupEntry),
     settings: &Settings,
     database: &str,
     other_database: bool,
@@ -214,7 +214,7 @@ impl Restoring {
     pub async fn restore(
         &mut self,
         reach: &Reach,
-        (catalog, entry): (&Catalog, &Entry),
+        (catalog, entry): (&Catalog, &BackupEntry),
         settings: &Settings,
         database: &str,
         patience: Duration,
@@ -302,7 +302,7 @@ impl Restoring {
         &mut self,
         reach: &Reach,
         catalog: &Catalog,
-        (entry, manifest): (&Entry, &Manifest),
+        (entry, manifest): (&BackupEntry, &Manifest),
         settings: &Settings,
         (database, new): (&str, &str),
         progress: &telemetry::Progress,
@@ -331,10 +331,11 @@ impl Restoring {
         }
         let locale = settings.restore_locale.as_deref();
         let properties = manifest.census.properties.as_ref().map(|properties| properties.in_locale(locale));
-        let (owner, properties) = (&settings.postgres.user, properties.as_ref());
+        let owner = &settings.postgres.user;
         // In the session that has the lock: if this process is killed, the server may still make the database, and no other
         // restore begins before.
-        load::create_in(&mut self.session, new, owner, properties).await?;
+        let properties = load::create_as_chosen(&mut self.session, new, owner, properties, locale.is_some()).await?;
+        let properties = properties.as_ref();
         let loading = Load {
             path: entry.path.clone(),
             format: manifest.format,

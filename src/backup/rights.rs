@@ -15,11 +15,12 @@ use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_s
 
 use super::catalog::Origin;
 use super::census;
+use super::existing::Existing;
 use super::feed;
 use super::load::{self, Load};
 use super::manifest::{Manifest, Properties};
 use super::reach::Reach;
-use super::screen::Existing;
+use super::tokens::unquoted;
 use crate::exit::in_words;
 use crate::plan::Secret;
 use crate::postgres::provision::identifier;
@@ -106,10 +107,12 @@ pub async fn bring_in(
     target: NewDatabase<'_>,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    if !reach.is_superuser() {
-        return load::load(reach, loading, target.name, &Existing::default(), progress).await;
-    }
     let mut session = reach.session(target.name).await?;
+    let existing = Existing { tablespaces: Some(tablespaces(&mut session).await?), ..Existing::default() };
+    if !reach.is_superuser() {
+        let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
+        return load::load(reach, loading, target.name, &existing, progress).await;
+    }
     let ordinary = query_scalar::<_, String>(ORDINARY).fetch_all(&mut session);
     let ordinary = answered(ANSWER_LIMIT, "list the roles", ordinary).await?;
     let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
@@ -119,7 +122,7 @@ pub async fn bring_in(
         return Err(NeedsTrust.into());
     }
     if loading.rights != Rights::All && !is_strong {
-        let error = match confined(reach, loading, target, &ordinary, progress).await {
+        let error = match confined(reach, loading, target, (&ordinary, &existing), progress).await {
             Err(error) if needs_more(&error) => error,
             outcome => return outcome,
         };
@@ -132,7 +135,13 @@ pub async fn bring_in(
         load::drop(reach, target.name).await?;
         load::create(reach, target.name, target.owner, target.properties).await?;
     }
-    load::load(reach, loading, target.name, &Existing::default(), progress).await
+    load::load(reach, loading, target.name, &existing, progress).await
+}
+
+/// The tablespaces of a server.
+async fn tablespaces(session: &mut PgConnection) -> anyhow::Result<Vec<String>> {
+    let names = query_scalar::<_, String>("SELECT spcname::text FROM pg_catalog.pg_tablespace").fetch_all(session);
+    answered(ANSWER_LIMIT, "list the tablespaces", names).await
 }
 
 /// A backup that is not trusted needs more rights than it gets.
@@ -153,14 +162,15 @@ async fn confined(
     reach: &Reach,
     loading: &Load,
     target: NewDatabase<'_>,
-    ordinary: &[String],
+    (ordinary, there): (&[String], &Existing),
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let mut session = reach.session(target.name).await?;
     let (role, password) = make_role(&mut session, ordinary).await?;
     let confined = reach.with_role(&role, &password);
     let outcome = async {
-        let existing = extensions(&mut session, reach, loading, &role).await?;
+        let made = extensions(&mut session, reach, loading, &role).await?;
+        let existing = Existing { tablespaces: there.tablespaces.clone(), ..made };
         load::load(&confined, loading, target.name, &existing, progress).await?;
         // Objects for which the dump names no owner belong to the database's owner.
         let leave = format!("REASSIGN OWNED BY {} TO {}", identifier(&role), identifier(target.owner));
@@ -203,9 +213,7 @@ async fn make_role(session: &mut PgConnection, ordinary: &[String]) -> anyhow::R
     let members: Vec<String> = ordinary.iter().map(|name| identifier(name)).collect();
     let grant = format!("GRANT {} TO {} WITH INHERIT TRUE, SET TRUE", members.join(", "), identifier(&role));
     run(session, "grant the roles to the one that loads", grant).await?;
-    let places = "SELECT spcname::text FROM pg_catalog.pg_tablespace WHERE spcname !~ '^pg_'";
-    let places = query_scalar::<_, String>(places).fetch_all(&mut *session);
-    for place in answered(ANSWER_LIMIT, "list the tablespaces", places).await? {
+    for place in tablespaces(session).await?.into_iter().filter(|place| !place.starts_with("pg_")) {
         let grant = format!("GRANT CREATE ON TABLESPACE {} TO {}", identifier(&place), identifier(&role));
         run(session, "open a tablespace to the role that loads", grant).await?;
     }
@@ -237,14 +245,14 @@ async fn extensions(session: &mut PgConnection, reach: &Reach, loading: &Load, r
     drop(archive);
     let mut existing = Existing::default();
     for feed::Extension { written, schema } in head.extensions {
-        let in_schema = head.schemas.iter().find(|written| Some(feed::unquoted(written)) == schema);
+        let in_schema = head.schemas.iter().find(|written| Some(unquoted(written)) == schema);
         if let Some(written) = in_schema.filter(|written| !existing.schemas.contains(written)) {
-            let schema = identifier(&feed::unquoted(written));
+            let schema = identifier(&unquoted(written));
             let make = format!("CREATE SCHEMA {schema} AUTHORIZATION {}", identifier(role));
             run(session, "make the schema of an extension", make).await?;
             existing.schemas.push(written.clone());
         }
-        let name = feed::unquoted(&written);
+        let name = unquoted(&written);
         let schema = schema.map(|schema| format!(" SCHEMA {}", identifier(&schema))).unwrap_or_default();
         let make = format!("CREATE EXTENSION IF NOT EXISTS {}{schema} CASCADE", identifier(&name));
         run(session, &format!("make extension {name}"), make).await?;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{Catalog, Entry};
+use super::catalog::{BackupEntry, Catalog};
 use super::copies::Copies;
 use super::dump::{self, Wanted};
 use super::files;
@@ -36,6 +36,9 @@ pub struct Run {
     pub removed: Vec<String>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether nothing failed but copies: what is tried again then is to send them, and no other backup is taken.
+    #[serde(default)]
+    pub only_copies: bool,
 }
 
 /// Take a backup of `database`, and what belongs to it; recorded in the catalog however it ends.
@@ -46,9 +49,25 @@ pub async fn run(means: &Means<'_>, reach: &Reach, database: &str) -> anyhow::Re
     let catalog = Catalog::of(means.settings, means.home);
     let mut run = Run { started: Utc::now(), ..Run::default() };
     let outcome = whole(means, reach, database, &catalog, &mut run).await;
+    finish(&catalog, run, outcome)
+}
+
+/// Send the copies of `database` that the last run could not, and let go what may go then. What that run took and proved is
+/// this run's too; recorded as every run.
+///
+/// # Errors
+/// The first thing that failed.
+pub async fn copy_again(means: &Means<'_>, database: &str) -> anyhow::Result<Run> {
+    let catalog = Catalog::of(means.settings, means.home);
+    let mut run = Run { started: Utc::now(), error: None, ..last(&catalog).unwrap_or_default() };
+    let outcome = copy_and_prune(means.settings, database, &catalog, &mut run, Ok(())).await;
+    finish(&catalog, run, outcome)
+}
+
+fn finish(catalog: &Catalog, mut run: Run, outcome: anyhow::Result<()>) -> anyhow::Result<Run> {
     run.finished = Utc::now();
     run.error = outcome.as_ref().err().map(in_words);
-    record(&catalog, &run);
+    record(catalog, &run);
     outcome.map(|()| run)
 }
 
@@ -63,7 +82,21 @@ async fn whole(
     let manifest = dump::take(reach, catalog, Wanted::of(settings, database), run.started).await?;
     (run.name, run.size_bytes) = (Some(manifest.file.clone()), Some(manifest.size_bytes));
     // The proof comes first: a copy of what does not restore would be the newest one in its place.
-    let proven = prove(means, catalog, database, &manifest.file, run).await;
+    let proven = prove(means, catalog, database, &manifest.file, run).await.and_then(|proof| match proof {
+        Proof::Bad(problems) => Err(Failure::new(Code::Failed, format!("{} is bad: {problems}", manifest.file)).into()),
+        Proof::Good | Proof::NotDue => Ok(()),
+    });
+    copy_and_prune(settings, database, catalog, run, proven).await
+}
+
+/// What follows when a backup was taken, and `proven` or not.
+async fn copy_and_prune(
+    settings: &Settings,
+    database: &str,
+    catalog: &Catalog,
+    run: &mut Run,
+    proven: anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let sent = send_missing(settings, catalog, database).await;
     // Retention runs even if the copies or the proof failed: old backups must not fill the disk.
     let pruned = prune(settings, catalog, database, run.started).await;
@@ -71,10 +104,7 @@ async fn whole(
         let removed = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_)));
         run.removed = removed.map(|(entry, _)| entry.name.to_string()).collect();
     }
-    let proven = proven.and_then(|proof| match proof {
-        Proof::Bad(problems) => Err(Failure::new(Code::Failed, format!("{} is bad: {problems}", manifest.file)).into()),
-        Proof::Good | Proof::NotDue => Ok(()),
-    });
+    run.only_copies = sent.is_err() && proven.is_ok() && pruned.is_ok();
     first_of([proven, sent, pruned.map(drop)])
 }
 
@@ -121,7 +151,7 @@ fn first_of(outcomes: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::R
 ///
 /// # Errors
 /// What the first that failed said.
-pub async fn send(settings: &Settings, catalog: &Catalog, entry: &Entry) -> anyhow::Result<()> {
+pub async fn send(settings: &Settings, catalog: &Catalog, entry: &BackupEntry) -> anyhow::Result<()> {
     let mut outcomes = Vec::new();
     for (destination, copies) in Copies::configured(settings) {
         let sent = match copies {
@@ -153,9 +183,9 @@ async fn send_missing(settings: &Settings, catalog: &Catalog, database: &str) ->
     first_of(outcomes)
 }
 
-async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[Entry]) -> anyhow::Result<()> {
+async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[BackupEntry]) -> anyhow::Result<()> {
     let destination = copies.destination.to_string();
-    let (sent, missing): (Vec<&Entry>, Vec<&Entry>) =
+    let (sent, missing): (Vec<&BackupEntry>, Vec<&BackupEntry>) =
         entries.iter().rev().partition(|entry| ledger::is_copied(catalog, entry, &destination));
     if missing.is_empty() {
         return Ok(());
@@ -165,7 +195,7 @@ async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[Entry]) 
         [one] => format!("the copy in {destination} is missing: {} is in {} only", one.name, catalog.dir().display()),
         more => format!("{destination} lacks {} backups, which are in {} only", more.len(), catalog.dir().display()),
     })?;
-    let is_held = |entry: &Entry| held.iter().any(|held| held.whole && held.name == entry.name);
+    let is_held = |entry: &BackupEntry| held.iter().any(|held| held.whole && held.name == entry.name);
     // A place that has nothing of what it was sent is another one: a new disk, a new bucket.
     let lost = if sent.iter().any(|entry| is_held(entry)) { Vec::new() } else { sent };
     for entry in missing.into_iter().chain(lost) {
@@ -186,7 +216,7 @@ pub fn fates(
     catalog: &Catalog,
     database: &str,
     now: DateTime<Utc>,
-) -> anyhow::Result<Vec<(Entry, Fate)>> {
+) -> anyhow::Result<Vec<(BackupEntry, Fate)>> {
     let mut fates = catalog.fates(database, &Rules::of(&settings.backup), now)?;
     let destinations: Vec<String> =
         Copies::configured(settings).into_iter().map(|(destination, _)| destination).collect();
@@ -203,7 +233,7 @@ pub async fn prune(
     catalog: &Catalog,
     database: &str,
     now: DateTime<Utc>,
-) -> anyhow::Result<Vec<(Entry, Fate)>> {
+) -> anyhow::Result<Vec<(BackupEntry, Fate)>> {
     let _lock = catalog.lock()?;
     let (fates, places) = (fates(settings, catalog, database, now)?, Copies::configured(settings));
     for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {

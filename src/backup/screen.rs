@@ -6,8 +6,10 @@
 //! none of them ends the reading. The dump's own `\restrict` is left out: ours comes before it, with a key that the dump does
 //! not know, and then psql itself refuses whatever this reading should have missed.
 
+use std::collections::BTreeSet;
 use std::mem;
 
+use super::existing::{CHOOSES_TABLESPACE, Existing};
 use super::tokens::{is_copy_from_stdin, is_word};
 
 /// What the command line of `\restrict` may hold at the most, in bytes.
@@ -18,6 +20,9 @@ const HELD_MAX: usize = 1 << 18;
 const WORDS_MAX: usize = 3;
 /// The longest of these words that is of interest.
 const WORD_LENGTH_MAX: usize = 16;
+
+/// The first letters of what chooses a tablespace.
+const DEFAULT_TABLESPACE: &[u8] = b"default_tablespa";
 
 /// Why a file goes no further.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,33 +74,6 @@ enum Fate {
     Held,
 }
 
-/// What the database has already of what the dump makes, and what is therefore left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Existing {
-    /// Extensions and what is said of them, as the dump writes their names.
-    pub extensions: Vec<String>,
-    /// Schemas, likewise.
-    pub schemas: Vec<String>,
-}
-
-impl Existing {
-    pub fn is_empty(&self) -> bool {
-        self.extensions.is_empty() && self.schemas.is_empty()
-    }
-
-    /// Whether `statement` makes something that is there.
-    fn makes(&self, statement: &[u8]) -> bool {
-        let begins = |start: String| statement.starts_with(start.as_bytes());
-        self.schemas.iter().any(|name| statement == format!("CREATE SCHEMA {name};").as_bytes())
-            || self.extensions.iter().any(|name| {
-                let make = format!("CREATE EXTENSION IF NOT EXISTS {name}");
-                begins(format!("{make};"))
-                    || begins(format!("{make} "))
-                    || begins(format!("COMMENT ON EXTENSION {name} "))
-            })
-    }
-}
-
 /// A reader of SQL on its way to psql.
 #[derive(Debug)]
 pub struct Screen {
@@ -116,6 +94,7 @@ pub struct Screen {
     fate: Fate,
     held: Vec<u8>,
     existing: Existing,
+    lacking: BTreeSet<String>,
 }
 
 impl Screen {
@@ -134,7 +113,13 @@ impl Screen {
             fate: Fate::Open,
             held: Vec::new(),
             existing,
+            lacking: BTreeSet::new(),
         }
+    }
+
+    /// The tablespaces that the dump chose so far and the server lacks.
+    pub fn lacking(&self) -> &BTreeSet<String> {
+        &self.lacking
     }
 
     /// Add to `out` what of `input` psql may read.
@@ -344,7 +329,10 @@ impl Screen {
             {
                 Fate::Held
             }
-            [] | [b"create" | b"comment"] | [b"comment", b"on"] if space || matches!(byte, b'-' | b'/' | b'*') => {
+            [b"set", DEFAULT_TABLESPACE, ..] if self.existing.tablespaces.is_some() => Fate::Held,
+            [] | [b"create" | b"comment" | b"set"] | [b"comment", b"on"]
+                if space || matches!(byte, b'-' | b'/' | b'*') =>
+            {
                 Fate::Open
             }
             // A statement that is empty ends here.
@@ -377,7 +365,11 @@ impl Screen {
             }
             self.place = Place::AfterCopy;
         }
-        if fate != Fate::Held || !self.existing.makes(&held) {
+        if let Some(tablespace) = self.existing.lacks(&held).filter(|_| fate == Fate::Held) {
+            self.lacking.insert(tablespace);
+            out.extend_from_slice(CHOOSES_TABLESPACE.as_bytes());
+            out.extend_from_slice(b"'';");
+        } else if fate != Fate::Held || !self.existing.makes(&held) {
             out.extend_from_slice(&held);
         }
         Ok(())

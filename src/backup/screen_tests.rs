@@ -4,7 +4,11 @@ use super::*;
 fn screened(text: &str, has_extensions: bool) -> Result<String, Refused> {
     let in_pieces = |size: usize| {
         let existing = match has_extensions {
-            true => Existing { extensions: vec!["\"uuid-ossp\"".to_owned()], schemas: vec!["\"its own\"".to_owned()] },
+            true => Existing {
+                extensions: vec!["\"uuid-ossp\"".to_owned()],
+                schemas: vec!["\"its own\"".to_owned()],
+                tablespaces: None,
+            },
             false => Existing::default(),
         };
         let (mut screen, mut out) = (Screen::new(existing), Vec::new());
@@ -156,5 +160,23 @@ fn only_rows_that_follow_are_copied() {
     ] {
         let refused = screened(&format!("SELECT 1;\n{copy}\n1\n\\.\n"), false).unwrap_err();
         assert!(refused.what.contains("COPY"), "{copy}: {refused}");
+    }
+}
+
+#[test]
+fn a_tablespace_that_the_server_lacks_is_the_default_one() {
+    let there = ["pg_default", "fast", "its own"].map(str::to_owned).to_vec();
+    let existing = Existing { tablespaces: Some(there), ..Existing::default() };
+    let text = "SET client_encoding = 'UTF8';\nSET default_tablespace = fast;\nCREATE TABLE a ();\n\
+                SET default_tablespace = slow;\n\nCREATE TABLE b (c text DEFAULT 'SET default_tablespace = slow;');\n\
+                SET default_tablespace = \"its own\";\nSET default_tablespace = \"odd \"\" one\";\nSET default_tablespace = '';\n\
+                SET default_table_access_method = heap;\nSET set = 1;\n";
+    for size in [1, 2, 3, 7, text.len()] {
+        let (mut screen, mut out) = (Screen::new(existing.clone()), Vec::new());
+        text.as_bytes().chunks(size).try_for_each(|piece| screen.pass(piece, &mut out)).unwrap();
+        screen.finish(&mut out);
+        let expected = text.replacen("= slow;\n\n", "= '';\n\n", 1).replace("\"odd \"\" one\"", "''");
+        assert_eq!(String::from_utf8(out).unwrap(), expected, "in pieces of {size}");
+        assert_eq!(screen.lacking().iter().collect::<Vec<_>>(), ["odd \" one", "slow"]);
     }
 }

@@ -135,3 +135,10 @@ pub fn is_copy_from_stdin(statement: &[u8]) -> bool {
         [b"copy", b"from", b"stdin"] | [b"copy", _, b"from", b"stdin"] | [b"copy", _, _, b"from", b"stdin"]
     )
 }
+/// The name that `name` is without its quotes.
+pub fn unquoted(name: &str) -> String {
+    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => name.to_owned(),
+    }
+}

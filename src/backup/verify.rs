@@ -7,12 +7,12 @@ use anyhow::Context;
 use chrono::Utc;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, query_scalar, raw_sql};
 
-use super::catalog::{Catalog, Entry, Origin};
+use super::catalog::{BackupEntry, Catalog, Origin};
 use super::census::Snapshot;
 use super::contents;
 use super::estimate::Restorable;
 use super::files::digest;
-use super::load::{self, Load};
+use super::load::{self, LacksLocale, Load};
 use super::manifest::{Census, Manifest, Properties, Verdict};
 use super::reach::Reach;
 use super::rights::{self, NeedsTrust, NewDatabase, Rights};
@@ -62,6 +62,8 @@ const LACKS: &[&str] = &[
     "could not load library",
     "is not supported by this build",
     "icu is not supported",
+    "could not create locale",
+    "could not open collator",
     "out of shared memory",
     "out of memory",
     // An extension that works only where the server loads it at its start, which this one does not: "must be loaded via", "can
@@ -88,7 +90,7 @@ pub struct Means<'a> {
 ///
 /// # Errors
 /// It could not be verified, as on a machine without room: that is no verdict on the backup.
-pub async fn verify(means: &Means<'_>, catalog: &Catalog, entry: &Entry) -> anyhow::Result<Verdict> {
+pub async fn verify(means: &Means<'_>, catalog: &Catalog, entry: &BackupEntry) -> anyhow::Result<Verdict> {
     let began = Instant::now();
     let problems = match &entry.manifest {
         Err(problem) => vec![problem.clone()],
@@ -155,7 +157,7 @@ pub fn globals_altered(catalog: &Catalog, manifest: &Manifest) -> Option<String>
 async fn restored(
     means: &Means<'_>,
     catalog: &Catalog,
-    entry: &Entry,
+    entry: &BackupEntry,
     manifest: &Manifest,
     progress: &Progress,
 ) -> anyhow::Result<Vec<String>> {
@@ -175,12 +177,28 @@ async fn restored(
         size: Restorable::of(manifest),
         digests: manifest.census.contents.is_some(),
     };
-    let (found, mut problems) = match try_out(means, &trial, progress).await? {
-        Ok(found) => found,
+    let Tried { census, damage, lacks } = match try_out(means, &trial, progress).await? {
+        Ok(tried) => tried,
         Err(problem) => return Ok(vec![problem]),
     };
-    problems.splice(0..0, manifest.census.differences(&found));
-    Ok(problems)
+    let mut problems = manifest.census.differences(&census);
+    problems.extend(damage);
+    match lacks {
+        // It may be the other locale that makes the difference.
+        Some(lacks) if !problems.is_empty() => {
+            Err(anyhow::anyhow!(problems.join("\n  ")).context(lacks).context(untried(&entry.path)))
+        }
+        _ => Ok(problems),
+    }
+}
+
+/// What came of a file that restores.
+pub struct Tried {
+    pub census: Census,
+    /// What is damaged.
+    pub damage: Vec<String>,
+    /// Why it was tried with another locale than its own.
+    pub lacks: Option<LacksLocale>,
 }
 
 /// A file that is restored to see what is in it.
@@ -201,7 +219,7 @@ pub async fn try_out(
     means: &Means<'_>,
     trial: &Trial<'_>,
     progress: &Progress,
-) -> anyhow::Result<Result<(Census, Vec<String>), String>> {
+) -> anyhow::Result<Result<Tried, String>> {
     let loaded = trial.size.loaded();
     let dir = place(means, loaded)?;
     let throwaway = Throwaway::start(means.settings, means.installation, means.home, &dir, SETTINGS)
@@ -227,13 +245,13 @@ async fn load_and_look(
     trial: &Trial<'_>,
     throwaway: &Throwaway,
     progress: &Progress,
-) -> anyhow::Result<(Census, Vec<String>)> {
+) -> anyhow::Result<Tried> {
     let reach = Reach::superuser(throwaway.home(), throwaway.port(), means.installation.clone());
     let owner = trial.properties.map_or(&means.settings.postgres.user, |properties| &properties.owner);
     make_roles(&reach, trial, owner).await?;
     // Checks, ranges and indexes of texts hold in the backup's own locale, and need not in another.
-    let world = trial.properties.cloned().unwrap_or_else(unknown_world);
-    load::create(&reach, DATABASE, owner, Some(&world)).await.with_context(|| untried(&trial.load.path))?;
+    let own = trial.properties.cloned().unwrap_or_else(unknown_world);
+    let (world, lacks) = make_database(&reach, owner, own).await.with_context(|| untried(&trial.load.path))?;
     let target = NewDatabase { name: DATABASE, owner, properties: Some(&world) };
     if let Err(error) = rights::bring_in(&reach, &trial.load, target, progress).await {
         let words = in_words(&error);
@@ -243,6 +261,9 @@ async fn load_and_look(
         if error.is::<NeedsTrust>() || tells_of_the_trial(&words) {
             return Err(error.context(untried(&trial.load.path)));
         }
+        if let Some(lacks) = lacks {
+            return Err(error.context(lacks).context(untried(&trial.load.path)));
+        }
         return Err(DoesNotRestore(words).into());
     }
     progress.say("counting what was restored");
@@ -251,7 +272,25 @@ async fn load_and_look(
     let found = found.with_context(|| format!("count what was restored: longer than backup.limit, {limit:?}"))??;
     disable_event_triggers(&reach).await.with_context(|| untried(&trial.load.path))?;
     let damage = corruption(&reach, limit).await.with_context(|| untried(&trial.load.path))?;
-    Ok((found, damage.into_iter().collect()))
+    Ok(Tried { census: found, damage: damage.into_iter().collect(), lacks })
+}
+
+/// Make the database like `own`, or with a locale that every machine has where this one lacks its own: what restores with that
+/// one is whole, and what does not need not be broken.
+async fn make_database(
+    reach: &Reach,
+    owner: &str,
+    own: Properties,
+) -> anyhow::Result<(Properties, Option<LacksLocale>)> {
+    let error = match load::create(reach, DATABASE, owner, Some(&own)).await {
+        Ok(()) => return Ok((own, None)),
+        Err(error) => error,
+    };
+    let Some(lacks) = error.downcast_ref::<LacksLocale>().cloned() else { return Err(error) };
+    let plain = own.in_plain_locale();
+    tracing::info!("tried with locale {}: {}", plain.collate, lacks.what());
+    load::create(reach, DATABASE, owner, Some(&plain)).await?;
+    Ok((plain, Some(lacks)))
 }
 
 /// Make the roles that the backup has, and the one that owns its database.
@@ -297,7 +336,9 @@ fn unknown_world() -> Properties {
 /// Whether what PostgreSQL's programs said is about this machine, and not about the backup.
 fn tells_of_the_trial(words: &str) -> bool {
     let words = words.to_ascii_lowercase();
-    LACKS.iter().any(|lack| words.contains(lack))
+    // `collation "de_DE.utf8" for encoding "UTF8" does not exist`: those of the system are in no dump.
+    let lacks_collation = words.contains("collation \"") && words.contains("for encoding");
+    lacks_collation || LACKS.iter().any(|lack| words.contains(lack))
 }
 
 /// What is said of a backup that this machine cannot try out: it may be good.
@@ -338,14 +379,19 @@ fn place(means: &Means<'_>, loaded: u64) -> anyhow::Result<PathBuf> {
     let needed = loaded.saturating_add(CLUSTER_SIZE);
     let in_memory = Path::new(MEMORY);
     // What is in there counts as this process's memory, which a control group may limit.
-    let has_room = needed < memory::available() / MEMORY_PART
-        && FileSystem::of(in_memory).is_some_and(|there| needed < there.free / MEMORY_SHARE);
-    if has_room && identity::may_write(in_memory, None) {
+    let free = FileSystem::of(in_memory).map_or(0, |there| there.free);
+    if is_little(needed, memory::available(), free) && identity::may_write(in_memory, None) {
         return Ok(in_memory.to_owned());
     }
     let disk = &means.home.state;
     guard(means).claim(disk, needed).check()?;
     Ok(disk.clone())
+}
+
+/// Whether `needed` bytes are little of the memory that this process and its children may use, `available`, and of what is `free`
+/// of it. Pure.
+fn is_little(needed: u64, available: u64, free: u64) -> bool {
+    needed < available / MEMORY_PART && needed < free / MEMORY_SHARE
 }
 
 fn guard(means: &Means<'_>) -> Guard {
@@ -358,12 +404,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_verification_takes_memory_only_where_that_is_little_of_it() {
+        let gigabytes = |count: u64| count << 30;
+        assert!(is_little(gigabytes(1), gigabytes(16), gigabytes(8)));
+        assert!(!is_little(gigabytes(1), gigabytes(4), gigabytes(8)), "a quarter of what a control group grants");
+        assert!(!is_little(gigabytes(2), gigabytes(64), gigabytes(8)), "a quarter of what is free there");
+        assert!(
+            !is_little(CLUSTER_SIZE, gigabytes(1), gigabytes(32)),
+            "not even an empty cluster in a small container"
+        );
+        assert!(!is_little(0, gigabytes(1), 0), "there is no such file system");
+    }
+
+    #[test]
     fn what_this_machine_lacks_is_no_verdict() {
         for words in [
             "ERROR:  pg_cron can only be loaded via shared_preload_libraries",
             "ERROR:  pg_stat_statements must be loaded via \"shared_preload_libraries\"",
             "FATAL:  extension \"timescaledb\" must be preloaded",
             "ERROR:  extension \"postgis\" is not available",
+            "ERROR:  collation \"pg_catalog.de_DE.utf8\" for encoding \"UTF8\" does not exist",
         ] {
             assert!(tells_of_the_trial(words), "{words}");
         }

@@ -10,7 +10,11 @@ pub enum Backup {
     Create(BackupCreate),
     /// What the schedule does, in one go: back up, verify if that is due, prune
     #[command(hide = true)]
-    Scheduled,
+    Scheduled {
+        /// Only send the copies that the last run could not
+        #[arg(long)]
+        copies: bool,
+    },
     /// Restore backups into a throwaway server and compare what is there with what was backed up
     Verify {
         /// `latest`, or the backup's name in `tandem backup list` [default: latest]

@@ -26,6 +26,12 @@ pub struct TestArgs {
     /// Serve IntegreSQL's interface on loopback, at $INTEGRESQL_CLIENT_BASE_URL
     #[arg(long)]
     pub integresql: bool,
+    /// Serve the test runner with this process id, until it closes standard input or ends: for pytest's plugin
+    #[arg(long, value_name = "PID", hide = true, conflicts_with_all = ["workers", "integresql", "command"])]
+    pub serve: Option<i32>,
+    /// It only collects tests: no server is started
+    #[arg(long, hide = true, requires = "serve")]
+    pub collects: bool,
     /// The command and its arguments [default: pytest]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub command: Vec<String>,

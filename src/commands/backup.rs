@@ -8,7 +8,7 @@ use anyhow::Context;
 use chrono::Utc;
 use comfy_table::Table;
 
-use crate::backup::catalog::{Catalog, Entry};
+use crate::backup::catalog::{BackupEntry, Catalog};
 use crate::backup::copies::Copies;
 use crate::backup::dump::{self, Wanted};
 use crate::backup::import;
@@ -37,7 +37,7 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
     match command {
         None => take(common, create).await,
         Some(Backup::Create(create)) => take(common, create).await,
-        Some(Backup::Scheduled) => scheduled(common).await,
+        Some(Backup::Scheduled { copies }) => scheduled(common, copies).await,
         Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
         Some(Backup::Import { file, database, trust, json }) => {
             import(common, &file, database.as_deref(), trust, json).await
@@ -175,7 +175,7 @@ async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> a
 }
 
 /// A verdict in words.
-fn judged(entry: &Entry, verdict: &Verdict) -> String {
+fn judged(entry: &BackupEntry, verdict: &Verdict) -> String {
     let (name, seconds) = (&entry.name, verdict.duration_ms as f64 / 1000.0);
     match &entry.manifest {
         Ok(manifest) if verdict.good() => {
@@ -217,11 +217,14 @@ async fn take(common: &Common, create: BackupCreate) -> anyhow::Result<Code> {
 }
 
 /// The process that `tandem up` starts for the schedule. `tandem up` reads the last line that it prints.
-async fn scheduled(common: &Common) -> anyhow::Result<Code> {
+async fn scheduled(common: &Common, copies: bool) -> anyhow::Result<Code> {
     open::with_database(common, Vec::new(), "tandem backup", async move |at: open::Database| {
         stand_back(&at.settings);
         let means = Means { settings: &at.settings, home: &at.home, installation: at.reach.installation() };
-        let run = scheduled::run(&means, &at.reach, &at.name).await?;
+        let run = match copies {
+            true => scheduled::copy_again(&means, &at.name).await?,
+            false => scheduled::run(&means, &at.reach, &at.name).await?,
+        };
         say(&serde_json::to_string(&run)?)?;
         Ok(())
     })
@@ -292,7 +295,7 @@ async fn list_copies(copies: &Copies, json: bool) -> anyhow::Result<Code> {
     Ok(Code::Stopped)
 }
 
-fn table(entries: &[Entry]) -> String {
+fn table(entries: &[BackupEntry]) -> String {
     if entries.is_empty() {
         return "there are no backups yet: `tandem backup` takes one".to_owned();
     }
@@ -314,7 +317,7 @@ fn table(entries: &[Entry]) -> String {
 }
 
 /// The state, with the reason for a bad one.
-fn state(entry: &Entry) -> String {
+fn state(entry: &BackupEntry) -> String {
     let why = match (&entry.manifest, &entry.verdict) {
         (Err(problem), _) => Some(problem.clone()),
         (Ok(_), Some(verdict)) => verdict.problems.first().cloned(),

@@ -1,13 +1,16 @@
 //! `tandem check`
 
+use serde_json::{Value, json};
+
 use crate::boot;
-use crate::cli::Common;
+use crate::cli::{Check, Common};
 use crate::commands::open;
 use crate::commands::running::say;
-use crate::config::{Loaded, PostgresMode, Settings};
-use crate::exit::Code;
+use crate::config::{Loaded, PostgresMode, Settings, json_schema};
+use crate::exit::{self, Code, Reason, code_of, in_words};
 use crate::postgres::home::Home;
 use crate::postgres::{binaries, lookup, tried};
+use crate::telemetry;
 use crate::workers::{environment, launch, serving};
 
 /// Let PostgreSQL check `[postgres.settings]`, if it is installed already; a notice where it cannot.
@@ -41,27 +44,49 @@ async fn check_serving(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
     Ok(serving::verify(loaded, question, user).await?.notices)
 }
 
-/// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`, and no
-/// default where only what was `changed` is asked for.
-///
-/// # Errors
-/// Every error of the configuration at once.
-pub async fn run(common: &Common, json: bool, all: bool, changed: bool) -> anyhow::Result<Code> {
+/// A sound configuration, and what is to be said about it.
+async fn sound(common: &Common) -> anyhow::Result<(Loaded, Vec<String>)> {
     let mut loaded = open::load(common, Vec::new())?;
+    loaded.check_credentials()?;
     let untried = try_settings(&loaded.settings).await?;
     loaded.notices.extend(untried);
     // Now and on this machine: it may resolve where the deployment runs.
     loaded.notices.extend(lookup::unresolved(&loaded.settings.postgres).await);
     loaded.notices.extend(check_serving(&loaded).await?);
+    let stop = boot::stop_ladder(&loaded.settings);
+    let notices = loaded.notices.iter().chain(&loaded.remarks).cloned().chain(stop.notice()).collect();
+    Ok((loaded, notices))
+}
+
+/// Print the plan, each value with its origin, secrets hidden; many variables of the workers in one line unless `all`, and no
+/// default where only what was `changed` is asked for.
+///
+/// # Errors
+/// Every error of the configuration at once; with `json` they are printed, and the exit code is the same.
+pub async fn run(common: &Common, args: Check) -> anyhow::Result<Code> {
+    if args.schema {
+        telemetry::print(&json_schema::text())?;
+        return Ok(Code::Stopped);
+    }
+    let (mut loaded, notices) = match sound(common).await {
+        Ok(sound) => sound,
+        Err(error) if args.json => {
+            say(&serde_json::to_string_pretty(&unsound(&error))?)?;
+            return Ok(code_of(&error));
+        }
+        Err(error) => return Err(error),
+    };
     let set = loaded.changed();
-    if changed {
+    if args.changed {
         loaded.only_changed();
     }
     let stop = boot::stop_ladder(&loaded.settings);
-    let notices: Vec<String> = loaded.notices.iter().chain(&loaded.remarks).cloned().chain(stop.notice()).collect();
-    if json {
+    if args.json {
         let mut told = loaded.to_json();
-        told["stop"] = serde_json::json!({
+        told["ok"] = true.into();
+        told["problems"] = json!([]);
+        told["see"] = Value::Null;
+        told["stop"] = json!({
             "seconds": stop.total().as_secs_f64(),
             "orderly_seconds": stop.orderly().as_secs_f64(),
             "platform_seconds": stop.platform_grace.as_secs_f64(),
@@ -71,12 +96,33 @@ pub async fn run(common: &Common, json: bool, all: bool, changed: bool) -> anyho
         return Ok(Code::Stopped);
     }
     let platform = humantime::format_duration(stop.platform_grace);
-    say(&format!("{}\n{}stop: {stop}, the platform grants {platform}\n", loaded.table(all), loaded.connections()))?;
+    let (table, connections) = (loaded.table(args.all), loaded.connections());
+    say(&format!("{table}\n{connections}stop: {stop}, the platform grants {platform}\n"))?;
     for notice in &notices {
         say(&format!("notice: {notice}"))?;
     }
     say(&verdict(set, notices.len()))?;
     Ok(Code::Stopped)
+}
+
+/// A configuration that cannot be used, with the members that a sound one has.
+fn unsound(error: &anyhow::Error) -> Value {
+    let text = in_words(error);
+    let problems = match exit::reasons_of(error) {
+        [] => vec![Reason::of_message(text.clone())],
+        reasons => reasons.to_vec(),
+    };
+    json!({
+        "ok": false,
+        "problems": problems,
+        "see": exit::see(error, &text),
+        "notices": [],
+        "file": null,
+        "directory": null,
+        "keys": [],
+        "connections": null,
+        "stop": null,
+    })
 }
 
 /// The last line: that nothing is wrong, and what to look at.

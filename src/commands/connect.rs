@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::cli::Common;
 use crate::commands::open;
 use crate::commands::running::say;
-use crate::config::{PostgresMode, Settings};
+use crate::config::{PostgresMode, Purpose, Settings, Source};
 use crate::exit::{Code, Failure};
+use crate::harness;
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
 use crate::postgres::server;
@@ -47,6 +48,26 @@ pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::
     if superuser {
         command = as_superuser(command, &settings)?;
     }
+    telemetry::flush();
+    let error = process::replace(&command);
+    Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))
+}
+
+/// Become psql in the database of the test that `name` means.
+///
+/// # Errors
+/// No run of this project has a database of it.
+pub async fn psql_of_test(common: &Common, name: &str, args: &[String]) -> anyhow::Result<Code> {
+    // As `tandem test`: whatever server the project has, its tests have another one.
+    let managed = open::flag("postgres.mode", "managed", "tandem psql --test");
+    let mut source = Source { purpose: Purpose::Test, ..open::source(common, vec![managed])? };
+    source.environment.remove("DATABASE_URL");
+    let settings = open::configure(source)?.loaded.settings;
+    let url = harness::find_of_test(&settings, name).await?;
+    let state = Home::resolve(&settings)?.state;
+    let python = environment::existing(&settings.python, &state, &settings.directory);
+    let around = Surroundings { of_tests: true, ..around(&settings, &url, &python) };
+    let command = around.tool(client(&settings).await?.args(args), "tandem-psql");
     telemetry::flush();
     let error = process::replace(&command);
     Err(anyhow::Error::new(error).context(format!("start {}", command.program().display())))

@@ -6,6 +6,7 @@ mod check;
 mod connect;
 mod database;
 mod deploy;
+mod docs;
 mod doctor;
 mod health;
 mod import;
@@ -13,6 +14,7 @@ mod init;
 mod install;
 mod logs;
 mod looked;
+mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
@@ -46,12 +48,13 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let code = match cli.command {
         // In the background, it ends as what was to run there ended.
         Command::Up(args) => return up::run(&common, &args).await,
-        Command::Check { json, all, changed } => check::run(&common, json, all, changed).await,
+        Command::Check(args) => check::run(&common, args).await,
         Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,
-        Command::Psql { superuser, args } => connect::psql(&common, superuser, &args).await,
+        Command::Psql { test: Some(test), args, .. } => connect::psql_of_test(&common, &test, &args).await,
+        Command::Psql { superuser, args, .. } => connect::psql(&common, superuser, &args).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
         // As is this one's.
@@ -59,6 +62,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
         Command::Status { json, watch } => status::run(&common, json, watch).await,
         Command::Deploy { dry_run } => deploy::run(&common, dry_run).await,
+        Command::Docs { page, section } => docs::run(page.as_deref(), section.as_deref()),
         Command::Reload => reload::run(&common).await,
         Command::Restart { service } => restart::run(&common, service).await,
         Command::Scale { workers } => scale::run(&common, &workers).await,
@@ -72,6 +76,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
             telemetry::print(&completions::script(shell)?)?;
             Ok(Code::Stopped)
         }
+        Command::Man { dir } => man::run(&dir),
         Command::Database { command } => database::run(&common, command).await,
         // Its exit code is its command's own.
         Command::Test(args) => return test::run(&common, args).await,

@@ -52,13 +52,17 @@ pub fn configure(source: Source) -> anyhow::Result<Configuration> {
     Ok(Configuration { source, loaded, reload: false, debugger: Debugger::None })
 }
 
-/// Load the configuration, with `--set` and `flags` on top.
+/// Load the configuration, with `--set` and `flags` on top, and start no log.
 ///
 /// # Errors
 /// Every error of the configuration at once.
 pub fn load(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Loaded> {
     let loaded = config::load(&source(common, flags)?)?;
     loaded.settings.hide_secrets();
+    // What only asks starts no log and prints text, but what fails looks as the log was configured to look.
+    if loaded.settings.log.format != LogFormat::Auto {
+        telemetry::expect(loaded.settings.log.format);
+    }
     Ok(loaded)
 }
 

@@ -87,9 +87,10 @@ fn table(status: &Status, width: Option<usize>) -> String {
     }
     let draining: String = status.services.iter().filter_map(draining).collect();
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
+    let under_way: String = status.under_way.iter().map(|work| format!("under way: {work}\n")).collect();
     let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("\nbackups: {words}"));
     let hook = status.hook.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
-    format!("{roll}{draining}{last}{backups}{hook}")
+    format!("{roll}{under_way}{draining}{last}{backups}{hook}")
 }
 
 /// The `rows` in the columns whose number is below `level`.
@@ -192,6 +193,7 @@ mod tests {
             phase: "serving".into(),
             uptime_seconds: 200_000.0,
             roll: Some("worker-0 is being replaced".into()),
+            under_way: vec!["making the Python environment".into()],
             hook: Some("hooks.after_ready ended with exit status 1; the log has the rest".into()),
             backups: Some("next 2026-11-27 02:00 UTC".into()),
             services: vec![worker, replacement, replaced],
@@ -199,6 +201,7 @@ mod tests {
         };
         expect![[r#"
             roll: worker-0 is being replaced
+            under way: making the Python environment
             worker-0 (process 4700) was replaced 42s ago and finishes 2 requests, 1 stream: GET /export, WebSocket /ws
             SERVICE    PID  STATE                    UPTIME  RESTARTS     REQUESTS  IN FLIGHT   MEMORY
             tandem       1  serving                2days 7h                                     4.2 MB

@@ -1,10 +1,14 @@
 //! `tandem test`
 
+use std::collections::BTreeMap;
+
 use crate::cli::{Common, TestArgs};
 use crate::commands::open;
-use crate::config::{self, LogFormat, MigrationRun, Origin, Purpose, Source};
-use crate::exit::{Code, Failure};
+use crate::config::{self, LogFormat, MigrationRun, Origin, Purpose, Settings, Source};
+use crate::exit::{Code, Failure, code_of};
 use crate::harness::run::{self, Job, Keep};
+use crate::harness::serve::{self, Offer};
+use crate::plan::DatabaseUrl;
 use crate::telemetry;
 
 /// Run a command with a throwaway server and return its exit code.
@@ -12,6 +16,27 @@ use crate::telemetry;
 /// # Errors
 /// What kept the command from being started.
 pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
+    let Some(runner) = args.serve else { return around(common, args).await };
+    match serve(common, args, runner).await {
+        Ok(code) => Ok(code),
+        // The runner tells it, in the place where its errors are looked for.
+        Err(error) => {
+            Offer::refuse(&error)?;
+            Ok(code_of(&error) as u8)
+        }
+    }
+}
+
+/// What every run needs to know.
+struct Known {
+    settings: Settings,
+    other: Option<DatabaseUrl>,
+    environment: BTreeMap<String, String>,
+    migrations: MigrationRun,
+    keep: Keep,
+}
+
+fn known(common: &Common, args: &TestArgs) -> anyhow::Result<Known> {
     // The project's own database does not matter: tests get a server of their own.
     let managed = open::flag("postgres.mode", "managed", "tandem test");
     // What is asked for, however many tools the project has.
@@ -38,9 +63,14 @@ pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
         (false, true) => Keep::OnFailure,
         (false, false) => Keep::Never,
     };
+    Ok(Known { settings, other, environment: source.environment, migrations, keep })
+}
+
+async fn around(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
+    let Known { settings, other, environment, migrations, keep } = known(common, &args)?;
     let command = if args.command.is_empty() { vec!["pytest".to_owned()] } else { args.command };
     run::run(Job {
-        inherited: source.environment,
+        inherited: environment,
         migrations,
         seeds: args.seed,
         command,
@@ -48,6 +78,22 @@ pub async fn run(common: &Common, args: TestArgs) -> anyhow::Result<u8> {
         rebuild: args.rebuild,
         integresql: args.integresql,
         workers: args.workers.then(|| common.as_args()),
+        settings,
+        other,
+    })
+    .await
+}
+
+async fn serve(common: &Common, args: TestArgs, runner: i32) -> anyhow::Result<u8> {
+    let Known { settings, other, environment, migrations, keep } = known(common, &args)?;
+    serve::serve(serve::Job {
+        inherited: environment,
+        migrations,
+        seeds: args.seed,
+        keep,
+        rebuild: args.rebuild,
+        runner,
+        collects: args.collects,
         settings,
         other,
     })

@@ -3,7 +3,7 @@
 use crate::boot;
 use crate::cli::{Common, UpArgs};
 use crate::commands::{looked, open, up_detached};
-use crate::config::{self, Debugger, LogFormat, Origin, Preload, Source, Workers};
+use crate::config::{self, Debugger, Loaded, LogFormat, Origin, Preload, Source, Workers};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
@@ -39,6 +39,9 @@ pub async fn run(common: &Common, args: &UpArgs) -> anyhow::Result<u8> {
     if let Some(notice) = boot::stop_ladder(&configuration.loaded.settings).notice() {
         tracing::warn!("{notice}");
     }
+    if let Some(notice) = of_first_process(&configuration.loaded) {
+        tracing::info!("{notice}");
+    }
     let debugger = debugger(&configuration.loaded.settings.workers, args.reload, args.attach_debugger)?;
     let configuration = Configuration { reload: args.reload, debugger, ..configuration };
     telemetry::ring().keep(usize::try_from(configuration.loaded.settings.log.ring).unwrap_or(usize::MAX));
@@ -62,6 +65,16 @@ fn develop(source: &mut Source) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What Docker does at a stop, where Tandem is the first process of a container and nobody has said what its platform grants.
+fn of_first_process(loaded: &Loaded) -> Option<String> {
+    let says = loaded.origins.get("stop.platform_grace").is_some_and(|origin| *origin != Origin::Default);
+    let in_kubernetes = loaded.settings.inherited.0.contains_key("KUBERNETES_SERVICE_HOST");
+    if says || in_kubernetes || std::process::id() != 1 {
+        return None;
+    }
+    boot::stop_ladder(&loaded.settings).notice_of_first_process()
 }
 
 /// How the workers can be debugged: through a port where that is asked for, else on the terminal, if all that a person

@@ -94,12 +94,16 @@ volumes:
 fn the_guides_file_becomes_a_configuration() {
     let dir = Dir::with(&[
         ("docker-compose.yml", GUIDE),
-        (".env", "POSTGRES_USER=ffe_user\nPOSTGRES_PASSWORD=very-secret-1\nPOSTGRES_DB=ffe\n"),
+        (
+            ".env",
+            "POSTGRES_USER=ffe_user\nPOSTGRES_PASSWORD=very-secret-1\nPOSTGRES_DB=ffe\nDATABASE_URL=postgresql://ffe_user:${POSTGRES_PASSWORD}@postgres:5432/ffe\n",
+        ),
         ("init/x.sql", ""),
     ]);
     let done = dir.converted(&["docker-compose.yml"]);
     done.expect(
         &[
+            "mode = \"managed\"",
             "port = 5432",
             "shared_buffers = \"256MB\"",
             "max_connections = 200",
@@ -125,7 +129,7 @@ fn the_guides_file_becomes_a_configuration() {
     let all = format!("{}{}", done.toml, done.told.join("\n"));
     assert!(!all.contains("very-secret-1") && !all.contains("abc123"), "{all}");
     // What `.env` says, Tandem reads there; what it sets by itself is not written.
-    assert!(!done.toml.contains("user =") && !done.toml.contains("DATABASE_URL"), "{}", done.toml);
+    assert!(!done.toml.contains("user =") && !done.toml.contains("DATABASE_URL ="), "{}", done.toml);
 }
 
 #[test]
@@ -207,7 +211,7 @@ wibble: 1
             "cache: Redis is not run by Tandem",
             "api.environment.REDIS_URL: cache is a name of Compose's network",
             "api.frobnicate: an unknown key",
-            "api.networks: all of it runs on this machine",
+            "networks: all of it runs on this machine",
             "api.labels",
             "api.volumes: /app/media of the container was the volume media",
             "worker.deploy: 2 of them",

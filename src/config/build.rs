@@ -65,6 +65,7 @@ pub fn settings(
             clouds.own,
             clouds.dropped.into_iter().chain(workers_env).chain(environment.clone()),
         ),
+        credentials_refused: None,
         inherited: Inherited(environment.clone()),
         disk: Disk::of(values),
         memory: 0,

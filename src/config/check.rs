@@ -12,6 +12,7 @@ use super::keys;
 use super::layers::Layer;
 use super::places;
 use super::problem::Problems;
+use super::pyproject;
 use super::references;
 use super::settings::*;
 use super::values::Values;
@@ -102,7 +103,7 @@ impl Checker<'_> {
     fn wrong(&mut self, key: &str, message: &str, help: Option<&str>) {
         let origin = self.values.origin(key);
         let name = origin.name_of(key);
-        self.problems.add(origin, format!("{name}: {message}"), help.map(str::to_owned));
+        self.problems.add_to(key, origin, format!("{name}: {message}"), help.map(str::to_owned));
     }
 
     fn names(&mut self) {
@@ -139,8 +140,11 @@ impl Checker<'_> {
 
     fn app(&mut self, complete: bool) {
         let app = &self.settings.workers.app;
-        let help = "write app = \"module:attribute\" under [workers], as for uvicorn: \"main:app\" for main.py with \
-                    `app = FastAPI()`";
+        let above = self.settings.file.as_ref().filter(|file| pyproject::is_one(file)).map_or("", |_| pyproject::ABOVE);
+        let help = format!(
+            "write app = \"module:attribute\" under [{above}workers], as for uvicorn: \"main:app\" for main.py with `app = \
+             FastAPI()`"
+        );
         if app.is_empty() && (self.settings.workers.command.is_some() || self.values.chosen("workers.command")) {
             return;
         }
@@ -155,16 +159,16 @@ impl Checker<'_> {
                     }
                 };
                 let help = match &self.settings.file {
-                    Some(_) => help.to_owned(),
+                    Some(_) => help,
                     None => format!("make a tandem.toml with the section [workers]; {help}"),
                 };
-                self.problems.add(&super::Origin::Default, message, Some(help));
+                self.problems.add_to("workers.app", &super::Origin::Default, message, Some(help));
             }
             return;
         }
         let is_path = |part: &str| part.split('.').all(|name| !name.is_empty() && name.chars().all(is_python_letter));
         if !app.split_once(':').is_some_and(|(module, attribute)| is_path(module) && is_path(attribute)) {
-            self.wrong("workers.app", &format!("{app:?} is not an application"), Some(help));
+            self.wrong("workers.app", &format!("{app:?} is not an application"), Some(&help));
         }
     }
 
@@ -277,13 +281,15 @@ impl Checker<'_> {
             let bare = name.to_lowercase();
             let is_name = bare.chars().all(|letter| letter.is_ascii_alphanumeric() || "_.".contains(letter));
             if let Some((_, reason)) = PROTECTED.iter().find(|(protected, _)| *protected == bare) {
-                self.problems.add(
+                self.problems.add_to(
+                    &entry.key,
                     &entry.origin,
                     format!("PostgreSQL's {bare} cannot be set here"),
                     Some((*reason).into()),
                 );
             } else if !is_name {
-                self.problems.add(&entry.origin, format!("{name:?} is not the name of a PostgreSQL setting"), None);
+                let message = format!("{name:?} is not the name of a PostgreSQL setting");
+                self.problems.add_to(&entry.key, &entry.origin, message, None);
             } else if bare == "synchronous_commit" && entry.raw.to_plain().is_some_and(|value| is_off(&value)) {
                 self.notices.push(format!(
                     "synchronous_commit is off ({}): a crash may lose the last transactions that were reported as done",
@@ -346,7 +352,7 @@ impl Checker<'_> {
             if ARCHIVING.contains(&bare.as_str()) && !more {
                 let help = "leave it out, or set backup.pitr.enabled = false".to_owned();
                 let message = format!("PostgreSQL's {bare} follows from [backup.pitr]");
-                self.problems.add(&entry.origin, message, Some(help));
+                self.problems.add_to(&entry.key, &entry.origin, message, Some(help));
             }
         }
     }
@@ -358,12 +364,14 @@ impl Checker<'_> {
         }
         for (name, entry) in self.values.entries("workers.env") {
             if name.contains(['=', '\0']) || name.is_empty() {
-                self.problems.add(&entry.origin, format!("{name:?} is not a variable's name"), None);
+                let message = format!("{name:?} is not a variable's name");
+                self.problems.add_to(&entry.key, &entry.origin, message, None);
             } else if entry.is_of(Layer::Workers) {
                 // A line of `.env` that says where the database is sets nothing.
             } else if keys::INJECTED_NAMES.contains(&name) || libpq::says_where(name) {
                 let help = "it follows from [postgres]; leave it out".to_owned();
-                self.problems.add(&entry.origin, format!("workers get {name} from Tandem"), Some(help));
+                let message = format!("workers get {name} from Tandem");
+                self.problems.add_to(&entry.key, &entry.origin, message, Some(help));
             } else if references::NAMES.contains(&name) {
                 self.remarks.push(format!(
                     "workers.env.{name} ({}) has no effect: Tandem says there where its own database is",
@@ -387,7 +395,7 @@ impl Checker<'_> {
             let memory = self.settings.memory >> 20;
             help = format!("more connections would not fit into {memory} MB of memory, if all are used: {help}");
         }
-        self.problems.add(self.values.origin(key), over.to_string(), Some(help));
+        self.problems.add_to(key, self.values.origin(key), over.to_string(), Some(help));
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn read(source: &Source, written: Said, values: &Values, problems: &m
         let origin = values.origin(KEY);
         match closed(&path) {
             Ok(()) => said.extend(file(&path, origin, problems)),
-            Err((why, help)) => problems.add(origin, format!("{KEY}: {} {why}", path.display()), help),
+            Err((why, help)) => problems.add_to(KEY, origin, format!("{KEY}: {} {why}", path.display()), help),
         }
     }
     said.extend(written);

@@ -40,7 +40,8 @@ pub fn settle(
         ("attach", None) => {
             let origin = mode.map_or(Origin::Default, |entry| entry.origin);
             let help = "write postgres.url = \"postgresql://user:password@host:5432/database\", or set DATABASE_URL";
-            problems.add(&origin, "postgres.mode is \"attach\", but nothing says where", Some(help.into()));
+            let message = "postgres.mode is \"attach\", but nothing says where";
+            problems.add_to("postgres.mode", &origin, message, Some(help.into()));
             MANAGED
         }
         (_, None) => MANAGED,
@@ -66,7 +67,7 @@ fn with_url(
         Ok(url) => url,
         Err(error) => {
             let message = format!("{name} cannot be used: {error}");
-            problems.add(&entry.origin, message, Some(error.help().to_owned()));
+            problems.add_to(&entry.key, &entry.origin, message, Some(error.help().to_owned()));
             return MANAGED;
         }
     };
@@ -201,7 +202,7 @@ fn password(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<Stri
         let file_name = file.origin.name_of("postgres.password_file");
         if plain.rank / 4 == file.rank / 4 {
             let message = format!("{name} ({}) and {file_name} both give the password", plain.origin.place());
-            return problems.add(&file.origin, message, Some("keep one of them".into()));
+            return problems.add_to(&file.key, &file.origin, message, Some("keep one of them".into()));
         }
         let (winner, loser) = if plain.rank > file.rank { (&name[..], file_name) } else { (file_name, &name[..]) };
         notices.push(format!("{winner} and {loser} both give the password: {winner} wins"));
@@ -219,7 +220,7 @@ fn password(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<Stri
         }
         Err(error) => {
             let name = file.origin.name_of("postgres.password_file");
-            problems.add(&file.origin, format!("{name}: cannot read {}: {error}", path.display()), None);
+            problems.add_to(&file.key, &file.origin, format!("{name}: cannot read {}: {error}", path.display()), None);
         }
     }
 }

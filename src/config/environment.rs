@@ -59,6 +59,11 @@ pub fn names_kept_from_children(is_tandem: bool) -> Vec<OsString> {
     std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(kept)).collect()
 }
 
+/// Whether no child inherits the variable `name`, one that `is_tandem` excepted.
+pub fn is_kept_from_children(name: &str) -> bool {
+    is_libpq(name) || is_operators(name)
+}
+
 /// By these, processes below `tandem test` and below a Tandem (`process::mark`) are known, however deep they are.
 const INHERITED: [&str; 2] = [TEST_SOCKET, "TANDEM_RUN"];
 

@@ -163,7 +163,7 @@ const AROUND_WORKERS: &[Key] = &[
     key(Live, "health.workers_min", Kind::Count(1), "1", "Ready workers that /ready asks for"),
     key(Live, "stop.drain_delay", Kind::Duration, r#""0s""#, "Serving on after readiness is withdrawn"),
     key(Roll, "stop.grace", Kind::Duration, r#""10s""#, "Longest time for requests in flight"),
-    key(Roll, "stop.idle_drain", Kind::Duration, r#""1s""#, "Longest time for idle keep-alive connections"),
+    key(Roll, "stop.idle_drain", Kind::Duration, r#""1s""#, "Longest time for idle connections and half-sent requests"),
     key(Live, "stop.postgres_grace", Kind::Duration, r#""10s""#, "Longest fast shutdown before the immediate one"),
     key(Live, "stop.platform_grace", Kind::Duration, r#""30s""#, "What the platform grants before it kills"),
     open(Live, "hooks.after_ready", Kind::Command, "none", "What to run once the application serves"),

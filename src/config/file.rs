@@ -11,26 +11,29 @@ use super::environment::effective_user;
 use super::keys;
 use super::layers::{Entry, Layer};
 use super::problem::{Origin, Problems};
-use super::processes;
 use super::value::Raw;
+use super::{processes, pyproject};
 use crate::exit::{Code, Failure};
 
 /// The file, if there is one, and the directory that its relative paths start from.
 pub struct Found {
     pub file: Option<PathBuf>,
     pub directory: PathBuf,
+    /// A `pyproject.toml` beside the file whose `[tool.tandem]` is not read, because of the file.
+    pub unread: Option<PathBuf>,
     /// Whether the project was found from a directory in it.
     pub from_below: bool,
     pub notices: Vec<String>,
 }
 
-/// The configuration file in `directory`, if it has one.
+/// The configuration file of a directory: `tandem.toml`, `config/tandem.toml`, or a `pyproject.toml` with `[tool.tandem]`.
 fn in_directory(directory: &Path) -> Option<PathBuf> {
-    ["tandem.toml", "config/tandem.toml"].into_iter().map(|name| directory.join(name)).find(|file| file.is_file())
+    let names = ["tandem.toml", "config/tandem.toml"].into_iter().map(|name| directory.join(name));
+    names.into_iter().find(|file| file.is_file()).or_else(|| pyproject::beside(directory))
 }
 
-/// Find the configuration file: `--config`, `TANDEM_CONFIG`, `tandem.toml`, `config/tandem.toml`; the last two in the working
-/// directory or the nearest one above it.
+/// Find the configuration file: `--config`, `TANDEM_CONFIG`, or what [`in_directory`] finds in the working directory or the
+/// nearest one above it.
 ///
 /// # Errors
 /// A file was named that is not there.
@@ -39,6 +42,7 @@ pub fn find(source: &Source) -> anyhow::Result<Found> {
         let file = source.environment.get("TANDEM_CONFIG").filter(|file| !file.is_empty())?;
         Some((PathBuf::from(file), "TANDEM_CONFIG"))
     });
+    let is_named = named.is_some();
     let file = match named {
         Some((file, by)) => {
             let file = source.cwd.join(file);
@@ -54,13 +58,15 @@ pub fn find(source: &Source) -> anyhow::Result<Found> {
         },
     };
     let directory = file.as_deref().map_or_else(|| source.cwd.clone(), project_directory);
-    Ok(Found { file, directory, from_below: false, notices: Vec::new() })
+    let unread = file.as_deref().filter(|_| !is_named).and_then(|file| unread(file, &directory));
+    Ok(Found { file, directory, unread, from_below: false, notices: Vec::new() })
 }
 
 /// The nearest project above the working directory: one with a configuration file, or one that Tandem ran in without one. Not
 /// past the user's home or the file system, and none that another user could have put there: a configuration says what is run.
 fn above(source: &Source) -> Found {
-    let here = Found { file: None, directory: source.cwd.clone(), from_below: false, notices: Vec::new() };
+    let directory = source.cwd.clone();
+    let here = Found { file: None, directory, unread: None, from_below: false, notices: Vec::new() };
     if has_state(&source.cwd) {
         return here;
     }
@@ -85,9 +91,15 @@ fn above(source: &Source) -> Found {
             return Found { notices: vec![notice], ..here };
         }
         let directory = file.as_deref().map_or_else(|| dir.to_path_buf(), project_directory);
-        return Found { file, directory, from_below: true, notices: Vec::new() };
+        let unread = file.as_deref().and_then(|file| unread(file, &directory));
+        return Found { file, directory, unread, from_below: true, notices: Vec::new() };
     }
     here
+}
+
+/// A `pyproject.toml` beside `file` that configures Tandem too.
+fn unread(file: &Path, directory: &Path) -> Option<PathBuf> {
+    pyproject::beside(directory).filter(|_| !pyproject::is_one(file))
 }
 
 /// Where Tandem keeps its state, if nothing else is said.
@@ -136,8 +148,15 @@ pub fn read(text: &str, shown: &Path, directory: &Path, problems: &mut Problems)
     if !errors.is_empty() {
         return None;
     }
-    let mut reader = Reader { origin: &origin, directory, problems, entries: Vec::new(), processes: Vec::new() };
-    reader.table("", table.get_ref());
+    let is_pyproject = pyproject::is_one(shown);
+    let own = if is_pyproject { pyproject::own_table(table.get_ref()) } else { Some(table.get_ref()) };
+    let Some(own) = own else {
+        problems.add_file(shown, "has no table [tool.tandem]", Some("write [tool.tandem.workers] above app".into()));
+        return None;
+    };
+    let above = if is_pyproject { pyproject::ABOVE } else { "" };
+    let mut reader = Reader { origin: &origin, directory, problems, above, entries: Vec::new(), processes: Vec::new() };
+    reader.table("", own);
     Some(Read { entries: reader.entries, processes: reader.processes })
 }
 
@@ -149,6 +168,8 @@ struct Reader<'a> {
     origin: &'a dyn Fn(usize) -> Origin,
     directory: &'a Path,
     problems: &'a mut Problems,
+    /// What stands before the name of a section in its header.
+    above: &'static str,
     entries: Vec<Entry>,
     processes: Vec<processes::ProcessTable>,
 }
@@ -176,20 +197,14 @@ impl Reader<'_> {
             (DeValue::Table(table), None) if keys::is_section(name) => self.table(name, table),
             (DeValue::Table(table), None) if keys::find_table(name).is_some() => self.table(name, table),
             (_, Some(_)) if is_table_key => {
-                self.problems.add(
-                    origin,
-                    format!("`{name}` is a table"),
-                    Some(format!("write [{name}] above its lines")),
-                );
+                let help = format!("write [{}{name}] above its lines", self.above);
+                self.problems.add_to(name, origin, format!("`{name}` is a table"), Some(help));
             }
             (_, Some(_)) => self.entry(name, origin, value),
             (_, None) if keys::find_table(name).is_some() => self.entry(name, origin, value),
             (_, None) if keys::is_section(name) => {
-                self.problems.add(
-                    origin,
-                    format!("`{name}` is a section"),
-                    Some(format!("write [{name}] above its keys")),
-                );
+                let help = format!("write [{}{name}] above its keys", self.above);
+                self.problems.add_to(name, origin, format!("`{name}` is a section"), Some(help));
             }
             (DeValue::Table(_), None) => self.unknown_section(name, origin),
             (DeValue::Array(list), None) if list.iter().any(|item| item.get_ref().is_table()) => {
@@ -197,18 +212,18 @@ impl Reader<'_> {
             }
             (_, None) => {
                 let help = keys::closest(name).map(|key| format!("did you mean `{key}`?"));
-                self.problems.add(origin, format!("unknown key `{name}`"), help);
+                self.problems.add_to(name, origin, format!("unknown key `{name}`"), help);
             }
         }
     }
 
     fn unknown_section(&mut self, name: &str, origin: &Origin) {
         let help = match keys::closest_section(name) {
-            Some(processes::SECTION) => "did you mean [[process]]?".to_owned(),
-            Some(section) => format!("did you mean [{section}]?"),
+            Some(processes::SECTION) => format!("did you mean [[{}process]]?", self.above),
+            Some(section) => format!("did you mean [{}{section}]?", self.above),
             None => format!("the sections are {}, and any number of [[process]]", keys::sections().join(", ")),
         };
-        self.problems.add(origin, format!("unknown section [{name}]"), Some(help));
+        self.problems.add_to(name, origin, format!("unknown section [{}{name}]", self.above), Some(help));
     }
 
     fn entry(&mut self, name: &str, origin: &Origin, value: &DeValue<'_>) {
@@ -225,12 +240,13 @@ impl Reader<'_> {
     /// The tables of `[[process]]`, each with its keys and the entries of its `env`, whatever they are called.
     fn processes(&mut self, origin: &Origin, value: &DeValue<'_>) {
         let wrong = "`process` is a list of tables";
-        let help = || Some("write [[process]] above the keys of each process".to_owned());
-        let DeValue::Array(list) = value else { return self.problems.add(origin, wrong, help()) };
+        let help = Some(format!("write [[{}process]] above the keys of each process", self.above));
+        let name = processes::SECTION;
+        let DeValue::Array(list) = value else { return self.problems.add_to(name, origin, wrong, help) };
         for item in list.iter() {
             let origin = (self.origin)(item.span().start);
             let DeValue::Table(table) = item.get_ref() else {
-                self.problems.add(&origin, wrong, help());
+                self.problems.add_to(name, &origin, wrong, help.clone());
                 continue;
             };
             let mut entries = Vec::new();

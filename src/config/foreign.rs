@@ -7,7 +7,7 @@ use std::path::Path;
 use super::keys;
 use super::layers::{Entry, Layer};
 use super::problem::{Origin, Problems};
-use super::settings::{PostgresMode, Settings};
+use super::settings::{Postgres, PostgresMode, Settings};
 use super::text;
 use super::uvicorn;
 use super::value::Raw;
@@ -38,6 +38,20 @@ const OF_POSTGRES: &[(&str, &str)] = &[
     ),
     ("POSTGRES_INITDB_WALDIR", "the WAL lies in the data directory"),
     ("POSTGRES_HOST_AUTH_METHOD", "every connection over TCP needs a password (SCRAM)"),
+];
+
+/// What Bitnami's image of PostgreSQL reads, and the key to write instead.
+const OF_BITNAMI: &[(&str, &str)] = &[
+    ("POSTGRESQL_USERNAME", "postgres.user"),
+    ("POSTGRESQL_PASSWORD", "postgres.password"),
+    ("POSTGRESQL_PASSWORD_FILE", "postgres.password"),
+    ("POSTGRESQL_DATABASE", "postgres.database"),
+    ("POSTGRESQL_PORT_NUMBER", "postgres.port"),
+    ("POSTGRESQL_MAX_CONNECTIONS", "postgres.max_connections"),
+    ("POSTGRESQL_VOLUME_DIR", "state_dir"),
+    ("POSTGRESQL_DATA_DIR", "state_dir"),
+    ("POSTGRESQL_SHARED_PRELOAD_LIBRARIES", "postgres.settings.shared_preload_libraries"),
+    ("POSTGRESQL_EXTRA_FLAGS", "postgres.settings"),
 ];
 
 /// What stands before the names that Uvicorn's command reads its options from.
@@ -113,6 +127,13 @@ pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, valu
         for (name, instead) in OF_POSTGRES.iter().filter(|(name, _)| given(name).is_some() || written(name)) {
             notices.push(format!("{name} has no effect on Tandem: {instead}"));
         }
+        for (name, key) in OF_BITNAMI {
+            let value = given(name).or_else(|| written(name).then(|| settings.workers.env.get(*name)).flatten());
+            // The application may read this name itself, with what holds anyway.
+            if value.is_some_and(|value| !settings.postgres.says(key, value)) {
+                notices.push(format!("{name} has no effect on Tandem: set {} ({key})", variable_of(key)));
+            }
+        }
         notices.extend(scripts(Path::new(INIT_SCRIPTS)));
     }
     // Another server reads its own names.
@@ -158,6 +179,24 @@ fn of_uvicorn(environment: &BTreeMap<String, String>, settings: &Settings, value
     let written = options_of_uvicorn(&settings.workers.env).filter(|(name, ..)| !environment.contains_key(*name));
     notices.extend(written.map(|(name, option, _)| uvicorn::without_effect(name, &option)));
     notices
+}
+
+/// The variable that sets `key`; a setting of the server's has a name in a table.
+fn variable_of(key: &str) -> String {
+    if key.starts_with("postgres.settings") { "[postgres.settings]".to_owned() } else { keys::variable(key) }
+}
+
+impl Postgres {
+    /// Whether `key` has this value.
+    fn says(&self, key: &str, value: &str) -> bool {
+        match key {
+            "postgres.user" => self.user == value,
+            "postgres.database" => self.database == value,
+            "postgres.password" => self.password.as_ref().is_some_and(|password| password.expose() == value),
+            "postgres.port" => self.port.number.to_string() == value,
+            _ => false,
+        }
+    }
 }
 
 fn scripts(dir: &Path) -> Option<String> {

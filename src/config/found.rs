@@ -99,7 +99,7 @@ impl Finder<'_> {
         for trouble in &self.project.troubles {
             let origin = Origin::Found(trouble.seen.clone());
             let help = "mend it, or write what Tandem looks for there: workers.app and python.requirements";
-            problems.add_at(&origin, trouble.seen.to_string(), trouble.message.clone(), Some(help.to_owned()));
+            problems.add(&origin, trouble.message.clone(), Some(help.to_owned()));
         }
     }
 

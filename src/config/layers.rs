@@ -90,6 +90,11 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Gather
         own: Said::new(),
         dropped: BTreeMap::new(),
     };
+    if let (Some(file), Some(unread)) = (&found.file, &found.unread) {
+        let (file, unread) = (shown(file, &source.cwd), shown(unread, &source.cwd));
+        let (file, unread) = (file.display(), unread.display());
+        written.notices.push(format!("{file} is read; [tool.tandem] in {unread} has no effect: keep one of them"));
+    }
     if let Some(path) = &found.file {
         let shown = shown(path, &source.cwd);
         let read = match text::read(path) {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! file.rs      tandem.toml      ┐
+//! pyproject.rs [tool.tandem]    │
 //! dotenv.rs    .env             ├─ layers.rs ─ database.rs ─ found.rs ─ values.rs ─ build.rs ─ check.rs ─> Loaded
 //! environment.rs, flags         ┘  who wins    whose server   the rest   kinds       Settings   what cannot be
 //!                  [[process]]  ── processes.rs ────────────────────────────┘
@@ -23,10 +24,13 @@ mod dotenv;
 mod drop_env;
 mod environment;
 mod every_key;
+#[cfg(test)]
+mod every_key_page;
 mod every_name;
 mod file;
 mod foreign;
 mod found;
+pub mod json_schema;
 mod keys;
 mod layers;
 pub mod libraries;
@@ -36,6 +40,7 @@ mod own;
 mod places;
 mod problem;
 mod processes;
+mod pyproject;
 pub mod references;
 mod rows;
 mod secrets;
@@ -56,7 +61,9 @@ pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
 pub use dotenv::variables as dotenv_variables;
 pub use drop_env::DropEnv;
-pub use environment::{names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir};
+pub use environment::{
+    is_kept_from_children, names_kept_from_children, no_color, notify_socket, set_libpq_aside, temp_dir,
+};
 pub use found::{Choice, ChoiceOption};
 pub use problem::Origin;
 pub use rows::Row;
@@ -134,6 +141,8 @@ pub struct Loaded {
     pub notices: Vec<String>,
     /// What is good to know once, and changes nothing: `tandem check` and `tandem up` tell it, no other command does.
     pub remarks: Vec<String>,
+    /// What is wrong with the credentials for copies.
+    of_copies: Problems,
     /// What nobody wrote and the project's own files say, in words: what it is, and its value with its place.
     pub found: Vec<(&'static str, String)>,
     rows: Vec<Row>,
@@ -201,7 +210,10 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     if source.purpose != Purpose::Install {
         processes::check_dirs(&processes, &companions, &mut problems);
     }
-    let own = credentials::read(source, own, &values, &mut problems);
+    // What lets into the places for copies may be taken away at any time: that fails the copies, and neither the backups here
+    // nor the start.
+    let mut of_copies = Problems::default();
+    let own = credentials::read(source, own, &values, &mut of_copies);
     let clouds = build::Clouds { own: &own, dropped };
     let mut settings = build::settings(
         &values,
@@ -214,6 +226,9 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     );
     settings.python.wanted = looked.python;
     settings.choose_max_connections(memory);
+    let wrong: Vec<String> = of_copies.sentences().collect();
+    notices.extend(wrong.iter().map(|why| format!("copies of backups to a cloud will fail: {why}")));
+    settings.credentials_refused = (!wrong.is_empty()).then(|| wrong.join("; "));
     notices.extend(foreign::notices(&source.environment, &settings, &values));
     notices.extend(check::shared_credentials(&settings, &own));
     let mut remarks = looked.remarks;
@@ -241,7 +256,8 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
         std::iter::zip(&settings.processes, &processes).flat_map(|(settings, it)| processes::rows(settings, it)),
     );
     let meanings = diff::Meanings::of(&values, &settings);
-    Ok(Loaded { origins: rows::origins(&values), settings, notices, remarks, found: looked.told, rows, meanings })
+    let origins = rows::origins(&values);
+    Ok(Loaded { origins, settings, notices, remarks, of_copies, found: looked.told, rows, meanings })
 }
 
 impl Loaded {
@@ -262,6 +278,14 @@ impl Loaded {
         })
     }
 
+    /// Refuse credentials for copies that cannot be used. `tandem check` does; all else goes on without these copies.
+    ///
+    /// # Errors
+    /// A [`crate::exit::Failure`] with code 78 that tells all that is wrong with them.
+    pub fn check_credentials(&self) -> anyhow::Result<()> {
+        self.of_copies.clone().into_result()
+    }
+
     /// The error for values that turn out to be wrong later, each with its key, what is wrong and what to do.
     pub fn refusal(&self, wrong: Vec<(String, String, Option<String>)>) -> anyhow::Error {
         let mut problems = Problems::default();
@@ -274,7 +298,7 @@ impl Loaded {
             };
             let origin = self.origins.keys().find(written).and_then(|name| self.origins.get(name));
             let origin = origin.unwrap_or(&Origin::Default);
-            problems.add(origin, format!("{}: {message}", origin.name_of(&key)), help);
+            problems.add_to(&key, origin, format!("{}: {message}", origin.name_of(&key)), help);
         }
         match problems.into_result() {
             Err(error) => error,

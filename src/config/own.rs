@@ -37,7 +37,7 @@ pub fn settle(merged: &mut Merged, directory: &Path, problems: &mut Problems, no
     match mode {
         Some(mode) if word == "attach" => {
             let help = "set postgres.mode = \"managed\", or name another server".to_owned();
-            problems.add(&mode.origin, format!("postgres.mode is \"attach\", but {server}"), Some(help));
+            problems.add_to(&mode.key, &mode.origin, format!("postgres.mode is \"attach\", but {server}"), Some(help));
         }
         _ => {
             notices.push(format!("{server}: it is not attached to"));

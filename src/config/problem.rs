@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, Reason};
 use crate::project::Seen;
 
 /// Where a value was written.
@@ -54,48 +54,67 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One thing that is wrong, and what to do about it.
+/// One thing that is wrong, and where it stands among all.
 #[derive(Clone, Debug)]
 struct Problem {
     order: Order,
-    place: Option<String>,
-    message: String,
-    help: Option<String>,
+    reason: Reason,
 }
 
 /// Files first, line by line; then the environment, flags, and what nobody wrote.
 type Order = (u8, PathBuf, usize);
 
 /// All problems of one configuration.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
     /// Note a problem at `origin`; one that no single line made has the origin [`Origin::Default`].
     pub fn add(&mut self, origin: &Origin, message: impl Into<String>, help: Option<String>) {
-        let place = (*origin != Origin::Default).then(|| origin.place());
-        self.add_in(origin, place, message.into(), help);
-    }
-
-    /// As [`Self::add`], at what messages call `place`.
-    pub fn add_at(&mut self, origin: &Origin, place: String, message: String, help: Option<String>) {
-        self.add_in(origin, Some(place), message, help);
-    }
-
-    fn add_in(&mut self, origin: &Origin, place: Option<String>, message: String, help: Option<String>) {
+        let message = message.into();
+        let reason = match origin.clone() {
+            Origin::Default => Reason { message, help, ..Reason::default() },
+            Origin::Found(Seen::File(file, line)) => {
+                Reason { file: Some(file), line, message, help, ..Reason::default() }
+            }
+            Origin::Line { file, line, name } => {
+                Reason { file: Some(file), line: Some(line), variable: name, message, help, ..Reason::default() }
+            }
+            Origin::Environment(name) | Origin::Found(Seen::Variable(name)) => {
+                Reason { variable: Some(name), message, help, ..Reason::default() }
+            }
+            Origin::Flag(name) => Reason { flag: Some(name), message, help, ..Reason::default() },
+        };
         let order = match origin {
             Origin::Line { file, line, .. } => (0, file.clone(), *line),
             Origin::Environment(_) => (1, PathBuf::new(), 0),
             Origin::Flag(_) => (2, PathBuf::new(), 0),
             Origin::Found(_) | Origin::Default => (3, PathBuf::new(), 0),
         };
-        self.0.push(Problem { order, place, message, help });
+        self.0.push(Problem { order, reason });
+    }
+
+    /// As [`Problems::add`], with the key that it is about.
+    pub fn add_to(&mut self, key: &str, origin: &Origin, message: impl Into<String>, help: Option<String>) {
+        self.add(origin, message, help);
+        if let Some(problem) = self.0.last_mut() {
+            problem.reason.key = Some(key.to_owned());
+        }
     }
 
     /// Note that a file as a whole cannot be used.
     pub fn add_file(&mut self, file: &Path, message: impl Into<String>, help: Option<String>) {
-        let (order, place) = ((0, file.to_path_buf(), 0), Some(file.display().to_string()));
-        self.0.push(Problem { order, place, message: message.into(), help });
+        let order = (0, file.to_path_buf(), 0);
+        let reason = Reason { file: Some(file.to_path_buf()), message: message.into(), help, ..Reason::default() };
+        self.0.push(Problem { order, reason });
+    }
+
+    /// What is wrong, each in one sentence.
+    pub fn sentences(&self) -> impl Iterator<Item = String> + '_ {
+        self.0.iter().map(|Problem { reason, .. }| {
+            let help = reason.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+            format!("{}{help}", reason.sentence())
+        })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -111,26 +130,20 @@ impl Problems {
             return Ok(());
         }
         self.0.sort_by(|a, b| a.order.cmp(&b.order));
+        let mut reasons: Vec<Reason> = self.0.into_iter().map(|problem| problem.reason).collect();
         // One slip may trip the TOML parser twice.
-        self.0.dedup_by(|a, b| (&a.place, &a.message) == (&b.place, &b.message));
-        let count = self.0.len();
+        reasons.dedup_by(|a, b| (a.place(), &a.message) == (b.place(), &b.message));
+        let count = reasons.len();
         let title = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
         let mut text = format!("the configuration has {title}:");
-        let mut parts = Vec::new();
-        for problem in &self.0 {
-            let place = problem.place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default();
-            let sentence = format!("{place}{}", problem.message);
+        for reason in &reasons {
             text.push_str("\n  ");
-            text.push_str(&sentence);
-            match &problem.help {
-                Some(help) => {
-                    text.push_str("\n    help: ");
-                    text.push_str(help);
-                    parts.push(format!("configuration: {sentence} (help: {help})"));
-                }
-                None => parts.push(format!("configuration: {sentence}")),
+            text.push_str(&reason.sentence());
+            if let Some(help) = &reason.help {
+                text.push_str("\n    help: ");
+                text.push_str(help);
             }
         }
-        Err(Failure::of_parts(Code::Config, text, parts).into())
+        Err(Failure::for_reasons(Code::Config, text, reasons).into())
     }
 }

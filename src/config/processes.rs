@@ -61,7 +61,7 @@ fn read(process: &ProcessTable, directory: &Path, problems: &mut Problems) -> Pr
             let help = keys::closest_among(PROCESS_KEYS.iter(), &entry.key)
                 .map(|key| format!("did you mean `{}`?", last(key)));
             let message = format!("unknown key `{}` of a [[process]]", last_of(entry));
-            problems.add(&entry.origin, message, help);
+            problems.add_to(&entry.key, &entry.origin, message, help);
         }
     }
     let get =
@@ -72,7 +72,8 @@ fn read(process: &ProcessTable, directory: &Path, problems: &mut Problems) -> Pr
                 "process.name" => "write name = \"frontend\", for its lines in the log",
                 _ => "write command = [\"npm\", \"run\", \"dev\"]",
             };
-            problems.add(&process.origin, format!("this [[process]] has no `{}`", last(key.name)), Some(help.into()));
+            let message = format!("this [[process]] has no `{}`", last(key.name));
+            problems.add_to(key.name, &process.origin, message, Some(help.into()));
         }
     }
     ProcessSettings {
@@ -114,7 +115,7 @@ fn last(key: &str) -> &str {
 fn value(key: &'static Key, entry: &Entry, problems: &mut Problems) -> Option<Typed> {
     if key.kind == Kind::SecretTable {
         let help = "write env = { NAME = \"value\" }";
-        problems.add(&entry.origin, format!("`{}` is a table", last(key.name)), Some(help.into()));
+        problems.add_to(key.name, &entry.origin, format!("`{}` is a table", last(key.name)), Some(help.into()));
         return None;
     }
     values::read(key, entry, problems)
@@ -127,10 +128,10 @@ fn variable_name(entry: &Entry) -> Option<&str> {
 
 fn variable(name: &str, entry: &Entry, env: &mut BTreeMap<String, String>, problems: &mut Problems) {
     if name.contains(['=', '\0']) || name.is_empty() {
-        problems.add(&entry.origin, format!("{name:?} is not a variable's name"), None);
+        problems.add_to(&entry.key, &entry.origin, format!("{name:?} is not a variable's name"), None);
     } else if says_where(name) {
         let help = "it follows from [postgres]; leave it out".to_owned();
-        problems.add(&entry.origin, format!("a [[process]] gets {name} from Tandem"), Some(help));
+        problems.add_to(&entry.key, &entry.origin, format!("a [[process]] gets {name} from Tandem"), Some(help));
     } else if let (Some(key), Some(value)) = (find(ENV), entry.raw.to_plain()) {
         if values::read(key, entry, problems).is_some() {
             env.insert(name.to_owned(), references::marked(&value));
@@ -143,13 +144,15 @@ fn variable(name: &str, entry: &Entry, env: &mut BTreeMap<String, String>, probl
 fn check_name(process: &ProcessTable, name: &str, new: bool, problems: &mut Problems) {
     let origin = origin_of(process, "process.name");
     if !name.chars().all(is_name_letter) || name.starts_with(['.', '-']) {
-        problems.add(origin, format!("process.name: {name:?} may hold letters, digits, `-`, `_` and `.`"), None);
+        let message = format!("process.name: {name:?} may hold letters, digits, `-`, `_` and `.`");
+        problems.add_to("process.name", origin, message, None);
     } else if is_reserved(name) {
         let help = "the names of Tandem's own services are postgres, template, workers, worker-0 and so on";
-        problems.add(origin, format!("process.name: `{name}` is Tandem's own"), Some(help.into()));
+        problems.add_to("process.name", origin, format!("process.name: `{name}` is Tandem's own"), Some(help.into()));
     } else if !new {
         let help = "each process has a name of its own, for the log and for `tandem restart NAME`";
-        problems.add(origin, format!("process.name: there is a `{name}` already"), Some(help.into()));
+        let message = format!("process.name: there is a `{name}` already");
+        problems.add_to("process.name", origin, message, Some(help.into()));
     }
 }
 
@@ -157,7 +160,8 @@ fn check_name(process: &ProcessTable, name: &str, new: bool, problems: &mut Prob
 pub fn check_dirs(tables: &[ProcessTable], companions: &[ProcessSettings], problems: &mut Problems) {
     for (process, settings) in std::iter::zip(tables, companions).filter(|(_, settings)| !settings.dir.is_dir()) {
         let origin = origin_of(process, "process.dir");
-        problems.add(origin, format!("process.dir: {} is not a directory", settings.dir.display()), None);
+        let message = format!("process.dir: {} is not a directory", settings.dir.display());
+        problems.add_to("process.dir", origin, message, None);
     }
 }
 

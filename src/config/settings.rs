@@ -51,6 +51,8 @@ pub struct Settings {
     /// Whether backups are restored that no key of this deployment has signed.
     pub restore_trust: bool,
     pub cloud_variables: CloudVariables,
+    /// Why what lets into the places for copies cannot be used: copies to a cloud fail for it.
+    pub credentials_refused: Option<String>,
     pub inherited: Inherited,
     pub disk: Disk,
     /// Bytes of memory that all of it may use: the machine's, or the container's limit.

@@ -25,7 +25,7 @@ impl Values {
         for key in keys::all() {
             if let Some(entry) = merged.get(key.name).filter(|_| key.kind.is_table()) {
                 let help = format!("set {}.NAME", key.name);
-                problems.add(&entry.origin, format!("{} is a table", key.name), Some(help));
+                problems.add_to(key.name, &entry.origin, format!("{} is a table", key.name), Some(help));
                 continue;
             }
             let written = merged.get(key.name).and_then(|entry| read(key, entry, problems));
@@ -36,7 +36,7 @@ impl Values {
                 read(table, entry, problems);
             } else if keys::find(name).is_none() {
                 let help = keys::closest(name).map(|key| format!("did you mean `{key}`?"));
-                problems.add(&entry.origin, format!("unknown key `{name}`"), help);
+                problems.add_to(name, &entry.origin, format!("unknown key `{name}`"), help);
             }
         }
         Self { typed, merged, directory: directory.to_path_buf() }
@@ -199,7 +199,7 @@ pub fn read(key: &Key, entry: &Entry, problems: &mut Problems) -> Option<Typed> 
     let hidden = matches!(key.kind, Kind::Secret | Kind::Url | Kind::SecretTable);
     let shown = if hidden { String::new() } else { format!(" = {}", entry.raw) };
     let help = error.suggestion.map(|suggestion| format!("did you mean \"{suggestion}\"?"));
-    problems.add(&entry.origin, format!("{name}{shown}: expected {}", error.expected), help);
+    problems.add_to(&entry.key, &entry.origin, format!("{name}{shown}: expected {}", error.expected), help);
     None
 }
 

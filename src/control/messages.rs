@@ -110,6 +110,9 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// What the roll does that is under way, if one is.
     pub roll: Option<String>,
+    /// What a Tandem that does not serve yet waits for.
+    #[serde(default)]
+    pub under_way: Vec<String>,
     /// Why `hooks.after_ready` last failed.
     #[serde(default)]
     pub hook: Option<String>,

@@ -108,7 +108,8 @@ impl Answerer {
         let pids: Vec<_> = picture.services.iter().map(|service| service.pid).collect();
         let sampled = sample(&pids).await;
         // tokio's clock, so that tests can turn it.
-        json(200, &status(&picture, &sampled, Instant::now().into_std())).map(BodyExt::boxed_unsync)
+        let now = Instant::now().into_std();
+        json(200, &status(&picture, &sampled, telemetry::under_way(), now)).map(BodyExt::boxed_unsync)
     }
 
     fn logs(&self, query: &str) -> Result<Response<Body>, Wrong> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::messages::{ServiceStatus, Status};
 use crate::health::picture::Service;
 use crate::health::{Picture, backups};
+use crate::phase::Phase;
 
 /// Memory in bytes: of Tandem itself, and of each of [`Picture::services`] with all its descendants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,8 +14,8 @@ pub struct Memory {
     pub services: Vec<Option<u64>>,
 }
 
-/// How everything is at `now`.
-pub fn status(picture: &Picture, memory: &Memory, now: Instant) -> Status {
+/// How everything is at `now`, with the long work that is `under_way`.
+pub fn status(picture: &Picture, memory: &Memory, under_way: Vec<String>, now: Instant) -> Status {
     let taken = memory.services.iter().copied().chain(std::iter::repeat(None));
     let services: Vec<_> = picture.services.iter().zip(taken).map(|(one, memory)| service(one, memory, now)).collect();
     let of_services: u64 = services.iter().filter_map(|service| service.memory_bytes).sum();
@@ -25,6 +26,8 @@ pub fn status(picture: &Picture, memory: &Memory, now: Instant) -> Status {
         phase: picture.phase.name().to_owned(),
         uptime_seconds: seconds(now.saturating_duration_since(picture.started)),
         roll: picture.roll.clone(),
+        // Later it is about an order, whose own words tell of it.
+        under_way: if picture.phase < Phase::Serving { under_way } else { Vec::new() },
         hook: picture.hook.clone(),
         backups: backups::words(&picture.backups),
         services,
@@ -62,7 +65,6 @@ mod tests {
     use super::*;
     use crate::health::picture::{Backups, Database, Disk, Migrations};
     use crate::http::Counts;
-    use crate::phase::Phase;
 
     fn picture(now: Instant) -> Picture {
         let started = now.checked_sub(Duration::from_millis(90_500)).unwrap();
@@ -92,6 +94,7 @@ mod tests {
             migrations: Migrations::default(),
             hook: None,
             certificate: None,
+            sorted_otherwise: Vec::new(),
             backups: Backups::default(),
             disk: Disk::default(),
             backup_disk: Disk::default(),
@@ -104,10 +107,11 @@ mod tests {
     fn every_service_is_there_with_its_age_its_counts_and_its_memory() {
         let now = Instant::now();
         let memory = Memory { own: Some(5_000), services: vec![Some(40_000), None] };
-        let status = status(&picture(now), &memory, now);
+        let status = status(&picture(now), &memory, vec!["work".into()], now);
         assert_eq!((status.phase.as_str(), status.uptime_seconds), ("serving", 90.5));
         assert_eq!((status.memory_bytes, status.memory_total_bytes), (Some(5_000), 45_000));
         assert_eq!(status.roll.as_deref(), Some("replacing worker-0"));
+        assert!(status.under_way.is_empty(), "it serves: {status:#?}");
         let [worker, resting] = &status.services[..] else { panic!("{status:#?}") };
         assert_eq!((worker.uptime_seconds, worker.memory_bytes), (Some(90.5), Some(40_000)));
         assert_eq!((worker.requests, worker.connections, worker.in_flight), (Some(12), Some(3), Some(1)));
@@ -121,7 +125,9 @@ mod tests {
         let now = Instant::now();
         let mut picture = picture(now);
         picture.started = now + Duration::from_secs(5);
-        let status = status(&picture, &Memory::default(), now);
+        picture.phase = Phase::Installing;
+        let status = status(&picture, &Memory::default(), vec!["work".into()], now);
+        assert_eq!(status.under_way, ["work"]);
         assert_eq!((status.uptime_seconds, status.memory_total_bytes), (0.0, 0));
         assert_eq!(status.services.len(), 2);
     }

@@ -11,8 +11,9 @@ use hyper::{Method, Request, Response};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::databases::{Census, Lease, Returned};
+use super::databases::{Lease, Returned};
 use super::endpoint::NewDatabase;
+use super::of_test::Census;
 use crate::control::Answer;
 use crate::exit::{Code, Failure};
 use crate::http::client::{exchange, read_body};

@@ -7,11 +7,11 @@ use tokio::task::AbortHandle;
 
 use super::databases::Databases;
 use super::facts::TemplateFacts;
-use super::image;
 use super::janitor::Janitor;
 use super::place::{ROOM, RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::template::{self, Recipe, Template};
+use super::{image, of_test};
 use crate::exit::{Code, code_of, in_words, is_disk_full};
 use crate::plan::{DatabaseUrl, Secret};
 use crate::postgres::home::Home;
@@ -105,6 +105,7 @@ impl Cluster {
         let room = recipe.guard().claim(root, ROOM);
         room.check()?;
         let place = RunDir::take(root).await?;
+        of_test::note_project(&place.dir, settings)?;
         let spare: Option<PathBuf> = settings.test.spare.then(|| place.wanted_spare(&template.key)).flatten();
         let spare = spare.as_deref().map(|spare| (template.image.as_path(), spare));
         // Before there is anything to clean up.

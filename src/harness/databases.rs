@@ -12,11 +12,12 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::catalog::{Catalog, READ_ONLY};
 use super::cleaning;
+use super::of_test::{Census, OfTest};
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
 use super::put_back::SharedObjects;
 use super::shared_objects::Hold;
+use super::superuser::{READ_ONLY, Superuser};
 use super::template::DATABASE;
 use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words};
@@ -61,18 +62,6 @@ pub struct Returned {
     pub url: Option<String>,
 }
 
-/// How the databases are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Census {
-    /// The session's own database.
-    pub url: String,
-    pub ready: usize,
-    pub out: usize,
-    /// URLs of those that are kept.
-    pub kept: Vec<String>,
-    pub max_connections: u32,
-}
-
 /// The databases. A clone of it is another handle to the same.
 #[derive(Clone)]
 pub struct Databases(Arc<Inner>);
@@ -84,7 +73,7 @@ pub(super) struct Inner {
     url: DatabaseUrl,
     max_connections: u32,
     bounds: Bounds,
-    pub(super) catalog: Catalog,
+    pub(super) catalog: Superuser,
     /// What belongs to the whole server.
     objects: SharedObjects,
     /// The database that read-only tests share, and how many there have been.
@@ -103,6 +92,8 @@ struct Handout {
     pools: BTreeMap<String, Pool>,
     waiting: BTreeMap<Ticket, oneshot::Sender<Result<String, String>>>,
     tickets: u64,
+    /// What those who got a database call themselves, by its name.
+    labels: BTreeMap<String, String>,
     /// Why the last clone could not be made.
     trouble: String,
 }
@@ -112,7 +103,7 @@ impl Databases {
     /// tables. Must be called within the runtime.
     pub fn open(home: &Home, url: DatabaseUrl, unlogged: bool, settings: &Settings) -> Self {
         let unlogged = unlogged.then(|| DATABASE.to_owned()).into_iter().collect();
-        let catalog = Catalog::new(home, url.port, &url.user, &[DATABASE, SHARED], unlogged);
+        let catalog = Superuser::new(home, url.port, &url.user, &[DATABASE, SHARED], unlogged);
         let (events, mut inbox) = mpsc::unbounded_channel::<(String, Event)>();
         let (returned, back) = mpsc::unbounded_channel();
         let databases = Self(Arc::new(Inner {
@@ -290,12 +281,30 @@ impl Databases {
             ready: pool.map_or(0, Pool::ready),
             out: handout.pools.values().map(Pool::out).sum(),
             kept,
+            of_tests: self.of_tests(&handout),
             max_connections: self.0.max_connections,
         }
     }
 
+    fn of_tests(&self, handout: &Handout) -> Vec<OfTest> {
+        let pools = || handout.pools.values();
+        let is_kept = |name: &String| pools().any(|pool| pool.kept().contains(name));
+        let there = handout.labels.iter().filter(|(name, _)| is_kept(name) || pools().any(|pool| pool.is_out(name)));
+        let of_test = |(name, test): (&String, &String)| OfTest {
+            test: test.clone(),
+            url: self.url_of(name),
+            failed: is_kept(name),
+        };
+        there.map(of_test).collect()
+    }
+
+    /// Whoever got the database `name` calls itself `label`.
+    pub fn label(&self, name: &str, label: String) {
+        self.handout().labels.insert(name.to_owned(), label);
+    }
+
     /// What the superuser may do with databases that are no pool's.
-    pub fn catalog(&self) -> &Catalog {
+    pub fn catalog(&self) -> &Superuser {
         &self.0.catalog
     }
 

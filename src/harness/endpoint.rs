@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `POST /databases`, `{"shared": true}` for the read-only one, `{"lasting": true}` for more than one test | a [`Lease`](super::databases::Lease) |
 //! | `DELETE /databases/NAME`, `?failed=1` for a failed test's | [`Returned`](super::databases::Returned) |
-//! | `POST /fill`, `{"tests": 200}`: so many databases will be asked for, or some | [`Census`](super::databases::Census) |
-//! | `GET /status` | [`Census`](super::databases::Census) |
+//! | `POST /fill`, `{"tests": 200}`: so many databases will be asked for, or some | [`Census`](super::of_test::Census) |
+//! | `GET /status` | [`Census`](super::of_test::Census) |
 //!
 //! Whatever is refused is answered with an [`Answer`] that says why.
 
@@ -37,7 +37,7 @@ pub struct NewDatabase {
     /// Held by a fixture for longer than one test.
     #[serde(default)]
     pub lasting: bool,
-    /// The name of the caller, for the log.
+    /// The name of the caller, for the log and for `tandem psql --test`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
 }
@@ -75,7 +75,11 @@ async fn carry_out(databases: &Databases, request: Request<Incoming>) -> Result<
             tracing::debug!(test.label = asked.label, shared = asked.shared, "a database is asked for");
             let hold = if asked.lasting { Hold::Lasting } else { Hold::Test };
             let lease = if asked.shared { databases.shared().await } else { databases.fresh(hold).await };
-            Ok(json(&lease.map_err(|error| refuse(503, &error))?))
+            let lease = lease.map_err(|error| refuse(503, &error))?;
+            if let Some(label) = asked.label.filter(|_| !asked.shared) {
+                databases.label(&lease.name, label);
+            }
+            Ok(json(&lease))
         }
         (Method::DELETE, _, Some(name)) => {
             let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();

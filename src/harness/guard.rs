@@ -7,14 +7,17 @@
 //!
 //! The live server is asked for its sessions. One that cannot be asked, and one that is attached to, is watched from this
 //! side: by the connections to its address.
+//!
+//! The processes of the tests are those below this one. Where a test runner has started it ([`super::serve`]), they are the
+//! runner and all below it, from the moment on at which it gets its server.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sea_orm::sqlx::{ConnectOptions, PgConnection, query_as, query_scalar, raw_sql};
@@ -22,34 +25,44 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::guard_words::words;
-use crate::config::Settings;
+use super::watched::{Address, Server, addresses};
+use crate::config::{Port, Settings};
+use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::SUPERUSER;
-use crate::process::sockets::{self, OpenSockets, Owner};
+use crate::process::ports;
+use crate::process::sockets::{OpenSockets, Owner};
 use crate::telemetry::say_aside;
 
 /// How often it is looked for a live server, and at its sessions: one of `psql` lasts some 20 ms.
 const POLL_SERVER: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(10);
+/// How often it is looked whether something listens on the live server's port that is not in this state directory.
+const LOOK_ELSEWHERE: Duration = Duration::from_secs(1);
 /// How long the live server may take to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Looks at a session before it counts as another program's: one look may miss a process that was just forked.
 const LOOKS: u8 = 3;
 
 /// The watch. Dropped, it ends.
 pub struct Guard {
-    verdict: Rc<Verdict>,
+    sighting: Rc<Sighting>,
     stop: Option<oneshot::Sender<()>>,
     watch: Option<tokio::task::JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct Verdict {
+struct Sighting {
     text: RefCell<Option<String>>,
     /// Said when the session has been ended.
     tripped: Notify,
+    /// The test runner, once it is watched too.
+    runner: Cell<Option<i32>>,
+    /// Said to look at once, and when that is done.
+    look: Notify,
+    looked: Notify,
 }
 
 impl Guard {
@@ -57,17 +70,25 @@ impl Guard {
     pub fn start(settings: &Settings, other: Option<&DatabaseUrl>) -> anyhow::Result<Self> {
         let home = Home::resolve(settings)?;
         let (stop, mut stopped) = oneshot::channel();
-        let verdict = Rc::<Verdict>::default();
-        let (told, settings, other) = (verdict.clone(), settings.clone(), other.cloned());
+        let sighting = Rc::<Sighting>::default();
+        let (told, settings, other) = (sighting.clone(), settings.clone(), other.cloned());
         let watch = tokio::task::spawn_local(async move {
-            let mut watch = Watch::new(home, settings.postgres.port.number);
+            let mut watch = Watch::new(home, settings.postgres.port);
             if let Some(other) = other {
                 watch.other = addresses(other).await;
             }
             let mut ended = false;
             while !ended {
                 let pause = if watch.is_close() { POLL } else { POLL_SERVER };
-                ended = timeout(pause, &mut stopped).await.is_ok();
+                ended = tokio::select! {
+                    _ = &mut stopped => true,
+                    () = told.look.notified() => false,
+                    () = sleep(pause) => false,
+                };
+                let is_first = watch.runner != told.runner.get();
+                if is_first {
+                    watch.take_in(told.runner.get());
+                }
                 let found = match timeout(ANSWER_LIMIT, watch.ask()).await {
                     Ok(Ok(found)) => found,
                     failed => {
@@ -82,18 +103,37 @@ impl Guard {
                     found => found,
                 };
                 if let Some((owner, server)) = found {
-                    told.text.borrow_mut().get_or_insert_with(|| words(&settings, &owner, &server));
+                    let is_ended = watch.spared.is_none();
+                    told.text.borrow_mut().get_or_insert_with(|| words(&settings, &owner, &server, is_ended));
                     told.tripped.notify_one();
+                }
+                if is_first {
+                    watch.spared = None;
+                    told.looked.notify_one();
                 }
             }
         });
-        Ok(Self { verdict, stop: Some(stop), watch: Some(watch) })
+        Ok(Self { sighting, stop: Some(stop), watch: Some(watch) })
     }
 
     /// Wait until a session was found and ended; what to say of it.
     pub async fn tripped(&self) -> String {
-        self.verdict.tripped.notified().await;
-        self.verdict.text.borrow().clone().unwrap_or_default()
+        self.sighting.tripped.notified().await;
+        self.sighting.text.borrow().clone().unwrap_or_default()
+    }
+
+    /// Watch the test runner `pid` too, and what it started.
+    ///
+    /// # Errors
+    /// It has a session already; it was not ended for it, and no test has run yet.
+    pub async fn take_in(&self, pid: i32) -> anyhow::Result<()> {
+        self.sighting.runner.set(Some(pid));
+        self.sighting.look.notify_one();
+        self.sighting.looked.notified().await;
+        match self.sighting.text.borrow_mut().take() {
+            Some(text) => Err(Failure::new(Code::Config, text).into()),
+            None => Ok(()),
+        }
     }
 
     /// Look once more, and end the watch; what to say, if a session was found.
@@ -102,7 +142,7 @@ impl Guard {
         if let Some(watch) = self.watch.take() {
             let _ = watch.await;
         }
-        self.verdict.text.borrow().clone()
+        self.sighting.text.borrow().clone()
     }
 }
 
@@ -110,59 +150,6 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(watch) = &self.watch {
             watch.abort();
-        }
-    }
-}
-
-/// A server that is not the tests'.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Server {
-    /// The project's own.
-    Live { port: u16 },
-    /// Another one that the configuration names.
-    Other { host: String, port: u16 },
-}
-
-/// A server, by the connections to it.
-#[derive(Clone)]
-struct Address {
-    server: Server,
-    /// `None`: this machine's.
-    ips: Option<Vec<IpAddr>>,
-    port: u16,
-    socket: Option<std::path::PathBuf>,
-}
-
-impl Address {
-    /// The sockets that are connected to it.
-    fn clients(&self) -> Vec<u64> {
-        let is_it = |end: &sockets::ConnectionEnd| match &self.ips {
-            Some(ips) => ips.contains(&end.remote.ip()),
-            None => end.remote.ip().is_loopback() || end.remote.ip() == end.local.ip(),
-        };
-        let over_tcp = sockets::established(self.port).into_iter().filter(is_it).map(|end| end.inode);
-        over_tcp.chain(self.socket.iter().flat_map(|path| sockets::clients_of_unix(path))).collect()
-    }
-}
-
-/// The addresses that `url` stands for. Names are resolved on another thread: that may take its time.
-async fn addresses(url: DatabaseUrl) -> Vec<Address> {
-    let server = Server::Other { host: url.host.clone(), port: url.port };
-    if url.host.starts_with('/') {
-        let socket = Path::new(&url.host).join(format!(".s.PGSQL.{}", url.port));
-        return vec![Address { server, ips: Some(Vec::new()), port: url.port, socket: Some(socket) }];
-    }
-    let (host, port) = (url.host.clone(), url.port);
-    let resolve = move || (host.trim_matches(['[', ']']), port).to_socket_addrs().map(Vec::from_iter);
-    match timeout(ANSWER_LIMIT, tokio::task::spawn_blocking(resolve)).await {
-        Ok(Ok(Ok(found))) => {
-            let ips = found.iter().map(|address| address.ip().to_canonical()).collect();
-            vec![Address { server, ips: Some(ips), port, socket: None }]
-        }
-        // Tests cannot find it either, unless they know another name of it.
-        failed => {
-            tracing::debug!(?failed, "resolve {}", url.host);
-            Vec::new()
         }
     }
 }
@@ -176,7 +163,9 @@ struct Live {
 struct Watch {
     home: Home,
     /// Where the live server is, if nothing else says it.
-    configured: u16,
+    configured: Port,
+    /// When that port was last looked at.
+    looked: Option<Instant>,
     live: Option<Live>,
     /// The live server's addresses, while it cannot be asked.
     blind: Vec<Address>,
@@ -186,12 +175,35 @@ struct Watch {
     /// As `seen`, by their clients' sockets.
     seen_sockets: HashMap<u64, u8>,
     told: bool,
+    /// The test runner, if it is watched.
+    runner: Option<i32>,
+    /// The one that is not ended for what it did before it was watched.
+    spared: Option<i32>,
 }
 
 impl Watch {
-    fn new(home: Home, configured: u16) -> Self {
-        let (seen, seen_sockets) = (HashMap::new(), HashMap::new());
-        Self { home, configured, live: None, blind: Vec::new(), other: Vec::new(), seen, seen_sockets, told: false }
+    fn new(home: Home, configured: Port) -> Self {
+        Self {
+            home,
+            configured,
+            looked: None,
+            live: None,
+            blind: Vec::new(),
+            other: Vec::new(),
+            seen: HashMap::new(),
+            seen_sockets: HashMap::new(),
+            told: false,
+            runner: None,
+            spared: None,
+        }
+    }
+
+    /// The next look is at `runner` too, which may have sessions that were taken for another program's; for these it is not
+    /// ended.
+    fn take_in(&mut self, runner: Option<i32>) {
+        (self.runner, self.spared) = (runner, runner);
+        self.seen.clear();
+        self.seen_sockets.clear();
     }
 
     /// Whether there is a server to look at.
@@ -213,11 +225,26 @@ impl Watch {
         }
     }
 
+    /// No server runs in this state directory. One of the project's may run elsewhere: with another state directory, in a
+    /// container. Where a person chose the port, what listens there counts as that one; the usual port may be anybody's.
+    async fn look_elsewhere(&mut self) {
+        let Port { number, chosen } = self.configured;
+        if !chosen || number == 0 {
+            self.blind.clear();
+            return;
+        }
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK_ELSEWHERE) {
+            self.looked = Some(Instant::now());
+            let listened = tokio::task::spawn_blocking(move || ports::is_listened_to(number)).await.unwrap_or_default();
+            self.watch_blindly(listened.then_some(number));
+        }
+    }
+
     /// Its data directory is another user's: nothing says whether it runs, and where.
     fn hidden(&mut self, error: &io::Error) {
         let names = std::fs::read_dir(&self.home.socket_dir).into_iter().flatten().flatten();
         let ports = names.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(".s.PGSQL.")?.parse().ok());
-        let mut ports: Vec<u16> = ports.chain([self.configured]).filter(|port| *port != 0).collect();
+        let mut ports: Vec<u16> = ports.chain([self.configured.number]).filter(|port| *port != 0).collect();
         ports.sort_unstable();
         ports.dedup();
         if !self.told {
@@ -239,7 +266,7 @@ impl Watch {
             Ok(Some(running)) => running,
             Ok(None) => {
                 self.live = None;
-                self.blind.clear();
+                self.look_elsewhere().await;
                 return Ok(None);
             }
             Err(error) => {
@@ -278,9 +305,10 @@ impl Watch {
             return Ok(None);
         }
         let socket = self.home.socket(port);
+        let (runner, spared) = (self.runner, self.spared);
         // On another thread: what is asked of the kernel may take its time.
         let find = move || {
-            let snapshot = OpenSockets::take();
+            let snapshot = OpenSockets::take(runner);
             sessions.into_iter().find_map(|(pid, client)| {
                 // It is mostly where the client is, too.
                 let servers = client.iter().flat_map(|client| listen.into_iter().chain([client.ip()]));
@@ -290,11 +318,14 @@ impl Watch {
                     None => snapshot.owner_over_unix(&socket, pid),
                 };
                 // At once: what it has begun must not go on while its session is being ended.
-                owner.inspect(Owner::kill).map(|owner| (owner, pid))
+                owner.inspect(|owner| end(owner, spared)).map(|owner| (owner, pid))
             })
         };
         let found = tokio::task::spawn_blocking(find).await.context("look for a session's owner")?;
         let Some((owner, pid)) = found else { return Ok(None) };
+        if self.spared.is_some() {
+            return Ok(Some((owner, Server::Live { port })));
+        }
         let ended = query_scalar::<_, bool>("SELECT pg_terminate_backend($1)").bind(pid).fetch_one(&mut live.session);
         // Its client is dead already, and what was found must be told.
         if let Err(error) = ended.await {
@@ -310,6 +341,7 @@ impl Watch {
         }
         let addresses = [&self.blind[..], &self.other].concat();
         let mut seen = std::mem::take(&mut self.seen_sockets);
+        let (runner, spared) = (self.runner, self.spared);
         let find = move || {
             let found = addresses.into_iter().flat_map(|address| {
                 let clients = address.clients();
@@ -320,10 +352,10 @@ impl Watch {
             let fresh: Vec<_> =
                 found.iter().filter(|(inode, _)| seen.get(*inode).is_none_or(|looks| *looks < LOOKS)).collect();
             fresh.iter().for_each(|(inode, _)| *seen.entry(**inode).or_default() += 1);
-            let snapshot = (!fresh.is_empty()).then(OpenSockets::take);
+            let snapshot = (!fresh.is_empty()).then(|| OpenSockets::take(runner));
             let owned = fresh.into_iter().find_map(|(inode, server)| {
                 let owner = snapshot.as_ref()?.owner(*inode)?;
-                owner.kill();
+                end(&owner, spared);
                 Some((owner, server.clone()))
             });
             (owned, seen)
@@ -331,6 +363,13 @@ impl Watch {
         let (owned, seen) = tokio::task::spawn_blocking(find).await.ok()?;
         self.seen_sockets = seen;
         owned
+    }
+}
+
+/// End the process that has a session, unless its runner has not been told of any server yet.
+fn end(owner: &Owner, spared: Option<i32>) {
+    if spared.is_none() {
+        owner.kill();
     }
 }
 
@@ -373,7 +412,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut watch = Watch::new(Home::at(temp.path(), None), port);
+        let chosen = Port { number: port, chosen: true };
+        let mut watch = Watch::new(Home::at(temp.path(), None), chosen);
         assert!(watch.look().await.is_none());
         watch.hidden(&io::ErrorKind::PermissionDenied.into());
         assert!(watch.is_close() && watch.look().await.is_none());
@@ -388,6 +428,11 @@ mod tests {
         assert_eq!((owner.pid, owner.program.as_str()), (child.id().cast_signed(), "bash"));
         assert_eq!(server, Server::Live { port });
         assert_eq!(child.wait().unwrap().signal(), Some(9));
+        // One that does not run in this state directory, where its port was chosen.
+        let mut watch = Watch::new(Home::at(temp.path(), None), chosen);
+        assert!(watch.ask().await.unwrap().is_none() && watch.is_close());
+        let mut usual = Watch::new(Home::at(temp.path(), None), Port { chosen: false, ..chosen });
+        assert!(usual.ask().await.unwrap().is_none() && !usual.is_close());
         // The server that is attached to: by its name, and only there.
         let found = addresses(DatabaseUrl::parse(&format!("postgres://localhost:{port}/x")).unwrap()).await;
         assert!(found[0].ips.as_ref().unwrap().contains(&"127.0.0.1".parse().unwrap()));

@@ -1,11 +1,11 @@
 //! What is said of a process of the tests that was connected to a server that is not theirs.
 
-use super::guard::Server;
+use super::watched::Server;
 use crate::config::Settings;
 use crate::process::sockets::Owner;
 
-/// What happened, and what to do.
-pub fn words(settings: &Settings, owner: &Owner, server: &Server) -> String {
+/// What happened, and what to do. `is_ended`: the process, and the run.
+pub fn words(settings: &Settings, owner: &Owner, server: &Server, is_ended: bool) -> String {
     let (what, port) = match server {
         Server::Live { port } => (format!("this project's own live database (port {port})"), port),
         Server::Other { host, port } => {
@@ -24,9 +24,13 @@ pub fn words(settings: &Settings, owner: &Owner, server: &Server) -> String {
         None => "give it the tests' server under the names that it reads, in [workers.env]: DB_PORT = \"${PGPORT}\""
             .to_owned(),
     };
+    let what = if is_ended {
+        format!("a process of the tests was connected to {what} and was ended, and the run with it")
+    } else {
+        format!("a process of the tests is already connected to {what}; no test was run")
+    };
     format!(
-        "a process of the tests was connected to {what} and was ended, and the run with it: process {} (`{}`). It takes the \
-         address from somewhere else than DATABASE_URL, PG* and POSTGRES_*: {hint}",
+        "{what}: process {} (`{}`). It takes the address from somewhere else than DATABASE_URL, PG* and POSTGRES_*: {hint}",
         owner.pid, owner.program
     )
 }

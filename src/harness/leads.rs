@@ -4,9 +4,10 @@
 //! then. An application that takes its address from DB_HOST and DB_PORT is therefore refused while these name the live server.
 
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
-use super::template::Recipe;
+use crate::config::Settings;
 use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
@@ -17,16 +18,15 @@ use crate::workers::surroundings::Surroundings;
 /// How long a server of this machine may take to let a connection in.
 const CONNECT_LIMIT: Duration = Duration::from_millis(200);
 
-/// Refuse where a variable of the tests, or of their migrations, holds the address of the project's live server; `other` is the
-/// server elsewhere that the project attaches to.
+/// Refuse where a variable of the tests, or of their migrations, holds the address of the project's live server; `python` is
+/// their interpreter, `other` the server elsewhere that the project attaches to.
 ///
 /// # Errors
 /// [`Code::Config`] with the variables, and what to write.
-pub fn refuse(recipe: &Recipe, other: Option<&DatabaseUrl>) -> anyhow::Result<()> {
-    let settings = &recipe.settings;
+pub fn refuse(settings: &Settings, python: &Path, other: Option<&DatabaseUrl>) -> anyhow::Result<()> {
     let live = match other {
         Some(url) => Some((url.host.clone(), url.port)),
-        None => live(recipe)?.map(|address| (address.ip().to_string(), address.port())),
+        None => live(settings)?.map(|address| (address.ip().to_string(), address.port())),
     };
     let Some((host, port)) = live else { return Ok(()) };
     // Its port is none that a server has: what holds the live one does not come from here.
@@ -39,7 +39,7 @@ pub fn refuse(recipe: &Recipe, other: Option<&DatabaseUrl>) -> anyhow::Result<()
         database: settings.postgres.database.clone(),
         parameters: Vec::new(),
     };
-    let around = Surroundings { settings, url: &url, python: &recipe.python, identity: None, of_tests: true };
+    let around = Surroundings { settings, url: &url, python, identity: None, of_tests: true };
     let mut all = settings.inherited.0.clone();
     // The tests get neither of these.
     all.retain(|name, _| !name.starts_with("TANDEM_") && !settings.workers.drop_env.matches(name));
@@ -60,8 +60,7 @@ pub fn refuse(recipe: &Recipe, other: Option<&DatabaseUrl>) -> anyhow::Result<()
 }
 
 /// Where the project's own server answers, if it does.
-fn live(recipe: &Recipe) -> anyhow::Result<Option<SocketAddr>> {
-    let settings = &recipe.settings;
+fn live(settings: &Settings) -> anyhow::Result<Option<SocketAddr>> {
     let home = Home::resolve(settings)?;
     // Where another user runs it, only the configuration tells.
     let port = server::own_running_port(&home).unwrap_or(settings.postgres.port.number);

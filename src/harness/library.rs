@@ -11,8 +11,9 @@ use tokio::sync::{OnceCell, oneshot};
 
 use super::client::{Client, VARIABLE};
 use super::cluster::{Cluster, Wish};
-use super::databases::{Census, Databases, Lease};
+use super::databases::{Databases, Lease};
 use super::endpoint::NewDatabase;
+use super::of_test::Census;
 use super::shared_objects::Hold;
 use super::template::Recipe;
 use crate::config::{self, Flag, MigrationRun, Purpose, Source};

@@ -33,15 +33,17 @@
 //!            janitor     remains     and what cleans up, however it ends
 //! pool ──> databases ──> endpoint    clones made ahead (pure); handed out; over a unix socket (client)
 //!            cleaning               those that come back: used again or dropped
-//!            catalog    footprint   what the superuser does with them, and whether a test wrote to one
+//!            superuser  footprint   what the superuser does with them, and whether a test wrote to one
 //!            put_back               what tests change of the whole server, taken back
 //!                 shared_objects    whose it is, and when (pure)
 //!                        integresql  the same for clients of IntegreSQL's interface
 //! throwaway                          the same server, empty, for a purpose other than tests
 //! run                                `tandem test`: a command in all this, with plugin (pytest) and stack (workers)
+//! serve                              the same for a test runner that runs already: a plain pytest, which has the plugin
+//! of_test                            the databases of tests, found from outside (`tandem psql --test`)
+//! guard ─> watched    leads          no test reaches another server than its own
 //! ```
 
-mod catalog;
 mod cleaning;
 mod client;
 mod cluster;
@@ -58,6 +60,7 @@ mod janitor;
 mod key;
 mod leads;
 mod library;
+mod of_test;
 mod place;
 mod plugin;
 mod pool;
@@ -67,13 +70,17 @@ mod reads;
 mod remains;
 pub mod run;
 mod seed;
+pub mod serve;
 mod shared_objects;
 mod shelf;
 mod stack;
+mod superuser;
 mod template;
 mod throwaway;
+mod watched;
 
 pub use client::{Client, VARIABLE};
 pub use endpoint::NewDatabase;
 pub use library::{Database, Options, Server, database};
+pub use of_test::find as find_of_test;
 pub use throwaway::Throwaway;

@@ -31,7 +31,7 @@ use crate::process::identity;
 use crate::room::{FileSystem, Guard};
 
 /// A file system in the machine's memory.
-const MEMORY: &str = "/dev/shm";
+pub(super) const MEMORY: &str = "/dev/shm";
 /// What a run needs at the least: its data directory, a pool of clones, and some writing, in bytes.
 pub const ROOM: u64 = 384 * 1024 * 1024;
 /// What must stay free beside a spare directory, in bytes: its file system is everybody's memory.
@@ -44,7 +44,7 @@ const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 /// How long to wait for a run that takes its directory, which takes it a millisecond.
 const GUARD_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-const RUN: &str = "run-";
+pub(super) const RUN: &str = "run-";
 const SPARE: &str = "spare-";
 /// A spare directory as it is made, by a janitor, and as it is removed.
 const MAKING: &str = "making-";
@@ -156,8 +156,7 @@ impl RunDir {
 
     /// The directories below `root` of runs that are over, and did not remove them.
     pub fn left_below(root: &Path) -> Vec<PathBuf> {
-        let base = root.join(format!("tandem-test-{}", Uid::effective()));
-        dead(&base).into_iter().map(|(dir, _)| dir).collect()
+        dead(&base_in(root)).into_iter().map(|(dir, _)| dir).collect()
     }
 
     /// Remove it, and all that works in it.
@@ -175,10 +174,13 @@ impl RunDir {
     }
 }
 
+pub(super) fn base_in(root: &Path) -> PathBuf {
+    root.join(format!("tandem-test-{}", Uid::effective()))
+}
+
 /// Our own directory in `root`, which others may be able to write to.
 fn base(root: &Path) -> anyhow::Result<PathBuf> {
-    let uid = Uid::effective();
-    let base = root.join(format!("tandem-test-{uid}"));
+    let (uid, base) = (Uid::effective(), base_in(root));
     if !root.exists() && install::make_shared_dir(root).is_ok() {
         install::keep_out_of_git(root);
     }
@@ -277,7 +279,7 @@ fn lock(path: &Path) -> Result<Lock, LockError> {
     Lock::take(path, "`tandem test`")
 }
 
-fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
+pub(super) fn entries(base: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
     let found = fs::read_dir(base).into_iter().flatten().flatten();
     found.filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix)).map(|entry| entry.path())
 }

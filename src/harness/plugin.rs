@@ -1,12 +1,20 @@
-//! The pytest plugin. It needs no installation: it is written beside the server's socket, and named in the environment.
+//! The pytest plugin, a Python package. It needs no installation: it is written beside the server's socket, and named in the
+//! environment. The wheel installs the same package, for a pytest that `tandem test` did not start.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// The module, and the file it comes from.
-const MODULE: &str = "tandem_pytest";
-const TEXT: &str = include_str!("tandem_pytest.py");
+/// The package, which is also what the wheel's entry point is called: pytest loads no name twice.
+const MODULE: &str = "pytest_tandem";
+const FILES: [(&str, &str); 6] = [
+    ("__init__.py", include_str!("python/pytest_tandem/__init__.py")),
+    ("asynchronous.py", include_str!("python/pytest_tandem/asynchronous.py")),
+    ("fixtures.py", include_str!("python/pytest_tandem/fixtures.py")),
+    ("harness.py", include_str!("python/pytest_tandem/harness.py")),
+    ("postgresql.py", include_str!("python/pytest_tandem/postgresql.py")),
+    ("starting.py", include_str!("python/pytest_tandem/starting.py")),
+];
 
 /// Write the plugin below `run`; the directory to import it from.
 ///
@@ -14,9 +22,12 @@ const TEXT: &str = include_str!("tandem_pytest.py");
 /// It cannot be written.
 pub fn write(run: &Path) -> anyhow::Result<PathBuf> {
     let dir = run.join("pytest");
-    let path = dir.join(format!("{MODULE}.py"));
-    let written = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&path, TEXT));
-    written.with_context(|| format!("write {}", path.display()))?;
+    let package = dir.join(MODULE);
+    let write = || {
+        std::fs::create_dir_all(&package)?;
+        FILES.iter().try_for_each(|(name, text)| std::fs::write(package.join(name), text))
+    };
+    write().with_context(|| format!("write {}", package.display()))?;
     Ok(dir)
 }
 
@@ -39,12 +50,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_file_of_the_package_is_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let names = |dir: &Path| {
+            let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.filter(|name| name != "__pycache__").collect::<std::collections::BTreeSet<_>>()
+        };
+        let package = write(temp.path()).unwrap().join(MODULE);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/harness/python").join(MODULE);
+        assert_eq!(names(&package), names(&source));
+    }
+
+    #[test]
     fn what_the_user_has_in_the_environment_stays() {
         let of = |name: &str| (name == "PYTEST_PLUGINS").then(|| "theirs".to_owned());
         let [path, plugins] = variables(Path::new("/run/pytest"), of);
         assert_eq!(path, ("PYTHONPATH", "/run/pytest".to_owned()));
-        assert_eq!(plugins, ("PYTEST_PLUGINS", "tandem_pytest,theirs".to_owned()));
-        let [_, again] = variables(Path::new("/run/pytest"), |_| Some("a,tandem_pytest".to_owned()));
-        assert_eq!(again.1, "a,tandem_pytest");
+        assert_eq!(plugins, ("PYTEST_PLUGINS", "pytest_tandem,theirs".to_owned()));
+        let [_, again] = variables(Path::new("/run/pytest"), |_| Some("a,pytest_tandem".to_owned()));
+        assert_eq!(again.1, "a,pytest_tandem");
     }
 }

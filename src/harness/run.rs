@@ -11,7 +11,7 @@ use super::cluster::{Cluster, Wish};
 use super::guard::Guard;
 use super::stack::Stack;
 use super::template::Recipe;
-use super::{client, endpoint, integresql, leads, plugin};
+use super::{client, endpoint, integresql, leads, of_test, plugin};
 use crate::config::{MigrationRun, Python, Settings};
 use crate::control;
 use crate::exit::{Code, Failure};
@@ -19,6 +19,7 @@ use crate::plan::{CommandLine, DatabaseUrl};
 use crate::process::{self, Exit, Foreground, orphans};
 use crate::signals::{Passed, Passing};
 use crate::telemetry::say_aside;
+use crate::workers::surroundings::Variables;
 
 /// What shells answer for a command that is not there, and for one that cannot be run (POSIX, 2.8.2).
 const NOT_FOUND: u8 = 127;
@@ -69,7 +70,7 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     let guard = Guard::start(&job.settings, job.other.as_ref())?;
     let prepared = async {
         let recipe = Recipe::gather(job.settings.clone(), job.migrations.clone(), &job.seeds).await?;
-        leads::refuse(&recipe, job.other.as_ref())?;
+        leads::refuse(&recipe.settings, &recipe.python, job.other.as_ref())?;
         let lasting = job.keep != Keep::Never;
         let cluster = Cluster::start(&recipe, Wish { rebuild: job.rebuild, lasting, is_watched: false }).await?;
         let stage = stage(&job, &recipe, &cluster).await?;
@@ -103,7 +104,13 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     }
     let failed = code != 0;
     if failed {
-        explain(&cluster, job.keep);
+        explain(&cluster);
+        let kept = cluster.databases.census().kept.len();
+        if kept > 0 && job.keep == Keep::Never {
+            say_aside(&format!(
+                "tandem: {kept} databases of failed tests were kept; `tandem test --keep-on-failure` leaves the server running"
+            ));
+        }
     }
     if job.keep == Keep::Always || (job.keep == Keep::OnFailure && failed) {
         keep(&mut cluster, &recipe)?;
@@ -117,13 +124,14 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
 }
 
 /// The first signal that asks for the end, while there is no command yet to hand it to.
-async fn told_to_end(passing: &mut Passing) -> Signal {
+pub async fn told_to_end(passing: &mut Passing) -> Signal {
     loop {
         match passing.next().await {
             Passed::On(signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT)) => {
                 return signal;
             }
-            Passed::On(_) | Passed::Child => {}
+            Passed::Child => orphans::reap(),
+            Passed::On(_) => {}
         }
     }
 }
@@ -134,7 +142,12 @@ struct Stage {
     stack: Option<Stack>,
 }
 
-async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Stage> {
+/// Let the harness of `cluster` be asked, and make the environment of its tests: a worker's, with the way to their own
+/// server and to the harness. `inherited` is the one that it is made for.
+///
+/// # Errors
+/// Its socket cannot be made.
+pub fn open(recipe: &Recipe, cluster: &Cluster, inherited: &BTreeMap<String, String>) -> anyhow::Result<Variables> {
     let (settings, databases) = (&recipe.settings, &cluster.databases);
     let around = recipe.around(databases.session_url());
     let mut environment = around.importing(&format!("{}-test", settings.name));
@@ -145,12 +158,24 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
     }
     let socket = control::open(&cluster.home.control)?;
     tokio::task::spawn_local(endpoint::serve(socket, databases.clone()));
-    let said = environment.clone().values();
     let mut say = |name: &str, value: String| environment.0.push((name.to_owned(), Some(value)));
     say(client::VARIABLE, cluster.home.control.display().to_string());
     // A `tandem` among the tests finds PostgreSQL where this one did.
     say("TANDEM_CACHE_DIR", settings.cache_dir.display().to_string());
-    let inherited = &job.inherited;
+    let bin = around.venv().map(|venv| venv.join("bin"));
+    // Last in PATH, so that the user's own psql, pg_dump and so on come first.
+    let path = inherited.get("PATH").map(PathBuf::from);
+    let places = bin.as_deref().into_iter().chain(path.as_deref()).chain([recipe.installation.bin.as_path()]);
+    say("PATH", places.map(|place| place.display().to_string()).collect::<Vec<_>>().join(":"));
+    Ok(environment)
+}
+
+async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<Stage> {
+    let (databases, inherited) = (&cluster.databases, &job.inherited);
+    let around = recipe.around(databases.session_url());
+    let mut environment = open(recipe, cluster, inherited)?;
+    let said = environment.clone().values();
+    let mut say = |name: &str, value: String| environment.0.push((name.to_owned(), Some(value)));
     let plugin = plugin::write(&cluster.home.run)?;
     for (name, value) in plugin::variables(&plugin, |name| said.get(name).or_else(|| inherited.get(name)).cloned()) {
         say(name, value);
@@ -160,11 +185,6 @@ async fn stage(job: &Job, recipe: &Recipe, cluster: &Cluster) -> anyhow::Result<
         say("INTEGRESQL_CLIENT_BASE_URL", format!("http://{address}/api"));
         say("INTEGRESQL_CLIENT_API_VERSION", "v1".to_owned());
     }
-    let bin = around.venv().map(|venv| venv.join("bin"));
-    // Last in PATH, so that the user's own psql, pg_dump and so on come first.
-    let path = inherited.get("PATH").map(PathBuf::from);
-    let places = bin.as_deref().into_iter().chain(path.as_deref()).chain([recipe.installation.bin.as_path()]);
-    say("PATH", places.map(|place| place.display().to_string()).collect::<Vec<_>>().join(":"));
     let stack = match &job.workers {
         None => None,
         Some(args) => {
@@ -263,7 +283,7 @@ fn ways_to_pytest(python: &Python) -> String {
 }
 
 /// What the server has to say about a failed run.
-fn explain(cluster: &Cluster, keep: Keep) {
+pub fn explain(cluster: &Cluster) {
     if cluster.postmaster.was_full() {
         let max = cluster.databases.census().max_connections;
         say_aside(&format!(
@@ -280,13 +300,6 @@ fn explain(cluster: &Cluster, keep: Keep) {
     }
     for hint in lines.iter().filter_map(|line| missing_library(line)).collect::<BTreeSet<_>>() {
         say_aside(&format!("tandem: {hint}"));
-    }
-    let kept = cluster.databases.census().kept;
-    if !kept.is_empty() && keep == Keep::Never {
-        say_aside(&format!(
-            "tandem: {} databases of failed tests were kept; `tandem test --keep-on-failure` leaves the server running",
-            kept.len()
-        ));
     }
 }
 
@@ -305,11 +318,13 @@ fn missing_library(line: &str) -> Option<String> {
 }
 
 /// Leave the server, and say how to get in and how to end it.
-fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
+pub fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
     let Some(pid) = cluster.postmaster.pid() else {
         say_aside("tandem: PostgreSQL has ended (its reason is above): there is nothing to keep");
         return Ok(());
     };
+    let of_tests = cluster.databases.census().of_tests;
+    of_test::note(&cluster.place.dir, &of_tests)?;
     cluster.let_live()?;
     let url = cluster.databases.session_url().with_scheme("postgresql").expose();
     let psql = recipe.installation.tool("psql");
@@ -320,6 +335,9 @@ fn keep(cluster: &mut Cluster, recipe: &Recipe) -> anyhow::Result<()> {
     say_aside(&format!("  connect: {} '{}'", psql.display(), url.expose()));
     for url in cluster.databases.census().kept {
         say_aside(&format!("  of a failed test: {url}"));
+    }
+    for of_test in of_tests.iter().filter(|of_test| of_test.failed) {
+        say_aside(&format!("  open it:  tandem psql --test {}", of_test.quoted()));
     }
     say_aside(&format!("  end it:  kill -INT {pid}"));
     Ok(())

@@ -27,6 +27,8 @@ pub struct Picture {
     pub migrations: Migrations,
     /// Why `hooks.after_ready` last failed.
     pub hook: Option<String>,
+    /// What there is to say of databases whose texts are sorted by other rules here than where they were made.
+    pub sorted_otherwise: Vec<String>,
     /// Until when the certificate holds with which the application is served.
     pub certificate: Option<SystemTime>,
     pub backups: Backups,

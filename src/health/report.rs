@@ -32,8 +32,8 @@ pub struct Now<'a> {
 pub enum Status {
     /// Everything is as configured.
     Healthy,
-    /// Serving, with fewer workers than wanted, a hook that failed, without the backups that are wanted, or with little
-    /// room.
+    /// Serving, with fewer workers than wanted, a hook that failed, without the backups that are wanted, with little room, or
+    /// with indexes that may miss rows.
     Degraded,
     /// It should get no requests.
     Unhealthy,
@@ -249,6 +249,7 @@ fn verdict(picture: &Picture, now: Now<'_>) -> (Status, Vec<String>) {
         }
     }
     reasons.extend(picture.hook.clone());
+    reasons.extend(picture.sorted_otherwise.iter().cloned());
     reasons.extend(backups::reasons(picture));
     (if reasons.is_empty() { Status::Healthy } else { Status::Degraded }, reasons)
 }

@@ -46,6 +46,25 @@ impl StopLadder {
     }
 }
 
+/// What `docker stop` grants unless it is told otherwise (Docker's documentation).
+const DOCKER_GRACE: Duration = Duration::from_secs(10);
+
+impl StopLadder {
+    /// What to tell who runs a container whose first process Tandem is, and has not said what the platform grants. Whether that
+    /// platform is Docker is not known; Kubernetes grants the default.
+    pub fn notice_of_first_process(&self) -> Option<String> {
+        (self.orderly() > DOCKER_GRACE).then(|| {
+            format!(
+                "Tandem is process 1 of its container, and its stop may take {}: `docker stop` kills after {} unless it is told \
+                 otherwise (--stop-timeout; stop_grace_period in Compose). Where stop.platform_grace says what is granted, this \
+                 is not said again",
+                humantime::format_duration(self.orderly()),
+                humantime::format_duration(DOCKER_GRACE)
+            )
+        })
+    }
+}
+
 /// The sum, as a person would write it: `workers 12s + PostgreSQL 18s = 30s`.
 impl fmt::Display for StopLadder {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

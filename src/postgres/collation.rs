@@ -5,9 +5,11 @@
 //! its image for Alpine.
 
 use sea_orm::sqlx::postgres::PgConnection;
-use sea_orm::sqlx::query_as;
+use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
-use super::provision::identifier;
+use super::home::Home;
+use super::provision::{identifier, superuser_options};
+use super::settings::SUPERUSER;
 use crate::exit::in_words;
 use crate::schema::{ANSWER_LIMIT, answered};
 
@@ -25,12 +27,29 @@ type Row = (String, String, Option<String>, Option<String>);
 
 /// Warn of each database that was sorted otherwise where it was made.
 pub async fn warn(connection: &mut PgConnection) {
-    let asked = query_as(SORTED_OTHERWISE).fetch_all(connection);
-    match answered::<Vec<Row>>(ANSWER_LIMIT, "ask by which rules texts were sorted", asked).await {
-        Ok(rows) => rows.iter().for_each(|row| tracing::warn!("{}", in_sentence(row))),
+    match look(connection).await {
+        Ok(sentences) => sentences.iter().for_each(|sentence| tracing::warn!("{sentence}")),
         // Such as a collation that this ICU does not know. The server serves all the same.
         Err(error) => tracing::warn!("{}", in_words(&error)),
     }
+}
+
+/// What there is to say of each database of the server of `home` on `port` that was sorted otherwise where it was made.
+///
+/// # Errors
+/// It cannot be asked.
+pub async fn sorted_otherwise(home: &Home, port: u16) -> anyhow::Result<Vec<String>> {
+    let options = superuser_options(home, port, SUPERUSER);
+    let mut session = answered(ANSWER_LIMIT, "connect to PostgreSQL", options.connect()).await?;
+    let sentences = look(&mut session).await;
+    let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
+    sentences
+}
+
+async fn look(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
+    let asked = query_as(SORTED_OTHERWISE).fetch_all(connection);
+    let rows: Vec<Row> = answered(ANSWER_LIMIT, "ask by which rules texts were sorted", asked).await?;
+    Ok(rows.iter().map(in_sentence).collect())
 }
 
 fn in_sentence((name, collation, there, here): &Row) -> String {

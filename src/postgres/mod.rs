@@ -7,7 +7,7 @@ pub mod binaries;
 pub mod checkpoint;
 pub mod cluster;
 mod cluster_processes;
-mod collation;
+pub mod collation;
 pub mod conf;
 pub mod data;
 mod door;

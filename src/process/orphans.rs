@@ -244,6 +244,12 @@ pub fn descendants() -> Vec<Identifier> {
     families(&[own]).into_iter().filter(|id| id.pid != own).collect()
 }
 
+/// The process `root` and every process below it or below this one, without this one and zombies.
+pub fn family(root: i32) -> Vec<Identifier> {
+    let own = std::process::id().cast_signed();
+    families(&[own, root]).into_iter().filter(|id| id.pid != own).collect()
+}
+
 /// `roots` and all their descendants that are no zombies.
 fn families(roots: &[i32]) -> Vec<Identifier> {
     if roots.is_empty() { Vec::new() } else { below(&alive(), roots) }

@@ -40,6 +40,12 @@ pub fn holder(port: u16) -> Option<String> {
     })
 }
 
+/// Whether something listens on `port` in this network namespace, whosever it is.
+pub fn is_listened_to(port: u16) -> bool {
+    let all = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
+    all.into_iter().any(|entry| entry.state == TcpState::Listen && entry.local_address.port() == port)
+}
+
 /// The process that listens on the unix socket at `path`, as far as the kernel tells. Never waits: the queue of a process
 /// that is stopped may be full.
 ///

@@ -51,9 +51,10 @@ pub struct OpenSockets {
 }
 
 impl OpenSockets {
-    pub fn take() -> Self {
-        let descendants = orphans::descendants().into_iter();
-        let pairs = descendants.flat_map(|id| sockets_of(id.pid).into_iter().map(move |inode| (inode, id)));
+    /// Of the descendants, and of the process `root` with its own, where there is one.
+    pub fn take(root: Option<i32>) -> Self {
+        let all = root.map_or_else(orphans::descendants, orphans::family).into_iter();
+        let pairs = all.flat_map(|id| sockets_of(id.pid).into_iter().map(move |inode| (inode, id)));
         Self { owners: pairs.collect(), established: OnceCell::new(), unix: OnceCell::new() }
     }
 

@@ -30,7 +30,8 @@ use crate::workers::surroundings::Surroundings;
 
 /// How long after a failed base backup the next is tried.
 const BASE_AGAIN: Duration = Duration::from_secs(3600);
-/// How often a failed run is tried again before the next that is planned: each try leaves a dump, whatever failed after it.
+/// How often a failed run is tried again before the next that is planned: each try leaves a dump, whatever failed after it. Where
+/// only copies failed, they alone are sent again, and as often as it takes.
 const RETRIES_MAX: u32 = 3;
 /// How often the clock and the schedule are looked at again: the clock may be set, the schedule changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
@@ -69,6 +70,9 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     let failed_at = |run: &Run| run.error.as_ref().map(|_| run.finished);
     let mut failed = last.as_ref().and_then(failed_at);
     let mut tries = 0;
+    if planned(&context.settings()).is_none() {
+        tracing::debug!("no backup is scheduled (backup.schedule)");
+    }
     let mut seen = Seen::default();
     loop {
         let settings = context.settings();
@@ -83,7 +87,7 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let again = failed
             .zip(pause)
             .map(|(failed, pause)| failed.min(now) + pause)
-            .filter(|_| schedule.is_some() && tries < RETRIES_MAX);
+            .filter(|_| schedule.is_some() && (tries < RETRIES_MAX || lacks_copies(last.as_ref())));
         let next = [planned, again].into_iter().flatten().min();
         let show = |running, last: Option<&Run>| {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
@@ -96,16 +100,14 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         };
         if next.is_some_and(|next| next <= now) {
             show(true, last.as_ref());
-            let run = one(&context, &settings).await;
+            let is_planned = planned.is_some_and(|planned| planned <= now);
+            let run = one(&context, &settings, !is_planned && lacks_copies(last.as_ref())).await;
             // One run makes up for all that were missed.
             after = Utc::now();
             failed = failed_at(&run);
-            let is_planned = planned.is_some_and(|planned| planned <= now);
             tries = if is_planned { 0 } else { tries + 1 };
             if let Some(error) = &run.error {
-                let again = settings.backup.retry_after.filter(|_| tries < RETRIES_MAX);
-                let when = again.map(|pause| format!("; it is tried again in {pause:?}"));
-                tracing::error!("the scheduled backup failed: {error}{}", when.unwrap_or_default());
+                tracing::error!("the scheduled backup failed: {error}; {}", what_follows(&settings, &run, tries));
                 record(&catalog, &run).await;
                 // Who was called for the same reason an hour ago need not be called again before the next night.
                 let is_told = last.as_ref().is_some_and(|last| last.error.as_ref() == Some(error));
@@ -119,6 +121,21 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         show(false, last.as_ref());
         let wait = next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_AGAIN);
         tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
+    }
+}
+
+/// Whether nothing failed but copies.
+fn lacks_copies(last: Option<&Run>) -> bool {
+    last.is_some_and(|run| run.error.is_some() && run.only_copies)
+}
+
+/// What follows on a failed `run` after so many `tries`.
+fn what_follows(settings: &Settings, run: &Run, tries: u32) -> String {
+    match settings.backup.retry_after {
+        Some(pause) if run.only_copies => format!("the copies are tried again in {pause:?}, without another backup"),
+        Some(pause) if tries < RETRIES_MAX => format!("it is tried again in {pause:?}"),
+        Some(_) => format!("it was tried again {tries} times, and is not before the next that is planned"),
+        None => "the next one is the next that is planned".to_owned(),
     }
 }
 
@@ -172,7 +189,7 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
     }
     let archive = pitr::archive(settings, &context.home);
     // Blocks: called by `within`.
-    let look = move || pitr::catalog::bases(&archive).ok().and_then(|bases| Some(bases.last()?.ended.into()));
+    let look = move || pitr::bases::bases(&archive).ok().and_then(|bases| Some(bases.last()?.ended.into()));
     let newest = within(LOOK_LIMIT, "look whether a base backup is due", look).await;
     let newest = newest.map_err(|hangs| hangs.to_string())?;
     if !scheduled::base_due(newest, Utc::now()) {
@@ -200,12 +217,13 @@ async fn in_a_process(command: &CommandLine, limit: Duration) -> Result<String, 
     }
 }
 
-/// One run, in a process of its own.
-async fn one(context: &Context, settings: &Settings) -> Run {
+/// One run, in a process of its own; of `copies` alone where nothing else is missing.
+async fn one(context: &Context, settings: &Settings, copies: bool) -> Run {
     let started = Utc::now();
     let failed =
         |error: anyhow::Error| Run { started, finished: Utc::now(), error: Some(in_words(&error)), ..Run::default() };
-    let command = match command(context, &["backup", "scheduled"]) {
+    let words: &[&str] = if copies { &["backup", "scheduled", "--copies"] } else { &["backup", "scheduled"] };
+    let command = match command(context, words) {
         Ok(command) => command,
         Err(error) => return failed(error),
     };

@@ -1,52 +1,17 @@
-//! What comes before the tree: the health port answers, a stop is heard, and what an earlier run left behind is ended.
+//! What comes before the tree: a stop is heard, and what an earlier run left behind is ended.
 //!
 //! That may take as long as a server's shutdown checkpoint, and a platform asks from the first moment on.
 
 use std::rc::Rc;
 
-use tokio::task::JoinHandle;
-
+use super::front::Front;
 use super::marked_run::MarkedRun;
-use super::view::View;
 use super::{Configuration, Context};
-use crate::config::Settings;
-use crate::event_loop::{self, elsewhere};
-use crate::health::server as health;
+use crate::event_loop::elsewhere;
 use crate::postgres::home::Home;
-use crate::process::{orphans, ports};
+use crate::process::orphans;
 use crate::signals::{Asked, Inbox};
 use crate::workers::launch;
-use crate::workers::listener;
-
-/// Length of the health port's listening queue.
-const HEALTH_BACKLOG: u32 = 128;
-
-/// What others see of a Tandem that serves, from before its tree to the end.
-pub struct Front {
-    pub view: View,
-    /// The tasks behind it.
-    pub tasks: Vec<JoinHandle<()>>,
-}
-
-impl Front {
-    /// Bind the health port and answer on it.
-    ///
-    /// # Errors
-    /// The port is taken, or not ours to take.
-    pub fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let view = View::new(settings);
-        let port = listener::bind_place(&settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
-        let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
-        let never = std::future::pending();
-        let served = event_loop::spawn("the health port", health::serve(port, view.pictures(), never));
-        Ok(Self { view, tasks: vec![served] })
-    }
-
-    /// What an errand has: nobody asks.
-    pub fn closed(settings: &Settings) -> Self {
-        Self { view: View::new(settings), tasks: Vec::new() }
-    }
-}
 
 /// End what an earlier run left, and find out what must be known before the first child; `None` when a stop was asked for
 /// meanwhile.
@@ -57,6 +22,7 @@ pub async fn begin(
     configuration: Configuration,
     home: Home,
     inbox: &mut Inbox,
+    front: &mut Front,
     serves: bool,
 ) -> anyhow::Result<Option<(Rc<Context>, MarkedRun)>> {
     let prepared = async {
@@ -76,6 +42,7 @@ pub async fn begin(
     tokio::select! {
         prepared = prepared => prepared.map(Some),
         () = asked_to_stop(inbox) => Ok(None),
+        () = front.ordered_to_stop() => Ok(None),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::context::{Context, Reread};
-use super::jobs::{LockedOut, migration_command, run_migrations};
+use super::jobs::{LockedOut, migration_command, run_migrations, with_import_help};
 use super::migration_run;
 use super::orders::Operator;
 use crate::config::{MigrationRun, Settings};
@@ -20,7 +20,7 @@ use crate::plan::deployment::{self, Findings, Step};
 use crate::plan::in_one_line;
 use crate::schema;
 use crate::workers::environment::{self, Next};
-use crate::workers::surroundings::{NO_MODULE, Surroundings};
+use crate::workers::surroundings::Surroundings;
 
 /// How long a look at the requirements may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
@@ -139,12 +139,7 @@ impl Operator {
                 let command = command?.env("PGOPTIONS", options);
                 let run = run_migrations(url, &command, words, limit);
                 let ended = schema::locked(url, migrations.lock_limit, run).await;
-                let told = |error: anyhow::Error| match import_help.filter(|_| format!("{error:#}").contains(NO_MODULE))
-                {
-                    Some(help) => error.context(help),
-                    None => error,
-                };
-                ended.map_err(told)
+                ended.map_err(|error| with_import_help(error, import_help))
             }
         }
     }

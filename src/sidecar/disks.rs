@@ -14,12 +14,13 @@ use super::Context;
 use crate::backup::catalog::Catalog;
 use crate::backup::pitr::archive::Archive;
 use crate::backup::pitr::backlog::{Condition, Watch};
-use crate::backup::pitr::catalog::{self, Listing};
+use crate::backup::pitr::bases::{self, Listing};
 use crate::backup::swap;
 use crate::config::Room;
 use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
 use crate::health::picture::{self, Picture};
+use crate::postgres::collation;
 use crate::postgres::service::DatabaseStage;
 use crate::room::FileSystem;
 
@@ -31,6 +32,8 @@ const ARCHIVING_LOOK: Duration = Duration::from_secs(2);
 const BASES_LOOK: Duration = Duration::from_secs(10);
 /// How often the databases that restores replaced are looked at.
 const KEPT_LOOK: Duration = Duration::from_secs(15);
+/// How often it is asked by which rules texts were sorted, while there is something to say of it.
+const SORTING_LOOK: Duration = Duration::from_secs(5);
 /// A cluster that nobody has added a database to has so many directories of databases: two templates, `postgres` and the
 /// application's.
 const DATABASES_LEAST: usize = 4;
@@ -142,13 +145,37 @@ async fn kept_databases(context: &Context) -> Option<picture::KeptDatabases> {
     Some(picture::KeptDatabases { count: kept.len(), bytes: kept.iter().map(|(_, bytes)| bytes).sum() })
 }
 
+/// Put what there is to say of databases that are sorted otherwise here into the picture, until there is nothing to say: a person
+/// makes their indexes anew meanwhile.
+pub async fn follow_sorting(pictures: Pictures, context: Rc<Context>) {
+    loop {
+        let looked = if context.database.get() == DatabaseStage::Unknown {
+            None
+        } else {
+            let asking = collation::sorted_otherwise(&context.home, context.url.port);
+            tokio::time::timeout(LOOK_LIMIT, asking).await.ok().and_then(Result::ok)
+        };
+        if let Some(sentences) = looked {
+            let is_well = sentences.is_empty();
+            pictures.send_if_modified(|picture| {
+                let shown = &mut Arc::make_mut(picture).sorted_otherwise;
+                std::mem::replace(shown, sentences.clone()) != sentences
+            });
+            if is_well {
+                return;
+            }
+        }
+        tokio::time::sleep(SORTING_LOOK).await;
+    }
+}
+
 /// Put the last base backup into the picture; for ever.
 pub async fn follow_bases(pictures: Pictures, archive: Archive) {
     let (mut warned, mut told) = (false, Vec::new());
     loop {
         let archive = archive.clone();
         // Blocks: called by `within`.
-        let look = move || catalog::listing(&archive).unwrap_or_default();
+        let look = move || bases::listing(&archive).unwrap_or_default();
         if let Ok(Listing { bases, unreadable }) = within(LOOK_LIMIT, "look for base backups", look).await {
             for base in unreadable.iter().filter(|base| !told.contains(*base)) {
                 tracing::warn!("{base}; it counts for nothing and stays");

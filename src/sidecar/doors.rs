@@ -1,5 +1,5 @@
-//! What is opened once, before any child: the application's socket and the control socket, and the tasks behind them and
-//! behind the health port, which is open already.
+//! What is opened once, before any child: the application's socket, and the tasks behind it and behind the health port, which
+//! is open already.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,12 +14,12 @@ use crate::exit::{Code, Failure};
 use crate::plan::Place;
 use crate::postgres::probe::Probe;
 use crate::process::ports;
+use crate::systemd;
 use crate::watch;
 use crate::workers::care;
 use crate::workers::launch::Launch;
 use crate::workers::life::Roster;
 use crate::workers::listener::{self, Door};
-use crate::{control, systemd};
 
 impl Sidecar {
     /// Bind the application's socket, and look after the workers.
@@ -46,6 +46,8 @@ impl Sidecar {
         if settings.postgres.mode == PostgresMode::Managed {
             let kept = disks::follow_kept_databases(picture.clone(), self.context.clone());
             self.tasks.push(event_loop::spawn("what restores replaced", kept));
+            let sorting = disks::follow_sorting(picture.clone(), self.context.clone());
+            self.tasks.push(event_loop::spawn("databases that are sorted otherwise", sorting));
         }
         let pitr = &settings.backup.pitr;
         if pitr.enabled && settings.postgres.mode == PostgresMode::Managed {
@@ -123,24 +125,9 @@ impl Sidecar {
         self.context.set_listen(given);
     }
 
-    /// Let our own user and root ask and order through the control socket.
-    pub(super) fn open_control(&mut self) -> anyhow::Result<()> {
-        let socket = control::open(&self.context.home.control)?;
-        let (asks, orders) = tokio::sync::mpsc::unbounded_channel();
-        let (close, closing) = tokio::sync::oneshot::channel();
-        let closing = async {
-            let _ = closing.await;
-        };
-        let served = control::serve(socket, self.view.pictures(), asks, closing);
-        let served = event_loop::spawn("the control socket", served);
-        self.control = Some((close, served));
-        self.tasks.push(event_loop::spawn("orders", self.operator.clone().carry_out(orders)));
-        Ok(())
-    }
-
     /// Look after the workers for ever.
     fn tend(&self, roster: Roster) -> impl Future<Output = ()> + use<> {
-        let (context, operator) = (self.context.clone(), self.operator.clone());
-        care::tend(roster, move || context.settings(), move |id| operator.recycle(id))
+        let (context, due, cut) = (self.context.clone(), self.operator.clone(), self.operator.clone());
+        care::tend(roster, move || context.settings(), move |id| due.recycle(id), move |id| cut.cut(id))
     }
 }

@@ -26,8 +26,8 @@ use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::{adopt, binaries, cluster, conf, port, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
-use crate::workers::serving::{self, Verdict};
-use crate::workers::surroundings::Surroundings;
+use crate::workers::serving::{self, ServingCheck};
+use crate::workers::surroundings::{NO_MODULE, Surroundings};
 use crate::workers::{environment, launch};
 
 /// How often a database that another Tandem fills is looked at again.
@@ -91,7 +91,7 @@ pub async fn install(context: Rc<Context>, serves: bool) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Everything that is wrong, with its line; a disk does not answer.
-pub async fn check_serving(context: &Context, loaded: &Loaded) -> anyhow::Result<Verdict> {
+pub async fn check_serving(context: &Context, loaded: &Loaded) -> anyhow::Result<ServingCheck> {
     let python = context.python.borrow().clone();
     let question = serving::question(&loaded.settings, &python);
     let question = question.map(|command| context.around(|around| around.as_worker(command, Path::new("/"))));
@@ -344,8 +344,18 @@ pub fn migration_command(around: &Surroundings<'_>, words: &[String]) -> anyhow:
 async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let settings = &*context.settings();
     let owned = words.to_vec();
-    let command = context.around_aside(move |around| migration_command(&around, &owned)).await??;
-    run_migrations(&context.url, &command, words, settings.migrations.limit).await
+    let make = move |around: Surroundings<'_>| (migration_command(&around, &owned), around.import_help());
+    let (command, import_help) = context.around_aside(make).await?;
+    let ended = run_migrations(&context.url, &command?, words, settings.migrations.limit).await;
+    ended.map_err(|error| with_import_help(error, import_help))
+}
+
+/// `error`, with what helps where a command could not import a module because of Tandem.
+pub(super) fn with_import_help(error: anyhow::Error, help: Option<String>) -> anyhow::Error {
+    match help.filter(|_| format!("{error:#}").contains(NO_MODULE)) {
+        Some(help) => error.context(help),
+        None => error,
+    }
 }
 
 /// Run `command`, which migrates and whose words are `words`, within `limit`.

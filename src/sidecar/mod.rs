@@ -12,6 +12,7 @@ mod context;
 mod deploy;
 mod disks;
 mod doors;
+mod front;
 mod hooks;
 mod jobs;
 mod marked_run;
@@ -40,8 +41,8 @@ use crate::process::orphans;
 use crate::signals::{Asked, Inbox};
 use crate::supervise::tree::{Cause, ServiceId, Tree, TreeEvent};
 
-use beginning::Front;
 pub use context::{Configuration, Context};
+use front::Front;
 pub use jobs::migration_command;
 
 /// Something to do with the database up, instead of serving.
@@ -68,9 +69,11 @@ pub async fn run(configuration: Configuration, home: Home, goal: Goal) -> anyhow
     event_loop::measure();
     let serves = matches!(goal, Goal::Serve);
     let settings = &configuration.loaded.settings;
-    let front = if serves { Front::open(settings)? } else { Front::closed(settings) };
-    let Some((context, marked)) = beginning::begin(configuration, home, &mut inbox, serves).await? else {
+    let mut front = if serves { Front::open(settings, &home)? } else { Front::closed(settings) };
+    let begun = beginning::begin(configuration, home, &mut inbox, &mut front, serves).await;
+    let Some((context, marked)) = begun? else {
         tracing::info!("stop asked for before anything was started");
+        front.close().await;
         let text = "stopped before it began: nothing was done";
         return if serves { Ok(()) } else { Err(Failure::new(Code::Failed, text).into()) };
     };

@@ -228,6 +228,11 @@ impl Operator {
         let _ = self.events.send(TreeEvent::Roll(self.next_roll(), Scope::One(id)));
     }
 
+    /// End a worker that was replaced, with the grace of a stop for the requests that it still has.
+    pub fn cut(&self, id: ServiceId) {
+        let _ = self.events.send(TreeEvent::Service(id, ChildEvent::Stop));
+    }
+
     pub(super) async fn roll(&self, scope: Scope) -> RollReport {
         let (sender, report) = oneshot::channel();
         let id = self.next_roll();

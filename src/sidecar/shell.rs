@@ -11,13 +11,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::front::{Front, ServedControl};
 use super::orders::{Operator, RollReport};
 use super::services::{Service, Services};
 use super::slow_step::SlowStep;
 use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
-use super::{Context, Errand, Front, Goal, Step, attached, backups, hooks, jobs};
+use super::{Context, Errand, Goal, Step, attached, backups, hooks, jobs};
 use crate::boot;
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
@@ -82,8 +83,7 @@ pub struct Sidecar {
     pub(super) stop_began: Option<Instant>,
     /// How long the stop may take, as the tree last had it.
     pub(super) stop_limit: Duration,
-    /// Dropped, the first closes the control socket; the second is its end.
-    pub(super) control: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
+    pub(super) control: Option<ServedControl>,
 }
 
 impl Sidecar {
@@ -100,22 +100,17 @@ impl Sidecar {
         let settings = context.settings();
         let samples = watch::Sender::new(None);
         let services = Services::new(Roster::with_database(is_away(&samples, settings.postgres.mode)), events.clone());
-        let Front { view, mut tasks } = front;
-        let upstream = Rc::new(match goal {
-            Goal::Serve => {
-                let (upstream, telling) = Upstream::of_process();
-                tasks.push(event_loop::spawn("the supervisor above", telling));
-                upstream
-            }
-            // An errand is over when it ends, and says so by its exit code.
-            Goal::Errand(_) => Upstream::default(),
-        });
+        let Front { view, upstream, mut tasks, control, orders } = front;
         let (launch, roster) = (services.launch(), services.roster());
         let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
+        let operator = Rc::new(operator);
+        if let Some(orders) = orders {
+            tasks.push(event_loop::spawn("orders", operator.clone().carry_out(orders)));
+        }
         let mut sidecar = Self {
             view,
             services,
-            operator: Rc::new(operator),
+            operator,
             errand: None,
             errand_done: Rc::default(),
             jobs: HashMap::new(),
@@ -132,7 +127,7 @@ impl Sidecar {
             stopping: false,
             stop_began: None,
             stop_limit: Duration::ZERO,
-            control: None,
+            control,
             steps,
             events,
             context,
@@ -142,7 +137,6 @@ impl Sidecar {
             Goal::Serve => {
                 sidecar.open_doors()?;
                 sidecar.follow_exits();
-                sidecar.open_control()?;
             }
         }
         Ok(sidecar)
@@ -228,9 +222,8 @@ impl Sidecar {
         if let Some(began) = self.stop_began {
             tracing::info!("stopped in {:.0?}", began.elapsed());
         }
-        if let Some((close, served)) = self.control.take() {
-            drop(close);
-            let _ = served.await;
+        if let Some(control) = self.control.take() {
+            control.close().await;
         }
     }
 
@@ -429,7 +422,7 @@ impl Sidecar {
         self.after_ready(tree);
         self.view.publish(tree, &self.services, &self.context);
         let fault = self.samples.borrow().as_ref().and_then(|(_, sample)| sample.fault);
-        self.upstream.show(self.view.phase(), &self.view.line(&self.context, fault));
+        self.upstream.show(self.view.phase(), &self.view.line(&self.context, fault), self.stop_limit);
         self.operator.see(TreeView::of(tree, &self.services, self.view.phase()));
         // A stranger behind one of our own in the kernel's list could not be reaped when its signal came.
         crate::process::orphans::reap();

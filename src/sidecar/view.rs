@@ -49,6 +49,7 @@ impl View {
             migrations: picture::Migrations::default(),
             hook: None,
             certificate: None,
+            sorted_otherwise: Vec::new(),
             backups: picture::Backups::default(),
             disk: picture::Disk::default(),
             backup_disk: picture::Disk::default(),

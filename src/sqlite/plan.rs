@@ -8,7 +8,7 @@ use super::profile::{Profile, TableProfile};
 use super::shape::{Shape, Table};
 use super::statements;
 use super::target::{BOOKKEEPING, Target, TargetTable};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, Reason};
 
 /// Where rows go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,7 +119,8 @@ pub fn plan(shape: &Shape, profiles: &[TableProfile], target: &Target, wish: &Wi
         return Ok(Plan { schema: wish.schema.clone(), tables, notes });
     }
     let text = format!("{} cannot be imported:\n  {}", wish.file.display(), problems.join("\n  "));
-    Err(Failure::of_parts(Code::Failed, text, problems).into())
+    let reasons = problems.into_iter().map(Reason::of_message).collect();
+    Err(Failure::for_reasons(Code::Failed, text, reasons).into())
 }
 
 struct Decision<'a> {

@@ -17,7 +17,7 @@ use anyhow::Context;
 use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use crate::config;
 use crate::exit::{Code, Failure};
@@ -26,6 +26,12 @@ use crate::process::handed;
 
 /// Longest wait for a supervisor that does not read what it is told.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// While Tandem starts or reloads, its supervisor's limit on that is extended so often, by so much from then on: a start may
+/// take a long recovery or migration, and Tandem has limits of its own for each step. It ends with the event loop.
+const EXTEND_INTERVAL: Duration = Duration::from_secs(5);
+const EXTENSION: Duration = Duration::from_secs(30);
+/// What a stop gets beyond the limits that Tandem knows.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// What the application's socket is called in LISTEN_FDNAMES (`FileDescriptorName=`), where there are several.
 const APP: &str = "app";
 
@@ -41,16 +47,37 @@ enum Standing {
     Stopping,
 }
 
+impl Standing {
+    /// Whether the supervisor's limit is to be extended for as long as the event loop turns.
+    fn extends(self) -> bool {
+        match self {
+            Self::Starting => true,
+            Self::Serving { reloads } => reloads > 0,
+            // A stop has one limit from its begin on.
+            Self::Stopping => false,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Told {
     standing: Standing,
     status: String,
+    /// How long the stop may take, as it was last told.
+    stop_limit: Duration,
+}
+
+/// A message, and whether the supervisor's limit is to be extended from now on.
+#[derive(Debug)]
+struct Message {
+    text: String,
+    extends: bool,
 }
 
 /// Tells the supervisor how Tandem is; does nothing where no supervisor asked for it.
 #[derive(Debug, Default)]
 pub struct Upstream {
-    queue: Option<UnboundedSender<String>>,
+    queue: Option<UnboundedSender<Message>>,
     told: RefCell<Told>,
 }
 
@@ -77,8 +104,9 @@ impl Upstream {
         (upstream, telling)
     }
 
-    /// Tell the supervisor the `phase` and the `status` in words, if they differ from what it was last told.
-    pub fn show(&self, phase: Phase, status: &str) {
+    /// Tell the supervisor the `phase` and the `status` in words, if they differ from what it was last told; and when a stop
+    /// begins or gets longer, that it may take `stop_limit`.
+    pub fn show(&self, phase: Phase, status: &str, stop_limit: Duration) {
         let mut told = self.told.borrow_mut();
         let news = match (told.standing, phase) {
             (Standing::Starting, Phase::Serving) => Some((Standing::Serving { reloads: 0 }, NotifyState::Ready)),
@@ -87,19 +115,22 @@ impl Upstream {
             }
             _ => None,
         };
-        if news.is_none() && told.status == status {
+        if let Some((standing, _)) = &news {
+            told.standing = *standing;
+        }
+        let longer = told.standing == Standing::Stopping && stop_limit > told.stop_limit;
+        if longer {
+            told.stop_limit = stop_limit;
+        }
+        if news.is_none() && !longer && told.status == status {
             return;
         }
         status.clone_into(&mut told.status);
         let line = status.replace('\n', " ");
-        let words = NotifyState::Status(&line);
-        match news {
-            Some((standing, state)) => {
-                told.standing = standing;
-                self.send(&[state, words]);
-            }
-            None => self.send(&[words]),
-        }
+        let limit = longer.then(|| extension(stop_limit.saturating_add(STOP_MARGIN)));
+        let limit = limit.as_deref().map(NotifyState::Custom);
+        let states = news.map(|(_, state)| state).into_iter().chain(limit).chain([NotifyState::Status(&line)]);
+        self.send(&states.collect::<Vec<_>>(), told.standing);
     }
 
     /// Tell the supervisor that a reload is under way, until the value that is returned is dropped.
@@ -109,7 +140,7 @@ impl Upstream {
             *reloads += 1;
             // In one message, as systemd wants them for `Type=notify-reload`.
             match NotifyState::monotonic_usec_now() {
-                Ok(now) => self.send(&[NotifyState::Reloading, now]),
+                Ok(now) => self.send(&[NotifyState::Reloading, now], told.standing),
                 Err(error) => tracing::warn!("read the monotonic clock: {error}"),
             }
         }
@@ -121,18 +152,24 @@ impl Upstream {
         if let Standing::Serving { reloads } = &mut told.standing {
             *reloads = reloads.saturating_sub(1);
             if *reloads == 0 {
-                self.send(&[NotifyState::Ready]);
+                self.send(&[NotifyState::Ready], told.standing);
             }
         }
     }
 
-    fn send(&self, states: &[NotifyState<'_>]) {
+    fn send(&self, states: &[NotifyState<'_>], standing: Standing) {
         if let Some(queue) = &self.queue {
             let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
             // It fails when the task has ended, which happens as Tandem ends.
-            let _ = queue.send(lines.join("\n"));
+            let _ = queue.send(Message { text: lines.join("\n"), extends: standing.extends() });
         }
     }
+}
+
+/// That what is under way may take `limit` from now on, whatever the supervisor's own limits are.
+fn extension(limit: Duration) -> String {
+    // sd-notify's own has 32 bits, 71 minutes.
+    format!("EXTEND_TIMEOUT_USEC={}", limit.as_micros())
 }
 
 /// A reload under way.
@@ -155,34 +192,43 @@ fn address(name: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
-/// Send the queued messages in order, and WATCHDOG=1 between them, until the queue is closed.
-async fn tell(address: &SocketAddr, mut queue: UnboundedReceiver<String>, watchdog: Option<Duration>) {
+/// Send the queued messages in order, and between them what is due again and again, until the queue is closed.
+async fn tell(address: &SocketAddr, mut queue: UnboundedReceiver<Message>, watchdog: Option<Duration>) {
     // Half of it, as sd_watchdog_enabled(3) advises.
-    let mut beats = watchdog.map(|limit| interval((limit / 2).max(Duration::from_millis(1))));
-    if let Some(beats) = &mut beats {
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
+    let mut watchdog = watchdog.map(|limit| beats((limit / 2).max(Duration::from_millis(1))));
+    let mut extensions = beats(EXTEND_INTERVAL);
+    let mut extends = false;
     let mut complained = false;
     loop {
         let beat = async {
-            match &mut beats {
+            match &mut watchdog {
                 Some(beats) => beats.tick().await,
                 None => std::future::pending().await,
             }
         };
-        let message = tokio::select! {
+        let text = tokio::select! {
             message = queue.recv() => match message {
-                Some(message) => message,
+                Some(message) => {
+                    extends = message.extends;
+                    message.text
+                }
                 None => return,
             },
             _ = beat => NotifyState::Watchdog.to_string(),
+            _ = extensions.tick(), if extends => extension(EXTENSION),
         };
-        if let Err(error) = deliver(address, &message).await
+        if let Err(error) = deliver(address, &text).await
             && !std::mem::replace(&mut complained, true)
         {
             tracing::warn!("tell the supervisor (NOTIFY_SOCKET): {error}");
         }
     }
+}
+
+fn beats(period: Duration) -> Interval {
+    let mut beats = interval(period);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
 }
 
 /// Send one message on a socket of its own: systemd may have closed the other end and opened it again as it re-executed.

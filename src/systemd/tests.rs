@@ -12,7 +12,7 @@ fn said(speak: impl FnOnce(&Upstream)) -> Vec<String> {
     let upstream = Upstream { queue: Some(sender), told: RefCell::default() };
     speak(&upstream);
     drop(upstream);
-    std::iter::from_fn(|| queue.try_recv().ok()).collect()
+    std::iter::from_fn(|| queue.try_recv().ok()).map(|message| message.text).collect()
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn each_thing_is_said_once_and_status_when_it_changes() {
             (Phase::Stopping, "stopping"),
             (Phase::Stopped, "stopping"),
         ] {
-            upstream.show(phase, status);
+            upstream.show(phase, status, Duration::ZERO);
         }
     });
     let expected = [
@@ -44,13 +44,31 @@ fn each_thing_is_said_once_and_status_when_it_changes() {
 }
 
 #[test]
+fn the_limit_of_a_stop_is_told_when_it_begins_and_when_it_gets_longer() {
+    let limit = Duration::from_secs;
+    let said = said(|upstream| {
+        upstream.show(Phase::Serving, "ready", limit(20));
+        upstream.show(Phase::Draining, "draining", limit(20));
+        upstream.show(Phase::Draining, "draining", limit(15));
+        upstream.show(Phase::Stopping, "stopping", limit(2 * 3600));
+        upstream.show(Phase::Stopped, "stopping", limit(0));
+    });
+    let expected = [
+        "READY=1\nSTATUS=ready",
+        "STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=draining",
+        "EXTEND_TIMEOUT_USEC=7210000000\nSTATUS=stopping",
+    ];
+    assert_eq!(said, expected);
+}
+
+#[test]
 fn two_reloads_at_once_end_with_the_later_one() {
     let said = said(|upstream| {
-        upstream.show(Phase::Serving, "ready");
+        upstream.show(Phase::Serving, "ready", Duration::ZERO);
         let one = upstream.reloading();
         let two = upstream.reloading();
         drop(one);
-        upstream.show(Phase::Serving, "rolling");
+        upstream.show(Phase::Serving, "rolling", Duration::ZERO);
         drop(two);
     });
     let kinds: Vec<&str> = said.iter().map(|message| message.split('=').next().unwrap()).collect();
@@ -64,9 +82,9 @@ fn two_reloads_at_once_end_with_the_later_one() {
 #[test]
 fn a_reload_that_a_stop_interrupts_is_not_said_to_be_ready() {
     let said = said(|upstream| {
-        upstream.show(Phase::Serving, "ready");
+        upstream.show(Phase::Serving, "ready", Duration::ZERO);
         let reload = upstream.reloading();
-        upstream.show(Phase::Draining, "draining");
+        upstream.show(Phase::Draining, "draining", Duration::ZERO);
         drop(reload);
         // And one that begins too late is none.
         drop(upstream.reloading());
@@ -82,7 +100,7 @@ async fn a_supervisor_in_the_abstract_namespace_hears_it_and_the_watchdog() {
     above.set_nonblocking(true).unwrap();
     let above = tokio::net::UnixDatagram::from_std(above).unwrap();
     let (upstream, telling) = Upstream::to(Some(address), Some(Duration::from_millis(20)));
-    upstream.show(Phase::Serving, "ready");
+    upstream.show(Phase::Serving, "ready", Duration::ZERO);
     let hear = async {
         let (mut beats, mut ready, mut buffer) = (0, false, [0; 1000]);
         while beats < 3 || !ready {
@@ -100,11 +118,49 @@ async fn a_supervisor_in_the_abstract_namespace_hears_it_and_the_watchdog() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_a_start_and_of_a_reload_is_extended_for_as_long_as_it_takes() {
+    let name = format!("@tandem-test-{:032x}", rand::random::<u128>());
+    let address = address(OsStr::new(&name)).unwrap();
+    let above = UnixDatagram::bind_addr(&address).unwrap();
+    above.set_nonblocking(true).unwrap();
+    let extensions = || {
+        let mut buffer = [0; 1000];
+        let told = std::iter::from_fn(|| above.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec()));
+        told.filter(|told| told == b"EXTEND_TIMEOUT_USEC=30000000").count()
+    };
+    let (upstream, telling) = Upstream::to(Some(address), None);
+    let script = async {
+        let pass = async || tokio::time::sleep(EXTEND_INTERVAL * 3).await;
+        upstream.show(Phase::Installing, "installing", Duration::ZERO);
+        pass().await;
+        assert!(extensions() >= 3, "while it starts");
+        upstream.show(Phase::Serving, "ready", Duration::ZERO);
+        pass().await;
+        extensions();
+        pass().await;
+        assert_eq!(extensions(), 0, "while it serves");
+        let reload = upstream.reloading();
+        pass().await;
+        assert!(extensions() >= 2, "while it reloads");
+        drop(reload);
+        upstream.show(Phase::Stopping, "stopping", Duration::ZERO);
+        pass().await;
+        extensions();
+        pass().await;
+        assert_eq!(extensions(), 0, "a stop has one limit");
+    };
+    tokio::select! {
+        () = telling => panic!("it ended"),
+        () = script => {}
+    }
+}
+
 #[tokio::test]
 async fn a_supervisor_that_is_gone_harms_nobody() {
     let address = SocketAddr::from_pathname("/nowhere/notify").unwrap();
     let (upstream, telling) = Upstream::to(Some(address), None);
-    upstream.show(Phase::Serving, "ready");
+    upstream.show(Phase::Serving, "ready", Duration::ZERO);
     drop(upstream);
     timeout(LIMIT, telling).await.unwrap();
     assert!(super::address(OsStr::new("vsock:2:1234")).is_err());

@@ -125,8 +125,7 @@ fn decide(format: LogFormat, colour: bool, terminal: bool) -> Look {
     }
 }
 
-/// Print an error in the configuration as `format`: the configuration that sets the log's format cannot be read then. The
-/// first call counts.
+/// Print an error before [`init`], or without it, as `format`. The first call counts.
 pub fn expect(format: LogFormat) {
     let _ = EARLY.set(format);
 }
@@ -141,14 +140,21 @@ pub fn failure(error: &anyhow::Error) {
     }
     terminal::outlet().urge();
     let text = in_words(error);
+    let see = exit::see(error, &text);
     let hint = libraries::hint(&text).map(|hint| format!("\n  help: {hint}")).unwrap_or_default();
     match LOOK.get() {
         // A line is an event: several problems of one error become several lines.
-        Some(Look::Json) => match exit::parts_of(error) {
-            [] => tracing::error!("{text}{hint}"),
-            parts => parts.iter().for_each(|part| tracing::error!("{part}")),
+        Some(Look::Json) => match exit::reasons_of(error) {
+            [] => tracing::error!(see, "{text}{hint}"),
+            reasons => {
+                let of = if exit::code_of(error) == Code::Config { "configuration: " } else { "" };
+                reasons.iter().for_each(|reason| tracing::error!(see, "{of}{reason}"));
+            }
         },
-        Some(Look::Text { .. }) | None => terminal::write(format!("tandem: {text}{hint}\n").as_bytes()),
+        Some(Look::Text { .. }) | None => {
+            let see = see.map(|see| format!("\n  see: {see}")).unwrap_or_default();
+            terminal::write(format!("tandem: {text}{hint}{see}\n").as_bytes());
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Facts {
 
 /// What to do about a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Diagnosis {
     /// Nothing.
     Fine,
     /// Its event loop does not turn.
@@ -49,31 +49,42 @@ pub enum Verdict {
 }
 
 /// Decide about one worker.
-pub fn judge(workers: &Workers, facts: &Facts) -> Verdict {
+pub fn judge(workers: &Workers, facts: &Facts) -> Diagnosis {
     if let (Some(limit), Some(silent)) = (facts.watchdog, facts.silent)
         && silent >= limit
     {
-        return Verdict::Hangs;
+        return Diagnosis::Hangs;
     }
     if let Some(limit) = request_limit(workers, facts.jitter).filter(|&limit| facts.requests >= limit) {
-        return Verdict::Due(format!("{} requests (its limit was {limit})", facts.requests));
+        return Diagnosis::Due(format!("{} requests (its limit was {limit})", facts.requests));
     }
-    if let (Some(limit), Some(memory)) = (workers.max_memory, facts.memory)
-        && memory >= limit
-    {
-        let kind = match workers.memory_kind {
-            MemoryKind::Pss => "PSS",
-            MemoryKind::Rss => "RSS",
-        };
-        let megabytes = |bytes: u64| bytes / (1024 * 1024);
-        return Verdict::Due(format!("{kind} of {} MB (its limit is {} MB)", megabytes(memory), megabytes(limit)));
+    if let Some(reason) = workers.max_memory.and_then(|limit| too_large(workers.memory_kind, facts.memory, limit)) {
+        return Diagnosis::Due(reason);
     }
     match workers.max_age {
         Some(limit) if facts.age >= limit => {
-            Verdict::Due(format!("age of {} (its limit is {})", whole_seconds(facts.age), whole_seconds(limit)))
+            Diagnosis::Due(format!("age of {} (its limit is {})", whole_seconds(facts.age), whole_seconds(limit)))
         }
-        Some(_) | None => Verdict::Fine,
+        Some(_) | None => Diagnosis::Fine,
     }
+}
+
+/// Why a worker with so much `memory` is too large, if it is.
+fn too_large(kind: MemoryKind, memory: Option<u64>, limit: u64) -> Option<String> {
+    let memory = memory.filter(|&memory| memory >= limit)?;
+    let kind = match kind {
+        MemoryKind::Pss => "PSS",
+        MemoryKind::Rss => "RSS",
+    };
+    let megabytes = |bytes: u64| bytes / (1024 * 1024);
+    Some(format!("{kind} of {} MB (its limit is {} MB)", megabytes(memory), megabytes(limit)))
+}
+
+/// Why a replaced worker with so much `memory` gets no more time for its requests, if so. It may have been replaced for reaching
+/// the limit itself: so it may grow by half as much again.
+pub fn outgrown(workers: &Workers, memory: Option<u64>) -> Option<String> {
+    let limit = workers.max_memory?;
+    too_large(workers.memory_kind, memory, limit.saturating_add(limit / 2))
 }
 
 /// How many requests a worker may answer.
@@ -103,6 +114,8 @@ struct Record {
     jitter: f64,
     asked: Option<Instant>,
     memory: Measurement,
+    /// Whether it gets no more time for the requests it has.
+    is_cut: bool,
 }
 
 /// What is known of a process's memory.
@@ -120,8 +133,13 @@ enum Measurement {
 type Records = Rc<RefCell<HashMap<i32, Record>>>;
 
 /// Watch the workers on `roster`, for ever. `settings` returns the settings of the moment; `due` is called with each
-/// service that is due for replacement.
-pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl Fn(ServiceId)) {
+/// service that is due for replacement, `cut` with each whose replaced worker gets no more time.
+pub async fn tend(
+    roster: Roster,
+    settings: impl Fn() -> Rc<Settings>,
+    due: impl Fn(ServiceId),
+    cut: impl Fn(ServiceId),
+) {
     let records = Records::default();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -137,21 +155,36 @@ pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl
         last = Instant::now();
         records.borrow_mut().retain(|pid, _| lives.iter().any(|life| life.pid() == Some(*pid)));
         let workers = || lives.iter().filter(|life| life.is_ready() && life.is_worker());
+        let retiring = || lives.iter().filter(|life| life.is_retiring() && life.is_worker());
         if settings.workers.max_memory.is_some() && measured.is_none_or(|at| at.elapsed() >= MEMORY_INTERVAL) {
             measured = Some(Instant::now());
             let read = match settings.workers.memory_kind {
                 MemoryKind::Pss => memory::pss,
                 MemoryKind::Rss => memory::rss,
             };
-            for life in workers() {
+            for life in workers().chain(retiring()) {
                 if let Some(pid) = life.pid() {
+                    records.borrow_mut().entry(pid).or_insert_with(Record::new);
                     measure(&records, pid, life.name().to_owned(), read);
                 }
             }
         }
-        // One that finishes what it has is replaced already; that it does not hang is all there is to see to.
+        // One that finishes what it has is replaced already; what is left to see to is that it neither hangs nor grows for ever.
         for life in lives.iter().filter(|life| life.is_retiring() && hangs(life)) {
             report_hang(life, "it is told to show what its threads do, and ended");
+        }
+        for life in retiring() {
+            let Some(pid) = life.pid() else { continue };
+            let mut records = records.borrow_mut();
+            let Some(record) = records.get_mut(&pid).filter(|record| !record.is_cut) else { continue };
+            if let Some(reason) = outgrown(&settings.workers, record.bytes()) {
+                record.is_cut = true;
+                let what =
+                    "it was replaced and grows on with the requests it still has, which are cut after stop.grace";
+                tracing::warn!({ service.name = %life.name() }, "{reason}: {what}");
+                life.note(reason);
+                cut(life.service());
+            }
         }
         for life in workers() {
             let Some(pid) = life.pid() else { continue };
@@ -164,7 +197,15 @@ pub async fn tend(roster: Roster, settings: impl Fn() -> Rc<Settings>, due: impl
 
 impl Record {
     fn new() -> Self {
-        Self { jitter: rand::random(), asked: None, memory: Measurement::Unknown }
+        Self { jitter: rand::random(), asked: None, memory: Measurement::Unknown, is_cut: false }
+    }
+
+    /// Its memory, if it is known.
+    fn bytes(&self) -> Option<u64> {
+        match self.memory {
+            Measurement::Measured(bytes) => Some(bytes),
+            Measurement::Unknown | Measurement::Late => None,
+        }
     }
 }
 
@@ -208,19 +249,16 @@ fn look(life: &Life, record: &mut Record, workers: &Workers, due: &impl Fn(Servi
         silent: life.heartbeat().map(|last| last.elapsed()),
         watchdog: life.watchdog(),
         requests: life.counts().map_or(0, |counts| counts.requests),
-        memory: match record.memory {
-            Measurement::Measured(bytes) => Some(bytes),
-            Measurement::Unknown | Measurement::Late => None,
-        },
+        memory: record.bytes(),
         jitter: record.jitter,
     };
     match judge(workers, &facts) {
-        Verdict::Fine => {}
-        Verdict::Hangs => {
+        Diagnosis::Fine => {}
+        Diagnosis::Hangs => {
             report_hang(life, "it is told to show what its threads do, and is replaced");
         }
-        Verdict::Due(_) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
-        Verdict::Due(reason) => {
+        Diagnosis::Due(_) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
+        Diagnosis::Due(reason) => {
             record.asked = Some(Instant::now());
             tracing::info!({ service.name = %life.name() }, "due for replacement: {reason}");
             life.note(reason);

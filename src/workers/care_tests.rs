@@ -53,9 +53,9 @@ fn workers() -> Workers {
 
 fn due(workers: &Workers, facts: Facts) -> Option<String> {
     match judge(workers, &facts) {
-        Verdict::Due(reason) => Some(reason),
-        Verdict::Fine => None,
-        Verdict::Hangs => panic!("{facts:?} hangs"),
+        Diagnosis::Due(reason) => Some(reason),
+        Diagnosis::Fine => None,
+        Diagnosis::Hangs => panic!("{facts:?} hangs"),
     }
 }
 
@@ -65,11 +65,11 @@ fn silence_counts_from_the_limit_on_that_the_worker_was_told() {
     let silent = |seconds| Facts { silent: Some(Duration::from_secs(seconds)), ..told };
     // Whatever the configuration has come to say since.
     let now = Workers { watchdog: Some(Duration::from_secs(5)), ..workers() };
-    assert_eq!(judge(&now, &silent(14)), Verdict::Fine);
-    assert_eq!(judge(&now, &silent(15)), Verdict::Hangs);
-    assert_eq!(judge(&now, &Facts { age: Duration::MAX, ..told }), Verdict::Fine, "not watched yet");
+    assert_eq!(judge(&now, &silent(14)), Diagnosis::Fine);
+    assert_eq!(judge(&now, &silent(15)), Diagnosis::Hangs);
+    assert_eq!(judge(&now, &Facts { age: Duration::MAX, ..told }), Diagnosis::Fine, "not watched yet");
     let never = Facts { watchdog: None, ..silent(1_000_000) };
-    assert_eq!(judge(&now, &never), Verdict::Fine);
+    assert_eq!(judge(&now, &never), Diagnosis::Fine);
 }
 
 #[test]
@@ -96,6 +96,15 @@ fn memory_and_age_are_limits_too() {
     let old = Facts { age: Duration::from_millis(3_600_500), ..facts };
     assert_eq!(due(&limited, old).unwrap(), "age of 1h (its limit is 1h)");
     assert_eq!(due(&workers(), Facts { memory: Some(u64::MAX), ..old }), None, "nothing is limited by default");
+}
+
+#[test]
+fn a_replaced_worker_may_grow_by_half_the_limit_and_no_more() {
+    let limited = Workers { max_memory: Some(100 << 20), memory_kind: MemoryKind::Rss, ..workers() };
+    // It was replaced for this.
+    assert_eq!(outgrown(&limited, Some(120 << 20)), None);
+    assert_eq!(outgrown(&limited, Some(150 << 20)).unwrap(), "RSS of 150 MB (its limit is 150 MB)");
+    assert_eq!((outgrown(&limited, None), outgrown(&workers(), Some(u64::MAX))), (None, None));
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ accepting; end every connection with its last answer, which says "Connection: cl
 There are two ways. A *retiring* worker has a replacement and time: idle connections stay as long as Uvicorn would have
 kept them anyway, until `orders.drain` is over; WebSockets and event streams until `orders.drain_streams` is; requests
 in flight, what runs after their answer included, until `orders.drain_busy` is, which may be never. A *stopping* worker
-is brief: `orders.idle_drain` for idle connections, `orders.grace` for requests in flight; WebSockets end at once. A
-retiring worker that is told to stop becomes a stopping one, with new limits.
+is brief: `orders.idle_drain` for idle connections and for the rest of a half-sent request, `orders.grace` for requests
+in flight; WebSockets end at once. A retiring worker that is told to stop becomes a stopping one, with new limits.
 """
 
 import asyncio
@@ -137,8 +137,10 @@ class Drain:
                 if what == "request" and (brief or passed >= orders.drain):
                     if now - kept_since >= orders.idle_drain:
                         connection.shutdown()
-                elif what == "rest" and not brief and passed >= orders.drain and now - kept_since >= PARTIAL_PATIENCE:
-                    connection.transport.close()
+                elif what == "rest" and (brief or passed >= orders.drain):
+                    # No request yet, and it may never be one: a stop gives it as long as an idle connection.
+                    if now - kept_since >= (orders.idle_drain if brief else PARTIAL_PATIENCE):
+                        connection.transport.close()
             limit = orders.idle_drain if brief else orders.drain
             if passed >= limit and not (state.connections or streams.others(state.tasks)):
                 return  # clients that never said a word of TLS

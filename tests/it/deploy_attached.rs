@@ -2,6 +2,7 @@
 
 use crate::common::control;
 use crate::common::project::{Project, python};
+use crate::common::refusal;
 use crate::common::server::TestServer;
 use crate::common::tandem::Tandem;
 
@@ -78,4 +79,6 @@ fn what_cannot_import_the_application_for_a_file_of_its_own_is_told_which() {
         assert!(tandem.log().matches(word).count() >= 2, "{}", tandem.log());
     }
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    // A start that migrates tells it too.
+    refusal::up(&project).expect(1, &words);
 }

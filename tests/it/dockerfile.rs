@@ -107,7 +107,7 @@ fn what_docker_grants_by_default_is_enough_for_an_orderly_stop() {
 fn every_build_is_locked_and_everything_copied_is_there_and_let_in() {
     let instructions = instructions();
     for build in instructions.iter().filter(|line| line.contains("cargo build")) {
-        assert!(build.contains("--release --locked"), "{build}");
+        assert!(build.contains("--profile dist --locked"), "{build}");
     }
     let ignored = read(".dockerignore");
     let let_in: Vec<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
@@ -124,8 +124,10 @@ fn every_build_is_locked_and_everything_copied_is_there_and_let_in() {
 fn the_libraries_that_postgres_loads_are_installed() {
     let instructions = instructions();
     let install = instructions.iter().find(|line| line.contains("apt-get install")).unwrap();
-    let needed = "libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g";
+    let needed = "libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 locales tzdata zlib1g";
     for package in needed.split(' ') {
         assert!(install.split(' ').any(|word| word == package), "{package}");
     }
+    // What the clusters of docker-library/postgres are made with.
+    assert!(install.contains("localedef -i en_US -c -f UTF-8 "), "{install}");
 }

@@ -10,6 +10,7 @@ use crate::common::strict::Connection;
 use crate::common::tandem::{self, Tandem, lives, wait_for};
 use crate::common::worker::{Flavour, Stage, Worker};
 use ::tandem::process::Exit;
+use nix::sys::signal::Signal;
 
 const FOR_EVER: &str = "3600";
 
@@ -216,4 +217,70 @@ async fn half_a_request_does_not_hold_up_a_drain_without_an_end() {
         half.read_end().unwrap();
         assert_eq!(worker.end().await, Exit::Code(0), "{}", worker.output());
     }
+}
+
+#[tokio::test]
+async fn half_a_request_does_not_hold_up_a_stop() {
+    for flavour in Flavour::ALL {
+        let stage = Stage::set(flavour).await;
+        let mut worker = stage.ready("plain:app", &[("TANDEM_GRACE", FOR_EVER), ("TANDEM_IDLE_DRAIN", "1")]).await;
+        let mut half = Connection::open(stage.address()).unwrap();
+        half.send(b"GET / HTTP/1.1\r\nHost: loc").unwrap();
+        let mut again = Connection::open(stage.address()).unwrap();
+        assert!(!again.get("/").unwrap().closes);
+        again.send(b"GET / HT").unwrap();
+        // What comes in time is answered.
+        let mut late = Connection::open(stage.address()).unwrap();
+        late.send(b"GET / HTTP/1.1\r\nHost: loc").unwrap();
+        worker.signal(Signal::SIGTERM);
+        worker.wait_for("its word", |worker| worker.has_said("X_TANDEM_CLOSED=1")).await;
+        late.send(b"alhost\r\n\r\n").unwrap();
+        assert!(late.read_answer().unwrap().closes, "{flavour:?}");
+        for connection in [&mut half, &mut again] {
+            connection.read_end().unwrap();
+        }
+        assert_eq!(worker.end().await, Exit::Code(0), "{}", worker.output());
+    }
+}
+
+/// Grows once `grow` is there, by 10 MB each tenth of a second.
+const GROWS: &str = "
+import os
+hoard = []
+respond_as_before = respond
+async def respond(scope, receive, send):
+    if scope['path'] != '/grow':
+        return await respond_as_before(scope, receive, send)
+    print('waits for its time to grow', flush=True)
+    while not os.path.exists('grow'):
+        await asyncio.sleep(0.1)
+    while len(hoard) < 40:
+        hoard.append(os.urandom(10 << 20))
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(3600)
+";
+
+#[test]
+fn a_replaced_worker_that_grows_on_is_ended_though_its_drain_has_no_end() {
+    let lines = format!(
+        "{BARE}\nworkers.count = 1\nworkers.max_memory = '200MB'\nworkers.memory_kind = 'rss'\nstop.grace = '2s'"
+    );
+    let project = deployed::project(&lines, &plain(GROWS, "ok"));
+    let mut tandem = Tandem::up(&project);
+    let old = tandem.workers()[0];
+    let mut held = open(&tandem, "/grow");
+    tandem.wait_log("waits for its time to grow");
+    control::run(&project, &["reload"]).expect(0, &["replaced 1 workers"]);
+    assert_eq!(retiring(&project).len(), 1);
+    project.write("grow", "");
+    wait_for("the one that grew gone", || !lives(old));
+    held.read_end().unwrap();
+    let log = tandem.log();
+    assert!(
+        log.contains("(its limit is 300 MB): it was replaced and grows on with the requests it still has"),
+        "{log}"
+    );
+    assert!(log.contains("cancelled 1 unfinished request(s): GET /grow"), "{log}");
+    assert_eq!(tandem.workers().len(), 1, "the other one serves");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }

@@ -1,12 +1,16 @@
-//! From the first moment on the health port says that Tandem lives, that it is not ready, and what it waits for; and a stop is
-//! heard. What an earlier run left behind may take its time to end.
+//! From the first moment on the health port says that Tandem lives, that it is not ready, and what it waits for; the control
+//! socket answers; and a stop is heard. What an earlier run left behind may take its time to end.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::common::control;
 use crate::common::plain::Plain;
 use crate::common::project::Project;
 use crate::common::tandem::{self, Tandem, descendants, left_in, lives, wait_for};
+use ::tandem::postgres::home::Home;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -60,6 +64,52 @@ fn says(tandem: &mut Tandem, project: &Project, work: &str) {
     assert!(health["status"] == "unhealthy" && health["reasons"].to_string().contains(work), "{health:#}");
 }
 
+/// Its commands reach a Tandem that has not begun to start anything, and a second one is kept from taking its socket.
+fn answers_control(project: &Project, tandem: &Tandem) {
+    let status = control::status(project);
+    assert_eq!((&status["phase"], &status["pid"]), (&"installing".into(), &tandem.pid().into()), "{status:#}");
+    assert!(status["under_way"].to_string().contains("of an earlier run still works in "), "{status:#}");
+    control::run(project, &["status"]).expect(0, &["installing", "under way: a PostgreSQL server of an earlier run"]);
+    control::run(project, &["logs"]).expect(0, &["of an earlier run still works in "]);
+    for order in [&["reload"][..], &["restart", "workers"], &["scale", "3"], &["deploy"]] {
+        control::run(project, order).expect(75, &["Tandem is still starting and has no workers yet"]);
+    }
+    control::run(project, &["up"]).expect(73, &["holds", &format!("pid {}", tandem.pid())]);
+    assert_eq!(control::status(project)["pid"], tandem.pid(), "the socket is still the first one's");
+}
+
+/// How long the control socket takes to answer, from the connection on.
+fn control_latency(project: &Project) -> Duration {
+    let asked = Instant::now();
+    let mut stream = UnixStream::connect(Home::at(&project.state(), None).control).unwrap();
+    stream.set_read_timeout(Some(AT_ONCE)).unwrap();
+    stream.write_all(b"GET /status HTTP/1.1\r\nHost: tandem\r\nConnection: close\r\n\r\n").unwrap();
+    let mut head = [0; 15];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    asked.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_leftover_server_ends_the_control_socket_answers_at_once_and_a_stop_by_it_is_carried_out() {
+    let project = Project::app_with("plain:app", &format!("{BARE}stop.postgres_grace = '100s'"));
+    let mut leftover = Leftover::of(&project).await;
+    let mut tandem = Tandem::start(&project);
+    says(&mut tandem, &project, "a PostgreSQL server of an earlier run still works in ");
+    // The shortest: this machine may be busy.
+    let latencies: Vec<_> = (0..9).map(|_| control_latency(&project)).collect();
+    assert!(latencies.iter().min() < Some(&Duration::from_millis(100)), "{latencies:?}");
+    let follower = control::start(&project, &["logs", "-f"]);
+    let asked = Instant::now();
+    control::run(&project, &["stop"]).expect(0, &["stopped"]);
+    assert!(asked.elapsed() < AT_ONCE, "{:?}\n{}", asked.elapsed(), tandem.log());
+    assert_eq!(tandem.wait_code(), 0, "{}", tandem.log());
+    control::said(follower).expect(0, &["stop asked for before anything was started", "tandem has ended"]);
+    assert!(!Home::at(&project.state(), None).control.exists(), "its file is gone");
+    control::run(&project, &["status"]).expect(1, &["no tandem runs here"]);
+    assert!(leftover.server.lives());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_leftover_server_ends_the_health_port_answers_and_a_stop_is_heard() {
     let project = Project::app_with("plain:app", &format!("{BARE}stop.postgres_grace = '100s'"));
@@ -68,6 +118,7 @@ async fn while_a_leftover_server_ends_the_health_port_answers_and_a_stop_is_hear
     says(&mut tandem, &project, "a PostgreSQL server of an earlier run still works in ");
     let told = tandem::run(&project, &["health", "--ready"]);
     assert_eq!((told.status.code(), &*told.stdout), (Some(1), &b"not ready (503)\n"[..]), "{told:?}");
+    answers_control(&project, &tandem);
     let asked = Instant::now();
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     assert!(asked.elapsed() < AT_ONCE, "{:?}\n{}", asked.elapsed(), tandem.log());
@@ -75,7 +126,8 @@ async fn while_a_leftover_server_ends_the_health_port_answers_and_a_stop_is_hear
     assert!(leftover.server.lives());
 
     // A command that starts a server for itself waits for the same.
-    let mut migrate = Tandem::start_with(&project, tandem::command(&project), &["migrate", "status"]);
+    let status = ["migrate", "status", "--set", "migrations.run=seaorm"];
+    let mut migrate = Tandem::start_with(&project, tandem::command(&project), &status);
     migrate.wait_log("a PostgreSQL server of an earlier run still works in ");
     let asked = Instant::now();
     migrate.signal(Signal::SIGINT);

@@ -74,7 +74,7 @@ fn the_database_of_a_failed_pytest_test_is_kept_and_its_url_printed() {
 #[test]
 fn outside_tandem_test_the_fixtures_say_how_to_start_it() {
     let suite = suite();
-    let script = "unset TANDEM_TEST_SOCKET; pytest -p no:cacheprovider test_isolation.py";
+    let script = "unset TANDEM_TEST_SOCKET; pytest -p no:cacheprovider -o tandem=false test_isolation.py";
     suite.run(&[], script).expect(1, &["start the tests with `tandem test -- pytest"]);
     suite.write("test_plain.py", "def test_plain():\n    pass\n");
     suite.run(&[], &script.replace("test_isolation", "test_plain")).expect(0, &["1 passed"]);

@@ -229,10 +229,13 @@ fn a_backup_of_the_tests_database_is_none_of_the_projects() {
     let away = project.dir().join("away");
     std::fs::create_dir(&away).unwrap();
     project.configure(&format!("backup.destinations = ['file://{}']", away.display()));
-    // By a suite that tries its backups, and by the schedule of the stack beside it, which has two seconds for one.
+    // By a suite that tries its backups, and by the schedule of the stack beside it: the suite waits until that has none.
     let mut command = command(&project);
-    let suite = "\"$TANDEM\" backup && \"$TANDEM\" backup --dir asked && \"$TANDEM\" restore latest --yes && sleep 2";
+    let suite = "\"$TANDEM\" backup && \"$TANDEM\" backup --dir asked && \"$TANDEM\" restore latest --yes && \
+                 log=$(dirname \"$(dirname \"$TANDEM_TEST_SOCKET\")\")/up.log && \
+                 timeout 60 sh -c 'until grep -q \"no backup is scheduled\" \"$0\"; do sleep 0.05; done' \"$log\"";
     command.args(["test", "--workers", "--", "sh", "-c", suite]).env("TANDEM", env!("CARGO_BIN_EXE_tandem"));
+    command.env("TANDEM_LOG__FILTER", "info,tandem::sidecar=debug");
     said(command.output().unwrap()).expect(0, &["app holds app_backup_20"]);
     assert!(!project.dir().join("kept").exists() && !project.state().join("backups").exists());
     assert_eq!(names(&away), [""; 0]);

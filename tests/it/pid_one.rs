@@ -38,6 +38,7 @@ fn as_pid_1_it_reaps_strangers_and_stops_as_asked() {
     command.env("PYTHONDONTWRITEBYTECODE", "1").env_remove("DATABASE_URL");
     let mut outer = Tandem::start_with(&project, command, &["up", "--log-format", "text"]);
     outer.wait_ready();
+    assert!(outer.log().contains("Tandem is process 1 of its container, and its stop may take"), "{}", outer.log());
     let first = descendants(outer.pid()).into_iter().find(|process| process.parent == outer.pid()).unwrap().pid;
     let inside = std::fs::metadata(format!("/proc/{first}/ns/pid")).unwrap().ino();
     assert_ne!(inside, std::fs::metadata("/proc/self/ns/pid").unwrap().ino(), "it is not in a namespace of its own");

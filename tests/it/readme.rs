@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use ::tandem::book::anchor;
 use ::tandem::cli::Cli;
 use clap::{Command, CommandFactory};
 
@@ -33,7 +34,7 @@ fn pages() -> Vec<String> {
 }
 
 /// The README and the files of the book, by their paths from the root.
-fn documents() -> Vec<String> {
+pub fn documents() -> Vec<String> {
     let mut documents: Vec<String> = pages().iter().map(|name| format!("docs/{name}")).collect();
     documents.push("README.md".to_owned());
     documents
@@ -45,7 +46,7 @@ fn lines(text: &str) -> Vec<(Option<&str>, &str)> {
     let mut lines = Vec::new();
     for line in text.lines() {
         match line.trim_start().strip_prefix("```") {
-            Some(language) => block = if block.is_none() { Some(language.trim()) } else { None },
+            Some(info) => block = if block.is_none() { info.split(' ').next() } else { None },
             None => lines.push((block, line)),
         }
     }
@@ -64,15 +65,12 @@ fn links(text: &str) -> Vec<&str> {
     lines.flat_map(|line| line.split("](").skip(1).filter_map(|rest| rest.split(')').next())).collect()
 }
 
-/// The anchors of the headings in `text`, as mdBook and sites that show repositories make them. Both number a second heading
-/// of the same name, so there must be none.
+/// The anchors of the headings in `text`. mdBook and sites that show repositories number a second heading of the same name,
+/// so there must be none.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     for line in prose(text).into_iter().filter(|line| line.starts_with('#')) {
-        let heading = line.trim_start_matches('#').trim().to_lowercase();
-        let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-        let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
-        assert!(anchors.insert(anchor), "two headings are `{line}`");
+        assert!(anchors.insert(anchor(line.trim_start_matches('#'))), "two headings are `{line}`");
     }
     anchors
 }
@@ -106,6 +104,11 @@ fn unknown<'a>(cli: &Command, words: &[&'a str]) -> Option<&'a str> {
     for &word in words {
         let name = word.trim_matches(['`', '"', '\'', ',', ';', ':', '.', ')', '[', ']']);
         if ["--", "|", "||", "&", "&&", ">", "#"].contains(&name) {
+            break;
+        }
+        let is_foreign = command.get_positionals().any(|argument| argument.is_trailing_var_arg_set());
+        if is_foreign && !is_value && !name.starts_with('-') {
+            // Another program's words.
             break;
         }
         // An option's value, an option of one letter, or an argument.

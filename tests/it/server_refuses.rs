@@ -250,6 +250,11 @@ fn texts_that_were_sorted_otherwise_where_a_database_was_made_are_told_at_every_
         assert!(told(&log, name) && log.contains(&format!("REINDEX DATABASE \"{name}\"")), "{log}");
     }
     assert_eq!(log.matches("sorts texts otherwise").count(), 2, "{log}");
+    // Whoever reads no log reads /health, until the indexes are made anew.
+    let reasons = || tandem.health()["reasons"].to_string();
+    tandem::wait_for("both in /health", || reasons().matches("sorts texts otherwise").count() == 2);
+    assert_eq!(tandem.health()["status"], "degraded");
+    assert!(reasons().contains("REINDEX DATABASE"), "{}", reasons());
     // The way out that each line names between its backticks.
     for (name, _) in databases {
         let line = log.lines().find(|line| line.contains(&format!("REINDEX DATABASE \"{name}\""))).unwrap();
@@ -258,6 +263,7 @@ fn texts_that_were_sorted_otherwise_where_a_database_was_made_are_told_at_every_
             as_superuser(&project, name, statement);
         }
     }
+    tandem::wait_for("nothing more to say", || tandem.health()["status"] == "healthy");
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     let mut tandem = with_locale(&project, "de_DE.utf8").unwrap();
     assert!(!tandem.log().contains("sorts texts otherwise"), "{}", tandem.log());

@@ -171,7 +171,7 @@ fn tests_import_the_application_from_any_directory() {
     project.write("own/own_module.py", "");
     let mut command = command(&project);
     command.env("PYTHONPATH", project.dir().join("own"));
-    let script = "import plain, own_module, tandem_pytest";
+    let script = "import plain, own_module, pytest_tandem";
     said(command.args(["test", "--migrations", "none", "--", "python", "-c", script]).output().unwrap()).expect(0, &[]);
 }
 

@@ -2,18 +2,20 @@
 //! down and one to be told on.
 
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, File};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::common::project::{Project, root};
 use crate::common::refusal;
 use crate::common::skip::skip;
 use crate::common::strict::Connection;
 use crate::common::tandem::{self, Tandem, wait_for};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
 const BARE: &str = "migrations.run = 'none'\nworkers.count = 2";
@@ -128,6 +130,33 @@ fn the_supervisor_above_is_told_of_ready_reload_watchdog_and_stop() {
 }
 
 #[test]
+fn the_supervisor_above_gives_a_long_start_and_a_long_stop_their_time() {
+    let lines = format!("{BARE}\nstop.grace = '100s'\nstop.drain_delay = '7s'");
+    let project = Project::app_with("plain:app", &lines).without("python.venv");
+    let above = Above::new(&project);
+    // A start that waits.
+    let state = project.state();
+    fs::create_dir_all(&state).unwrap();
+    let lock = File::create(state.join(".venv.lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error).unwrap();
+    let mut command = tandem::command(&project);
+    command.env("NOTIFY_SOCKET", &above.path);
+    let mut tandem = Tandem::start_as(&project, command);
+    wait_for("another extension", || above.count("EXTEND_TIMEOUT_USEC=30000000") >= 3);
+    assert_eq!(above.count("READY=1"), 0, "{:?}", above.told());
+    drop(lock);
+    tandem.wait_ready();
+    wait_for("READY=1", || above.count("READY=1") == 1);
+    let of_start = above.count("EXTEND_TIMEOUT_USEC=");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    assert_eq!(above.count("EXTEND_TIMEOUT_USEC="), of_start + 1, "once, with the whole stop: {:?}", above.told());
+    let whole = above.told().into_iter().find(|told| told.contains("STOPPING=1")).unwrap();
+    let extension = whole.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).unwrap();
+    let extension = Duration::from_micros(extension.parse().unwrap());
+    assert!(extension > Duration::from_secs(100), "longer than one grace: {extension:?}");
+}
+
+#[test]
 fn a_socket_that_cannot_serve_is_refused_with_the_way_out() {
     let project = Project::app_with("plain:app", BARE);
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -149,6 +178,7 @@ fn the_documented_units_are_sound() {
     let (_, section) = page.split_once("## Under systemd").unwrap();
     let units: Vec<&str> = section.split("```ini\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert_eq!(units.len(), 2, "a service and a socket");
+    assert!(!units[0].contains("TimeoutStartSec="), "Tandem extends it, for as long as it works:\n{}", units[0]);
     for line in ["Type=notify", "KillMode=mixed", "ExecReload=", "WatchdogSec=", "TimeoutStopSec="] {
         assert!(units[0].contains(line), "{line} is missing in:\n{}", units[0]);
     }

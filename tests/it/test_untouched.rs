@@ -151,3 +151,30 @@ fn the_next_test_may_use_the_same_names_at_once_and_beside_a_kept_database_too()
         url=$(new); prepare $url; echo done";
     run(&suite, &["--set", "test.settings.wal_level=logical"], script).expect(0, &["done"]);
 }
+
+#[test]
+fn the_shared_database_is_replaced_whatever_was_changed_in_it() {
+    let suite = Suite::bare();
+    let touches = [
+        ("SELECT count(*) FROM rows; SELECT * FROM pg_stats", "again"),
+        ("INSERT INTO rows DEFAULT VALUES", "never"),
+        // No row is counted for these.
+        ("SELECT setval('rows_id_seq', 2)", "never"),
+        ("CREATE TABLE empty (); SELECT pg_stat_reset()", "never"),
+        ("ALTER DATABASE :database SET search_path = nowhere", "never"),
+        ("SELECT 1", "again"),
+    ];
+    let scripts = touches.iter().map(|(touch, _)| {
+        format!(
+            "url=$(shared); name=${{url##*/}}; export PGOPTIONS='-c default_transaction_read_only=off'\n\
+             psql -XAtq -v ON_ERROR_STOP=1 -v database=\"${{name%%\\?*}}\" \"$url\" >/dev/null <<'END'\n{touch}\nEND\n\
+             unset PGOPTIONS; if [ \"$(shared)\" = \"$url\" ]; then echo again; else echo never; fi\n"
+        )
+    });
+    let script = format!("shared() {{ \"$TANDEM\" database new --shared; }}\n{}", scripts.collect::<String>());
+    let run = run(&suite, &["--migrations", ROWS, "--set", "test.superuser=true"], &script);
+    let said: Vec<&str> = run.said.lines().filter(|line| ["again", "never"].contains(line)).collect();
+    let seen: Vec<_> = touches.iter().zip(&said).map(|((touch, _), said)| (*touch, *said)).collect();
+    assert_eq!(seen, touches, "{}", run.said);
+    run.expect(0, &[]);
+}

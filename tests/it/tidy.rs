@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// The rooms from the top of the house to its cellar, as `lib.rs` lists them. A room uses only rooms below it; rooms of
 /// one floor never meet.
 const FLOORS: &[&[&str]] = &[
+    &["build"],
     &["main"],
     &["commands"],
     &["cli"],
@@ -27,6 +28,7 @@ const FLOORS: &[&[&str]] = &[
     &["durable", "plan", "phase"],
     &["supervise"],
     &["exit"],
+    &["book"],
     &["scrub"],
 ];
 

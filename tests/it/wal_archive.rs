@@ -7,7 +7,7 @@ use crate::common::project::Project;
 use crate::common::skip::skip;
 use crate::common::tandem::{self, Tandem, wait_for};
 use ::tandem::backup::pitr::archive::{Archive, Pushed};
-use ::tandem::backup::pitr::wal::{Segment, WalFile};
+use ::tandem::backup::pitr::wal::{Lsn, SEGMENT_SIZE, Segment, WalFile};
 use ::tandem::process::identity;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -107,13 +107,30 @@ fn assert_acknowledged_is_archived(project: &Project) -> usize {
     };
     let present = names(project, "pg_wal");
     let present = segments(&present.iter().map(String::as_str).collect::<Vec<_>>());
-    let oldest = present.into_iter().min_by_key(|segment| segment.number).unwrap();
-    let removed = Segment { number: oldest.number - 1, ..oldest };
-    let newest = segments(&done).into_iter().chain([removed]).max_by_key(|segment| segment.number).unwrap();
-    for number in 1..=newest.number {
-        assert!(archive.has(WalFile::Segment(Segment { number, ..newest })), "{number}");
+    // They are ordered by place, and a place counts logs first: a segment's number begins anew in each.
+    let oldest = present.into_iter().min().unwrap();
+    let newest = segments(&done).into_iter().chain(before(oldest)).max().unwrap();
+    let mut archived = 0;
+    let mut segment = Segment { log: 0, number: 1, ..newest };
+    let temp = tempfile::tempdir().unwrap();
+    while segment <= newest {
+        let fetched = temp.path().join(segment.to_string());
+        assert!(archive.fetch(WalFile::Segment(segment), &fetched).unwrap(), "{segment}");
+        let bytes = std::fs::read(&fetched).unwrap();
+        // Its first page says where it begins (PostgreSQL's src/include/access/xlog_internal.h, xlp_pageaddr).
+        let begins = u64::from_ne_bytes(bytes[8..16].try_into().unwrap());
+        assert_eq!((bytes.len() as u64, Lsn(begins)), (SEGMENT_SIZE, segment.start(SEGMENT_SIZE)), "{segment}");
+        std::fs::remove_file(&fetched).unwrap();
+        archived += 1;
+        segment = segment.next(SEGMENT_SIZE);
     }
-    usize::try_from(newest.number).unwrap()
+    archived
+}
+
+/// The segment before `segment`.
+fn before(segment: Segment) -> Option<Segment> {
+    let start = segment.start(SEGMENT_SIZE).0.checked_sub(SEGMENT_SIZE)?;
+    Some(Segment::of(segment.timeline, Lsn(start), SEGMENT_SIZE))
 }
 
 #[test]

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
+use super::subscriptions::{self, Disabled};
 use super::tablespaces::PREVENTED;
 use super::target::Target;
 use super::wal::Lsn;
@@ -61,6 +62,8 @@ pub struct Recovered {
     pub lsn: Lsn,
     /// When the last transaction in it was committed, if WAL was replayed that says so.
     pub last_transaction: Option<String>,
+    /// The subscriptions that it had.
+    pub disabled: Vec<Disabled>,
 }
 
 /// Recover, promote, look, stop.
@@ -208,16 +211,18 @@ async fn look(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
     .fetch_one(&mut connection)
     .await
     .context("ask the recovered server where it is")?;
-    connection.close().await.context("close the connection")?;
     let (in_recovery, file, lsn) = row;
     if in_recovery {
         bail!("the server accepts connections and is not promoted");
     }
+    let disabled = subscriptions::disable(recovery.home, port, &mut connection).await?;
+    connection.close().await.context("close the connection")?;
     let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
     Ok(Recovered {
         timeline: timeline.with_context(|| format!("{file} is no segment's name"))?,
         lsn: lsn.parse()?,
         last_transaction: None,
+        disabled,
     })
 }
 

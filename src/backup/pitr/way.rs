@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::bail;
 
 use super::archive::Archive;
-use super::catalog::{self, Base, Listing};
+use super::bases::{self, Base, Listing};
 use super::live::{self, Live, Sign, live_at};
 use super::notes::Notes;
 use super::target::{Target, choose, timestamp};
@@ -62,7 +63,7 @@ struct Past {
 impl Past {
     fn read(wish: &Wish<'_>, pg_wal: &Path, here: bool) -> anyhow::Result<Self> {
         let (names, rest) = (wish.archive.names()?, layout::unarchived(wish.archive, pg_wal, None)?);
-        let Listing { bases, unreadable } = catalog::listing(wish.archive)?;
+        let Listing { bases, unreadable } = bases::listing(wish.archive)?;
         for base in unreadable {
             tracing::warn!("{base}; the restore passes it over");
         }
@@ -205,6 +206,13 @@ fn lineage(wish: &Wish<'_>, pg_wal: &Path, past: &Past, timeline: u32) -> anyhow
     }
 }
 
+/// Why the `chain` from a base backup to its missing segment was given up, if one of the `gaps` that are noted says so. Notes of
+/// earlier chains stay, and say nothing of this one. Pure.
+fn given_up(gaps: Vec<(Segment, String)>, chain: RangeInclusive<Segment>) -> Option<String> {
+    let places = chain.start().place()..=chain.end().place();
+    gaps.into_iter().rfind(|(segment, _)| places.contains(&segment.place())).map(|(_, why)| why)
+}
+
 /// Refuse what is known not to be reached. How far the WAL goes in time only recovery itself finds out.
 fn check_reach(wish: &Wish<'_>, base: &Base, lineage: &Lineage, past: &Past) -> anyhow::Result<()> {
     let there: Vec<Segment> = (past.names.iter().chain(&past.rest))
@@ -216,10 +224,8 @@ fn check_reach(wish: &Wish<'_>, base: &Base, lineage: &Lineage, past: &Past) -> 
     let size = base.segment_size;
     let Extent { missing, gap } = extent(base.start_segment(), lineage, &there, size);
     let end = missing.start(size);
-    // Marks of earlier chains stay.
-    let of_this_chain = base.start_segment().place()..=missing.next(size).place();
-    let given_up = wish.archive.gaps().into_iter().rfind(|(place, _)| of_this_chain.contains(&place.place()));
-    let why = given_up.map(|(_, why)| format!(" (given up: {why})")).unwrap_or_default();
+    let why = given_up(wish.archive.gaps(), base.start_segment()..=missing.next(size));
+    let why = why.map(|why| format!(" (given up: {why})")).unwrap_or_default();
     let refused = match wish.target {
         Target::Lsn(lsn) if lsn > end => format!("the WAL after {} ends at {end}, before {lsn}{why}", base.name),
         Target::End if gap => format!(
@@ -230,4 +236,28 @@ fn check_reach(wish: &Wish<'_>, base: &Base, lineage: &Lineage, past: &Past) -> 
         Target::Lsn(_) | Target::End | Target::Time(_) => return Ok(()),
     };
     Err(Failure::new(Code::Failed, refused).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_reason_of_its_own_chain_is_told() {
+        let at = |log, number| Segment { log, number, timeline: 1 };
+        let gap = |log, number, why: &str| (at(log, number), why.to_owned());
+        let earlier = gap(0, 5, "the former disk was full");
+        let own = gap(1, 3, "the archive was away");
+        let later = gap(2, 1, "of a chain that began afterwards");
+        let chain = || at(0, 200)..=at(1, 4);
+        assert_eq!(given_up(vec![earlier.clone(), own.clone(), later.clone()], chain()), Some(own.1));
+        assert_eq!(given_up(vec![earlier, later], chain()), None);
+        // At both its ends, whatever timeline it was on.
+        for number in [200, 255] {
+            let on_another = (Segment { timeline: 7, ..at(0, number) }, "why".to_owned());
+            assert_eq!(given_up(vec![on_another], chain()).as_deref(), Some("why"));
+        }
+        assert_eq!(given_up(vec![gap(1, 4, "at the end")], chain()).as_deref(), Some("at the end"));
+        assert_eq!(given_up(vec![gap(1, 5, "behind it"), gap(0, 199, "before it")], chain()), None);
+    }
 }

@@ -125,7 +125,8 @@ impl Checker<'_> {
             let name = uvicorn::name(written);
             if let Some(instead) = uvicorn::instead(&name) {
                 let shown = entry.origin.name_of(&entry.key);
-                self.problems.add(&entry.origin, format!("{shown}: Uvicorn's {name} is not set here"), Some(instead));
+                let message = format!("{shown}: Uvicorn's {name} is not set here");
+                self.problems.add_to(&entry.key, &entry.origin, message, Some(instead));
             }
         }
     }

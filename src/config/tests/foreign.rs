@@ -67,6 +67,27 @@ fn what_has_no_effect_is_told_with_the_key_to_write() {
 }
 
 #[test]
+fn the_names_of_bitnamis_image_are_told_with_the_keys_to_write() {
+    let text = format!("{APP}[postgres]\nuser = \"shop\"\n");
+    let foreign = [
+        ("POSTGRESQL_USERNAME", "shop"),
+        ("POSTGRESQL_PASSWORD", "hush"),
+        ("POSTGRESQL_DATABASE", "shop"),
+        ("POSTGRESQL_EXTRA_FLAGS", "-c fsync=on"),
+    ];
+    let loaded = project(&[("tandem.toml", &text)]).environment(&foreign).loaded();
+    let expected = [
+        "POSTGRESQL_PASSWORD has no effect on Tandem: set TANDEM_POSTGRES__PASSWORD (postgres.password)",
+        "POSTGRESQL_DATABASE has no effect on Tandem: set TANDEM_POSTGRES__DATABASE (postgres.database)",
+        "POSTGRESQL_EXTRA_FLAGS has no effect on Tandem: set [postgres.settings] (postgres.settings)",
+    ];
+    assert_eq!(loaded.notices, expected, "the user holds already");
+    // From `.env` too.
+    let loaded = project(&[("tandem.toml", APP), (".env", "POSTGRESQL_PASSWORD=hush\n")]).loaded();
+    assert_eq!(loaded.notices, expected[..1]);
+}
+
+#[test]
 fn names_in_dotenv_are_told_too_and_an_attached_server_has_its_own_directory() {
     let loaded = project(&[("tandem.toml", APP), (".env", "PGDATA=/data\nUVICORN_WORKERS=4\n")]).loaded();
     assert_eq!(loaded.notices.len(), 2, "{:?}", loaded.notices);

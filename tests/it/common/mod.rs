@@ -20,6 +20,7 @@ pub mod plain;
 pub mod ports;
 pub mod power_cut;
 pub mod project;
+pub mod python;
 pub mod quota;
 pub mod readiness;
 pub mod refusal;

@@ -1,145 +1,20 @@
-"""pytest fixtures for tests under `tandem test`: a fresh, migrated PostgreSQL database for each test.
+"""The fixtures, and what the reports say of their databases. PYTEST_DONT_REWRITE"""
 
-    def test_order(database_url): ...
-
-    database_url_class, database_url_module, database_url_package, database_url_session: one for all tests of the scope
-
-    @pytest.mark.tandem(shared=True)                # only reads: one read-only database for all of these
-    def test_report(database_url): ...
-
-    @pytest.mark.usefixtures("database_url")        # TestCase methods take no fixtures: self.database_url
-    class TestOrders(unittest.TestCase): ...
-
-Embedded in the binary, and loaded by PYTEST_PLUGINS: nothing is installed. Databases are asked for and given back over
-the harness's unix socket, in HTTP/1.1 and JSON:
-
-  TANDEM_TEST_SOCKET    the socket's path
-  PGHOST, PGPORT        for the header of pytest's report
-
-Needs Python 3.9 and pytest 7; SQLAlchemy only where `sqlalchemy_engine` is used.
-"""
-
-import collections
-import contextlib
-import http.client
 import importlib.util
-import json
 import os
-import unittest
-from socket import AF_UNIX, SOCK_STREAM, socket, timeout
-from urllib.parse import quote
+import sys
 
 import pytest
 
-ANSWER_MAX = 120.0  # seconds: a hand-out waits while no database is ready, and Tandem's own limit comes first
-NO_HARNESS = "these fixtures need a running harness: start the tests with `tandem test -- pytest …`"
-KEPT_HINT = "They are gone once `tandem test` ends, unless it was started with --keep-on-failure or --keep."
+from .harness import NO_HARNESS, Harness, failure
+
+KEPT_HINTS = {
+    "command": "They are gone once `tandem test` ends, unless it was started with --keep-on-failure or --keep.",
+    "own": "They are gone now, with their server: `pytest --tandem-keep` keeps both.",
+    "kept": "Their server stays; below stands how to open them.",
+}
 ENGINE_SCHEMES = ("postgresql", "postgres")  # those that leave the driver open
 ENGINE_DRIVERS = ("psycopg", "psycopg2", "pg8000")
-
-# Taken before any test runs: pytest-socket replaces both `socket.socket` and its `connect` while one does.
-connect = socket.connect
-
-
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path):
-        super().__init__("tandem", timeout=ANSWER_MAX)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket(AF_UNIX, SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        connect(self.sock, self.path)
-
-
-class Harness:
-    """The harness of this run, as one process sees it. What it cannot do fails the test that asked, in one line."""
-
-    def __init__(self, path):
-        # Remembered: a test may clear the environment, and its database must still be given back.
-        self.path = path
-        self.pid = None
-        self.idle = None
-        self.kept = []  # [label, url], until a report takes them along
-
-    def expect_tests(self, body=None):
-        """Let databases be made while the tests are collected; whoever asks first starts it otherwise."""
-        if self.path:
-            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                self.exchange("POST", "/fill", json.dumps(body).encode() if body else None)
-
-    def hand_out(self, label, shared=False, lasting=False):
-        # A file's name need not be UTF-8, which JSON must be.
-        label = label.encode(errors="replace").decode()
-        body = {"shared": True} if shared else {"label": label, "lasting": lasting}
-        status, answer = self.ask("POST", "/databases", body)
-        if status != 200:
-            raise refusal(answer)
-        return answer
-
-    def give_back(self, name, label, failed):
-        path = "/databases/" + quote(name, safe="") + ("?failed=1" if failed else "")
-        status, answer = self.ask("DELETE", path)
-        # 404: the test gave it back itself, or the answer to our first try was lost.
-        if status not in (200, 404):
-            raise refusal(answer)
-        if answer.get("kept"):
-            self.kept.append([label, answer["url"]])
-
-    def ask(self, method, path, body=None):
-        if not self.path:
-            raise failure(NO_HARNESS)
-        try:
-            return self.exchange(method, path, json.dumps(body).encode() if body else None)
-        except timeout:
-            raise failure(f"tandem: no answer to {method} {path} within {ANSWER_MAX:.0f} s") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise failure(f"{NO_HARNESS} (nobody answers on {self.path}: {words})") from None
-
-    def exchange(self, method, path, body):
-        headers = {"Content-Type": "application/json"} if body else {}
-        while True:
-            connection, reused = self.connection()
-            try:
-                connection.request(method, path, body, headers)
-                response = connection.getresponse()
-                status, text = response.status, response.read()
-            except BaseException as error:
-                connection.close()
-                if reused and isinstance(error, ConnectionError):
-                    continue  # It was closed while idle, which a server may do at any time.
-                raise
-            self.idle.append(connection)
-            answer = json.loads(text)
-            if not isinstance(answer, dict):
-                raise ValueError(f"{method} {path} was answered with {answer!r}")
-            return status, answer
-
-    def connection(self):
-        """One that is idle, or a new one: with one thread there is only ever one.
-
-        No lock instead: a thread that waits for a database must not keep another from giving one back.
-        """
-        if self.pid != os.getpid():
-            # After a fork the connections are the parent's: two processes would read each other's answers.
-            self.pid, self.idle = os.getpid(), collections.deque()
-        try:
-            return self.idle.pop(), True
-        except IndexError:
-            return UnixConnection(self.path), False
-
-
-def failure(words):
-    """What pytest.fail() raises; raised here, it can be told to come without a traceback of what caused it."""
-    return pytest.fail.Exception(words, pytrace=False)
-
-
-def refusal(answer):
-    """`{"code": …, "words": […]}`"""
-    words = answer.get("words") or [json.dumps(answer)]
-    return failure("tandem: " + "\n".join(map(str, words)))
-
 
 HARNESS = pytest.StashKey()
 FAILED = pytest.StashKey()
@@ -166,7 +41,8 @@ def database_url(request, monkeypatch):
     # The test's own monkeypatch, not one of ours: undone one after the other, two would put back each other's values.
     monkeypatch.setenv("DATABASE_URL", database["url"])
     monkeypatch.setenv("PGDATABASE", database["name"])
-    if request.cls is not None and issubclass(request.cls, unittest.TestCase):
+    unittest = sys.modules.get("unittest")  # whoever has a TestCase has imported it
+    if request.cls is not None and unittest and issubclass(request.cls, unittest.TestCase):
         owner = request.cls if request.instance is None else request.instance
         monkeypatch.setattr(owner, "database_url", database["url"], raising=False)
     yield database["url"]
@@ -216,7 +92,7 @@ def sqlalchemy_engine(database_url):
     except (ImportError, sqlalchemy.exc.ArgumentError) as error:
         raise failure(f"sqlalchemy_engine cannot use {url.drivername}: {error}") from None
     if asynchronous:
-        words = "is asynchronous, sqlalchemy_engine is not: call create_async_engine(database_url) yourself"
+        words = "is asynchronous, sqlalchemy_engine is not: ask for sqlalchemy_async_engine"
         raise failure(f"{url.drivername} {words}")
     yield engine
     engine.dispose()
@@ -233,13 +109,32 @@ def with_driver(url):
     return url
 
 
-def pytest_configure(config):
+def without_driver(url):
+    """As drivers themselves read it: `postgresql+psycopg2` is SQLAlchemy's language."""
+    scheme, separator, rest = url.partition("://")
+    return scheme.partition("+")[0] + separator + rest
+
+
+def set_up(config):
     words = "tandem(shared=False): with shared=True, database_url is the read-only database that all such tests share"
     config.addinivalue_line("markers", words)
-    config.stash[HARNESS] = Harness(os.environ.get("TANDEM_TEST_SOCKET"))
-    config.stash[HARNESS].expect_tests()
+    harness = Harness(os.environ.get("TANDEM_TEST_SOCKET"), lambda: start_late(config))
+    config.stash[HARNESS] = harness
+    harness.expect_tests()
     if not hasattr(config, "workerinput"):  # xdist's workers print nothing
-        config.pluginmanager.register(KeptDatabases(config.stash[HARNESS]), "tandem_kept_databases")
+        config.pluginmanager.register(KeptDatabases(harness, config), "tandem_kept_databases")
+
+
+def start_late(config):
+    """For a test outside of a project of Tandem that asks for a fixture all the same."""
+    from . import OFF, starting
+
+    if str(config.getini("tandem")).lower() in OFF:
+        raise failure(NO_HARNESS)
+    try:
+        return starting.start(config, str(config.invocation_params.dir))
+    except pytest.UsageError as error:
+        raise failure(str(error)) from None
 
 
 def pytest_collection_finish(session):
@@ -255,12 +150,14 @@ def pytest_report_header(config):
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_make_collect_report():
+def pytest_make_collect_report(collector):
     """Fail the collection of a file with a marker that is wrong, as pytest does for one that it does not know.
 
     A UsageError would be brief too, but in xdist's workers it comes out as an internal error.
     """
     report = (yield).get_result()
+    if not collector.config.stash[HARNESS].path:
+        return  # the marker may be another program's
     items = [item for item in report.result or () if isinstance(item, pytest.Item)]
     wrong = [words for item in items for words in what_is_wrong(item)]
     if wrong:
@@ -299,8 +196,9 @@ def pytest_runtest_makereport(item):
 class KeptDatabases:
     """Says which databases were kept, in the process that reports: its own, and those of xdist's workers."""
 
-    def __init__(self, harness):
+    def __init__(self, harness, config):
         self.harness = harness
+        self.config = config
         self.failed = {}
         self.kept = []
 
@@ -326,4 +224,10 @@ class KeptDatabases:
         terminalreporter.write_sep("=", "databases kept by tandem")
         for label, url in kept:
             terminalreporter.write_line(f"{label}\n    {url}")
-        terminalreporter.write_line(KEPT_HINT)
+        terminalreporter.write_line(KEPT_HINTS[self.whose()])
+
+    def whose(self):
+        starting = sys.modules.get(f"{__package__}.starting")
+        if not starting or not starting.changed:
+            return "command"
+        return "kept" if self.config.getoption("tandem_keep") else "own"

@@ -12,11 +12,11 @@ use anyhow::Context;
 
 use super::live::{self, Birth};
 use super::recovery::{self, Recovered, Recovery};
-use super::swap::{self, Staging};
+use super::staging::{self, Staging};
 use super::timeline::LOST;
 use super::wal::WalFile;
 pub use super::way::{Way, Wish, find};
-use super::{command, layout, tablespaces};
+use super::{command, layout, subscriptions, tablespaces};
 use crate::plan::Identity;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::{Home, make_dir};
@@ -32,6 +32,8 @@ pub struct RestoredCluster {
     pub recovered: Recovered,
     /// Where the old data directory is, if there was one.
     pub kept: Option<PathBuf>,
+    /// The replication slots of the cluster that was there.
+    pub slots: Vec<String>,
 }
 
 /// Go the way: lay the base backup out, recover, and put the result in the old data directory's place.
@@ -51,7 +53,7 @@ pub async fn restore_cluster(
 
 async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation) -> anyhow::Result<RestoredCluster> {
     let home = wish.home;
-    for left in swap::leftovers(&home.data) {
+    for left in staging::leftovers(&home.data) {
         tracing::info!("removing {}, which an interrupted restore left behind", left.display());
         stale::end_orphaned_backends(&left).await?;
         let _ = fs::remove_dir_all(&left);
@@ -85,8 +87,9 @@ async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation)
     let base = Some(way.base.name.clone());
     let birth = Birth { timeline: recovered.timeline, at: SystemTime::now(), base, replaced: way.current };
     live::record(wish.archive, &birth);
+    let slots = subscriptions::slots(&home.data);
     let kept = staging.put_in_place(&home.data, SystemTime::now())?;
-    Ok(RestoredCluster { recovered, kept })
+    Ok(RestoredCluster { recovered, kept, slots })
 }
 
 /// Put something in the place of histories that were lost: PostgreSQL calls the new timeline by the first number without a

@@ -61,7 +61,7 @@ pub async fn holds_anything(inside: &mut PgConnection) -> anyhow::Result<bool> {
 }
 
 /// A way in for the superuser.
-pub struct Catalog {
+pub struct Superuser {
     home: Home,
     port: u16,
     /// Owner of all clones.
@@ -84,9 +84,27 @@ struct Original {
 }
 
 /// A database's row, without what VACUUM notes in it.
-const ROW: &str = "(to_jsonb(d) - 'datfrozenxid' - 'datminmxid')::text";
+macro_rules! row {
+    () => {
+        "(to_jsonb(d) - 'datfrozenxid' - 'datminmxid')::text"
+    };
+}
+const ROW: &str = row!();
+/// Of the databases with these names, those that look unchanged. The counts only spare most of the checkpoints: whoever resets them
+/// or counts nothing is seen by the files.
+const UNCHANGED: &str = concat!(
+    "SELECT d.datname::text, d.oid::int8, ",
+    row!(),
+    " FROM pg_database d JOIN pg_stat_database s ON s.datid = d.oid
+     WHERE d.datname = ANY($1) AND tup_inserted + tup_updated + tup_deleted = 0 AND s.stats_reset IS NULL
+     AND NOT EXISTS (SELECT FROM pg_shdescription WHERE classoid = 'pg_database'::regclass AND objoid = d.oid)
+     AND NOT EXISTS (SELECT FROM pg_shseclabel WHERE classoid = 'pg_database'::regclass AND objoid = d.oid)
+     AND NOT EXISTS (SELECT FROM pg_subscription WHERE subdbid = d.oid)
+     AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE database = d.datname)
+     AND NOT EXISTS (SELECT FROM pg_prepared_xacts WHERE database = d.datname)"
+);
 
-impl Catalog {
+impl Superuser {
     /// Of the server in `home` on `port`, with its databases that are called `known`. Nothing is connected yet; must be called
     /// within the runtime.
     pub fn new(home: &Home, port: u16, owner: &str, known: &[&str], unlogged: Vec<String>) -> Self {
@@ -282,19 +300,19 @@ impl Catalog {
     /// # Errors
     /// The server does not answer.
     pub async fn untouched(&self, names: &[String]) -> anyhow::Result<Vec<String>> {
-        // The counts only spare most of the checkpoints: whoever resets them or counts nothing is seen by the files.
-        let unchanged = format!(
-            "SELECT d.datname::text, d.oid::int8, {ROW} FROM pg_database d JOIN pg_stat_database s ON s.datid = d.oid
-             WHERE d.datname = ANY($1) AND tup_inserted + tup_updated + tup_deleted = 0 AND s.stats_reset IS NULL
-             AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid)
-             AND NOT EXISTS (SELECT FROM pg_shdescription WHERE classoid = 'pg_database'::regclass AND objoid = d.oid)
-             AND NOT EXISTS (SELECT FROM pg_shseclabel WHERE classoid = 'pg_database'::regclass AND objoid = d.oid)
-             AND NOT EXISTS (SELECT FROM pg_subscription WHERE subdbid = d.oid)
-             AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE database = d.datname)
-             AND NOT EXISTS (SELECT FROM pg_prepared_xacts WHERE database = d.datname)"
-        );
+        let unchanged =
+            format!("{UNCHANGED} AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid)");
         let asked = query_as(AssertSqlSafe(unchanged)).bind(names).fetch_all(&self.keeping);
-        let mut found: Vec<(String, i64, String)> = answered(MAKE_LIMIT, "see what was changed", asked).await?;
+        let found = answered(MAKE_LIMIT, "see what was changed", asked).await?;
+        let names = self.unwritten(found).await?;
+        for name in &names {
+            self.end_backends(name).await?;
+        }
+        Ok(names)
+    }
+
+    /// The names of those that were `found` whose rows are as they were cloned, and of which no file was written.
+    async fn unwritten(&self, mut found: Vec<(String, i64, String)>) -> anyhow::Result<Vec<String>> {
         found.retain(|(name, number, row)| {
             self.originals()
                 .get(name)
@@ -312,23 +330,25 @@ impl Catalog {
             let original = originals.get(name).and_then(Option::as_ref);
             original.is_some_and(|original| files.get(number) == Some(&original.files))
         });
-        let names: Vec<String> = found.into_iter().map(|(name, ..)| name).collect();
-        for name in &names {
-            self.end_backends(name).await?;
-        }
-        Ok(names)
+        Ok(found.into_iter().map(|(name, ..)| name).collect())
     }
 
-    /// Whether the database `name` still refuses to be written to, and nobody has written to it.
+    /// Whether the database `name` still refuses to be written to and nobody has written to it: as with other databases, its
+    /// files tell, where they can.
     ///
     /// # Errors
     /// The server does not answer.
     pub async fn is_read_only(&self, name: &str) -> anyhow::Result<bool> {
-        let asked =
-            "SELECT EXISTS (SELECT FROM pg_stat_database JOIN pg_db_role_setting ON setdatabase = datid AND setrole = 0
-             WHERE datname = $1 AND tup_inserted + tup_updated + tup_deleted = 0 AND setconfig = ARRAY[$2])";
-        let asked = query_scalar(asked).bind(name).bind(READ_ONLY).fetch_one(&self.keeping);
-        answered(MAKE_LIMIT, "look at the shared database", asked).await
+        let unchanged = format!(
+            "{UNCHANGED}
+             AND EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid AND setrole = 0 AND setconfig = ARRAY[$2])
+             AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid AND setrole <> 0)"
+        );
+        let names = [name.to_owned()];
+        let asked = query_as(AssertSqlSafe(unchanged)).bind(&names[..]).bind(READ_ONLY).fetch_all(&self.keeping);
+        let found: Vec<_> = answered(MAKE_LIMIT, "look at the shared database", asked).await?;
+        let is_known = matches!(self.originals().get(name), Some(Some(_)));
+        Ok(if is_known { !self.unwritten(found).await?.is_empty() } else { !found.is_empty() })
     }
 
     /// The files of the databases with these numbers, as far as they can be read.

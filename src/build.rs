@@ -11,7 +11,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/build.rs");
     println!("cargo::rerun-if-env-changed=TANDEM_COMMIT");
     let is_release = variable("PROFILE").as_deref() == Some("release");
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
