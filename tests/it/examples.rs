@@ -30,7 +30,9 @@ impl Example {
             ("TANDEM_WORKERS__LISTEN", format!("127.0.0.1:{app}")),
             ("TANDEM_HEALTH__LISTEN", format!("127.0.0.1:{health}")),
             ("TANDEM_POSTGRES__PORT", free_port().to_string()),
+            // Where an environment is named, it is not looked for what goes into it.
             ("TANDEM_PYTHON__VENV", venv.display().to_string()),
+            ("TANDEM_PYTHON__REQUIREMENTS", "requirements.txt".to_owned()),
             ("TANDEM_WORKERS__COUNT", "1".to_owned()),
             ("TANDEM_DISK__WARN_FREE", "0%".to_owned()),
         ];
