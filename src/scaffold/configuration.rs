@@ -1,12 +1,13 @@
 //! The `tandem.toml` of what was found. Pure.
 
 use super::draft::{Draft, string, strings};
-use super::{Facts, names};
+use super::{Facts, Wish, names};
 use crate::project::{Driver, Interface, Tool};
 
 /// The text for `facts`.
-pub fn text(facts: &Facts) -> String {
+pub fn text(facts: &Facts, wish: Wish) -> String {
     let mut draft = Draft::default();
+    draft.schema = wish.editor.then(|| "./tandem.schema.json".to_owned());
     draft.head = vec![
         "Tandem's configuration, as `tandem init` found this project. Only what differs from the default is written; lines in".to_owned(),
         "comments show some defaults. `tandem check` prints every value and where it comes from.".to_owned(),

@@ -71,7 +71,11 @@ pub fn pieces(facts: &Facts, wish: Wish) -> Vec<Piece> {
         note: note.to_owned(),
     };
     let mut pieces = vec![
-        whole("tandem.toml", configuration::text(facts), "read it through; `tandem check` shows what it comes to"),
+        whole(
+            "tandem.toml",
+            configuration::text(facts, wish),
+            "read it through; `tandem check` shows what it comes to",
+        ),
         Piece {
             path: PathBuf::from(".gitignore"),
             content: Content::Lines { lines: vec![".tandem/".to_owned()], new: texts::GITIGNORE.to_owned() },
@@ -91,6 +95,8 @@ pub fn pieces(facts: &Facts, wish: Wish) -> Vec<Piece> {
         pieces.push(whole("tandem.service", texts::service(facts), note));
     }
     if wish.editor {
+        let note = "editors complete and check tandem.toml by it";
+        pieces.push(whole("tandem.schema.json", crate::config::json_schema::text(), note));
         pieces.push(whole(
             ".vscode/settings.json",
             texts::EDITOR.to_owned(),

@@ -68,6 +68,8 @@ fn what_is_found_is_written_and_passes_check() {
     let unit = fs::read_to_string(dir.join("tandem.service")).unwrap();
     assert!(unit.contains(&format!("WorkingDirectory={}", dir.canonicalize().unwrap().display())), "{unit}");
     serde_json::from_str::<serde_json::Value>(&fs::read_to_string(dir.join(".vscode/settings.json")).unwrap()).unwrap();
+    assert!(text.starts_with("#:schema ./tandem.schema.json\n"), "{text}");
+    serde_json::from_str::<serde_json::Value>(&fs::read_to_string(dir.join("tandem.schema.json")).unwrap()).unwrap();
     // A second time nothing changes.
     let before: Vec<_> = names(dir).into_iter().map(|name| fs::read(dir.join(name)).ok()).collect();
     tandem_in(dir, &["init"]).expect(0, &["tandem.toml is there already"]);
