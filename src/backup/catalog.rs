@@ -54,7 +54,7 @@ pub enum Origin {
 
 /// One backup in it.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct BackupEntry {
     pub name: Name,
     pub path: PathBuf,
     /// What is written down beside it, or why that cannot be read.
@@ -233,7 +233,7 @@ impl Catalog {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn entries(&self, database: Option<&str>) -> anyhow::Result<Vec<Entry>> {
+    pub fn entries(&self, database: Option<&str>) -> anyhow::Result<Vec<BackupEntry>> {
         let listing = match fs::read_dir(&self.dir) {
             Ok(listing) => listing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -252,7 +252,7 @@ impl Catalog {
     }
 
     /// The backup called `name`, whether it is there or not.
-    pub fn entry(&self, name: Name) -> Entry {
+    pub fn entry(&self, name: Name) -> BackupEntry {
         let path = self.dir.join(name.to_string());
         let read = read_json::<Value>(&self.beside(&name, "manifest.json"));
         let (manifest, origin) = match read.and_then(|value| Ok((understood(&name, &value)?, self.origin(&value)?))) {
@@ -263,7 +263,7 @@ impl Catalog {
         // A verdict on other content says nothing of this one.
         let verdict =
             verdict.filter(|verdict| manifest.as_ref().is_ok_and(|manifest| manifest.sha256 == verdict.sha256));
-        Entry { name, path, manifest, origin, verdict }
+        BackupEntry { name, path, manifest, origin, verdict }
     }
 
     /// Who made the backup here with this manifest. An older Tandem has signed nothing, and deployments that share a directory
@@ -294,7 +294,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Failure`]: there is none, with what there is.
-    pub fn find(&self, name: &str) -> anyhow::Result<Entry> {
+    pub fn find(&self, name: &str) -> anyhow::Result<BackupEntry> {
         let wanted = Path::new(name).file_name().unwrap_or_default().to_string_lossy();
         let entries = self.entries(None)?;
         let found = entries.iter().find(|entry| entry.name.to_string() == wanted || entry.name.stem() == wanted);
@@ -309,7 +309,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Failure`]: there is none.
-    pub fn latest(&self, database: &str) -> anyhow::Result<Entry> {
+    pub fn latest(&self, database: &str) -> anyhow::Result<BackupEntry> {
         self.entries(Some(database))?.pop().ok_or_else(|| {
             let message = format!(
                 "there is no backup of database {database} in {}: `tandem backup` takes one",
@@ -323,7 +323,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Failure`]: there is none, or a newer one would be passed over without `older`.
-    pub fn latest_sound(&self, database: &str, older: bool) -> anyhow::Result<Entry> {
+    pub fn latest_sound(&self, database: &str, older: bool) -> anyhow::Result<BackupEntry> {
         let mut entries = self.entries(Some(database))?;
         let mut passed_over = Vec::new();
         while let Some(entry) = entries.pop() {
@@ -375,7 +375,7 @@ impl Catalog {
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn fates(&self, database: &str, rules: &Rules, now: DateTime<Utc>) -> anyhow::Result<Vec<(Entry, Fate)>> {
+    pub fn fates(&self, database: &str, rules: &Rules, now: DateTime<Utc>) -> anyhow::Result<Vec<(BackupEntry, Fate)>> {
         let entries = self.entries(Some(database))?;
         let known: Vec<_> =
             entries.iter().map(|entry| Known { taken: entry.name.taken, state: entry.standing() }).collect();
@@ -392,7 +392,7 @@ impl Catalog {
     }
 }
 
-impl Entry {
+impl BackupEntry {
     /// What is known of it.
     pub fn standing(&self) -> State {
         match (&self.manifest, &self.verdict) {

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 
-use super::catalog::{Catalog, Entry, JSON_MAX, Origin, is_older, read_json};
+use super::catalog::{BackupEntry, Catalog, JSON_MAX, Origin, is_older, read_json};
 use super::files::Partial;
 use super::ledger;
 use super::manifest::{globals_name, understood};
@@ -83,7 +83,7 @@ impl Copies {
     ///
     /// # Errors
     /// It did not arrive whole. What is there under a final name is.
-    pub async fn send(&self, catalog: &Catalog, entry: &Entry) -> anyhow::Result<()> {
+    pub async fn send(&self, catalog: &Catalog, entry: &BackupEntry) -> anyhow::Result<()> {
         let name = &entry.name;
         if name.format == Format::Directory {
             let message =
@@ -204,7 +204,7 @@ impl Copies {
     ///
     /// # Errors
     /// It does not arrive whole, or is not signed and nobody has said `trust`; nothing has a final name then but what is whole.
-    pub async fn fetch(&self, name: &Name, catalog: &Catalog, trust: bool) -> anyhow::Result<Entry> {
+    pub async fn fetch(&self, name: &Name, catalog: &Catalog, trust: bool) -> anyhow::Result<BackupEntry> {
         let there = catalog.entry(name.clone());
         if there.manifest.is_ok() && there.path.exists() {
             return Ok(there);
@@ -222,7 +222,7 @@ impl Copies {
         Ok(listed.iter().filter(|entry| entry.name.starts_with(&stem)).map(|entry| entry.size).sum())
     }
 
-    async fn fetch_all(&self, name: &Name, catalog: &Catalog, trust: bool) -> anyhow::Result<Entry> {
+    async fn fetch_all(&self, name: &Name, catalog: &Catalog, trust: bool) -> anyhow::Result<BackupEntry> {
         let progress = telemetry::progress(format!("fetching {name} from {}", self.destination));
         // The manifest says what else there is.
         let manifest_name = format!("{}{MANIFEST}", name.stem());

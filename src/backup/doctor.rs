@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::catalog::Catalog;
 use super::load;
-use super::pitr::{self, catalog as bases, swap as clusters, tablespaces};
+use super::pitr::{self, bases, staging, tablespaces};
 use super::reach::Reach;
 use super::replication;
 use super::restore::Restoring;
@@ -99,10 +99,10 @@ pub fn disks(settings: &Settings, home: &Home) -> Vec<Disk> {
 pub fn on_disks(settings: &Settings, home: &Home) -> Vec<Finding> {
     let catalog = Catalog::of(settings, home);
     let mut found = in_catalog(&catalog);
-    for path in clusters::leftovers(&home.data).into_iter().filter(|path| !stale::is_worked_in(path)) {
+    for path in staging::leftovers(&home.data).into_iter().filter(|path| !stale::is_worked_in(path)) {
         found.push(finding(Kind::Leftover, Place::Cluster(path), "a killed restore to a moment left it"));
     }
-    for path in clusters::kept(&home.data) {
+    for path in staging::kept(&home.data) {
         found.push(finding(Kind::Kept, Place::Cluster(path), "the data before a restore to a moment"));
     }
     let archive = pitr::archive(settings, home);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{Catalog, Entry, read_json};
+use super::catalog::{BackupEntry, Catalog, read_json};
 use super::files;
 use super::name::{Format, Name};
 use super::retention::{Fate, State};
@@ -20,7 +20,7 @@ const NOT_COPIED: Fate = Fate::Keep("it is not in every destination yet");
 struct Left(BTreeMap<String, BTreeSet<String>>);
 
 /// Whether `destination` was sent this very content of `entry`.
-pub fn is_copied(catalog: &Catalog, entry: &Entry, destination: &str) -> bool {
+pub fn is_copied(catalog: &Catalog, entry: &BackupEntry, destination: &str) -> bool {
     let sent: BTreeMap<String, String> = read_json(&catalog.beside(&entry.name, ENDING)).unwrap_or_default();
     entry.manifest.as_ref().is_ok_and(|manifest| sent.get(destination) == Some(&manifest.sha256))
 }
@@ -29,7 +29,7 @@ pub fn is_copied(catalog: &Catalog, entry: &Entry, destination: &str) -> bool {
 ///
 /// # Errors
 /// It cannot be written.
-pub fn record(catalog: &Catalog, entry: &Entry, destination: &str) -> anyhow::Result<()> {
+pub fn record(catalog: &Catalog, entry: &BackupEntry, destination: &str) -> anyhow::Result<()> {
     let Ok(manifest) = &entry.manifest else { return Ok(()) };
     let path = catalog.beside(&entry.name, ENDING);
     let mut sent: BTreeMap<String, String> = read_json(&path).unwrap_or_default();
@@ -38,12 +38,12 @@ pub fn record(catalog: &Catalog, entry: &Entry, destination: &str) -> anyhow::Re
 }
 
 /// Whether copies are made of `entry`: of sound backups that are one file.
-pub fn is_to_be_copied(entry: &Entry) -> bool {
+pub fn is_to_be_copied(entry: &BackupEntry) -> bool {
     matches!(entry.standing(), State::Proven | State::Unverified) && entry.name.format != Format::Directory
 }
 
 /// Keep each backup that a destination lacks, even if retention would remove it: it may be the only copy.
-pub fn keep_uncopied(catalog: &Catalog, fates: &mut [(Entry, Fate)], destinations: &[String]) {
+pub fn keep_uncopied(catalog: &Catalog, fates: &mut [(BackupEntry, Fate)], destinations: &[String]) {
     for (entry, fate) in fates {
         let lacks = |destination: &String| !is_copied(catalog, entry, destination);
         if matches!(fate, Fate::Remove(_)) && is_to_be_copied(entry) && destinations.iter().any(lacks) {

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_as, query_scalar, raw_sql};
 
-use super::catalog::{Catalog, Entry, Origin};
+use super::catalog::{BackupEntry, Catalog, Origin};
 use super::census::Snapshot;
 use super::copies::Copies;
 use super::estimate::{self, Restorable};
@@ -75,7 +75,7 @@ pub async fn source(
     settings: &Settings,
     (source, older): (&str, bool),
     database: &str,
-) -> anyhow::Result<(Catalog, Entry)> {
+) -> anyhow::Result<(Catalog, BackupEntry)> {
     if let Some((place, name)) = source.rsplit_once('/').filter(|_| source.contains("://")) {
         let copies = Copies::open(settings, place)?;
         let found = copies.find((name, older), database).await?.ok_or_else(|| {
@@ -124,7 +124,7 @@ pub async fn source(
 /// # Errors
 /// [`Failure`] that says why it is not to be restored here.
 pub async fn check<'a>(
-    (catalog, entry): (&Catalog, &'a Entry),
+    (catalog, entry): (&Catalog, &'a BackupEntry),
     settings: &Settings,
     database: &str,
     other_database: bool,
@@ -214,7 +214,7 @@ impl Restoring {
     pub async fn restore(
         &mut self,
         reach: &Reach,
-        (catalog, entry): (&Catalog, &Entry),
+        (catalog, entry): (&Catalog, &BackupEntry),
         settings: &Settings,
         database: &str,
         patience: Duration,
@@ -302,7 +302,7 @@ impl Restoring {
         &mut self,
         reach: &Reach,
         catalog: &Catalog,
-        (entry, manifest): (&Entry, &Manifest),
+        (entry, manifest): (&BackupEntry, &Manifest),
         settings: &Settings,
         (database, new): (&str, &str),
         progress: &telemetry::Progress,

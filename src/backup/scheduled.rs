@@ -6,7 +6,7 @@ use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{Catalog, Entry};
+use super::catalog::{BackupEntry, Catalog};
 use super::copies::Copies;
 use super::dump::{self, Wanted};
 use super::files;
@@ -151,7 +151,7 @@ fn first_of(outcomes: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::R
 ///
 /// # Errors
 /// What the first that failed said.
-pub async fn send(settings: &Settings, catalog: &Catalog, entry: &Entry) -> anyhow::Result<()> {
+pub async fn send(settings: &Settings, catalog: &Catalog, entry: &BackupEntry) -> anyhow::Result<()> {
     let mut outcomes = Vec::new();
     for (destination, copies) in Copies::configured(settings) {
         let sent = match copies {
@@ -183,9 +183,9 @@ async fn send_missing(settings: &Settings, catalog: &Catalog, database: &str) ->
     first_of(outcomes)
 }
 
-async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[Entry]) -> anyhow::Result<()> {
+async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[BackupEntry]) -> anyhow::Result<()> {
     let destination = copies.destination.to_string();
-    let (sent, missing): (Vec<&Entry>, Vec<&Entry>) =
+    let (sent, missing): (Vec<&BackupEntry>, Vec<&BackupEntry>) =
         entries.iter().rev().partition(|entry| ledger::is_copied(catalog, entry, &destination));
     if missing.is_empty() {
         return Ok(());
@@ -195,7 +195,7 @@ async fn send_missing_to(copies: &Copies, catalog: &Catalog, entries: &[Entry]) 
         [one] => format!("the copy in {destination} is missing: {} is in {} only", one.name, catalog.dir().display()),
         more => format!("{destination} lacks {} backups, which are in {} only", more.len(), catalog.dir().display()),
     })?;
-    let is_held = |entry: &Entry| held.iter().any(|held| held.whole && held.name == entry.name);
+    let is_held = |entry: &BackupEntry| held.iter().any(|held| held.whole && held.name == entry.name);
     // A place that has nothing of what it was sent is another one: a new disk, a new bucket.
     let lost = if sent.iter().any(|entry| is_held(entry)) { Vec::new() } else { sent };
     for entry in missing.into_iter().chain(lost) {
@@ -216,7 +216,7 @@ pub fn fates(
     catalog: &Catalog,
     database: &str,
     now: DateTime<Utc>,
-) -> anyhow::Result<Vec<(Entry, Fate)>> {
+) -> anyhow::Result<Vec<(BackupEntry, Fate)>> {
     let mut fates = catalog.fates(database, &Rules::of(&settings.backup), now)?;
     let destinations: Vec<String> =
         Copies::configured(settings).into_iter().map(|(destination, _)| destination).collect();
@@ -233,7 +233,7 @@ pub async fn prune(
     catalog: &Catalog,
     database: &str,
     now: DateTime<Utc>,
-) -> anyhow::Result<Vec<(Entry, Fate)>> {
+) -> anyhow::Result<Vec<(BackupEntry, Fate)>> {
     let _lock = catalog.lock()?;
     let (fates, places) = (fates(settings, catalog, database, now)?, Copies::configured(settings));
     for (entry, _) in fates.iter().filter(|(_, fate)| matches!(fate, Fate::Remove(_))) {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use chrono::Utc;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, query_scalar, raw_sql};
 
-use super::catalog::{Catalog, Entry, Origin};
+use super::catalog::{BackupEntry, Catalog, Origin};
 use super::census::Snapshot;
 use super::contents;
 use super::estimate::Restorable;
@@ -90,7 +90,7 @@ pub struct Means<'a> {
 ///
 /// # Errors
 /// It could not be verified, as on a machine without room: that is no verdict on the backup.
-pub async fn verify(means: &Means<'_>, catalog: &Catalog, entry: &Entry) -> anyhow::Result<Verdict> {
+pub async fn verify(means: &Means<'_>, catalog: &Catalog, entry: &BackupEntry) -> anyhow::Result<Verdict> {
     let began = Instant::now();
     let problems = match &entry.manifest {
         Err(problem) => vec![problem.clone()],
@@ -157,7 +157,7 @@ pub fn globals_altered(catalog: &Catalog, manifest: &Manifest) -> Option<String>
 async fn restored(
     means: &Means<'_>,
     catalog: &Catalog,
-    entry: &Entry,
+    entry: &BackupEntry,
     manifest: &Manifest,
     progress: &Progress,
 ) -> anyhow::Result<Vec<String>> {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use chrono::Utc;
 use comfy_table::Table;
 
-use crate::backup::catalog::{Catalog, Entry};
+use crate::backup::catalog::{BackupEntry, Catalog};
 use crate::backup::copies::Copies;
 use crate::backup::dump::{self, Wanted};
 use crate::backup::import;
@@ -175,7 +175,7 @@ async fn verify(common: &Common, name: Option<&str>, all: bool, json: bool) -> a
 }
 
 /// A verdict in words.
-fn judged(entry: &Entry, verdict: &Verdict) -> String {
+fn judged(entry: &BackupEntry, verdict: &Verdict) -> String {
     let (name, seconds) = (&entry.name, verdict.duration_ms as f64 / 1000.0);
     match &entry.manifest {
         Ok(manifest) if verdict.good() => {
@@ -295,7 +295,7 @@ async fn list_copies(copies: &Copies, json: bool) -> anyhow::Result<Code> {
     Ok(Code::Stopped)
 }
 
-fn table(entries: &[Entry]) -> String {
+fn table(entries: &[BackupEntry]) -> String {
     if entries.is_empty() {
         return "there are no backups yet: `tandem backup` takes one".to_owned();
     }
@@ -317,7 +317,7 @@ fn table(entries: &[Entry]) -> String {
 }
 
 /// The state, with the reason for a bad one.
-fn state(entry: &Entry) -> String {
+fn state(entry: &BackupEntry) -> String {
     let why = match (&entry.manifest, &entry.verdict) {
         (Err(problem), _) => Some(problem.clone()),
         (Ok(_), Some(verdict)) => verdict.problems.first().cloned(),

@@ -5,9 +5,9 @@ use std::time::Duration;
 use comfy_table::Table;
 
 use crate::backup::pitr::base::{self, Made, Source};
-use crate::backup::pitr::catalog::Listing;
-use crate::backup::pitr::retention::Keep;
-use crate::backup::pitr::{self, catalog};
+use crate::backup::pitr::bases::Listing;
+use crate::backup::pitr::expiry::Keep;
+use crate::backup::pitr::{self, bases};
 use crate::cli::Common;
 use crate::commands::table::{plain, size};
 use crate::commands::{backup, open, running};
@@ -53,7 +53,7 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
 /// The archive cannot be read.
 pub fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
     let settings = open::settings(common, Vec::new())?;
-    let Listing { bases, unreadable } = catalog::listing(&pitr::archive(&settings, &Home::resolve(&settings)?))?;
+    let Listing { bases, unreadable } = bases::listing(&pitr::archive(&settings, &Home::resolve(&settings)?))?;
     for base in unreadable {
         tracing::warn!("{base}");
     }

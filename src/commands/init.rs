@@ -10,6 +10,9 @@ use crate::project::{self, Project};
 use crate::scaffold::{self, Content, Facts, Outcome, Piece, Wish, names};
 use crate::telemetry::{print, prompt};
 
+/// The configuration that is written.
+const FILE: &str = "tandem.toml";
+
 /// Look at this directory, and write what it lacks.
 ///
 /// # Errors
@@ -38,7 +41,14 @@ pub fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Code> {
     if let Some(above) = scaffold::above(&facts.directory) {
         say(&format!("note: {} is there too; the one of this directory counts here", above.display()))?;
     }
+    let elsewhere = scaffold::elsewhere(&facts.directory);
     for piece in &pieces {
+        if let Some(place) = elsewhere.filter(|_| piece.path.ends_with(FILE)) {
+            say(&format!(
+                "{place} is there already and stays as it is; `tandem init --print` shows what {FILE} would say"
+            ))?;
+            continue;
+        }
         let outcome = scaffold::put(&facts.directory, piece)?;
         let path = piece.path.display();
         say(&match outcome {

@@ -73,7 +73,7 @@ pub fn tell(loaded: &Loaded) {
     let mut rows: Vec<(&str, String)> = loaded.found.clone();
     rows.push((
         "to change it",
-        "write tandem.toml; `tandem check` shows every value and where it comes from".to_owned(),
+        "`tandem init` writes it into a tandem.toml; `tandem check` shows every value and its origin".to_owned(),
     ));
     telemetry::banner("There is no tandem.toml. This is what the project's own files say", &rows);
 }

@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 
-use crate::backup::pitr::restore::{self, RestoredCluster, Way, Wish};
 use crate::backup::pitr::target::{self, Target};
+use crate::backup::pitr::to_moment::{self, RestoredCluster, Way, Wish};
 use crate::backup::pitr::{self, subscriptions, wal};
 use crate::cli::{Common, RestoreArgs};
 use crate::commands::restore::confirm;
@@ -17,7 +17,7 @@ use crate::postgres::{cluster, stale};
 /// Recover the stopped database to a point in time.
 ///
 /// # Errors
-/// A server runs, nobody agreed, or what [`restore::find`] and [`restore::restore_cluster`] say.
+/// A server runs, nobody agreed, or what [`to_moment::find`] and [`to_moment::restore_cluster`] say.
 pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     let target = target(args)?;
     let settings = open::settings(common, Vec::new())?;
@@ -35,10 +35,10 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     let archive = pitr::archive(&settings, &home);
     let (timeline, accept) = (args.timeline, args.accept);
     let wish = Wish { home: &home, settings: &settings, archive: &archive, target, timeline, accept };
-    let way = restore::find(&wish)?;
+    let way = to_moment::find(&wish)?;
     confirm(args.yes, &question(&wish, &way))?;
     let restored = tokio::select! {
-        restored = restore::restore_cluster(&wish, &way, &installation) => restored?,
+        restored = to_moment::restore_cluster(&wish, &way, &installation) => restored?,
         _ = tokio::signal::ctrl_c() => {
             let text = "interrupted; the data that was there is as it was";
             return Err(Failure::new(Code::Failed, text).into());

@@ -1,6 +1,7 @@
 //! The service that is PostgreSQL, as `[postgres]`.
 
 use super::command;
+use super::environment::url;
 use super::service::{Role, Service};
 use super::yaml::{Node, Place, Value};
 use super::{Sketch, published};
@@ -17,6 +18,9 @@ pub fn place(services: &[Service]) -> Option<DatabasePlace> {
     let service = services.iter().find(|service| service.role == Role::Database)?;
     Some(DatabasePlace { names: service.names() })
 }
+
+/// Hosts by which a published port is reached.
+const THIS_MACHINE: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// The major version that Tandem runs.
 const VERSION: &str = "16";
@@ -67,6 +71,7 @@ impl Sketch<'_> {
             );
             self.tell(place, &format!("{name}.image"), what);
         }
+        self.mode(service);
         self.login(service);
         self.server_settings(service);
         if let Some((host, outside, _)) = published(service.node.get("ports"), Some(5432)) {
@@ -82,6 +87,16 @@ impl Sketch<'_> {
         }
         self.data(service);
         self.rest(service, &HANDLED);
+    }
+
+    /// A DATABASE_URL in `.env` that leads to this container would have Tandem attach to it.
+    fn mode(&mut self, service: &Service) {
+        let host = self.read.variables.get("DATABASE_URL").and_then(|value| url(value)).map(|(_, host)| host);
+        let is_own = |host: &str| service.names().iter().any(|name| name == host) || THIS_MACHINE.contains(&host);
+        if host.is_some_and(is_own) {
+            let comment = "DATABASE_URL in .env leads to the container; Tandem runs its own server";
+            self.draft.set("postgres", "mode", string("managed"), comment);
+        }
     }
 
     /// User, password and database. What `.env` says under the same name, Tandem reads there.

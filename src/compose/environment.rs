@@ -17,7 +17,7 @@ pub struct Variable {
 }
 
 /// The scheme and the host of a URL.
-fn url(value: &str) -> Option<(&str, &str)> {
+pub fn url(value: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = value.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
     let host = authority.rsplit('@').next()?;

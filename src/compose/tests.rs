@@ -94,12 +94,16 @@ volumes:
 fn the_guides_file_becomes_a_configuration() {
     let dir = Dir::with(&[
         ("docker-compose.yml", GUIDE),
-        (".env", "POSTGRES_USER=ffe_user\nPOSTGRES_PASSWORD=very-secret-1\nPOSTGRES_DB=ffe\n"),
+        (
+            ".env",
+            "POSTGRES_USER=ffe_user\nPOSTGRES_PASSWORD=very-secret-1\nPOSTGRES_DB=ffe\nDATABASE_URL=postgresql://ffe_user:${POSTGRES_PASSWORD}@postgres:5432/ffe\n",
+        ),
         ("init/x.sql", ""),
     ]);
     let done = dir.converted(&["docker-compose.yml"]);
     done.expect(
         &[
+            "mode = \"managed\"",
             "port = 5432",
             "shared_buffers = \"256MB\"",
             "max_connections = 200",

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::catalog::{Catalog, LEAVE_LIMIT};
 use super::databases::Inner;
 use super::pool::Event;
+use super::superuser::{LEAVE_LIMIT, Superuser};
 use crate::exit::in_words;
 
 /// How often what came back is looked at.
@@ -61,7 +61,7 @@ async fn clean_once(databases: &Inner, here: &mut Vec<(String, String, Instant)>
 }
 
 /// Those of the databases `names` that are as they were cloned. Where that cannot be told, they count as changed.
-async fn untouched(catalog: &Catalog, names: &[String]) -> Vec<String> {
+async fn untouched(catalog: &Superuser, names: &[String]) -> Vec<String> {
     // Before they are dropped, which may be much later: it may hold locks on what belongs to the whole server.
     let asked = async {
         catalog.release(names).await?;

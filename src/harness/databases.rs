@@ -12,12 +12,12 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::catalog::{Catalog, READ_ONLY};
 use super::cleaning;
 use super::of_test::{Census, OfTest};
 use super::pool::{Action, Bounds, Event, Pool, Ticket};
 use super::put_back::SharedObjects;
 use super::shared_objects::Hold;
+use super::superuser::{READ_ONLY, Superuser};
 use super::template::DATABASE;
 use crate::config::Settings;
 use crate::exit::{Code, Failure, in_words};
@@ -73,7 +73,7 @@ pub(super) struct Inner {
     url: DatabaseUrl,
     max_connections: u32,
     bounds: Bounds,
-    pub(super) catalog: Catalog,
+    pub(super) catalog: Superuser,
     /// What belongs to the whole server.
     objects: SharedObjects,
     /// The database that read-only tests share, and how many there have been.
@@ -103,7 +103,7 @@ impl Databases {
     /// tables. Must be called within the runtime.
     pub fn open(home: &Home, url: DatabaseUrl, unlogged: bool, settings: &Settings) -> Self {
         let unlogged = unlogged.then(|| DATABASE.to_owned()).into_iter().collect();
-        let catalog = Catalog::new(home, url.port, &url.user, &[DATABASE, SHARED], unlogged);
+        let catalog = Superuser::new(home, url.port, &url.user, &[DATABASE, SHARED], unlogged);
         let (events, mut inbox) = mpsc::unbounded_channel::<(String, Event)>();
         let (returned, back) = mpsc::unbounded_channel();
         let databases = Self(Arc::new(Inner {
@@ -304,7 +304,7 @@ impl Databases {
     }
 
     /// What the superuser may do with databases that are no pool's.
-    pub fn catalog(&self) -> &Catalog {
+    pub fn catalog(&self) -> &Superuser {
         &self.0.catalog
     }
 

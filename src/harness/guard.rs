@@ -48,13 +48,13 @@ const LOOKS: u8 = 3;
 
 /// The watch. Dropped, it ends.
 pub struct Guard {
-    verdict: Rc<Verdict>,
+    sighting: Rc<Sighting>,
     stop: Option<oneshot::Sender<()>>,
     watch: Option<tokio::task::JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct Verdict {
+struct Sighting {
     text: RefCell<Option<String>>,
     /// Said when the session has been ended.
     tripped: Notify,
@@ -70,8 +70,8 @@ impl Guard {
     pub fn start(settings: &Settings, other: Option<&DatabaseUrl>) -> anyhow::Result<Self> {
         let home = Home::resolve(settings)?;
         let (stop, mut stopped) = oneshot::channel();
-        let verdict = Rc::<Verdict>::default();
-        let (told, settings, other) = (verdict.clone(), settings.clone(), other.cloned());
+        let sighting = Rc::<Sighting>::default();
+        let (told, settings, other) = (sighting.clone(), settings.clone(), other.cloned());
         let watch = tokio::task::spawn_local(async move {
             let mut watch = Watch::new(home, settings.postgres.port);
             if let Some(other) = other {
@@ -113,13 +113,13 @@ impl Guard {
                 }
             }
         });
-        Ok(Self { verdict, stop: Some(stop), watch: Some(watch) })
+        Ok(Self { sighting, stop: Some(stop), watch: Some(watch) })
     }
 
     /// Wait until a session was found and ended; what to say of it.
     pub async fn tripped(&self) -> String {
-        self.verdict.tripped.notified().await;
-        self.verdict.text.borrow().clone().unwrap_or_default()
+        self.sighting.tripped.notified().await;
+        self.sighting.text.borrow().clone().unwrap_or_default()
     }
 
     /// Watch the test runner `pid` too, and what it started.
@@ -127,10 +127,10 @@ impl Guard {
     /// # Errors
     /// It has a session already; it was not ended for it, and no test has run yet.
     pub async fn take_in(&self, pid: i32) -> anyhow::Result<()> {
-        self.verdict.runner.set(Some(pid));
-        self.verdict.look.notify_one();
-        self.verdict.looked.notified().await;
-        match self.verdict.text.borrow_mut().take() {
+        self.sighting.runner.set(Some(pid));
+        self.sighting.look.notify_one();
+        self.sighting.looked.notified().await;
+        match self.sighting.text.borrow_mut().take() {
             Some(text) => Err(Failure::new(Code::Config, text).into()),
             None => Ok(()),
         }
@@ -142,7 +142,7 @@ impl Guard {
         if let Some(watch) = self.watch.take() {
             let _ = watch.await;
         }
-        self.verdict.text.borrow().clone()
+        self.sighting.text.borrow().clone()
     }
 }
 

@@ -33,7 +33,7 @@
 //!            janitor     remains     and what cleans up, however it ends
 //! pool ──> databases ──> endpoint    clones made ahead (pure); handed out; over a unix socket (client)
 //!            cleaning               those that come back: used again or dropped
-//!            catalog    footprint   what the superuser does with them, and whether a test wrote to one
+//!            superuser  footprint   what the superuser does with them, and whether a test wrote to one
 //!            put_back               what tests change of the whole server, taken back
 //!                 shared_objects    whose it is, and when (pure)
 //!                        integresql  the same for clients of IntegreSQL's interface
@@ -44,7 +44,6 @@
 //! guard ─> watched    leads          no test reaches another server than its own
 //! ```
 
-mod catalog;
 mod cleaning;
 mod client;
 mod cluster;
@@ -75,6 +74,7 @@ pub mod serve;
 mod shared_objects;
 mod shelf;
 mod stack;
+mod superuser;
 mod template;
 mod throwaway;
 mod watched;

@@ -11,8 +11,8 @@ use sea_orm::sqlx::{AssertSqlSafe, query_as, query_scalar, raw_sql};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::catalog::Catalog;
 use super::shared_objects::{Hold, Kind, Ledger, Snapshot, Undo};
+use super::superuser::Superuser;
 use crate::exit::in_words;
 use crate::postgres::conf;
 use crate::postgres::provision::identifier;
@@ -55,21 +55,21 @@ pub struct SharedObjects(Mutex<Ledger>);
 
 impl SharedObjects {
     /// The database `name` is handed out now: what happened before was not its test's doing.
-    pub async fn given(&self, catalog: &Catalog, name: &str, hold: Hold) {
+    pub async fn given(&self, catalog: &Superuser, name: &str, hold: Hold) {
         let mut ledger = self.0.lock().await;
         settle(&mut ledger, catalog, None).await;
         ledger.given(name, hold);
     }
 
     /// The database `name` was given back: what its test changed is put back.
-    pub async fn returned(&self, catalog: &Catalog, name: &str) {
+    pub async fn returned(&self, catalog: &Superuser, name: &str) {
         let mut ledger = self.0.lock().await;
         ledger.returned(name);
         settle(&mut ledger, catalog, Some(name)).await;
     }
 }
 
-async fn settle(ledger: &mut Ledger, catalog: &Catalog, returned: Option<&str>) {
+async fn settle(ledger: &mut Ledger, catalog: &Superuser, returned: Option<&str>) {
     let now = match look_free(catalog, returned).await {
         Ok(now) => now,
         Err(error) => return tracing::debug!("look at the server's roles: {}", in_words(&error)),
@@ -98,7 +98,7 @@ struct Seen {
 }
 
 /// Look when the database that was `returned` holds nothing any more: the next test may use the same names.
-async fn look_free(catalog: &Catalog, returned: Option<&str>) -> anyhow::Result<Seen> {
+async fn look_free(catalog: &Superuser, returned: Option<&str>) -> anyhow::Result<Seen> {
     let seen = look(catalog).await?;
     match returned.filter(|&name| seen.held.contains(name)) {
         None => Ok(seen),
@@ -109,7 +109,7 @@ async fn look_free(catalog: &Catalog, returned: Option<&str>) -> anyhow::Result<
     }
 }
 
-async fn look(catalog: &Catalog) -> anyhow::Result<Seen> {
+async fn look(catalog: &Superuser) -> anyhow::Result<Seen> {
     let asked = query_as(ALL).bind(catalog.all_made()).fetch_all(catalog.watching());
     let rows: Vec<(String, String, String, Option<String>)> = answered(MAKE_LIMIT, "look at the roles", asked).await?;
     // Again, for one that was begun meanwhile.
@@ -139,7 +139,7 @@ fn kind_of(word: &str) -> Kind {
     }
 }
 
-async fn put_back(catalog: &Catalog, due: &[Undo]) -> anyhow::Result<()> {
+async fn put_back(catalog: &Superuser, due: &[Undo]) -> anyhow::Result<()> {
     for undo in due {
         before(catalog, undo).await?;
     }
@@ -162,7 +162,7 @@ async fn put_back(catalog: &Catalog, due: &[Undo]) -> anyhow::Result<()> {
 }
 
 /// What is no row, and what must be gone before its role can be.
-async fn before(catalog: &Catalog, undo: &Undo) -> anyhow::Result<()> {
+async fn before(catalog: &Superuser, undo: &Undo) -> anyhow::Result<()> {
     let pool = catalog.watching();
     match (&undo.key, &undo.was) {
         ((Kind::Database, number), None) => {
@@ -253,7 +253,7 @@ fn database(number: &str, was: &str) -> String {
 }
 
 /// The databases in a tablespace that a test made are its test's, and changed for that: they would have been dropped anyway.
-async fn drop_tablespace(catalog: &Catalog, number: &str) -> anyhow::Result<()> {
+async fn drop_tablespace(catalog: &Superuser, number: &str) -> anyhow::Result<()> {
     let inside = "SELECT datname::text FROM pg_tablespace_databases($1::oid) AS n(oid) JOIN pg_database USING (oid)";
     let asked = query_scalar(inside).bind(number).fetch_all(catalog.watching());
     let names: Vec<String> = answered(MAKE_LIMIT, "look into a tablespace", asked).await?;
@@ -270,7 +270,7 @@ async fn drop_tablespace(catalog: &Catalog, number: &str) -> anyhow::Result<()> 
 }
 
 /// Take back what ALTER SYSTEM set, and wait until a new session sees it.
-async fn alter_system(catalog: &Catalog, due: &[Undo]) -> anyhow::Result<()> {
+async fn alter_system(catalog: &Superuser, due: &[Undo]) -> anyhow::Result<()> {
     let pool = catalog.watching();
     for undo in due {
         let (Kind::System, name) = &undo.key else { continue };

@@ -104,7 +104,13 @@ pub async fn run(job: Job) -> anyhow::Result<u8> {
     }
     let failed = code != 0;
     if failed {
-        explain(&cluster, job.keep);
+        explain(&cluster);
+        let kept = cluster.databases.census().kept.len();
+        if kept > 0 && job.keep == Keep::Never {
+            say_aside(&format!(
+                "tandem: {kept} databases of failed tests were kept; `tandem test --keep-on-failure` leaves the server running"
+            ));
+        }
     }
     if job.keep == Keep::Always || (job.keep == Keep::OnFailure && failed) {
         keep(&mut cluster, &recipe)?;
@@ -277,7 +283,7 @@ fn ways_to_pytest(python: &Python) -> String {
 }
 
 /// What the server has to say about a failed run.
-pub fn explain(cluster: &Cluster, keep: Keep) {
+pub fn explain(cluster: &Cluster) {
     if cluster.postmaster.was_full() {
         let max = cluster.databases.census().max_connections;
         say_aside(&format!(
@@ -294,13 +300,6 @@ pub fn explain(cluster: &Cluster, keep: Keep) {
     }
     for hint in lines.iter().filter_map(|line| missing_library(line)).collect::<BTreeSet<_>>() {
         say_aside(&format!("tandem: {hint}"));
-    }
-    let kept = cluster.databases.census().kept;
-    if !kept.is_empty() && keep == Keep::Never {
-        say_aside(&format!(
-            "tandem: {} databases of failed tests were kept; `tandem test --keep-on-failure` leaves the server running",
-            kept.len()
-        ));
     }
 }
 

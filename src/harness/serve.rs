@@ -153,7 +153,7 @@ pub async fn serve(job: Job) -> anyhow::Result<u8> {
 fn end(job: &Job, recipe: &Recipe, cluster: &mut Cluster, runner: &Runner) -> anyhow::Result<()> {
     let failed = runner.has_said("failed");
     if failed {
-        run::explain(cluster, job.keep);
+        run::explain(cluster);
     }
     if job.keep == Keep::Always || (job.keep == Keep::OnFailure && failed) {
         run::keep(cluster, recipe)?;

@@ -22,7 +22,7 @@ use super::place::{ROOM, RunDir, candidates};
 use super::postmaster::{Postmaster, Spec};
 use super::reads::Recorder;
 use super::seed::Seed;
-use super::{catalog, image, remains, shelf};
+use super::{image, remains, shelf, superuser};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure};
 use crate::install;
@@ -301,7 +301,7 @@ impl Recipe {
         let verb = if postgres.user == SUPERUSER { "ALTER" } else { "CREATE" };
 
         // Not the database `postgres`, which may have to be made anew.
-        let mut root = catalog::enter(home, port, "template1").await?;
+        let mut root = superuser::enter(home, port, "template1").await?;
         run(&mut root, format!("{verb} ROLE {user} LOGIN CREATEDB PASSWORD '{verifier}'")).await?;
         if postgres.database == SUPERUSER {
             run(&mut root, format!("DROP DATABASE {database}")).await?;
@@ -318,7 +318,7 @@ impl Recipe {
             parameters: Vec::new(),
         };
         self.migrate(&url).await?;
-        let mut made = catalog::enter(home, port, &postgres.database).await?;
+        let mut made = superuser::enter(home, port, &postgres.database).await?;
         self.check_made(&mut made).await?;
         answered(ANSWER_LIMIT, "close the connection", made.close()).await?;
         if self.settings.test.superuser {
@@ -329,12 +329,12 @@ impl Recipe {
             self.seed(seed, &url).await?;
         }
 
-        let mut inside = catalog::enter(home, port, &postgres.database).await?;
+        let mut inside = superuser::enter(home, port, &postgres.database).await?;
         // Clones then have the planner's statistics, and no row whose visibility is noted at its first reading: whoever only
         // reads writes to no file. The second time is for the statistics themselves.
         run(&mut inside, "VACUUM (FREEZE, ANALYZE)".into()).await?;
         run(&mut inside, "VACUUM (FREEZE)".into()).await?;
-        let asked = query_scalar(catalog::UNLOGGED).fetch_one(&mut inside);
+        let asked = query_scalar(superuser::UNLOGGED).fetch_one(&mut inside);
         facts.unlogged = answered(MAKE_LIMIT, "look for unlogged tables", asked).await?;
         answered(ANSWER_LIMIT, "close the connection", inside.close()).await?;
         // What a migration or a seed left connected would keep the database from being renamed and cloned.
@@ -347,7 +347,7 @@ impl Recipe {
         run(&mut root, format!("ALTER DATABASE {DATABASE} IS_TEMPLATE true")).await?;
         run(&mut root, format!("REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC")).await?;
         run(&mut root, format!("ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS false")).await?;
-        run(&mut root, catalog::clone_statement(&postgres.database, DATABASE, &postgres.user)).await?;
+        run(&mut root, superuser::clone_statement(&postgres.database, DATABASE, &postgres.user)).await?;
         root.close().await?;
         Ok(facts)
     }
@@ -370,7 +370,7 @@ impl Recipe {
     /// A migration command that has made nothing at all has most likely read another address.
     async fn check_made(&self, inside: &mut PgConnection) -> anyhow::Result<()> {
         let MigrationRun::Command(words) = &self.migrations else { return Ok(()) };
-        if catalog::holds_anything(inside).await? {
+        if superuser::holds_anything(inside).await? {
             return Ok(());
         }
         let what = in_one_line(words);

@@ -100,6 +100,15 @@ pub fn pieces(facts: &Facts, wish: Wish) -> Vec<Piece> {
     pieces
 }
 
+/// The configuration that `directory` has in another place than `tandem.toml`, which would take its place.
+pub fn elsewhere(directory: &Path) -> Option<&'static str> {
+    if directory.join("config/tandem.toml").is_file() {
+        return Some("config/tandem.toml");
+    }
+    let (manifest, _) = crate::project::read_manifest(directory);
+    manifest.get(&["tool", "tandem"]).map(|_| "[tool.tandem] in pyproject.toml")
+}
+
 /// Whether `directory` lies inside of a project that has a configuration already, and where that is.
 pub fn above(directory: &Path) -> Option<PathBuf> {
     let places =

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::exit::{Code, Failure};
+use crate::plan::in_one_line;
 
 /// A tool whose commands Tandem knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,7 @@ impl KnownTool {
                 let example = self.with(&["migrate", "APP", "NAME"]).join(" ");
                 let message = format!(
                     "Django takes migrations back by application and name, not by number: `tandem migrate status` lists \
-                     them; in the environment that `tandem env` prints, run `{example}`"
+                     them; `tandem run {example}`"
                 );
                 Err(Failure::new(Code::Usage, message))
             }
@@ -100,8 +101,8 @@ fn django_options(words: &[String]) -> Vec<String> {
 pub fn unknown(command: &[String], word: &str) -> Failure {
     let message = format!(
         "migrations.run is `{}`, and Tandem knows `migrate {word}` of Alembic (… upgrade …), of Django (manage.py migrate) and \
-         of its own migrations only: ask that tool, in the environment that `tandem env` prints",
-        command.join(" ")
+         of its own migrations only: ask that tool with `tandem run`",
+        in_one_line(command)
     );
     Failure::new(Code::Usage, message)
 }

@@ -189,7 +189,7 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
     }
     let archive = pitr::archive(settings, &context.home);
     // Blocks: called by `within`.
-    let look = move || pitr::catalog::bases(&archive).ok().and_then(|bases| Some(bases.last()?.ended.into()));
+    let look = move || pitr::bases::bases(&archive).ok().and_then(|bases| Some(bases.last()?.ended.into()));
     let newest = within(LOOK_LIMIT, "look whether a base backup is due", look).await;
     let newest = newest.map_err(|hangs| hangs.to_string())?;
     if !scheduled::base_due(newest, Utc::now()) {

@@ -14,7 +14,7 @@ use super::Context;
 use crate::backup::catalog::Catalog;
 use crate::backup::pitr::archive::Archive;
 use crate::backup::pitr::backlog::{Condition, Watch};
-use crate::backup::pitr::catalog::{self, Listing};
+use crate::backup::pitr::bases::{self, Listing};
 use crate::backup::swap;
 use crate::config::Room;
 use crate::event_loop::{Hangs, within};
@@ -175,7 +175,7 @@ pub async fn follow_bases(pictures: Pictures, archive: Archive) {
     loop {
         let archive = archive.clone();
         // Blocks: called by `within`.
-        let look = move || catalog::listing(&archive).unwrap_or_default();
+        let look = move || bases::listing(&archive).unwrap_or_default();
         if let Ok(Listing { bases, unreadable }) = within(LOOK_LIMIT, "look for base backups", look).await {
             for base in unreadable.iter().filter(|base| !told.contains(*base)) {
                 tracing::warn!("{base}; it counts for nothing and stays");

@@ -26,7 +26,7 @@ use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::{adopt, binaries, cluster, conf, port, provision, shared_memory};
 use crate::process::{self, RunError};
 use crate::schema;
-use crate::workers::serving::{self, Verdict};
+use crate::workers::serving::{self, ServingCheck};
 use crate::workers::surroundings::{NO_MODULE, Surroundings};
 use crate::workers::{environment, launch};
 
@@ -91,7 +91,7 @@ pub async fn install(context: Rc<Context>, serves: bool) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Everything that is wrong, with its line; a disk does not answer.
-pub async fn check_serving(context: &Context, loaded: &Loaded) -> anyhow::Result<Verdict> {
+pub async fn check_serving(context: &Context, loaded: &Loaded) -> anyhow::Result<ServingCheck> {
     let python = context.python.borrow().clone();
     let question = serving::question(&loaded.settings, &python);
     let question = question.map(|command| context.around(|around| around.as_worker(command, Path::new("/"))));

@@ -22,7 +22,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// What waits to be written or shown.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(super) enum QueuedLine {
     /// To be written in one piece.
     Text(Vec<u8>),
     /// The number of texts that are missing here.
@@ -47,7 +47,7 @@ pub(super) struct Outlet {
 
 #[derive(Default)]
 struct Waiting {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<QueuedLine>,
     /// The size of the texts in `entries`.
     bytes: usize,
     /// How many texts were dropped or could not be written since the start.
@@ -65,19 +65,19 @@ struct Waiting {
 
 impl Waiting {
     /// Add `entry`, or count it as dropped if there is no room.
-    fn put(&mut self, entry: Entry) {
+    fn put(&mut self, entry: QueuedLine) {
         match &entry {
-            Entry::Text(text) if self.has_room(text.len()) => self.bytes += text.len(),
-            Entry::Text(_) => return self.drop_one(),
+            QueuedLine::Text(text) if self.has_room(text.len()) => self.bytes += text.len(),
+            QueuedLine::Text(_) => return self.drop_one(),
             // Only the newest text of a spinner matters.
-            Entry::Say(number, _) => {
-                let same = |other: &&mut Entry| matches!(other, Entry::Say(their, _) if their == number);
+            QueuedLine::Say(number, _) => {
+                let same = |other: &&mut QueuedLine| matches!(other, QueuedLine::Say(their, _) if their == number);
                 if let Some(before) = self.entries.iter_mut().rev().find(same) {
                     *before = entry;
                     return;
                 }
             }
-            Entry::Dropped(_) | Entry::Turn(..) | Entry::End(_) => {}
+            QueuedLine::Dropped(_) | QueuedLine::Turn(..) | QueuedLine::End(_) => {}
         }
         self.entries.push_back(entry);
     }
@@ -90,14 +90,14 @@ impl Waiting {
     fn drop_one(&mut self) {
         self.dropped += 1;
         match self.entries.back_mut() {
-            Some(Entry::Dropped(count)) => *count += 1,
-            _ => self.entries.push_back(Entry::Dropped(1)),
+            Some(QueuedLine::Dropped(count)) => *count += 1,
+            _ => self.entries.push_back(QueuedLine::Dropped(1)),
         }
     }
 
-    fn take(&mut self) -> Option<Entry> {
+    fn take(&mut self) -> Option<QueuedLine> {
         let entry = self.entries.pop_front()?;
-        if let Entry::Text(text) = &entry {
+        if let QueuedLine::Text(text) = &entry {
             self.bytes -= text.len();
         }
         Some(entry)
@@ -106,7 +106,7 @@ impl Waiting {
 
 impl Outlet {
     /// Add `entry` to the queue. Does not block.
-    pub(super) fn put(&'static self, entry: Entry) {
+    pub(super) fn put(&'static self, entry: QueuedLine) {
         let mut waiting = self.lock();
         if !waiting.has_thread {
             waiting.has_thread = true;
@@ -126,7 +126,7 @@ impl Outlet {
     /// As [`Outlet::put`], even if the queue is full.
     pub(super) fn put_urgent(&'static self, text: Vec<u8>) {
         let before = std::mem::replace(&mut self.lock().urgent, true);
-        self.put(Entry::Text(text));
+        self.put(QueuedLine::Text(text));
         self.lock().urgent = before;
     }
 
@@ -199,19 +199,19 @@ impl Outlet {
 }
 
 /// Write or show one entry. Blocks while standard error is not read.
-fn write(spinners: &mut Spinners, entry: Entry) -> io::Result<()> {
+fn write(spinners: &mut Spinners, entry: QueuedLine) -> io::Result<()> {
     match entry {
-        Entry::Text(text) => spinners.suspend(|| write_all(&text)),
-        Entry::Dropped(count) => spinners.suspend(|| write_all(gap(count, look(), SystemTime::now()).as_bytes())),
-        Entry::Turn(number, text) => {
+        QueuedLine::Text(text) => spinners.suspend(|| write_all(&text)),
+        QueuedLine::Dropped(count) => spinners.suspend(|| write_all(gap(count, look(), SystemTime::now()).as_bytes())),
+        QueuedLine::Turn(number, text) => {
             spinners.turn(number, text);
             Ok(())
         }
-        Entry::Say(number, text) => {
+        QueuedLine::Say(number, text) => {
             spinners.say(number, text);
             Ok(())
         }
-        Entry::End(number) => {
+        QueuedLine::End(number) => {
             spinners.end(number);
             Ok(())
         }
@@ -251,8 +251,8 @@ fn gap(count: u64, look: Look, now: SystemTime) -> String {
 mod tests {
     use super::*;
 
-    fn text(length: usize) -> Entry {
-        Entry::Text(vec![b'x'; length])
+    fn text(length: usize) -> QueuedLine {
+        QueuedLine::Text(vec![b'x'; length])
     }
 
     #[test]
@@ -265,11 +265,11 @@ mod tests {
         for _ in 0..3 {
             waiting.put(text(tenth));
         }
-        assert_eq!((waiting.entries.len(), waiting.entries.back()), (11, Some(&Entry::Dropped(3))));
+        assert_eq!((waiting.entries.len(), waiting.entries.back()), (11, Some(&QueuedLine::Dropped(3))));
         // One line of room is not enough to go on: the gap would be as long as the log.
         waiting.take();
         waiting.put(text(tenth));
-        assert_eq!(waiting.entries.back(), Some(&Entry::Dropped(4)));
+        assert_eq!(waiting.entries.back(), Some(&QueuedLine::Dropped(4)));
         for _ in 0..5 {
             waiting.take();
         }

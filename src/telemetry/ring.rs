@@ -168,7 +168,7 @@ struct Lines {
     blocks: VecDeque<Block>,
     blocks_max: usize,
     /// Every name that ever had a line: there are as many as services.
-    names: Vec<Name>,
+    names: Vec<ServiceName>,
     /// The sequence number of the next line.
     next: u64,
 }
@@ -194,7 +194,7 @@ struct Head {
     level: Level,
 }
 
-struct Name {
+struct ServiceName {
     text: String,
     /// Lines that concern it: since the start, and still kept.
     pushed: u64,
@@ -262,7 +262,7 @@ impl Lines {
         Some(block)
     }
 
-    fn count(&mut self, service: u16, about: u16, change: fn(&mut Name)) {
+    fn count(&mut self, service: u16, about: u16, change: fn(&mut ServiceName)) {
         change(&mut self.names[usize::from(service)]);
         if about != service {
             change(&mut self.names[usize::from(about)]);
@@ -273,7 +273,7 @@ impl Lines {
     fn name(&mut self, name: &str) -> u16 {
         let place = self.names.iter().position(|known| known.text == name).unwrap_or_else(|| {
             if self.names.len() <= usize::from(u16::MAX) {
-                self.names.push(Name { text: name.to_owned(), pushed: 0, kept: 0 });
+                self.names.push(ServiceName { text: name.to_owned(), pushed: 0, kept: 0 });
             }
             self.names.len() - 1
         });

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::outlet::{Entry, Outlet};
+use super::outlet::{Outlet, QueuedLine};
 use super::{Look, UnderWay, format, look};
 
 /// How long the end of a spinner waits until it is off the terminal: otherwise it would stand in what is printed next.
@@ -31,7 +31,7 @@ pub(super) fn is_terminal() -> bool {
 
 /// Write `text` in one piece. A write that fails is only counted.
 pub(super) fn write(text: &[u8]) {
-    outlet().put(Entry::Text(text.to_vec()));
+    outlet().put(QueuedLine::Text(text.to_vec()));
 }
 
 /// The writer of tracing's lines; each line is one call.
@@ -139,7 +139,7 @@ pub fn progress(message: impl Into<String>) -> Progress {
     }
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    outlet().put(Entry::Turn(number, message));
+    outlet().put(QueuedLine::Turn(number, message));
     Progress { spinner: Some(number), work }
 }
 
@@ -149,7 +149,7 @@ impl Progress {
         let message = message.into();
         self.work.say(message.clone());
         if let Some(number) = self.spinner {
-            outlet().put(Entry::Say(number, message));
+            outlet().put(QueuedLine::Say(number, message));
         }
     }
 }
@@ -157,7 +157,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(number) = self.spinner {
-            outlet().put(Entry::End(number));
+            outlet().put(QueuedLine::End(number));
             outlet().flush(CLEAR_LIMIT, false);
         }
     }

@@ -39,7 +39,7 @@ pub struct Facts {
 
 /// What to do about a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Diagnosis {
     /// Nothing.
     Fine,
     /// Its event loop does not turn.
@@ -49,23 +49,23 @@ pub enum Verdict {
 }
 
 /// Decide about one worker.
-pub fn judge(workers: &Workers, facts: &Facts) -> Verdict {
+pub fn judge(workers: &Workers, facts: &Facts) -> Diagnosis {
     if let (Some(limit), Some(silent)) = (facts.watchdog, facts.silent)
         && silent >= limit
     {
-        return Verdict::Hangs;
+        return Diagnosis::Hangs;
     }
     if let Some(limit) = request_limit(workers, facts.jitter).filter(|&limit| facts.requests >= limit) {
-        return Verdict::Due(format!("{} requests (its limit was {limit})", facts.requests));
+        return Diagnosis::Due(format!("{} requests (its limit was {limit})", facts.requests));
     }
     if let Some(reason) = workers.max_memory.and_then(|limit| too_large(workers.memory_kind, facts.memory, limit)) {
-        return Verdict::Due(reason);
+        return Diagnosis::Due(reason);
     }
     match workers.max_age {
         Some(limit) if facts.age >= limit => {
-            Verdict::Due(format!("age of {} (its limit is {})", whole_seconds(facts.age), whole_seconds(limit)))
+            Diagnosis::Due(format!("age of {} (its limit is {})", whole_seconds(facts.age), whole_seconds(limit)))
         }
-        Some(_) | None => Verdict::Fine,
+        Some(_) | None => Diagnosis::Fine,
     }
 }
 
@@ -253,12 +253,12 @@ fn look(life: &Life, record: &mut Record, workers: &Workers, due: &impl Fn(Servi
         jitter: record.jitter,
     };
     match judge(workers, &facts) {
-        Verdict::Fine => {}
-        Verdict::Hangs => {
+        Diagnosis::Fine => {}
+        Diagnosis::Hangs => {
             report_hang(life, "it is told to show what its threads do, and is replaced");
         }
-        Verdict::Due(_) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
-        Verdict::Due(reason) => {
+        Diagnosis::Due(_) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
+        Diagnosis::Due(reason) => {
             record.asked = Some(Instant::now());
             tracing::info!({ service.name = %life.name() }, "due for replacement: {reason}");
             life.note(reason);

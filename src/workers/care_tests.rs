@@ -53,9 +53,9 @@ fn workers() -> Workers {
 
 fn due(workers: &Workers, facts: Facts) -> Option<String> {
     match judge(workers, &facts) {
-        Verdict::Due(reason) => Some(reason),
-        Verdict::Fine => None,
-        Verdict::Hangs => panic!("{facts:?} hangs"),
+        Diagnosis::Due(reason) => Some(reason),
+        Diagnosis::Fine => None,
+        Diagnosis::Hangs => panic!("{facts:?} hangs"),
     }
 }
 
@@ -65,11 +65,11 @@ fn silence_counts_from_the_limit_on_that_the_worker_was_told() {
     let silent = |seconds| Facts { silent: Some(Duration::from_secs(seconds)), ..told };
     // Whatever the configuration has come to say since.
     let now = Workers { watchdog: Some(Duration::from_secs(5)), ..workers() };
-    assert_eq!(judge(&now, &silent(14)), Verdict::Fine);
-    assert_eq!(judge(&now, &silent(15)), Verdict::Hangs);
-    assert_eq!(judge(&now, &Facts { age: Duration::MAX, ..told }), Verdict::Fine, "not watched yet");
+    assert_eq!(judge(&now, &silent(14)), Diagnosis::Fine);
+    assert_eq!(judge(&now, &silent(15)), Diagnosis::Hangs);
+    assert_eq!(judge(&now, &Facts { age: Duration::MAX, ..told }), Diagnosis::Fine, "not watched yet");
     let never = Facts { watchdog: None, ..silent(1_000_000) };
-    assert_eq!(judge(&now, &never), Verdict::Fine);
+    assert_eq!(judge(&now, &never), Diagnosis::Fine);
 }
 
 #[test]

@@ -21,7 +21,7 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 
 /// What was found to be as it should.
 #[derive(Clone, Debug, Default)]
-pub struct Verdict {
+pub struct ServingCheck {
     pub notices: Vec<String>,
     /// Until when the certificate holds.
     pub not_after: Option<SystemTime>,
@@ -48,7 +48,11 @@ pub fn question(settings: &Settings, python: &Path) -> Option<CommandLine> {
 /// # Errors
 /// A [`crate::exit::Failure`] with [`crate::exit::Code::Config`] that tells everything that is wrong, with its line; the disk
 /// does not answer.
-pub async fn verify(loaded: &Loaded, question: Option<CommandLine>, user: Option<Identity>) -> anyhow::Result<Verdict> {
+pub async fn verify(
+    loaded: &Loaded,
+    question: Option<CommandLine>,
+    user: Option<Identity>,
+) -> anyhow::Result<ServingCheck> {
     let mut wrong = Vec::new();
     if let Some(question) = question {
         let answer = ask(&question).await;
@@ -59,12 +63,12 @@ pub async fn verify(loaded: &Loaded, question: Option<CommandLine>, user: Option
                 .map(|(name, message, help)| (format!("{}.{name}", uvicorn::TABLE), message, help)),
         );
     }
-    let mut verdict = Verdict::default();
+    let mut verdict = ServingCheck::default();
     if let Some(tls) = loaded.settings.workers.serving.tls.clone() {
         let look = move || tls::inspect(&tls, user.as_ref(), SystemTime::now());
         let found = within(READ_LIMIT, "read the certificate of workers.tls_cert", look).await?;
         wrong.extend(found.wrong.into_iter().map(|(key, message, help)| (key.to_owned(), message, Some(help))));
-        verdict = Verdict { notices: found.notices, not_after: found.not_after };
+        verdict = ServingCheck { notices: found.notices, not_after: found.not_after };
     }
     if wrong.is_empty() { Ok(verdict) } else { Err(loaded.refusal(wrong)) }
 }

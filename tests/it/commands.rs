@@ -41,8 +41,8 @@ fn install_fetches_everything_and_starts_nothing() {
 /// As in an image, where the application is copied after its packages.
 #[test]
 fn an_installation_comes_before_the_application() {
-    let project = Project::app("plain:app");
-    let later = "migrations.dir = 'later/migrations'\nmigrations.run = ['later/migrate']\nworkers.app_dir = 'later'\n\
+    let project = Project::app_with("plain:app", "migrations.run = ['later/migrate']");
+    let later = "migrations.dir = 'later/migrations'\nworkers.app_dir = 'later'\n\
                  [[process]]\nname = 'clock'\ncommand = ['true']\ndir = 'later'";
     let text = std::fs::read_to_string(project.dir().join("tandem.toml")).unwrap();
     let others = text.lines().filter(|line| !line.starts_with("workers.app_dir")).collect::<Vec<_>>().join("\n");

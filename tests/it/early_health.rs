@@ -126,7 +126,8 @@ async fn while_a_leftover_server_ends_the_health_port_answers_and_a_stop_is_hear
     assert!(leftover.server.lives());
 
     // A command that starts a server for itself waits for the same.
-    let mut migrate = Tandem::start_with(&project, tandem::command(&project), &["migrate", "status"]);
+    let status = ["migrate", "status", "--set", "migrations.run=seaorm"];
+    let mut migrate = Tandem::start_with(&project, tandem::command(&project), &status);
     migrate.wait_log("a PostgreSQL server of an earlier run still works in ");
     let asked = Instant::now();
     migrate.signal(Signal::SIGINT);

@@ -103,7 +103,7 @@ fn throwaway_servers_have_ended_before_they_are_copied() {
     let run = |args: &[&str]| refusal::said(without_ptrace(&project).args(args).output().unwrap());
     run(&["test", "--rebuild", "--", "true"]).expect(0, &[]);
     project.configure(&format!("cache_dir = '{}'", project.dir().join("cache").display()));
-    run(&["migrate", "up"]).expect(0, &[]);
+    run(&["migrate", "up", "--set", "migrations.run=seaorm"]).expect(0, &[]);
     run(&["backup"]).expect(0, &[]);
     run(&["backup", "verify", "--all"]).expect(0, &["verified"]);
 }

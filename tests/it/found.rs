@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::common::bare::{Bare, FASTAPI, said, with_environment};
-use crate::common::project::root;
-use crate::common::tandem::get;
+use crate::common::project::{root, venv};
+use crate::common::tandem::{command_as, get};
 
 #[test]
 fn a_project_without_a_configuration_starts_and_is_told_what_was_found() {
@@ -93,6 +93,38 @@ fn two_applications_are_a_question_and_elsewhere_an_error_with_the_choices() {
     // A word is enough.
     let check = project.command().args(["check", "--set", "workers.app=main:app"]).output().unwrap();
     assert!(said(&check, 0).contains("--set"));
+}
+
+#[test]
+fn a_person_at_a_terminal_is_asked_and_the_answer_is_kept() {
+    with_environment();
+    let project = Bare::new(&[("main.py", FASTAPI), ("admin/__init__.py", ""), ("admin/app.py", FASTAPI)]);
+    let turns = r#"[["Which one? [1-2]", "2\n"], ["is ready", "\u0003"]]"#;
+    let mut typist = project.with_ports(command_as("python3", &project.path()));
+    typist.arg(root().join("tests/fixtures/typist.py")).arg(turns).args([env!("CARGO_BIN_EXE_tandem"), "up"]);
+    let text = said(&typist.output().unwrap(), 0);
+    assert!(text.contains("1  main:app, FastAPI (main.py:3)") && text.contains("the answer is written in"), "{text}");
+    let written = fs::read_to_string(project.path().join("tandem.toml")).unwrap();
+    assert!(written.contains("workers.app = \"admin.app:app\""), "{written}");
+    assert!(said(&project.run(&["check"]), 0).contains("admin.app:app"));
+}
+
+#[test]
+fn an_environment_without_uvicorn_is_told_before_anything_is_started() {
+    with_environment();
+    let project = Bare::new(&[("main.py", FASTAPI)]);
+    // As `python3 -m venv --without-pip` makes one.
+    let python = venv().join("bin/python").canonicalize().unwrap();
+    project.write(".venv/pyvenv.cfg", &format!("home = {}\n", python.parent().unwrap().display()));
+    fs::create_dir(project.path().join(".venv/bin")).unwrap();
+    std::os::unix::fs::symlink(&python, project.path().join(".venv/bin/python")).unwrap();
+    let mut command = project.command();
+    let text = said(&command.env_remove("VIRTUAL_ENV").env("PATH", "/usr/bin:/bin").arg("up").output().unwrap(), 78);
+    assert!(
+        text.contains("Uvicorn, which runs the workers, cannot be imported by") && text.contains(".venv/bin/python"),
+        "{text}"
+    );
+    assert!(!project.path().join(".tandem/postgres/16").exists());
 }
 
 #[test]

@@ -74,17 +74,17 @@ fn every_row_arrives_as_it_is_and_the_numbers_go_on() {
             "nothing was written (--dry-run)",
         ],
     );
+    let _tandem = Tandem::up(&project);
     import(&project, &path, &[])
         .expect(64, &["6 rows will be written into 4 tables", "say --yes", "Nothing was changed"]);
     import(&project, &path, &["--yes"]).expect(
         0,
         &[
-            "database app has 6 rows more, in 4 tables; the counts agree",
+            "6 rows are in 4 tables of database app now; the counts agree",
             "next numbers: user.id 10, order \"x\".select 12, empty.id 1",
         ],
     );
     assert_eq!(fs::read(&path).unwrap(), before, "the file is only read");
-    let _tandem = Tandem::up(&project);
     let rows = sql(&project, "SELECT id, name, active, best, boss FROM \"user\" ORDER BY id");
     assert_eq!(rows, "1|Ünal|t||7\n7|tab\tback\\slash|f|11|1");
     let rows = sql(
@@ -118,6 +118,7 @@ fn every_row_arrives_as_it_is_and_the_numbers_go_on() {
 #[test]
 fn what_does_not_fit_is_named_and_nothing_is_written_unless_it_may_be_left_out() {
     let project = project();
+    let _tandem = Tandem::up(&project);
     let (path, _connection) = file(
         &project,
         "bad.db",
@@ -155,13 +156,12 @@ fn what_does_not_fit_is_named_and_nothing_is_written_unless_it_may_be_left_out()
     import(&project, &path, &["--yes", "--skip-bad"]).expect(
         0,
         &[
-            "database app has 2 rows more, in 2 tables",
+            "2 rows are in 2 tables of database app now",
             "book: 5 rows left out, with values that do not fit",
             "author: 1 rows left out",
             "2 rows left out that refer to a row that is not there",
         ],
     );
-    let _tandem = Tandem::up(&project);
     assert_eq!(sql(&project, "SELECT string_agg(id::text, ',') FROM book"), "5");
     assert_eq!(sql(&project, "SELECT string_agg(id::text, ',') FROM author"), "1");
 }
@@ -177,6 +177,7 @@ fn a_file_that_is_locked_damaged_or_none_is_refused_with_what_to_do() {
     import(&project, &path, &[]).expect(75, &["is locked: another program writes into it", "fuser"]);
     connection.execute_batch("COMMIT").unwrap();
     drop(connection);
+    let server = Tandem::up(&project);
     let damaged = project.dir().join("damaged.db");
     fs::copy(&path, &damaged).unwrap();
     fs::File::options().write(true).open(&damaged).unwrap().write_all_at(&[0xee; 9000], 3 * 4096).unwrap();
@@ -196,6 +197,7 @@ fn a_file_that_is_locked_damaged_or_none_is_refused_with_what_to_do() {
     import(&project, &other("nothing.db", b""), &["--yes"]).expect(1, &["it has no tables"]);
     import(&project, &project.dir().join("missing.db"), &[]).expect(1, &["missing.db is refused", "No such file"]);
     import(&project, project.dir(), &[]).expect(1, &["it is not a file"]);
+    drop(server);
     assert!(tandem::left_in(project.dir()).is_empty());
 }
 
@@ -219,9 +221,9 @@ fn rows_go_into_the_tables_that_migrations_made() {
         INSERT INTO team VALUES (3, 5, 'core', 5400000000);
         INSERT INTO member VALUES (5, 3, 'glad', '2024-05-06 07:08:09', 1, NULL), (6, 3, NULL, '2024-05-06 07:08:09+02:00', 0, NULL);";
     let (path, connection) = file(&project, "old.db", rows);
+    let _tandem = Tandem::up(&project);
     // Before the migrations: the file's tables would be in their way.
     import(&project, &path, &["--yes"]).expect(1, &["Alembic made its tables", "`tandem migrate up` first"]);
-    let _tandem = Tandem::up(&project);
     sql(&project, made);
     import(&project, &path, &["--yes", "--into", "new"]).expect(1, &["table team is there already"]);
     import(&project, &path, &["--yes"]).expect(

@@ -87,6 +87,17 @@ fn what_a_person_wrote_stays_and_a_choice_is_theirs() {
         .expect(0, &["added .tandem/ to .gitignore", ".env.example is there already"]);
     assert_eq!(fs::read_to_string(dir.join(".gitignore")).unwrap(), "*.pyc\n.tandem/\n");
     assert_eq!(fs::read_to_string(dir.join(".env.example")).unwrap(), "MINE=1\n");
+    // A configuration in another place would no longer count beside a tandem.toml.
+    let other = project(&[
+        ("config/tandem.toml", "workers.app = 'main:app'\n"),
+        ("main.py", app),
+        ("compose.yml", "services: {a: {build: .}}\n"),
+    ]);
+    tandem_in(other.path(), &["init"])
+        .expect(0, &["config/tandem.toml is there already and stays as it is", "made .gitignore"]);
+    tandem_in(other.path(), &["import", "compose", "compose.yml", "--write"])
+        .expect(73, &["config/tandem.toml is there already"]);
+    assert!(!other.path().join("tandem.toml").exists());
     let inside = dir.join("part");
     fs::create_dir(&inside).unwrap();
     tandem_in(&inside, &["init"]).expect(0, &["tandem.toml is there too", "no application was found"]);

@@ -18,7 +18,7 @@ with open('imported', 'a') as file:
 def empty():
     connection = psycopg2.connect(url.replace('+psycopg2', ''))
     with connection, connection.cursor() as cursor:
-        cursor.execute('CREATE TABLE IF NOT EXISTS rows (id int); DELETE FROM rows')
+        cursor.execute('SELECT pg_advisory_xact_lock(1); CREATE TABLE IF NOT EXISTS rows (id int); DELETE FROM rows')
     connection.close()
 ";
 const TESTS: &str = "

@@ -134,5 +134,5 @@ fn an_environment_without_uvicorn_is_told_with_the_way() {
     project.configure("python.venv = 'theirs'\npython.managed = false\nmigrations.run = 'none'\nworkers.count = 1");
     let python = project.dir().join("theirs/bin/python");
     refusal::up(&project)
-        .expect(69, &["No module named 'uvicorn'", &format!("{} -m pip install uvicorn", python.display())]);
+        .expect(78, &["No module named 'uvicorn'", &format!("{} -m pip install uvicorn", python.display())]);
 }

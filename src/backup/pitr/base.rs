@@ -17,10 +17,10 @@ use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 use super::super::estimate;
 use super::super::files::Flushing;
 use super::archive::Archive;
-use super::catalog::{self, Base, Listing};
-use super::manifest::{self, Checksums, FileManifest, Seen};
+use super::bases::{self, Base, Listing};
+use super::expiry::{self, Keep};
+use super::file_list::{self, Checksums, FileManifest, Seen};
 use super::notes::Notes;
-use super::retention::{self, Keep};
 use super::sender::{BaseRequest, Line, Sender};
 use super::timeline::Lineage;
 use super::wal::{Lsn, Segment, WalFile};
@@ -98,19 +98,19 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
     if let Some(refusal) = tablespaces::refusal(&tablespaces::of(&source.home.data)?) {
         return Err(refusal.into());
     }
-    catalog::sweep(archive);
+    bases::sweep(archive);
     let room = room(source, &server)?;
     room.check()?;
     histories::push(archive, &source.home.data.join("pg_wal"))?;
     begin_chain(source, server.segment_size).await?;
-    let name = catalog::name(SystemTime::now());
-    let unfinished = Unfinished(archive.bases().join(format!("{name}{}", catalog::UNFINISHED)));
+    let name = bases::name(SystemTime::now());
+    let unfinished = Unfinished(archive.bases().join(format!("{name}{}", bases::UNFINISHED)));
     archive.make_dir(&unfinished.0).with_context(|| format!("make {}", unfinished.0.display()))?;
     let base = room.hold(write(source, &server, name, &unfinished.0)).await?;
     check_wal(archive, &base, source.home)?;
     histories::check(archive, &base)?;
     let text = serde_json::to_string_pretty(&base).context("describe the base backup")?;
-    archive.write_small(&unfinished.0.join(catalog::DESCRIPTION), &text)?;
+    archive.write_small(&unfinished.0.join(bases::DESCRIPTION), &text)?;
     let place = base.dir(archive);
     // A directory is never renamed onto another that holds anything.
     durable::rename(&unfinished.0, &place)
@@ -125,7 +125,7 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
 /// # Errors
 /// Something cannot be read or removed.
 pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)> {
-    let Listing { bases, unreadable } = catalog::listing(archive)?;
+    let Listing { bases, unreadable } = bases::listing(archive)?;
     for base in unreadable {
         tracing::warn!("{base}; it counts for nothing and stays: mend it, or remove its directory");
     }
@@ -133,13 +133,13 @@ pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)
     let timeline = newest.stop_timeline;
     let lineage = histories::lineage(archive, timeline)?.unwrap_or_else(|| Lineage::alone(timeline));
     let birth = live::births(archive, None, &[timeline]).pop().filter(|_| timeline > 1);
-    let gone = retention::surplus(&bases, &lineage, birth.as_ref(), keep);
+    let gone = expiry::surplus(&bases, &lineage, birth.as_ref(), keep);
     let (gone, kept): (Vec<Base>, Vec<Base>) = bases.into_iter().partition(|base| gone.contains(&base.name));
     for base in &gone {
-        catalog::remove(archive, base)?;
+        bases::remove(archive, base)?;
     }
     let starts: Vec<Segment> = kept.iter().map(Base::start_segment).collect();
-    let wal = retention::unneeded(&archive.names()?, &starts);
+    let wal = expiry::unneeded(&archive.names()?, &starts);
     archive.remove(&wal)?;
     Ok((gone, wal.len()))
 }
@@ -190,7 +190,7 @@ async fn ask(source: &Source<'_>) -> anyhow::Result<Server> {
 
 /// The room that it takes: its own file, and the WAL that beginning and ending it fills up.
 fn room(source: &Source<'_>, server: &Server) -> anyhow::Result<Guard> {
-    let last = catalog::bases(source.archive)?.pop().map(|base| (base.size, base.archived_size));
+    let last = bases::bases(source.archive)?.pop().map(|base| (base.size, base.archived_size));
     let packed = estimate::base_backup(server.size, last);
     let guard =
         Guard::new("base backup", source.stop_free, Some(&source.home.data)).claim(source.archive.dir(), packed);
@@ -218,7 +218,7 @@ async fn begin_chain(source: &Source<'_>, segment_size: u64) -> anyhow::Result<(
 /// Let the server fill `dir`.
 async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -> anyhow::Result<Base> {
     let (began, clock) = (SystemTime::now(), Instant::now());
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(catalog::DATA));
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(bases::DATA));
     let file = file.with_context(|| format!("write {}", dir.display()))?;
     source.archive.give_away(&file).with_context(|| format!("write {}", dir.display()))?;
     // Dropped with this future, it ends the session and the thread that reads.
@@ -249,7 +249,7 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
         segment_size: server.segment_size,
         began,
         ended: SystemTime::now(),
-        duration_ms: catalog::milliseconds(clock.elapsed()),
+        duration_ms: bases::milliseconds(clock.elapsed()),
         files: seen.count(),
         size: seen.size(),
         archived_size,
@@ -368,7 +368,7 @@ fn pack(from: Sender, file: File) -> anyhow::Result<Packed> {
     header.set_size(manifest.len() as u64);
     header.set_mode(0o600);
     let mut archive = tar::Builder::new(tee.to.end()?);
-    let encoder = archive.append_data(&mut header, manifest::NAME, &manifest[..]).and_then(|()| archive.into_inner());
+    let encoder = archive.append_data(&mut header, file_list::NAME, &manifest[..]).and_then(|()| archive.into_inner());
     let file = encoder.and_then(zstd::Encoder::finish).context("write the backup")?;
     let archived_size = file.finish().context("flush the backup")?;
     Ok(Packed { manifest: FileManifest::read(&manifest)?, seen, archived_size })

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use super::archive::{Archive, list};
-use super::catalog::Base;
+use super::bases::Base;
 use super::timeline::{LOST, Lineage};
 use super::wal::WalFile;
 
@@ -53,7 +53,7 @@ pub fn check(archive: &Archive, base: &Base) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::archive::tests::SYSTEM;
-    use super::super::catalog::tests::base;
+    use super::super::bases::tests::base;
     use super::*;
 
     #[test]

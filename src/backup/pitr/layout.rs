@@ -10,9 +10,9 @@ use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
 
 use super::archive::{Archive, list};
-use super::catalog::{self, Base};
+use super::bases::{self, Base};
+use super::file_list::{self, FileManifest, Seen};
 use super::header::Header;
-use super::manifest::{self, FileManifest, Seen};
 use super::timeline::Lineage;
 use super::wal::{Segment, WalFile};
 use crate::durable::{open_itself, sync_file_system};
@@ -26,7 +26,7 @@ const CHUNK: usize = 1 << 20;
 /// # Errors
 /// The backup is damaged or cannot be read, or the files cannot be written.
 pub fn lay_out(archive: &Archive, base: &Base, to: &Path, owner: Option<&Identity>) -> anyhow::Result<()> {
-    let path = base.dir(archive).join(catalog::DATA);
+    let path = base.dir(archive).join(bases::DATA);
     let reading = || format!("read {}", path.display());
     let decoder = zstd::Decoder::new(File::open(&path).with_context(reading)?).with_context(reading)?;
     let mut tar = tar::Archive::new(BufReader::with_capacity(CHUNK, decoder));
@@ -36,7 +36,7 @@ pub fn lay_out(archive: &Archive, base: &Base, to: &Path, owner: Option<&Identit
         let inside = inside(&entry.path().with_context(reading)?)?;
         let place = to.join(&inside);
         let kind = entry.header().entry_type();
-        if inside == Path::new(manifest::NAME) {
+        if inside == Path::new(file_list::NAME) {
             entry.read_to_end(&mut listed).with_context(reading)?;
         } else if kind.is_dir() {
             make_dir(&place, owner).with_context(|| format!("make {}", place.display()))?;

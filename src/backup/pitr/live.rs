@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
-use super::catalog::{Base, rfc3339};
+use super::bases::{Base, rfc3339};
 use super::wal::WalFile;
 use crate::exit::in_words;
 

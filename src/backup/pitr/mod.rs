@@ -10,18 +10,18 @@
 //! command      the command lines that PostgreSQL runs
 //! backlog      whether archiving keeps up, and what follows when it does not
 //! start        what a start of the server needs
-//! manifest     PostgreSQL's own list of a backup's files, and whether they are these
-//! catalog      the base backups that there are
+//! file_list    PostgreSQL's own list of a backup's files, and whether they are these
+//! bases        the base backups that there are
 //! sender       the server, sending one
 //! base         make one
-//! retention    which base backups and WAL may go, pure
+//! expiry       which base backups and WAL may go, pure
 //! timeline     how timelines came out of one another, pure
 //! target       where a recovery is to end, and from which base backup it begins, pure
 //! layout       a base backup as a data directory
 //! recovery     a server that recovers and promotes itself
 //! subscriptions    what replication loses by a restore to a moment
-//! swap         the new data directory in the old one's place
-//! restore      all of these
+//! staging      the new data directory in the old one's place
+//! to_moment    all of these
 //! ```
 //!
 //! `archive`, `ahead` and `notes` run inside `tandem wal`, once a segment, as the server's user: they read no
@@ -31,27 +31,27 @@ pub mod ahead;
 pub mod archive;
 pub mod backlog;
 pub mod base;
-pub mod catalog;
+pub mod bases;
 pub mod command;
 mod compare;
+pub mod expiry;
+pub mod file_list;
 mod gaps;
 pub mod header;
 mod histories;
 pub mod layout;
 pub mod live;
-pub mod manifest;
 pub mod notes;
 mod records;
 pub mod recovery;
-pub mod restore;
-pub mod retention;
 mod sender;
+pub mod staging;
 pub mod start;
 pub mod subscriptions;
-pub mod swap;
 pub mod tablespaces;
 pub mod target;
 pub mod timeline;
+pub mod to_moment;
 pub mod wal;
 mod way;
 

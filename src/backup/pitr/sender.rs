@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::manifest::Checksums;
+use super::file_list::Checksums;
 use crate::postgres::settings::SUPERUSER;
 
 /// What the session is called in `pg_stat_activity`.

@@ -13,7 +13,7 @@ use anyhow::Context;
 use nix::fcntl::OFlag;
 
 use super::archive::{Archive, list};
-use super::catalog::Base;
+use super::bases::Base;
 use super::records::{PAGE, Record, RecordReader};
 use super::target::Target;
 use super::timeline::Lineage;

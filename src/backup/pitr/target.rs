@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use super::catalog::Base;
+use super::bases::Base;
 use super::timeline::Lineage;
 use super::wal::Lsn;
 
@@ -124,7 +124,7 @@ pub fn choose<'a>(bases: &'a [Base], lineage: &Lineage, target: Target) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::tests::base;
+    use super::super::bases::tests::base;
     use super::*;
 
     fn at(seconds: u64) -> SystemTime {

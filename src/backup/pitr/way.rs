@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use anyhow::bail;
 
 use super::archive::Archive;
-use super::catalog::{self, Base, Listing};
+use super::bases::{self, Base, Listing};
 use super::live::{self, Live, Sign, live_at};
 use super::notes::Notes;
 use super::target::{Target, choose, timestamp};
@@ -63,7 +63,7 @@ struct Past {
 impl Past {
     fn read(wish: &Wish<'_>, pg_wal: &Path, here: bool) -> anyhow::Result<Self> {
         let (names, rest) = (wish.archive.names()?, layout::unarchived(wish.archive, pg_wal, None)?);
-        let Listing { bases, unreadable } = catalog::listing(wish.archive)?;
+        let Listing { bases, unreadable } = bases::listing(wish.archive)?;
         for base in unreadable {
             tracing::warn!("{base}; the restore passes it over");
         }

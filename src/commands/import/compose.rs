@@ -8,6 +8,7 @@ use crate::commands::running::say;
 use crate::compose::{self, Wish};
 use crate::durable::{self, WriteOptions};
 use crate::exit::{Code, Failure};
+use crate::scaffold;
 use crate::telemetry::{print, say_aside};
 
 /// The file that is written.
@@ -23,6 +24,11 @@ pub fn run(common: &Common, args: &ComposeArgs) -> anyhow::Result<Code> {
     let path = source.cwd.join(FILE);
     if args.write && path.symlink_metadata().is_ok() {
         return Err(there(&path).into());
+    }
+    if let Some(place) = scaffold::elsewhere(&source.cwd).filter(|_| args.write) {
+        let text =
+            format!("{place} is there already, and tandem.toml would take its place; without --write it is printed");
+        return Err(Failure::new(Code::CannotCreate, text).into());
     }
     let wish = Wish { files: args.files.clone(), profiles: args.profile.clone(), app: args.app.clone() };
     let converted = compose::convert(&wish)?;

@@ -139,7 +139,7 @@ fn question(plan: &Plan, misfits: &Misfits, database: &str) -> String {
 fn told(imported: &Imported, database: &str) -> String {
     let rows: u64 = imported.tables.iter().map(|table| table.rows).sum();
     let mut lines = vec![format!(
-        "database {database} has {rows} rows more, in {} tables; the counts agree",
+        "{rows} rows are in {} tables of database {database} now; the counts agree",
         imported.tables.len()
     )];
     for table in imported.tables.iter().filter(|table| table.skipped > 0) {

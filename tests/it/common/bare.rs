@@ -59,7 +59,11 @@ impl Bare {
 
     /// As [`Self::command`], in another directory.
     pub fn command_in(&self, dir: &Path) -> std::process::Command {
-        let mut command = command_in(dir);
+        self.with_ports(command_in(dir))
+    }
+
+    /// Another command, with the same environment.
+    pub fn with_ports(&self, mut command: std::process::Command) -> std::process::Command {
         command
             .env("TANDEM_WORKERS__LISTEN", format!("127.0.0.1:{}", self.app))
             .env("TANDEM_HEALTH__LISTEN", format!("127.0.0.1:{}", self.health))

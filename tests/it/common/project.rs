@@ -11,6 +11,9 @@ use tempfile::TempDir;
 use super::ports::free_port;
 use super::tandem::LIMIT;
 
+/// The reference backend's migrations.
+const BUILT_IN: &str = "migrations.run = 'seaorm'\n";
+
 /// A project in a directory of its own, removed on drop.
 pub struct Project {
     dir: TempDir,
@@ -49,8 +52,7 @@ impl Project {
         let requirements = requirements().display().to_string();
         // How full the machine's disk is, is none of the tests' business.
         let room = if lines.contains("disk.warn_free") { "" } else { "disk.warn_free = '0%'\n" };
-        // The reference backend's.
-        let migrations = if lines.contains("migrations.run") { "" } else { "migrations.run = 'seaorm'\n" };
+        let migrations = if lines.contains("migrations.run") { "" } else { BUILT_IN };
         let text = format!(
             "{lines}\n{room}{migrations}\
              workers.app = '{app}'\nworkers.app_dir = '{app_dir}'\nworkers.listen = '127.0.0.1:{http}'\n\
@@ -112,7 +114,10 @@ impl Project {
     /// Put more lines before the configuration that is there.
     pub fn configure(&self, lines: &str) {
         let path = self.dir().join("tandem.toml");
-        let text = fs::read_to_string(&path).unwrap();
+        let mut text = fs::read_to_string(&path).unwrap();
+        if lines.contains("migrations.run") {
+            text = text.replace(BUILT_IN, "");
+        }
         fs::write(path, format!("{lines}\n{text}")).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
-use super::catalog::stamp;
+use super::bases::stamp;
 use crate::durable::{self, sync_dir};
 
 /// In a directory that is not finished; whatever has it may be removed.

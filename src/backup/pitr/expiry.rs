@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::catalog::Base;
+use super::bases::Base;
 use super::live::Birth;
 use super::timeline::Lineage;
 use super::wal::{Segment, WalFile};
@@ -71,7 +71,7 @@ pub fn unneeded(names: &[WalFile], starts: &[Segment]) -> Vec<WalFile> {
 mod tests {
     use std::time::SystemTime;
 
-    use super::super::catalog::tests::base;
+    use super::super::bases::tests::base;
     use super::*;
 
     fn segment(timeline: u32, log: u32, number: u32) -> Segment {

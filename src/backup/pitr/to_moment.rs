@@ -12,7 +12,7 @@ use anyhow::Context;
 
 use super::live::{self, Birth};
 use super::recovery::{self, Recovered, Recovery};
-use super::swap::{self, Staging};
+use super::staging::{self, Staging};
 use super::timeline::LOST;
 use super::wal::WalFile;
 pub use super::way::{Way, Wish, find};
@@ -53,7 +53,7 @@ pub async fn restore_cluster(
 
 async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation) -> anyhow::Result<RestoredCluster> {
     let home = wish.home;
-    for left in swap::leftovers(&home.data) {
+    for left in staging::leftovers(&home.data) {
         tracing::info!("removing {}, which an interrupted restore left behind", left.display());
         stale::end_orphaned_backends(&left).await?;
         let _ = fs::remove_dir_all(&left);

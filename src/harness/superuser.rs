@@ -61,7 +61,7 @@ pub async fn holds_anything(inside: &mut PgConnection) -> anyhow::Result<bool> {
 }
 
 /// A way in for the superuser.
-pub struct Catalog {
+pub struct Superuser {
     home: Home,
     port: u16,
     /// Owner of all clones.
@@ -104,7 +104,7 @@ const UNCHANGED: &str = concat!(
      AND NOT EXISTS (SELECT FROM pg_prepared_xacts WHERE database = d.datname)"
 );
 
-impl Catalog {
+impl Superuser {
     /// Of the server in `home` on `port`, with its databases that are called `known`. Nothing is connected yet; must be called
     /// within the runtime.
     pub fn new(home: &Home, port: u16, owner: &str, known: &[&str], unlogged: Vec<String>) -> Self {

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::archive::{Archive, list};
-use super::manifest::Checksums;
+use super::file_list::Checksums;
 use super::wal::{Lsn, Segment};
 use crate::durable;
 
