@@ -92,7 +92,7 @@ pub struct Setting {
 pub const SERVING: Setting = Setting { configured: true, serves: true, configuration: "", before: "", words: &[] };
 
 /// A reader confirms what is asked on a terminal.
-const CONFIRM: &str = "tandem() { case \"$* \" in *--dry-run*) command tandem \"$@\" ;; \
+const CONFIRM: &str = "tandem() { case \"$* \" in *--dry-run* | *--yes*) command tandem \"$@\" ;; \
                        'restore '* | 'import sqlite '*) command tandem \"$@\" --yes ;; *) command tandem \"$@\" ;; esac; }";
 
 struct Reader {

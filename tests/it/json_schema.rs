@@ -205,7 +205,7 @@ async fn the_schema_and_tandem_agree_on_every_value_of_every_key() {
             }
         }
     }
-    // What an address is takes more than a pattern.
+    // What an address is takes more than a pattern, and JSON has no dates.
     expect![[r#"
         '0660': postgres.listen
         '10': postgres.listen
@@ -217,7 +217,11 @@ async fn the_schema_and_tandem_agree_on_every_value_of_every_key() {
         '999': postgres.listen
         ':80': postgres.listen
         '::1': health.listen
-        '::1': workers.listen"#]]
+        '::1': workers.listen
+        2026-01-02: postgres.settings.entry
+        2026-01-02: test.settings.entry
+        2026-01-02: workers.env.entry
+        2026-01-02: workers.uvicorn.entry"#]]
     .assert_eq(&loose.into_iter().collect::<Vec<_>>().join("\n"));
 }
 
