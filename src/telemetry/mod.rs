@@ -152,7 +152,8 @@ pub fn failure(error: &anyhow::Error) {
             }
         },
         Some(Look::Text { .. }) | None => {
-            let see = see.map(|see| format!("\n  see: {see}")).unwrap_or_default();
+            // In the last line, where the cause of a failed start is looked for.
+            let see = see.map(|see| format!(" (see: {see})")).unwrap_or_default();
             terminal::write(format!("tandem: {text}{hint}{see}\n").as_bytes());
         }
     }

@@ -120,7 +120,8 @@ fn every_command_has_help_with_an_example() {
     let others = ["up", "check", "migrate", "psql", "url", "env", "health", "install", "completions"];
     for command in running.into_iter().chain(others) {
         let help = stdout(&run(&project, &[command, "--help"]));
-        assert!(help.contains("Example: ") && help.contains("--config"), "{help}");
+        assert!(help.contains("Example: ") || help.contains("Examples: "), "{help}");
+        assert!(help.contains("--config"), "{help}");
     }
     assert_eq!(run(&project, &["upp"]).status.code(), Some(64));
 }
