@@ -2,7 +2,7 @@
 //! socket answers; and a stop is heard. What an earlier run left behind may take its time to end.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -99,12 +99,18 @@ async fn while_a_leftover_server_ends_the_control_socket_answers_at_once_and_a_s
     // The shortest: this machine may be busy.
     let latencies: Vec<_> = (0..9).map(|_| control_latency(&project)).collect();
     assert!(latencies.iter().min() < Some(&Duration::from_millis(100)), "{latencies:?}");
-    let follower = control::start(&project, &["logs", "-f"]);
+    let mut follower = control::start(&project, &["logs", "-f"]);
+    let mut followed = BufReader::new(follower.stdout.take().unwrap());
+    let mut text = String::new();
+    // It is connected once it shows something.
+    followed.read_line(&mut text).unwrap();
     let asked = Instant::now();
     control::run(&project, &["stop"]).expect(0, &["stopped"]);
     assert!(asked.elapsed() < AT_ONCE, "{:?}\n{}", asked.elapsed(), tandem.log());
     assert_eq!(tandem.wait_code(), 0, "{}", tandem.log());
-    control::said(follower).expect(0, &["stop asked for before anything was started", "tandem has ended"]);
+    followed.read_to_string(&mut text).unwrap();
+    assert!(follower.wait().unwrap().success(), "{text}");
+    assert!(text.contains("stop asked for before anything was started"), "{text}");
     assert!(!Home::at(&project.state(), None).control.exists(), "its file is gone");
     control::run(&project, &["status"]).expect(1, &["no tandem runs here"]);
     assert!(leftover.server.lives());
