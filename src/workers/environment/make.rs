@@ -313,8 +313,9 @@ fn failure(what: &str, finished: &Finished) -> anyhow::Error {
         Complaint::NoRoom(NoRoom::Disk) => (Code::CannotCreate, "the disk is full"),
         Complaint::NoRoom(NoRoom::Quota) => (Code::CannotCreate, "the disk quota is used up"),
         Complaint::NoSuchPart => (Code::Config, "the project lacks what `python.groups` or `python.extras` names"),
+        // Of a connection that fails pip tells before, unless PIP_RETRIES is 0: it is the name, mostly.
         Complaint::NoRelease => (
-            Code::Temporary,
+            Code::Config,
             "the package index names no release of a requirement: it cannot be reached (no network?), or the name is wrong",
         ),
         Complaint::NoMatch => (Code::Config, "a requirement has no release for this Python and platform"),
