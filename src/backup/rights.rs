@@ -107,7 +107,8 @@ pub async fn bring_in(
     target: NewDatabase<'_>,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let mut session = reach.session(target.name).await?;
+    // Not in the new database: a pooler would keep that connection, in which no transaction may write where the role has it so.
+    let mut session = reach.aside(target.name).await?;
     let existing = Existing { tablespaces: Some(tablespaces(&mut session).await?), ..Existing::default() };
     if !reach.is_superuser() {
         let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;

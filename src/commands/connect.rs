@@ -13,7 +13,7 @@ use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
 use crate::postgres::server;
 use crate::postgres::settings::SUPERUSER;
-use crate::process;
+use crate::process::{self, ports};
 use crate::telemetry;
 use crate::workers::environment;
 use crate::workers::surroundings::Surroundings;
@@ -38,7 +38,9 @@ pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::
     let (settings, url, python) = locate(common)?;
     let asks_psql = args.iter().any(|arg| matches!(arg.as_str(), "--help" | "-?" | "--version" | "-V"));
     let home = Home::resolve(&settings)?;
-    if settings.postgres.mode == PostgresMode::Managed && !asks_psql && server::running_port(&home.data).is_none() {
+    // In another container, or of another user, it runs unseen: then its port says so.
+    let is_stopped = || server::running_port(&home.data).is_none() && !ports::is_listened_to(url.port);
+    if settings.postgres.mode == PostgresMode::Managed && !asks_psql && is_stopped() {
         let text =
             "the database is stopped, as no tandem runs here: start it with `tandem up` (or `tandem up --detach`)";
         return Err(Failure::new(Code::Failed, text).into());

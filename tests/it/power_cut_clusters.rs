@@ -34,7 +34,7 @@ fn a_new_cluster_is_whole_or_absent_after_a_power_cut() {
     if !can_record() {
         return;
     }
-    let project = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'");
+    let project = Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'seaorm'");
     let state = project.state().join("postgres");
     // PostgreSQL and the Python environment are there by then.
     assert_eq!(Tandem::up(&Project::app("plain:app")).stop(), 0);
