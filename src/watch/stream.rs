@@ -259,8 +259,10 @@ impl Observer {
     /// Wait for events that matter, and until there are no more of them for a while; `None` at the end.
     fn gather(&mut self, inbox: &Receiver<Message>) -> Option<Touched> {
         let mut touched = Touched::default();
+        // Events that do not matter, such as a log that is written, put no look off.
+        let look_at = self.polled.map(|pause| Instant::now() + pause);
         loop {
-            let message = match self.polled.map(|pause| inbox.recv_timeout(pause)) {
+            let message = match look_at.map(|at| inbox.recv_timeout(at.saturating_duration_since(Instant::now()))) {
                 Some(Err(RecvTimeoutError::Timeout)) => {
                     touched.all = true;
                     return Some(touched);

@@ -78,7 +78,8 @@ fn a_second_state_directory_with_the_same_data_is_refused_before_anything_is_tou
     let before = (tandem.postmaster(&project), conf());
     let said = ["another tandem runs a server in this directory", "would destroy the data"];
     refusal::up(&other).expect(73, &said);
-    for args in [&["restore", "--to-end", "--yes"][..], &["backup"], &["migrate", "up"]] {
+    let migrate = ["migrate", "up", "--set", "migrations.run=seaorm"];
+    for args in [&["restore", "--to-end", "--yes"][..], &["backup"], &migrate] {
         refusal::run(&other, args).expect(73, &said);
     }
     assert_eq!((tandem.postmaster(&project), conf()), before);
