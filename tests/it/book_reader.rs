@@ -229,7 +229,8 @@ impl Reader {
         let file = File::create(&path).unwrap();
         let mut child = self.shell(line).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         wait_for("what it prints", || fs::read(&path).unwrap().contains(&b'\n'));
-        killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+        // Not SIGINT: whoever runs the tests in the background of a shell has it ignored, in all that is started.
+        killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
         wait_for("its end", || child.try_wait().unwrap().is_some());
     }
 
