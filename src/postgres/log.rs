@@ -19,6 +19,8 @@ const TERMINATED: &str = "57P01";
 const TERMINATED_WORDS: &str = "terminating connection due to administrator command";
 /// The SQLSTATE of a session whose client has gone away (connection_failure).
 const CLIENT_GONE: &str = "08006";
+/// The SQLSTATE of a session that comes while the server starts or stops (cannot_connect_now).
+const NOT_NOW: &str = "57P03";
 
 /// How severe a message is, and what its further lines are (PostgreSQL's source, src/backend/utils/error/elog.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,9 +156,10 @@ impl<'a> Line<'a> {
         })
     }
 
-    /// Whether a session of Tandem's own was cut by its stop: Tandem says itself what it breaks off, and `FATAL` frightens.
+    /// Whether a session of Tandem's own was cut by its stop, or came too late for it: Tandem says itself what it breaks
+    /// off, and `FATAL` frightens.
     fn is_farewell(&self) -> bool {
-        let is_end = matches!(self.sqlstate, Some(TERMINATED | CLIENT_GONE));
+        let is_end = matches!(self.sqlstate, Some(TERMINATED | CLIENT_GONE | NOT_NOW));
         self.is_of_superuser && is_end && self.severity != Some(Severity::Part)
     }
 
@@ -243,6 +246,8 @@ mod tests {
             // Of Tandem's own sessions: at a stop they end so.
             ("[7] 57P01 (postgres@app) FATAL:  terminating connection due to administrator command", Level::TRACE),
             ("[7] 08006 (postgres@postgres) FATAL:  connection to client lost", Level::TRACE),
+            ("[7] 57P03 (postgres@postgres) FATAL:  the database system is shutting down", Level::TRACE),
+            ("[7] 57P03 (app@app) FATAL:  the database system is shutting down", Level::ERROR),
             ("[7] 08006 (app@app) FATAL:  connection to client lost", Level::ERROR),
             ("[7] 57P01 (postgres2@app) FATAL:  terminating connection due to administrator command", Level::INFO),
             ("[7] 53100 (postgres@app) FATAL:  could not extend file", Level::ERROR),
