@@ -25,8 +25,8 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
-//!              provision · probe · session · checkpoint · log · embedded
-//! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · tls · launch ·
+//!              provision · tls · authority · probe · session · checkpoint · log · embedded
+//! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · launch ·
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
 //!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
@@ -34,6 +34,7 @@
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
+//! certificate  a certificate with its key: whether they can be served, and a client that takes any
 //! companions   processes beside the workers, which the boot does not wait for
 //! signals      the signals Tandem gets, as words
 //! systemd/     the supervisor above: what it is told, the sockets that it hands down
@@ -78,6 +79,7 @@
 pub mod backup;
 pub mod book;
 pub mod boot;
+pub mod certificate;
 pub mod cli;
 pub mod commands;
 pub mod companions;

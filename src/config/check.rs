@@ -2,6 +2,7 @@
 
 mod servers;
 mod serving;
+mod tls;
 
 use super::Purpose;
 use super::backup::BackupFormat;
@@ -76,6 +77,7 @@ pub fn check(
     checker.commands();
     checker.pool();
     checker.postgres_settings();
+    checker.postgres_tls();
     checker.worker_environment();
     checker.backup();
     checker.archiving();

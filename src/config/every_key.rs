@@ -33,6 +33,17 @@ const BEFORE_WORKERS: &[Key] = &[
     open(Restart, "postgres.source_sha256", Kind::Text, "none", "Checksum of the archive that postgres.source names"),
     key(Restart, "postgres.listen", Kind::Ip, r#""127.0.0.1""#, "Address the server listens on"),
     key(Restart, "postgres.port", Kind::Port, "5432", "Port the server listens on"),
+    key(
+        Restart,
+        "postgres.tls",
+        Kind::Choice(&["off", "self-signed", "files"]),
+        r#""off""#,
+        "Whether the server serves over TLS, with a certificate of Tandem's own or with files",
+    ),
+    open(Live, "postgres.tls_cert", Kind::Path, "none", "Certificate of the server and its chain, as PEM"),
+    open(Live, "postgres.tls_key", Kind::Path, "postgres.tls_cert", "Its private key, as PEM"),
+    open(Live, "postgres.tls_ca", Kind::Path, "none", "Authority by which clients check postgres.tls_cert, as PEM"),
+    key(Live, "postgres.tls_names", Kind::List, "[]", "More names in the certificate of Tandem's own"),
     key(Restart, "postgres.user", Kind::Text, r#""app""#, "Role of the application, owner of the database"),
     open(
         Restart,

@@ -49,6 +49,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tls;
 pub mod uvicorn;
 mod value;
 mod values;
@@ -69,6 +70,7 @@ pub use problem::Origin;
 pub use rows::Row;
 pub use serving::{Given, Serving, SocketFiles, Tls, TlsClient};
 pub use settings::*;
+pub use tls::{PostgresTls, PostgresTlsFiles};
 pub use value::Room;
 
 use crate::plan::DatabaseUrl;

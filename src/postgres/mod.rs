@@ -2,7 +2,9 @@
 //!
 //! Must not know about workers: the database URL travels through `plan/`.
 
+pub mod address;
 pub mod adopt;
+mod authority;
 pub mod binaries;
 pub mod checkpoint;
 pub mod cluster;
@@ -34,6 +36,7 @@ pub mod shared_memory;
 pub mod stale;
 #[cfg(test)]
 pub mod test_support;
+pub mod tls;
 pub mod tried;
 pub mod trouble;
 

@@ -9,6 +9,7 @@ mod attached;
 mod backups;
 mod beginning;
 mod context;
+mod database_tls;
 mod deploy;
 mod disks;
 mod doors;

@@ -185,7 +185,21 @@ impl Operator {
             Err(error) => return (nothing_changed("reload", &error), Some(0)),
         };
         reading.notices.extend(verdict.notices);
+        let certificate = match self.look_at_certificate(&reading.current).await {
+            Ok(certificate) => certificate,
+            Err(error) => return (nothing_changed("reload", &error), Some(0)),
+        };
+        reading.notices.extend(certificate.iter().flat_map(|certificate| certificate.notices.clone()));
+        let served = match certificate {
+            Some(certificate) => self.serve_certificate(certificate).await,
+            None => Ok(None),
+        };
+        let served = match served {
+            Ok(served) => served,
+            Err(error) => return (nothing_changed("reload", &error), Some(0)),
+        };
         let mut words = told(&reading);
+        words.extend(served);
         words.iter().for_each(|line| tracing::info!("reload: {line}"));
         let scaled = reading.live.iter().any(|key| key == "workers.count");
         let before = self.context.adopt(reading.current);
@@ -217,7 +231,7 @@ impl Operator {
     /// Start new workers, and treat all of them, as the settings say that hold now.
     fn let_hold(&self) -> Rc<Settings> {
         let settings = self.context.settings();
-        let launch = self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone())));
+        let launch = self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone(), self.context.url())));
         *self.launch.borrow_mut() = launch;
         let _ = self.events.send(TreeEvent::Replan(Box::new(boot::plan(&settings, &self.steps, self.context.reload))));
         settings

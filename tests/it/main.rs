@@ -101,6 +101,7 @@ mod pitr;
 mod plain_pytest;
 mod plain_pytest_live;
 mod pools;
+mod postgres_tls;
 mod power_cut;
 mod power_cut_clusters;
 mod preload_template;

@@ -17,7 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["boot"],
     &["postgres", "workers", "control"],
     &["schema", "health", "compose"],
-    &["install", "companions", "signals", "systemd", "watch", "http", "scaffold"],
+    &["install", "certificate", "companions", "signals", "systemd", "watch", "http", "scaffold"],
     &["service"],
     &["process"],
     &["telemetry"],
