@@ -220,6 +220,11 @@ tandem psql --test test_total    # the database of a failed test")]
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
         workers: String,
     },
+    /// Change the password of the application's role
+    Password {
+        #[command(subcommand)]
+        command: Password,
+    },
     /// Stop a running Tandem and wait for its end; a second `stop` cuts the requests that still run
     #[command(alias = "down", after_help = "Example: tandem stop && tandem up")]
     Stop,
@@ -309,6 +314,13 @@ pub enum Wal {
         /// Where PostgreSQL expects it
         path: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Password {
+    /// Give it a new one that Tandem makes, and every process with it, while it serves; no request fails
+    #[command(after_help = "Example: tandem password rotate")]
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]

@@ -18,6 +18,7 @@ mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
+mod password;
 mod reload;
 mod restart;
 mod restore;
@@ -33,7 +34,7 @@ mod up;
 mod up_detached;
 mod wal;
 
-use crate::cli::{Cli, Command, completions};
+use crate::cli::{Cli, Command, Password, completions};
 use crate::exit::Code;
 use crate::telemetry;
 
@@ -66,6 +67,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Reload => reload::run(&common).await,
         Command::Restart { service } => restart::run(&common, service).await,
         Command::Scale { workers } => scale::run(&common, &workers).await,
+        Command::Password { command: Password::Rotate } => password::rotate(&common).await,
         Command::Stop => stop::run(&common).await,
         Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
         Command::Init(args) => init::run(&common, &args),

@@ -1,5 +1,6 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
+mod password;
 mod servers;
 mod serving;
 mod tls;
@@ -78,6 +79,7 @@ pub fn check(
     checker.pool();
     checker.postgres_settings();
     checker.postgres_tls();
+    checker.password(purpose);
     checker.worker_environment();
     checker.backup();
     checker.archiving();

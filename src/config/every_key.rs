@@ -46,13 +46,13 @@ const BEFORE_WORKERS: &[Key] = &[
     key(Live, "postgres.tls_names", Kind::List, "[]", "More names in the certificate of Tandem's own"),
     key(Restart, "postgres.user", Kind::Text, r#""app""#, "Role of the application, owner of the database"),
     open(
-        Restart,
+        Roll,
         "postgres.password",
         Kind::Secret,
         "made by Tandem, kept in the state directory",
         "Password of that role",
     ),
-    open(Restart, "postgres.password_file", Kind::Path, "none", "File that holds the password"),
+    open(Roll, "postgres.password_file", Kind::Path, "none", "File that holds the password"),
     key(Restart, "postgres.database", Kind::Text, r#""app""#, "Database of the application"),
     open(
         Restart,

@@ -43,6 +43,7 @@ mod processes;
 mod pyproject;
 pub mod references;
 mod rows;
+mod secret_files;
 mod secrets;
 mod serving;
 mod settings;

@@ -54,6 +54,7 @@ pub async fn order(path: &Path, order: &Order) -> anyhow::Result<Answer> {
     let (to, body) = match order {
         Order::Reload => ("/reload", String::new()),
         Order::Stop => ("/stop", String::new()),
+        Order::RotatePassword => ("/password/rotate", String::new()),
         &Order::Deploy { dry_run } => ("/deploy", serde_json::to_string(&Deploy { dry_run })?),
         Order::Restart { service } => ("/restart", serde_json::to_string(&Restart { service: service.clone() })?),
         Order::Scale(to) => ("/scale", serde_json::to_string(to)?),

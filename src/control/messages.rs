@@ -19,6 +19,8 @@ pub enum Order {
     Restart { service: String },
     /// Have more workers, or fewer.
     Scale(ScaleTo),
+    /// Give the application's role another password.
+    RotatePassword,
     /// Stop everything. A second one skips the waits.
     Stop,
 }

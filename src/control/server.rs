@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /status` | [`super::messages::Status`] |
 //! | `GET /logs?service=&lines=N&follow=1` | one [`LogEntry`] a line |
-//! | `POST /reload`, `/stop` | an [`Answer`] |
+//! | `POST /reload`, `/password/rotate`, `/stop` | an [`Answer`] |
 //! | `POST /restart` with `{"service": "worker-0"}` | an [`Answer`] |
 //! | `POST /scale` with `{"to": 4}` or `{"by": -1}` | an [`Answer`] |
 //!
@@ -87,7 +87,7 @@ impl Answerer {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let wanted = match request.uri().path() {
             "/status" | "/logs" => Method::GET,
-            "/deploy" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
+            "/deploy" | "/password/rotate" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
             path => return wrong((404, format!("there is no {path} here"))),
         };
         if *request.method() != wanted {
@@ -171,6 +171,7 @@ async fn order(request: Request<Incoming>) -> Result<Order, Wrong> {
         "/restart" => Ok(Order::Restart { service: parse::<Restart>(&body, r#"{"service": "worker-0"}"#)?.service }),
         "/scale" => Ok(Order::Scale(parse(&body, r#"{"to": 4} or {"by": -1}"#)?)),
         "/reload" => Ok(Order::Reload),
+        "/password/rotate" => Ok(Order::RotatePassword),
         "/deploy" => Ok(Order::Deploy { dry_run: parse::<Deploy>(&body, r#"{"dry_run": false}"#)?.dry_run }),
         _ => Ok(Order::Stop),
     }

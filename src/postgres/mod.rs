@@ -26,6 +26,7 @@ pub mod policy;
 pub mod port;
 pub mod probe;
 pub mod provision;
+pub mod rotation;
 pub mod scram;
 pub mod secret;
 pub mod server;

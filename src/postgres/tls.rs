@@ -75,7 +75,7 @@ fn authorities_file(home: &Home) -> PathBuf {
     dir(home).join("ca.crt")
 }
 
-fn authority_key_file(home: &Home) -> PathBuf {
+pub(super) fn authority_key_file(home: &Home) -> PathBuf {
     dir(home).join("ca.key")
 }
 

@@ -32,6 +32,9 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 /// How long a worker that is debugged may take to get ready.
 const DEBUGGED_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
+/// The keys that give the password.
+const PASSWORD_KEYS: [&str; 2] = ["postgres.password", "postgres.password_file"];
+
 /// The configuration, and its sources, from which it can be read again.
 pub struct Configuration {
     pub source: Source,
@@ -262,8 +265,11 @@ impl Context {
             let of = changes(old, &loaded).into_iter().filter(|change| change.effect == wanted);
             of.map(|change| change.key).collect()
         };
-        let (live, rolled) = (keys(&current.loaded, Effect::Live), keys(&current.loaded, Effect::Roll));
-        let restart = keys(&self.started, Effect::Restart);
+        let (live, mut rolled) = (keys(&current.loaded, Effect::Live), keys(&current.loaded, Effect::Roll));
+        let mut restart = keys(&self.started, Effect::Restart);
+        if self.started.settings.postgres.mode == PostgresMode::Attach {
+            restart.extend(rolled.extract_if(.., |key| PASSWORD_KEYS.contains(&key.as_str())));
+        }
         let mut settings = merge(&self.started.settings, &loaded.settings);
         // A socket that was handed down keeps its address.
         settings.workers.listen = current.settings.workers.listen.clone();
@@ -328,7 +334,12 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
         ..new.workers.clone()
     };
     let tls = started.postgres.tls.renewed(&new.postgres.tls);
-    let postgres = Postgres { tls, ..started.postgres.clone() };
+    // Of a server elsewhere only the next start takes another password: there is no second one to change over with.
+    let password = match started.postgres.mode {
+        PostgresMode::Managed => new.postgres.password.clone(),
+        PostgresMode::Attach => started.postgres.password.clone(),
+    };
+    let postgres = Postgres { tls, password, ..started.postgres.clone() };
     Settings {
         postgres,
         workers,

@@ -20,6 +20,7 @@ mod marked_run;
 pub mod migration_run;
 mod orders;
 mod preflight;
+pub mod rotate;
 mod saved;
 mod services;
 mod shell;

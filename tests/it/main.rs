@@ -96,6 +96,7 @@ mod output;
 mod own_database;
 mod owners_functions;
 mod packages;
+mod password;
 mod pid_one;
 mod pitr;
 mod plain_pytest;
