@@ -169,8 +169,9 @@ impl Inspection {
             self.add(name, format!("the private key in {shown} is encrypted"), help);
         } else {
             let cert = files.keys.cert;
-            let help =
-                format!("a file of PEM has a line -----BEGIN PRIVATE KEY-----; where it is not that of {cert}, write {name}");
+            let help = format!(
+                "a file of PEM has a line -----BEGIN PRIVATE KEY-----; where it is not that of {cert}, write {name}"
+            );
             self.add(name, format!("{shown} holds no private key"), help);
         }
         None

@@ -130,7 +130,10 @@ mod tests {
         assert_eq!(of("postgres.tls_key"), dir.path().join("tandem.postgres.tls_key").display().to_string());
         assert!(of("workers.env.SECRET_KEY").ends_with("{PGHOST} application"));
         let told = problems.sentences().collect::<String>();
-        assert!(told.contains("tandem.postgres.pasword") && told.contains("did you mean tandem.postgres.password?"), "{told}");
+        assert!(
+            told.contains("tandem.postgres.pasword") && told.contains("did you mean tandem.postgres.password?"),
+            "{told}"
+        );
         assert!(credentials(&dir.path().join("none"), &mut problems).is_empty());
     }
 }

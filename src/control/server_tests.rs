@@ -49,7 +49,7 @@ fn picture() -> Picture {
         roll: None,
         hook: None,
         certificate: None,
-            database_certificate: None,
+        database_certificate: None,
         sorted_otherwise: Vec::new(),
     }
 }

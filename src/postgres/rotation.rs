@@ -112,7 +112,8 @@ fn is_copied(name: &str) -> bool {
 /// Remove the second role, if it is there; whether it was. What it owns in this database, as after `SET SESSION
 /// AUTHORIZATION DEFAULT` and `RESET ROLE`, becomes `user`'s.
 pub(super) async fn remove(connection: &mut PgConnection, user: &str) -> anyhow::Result<bool> {
-    let asked = query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)").bind(ROLE).fetch_one(&mut *connection);
+    let asked =
+        query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)").bind(ROLE).fetch_one(&mut *connection);
     if !answered(ANSWER_LIMIT, "look for a second role", asked).await? {
         return Ok(false);
     }

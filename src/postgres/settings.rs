@@ -175,7 +175,12 @@ fn is_english(locale: &str) -> bool {
 /// [`Failure`] with [`Code::Config`] for a name in `[postgres.settings]` that is none, or that Tandem sets itself.
 pub fn render(inputs: &Inputs<'_>) -> Result<Rendered, Failure> {
     let notice = (!fits_in_shared(inputs)).then(|| shared_notice(inputs));
-    Ok(Rendered { conf: conf(inputs)?, hba: access::hba(inputs.postgres.listen, inputs.tls.is_some()), ident: access::ident(inputs.trusted_users), notice })
+    Ok(Rendered {
+        conf: conf(inputs)?,
+        hba: access::hba(inputs.postgres.listen, inputs.tls.is_some()),
+        ident: access::ident(inputs.trusted_users),
+        notice,
+    })
 }
 
 /// The address under which this machine reaches a server that listens on `listen`.

@@ -84,12 +84,7 @@ pub(super) fn authority_key_file(home: &Home) -> PathBuf {
 ///
 /// # Errors
 /// [`crate::exit::Failure`] with [`crate::exit::Code::Config`] that tells all that is wrong with the files.
-pub fn look(
-    postgres: &Postgres,
-    loaded: &Loaded,
-    home: &Home,
-    now: SystemTime,
-) -> anyhow::Result<Option<Certificate>> {
+pub fn look(postgres: &Postgres, loaded: &Loaded, home: &Home, now: SystemTime) -> anyhow::Result<Option<Certificate>> {
     match &postgres.tls {
         _ if postgres.mode == PostgresMode::Attach => Ok(None),
         PostgresTls::Off => Ok(None),
@@ -108,10 +103,8 @@ type Wrong = Vec<(&'static str, String, String)>;
 
 fn of_files(files: &PostgresTlsFiles, listen: IpAddr, home: &Home, now: SystemTime) -> Result<Certificate, Wrong> {
     let PostgresTlsFiles { cert, key, ca } = files;
-    let mut found = certificate::inspect(
-        &Files { keys: KEYS, cert, key, ca: ca.as_deref(), user: None, must_hold: true },
-        now,
-    );
+    let mut found =
+        certificate::inspect(&Files { keys: KEYS, cert, key, ca: ca.as_deref(), user: None, must_hold: true }, now);
     if let Some(ca) = ca.as_ref().filter(|_| found.wrong.is_empty())
         && let Err(error) = certificate::leads_to(&found.chain, &found.authorities, now)
     {

@@ -63,7 +63,8 @@ impl Operator {
             self.context.database_certificate.set(not_after);
             return Ok(None);
         }
-        let server = self.tree.borrow().standing().find(|it| it.kind == Some(ServiceKind::Postgres)).and_then(|it| it.pid);
+        let server =
+            self.tree.borrow().standing().find(|it| it.kind == Some(ServiceKind::Postgres)).and_then(|it| it.pid);
         if let Some(pid) = server {
             process::signal(pid, Signal::SIGHUP);
             let (listen, port) = (self.context.settings().postgres.listen, self.context.url().port);

@@ -178,8 +178,7 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     let url = context.url();
     let wanted = Wanted { user: &url.user, password: &password, database: &url.database };
     // A second attempt may find what the first has made.
-    let provide =
-        async || provision::provision(&context.home, url.port, &wanted, context.fresh.replace(false)).await;
+    let provide = async || provision::provision(&context.home, url.port, &wanted, context.fresh.replace(false)).await;
     across_recoveries(&context.settings().postgres, provide).await?;
     context.database.set(DatabaseStage::Provisioned);
     Ok(())

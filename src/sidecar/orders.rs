@@ -243,7 +243,8 @@ impl Operator {
     /// Start new workers, and treat all of them, as the settings say that hold now.
     pub(super) fn let_hold(&self) -> Rc<Settings> {
         let settings = self.context.settings();
-        let launch = self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone(), self.context.url())));
+        let launch =
+            self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone(), self.context.url())));
         *self.launch.borrow_mut() = launch;
         let _ = self.events.send(TreeEvent::Replan(Box::new(boot::plan(&settings, &self.steps, self.context.reload))));
         settings

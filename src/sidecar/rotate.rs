@@ -150,10 +150,13 @@ impl Operator {
             let text = format!("{why}\n{user} has the new password; workers that are there go on as {ROLE}");
             return Err(Stopped { undo: false, ..Stopped::half_way(Code::Failed, text) });
         }
-        let mut words = vec![format!("{user} has a new password, and every process with it, after {:.1?}", began.elapsed())];
+        let mut words =
+            vec![format!("{user} has a new password, and every process with it, after {:.1?}", began.elapsed())];
         match self.wait_gone(&before).await {
             Ok(()) => self.end_turn(&place).await,
-            Err(still) => words.push(format!("{still} as {ROLE}: the next change, or the next start, removes that role")),
+            Err(still) => {
+                words.push(format!("{still} as {ROLE}: the next change, or the next start, removes that role"))
+            }
         }
         words.iter().for_each(|line| tracing::info!("password: {line}"));
         Ok(words)
@@ -209,7 +212,8 @@ impl Operator {
     /// Replace every worker, new before old, and start the processes beside them again.
     async fn replace_all(&self) -> Result<(), Stopped> {
         self.replace_workers().await?;
-        let companions: Vec<ServiceView> = self.tree.borrow().standing().filter(|it| is_companion(it)).cloned().collect();
+        let companions: Vec<ServiceView> =
+            self.tree.borrow().standing().filter(|it| is_companion(it)).cloned().collect();
         for companion in companions {
             let answer = self.restart_in_place(&companion).await;
             if !answer.is_done() {

@@ -222,7 +222,10 @@ fn a_password_that_was_given_is_changed_where_it_stands_and_a_reload_takes_it_ov
     project.write("secret", &format!("{first}\n"));
     let mut tandem = Tandem::up(&project);
     let rotate = || control::run(&project, &["password", "rotate"]);
-    rotate().expect(64, &["postgres.password_file (tandem.toml:", "write the new one into that file, then `tandem reload`"]);
+    rotate().expect(
+        64,
+        &["postgres.password_file (tandem.toml:", "write the new one into that file, then `tandem reload`"],
+    );
     let crowd = crowd(&tandem);
     wait_for("the crowd at work", || crowd.answers() > 50);
     project.write("secret", &format!("{second}\n"));
@@ -236,7 +239,10 @@ fn a_password_that_was_given_is_changed_where_it_stands_and_a_reload_takes_it_ov
 
     for (variables, words) in [
         (&[("POSTGRES_PASSWORD", first)][..], &["POSTGRES_PASSWORD (environment)", "restart Tandem"][..]),
-        (&[("DATABASE_URL", "postgresql://u:tulip-from-afar-9@db/d"), ("TANDEM_POSTGRES__MODE", "managed")], &["DATABASE_URL"]),
+        (
+            &[("DATABASE_URL", "postgresql://u:tulip-from-afar-9@db/d"), ("TANDEM_POSTGRES__MODE", "managed")],
+            &["DATABASE_URL"],
+        ),
         (&[("DATABASE_URL", "postgresql://u:tulip-from-afar-9@localhost/d")], &["run by somebody else", "ALTER ROLE"]),
     ] {
         let bare = Project::app_with("connects:app", BARE);
@@ -261,7 +267,8 @@ fn a_password_that_others_guess_is_told_and_refused_beyond_this_machine() {
     };
     let beyond = "postgres.listen = '0.0.0.0'\npostgres.tls = 'self-signed'";
     for password in ["changeme", "ChangeMe2026!", "mysecretpassword"] {
-        check("", password).expect(0, &["POSTGRES_PASSWORD (environment): the password is one that is tried first", "leave it out"]);
+        check("", password)
+            .expect(0, &["POSTGRES_PASSWORD (environment): the password is one that is tried first", "leave it out"]);
         check(beyond, password).expect(78, &["tried first, and PostgreSQL listens on 0.0.0.0", "openssl rand"]);
     }
     for lines in ["", beyond] {
@@ -292,8 +299,10 @@ fn secrets_come_from_files_and_from_systemds_credentials() {
     let credentials = ("CREDENTIALS_DIRECTORY", dir.to_str().unwrap());
     let told = check(&[credentials]);
     told.expect(0, &["CREDENTIALS_DIRECTORY/tandem.postgres.password", "workers.env.SECRET_KEY"]);
-    check(&[credentials, ("POSTGRES_PASSWORD", "another-flower-9")])
-        .expect(0, &["CREDENTIALS_DIRECTORY/tandem.postgres.password (environment) and POSTGRES_PASSWORD (environment) differ"]);
+    check(&[credentials, ("POSTGRES_PASSWORD", "another-flower-9")]).expect(
+        0,
+        &["CREDENTIALS_DIRECTORY/tandem.postgres.password (environment) and POSTGRES_PASSWORD (environment) differ"],
+    );
     project.write("credentials/tandem.postgres.pasword", "x");
     check(&[credentials]).expect(78, &["names no key", "did you mean tandem.postgres.password?"]);
     fs::remove_file(dir.join("tandem.postgres.pasword")).unwrap();

@@ -94,7 +94,15 @@ fn a_certificate_of_tandems_own_is_checked_in_full_without_ceremony() {
     for args in [&["migrate", "status"][..], &["migrate", "up"], &["backup"], &["health", "--ready"]] {
         control::run(&project, args).expect(0, &[]);
     }
-    let test = ["test", "--migrations", "none", "--", "sh", "-c", "case $PGSSLMODE$DATABASE_URL in *ssl*) exit 1;; *) echo plain; esac"];
+    let test = [
+        "test",
+        "--migrations",
+        "none",
+        "--",
+        "sh",
+        "-c",
+        "case $PGSSLMODE$DATABASE_URL in *ssl*) exit 1;; *) echo plain; esac",
+    ];
     control::run(&project, &test).expect(0, &["plain"]);
     let certificate = &control::status(&project)["certificates"][0];
     assert_eq!(certificate["of"], "postgres");
@@ -167,8 +175,7 @@ impl Drop for Session {
 }
 
 fn with_files(authority: &Authority, made: &Made) -> Project {
-    let lines =
-        "postgres.tls = 'files'\npostgres.tls_cert = 'cert.pem'\npostgres.tls_key = 'key.pem'\npostgres.tls_ca = 'ca.pem'";
+    let lines = "postgres.tls = 'files'\npostgres.tls_cert = 'cert.pem'\npostgres.tls_key = 'key.pem'\npostgres.tls_ca = 'ca.pem'";
     let project = project(lines);
     project.write("ca.pem", authority.pem());
     made.write(project.dir());
@@ -191,7 +198,8 @@ fn a_reload_takes_new_files_and_no_session_ends() {
 
     second.write(project.dir());
     assert!(first.is(&shown(&client, project.postgres)), "nothing was asked for yet");
-    control::run(&project, &["reload"]).expect(0, &["PostgreSQL shows new sessions the new certificate, which holds until"]);
+    control::run(&project, &["reload"])
+        .expect(0, &["PostgreSQL shows new sessions the new certificate, which holds until"]);
     assert!(second.is(&shown(&client, project.postgres)));
     assert_eq!(session.backend(), backend);
     assert_eq!(control::status(&project)["certificates"][0]["days_left"], 90);
@@ -287,7 +295,10 @@ fn keys_that_do_not_go_together_are_told() {
         ("postgres.tls_names = ['a']", &["postgres.tls_names", "has no effect"]),
         ("postgres.tls = 'self-signed'\npostgres.tls_names = ['a b']", &["\"a b\" is neither a name nor an address"]),
         ("postgres.tls = 'on'", &["postgres.tls", "off", "self-signed", "files"]),
-        ("postgres.tls = 'self-signed'\npostgres.settings.ssl = 'off'", &["ssl settings cannot be set", "postgres.tls"]),
+        (
+            "postgres.tls = 'self-signed'\npostgres.settings.ssl = 'off'",
+            &["ssl settings cannot be set", "postgres.tls"],
+        ),
     ] {
         refusal::run(&project(lines), &["check"]).expect(78, words);
     }

@@ -5,10 +5,46 @@ use crate::config::{PostgresMode, Purpose, Settings};
 
 /// What documentation and examples write, and what is tried first.
 const USUAL: [&str; 40] = [
-    "admin", "app", "change", "changeit", "changeme", "database", "db", "default", "demo", "dev", "development", "docker",
-    "example", "foobar", "guest", "hunter", "insecure", "letmein", "master", "mysecretpassword", "mypassword", "pass",
-    "passwd", "password", "pg", "placeholder", "postgres", "postgresql", "production", "pw", "qwerty", "replaceme", "root",
-    "secret", "superuser", "test", "todo", "user", "welcome", "yourpassword",
+    "admin",
+    "app",
+    "change",
+    "changeit",
+    "changeme",
+    "database",
+    "db",
+    "default",
+    "demo",
+    "dev",
+    "development",
+    "docker",
+    "example",
+    "foobar",
+    "guest",
+    "hunter",
+    "insecure",
+    "letmein",
+    "master",
+    "mysecretpassword",
+    "mypassword",
+    "pass",
+    "passwd",
+    "password",
+    "pg",
+    "placeholder",
+    "postgres",
+    "postgresql",
+    "production",
+    "pw",
+    "qwerty",
+    "replaceme",
+    "root",
+    "secret",
+    "superuser",
+    "test",
+    "todo",
+    "user",
+    "welcome",
+    "yourpassword",
 ];
 /// Fewer characters can be tried one after another by whoever has the stored verifier.
 const LENGTH_MIN: usize = 12;
@@ -26,8 +62,12 @@ impl Checker<'_> {
     /// A password that others guess is told, and refused where others can try it.
     pub(super) fn password(&mut self, purpose: Purpose) {
         let postgres = &self.settings.postgres;
-        let Some(password) = postgres.password.as_ref().filter(|_| postgres.mode == PostgresMode::Managed) else { return };
-        let Some(weakness) = weakness(password.expose(), self.settings).filter(|_| purpose == Purpose::Serve) else { return };
+        let Some(password) = postgres.password.as_ref().filter(|_| postgres.mode == PostgresMode::Managed) else {
+            return;
+        };
+        let Some(weakness) = weakness(password.expose(), self.settings).filter(|_| purpose == Purpose::Serve) else {
+            return;
+        };
         let origin = self.values.origin("postgres.password").clone();
         let what = match weakness {
             Weakness::Guessable => "the password is one that is tried first".to_owned(),
@@ -35,8 +75,11 @@ impl Checker<'_> {
         };
         let help = "leave it out, and Tandem makes one; or give a long random one: openssl rand -base64 32";
         if weakness == Weakness::Guessable && !postgres.listen.is_loopback() {
-            let message =
-                format!("{}: {what}, and PostgreSQL listens on {}", origin.name_of("postgres.password"), postgres.listen);
+            let message = format!(
+                "{}: {what}, and PostgreSQL listens on {}",
+                origin.name_of("postgres.password"),
+                postgres.listen
+            );
             self.problems.add_to("postgres.password", &origin, message, Some(help.to_owned()));
         } else {
             let (name, place) = (origin.name_of("postgres.password"), origin.place());
@@ -50,13 +93,14 @@ fn weakness(password: &str, settings: &Settings) -> Option<Weakness> {
     let length = letters.len();
     // Without the year, the number or the exclamation mark at its end, and what stands between words.
     let low = password.to_lowercase();
-    let bare: String = low.trim_end_matches(|c: char| !c.is_alphabetic()).chars().filter(|c| c.is_alphanumeric()).collect();
+    let bare: String =
+        low.trim_end_matches(|c: char| !c.is_alphabetic()).chars().filter(|c| c.is_alphanumeric()).collect();
     let names = [&settings.postgres.user, &settings.postgres.database, &settings.name].map(|name| name.to_lowercase());
     let is_name = names.iter().any(|name| *name == low || bare == *name.replace(['-', '_', '.'], ""));
     let runs = letters.windows(2).filter(|pair| (pair[1] as i64 - pair[0] as i64).abs() <= 1).count();
     letters.sort_unstable();
     letters.dedup();
-    let is_pattern = letters.len() < DIFFERENT_MIN || runs + 1 >= length;
+    let is_pattern = letters.len() < DIFFERENT_MIN || runs * 10 >= length.saturating_sub(1) * 9;
     if is_name || is_pattern || bare.is_empty() && length < LENGTH_MIN || USUAL.contains(&bare.as_str()) {
         Some(Weakness::Guessable)
     } else {
@@ -77,15 +121,31 @@ mod tests {
         let loaded = config::load(&source).unwrap();
         let of = |password: &str| weakness(password, &loaded.settings);
         for password in [
-            "changeme", "ChangeMe!", "change_me", "change-me-123", "password2026", "postgres", "mysecretpassword", "ffe_user",
-            "FFE_USER1", "ffeuser", "123456", "12345678901234", "aaaaaaaaaaaaaaaa", "abababababab", "abcdefghijklmnop", "",
+            "changeme",
+            "ChangeMe!",
+            "change_me",
+            "change-me-123",
+            "password2026",
+            "postgres",
+            "mysecretpassword",
+            "ffe_user",
+            "FFE_USER1",
+            "ffeuser",
+            "123456",
+            "12345678901234",
+            "aaaaaaaaaaaaaaaa",
+            "abababababab",
+            "abcdefghijklmnop",
+            "",
         ] {
             assert_eq!(of(password), Some(Weakness::Guessable), "{password}");
         }
         for password in ["k3Qz!pT", "tulip-9-oak"] {
             assert_eq!(of(password), Some(Weakness::Short), "{password}");
         }
-        for password in ["correct horse battery staple", "W22ZaJ0SNY7soEsUEjb6gQ==", "81f0c2aa9d7e4b31", "пароль-долгий-один"] {
+        for password in
+            ["correct horse battery staple", "W22ZaJ0SNY7soEsUEjb6gQ==", "81f0c2aa9d7e4b31", "пароль-долгий-один"]
+        {
             assert_eq!(of(password), None, "{password}");
         }
     }

@@ -16,7 +16,8 @@ impl Checker<'_> {
         if postgres.mode == PostgresMode::Attach {
             if word != "off" {
                 self.notices.push(
-                    "postgres.tls has no effect: the server is not Tandem's own; sslmode in postgres.url asks for TLS".into(),
+                    "postgres.tls has no effect: the server is not Tandem's own; sslmode in postgres.url asks for TLS"
+                        .into(),
                 );
             }
             return;

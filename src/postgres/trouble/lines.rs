@@ -42,7 +42,8 @@ pub fn lasting(lines: &[String], settings: SettingSources<'_>) -> Option<Lasting
     };
     let data = settings.data.display();
     if let Some(said) = find(&["SSL is not supported by this build"]) {
-        let way = "this PostgreSQL was built without OpenSSL: set postgres.source = \"package\", or postgres.tls = \"off\"";
+        let way =
+            "this PostgreSQL was built without OpenSSL: set postgres.source = \"package\", or postgres.tls = \"off\"";
         return Some(Lasting { code: Code::Config, why: format!("{said}: {way}") });
     }
     if let Some(said) = find(&["contains errors"]) {
