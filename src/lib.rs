@@ -30,7 +30,7 @@
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
 //!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
-//! schema/      migrations under a lock, in step with Alembic
+//! schema/      migrations under a lock: the built-in ones, in step with Alembic, and numbered SQL files
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
