@@ -198,7 +198,7 @@ mod tests {
         let path = file.path().to_owned();
         file.write(b"one\n").unwrap();
         // logrotate moves it.
-        fs::rename(&path, dir.path().join("moved")).unwrap();
+        durable::rename(&path, &dir.path().join("moved")).unwrap();
         file.write(b"two\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("moved")).unwrap(), "one\n");
         // It copies it and cuts it off.
