@@ -79,6 +79,11 @@ pub fn settings(
             },
             filter: values.word("log.filter"),
             ring: values.bytes("log.ring").unwrap_or_default(),
+            file: values.path("log.file").map(|path| LogFile {
+                path,
+                size_max: values.bytes("log.file_size_max").unwrap_or_default(),
+                count: values.number("log.file_count"),
+            }),
         },
     }
 }

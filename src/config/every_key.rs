@@ -213,4 +213,13 @@ const REST: &[Key] = &[
     key(Restart, "log.format", Kind::Choice(&["auto", "text", "json"]), r#""auto""#, "How output looks"),
     key(Restart, "log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),
     key(Restart, "log.ring", Kind::Size, r#""1MB""#, "Log kept in memory for `tandem logs`"),
+    open(Restart, "log.file", Kind::Path, "none", "File that the log goes to as well, as JSON"),
+    key(Restart, "log.file_size_max", Kind::Size, r#""16MB""#, "Size at which a new file is begun"),
+    key(
+        Restart,
+        "log.file_count",
+        Kind::Between(1, 100),
+        "5",
+        "How many of these files there are, the newest included",
+    ),
 ];

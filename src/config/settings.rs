@@ -408,4 +408,16 @@ pub struct Log {
     pub filter: String,
     /// Bytes of the log's last lines that are kept in memory; 0: none.
     pub ring: u64,
+    /// The file that the log goes to as well.
+    pub file: Option<LogFile>,
+}
+
+/// `log.file`, with its bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    pub path: PathBuf,
+    /// The size in bytes at which a new file is begun.
+    pub size_max: u64,
+    /// How many files there are, the newest included.
+    pub count: u32,
 }

@@ -17,6 +17,7 @@ mod full;
 pub mod home;
 pub mod lock;
 pub mod log;
+pub mod log_message;
 pub mod lookup;
 mod names;
 mod pauses;

@@ -82,6 +82,8 @@ mod listen;
 mod live_database;
 mod load_client;
 mod locks;
+mod log_file;
+mod log_lines;
 mod lower_layer;
 mod machine_lacks;
 mod migrator;
