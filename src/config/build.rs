@@ -48,6 +48,10 @@ pub fn settings(
             timeout: values.duration("pool.timeout"),
         },
         health: Health { listen: values.place("health.listen"), workers_min: values.number("health.workers_min") },
+        metrics: Metrics {
+            interval: values.duration_or_never("metrics.interval"),
+            tables: values.number("metrics.tables"),
+        },
         stop: Stop {
             drain_delay: values.duration("stop.drain_delay"),
             grace: values.duration("stop.grace"),

@@ -39,6 +39,7 @@ pub struct Settings {
     pub workers: Workers,
     pub pool: Pool,
     pub health: Health,
+    pub metrics: Metrics,
     pub stop: Stop,
     pub hooks: Hooks,
     /// `[[process]]`, in the order of the file.
@@ -305,6 +306,15 @@ pub struct Health {
     pub listen: Place,
     /// `/ready` needs at least this many ready workers.
     pub workers_min: u32,
+}
+
+/// `[metrics]`: what `/metrics` tells of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// How often the database is measured; `None`: never.
+    pub interval: Option<Duration>,
+    /// How many tables have series of their own, the largest first.
+    pub tables: u32,
 }
 
 /// `[stop]`: the limits of the stop ladder's rungs.

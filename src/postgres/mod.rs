@@ -18,6 +18,7 @@ pub mod home;
 pub mod lock;
 pub mod log;
 pub mod lookup;
+pub mod measure;
 mod names;
 mod pauses;
 pub mod policy;

@@ -306,6 +306,7 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
         workers,
         pool: new.pool.clone(),
         health: crate::config::Health { listen: started.health.listen.clone(), ..new.health.clone() },
+        metrics: new.metrics,
         stop: new.stop.clone(),
         hooks: new.hooks.clone(),
         backup: new.backup.clone(),

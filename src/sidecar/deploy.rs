@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::context::{Context, Reread};
+use super::counting;
 use super::jobs::{LockedOut, migration_command, run_migrations, with_import_help};
 use super::migration_run;
 use super::orders::Operator;
@@ -35,9 +36,11 @@ impl Operator {
         if !dry_run && self.deploys.replace(true) {
             return Answer::failed(Code::Temporary, "another deployment is under way; `tandem logs` shows how far");
         }
+        let began = Instant::now();
         let answer = self.take_steps(dry_run).await;
         if !dry_run {
             self.deploys.set(false);
+            counting::deployment(&answer, began.elapsed());
         }
         answer
     }
@@ -66,7 +69,11 @@ impl Operator {
             let began = Instant::now();
             let done = match step {
                 Step::Environment(_) => self.make_next(&settings).await.map(|made| next = Some(made)),
-                Step::Migrations(_) => self.migrate(&settings, next.as_ref()).await,
+                Step::Migrations(_) => {
+                    let migrated = self.migrate(&settings, next.as_ref()).await;
+                    counting::migrations(migrated.is_ok());
+                    migrated
+                }
                 Step::Roll(_) => return self.finish(reading, next, words, &steps).await,
             };
             if let Err(error) = done {
