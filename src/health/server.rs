@@ -20,6 +20,8 @@ use crate::{event_loop, telemetry};
 
 /// The paths of the port, for `/`.
 const INDEX: &[(&str, &str)] = &[
+    ("/", "the status page, for browsers (health.page); for others these paths"),
+    ("/events", "what the page shows, as server-sent events"),
     ("/health", "the whole report; 503 when unhealthy (alias /healthz)"),
     ("/ready", "200 while requests should be sent here (alias /readyz)"),
     ("/metrics", "free room, backups, WAL and workers as OpenMetrics text"),
@@ -38,7 +40,7 @@ pub async fn serve(listener: TcpListener, pictures: watch::Receiver<Arc<Picture>
 }
 
 /// The answer to one request.
-fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes>> {
+pub fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes>> {
     let under_way = telemetry::under_way();
     // tokio's clock, which tests can set.
     let instant = Instant::now().into_std();
@@ -73,7 +75,7 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
 }
 
 /// The measurements of this process.
-fn supervisor() -> Supervisor {
+pub fn supervisor() -> Supervisor {
     let measured = event_loop::measured();
     Supervisor { longest_stall: measured.longest, stalls: measured.stalls, log_lines_dropped: telemetry::dropped() }
 }
