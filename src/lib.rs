@@ -30,6 +30,7 @@
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
 //!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
+//! page/        the status page on the health port, for browsers: who may see it, its HTML, its events
 //! schema/      migrations under a lock, in step with Alembic
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
@@ -95,6 +96,7 @@ pub mod health;
 pub mod http;
 pub mod install;
 pub mod metrics;
+pub mod page;
 pub mod phase;
 pub mod plan;
 pub mod postgres;

@@ -151,7 +151,7 @@ fn server_time(tandem: &Tandem, project: &Project) -> f64 {
 
 /// Statements that the server has executed.
 fn statements(project: &Project) -> f64 {
-    as_superuser(project, "ffe_data", "SELECT sum(calls) FROM pg_stat_statements").parse().unwrap()
+    as_superuser(project, "app", "SELECT sum(calls) FROM pg_stat_statements").parse().unwrap()
 }
 
 /// A program that is ended with the benchmark.
@@ -168,7 +168,7 @@ impl Drop for Beside {
 fn exporter(project: &Project) -> Option<(Beside, u16)> {
     let (port, socket) = (free_port(), project.state().join("run/postgres"));
     let database =
-        format!("host={} port={} user=postgres dbname=ffe_data sslmode=disable", socket.display(), project.postgres);
+        format!("host={} port={} user=postgres dbname=app sslmode=disable", socket.display(), project.postgres);
     let mut command = Command::new("prometheus-postgres-exporter");
     command.arg(format!("--web.listen-address=127.0.0.1:{port}")).env("DATA_SOURCE_NAME", database);
     let exporter = Beside(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?);

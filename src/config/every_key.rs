@@ -162,6 +162,28 @@ const AROUND_WORKERS: &[Key] = &[
     ),
     key(Live, "health.workers_min", Kind::Count(1), "1", "Ready workers that /ready asks for"),
     key(
+        Restart,
+        "health.page",
+        Kind::Choice(&["auto", "on", "off"]),
+        r#""auto""#,
+        "The status page at / for browsers, and its events; auto: where health.listen is loopback",
+    ),
+    open(
+        Restart,
+        "health.page_password",
+        Kind::Secret,
+        "none",
+        "Password that the page asks for; beyond loopback there must be one",
+    ),
+    open(Restart, "health.page_password_file", Kind::Path, "none", "File that holds that password"),
+    key(
+        Restart,
+        "health.page_hosts",
+        Kind::List,
+        "[]",
+        "Names by which browsers may ask for the page, beside localhost and plain addresses",
+    ),
+    key(
         Live,
         "metrics.interval",
         Kind::DurationOrNever,

@@ -101,6 +101,7 @@ mod tests {
             backup_disk: Disk::default(),
             services: vec![worker, resting],
             roll: Some("replacing worker-0".into()),
+            details: Default::default(),
         }
     }
 

@@ -63,6 +63,7 @@ fn picture(now: Now<'_>) -> Picture {
         backup_disk: Disk::default(),
         services: vec![],
         roll: None,
+        details: Default::default(),
     }
 }
 

@@ -1,10 +1,8 @@
 //! The health port: HTTP/1.1 answers from the last picture, read-only. `http::server` says how it is bounded.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
@@ -13,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::events::Body;
 use super::metrics;
 use super::picture::{Picture, Supervisor};
 use super::report::{self, Now};
@@ -24,6 +23,8 @@ use crate::{event_loop, telemetry};
 
 /// The paths of the port, for `/`.
 const INDEX: &[(&str, &str)] = &[
+    ("/", "the status page, for browsers (health.page); for others these paths"),
+    ("/events", "what the page shows, as server-sent events"),
     ("/health", "the whole report; 503 when unhealthy (alias /healthz)"),
     ("/ready", "200 while requests should be sent here (alias /readyz)"),
     ("/metrics", "everything that is measured, for Prometheus: as OpenMetrics or as the older text"),
@@ -49,15 +50,10 @@ pub fn wanted(headers: &HeaderMap) -> Format {
 }
 
 /// The answer to one request; `format` is that of `/metrics`.
-pub async fn respond(
-    method: &Method,
-    path: &str,
-    format: Format,
-    picture: &Picture,
-) -> Response<BoxBody<Bytes, Infallible>> {
+pub async fn respond(method: &Method, path: &str, format: Format, picture: &Picture) -> Response<Body> {
     match path == "/metrics" && matches!(*method, Method::GET | Method::HEAD) {
-        true => scrape(picture, format).await.map(BodyExt::boxed),
-        false => answer(method, path, picture).map(BodyExt::boxed),
+        true => scrape(picture, format).await.map(BodyExt::boxed_unsync),
+        false => answer(method, path, picture).map(BodyExt::boxed_unsync),
     }
 }
 
@@ -93,7 +89,7 @@ fn answer(method: &Method, path: &str, picture: &Picture) -> Response<Full<Bytes
 }
 
 /// The measurements of this process.
-fn supervisor() -> Supervisor {
+pub fn supervisor() -> Supervisor {
     let measured = event_loop::measured();
     Supervisor { longest_stall: measured.longest, stalls: measured.stalls, log_lines_dropped: telemetry::dropped() }
 }

@@ -14,13 +14,15 @@ use tokio::sync::watch;
 
 use super::disks::LOOK_LIMIT;
 use super::{Context, counting};
-use crate::backup::catalog::Catalog;
+use crate::backup::catalog::{BackupEntry, Catalog};
 use crate::backup::pitr;
 use crate::backup::retention::State;
 use crate::backup::scheduled::{self, Run};
 use crate::config::{Alarm, PostgresMode, Settings};
 use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
+use crate::health::calendar::{self, Dated, DayState, Expected, calendar};
+use crate::health::history::{self, Marks};
 use crate::health::picture::{self, Picture};
 use crate::plan::libpq::stays_attached;
 use crate::plan::{CommandLine, in_one_line, schedule::Schedule};
@@ -93,11 +95,16 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let next = [planned, again].into_iter().flatten().min();
         let show = |running, last: Option<&Run>| {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
+            let days = days(&seen, schedule.as_ref(), &settings, last, now);
             pictures.send_modify(|picture| {
-                let before = &mut Arc::make_mut(picture).backups;
+                let picture = Arc::make_mut(picture);
+                let marks = Marks::of(picture);
+                let before = &mut picture.backups;
                 let (pitr, last_base, kept_databases) = (before.pitr.take(), before.last_base, before.kept_databases);
                 let unreadable_bases = std::mem::take(&mut before.unreadable_bases);
                 *before = picture::Backups { pitr, last_base, unreadable_bases, kept_databases, ..shown };
+                picture.details.backup_days = days;
+                history::note(picture, &marks, SystemTime::now());
             });
         };
         if next.is_some_and(|next| next <= now) {
@@ -307,6 +314,8 @@ struct Seen {
     count: usize,
     newest: Option<SystemTime>,
     newest_verified: Option<SystemTime>,
+    /// All of them, for the calendar.
+    dated: Vec<Dated>,
     /// Since when the directory does not answer; the other fields are as old then.
     unanswered: Option<Instant>,
     /// Why it cannot be read; the other fields are as old then.
@@ -342,10 +351,45 @@ impl Seen {
             count: entries.len(),
             newest: entries.last().map(|entry| entry.name.taken.into()),
             newest_verified: proven.map(|entry| entry.name.taken.into()),
+            dated: entries.iter().filter_map(dated).collect(),
             unanswered: None,
             unreadable: None,
         }
     }
+}
+
+/// A backup as the calendar has it, which leaves out files that may be somebody else's.
+fn dated(entry: &BackupEntry) -> Option<Dated> {
+    let state = match entry.standing() {
+        State::Proven => DayState::Verified,
+        State::Unverified => DayState::Taken,
+        State::Bad => DayState::Bad,
+        State::Incomplete => return None,
+    };
+    let bytes = entry.manifest.as_ref().map_or(0, |manifest| manifest.size_bytes);
+    Some(Dated { taken: entry.name.taken.into(), state, bytes })
+}
+
+/// The calendar of backups.
+fn days(
+    seen: &Seen,
+    schedule: Option<&Schedule>,
+    settings: &Settings,
+    last: Option<&Run>,
+    now: DateTime<Utc>,
+) -> Vec<calendar::Day> {
+    let failed = last.filter(|run| run.error.is_some());
+    let failed = failed.map(|run| Dated { taken: run.started.into(), state: DayState::Bad, bytes: 0 });
+    let found: Vec<_> = seen.dated.iter().copied().chain(failed).collect();
+    let midnight = now - (now.time() - chrono::NaiveTime::MIN);
+    let begins = (0..calendar::DAYS).map(|back| midnight - TimeDelta::days(i64::try_from(back).unwrap_or(0)));
+    // The first of each day is enough.
+    let due = schedule.into_iter().flat_map(|schedule| {
+        begins.clone().filter_map(|begin| schedule.next(begin - TimeDelta::seconds(1)).filter(|due| *due <= now))
+    });
+    let due: Vec<SystemTime> = due.map(SystemTime::from).collect();
+    let retention = settings.backup.retention;
+    calendar(&found, Expected { due: &due, kept_days: retention.days.max(retention.daily) }, now.into())
 }
 
 /// The picture of backups.

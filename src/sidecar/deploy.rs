@@ -20,6 +20,7 @@ use crate::exit::{Code, code_of, in_words, sql_state};
 use crate::plan::deployment::{self, Findings, Step};
 use crate::plan::in_one_line;
 use crate::schema;
+use crate::supervise::tree::TreeEvent;
 use crate::workers::environment::{self, Next};
 use crate::workers::surroundings::Surroundings;
 
@@ -41,6 +42,7 @@ impl Operator {
         if !dry_run {
             self.deploys.set(false);
             counting::deployment(&answer, began.elapsed());
+            self.show_step(None);
         }
         answer
     }
@@ -66,6 +68,7 @@ impl Operator {
         let mut words = Vec::new();
         for (index, step) in steps.iter().enumerate() {
             tracing::info!("deploy: {step}");
+            self.show_step(Some(step.to_string()));
             let began = Instant::now();
             let done = match step {
                 Step::Environment(_) => self.make_next(&settings).await.map(|made| next = Some(made)),
@@ -84,6 +87,13 @@ impl Operator {
             words.push(format!("{}. {step}: done in {:.1?}", index + 1, began.elapsed()));
         }
         Answer::done(words)
+    }
+
+    /// Show the step that is under way.
+    fn show_step(&self, step: Option<String>) {
+        *self.context.deployment_step.borrow_mut() = step;
+        // What others see is made anew after each event.
+        self.tell(TreeEvent::Tick);
     }
 
     async fn make_next(&self, settings: &Settings) -> anyhow::Result<Next> {

@@ -233,6 +233,10 @@ impl Operator {
         let _ = self.events.send(TreeEvent::Service(id, ChildEvent::Stop));
     }
 
+    pub(super) fn tell(&self, event: TreeEvent) {
+        let _ = self.events.send(event);
+    }
+
     pub(super) async fn roll(&self, scope: Scope) -> RollReport {
         let (sender, report) = oneshot::channel();
         let id = self.next_roll();

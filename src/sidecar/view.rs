@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
@@ -11,7 +11,9 @@ use super::counting::{self, step_name};
 use super::services::{ServiceKind, Services};
 use crate::boot::Step;
 use crate::config::{PostgresMode, Preload, Settings};
+use crate::health::history::{self, Marks};
 use crate::health::picture::{self, Picture};
+use crate::health::rates::Rates;
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
 use crate::postgres::service::DatabaseReading;
@@ -56,6 +58,7 @@ impl View {
             backup_disk: picture::Disk::default(),
             services: Vec::new(),
             roll: None,
+            details: picture::Details { application: settings.urls(), ..picture::Details::default() },
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }
@@ -77,6 +80,7 @@ impl View {
 
     /// Note that the tree entered `phase`.
     pub fn enter(&mut self, phase: TreePhase, steps: &[Step]) {
+        self.show_boot(phase, steps);
         if self.phase < Public::Serving
             && let Some((step, began)) = self.began.last()
         {
@@ -96,6 +100,33 @@ impl View {
             TreePhase::Stopping { .. } => Public::Stopping,
             TreePhase::Stopped { .. } => Public::Stopped,
         };
+    }
+
+    /// Show how far the boot is that enters `phase`.
+    fn show_boot(&self, phase: TreePhase, steps: &[Step]) {
+        let now = Instant::now();
+        self.picture.send_modify(|picture| {
+            let boot = &mut Arc::make_mut(picture).details.boot;
+            if boot.len() != steps.len() {
+                *boot = steps
+                    .iter()
+                    .map(|step| picture::BootStep { name: step_name(*step), began: None, ended: None })
+                    .collect();
+            }
+            let at = match phase {
+                TreePhase::Booting { stage } => stage,
+                _ => steps.len(),
+            };
+            // A stop before the boot is over leaves the rest as it is.
+            if matches!(phase, TreePhase::Booting { .. } | TreePhase::Serving) {
+                boot.iter_mut().take(at).filter(|step| step.began.is_some()).for_each(|step| {
+                    step.ended.get_or_insert(now);
+                });
+            }
+            if let Some(step) = boot.get_mut(at) {
+                (step.began, step.ended) = (Some(now), None);
+            }
+        });
     }
 
     /// Make a new picture and hand it to the health port.
@@ -127,6 +158,7 @@ impl View {
         let roll = tree.rolling().map(|(done, left)| format!("{done} workers are replaced, {left} are still to be"));
         self.picture.send_modify(|picture| {
             let picture = Arc::make_mut(picture);
+            let marks = Marks::of(picture);
             let before = std::mem::replace(&mut picture.workers, workers);
             for worker in &mut picture.workers {
                 let same = before.iter().find(|old| old.pid == worker.pid && old.slot == worker.slot);
@@ -141,6 +173,8 @@ impl View {
             picture.services = shown(tree, services, &picture.services);
             picture.roll = roll;
             picture.workers_min = context.settings().health.workers_min;
+            picture.details.deployment = context.deployment_step.borrow().clone();
+            history::note(picture, &marks, SystemTime::now());
         });
     }
 
@@ -167,7 +201,7 @@ impl View {
     ) -> impl Future<Output = ()> + use<> {
         let pictures = self.picture.clone();
         async move {
-            let mut known = Sample::failed(picture::Fault::Down);
+            let (mut known, mut rates) = (Sample::failed(picture::Fault::Down), Rates::default());
             loop {
                 let mut reading = readings.borrow_and_update().clone();
                 if let Some((_, sample)) = &mut reading {
@@ -175,6 +209,7 @@ impl View {
                 }
                 pictures.send_modify(|picture| {
                     let picture = Arc::make_mut(picture);
+                    let marks = Marks::of(picture);
                     picture.database.sample = Some(sample(reading));
                     for worker in &mut picture.workers {
                         worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
@@ -183,6 +218,9 @@ impl View {
                         service.counts = service.pid.and_then(|pid| roster.counts(pid));
                         service.unfinished = service.pid.and_then(|pid| roster.unfinished(pid));
                     }
+                    let counted = picture.services.iter().filter_map(|it| Some((it.pid?, it.counts?.requests)));
+                    picture.details.rates = rates.after(Instant::now(), &counted.collect::<Vec<_>>());
+                    history::note(picture, &marks, SystemTime::now());
                 });
                 if readings.changed().await.is_err() {
                     return;

@@ -146,9 +146,8 @@ fn a_worker_whose_loop_is_blocked_shows_how_late_it_was() {
 #[test]
 fn scrapes_ask_the_database_nothing_and_one_session_takes_the_samples() {
     let (project, tandem) = up("postgres.probe_interval = '1m'");
-    let sessions =
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_stat_archiver%' AND pid <> pg_backend_pid()";
-    assert_eq!(as_superuser(&project, "ffe_data", sessions), "1");
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN READ ONLY; SET LOCAL search_path%' AND pid <> pg_backend_pid()";
+    assert_eq!(as_superuser(&project, "app", sessions), "1");
     project.reconfigure(|text| text.replace("metrics.interval = '1s'", "metrics.interval = '1h'"));
     control::run(&project, &["reload"]).expect(0, &[]);
     let count = || scrape(project.health, None).value("pg_exporter_scrapes_total", &[]).unwrap();
@@ -159,7 +158,7 @@ fn scrapes_ask_the_database_nothing_and_one_session_takes_the_samples() {
         std::mem::replace(&mut before, now) == now
     });
     let transactions = || -> u64 {
-        let asked = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'ffe_data'";
+        let asked = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'app'";
         as_superuser(&project, "postgres", asked).parse().unwrap()
     };
     let began = transactions();
@@ -177,25 +176,17 @@ fn two_thousand_tables_and_hostile_names_make_a_bounded_text() {
     let create = "DO $$ BEGIN FOR n IN 1..2000 LOOP EXECUTE format('CREATE TABLE t%s (a int)', n); END LOOP; END $$";
     sql(&project, create);
     let longest = "ü".repeat(31);
-    for name in ["<script>alert(1)</script>", "a\"\"b\\\nc\u{202e}", &longest] {
-        sql(
-            &project,
-            &format!(
-                "CREATE TABLE \"{name}\" AS SELECT repeat('x', 100) FROM generate_series(1, 9000); VACUUM \"{name}\""
-            )
-            .replace("; VACUUM", ";\nVACUUM")
-            .lines()
-            .next()
-            .unwrap()
-            .to_owned(),
-        );
-        sql(&project, &format!("VACUUM \"{name}\""));
+    let hostile = ["<script>alert(1)</script>", "a\"b\\\nc\u{202e}", &longest];
+    for name in hostile {
+        let table = format!("\"{}\"", name.replace('"', "\"\""));
+        sql(&project, &format!("CREATE TABLE {table} AS SELECT repeat('x', 100) FROM generate_series(1, 9000)"));
+        sql(&project, &format!("VACUUM {table}"));
     }
     let scraped = measured_again(&project);
     let tables: BTreeSet<_> =
         scraped.all("pg_stat_user_tables_n_live_tup", &[]).into_iter().map(|it| &it.labels["relname"]).collect();
     assert_eq!(tables.len(), 50);
-    for name in ["<script>alert(1)</script>", "a\"b\\\nc\u{202e}", &longest] {
+    for name in hostile {
         assert!(tables.contains(&name.to_owned()), "{name:?} is large: {tables:?}");
         assert!(scraped.value("pg_stat_user_tables_table_size_bytes", &[("relname", name)]).unwrap() > 900_000.0);
     }
@@ -240,13 +231,13 @@ fn a_thousand_clients_that_read_nothing_hold_up_nobody_and_take_no_memory() {
 fn a_database_elsewhere_is_measured_with_the_rights_that_there_are() {
     let (server, _running) = up("");
     sql(&server, "CREATE TABLE mine (a int)");
-    as_superuser(&server, "ffe_data", "REVOKE pg_read_all_stats FROM ffe_user");
+    as_superuser(&server, "app", "REVOKE pg_read_all_stats FROM app");
     let url = String::from_utf8(tandem::run(&server, &["url"]).stdout).unwrap();
     let lines = format!("{BARE}\npostgres.mode = 'attach'\npostgres.url = '{}'", url.trim());
     let project = Project::app_with("plain:app", &lines).without("postgres.port");
     let mut tandem = Tandem::up(&project);
     let scraped = measured(&project);
-    assert!(scraped.value("pg_stat_database_numbackends", &[("datname", "ffe_data")]).is_some());
+    assert!(scraped.value("pg_stat_database_numbackends", &[("datname", "app")]).is_some());
     assert!(!scraped.all("pg_stat_user_tables_seq_scan", &[("relname", "mine")]).is_empty());
     let left_out = |view: &str, why: &str| {
         scraped.value("tandem_metrics_views_left_out", &[("view", view), ("why", why)]) == Some(1.0)

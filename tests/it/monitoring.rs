@@ -156,7 +156,7 @@ fn the_dashboard_that_most_people_have_works_unchanged() {
     sql(&project, "UPDATE t SET a = -a WHERE a < 50; DELETE FROM t WHERE a = 60; SELECT * FROM t WHERE a = 70");
     let Some(prometheus) = Prometheus::start(&project) else { return };
     let variables =
-        [("$instance", prometheus.instance.as_str()), ("$datname", "ffe_data"), ("$mode", ".*lock"), ("$release", "")];
+        [("$instance", prometheus.instance.as_str()), ("$datname", "app"), ("$mode", ".*lock"), ("$release", "")];
     let filled =
         |query: &str| variables.iter().fold(query.to_owned(), |query, (name, value)| query.replace(name, value));
     let mut left: Vec<String> = DASHBOARD_9628.iter().map(|query| filled(query)).collect();
@@ -242,11 +242,12 @@ fn metric_names(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn what_rules_and_dashboard_ask_for_is_there() {
-    let lines = format!(
-        "{LINES}\nbackup.schedule = '* * * * * *'\nbackup.pitr.enabled = true\nbackup.destinations = ['copies']\nbackup.verify = 'always'"
-    );
+    let lines =
+        format!("{LINES}\nbackup.schedule = '* * * * * *'\nbackup.pitr.enabled = true\nbackup.verify = 'always'");
     let project = Project::app_with("plain:app", &lines);
-    fs::create_dir(project.dir().join("copies")).unwrap();
+    let copies = project.dir().join("copies");
+    fs::create_dir(&copies).unwrap();
+    project.configure(&format!("backup.destinations = ['file://{}']", copies.display()));
     let tandem = Tandem::up(&project);
     sql(&project, "CREATE TABLE t (a int)");
     wait_for("a backup", || tandem.health()["backups"]["last"]["ok"] == true);
@@ -273,10 +274,8 @@ fn what_rules_and_dashboard_ask_for_is_there() {
 fn names_labels_and_types_are_postgres_exporters() {
     let project = Project::app_with("plain:app", LINES);
     let _tandem = Tandem::up(&project);
-    let url = String::from_utf8(tandem::run(&project, &["url"]).stdout).unwrap();
-    let (socket, port) =
-        (project.state().join("run/postgres"), url.rsplit_once(':').unwrap().1.split('/').next().unwrap().to_owned());
-    let name = format!("host={} port={port} user=postgres dbname=ffe_data sslmode=disable", socket.display());
+    let socket = project.state().join("run/postgres");
+    let name = format!("host={} port={} user=postgres dbname=app sslmode=disable", socket.display(), project.postgres);
     let listen = free_port();
     let args = [format!("--web.listen-address=127.0.0.1:{listen}")];
     let Some(_exporter) = beside("prometheus-postgres-exporter", &args, &[("DATA_SOURCE_NAME", name)]) else { return };

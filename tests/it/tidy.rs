@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["backup", "sqlite"],
     &["harness"],
     &["boot"],
-    &["postgres", "workers", "control"],
+    &["postgres", "workers", "control", "page"],
     &["schema", "health", "compose"],
     &["install", "companions", "signals", "systemd", "watch", "http", "scaffold"],
     &["service"],
