@@ -327,7 +327,9 @@ pub enum Migrate {
         #[arg(long)]
         json: bool,
     },
-    /// Write a new migration into the `migration/` crate of this checkout
+    /// Write down that the numbered SQL files are in, up to NAME or all, and run none of them
+    Adopt { name: Option<String> },
+    /// Write a new migration: a numbered SQL file, or one of the `migration/` crate of this checkout
     New { name: String },
 }
 

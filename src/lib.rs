@@ -31,7 +31,7 @@
 //!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! page/        the status page on the health port, for browsers: who may see it, its HTML, its events
-//! schema/      migrations under a lock, in step with Alembic
+//! schema/      migrations under a lock: the built-in ones, in step with Alembic, and numbered SQL files
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean

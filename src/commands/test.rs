@@ -105,6 +105,7 @@ fn migrations(words: &str) -> Result<MigrationRun, Failure> {
     match words.trim() {
         "none" => Ok(MigrationRun::None),
         "seaorm" | "sea-orm" => Ok(MigrationRun::SeaOrm),
+        "sql" => Ok(MigrationRun::Sql),
         line => match shlex::split(line) {
             Some(words) if !words.is_empty() => Ok(MigrationRun::Command(words)),
             _ => {

@@ -173,6 +173,7 @@ fn migrations(values: &Values) -> Migrations {
     let run = match (values.list("migrations.run"), values.word("migrations.run").as_str()) {
         (Some(command), _) => MigrationRun::Command(command),
         (None, "seaorm") => MigrationRun::SeaOrm,
+        (None, "sql") => MigrationRun::Sql,
         (None, _) => MigrationRun::None,
     };
     let is_auto = values.word("migrations.run") == "auto";

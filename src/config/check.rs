@@ -223,6 +223,10 @@ impl Checker<'_> {
     /// environment, which is made later.
     fn migration_program(&mut self) {
         let migrations = &self.settings.migrations;
+        if migrations.run == MigrationRun::Sql && !self.settings.sql_dir().is_dir() {
+            let message = format!("{} is not a directory", self.settings.sql_dir().display());
+            self.wrong("migrations.dir", &message, Some("name the directory that holds the numbered SQL files"));
+        }
         let MigrationRun::Command(words) = &migrations.run else { return };
         let Some(program) = words.first().filter(|program| program.contains('/')) else { return };
         let path = self.settings.migrations_dir().join(program);

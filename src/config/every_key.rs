@@ -91,7 +91,7 @@ const BEFORE_WORKERS: &[Key] = &[
     key(
         Restart,
         "migrations.run",
-        Kind::ChoiceOrCommand(&["auto", "none", "seaorm"]),
+        Kind::ChoiceOrCommand(&["auto", "none", "seaorm", "sql"]),
         r#""auto""#,
         "What brings the schema to where the application needs it",
     ),
@@ -99,8 +99,8 @@ const BEFORE_WORKERS: &[Key] = &[
         Restart,
         "migrations.dir",
         Kind::Path,
-        "the working directory, or app_dir where only that has alembic.ini or manage.py",
-        "Directory that a migration command runs in",
+        "the working directory, or app_dir where only that has alembic.ini or manage.py; `migrations` for `\"sql\"`",
+        "Directory that a migration command runs in, or that holds the numbered SQL files",
     ),
     key(Restart, "migrations.lock_limit", Kind::Duration, r#""60s""#, "Longest wait for another migrator"),
     key(

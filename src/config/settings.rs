@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use super::serving::Serving;
-use crate::plan::{DatabaseUrl, Place, Secret};
+use crate::plan::{DatabaseUrl, Place, Secret, in_one_line};
 use crate::project::{Found, Wanted};
 
 pub use choices::*;
@@ -149,7 +149,21 @@ pub enum MigrationRun {
     SeaOrm,
     /// A command, such as `alembic upgrade head`, with `DATABASE_URL` set.
     Command(Vec<String>),
+    /// The numbered SQL files of [`Settings::migrations_dir`].
+    Sql,
     None,
+}
+
+impl MigrationRun {
+    /// As it is called in a sentence.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::None => "no migrations".to_owned(),
+            Self::SeaOrm => "the built-in migrations".to_owned(),
+            Self::Sql => "the SQL files".to_owned(),
+            Self::Command(words) => in_one_line(words),
+        }
+    }
 }
 
 /// `[migrations]`
@@ -158,7 +172,7 @@ pub struct Migrations {
     pub run: MigrationRun,
     /// Whether a person wrote `run`. Else it was found, and a database that has the built-in migrations says otherwise.
     pub chosen: bool,
-    /// Where a command runs; `None`: [`Settings::migrations_dir`] finds it.
+    /// Where a command runs, or SQL files are; `None`: [`Settings::migrations_dir`] finds it.
     pub dir: Option<PathBuf>,
     /// How long to wait for another migrator to finish.
     pub lock_limit: Duration,

@@ -204,7 +204,7 @@ fn odd_toml_is_understood_or_explained() {
           tandem.toml:11: postgres.user = (a table): expected text that is not empty
           tandem.toml:12: postgres.database = (a date): expected text that is not empty
           tandem.toml:13: postgres.password: expected text that is not empty
-          tandem.toml:16: migrations.run = "alembic upgrade head": expected one of "auto", "none", "seaorm", or a command as a list: ["alembic", "upgrade", "head"]
+          tandem.toml:16: migrations.run = "alembic upgrade head": expected one of "auto", "none", "seaorm", "sql", or a command as a list: ["alembic", "upgrade", "head"]
           tandem.toml:18: workers get DATABASE_URL from Tandem
             help: it follows from [postgres]; leave it out
           tandem.toml:19: workers.env.A: expected text, a number, or true or false

@@ -19,7 +19,7 @@ use crate::event_loop::{elsewhere, within};
 use crate::exit::{Code, code_of, in_words, sql_state};
 use crate::plan::deployment::{self, Findings, Step};
 use crate::plan::in_one_line;
-use crate::schema;
+use crate::schema::{self, sql_files};
 use crate::supervise::tree::TreeEvent;
 use crate::workers::environment::{self, Next};
 use crate::workers::surroundings::Surroundings;
@@ -140,6 +140,10 @@ impl Operator {
             MigrationRun::SeaOrm => {
                 schema::up_beside(url, migrations.lock_limit, limit, migrations.lock_timeout).await.map(drop)
             }
+            MigrationRun::Sql => {
+                let limits = (migrations.lock_limit, limit);
+                sql_files::up(url, &settings.sql_dir(), limits, Some(migrations.lock_timeout)).await.map(drop)
+            }
             MigrationRun::Command(words) => {
                 let python = next.map_or_else(|| self.context.python.borrow().clone(), Next::python);
                 let owned = words.clone();
@@ -214,6 +218,11 @@ async fn findings(context: &Rc<Context>, settings: &Settings) -> anyhow::Result<
         MigrationRun::None => None,
         MigrationRun::SeaOrm => {
             let missing = schema::status(&context.url).await?.iter().filter(|row| !row.applied).count();
+            (missing > 0).then(|| format!("{missing} that the database lacks"))
+        }
+        MigrationRun::Sql => {
+            let files = sql_files::status(&context.url, &settings.sql_dir()).await?;
+            let missing = files.iter().filter(|file| !file.applied).count();
             (missing > 0).then(|| format!("{missing} that the database lacks"))
         }
         MigrationRun::Command(words) => Some(in_one_line(words)),

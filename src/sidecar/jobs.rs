@@ -25,7 +25,7 @@ use crate::postgres::service::DatabaseStage;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::{adopt, binaries, cluster, conf, port, provision, shared_memory};
 use crate::process::{self, RunError};
-use crate::schema;
+use crate::schema::{self, sql_files};
 use crate::workers::serving::{self, ServingCheck};
 use crate::workers::surroundings::{NO_MODULE, Surroundings};
 use crate::workers::{environment, launch};
@@ -305,6 +305,11 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<(Mi
         MigrationRun::None => None,
         MigrationRun::SeaOrm => {
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
+            u32::try_from(outcome.applied.len()).ok()
+        }
+        MigrationRun::Sql => {
+            let (dir, limits) = (context.settings().sql_dir(), (migrations.lock_limit, migrations.limit));
+            let outcome = sql_files::up(&context.url, &dir, limits, None).await?;
             u32::try_from(outcome.applied.len()).ok()
         }
         MigrationRun::Command(words) => {

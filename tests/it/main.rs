@@ -133,6 +133,7 @@ mod server_refuses;
 mod shell_blocks;
 mod signals;
 mod slow_failure;
+mod sql_files;
 mod stays_up;
 mod stays_up_database;
 mod stops;
