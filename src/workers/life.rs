@@ -77,7 +77,7 @@ enum Current {
     Absent {
         released: bool,
     },
-    Present(Process),
+    Present(Box<Process>),
 }
 
 struct Process {
@@ -300,7 +300,7 @@ impl Life {
             gate,
             notify: notify.clone(),
         };
-        let before = inner.current.replace(Current::Present(process));
+        let before = inner.current.replace(Current::Present(Box::new(process)));
         inner.roster.insert(pid, self.clone());
         reporter.spawned(pid);
         if intent != Intent::Hold || matches!(before, Current::Absent { released: true }) {
@@ -338,8 +338,8 @@ impl Life {
         let was_start = matches!(&ended, Current::Present(process) if process.standing.is_start());
         // What it was to be replaced for is not what ended it, unless it was told to.
         let noted = match ended {
-            Current::Present(Process { standing: Standing::Ready { .. }, .. }) | Current::Absent { .. } => None,
-            Current::Present(process) => process.noted,
+            Current::Present(process) if !matches!(process.standing, Standing::Ready { .. }) => process.noted,
+            Current::Present(_) | Current::Absent { .. } => None,
         };
         let ending = {
             let mut last = inner.previous.borrow_mut();
