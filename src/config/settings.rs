@@ -39,6 +39,7 @@ pub struct Settings {
     pub workers: Workers,
     pub pool: Pool,
     pub health: Health,
+    pub metrics: Metrics,
     pub stop: Stop,
     pub hooks: Hooks,
     /// `[[process]]`, in the order of the file.
@@ -319,6 +320,45 @@ pub struct Health {
     pub listen: Place,
     /// `/ready` needs at least this many ready workers.
     pub workers_min: u32,
+    pub page: PageMode,
+    /// What the page asks for.
+    pub page_password: Option<Secret>,
+    /// Names by which browsers may ask for it.
+    pub page_hosts: Vec<String>,
+}
+
+impl Health {
+    /// Whether nobody beyond this machine reaches the health port.
+    pub fn is_loopback(&self) -> bool {
+        matches!(&self.listen, Place::At(address) if address.ip().is_loopback())
+    }
+
+    /// Whether there is a status page.
+    pub fn has_page(&self) -> bool {
+        match self.page {
+            PageMode::Auto => self.is_loopback(),
+            PageMode::On => true,
+            PageMode::Off => false,
+        }
+    }
+}
+
+/// Whether there is a status page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageMode {
+    /// Where the health port is loopback.
+    Auto,
+    On,
+    Off,
+}
+
+/// `[metrics]`: what `/metrics` tells of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// How often the database is measured; `None`: never.
+    pub interval: Option<Duration>,
+    /// How many tables have series of their own, the largest first.
+    pub tables: u32,
 }
 
 /// `[stop]`: the limits of the stop ladder's rungs.
