@@ -140,6 +140,7 @@ fn of_this_process(began: Option<SystemTime>) -> Option<Vec<Family>> {
     let open = process.fd_count().ok()?;
     #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
     let number = |number: u64| number as f64;
+    // Blocks: the same.
     let seconds = number(stat.utime + stat.stime) / number(procfs::ticks_per_second());
     let files = limits::open_files();
     let began = began.and_then(|began| began.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs_f64());
