@@ -99,6 +99,8 @@ pub struct Context {
     pub certificate: Cell<Option<SystemTime>>,
     /// The same of PostgreSQL's, where that serves over TLS.
     pub database_certificate: Cell<Option<SystemTime>>,
+    /// The step of the deployment that is under way, for the status page.
+    pub deployment_step: RefCell<Option<String>>,
     /// What the migrations did, for the health port.
     pub migrations: RefCell<Migrations>,
     /// How far the database is set up, for the probe.
@@ -144,6 +146,7 @@ impl Context {
             hook_failure: RefCell::default(),
             certificate: Cell::default(),
             database_certificate: Cell::new(certificate),
+            deployment_step: RefCell::default(),
             migrations: RefCell::default(),
             fresh: Cell::new(false),
             database: Rc::default(),
@@ -344,7 +347,8 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
         postgres,
         workers,
         pool: new.pool.clone(),
-        health: crate::config::Health { listen: started.health.listen.clone(), ..new.health.clone() },
+        health: crate::config::Health { workers_min: new.health.workers_min, ..started.health.clone() },
+        metrics: new.metrics,
         stop: new.stop.clone(),
         hooks: new.hooks.clone(),
         backup: new.backup.clone(),
