@@ -30,6 +30,7 @@ use crate::exit::{self, Code, Failure, in_words};
 
 pub use banner::banner;
 pub use child::{Stream, child_line, child_line_at};
+pub use clean::steers;
 pub use format::{OWN, rfc3339, text_line};
 pub use log_file::{LOG_FILE_SIZE, log_to, older};
 pub use print::{Printed, print, prompt, say_aside};

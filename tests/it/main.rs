@@ -19,6 +19,7 @@ mod schedule;
 
 mod abandoned;
 mod address;
+mod administration;
 mod as_worker;
 mod backup;
 mod backup_copies;
@@ -131,6 +132,7 @@ mod server_refuses;
 mod shell_blocks;
 mod signals;
 mod slow_failure;
+mod stats;
 mod stays_up;
 mod stays_up_database;
 mod stops;
