@@ -4,7 +4,11 @@
 
 pub mod address;
 pub mod adopt;
+<<<<<<< HEAD
 mod authority;
+=======
+pub mod alter;
+>>>>>>> S
 pub mod binaries;
 pub mod checkpoint;
 pub mod cluster;

@@ -2,7 +2,11 @@
 //!
 //! They are written whole at every start, so that they never differ from what the operator configured.
 
+<<<<<<< HEAD
 mod access;
+=======
+mod told;
+>>>>>>> S
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,6 +17,8 @@ use std::time::Duration;
 use super::{conf, log, tls};
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
+
+pub use told::{overrides, unseen};
 
 /// The database superuser. It has no password: Tandem gets in by peer authentication over the unix socket.
 pub const SUPERUSER: &str = "postgres";
@@ -45,6 +51,8 @@ const OF_TLS: [&str; 3] = ["ssl", "ssl_cert_file", "ssl_key_file"];
 /// Where the log goes. An operator may send it elsewhere in `[postgres.settings]`, and Tandem then reads nothing of it.
 const LOG_PLACE: [(&str, &str); 2] = [("log_destination", "stderr"), ("logging_collector", "off")];
 const LINE_PREFIX: &str = "log_line_prefix";
+/// What `postgres.slow_query` sets.
+const SLOW_QUERY: &str = "log_min_duration_statement";
 const LANGUAGE: &str = "lc_messages";
 
 /// What the files depend on.
@@ -114,6 +122,7 @@ pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
     rendered.chain(of_tls).chain(beside).collect()
 }
 
+<<<<<<< HEAD
 /// What to tell of `altered`, the settings in postgresql.auto.conf, beside Tandem's own and those that are configured.
 pub fn overrides(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
     let told = altered.iter().filter_map(|(name, value)| {
@@ -169,6 +178,8 @@ fn is_english(locale: &str) -> bool {
     locale.is_empty() || locale == "C" || locale.starts_with("C.") || locale == "POSIX" || locale.starts_with("en")
 }
 
+=======
+>>>>>>> S
 /// Render the files.
 ///
 /// # Errors
@@ -195,7 +206,11 @@ pub fn client_address(listen: IpAddr) -> IpAddr {
 fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let mut text = format!("{HEADER}# Change [postgres] or [postgres.settings] in Tandem's configuration instead.\n\n");
     let archiving = inputs.archiving.map(archiving).unwrap_or_default();
+<<<<<<< HEAD
     for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(of_tls(inputs)).chain(archiving) {
+=======
+    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving).chain(slow_query(inputs)) {
+>>>>>>> S
         line(&mut text, name, &value);
     }
     if !fits_in_shared(inputs) {
@@ -309,11 +324,18 @@ fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     ]
 }
 
+<<<<<<< HEAD
 /// What makes the server serve over TLS.
 fn of_tls(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     let Some(file) = inputs.tls else { return Vec::new() };
     let file = file.display().to_string();
     OF_TLS.into_iter().zip(["on".to_owned(), file.clone(), file]).collect()
+=======
+/// From which duration on a statement of the application's is in the log.
+fn slow_query(inputs: &Inputs<'_>) -> Option<(&'static str, String)> {
+    let limit = inputs.postgres.slow_query.filter(|_| matches!(inputs.purpose, Purpose::Durable))?;
+    Some((SLOW_QUERY, limit.as_millis().to_string()))
+>>>>>>> S
 }
 
 /// What makes the server archive its WAL, and serve base backups.
@@ -418,6 +440,13 @@ fn check(name: &str) -> Result<(), Failure> {
         return Err(Failure::new(Code::Config, message));
     }
     Ok(())
+}
+
+/// The line of a configuration file that sets `name`.
+pub fn line_of(name: &str, value: &str) -> String {
+    let mut text = String::new();
+    line(&mut text, name, value);
+    text
 }
 
 /// One line of postgresql.conf: in its quoted strings `\` escapes, and a quote is doubled.
