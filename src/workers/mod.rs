@@ -15,4 +15,4 @@ pub mod slot;
 pub mod socket_file;
 pub mod surroundings;
 pub mod template;
-mod tls;
+pub mod tls;
