@@ -25,7 +25,6 @@ use crate::durable::{self, WriteOptions};
 use crate::event_loop::within;
 use crate::exit::{Code, Failure, in_words};
 use crate::plan::{DatabaseUrl, Secret};
-use crate::postgres::home::Home;
 use crate::postgres::secret;
 use crate::scrub::{HIDDEN, scrubbed};
 
@@ -140,16 +139,17 @@ async fn log(subject: &Subject) -> String {
         Ok(Err(error)) => in_words(&error),
         Err(_) => "the running tandem does not answer".to_owned(),
     };
-    let home = home.clone();
-    match within(PART_LIMIT, "read the log file", move || of_file(&home)).await {
+    let own = subject.settings.as_ref().ok().and_then(|settings| Some(settings.log.file.as_ref()?.path.clone()));
+    let file = own.unwrap_or_else(|| home.state.join("tandem.log"));
+    match within(PART_LIMIT, "read the log file", move || of_file(&file)).await {
         Ok(Some(text)) => text,
         _ => format!("not known: {why}\n"),
     }
 }
 
-fn of_file(home: &Home) -> Option<String> {
+fn of_file(file: &Path) -> Option<String> {
     use std::io::{Read, Seek, SeekFrom};
-    let mut file = fs::File::open(home.state.join("tandem.log")).ok()?;
+    let mut file = fs::File::open(file).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_SIZE))).ok()?;
     let mut bytes = Vec::new();

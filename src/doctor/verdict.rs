@@ -56,7 +56,7 @@ pub struct Finding {
 impl Finding {
     /// It is as it should be, and this is what was seen.
     pub fn ok(evidence: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Ok, evidence: evidence.into(), next: None }
+        Self { verdict: Verdict::Ok, evidence: printable(&evidence.into()), next: None }
     }
 
     pub fn notice(evidence: impl Into<String>) -> Self {
@@ -77,7 +77,7 @@ impl Finding {
 
     /// With the next step.
     pub fn then(self, next: impl Into<String>) -> Self {
-        Self { next: Some(next.into()), ..self }
+        Self { next: Some(printable(&next.into())), ..self }
     }
 
     /// With another verdict.
@@ -86,9 +86,20 @@ impl Finding {
     }
 }
 
+/// `text` without what would steer a terminal: names of tables, roles and files may hold anything. Lines stay.
+fn printable(text: &str) -> String {
+    let shown = |letter: char| if letter.is_control() && letter != '\n' { char::REPLACEMENT_CHARACTER } else { letter };
+    text.chars().map(shown).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_steers_no_terminal() {
+        assert_eq!(Finding::notice("a\u{1b}[2J\nb").evidence, "a\u{fffd}[2J\nb");
+    }
 
     #[test]
     fn the_worst_verdict_makes_the_exit_code() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::doctor::of;
 use crate::common::hang::HungMount;
@@ -24,11 +24,14 @@ fn stopped() -> Project {
 #[test]
 fn limits_that_are_too_low_are_told() {
     let project = stopped();
+    let later = SystemTime::now() + Duration::from_secs(2 * 86_400);
+    fs::File::options().write(true).open(project.state().join("lock")).unwrap().set_modified(later).unwrap();
     let binary = tandem::command(&project);
     let mut command = tandem::command_as("sh", project.dir());
     command.args(["-c", "ulimit -n 200; ulimit -f 20000; exec \"$0\" doctor --json"]).arg(binary.get_program());
     let report = of(command);
     report.expect("open-files", "warning", &["at most 200 files", "LimitNOFILE=", "RLIMIT_FSIZE", "LimitFSIZE"]);
+    report.expect("clock", "warning", &["it was set back"]);
     report.expect("memory", "ok", &[]);
 }
 

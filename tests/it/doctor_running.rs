@@ -87,7 +87,15 @@ fn faults_of_the_server_are_found_each_with_its_next_step() {
     let project = Project::app_with("plain:app", LINES);
     let tandem = Tandem::up(&project);
     superuser(&project, "CREATE TABLE t (n int); INSERT INTO t VALUES (1), (1)");
-    let options = ["psql", "--superuser", "-Xq", "-d", "app", "-c", "CREATE UNIQUE INDEX CONCURRENTLY twice ON t (n)"];
+    let options = [
+        "psql",
+        "--superuser",
+        "-Xq",
+        "-d",
+        "app",
+        "-c",
+        r#"CREATE UNIQUE INDEX CONCURRENTLY U&"twice\001b[2J\000a" ON t (n)"#,
+    ];
     assert!(!tandem::run(&project, &options).status.success());
     superuser(&project, "ALTER ROLE app SUPERUSER");
     superuser(&project, "UPDATE pg_database SET datcollversion = '1.0' WHERE datname = 'app'");
@@ -101,7 +109,10 @@ fn faults_of_the_server_are_found_each_with_its_next_step() {
     wait_for("the settings", || superuser(&project, "SHOW full_page_writes") == "off");
 
     let report = doctor(&project, &[]);
-    report.expect("indexes", "warning", &["public.twice", "REINDEX INDEX CONCURRENTLY"]);
+    report.expect("indexes", "warning", &["twice?[2J?", "REINDEX INDEX CONCURRENTLY"]);
+    // In a terminal, where a name could do worse.
+    let shown = tandem::run(&project, &["doctor"]).stdout;
+    assert!(!shown.contains(&0x1b), "{}", String::from_utf8_lossy(&shown));
     report.expect("superuser", "warning", &["NOSUPERUSER"]);
     report.expect("collation", "error", &["database app", "REINDEX DATABASE"]);
     report.expect("settings", "error", &["full_page_writes is off", "autovacuum is off", "shared_buffers"]);

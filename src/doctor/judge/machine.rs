@@ -172,6 +172,7 @@ fn ahead(now: DateTime<Utc>, at: DateTime<Utc>, what: &str) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::facts::Limit;
     use crate::doctor::verdict::Verdict;
 
     #[test]
@@ -180,6 +181,35 @@ mod tests {
         let of = |megabytes: u64| of_buffers(megabytes << 20, &machine);
         assert_eq!([of(256), of(600), of(1024)].map(|it| it.verdict), [Verdict::Ok, Verdict::Warning, Verdict::Error]);
         assert!(of(1024).evidence.contains("1.0 GB of 1.0 GB that the control group may use"), "{:?}", of(1024));
+    }
+
+    #[test]
+    fn what_a_machine_lacks_is_told() {
+        let of = |machine: Machine| {
+            let facts = Facts { machine: Ok(machine), ..Facts::unseen() };
+            let worst = |judge: fn(&Facts) -> Judged| {
+                judge(&facts).unwrap().iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok)
+            };
+            [out_of_memory, swap, hugepages, shared_memory, open_files].map(worst)
+        };
+        let well = Machine { shared_memory: Some((64 << 20, 64 << 20)), ..Machine::default() };
+        assert_eq!(of(well.clone()), [Verdict::Ok; 5]);
+        let limits = |number| Limit { soft: Some(number), hard: Some(number) };
+        let lacking = Machine {
+            oom_kills: 2,
+            memory: 1 << 30,
+            memory_total: Some(8 << 30),
+            swap_total: 100,
+            swap_free: 49,
+            hugepages: Some("[always] madvise never".into()),
+            shared_memory: Some((1 << 20, 64 << 20)),
+            open_files: limits(256),
+            ..well.clone()
+        };
+        let [notice, warning] = [Verdict::Notice, Verdict::Warning];
+        assert_eq!(of(lacking.clone()), [warning, warning, notice, warning, warning]);
+        let whole_machine = Machine { memory: 8 << 30, shared_memory: None, file_size: limits(1), ..lacking };
+        assert_eq!(of(whole_machine), [notice, warning, notice, notice, warning]);
     }
 
     #[test]

@@ -42,10 +42,15 @@ fn span(seconds: f64) -> String {
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
+/// A name that somebody else chose, in one line.
+fn plain(name: &str) -> String {
+    name.escape_debug().to_string()
+}
+
 /// The first few of `all` in a sentence, and how many more there are.
 fn few(all: &[String]) -> String {
     const SHOWN_MAX: usize = 5;
-    let shown = all.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
+    let shown = all.iter().take(SHOWN_MAX).map(|one| one.replace(char::is_control, "?")).collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(SHOWN_MAX) {
         0 => shown,
         more => format!("{shown} and {more} more"),

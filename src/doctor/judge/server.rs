@@ -1,6 +1,6 @@
 //! The database server: its door, its connections, its numbers. Pure.
 
-use super::{Judged, few, seen, size};
+use super::{Judged, few, plain, seen, size};
 use crate::config::{PostgresMode, Settings};
 use crate::doctor::facts::{Age, Connections, Facts, Refused, Server, Unseen};
 use crate::doctor::verdict::Finding;
@@ -90,12 +90,9 @@ pub fn wraparound(facts: &Facts) -> Judged {
     let ages = seen(&server(facts)?.ages)?;
     let judge = |age: &Age| {
         let count = age.transactions.max(age.multixacts);
-        let text = format!(
-            "database {}: {} million transactions since its oldest row was frozen",
-            age.database,
-            count / 1_000_000
-        );
-        let next = format!("VACUUM (FREEZE) in {}; look for old transactions and slots that hold it up", age.database);
+        let (database, millions) = (plain(&age.database), count / 1_000_000);
+        let text = format!("database {database}: {millions} million transactions since its oldest row was frozen");
+        let next = format!("VACUUM (FREEZE) in {database}; look for old transactions and slots that hold it up");
         match count {
             count if count >= AGE_WRONG => Some(Finding::error(text, next)),
             count if count >= AGE_WARNED => Some(Finding::warning(text, next)),
@@ -151,6 +148,7 @@ pub fn slots(facts: &Facts) -> Judged {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::facts::Slot;
     use crate::doctor::verdict::Verdict;
 
     #[test]
@@ -164,6 +162,23 @@ mod tests {
         assert!(text(Some("28P01"), false).1.contains("DATABASE_URL"));
         assert_eq!(text(Some("57P03"), true).0, Verdict::Warning);
         assert_eq!(text(None, true).0, Verdict::Error);
+    }
+
+    #[test]
+    fn the_age_of_a_database_and_what_a_slot_keeps_are_judged() {
+        let mut facts = Facts::of_sessions(Vec::new());
+        let judged = |facts: &mut Facts, transactions: i64, kept: i64, is_lost: bool| {
+            let server = facts.server.as_mut().unwrap();
+            server.ages = Ok(vec![Age { database: "a\nb".into(), transactions, multixacts: 1 }]);
+            server.slots = Ok(vec![Slot { name: "s".into(), is_active: false, kept, is_lost }]);
+            [wraparound(facts), slots(facts)].map(|all| all.unwrap().first().map(|finding| finding.verdict))
+        };
+        let (notice, warning, error) = (Some(Verdict::Notice), Some(Verdict::Warning), Some(Verdict::Error));
+        assert_eq!(judged(&mut facts, 499_999_999, 1, false), [None, None]);
+        assert_eq!(judged(&mut facts, 600_000_000, SLOT_KEEPS, false), [notice, warning]);
+        assert_eq!(judged(&mut facts, 1_200_000_000, 0, true), [warning, warning]);
+        assert_eq!(judged(&mut facts, 1_700_000_000, 0, false), [error, None]);
+        assert!(wraparound(&facts).unwrap()[0].evidence.starts_with("database a\\nb: "));
     }
 
     #[test]

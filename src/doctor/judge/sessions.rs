@@ -1,7 +1,7 @@
 //! Sessions that hold others up: open transactions and locks. Pure.
 
 use super::server::server;
-use super::{Judged, few, seen, span};
+use super::{Judged, few, plain, seen, span};
 use crate::doctor::facts::{Facts, Session};
 use crate::doctor::verdict::Finding;
 
@@ -67,9 +67,12 @@ pub fn blocked(facts: &Facts) -> Judged {
 }
 
 fn name(session: &Session) -> String {
-    let application = if session.application.is_empty() { "a session" } else { &session.application };
+    let application = match session.application.as_str() {
+        "" => "a session".to_owned(),
+        name => plain(name),
+    };
     let command = if session.command.is_empty() { String::new() } else { format!(", {}", session.command) };
-    format!("{application} (pid {}, role {}{command})", session.pid, session.role)
+    format!("{application} (pid {}, role {}{command})", session.pid, plain(&session.role))
 }
 
 fn named(pid: i32, sessions: &[Session]) -> String {

@@ -182,6 +182,17 @@ async fn revisions(subject: &Subject, asker: &mut Asker) -> Look<Revisions> {
             Ok(rows) => Revisions { pending: rows.iter().filter(|row| !row.applied).count(), ..Revisions::default() },
             Err(error) => Revisions { refused: Some(in_words(&error)), ..Revisions::default() },
         }),
+        MigrationRun::Sql => {
+            let (url, dir) = (subject.url.as_ref().map_err(Clone::clone)?, settings.sql_dir());
+            let asked = async { Ok(schema::sql_files::status(url, &dir).await) };
+            Ok(match in_time("the record of the SQL files", LOOK_LIMIT, asked).await? {
+                Ok(files) => {
+                    let pending = files.iter().filter(|file| !file.applied).count();
+                    Revisions { pending, ..Revisions::default() }
+                }
+                Err(error) => Revisions { refused: Some(in_words(&error)), ..Revisions::default() },
+            })
+        }
         MigrationRun::Command(words) if KnownTool::of(words).is_some_and(|known| known.tool == Tool::Alembic) => {
             let dir = settings.migrations_dir().to_owned();
             let known = super::apart("read the project's migrations", move || super::alembic::revisions(&dir)).await?;
