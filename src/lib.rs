@@ -18,6 +18,7 @@
 //! main         parse, run, map the outcome to an exit code
 //! commands/    one file a subcommand: flags into one call, its result into words
 //! cli          what can be typed
+//! doctor/      `tandem doctor`: looks at the project, the machine and the server; pure judges of what was seen; THE list of checks
 //! sidecar/     the boot's jobs, the shell that carries out the tree's actions, the services behind their numbers,
 //!              people's orders, what others see of it
 //! backup/      backups that are proven to restore: dump, verify, restore, retention, schedule, copies off the machine
@@ -89,6 +90,7 @@ pub mod companions;
 pub mod compose;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod durable;
 pub mod event_loop;
 pub mod exit;

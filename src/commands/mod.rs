@@ -56,7 +56,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         // In the background, it ends as what was to run there ended.
         Command::Up(args) => return up::run(&common, &args).await,
         Command::Check(args) => check::run(&common, args).await,
-        Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
+        Command::Doctor(args) => doctor::run(&common, args).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,

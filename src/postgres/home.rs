@@ -115,7 +115,10 @@ impl Home {
 
     /// Remove rights that others have on private files and directories: Kubernetes opens a volume to its `fsGroup` each
     /// time it mounts it. Not in /tmp, where a directory that was open may hold what others put there.
-    fn close_again(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// The mode of one of them cannot be changed.
+    pub fn close_again(&self) -> anyhow::Result<()> {
         let (own, server) = (own_uid(), self.server_uid());
         let mut closed = Vec::new();
         let mut close = |path: &Path, owner: u32, allowed: u32, mode: u32| -> anyhow::Result<()> {

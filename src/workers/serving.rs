@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::certificate::{self, Files, Keys};
-use crate::config::{Loaded, Serving, Settings, TlsClient, uvicorn};
+use crate::certificate::{self, Files, Inspection, Keys};
+use crate::config::{Loaded, Serving, Settings, Tls, TlsClient, uvicorn};
 use crate::event_loop::within;
 use crate::plan::{CommandLine, Identity};
 use crate::process::{self, RunError};
@@ -68,11 +68,7 @@ pub async fn verify(
     }
     let mut verdict = ServingCheck::default();
     if let Some(tls) = loaded.settings.workers.serving.tls.clone() {
-        let look = move || {
-            let (ca, user) = (tls.ca.as_deref(), user.as_ref());
-            let files = Files { keys: KEYS, cert: &tls.cert, key: &tls.key, ca, user, must_hold: false };
-            certificate::inspect(&files, SystemTime::now())
-        };
+        let look = move || inspect(&tls, user.as_ref());
         let found = within(READ_LIMIT, "read the certificate of workers.tls_cert", look).await?;
         wrong.extend(found.wrong.into_iter().map(|(key, message, help)| (key.to_owned(), message, Some(help))));
         verdict = ServingCheck { notices: found.notices, not_after: found.not_after };
@@ -107,4 +103,10 @@ pub fn for_launcher(serving: &Serving) -> String {
         json!({ "cert": tls.cert, "key": tls.key, "ca": tls.ca, "client": client })
     });
     json!({ "options": options, "tls": tls }).to_string()
+}
+
+/// Look at the application's certificate, which `user` reads.
+pub fn inspect(tls: &Tls, user: Option<&Identity>) -> Inspection {
+    let files = Files { keys: KEYS, cert: &tls.cert, key: &tls.key, ca: tls.ca.as_deref(), user, must_hold: false };
+    certificate::inspect(&files, SystemTime::now())
 }

@@ -11,6 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["main"],
     &["commands"],
     &["cli"],
+    &["doctor"],
     &["sidecar"],
     &["backup", "sqlite"],
     &["harness"],
