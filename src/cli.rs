@@ -219,7 +219,7 @@ tandem psql --test test_total    # the database of a failed test")]
         service: String,
     },
     /// Change the number of workers, until the next start
-    #[command(after_help = "Example: tandem scale 8\n         tandem scale +1")]
+    #[command(after_help = "Example: tandem scale 2\n         tandem scale +1")]
     Scale {
         /// How many workers, or how many more or fewer
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]

@@ -47,7 +47,11 @@ pub fn settings(
             recycle: values.duration("pool.recycle"),
             timeout: values.duration("pool.timeout"),
         },
-        health: Health { listen: values.place("health.listen"), workers_min: values.number("health.workers_min") },
+        health: health(values),
+        metrics: Metrics {
+            interval: values.duration_or_never("metrics.interval"),
+            tables: values.number("metrics.tables"),
+        },
         stop: Stop {
             drain_delay: values.duration("stop.drain_delay"),
             grace: values.duration("stop.grace"),
@@ -153,6 +157,20 @@ fn source(values: &Values) -> BinarySource {
         "package" => BinarySource::Package,
         "theseus" => BinarySource::Theseus,
         _ => BinarySource::Path(path(), values.text("postgres.source_sha256").map(|hash| hash.to_lowercase())),
+    }
+}
+
+fn health(values: &Values) -> Health {
+    Health {
+        listen: values.place("health.listen"),
+        workers_min: values.number("health.workers_min"),
+        page: match values.word("health.page").as_str() {
+            "on" => PageMode::On,
+            "off" => PageMode::Off,
+            _ => PageMode::Auto,
+        },
+        page_password: values.secret("health.page_password"),
+        page_hosts: values.list("health.page_hosts").unwrap_or_default(),
     }
 }
 

@@ -47,7 +47,8 @@ pub fn settle(
         (_, None) => MANAGED,
         (word, Some(entry)) => with_url(word, &entry, (merged, place), problems, notices),
     };
-    password(merged, problems, notices);
+    password("postgres.password", merged, problems, notices);
+    password("health.page_password", merged, problems, notices);
     if let (Some(url), Some(entry)) = (&mut database.url, merged.get("postgres.url").cloned()) {
         complete(url, &entry, merged);
     }
@@ -194,12 +195,13 @@ pub fn secure(url: &mut DatabaseUrl, merged: &Merged, environment: &BTreeMap<Str
     }
 }
 
-/// Let `postgres.password` and `postgres.password_file` compete, and read the file if it wins.
-fn password(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<String>) {
-    let Some(file) = merged.get("postgres.password_file").cloned() else { return };
-    if let Some(plain) = merged.get("postgres.password") {
-        let name = plain.origin.name_of("postgres.password").to_owned();
-        let file_name = file.origin.name_of("postgres.password_file");
+/// Let the password `key` and the key of the file that may hold it compete, and read the file if it wins.
+fn password(key: &str, merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<String>) {
+    let file_key = format!("{key}_file");
+    let Some(file) = merged.get(&file_key).cloned() else { return };
+    if let Some(plain) = merged.get(key) {
+        let name = plain.origin.name_of(key).to_owned();
+        let file_name = file.origin.name_of(&file_key);
         if plain.rank / 4 == file.rank / 4 {
             let message = format!("{name} ({}) and {file_name} both give the password", plain.origin.place());
             return problems.add_to(&file.key, &file.origin, message, Some("keep one of them".into()));
@@ -215,11 +217,10 @@ fn password(merged: &mut Merged, problems: &mut Problems, notices: &mut Vec<Stri
         Ok(text) => {
             // Editors and `echo` end a file with a newline that nobody means.
             let raw = Raw::Word(text.trim_end_matches(['\n', '\r']).to_owned());
-            let key = "postgres.password".to_owned();
-            merged.0.insert(key.clone(), Entry { key, raw, ..file });
+            merged.0.insert(key.to_owned(), Entry { key: key.to_owned(), raw, ..file });
         }
         Err(error) => {
-            let name = file.origin.name_of("postgres.password_file");
+            let name = file.origin.name_of(&file_key);
             problems.add_to(&file.key, &file.origin, format!("{name}: cannot read {}: {error}", path.display()), None);
         }
     }

@@ -25,6 +25,7 @@ impl Settings {
         let passwords = passwords.map(Secret::expose).filter(|password| !names.iter().any(|name| name == password));
         let mut secrets: BTreeSet<String> =
             passwords.chain(self.cloud_variables.secrets()).map(str::to_owned).collect();
+        secrets.extend(self.health.page_password.iter().map(|password| password.expose().to_owned()));
         if let Some(Alarm::Webhook(address)) = &self.backup.on_failure {
             secrets.insert(address.expose().to_owned());
             secrets.extend(tokens(address.expose()));

@@ -2,6 +2,7 @@
 
 mod choices;
 mod hooks;
+mod migrations;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,11 +12,12 @@ use std::time::Duration;
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use super::serving::Serving;
-use crate::plan::{DatabaseUrl, Place, Secret, in_one_line};
+use crate::plan::{DatabaseUrl, Place, Secret};
 use crate::project::{Found, Wanted};
 
 pub use choices::*;
 pub use hooks::*;
+pub use migrations::*;
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -39,6 +41,7 @@ pub struct Settings {
     pub workers: Workers,
     pub pool: Pool,
     pub health: Health,
+    pub metrics: Metrics,
     pub stop: Stop,
     pub hooks: Hooks,
     /// `[[process]]`, in the order of the file.
@@ -139,46 +142,6 @@ pub struct Postgres {
     pub probe_deadline: Duration,
     /// How long the server may hang before it is ended and started again; `None`: never.
     pub hang_limit: Option<Duration>,
-}
-
-/// How the schema is brought to where the application needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MigrationRun {
-    /// The migrations compiled into this binary.
-    SeaOrm,
-    /// A command, such as `alembic upgrade head`, with `DATABASE_URL` set.
-    Command(Vec<String>),
-    /// The numbered SQL files of [`Settings::migrations_dir`].
-    Sql,
-    None,
-}
-
-impl MigrationRun {
-    /// As it is called in a sentence.
-    pub fn in_words(&self) -> String {
-        match self {
-            Self::None => "no migrations".to_owned(),
-            Self::SeaOrm => "the built-in migrations".to_owned(),
-            Self::Sql => "the SQL files".to_owned(),
-            Self::Command(words) => in_one_line(words),
-        }
-    }
-}
-
-/// `[migrations]`
-#[derive(Clone, Debug)]
-pub struct Migrations {
-    pub run: MigrationRun,
-    /// Whether a person wrote `run`. Else it was found, and a database that has the built-in migrations says otherwise.
-    pub chosen: bool,
-    /// Where a command runs, or SQL files are; `None`: [`Settings::migrations_dir`] finds it.
-    pub dir: Option<PathBuf>,
-    /// How long to wait for another migrator to finish.
-    pub lock_limit: Duration,
-    /// How long a statement of theirs may wait for a lock while workers serve; all that come after it wait behind it.
-    pub lock_timeout: Duration,
-    /// How long the migrations may take in all.
-    pub limit: Duration,
 }
 
 /// `[python]`
@@ -319,6 +282,45 @@ pub struct Health {
     pub listen: Place,
     /// `/ready` needs at least this many ready workers.
     pub workers_min: u32,
+    pub page: PageMode,
+    /// What the page asks for.
+    pub page_password: Option<Secret>,
+    /// Names by which browsers may ask for it.
+    pub page_hosts: Vec<String>,
+}
+
+impl Health {
+    /// Whether nobody beyond this machine reaches the health port.
+    pub fn is_loopback(&self) -> bool {
+        matches!(&self.listen, Place::At(address) if address.ip().is_loopback())
+    }
+
+    /// Whether there is a status page.
+    pub fn has_page(&self) -> bool {
+        match self.page {
+            PageMode::Auto => self.is_loopback(),
+            PageMode::On => true,
+            PageMode::Off => false,
+        }
+    }
+}
+
+/// Whether there is a status page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageMode {
+    /// Where the health port is loopback.
+    Auto,
+    On,
+    Off,
+}
+
+/// `[metrics]`: what `/metrics` tells of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// How often the database is measured; `None`: never.
+    pub interval: Option<Duration>,
+    /// How many tables have series of their own, the largest first.
+    pub tables: u32,
 }
 
 /// `[stop]`: the limits of the stop ladder's rungs.

@@ -161,7 +161,7 @@ workers_min = 9
               tandem.toml:25: `process` is a list of tables
                 help: write [[process]] above the keys of each process
               tandem.toml:28: unknown section [zebra]
-                help: the sections are postgres, migrations, python, workers, pool, health, stop, hooks, backup, backup.pitr, restore, disk, test, log, and any number of [[process]]
+                help: the sections are postgres, migrations, python, workers, pool, health, metrics, stop, hooks, backup, backup.pitr, restore, disk, test, log, and any number of [[process]]
               tandem.toml:32: health.workers_min: 9 ready workers are never reached with 4 workers
               environment: TANDEM_POOL__OVERFLOWS names no key of the configuration
                 help: did you mean TANDEM_POOL__OVERFLOW?

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /status` | [`super::messages::Status`] |
 //! | `GET /logs?service=&lines=N&follow=1` | one [`LogEntry`] a line |
+//! | `GET /events` | server-sent events, each an [`crate::health::overview::Overview`] |
 //! | `POST /reload`, `/stop` | an [`Answer`] |
 //! | `POST /restart` with `{"service": "worker-0"}` | an [`Answer`] |
 //! | `POST /scale` with `{"to": 4}` or `{"by": -1}` | an [`Answer`] |
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::unfold;
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -29,6 +29,8 @@ use super::socket::ControlSocket;
 use super::status::{Memory, status};
 use crate::exit::Code;
 use crate::health::Picture;
+use crate::health::events::{self, Body, Source};
+use crate::health::viewers::Door;
 use crate::http::server::{self, json};
 use crate::process::memory;
 use crate::telemetry::{self, Batch, Cursor, Ring, ring};
@@ -39,30 +41,30 @@ const BODY_LIMIT: Duration = Duration::from_secs(10);
 /// About how much text is sent at a time, in bytes.
 const BATCH_SIZE: usize = 32 * 1024;
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
-
 /// Answer on `socket` until `shutdown` completes; clients that follow the log then get its last lines.
 ///
-/// Orders go to `asks`; each is answered when the receiver sends its [`Answer`], or drops the sender.
+/// Orders go to `asks`; each is answered when the receiver sends its [`Answer`], or drops the sender. Those who follow the
+/// events come in through `door`.
 pub async fn serve(
     socket: ControlSocket,
     pictures: watch::Receiver<Arc<Picture>>,
     asks: mpsc::UnboundedSender<Ask>,
+    door: Door,
     shutdown: impl Future<Output = ()>,
 ) {
-    serve_ring(socket, pictures, asks, ring(), shutdown).await;
+    serve_ring(socket, (pictures, door), asks, ring(), shutdown).await;
 }
 
 /// As [`serve`], with the log's lines from `ring`.
 async fn serve_ring(
     socket: ControlSocket,
-    pictures: watch::Receiver<Arc<Picture>>,
+    (pictures, door): (watch::Receiver<Arc<Picture>>, Door),
     asks: mpsc::UnboundedSender<Ask>,
     ring: &'static Ring,
     shutdown: impl Future<Output = ()>,
 ) {
     let (open, closing) = watch::channel(());
-    let answerer = Answerer { pictures, asks, ring, closing };
+    let answerer = Answerer { pictures, door, asks, ring, closing };
     let shutdown = async move {
         shutdown.await;
         drop(open);
@@ -74,6 +76,7 @@ async fn serve_ring(
 #[derive(Clone)]
 struct Answerer {
     pictures: watch::Receiver<Arc<Picture>>,
+    door: Door,
     asks: mpsc::UnboundedSender<Ask>,
     ring: &'static Ring,
     /// Loses its sender when the socket closes.
@@ -86,7 +89,7 @@ type Wrong = (u16, String);
 impl Answerer {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let wanted = match request.uri().path() {
-            "/status" | "/logs" => Method::GET,
+            "/status" | "/logs" | "/events" => Method::GET,
             "/deploy" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
             path => return wrong((404, format!("there is no {path} here"))),
         };
@@ -95,6 +98,7 @@ impl Answerer {
         }
         match request.uri().path() {
             "/status" => self.status().await,
+            "/events" => self.events(),
             "/logs" => self.logs(request.uri().query().unwrap_or_default()).unwrap_or_else(wrong),
             _ => match order(request).await {
                 Ok(order) => self.carry(order).await,
@@ -110,6 +114,17 @@ impl Answerer {
         // tokio's clock, so that tests can turn it.
         let now = Instant::now().into_std();
         json(200, &status(&picture, &sampled, telemetry::under_way(), now)).map(BodyExt::boxed_unsync)
+    }
+
+    fn events(&self) -> Response<Body> {
+        let Some(viewer) = self.door.enter() else {
+            return respond(503, &Answer::failed(Code::Temporary, "too many follow the events already"));
+        };
+        let mut closing = self.closing.clone();
+        let source = Source { pictures: self.pictures.clone(), ring: self.ring, viewer };
+        events::stream(source, events::json, async move {
+            let _ = closing.changed().await;
+        })
     }
 
     fn logs(&self, query: &str) -> Result<Response<Body>, Wrong> {

@@ -12,6 +12,7 @@ use crate::control::client;
 use crate::control::messages::ScaleTo;
 use crate::exit::code_of;
 use crate::health::picture::{Backups, Database, Disk, Migrations, Service};
+use crate::health::viewers::Viewers;
 use crate::phase::Phase;
 use crate::telemetry::RING_SIZE;
 
@@ -31,6 +32,7 @@ fn picture() -> Picture {
         last_reason: None,
         counts: None,
         unfinished: None,
+        memory_bytes: None,
     };
     let own = std::process::id().cast_signed();
     Picture {
@@ -47,6 +49,7 @@ fn picture() -> Picture {
         backup_disk: Disk::default(),
         services: vec![service("postgres", "postgres", Some(own)), service("worker-0", "worker", None)],
         roll: None,
+        details: Default::default(),
         hook: None,
         certificate: None,
         sorted_otherwise: Vec::new(),
@@ -60,7 +63,7 @@ struct Served {
     ring: &'static Ring,
     close: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
-    _pictures: watch::Sender<Arc<Picture>>,
+    pictures: watch::Sender<Arc<Picture>>,
 }
 
 impl Served {
@@ -74,8 +77,8 @@ impl Served {
             let _ = closing.await;
         };
         let ring: &Ring = Box::leak(Box::new(Ring::new(RING_SIZE)));
-        let task = tokio::spawn(serve_ring(socket, receiver, sender, ring, shutdown));
-        Self { dir, asks, ring, close, task, _pictures: pictures }
+        let task = tokio::spawn(serve_ring(socket, (receiver, Viewers::default().door(2)), sender, ring, shutdown));
+        Self { dir, asks, ring, close, task, pictures }
     }
 
     fn path(&self) -> PathBuf {

@@ -5,11 +5,19 @@
 //! secret that this process knows is in an answer.
 
 pub mod backups;
+pub mod calendar;
 pub mod client;
+pub mod events;
+pub mod forecast;
+pub mod history;
 pub mod metrics;
+pub mod overview;
 pub mod picture;
+pub mod rates;
 pub mod report;
 pub mod server;
+pub mod statistics;
+pub mod viewers;
 
 pub use client::probe;
 pub use picture::Picture;

@@ -3,8 +3,13 @@
 //! The holders of the `watch::Sender<Arc<Picture>>` send a new picture whenever something in it changes. Times are instants,
 //! not ages, so that a picture that is not renewed grows old by itself.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::calendar::Day;
+use super::history::History;
+use super::statistics::Statistics;
 use crate::http::{Counts, Unfinished};
 use crate::phase::Phase;
 use crate::process::Exit;
@@ -40,6 +45,44 @@ pub struct Picture {
     pub services: Vec<Service>,
     /// The progress of a roll, in words.
     pub roll: Option<String>,
+    /// What only the status page and `tandem top` show.
+    pub details: Details,
+}
+
+/// What only the status page and `tandem top` show.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// Where the application is served, for people to read.
+    pub application: String,
+    /// The steps of the boot, in order.
+    pub boot: Vec<BootStep>,
+    /// The step of the deployment that is under way, in words.
+    pub deployment: Option<String>,
+    /// What happened last.
+    pub history: History,
+    /// Requests in a second between the last two reports, by process.
+    pub rates: BTreeMap<i32, f64>,
+    /// The backups of the last weeks, by day.
+    pub backup_days: Vec<Day>,
+    /// When each base backup ended, oldest first.
+    pub bases: Vec<SystemTime>,
+    /// Where the chain of archived WAL was given up, and why.
+    pub gaps: Vec<String>,
+    /// In how much time the data's file system is full, if it goes on as it did.
+    pub disk_full_in: Option<Duration>,
+    /// The same of the file system of backups.
+    pub backup_disk_full_in: Option<Duration>,
+    /// What the database says of itself while somebody looks.
+    pub statistics: Arc<Statistics>,
+}
+
+/// A step of the boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootStep {
+    pub name: &'static str,
+    /// `None`: it is still to come.
+    pub began: Option<Instant>,
+    pub ended: Option<Instant>,
 }
 
 /// A service, with its process if it has one.
@@ -65,6 +108,8 @@ pub struct Service {
     pub counts: Option<Counts>,
     /// What it has still to finish, once it accepts no more.
     pub unfinished: Option<Unfinished>,
+    /// Memory of its process and that one's descendants, as last measured (every `metrics.interval`).
+    pub memory_bytes: Option<u64>,
 }
 
 /// What a worker has still to finish, as the end of a sentence.
@@ -181,6 +226,8 @@ pub struct Worker {
     pub last_exit: Option<Exit>,
     /// What its event loop last reported.
     pub counts: Option<Counts>,
+    /// Memory of its process and that one's descendants, as last measured.
+    pub memory_bytes: Option<u64>,
 }
 
 /// The state of a worker's slot.
@@ -198,6 +245,24 @@ pub enum WorkerState {
     Resting,
     /// No process: it was restarted too often.
     GaveUp,
+}
+
+impl WorkerState {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Ready, Self::Retiring, Self::Abandoned, Self::Resting, Self::GaveUp];
+
+    /// As reports and metrics show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Retiring => "retiring",
+            Self::Abandoned => "abandoned",
+            Self::Resting => "resting",
+            Self::GaveUp => "gave-up",
+        }
+    }
 }
 
 /// The outcome of the migrations.

@@ -47,6 +47,7 @@ fn picture(phase: Phase) -> Picture {
         backup_disk: Disk::default(),
         services: vec![],
         roll: None,
+        details: Default::default(),
     }
 }
 

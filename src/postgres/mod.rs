@@ -19,6 +19,7 @@ pub mod lock;
 pub mod log;
 pub mod log_message;
 pub mod lookup;
+pub mod measure;
 mod names;
 mod pauses;
 pub mod policy;

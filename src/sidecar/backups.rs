@@ -12,15 +12,17 @@ use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::Context;
 use super::disks::LOOK_LIMIT;
-use crate::backup::catalog::Catalog;
+use super::{Context, counting};
+use crate::backup::catalog::{BackupEntry, Catalog};
 use crate::backup::pitr;
 use crate::backup::retention::State;
 use crate::backup::scheduled::{self, Run};
 use crate::config::{Alarm, PostgresMode, Settings};
 use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
+use crate::health::calendar::{self, Dated, DayState, Expected, calendar};
+use crate::health::history::{self, Marks};
 use crate::health::picture::{self, Picture};
 use crate::plan::libpq::stays_attached;
 use crate::plan::{CommandLine, in_one_line, schedule::Schedule};
@@ -55,6 +57,7 @@ async fn bases(context: Rc<Context>) {
         let pause = match base(&context, &settings).await {
             Ok(()) => LOOK_AGAIN,
             Err(error) => {
+                counting::base_backup(false);
                 tracing::error!("the base backup failed: {error}; it is tried again in {BASE_AGAIN:?}");
                 alarm(&context, &settings, &error).await;
                 BASE_AGAIN
@@ -67,6 +70,7 @@ async fn bases(context: Rc<Context>) {
 /// Take dumps when they are due.
 async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     let (mut after, mut last) = begin(&context).await;
+    last.iter().for_each(counting::copies);
     let failed_at = |run: &Run| run.error.as_ref().map(|_| run.finished);
     let mut failed = last.as_ref().and_then(failed_at);
     let mut tries = 0;
@@ -91,17 +95,23 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
         let next = [planned, again].into_iter().flatten().min();
         let show = |running, last: Option<&Run>| {
             let shown = shown(&seen, schedule.as_ref(), next, running, last);
+            let days = days(&seen, schedule.as_ref(), &settings, last, now);
             pictures.send_modify(|picture| {
-                let before = &mut Arc::make_mut(picture).backups;
+                let picture = Arc::make_mut(picture);
+                let marks = Marks::of(picture);
+                let before = &mut picture.backups;
                 let (pitr, last_base, kept_databases) = (before.pitr.take(), before.last_base, before.kept_databases);
                 let unreadable_bases = std::mem::take(&mut before.unreadable_bases);
                 *before = picture::Backups { pitr, last_base, unreadable_bases, kept_databases, ..shown };
+                picture.details.backup_days = days;
+                history::note(picture, &marks, SystemTime::now());
             });
         };
         if next.is_some_and(|next| next <= now) {
             show(true, last.as_ref());
             let is_planned = planned.is_some_and(|planned| planned <= now);
             let run = one(&context, &settings, !is_planned && lacks_copies(last.as_ref())).await;
+            counting::backup(&run);
             // One run makes up for all that were missed.
             after = Utc::now();
             failed = failed_at(&run);
@@ -196,7 +206,9 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
         return Ok(());
     }
     let command = command(context, &["backup", "base"]).map_err(|error| in_words(&error))?;
-    in_a_process(&command, settings.backup.limit).await.map(drop)
+    in_a_process(&command, settings.backup.limit).await?;
+    counting::base_backup(true);
+    Ok(())
 }
 
 /// Run one of Tandem's own commands; returns the last line of its output, or why it failed.
@@ -302,6 +314,8 @@ struct Seen {
     count: usize,
     newest: Option<SystemTime>,
     newest_verified: Option<SystemTime>,
+    /// All of them, for the calendar.
+    dated: Vec<Dated>,
     /// Since when the directory does not answer; the other fields are as old then.
     unanswered: Option<Instant>,
     /// Why it cannot be read; the other fields are as old then.
@@ -337,10 +351,45 @@ impl Seen {
             count: entries.len(),
             newest: entries.last().map(|entry| entry.name.taken.into()),
             newest_verified: proven.map(|entry| entry.name.taken.into()),
+            dated: entries.iter().filter_map(dated).collect(),
             unanswered: None,
             unreadable: None,
         }
     }
+}
+
+/// A backup as the calendar has it, which leaves out files that may be somebody else's.
+fn dated(entry: &BackupEntry) -> Option<Dated> {
+    let state = match entry.standing() {
+        State::Proven => DayState::Verified,
+        State::Unverified => DayState::Taken,
+        State::Bad => DayState::Bad,
+        State::Incomplete => return None,
+    };
+    let bytes = entry.manifest.as_ref().map_or(0, |manifest| manifest.size_bytes);
+    Some(Dated { taken: entry.name.taken.into(), state, bytes })
+}
+
+/// The calendar of backups.
+fn days(
+    seen: &Seen,
+    schedule: Option<&Schedule>,
+    settings: &Settings,
+    last: Option<&Run>,
+    now: DateTime<Utc>,
+) -> Vec<calendar::Day> {
+    let failed = last.filter(|run| run.error.is_some());
+    let failed = failed.map(|run| Dated { taken: run.started.into(), state: DayState::Bad, bytes: 0 });
+    let found: Vec<_> = seen.dated.iter().copied().chain(failed).collect();
+    let midnight = now - (now.time() - chrono::NaiveTime::MIN);
+    let begins = (0..calendar::DAYS).map(|back| midnight - TimeDelta::days(i64::try_from(back).unwrap_or(0)));
+    // The first of each day is enough.
+    let due = schedule.into_iter().flat_map(|schedule| {
+        begins.clone().filter_map(|begin| schedule.next(begin - TimeDelta::seconds(1)).filter(|due| *due <= now))
+    });
+    let due: Vec<SystemTime> = due.map(SystemTime::from).collect();
+    let retention = settings.backup.retention;
+    calendar(&found, Expected { due: &due, kept_days: retention.days.max(retention.daily) }, now.into())
 }
 
 /// The picture of backups.

@@ -94,6 +94,8 @@ pub struct Context {
     pub hook_failure: RefCell<Option<String>>,
     /// Until when the certificate holds with which workers are started, for the health port.
     pub certificate: Cell<Option<SystemTime>>,
+    /// The step of the deployment that is under way, for the status page.
+    pub deployment_step: RefCell<Option<String>>,
     /// What the migrations did, for the health port.
     pub migrations: RefCell<Migrations>,
     /// How far the database is set up, for the probe.
@@ -137,6 +139,7 @@ impl Context {
             worker_identity: Rc::default(),
             hook_failure: RefCell::default(),
             certificate: Cell::default(),
+            deployment_step: RefCell::default(),
             migrations: RefCell::default(),
             fresh: Cell::new(false),
             database: Rc::default(),
@@ -305,7 +308,8 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
     Settings {
         workers,
         pool: new.pool.clone(),
-        health: crate::config::Health { listen: started.health.listen.clone(), ..new.health.clone() },
+        health: crate::config::Health { workers_min: new.health.workers_min, ..started.health.clone() },
+        metrics: new.metrics,
         stop: new.stop.clone(),
         hooks: new.hooks.clone(),
         backup: new.backup.clone(),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::context::{Context, Reread};
+use super::counting;
 use super::jobs::{LockedOut, migration_command, run_migrations, with_import_help};
 use super::migration_run;
 use super::orders::Operator;
@@ -19,6 +20,7 @@ use crate::exit::{Code, code_of, in_words, sql_state};
 use crate::plan::deployment::{self, Findings, Step};
 use crate::plan::in_one_line;
 use crate::schema::{self, sql_files};
+use crate::supervise::tree::TreeEvent;
 use crate::workers::environment::{self, Next};
 use crate::workers::surroundings::Surroundings;
 
@@ -35,9 +37,12 @@ impl Operator {
         if !dry_run && self.deploys.replace(true) {
             return Answer::failed(Code::Temporary, "another deployment is under way; `tandem logs` shows how far");
         }
+        let began = Instant::now();
         let answer = self.take_steps(dry_run).await;
         if !dry_run {
             self.deploys.set(false);
+            counting::deployment(&answer, began.elapsed());
+            self.show_step(None);
         }
         answer
     }
@@ -63,10 +68,15 @@ impl Operator {
         let mut words = Vec::new();
         for (index, step) in steps.iter().enumerate() {
             tracing::info!("deploy: {step}");
+            self.show_step(Some(step.to_string()));
             let began = Instant::now();
             let done = match step {
                 Step::Environment(_) => self.make_next(&settings).await.map(|made| next = Some(made)),
-                Step::Migrations(_) => self.migrate(&settings, next.as_ref()).await,
+                Step::Migrations(_) => {
+                    let migrated = self.migrate(&settings, next.as_ref()).await;
+                    counting::migrations(migrated.is_ok());
+                    migrated
+                }
                 Step::Roll(_) => return self.finish(reading, next, words, &steps).await,
             };
             if let Err(error) = done {
@@ -77,6 +87,13 @@ impl Operator {
             words.push(format!("{}. {step}: done in {:.1?}", index + 1, began.elapsed()));
         }
         Answer::done(words)
+    }
+
+    /// Show the step that is under way.
+    fn show_step(&self, step: Option<String>) {
+        *self.context.deployment_step.borrow_mut() = step;
+        // What others see is made anew after each event.
+        self.tell(TreeEvent::Tick);
     }
 
     async fn make_next(&self, settings: &Settings) -> anyhow::Result<Next> {

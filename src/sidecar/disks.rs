@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
@@ -19,7 +19,8 @@ use crate::backup::swap;
 use crate::config::Room;
 use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
-use crate::health::picture::{self, Picture};
+use crate::health::forecast::Forecast;
+use crate::health::picture::{self, Details, Picture};
 use crate::postgres::collation;
 use crate::postgres::service::DatabaseStage;
 use crate::room::FileSystem;
@@ -52,8 +53,14 @@ pub async fn follow_room(pictures: Pictures, context: Rc<Context>) {
     };
     // Side by side: one that hangs does not hold up the other.
     tokio::join!(
-        follow_one(&pictures, &context, of_data, |picture| &mut picture.disk),
-        follow_one(&pictures, &context, of_backups, |picture| &mut picture.backup_disk),
+        follow_one(&pictures, &context, of_data, |picture| &mut picture.disk, |details| &mut details.disk_full_in),
+        follow_one(
+            &pictures,
+            &context,
+            of_backups,
+            |picture| &mut picture.backup_disk,
+            |details| &mut details.backup_disk_full_in
+        ),
     );
 }
 
@@ -63,8 +70,9 @@ async fn follow_one(
     context: &Context,
     place: impl Fn(&Context) -> (PathBuf, Room),
     entry: fn(&mut Picture) -> &mut picture::Disk,
+    full_in: fn(&mut Details) -> &mut Option<Duration>,
 ) {
-    let mut last = picture::Disk::default();
+    let (mut last, mut forecast) = (picture::Disk::default(), Forecast::default());
     loop {
         let (path, warn_free) = place(context);
         let what = format!("look at the file system of {}", path.display());
@@ -72,10 +80,14 @@ async fn follow_one(
             Ok(seen) => seen,
             Err(Hangs { since, .. }) => picture::Disk { unanswered: Some(since), ..last },
         };
+        if let (Some(free), None) = (last.free_bytes, last.unanswered) {
+            forecast.note(Instant::now(), free);
+        }
+        let ahead = forecast.full_in();
         pictures.send_if_modified(|picture| {
-            let changed = *entry(Arc::make_mut(picture)) != last;
-            *entry(Arc::make_mut(picture)) = last;
-            changed
+            let picture = Arc::make_mut(picture);
+            let before = std::mem::replace(entry(picture), last);
+            std::mem::replace(full_in(&mut picture.details), ahead) != ahead || before != last
         });
         tokio::time::sleep(ROOM_LOOK).await;
     }
@@ -175,8 +187,8 @@ pub async fn follow_bases(pictures: Pictures, archive: Archive) {
     loop {
         let archive = archive.clone();
         // Blocks: called by `within`.
-        let look = move || bases::listing(&archive).unwrap_or_default();
-        if let Ok(Listing { bases, unreadable }) = within(LOOK_LIMIT, "look for base backups", look).await {
+        let look = move || (bases::listing(&archive).unwrap_or_default(), archive.gaps());
+        if let Ok((Listing { bases, unreadable }, gaps)) = within(LOOK_LIMIT, "look for base backups", look).await {
             for base in unreadable.iter().filter(|base| !told.contains(*base)) {
                 tracing::warn!("{base}; it counts for nothing and stays");
             }
@@ -187,8 +199,10 @@ pub async fn follow_bases(pictures: Pictures, archive: Archive) {
                 warned = true;
             }
             pictures.send_modify(|picture| {
-                let backups = &mut Arc::make_mut(picture).backups;
-                (backups.last_base, backups.unreadable_bases) = (last, unreadable);
+                let picture = Arc::make_mut(picture);
+                (picture.backups.last_base, picture.backups.unreadable_bases) = (last, unreadable);
+                picture.details.bases = bases.iter().map(|base| base.ended).collect();
+                picture.details.gaps = gaps.iter().map(|(segment, why)| format!("{segment}: {why}")).collect();
             });
         }
         tokio::time::sleep(BASES_LOOK).await;

@@ -18,7 +18,8 @@ use crate::config::Settings;
 use crate::control::{self, Answer, Ask, Order};
 use crate::event_loop;
 use crate::exit::Code;
-use crate::health::server as health;
+use crate::health::viewers::Viewers;
+use crate::page;
 use crate::phase::Phase;
 use crate::postgres::home::Home;
 use crate::process::ports;
@@ -29,10 +30,14 @@ use crate::workers::listener;
 const HEALTH_BACKLOG: u32 = 128;
 /// How long a stop may take before there is a tree: what runs on other threads is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// So many may follow the events at the control socket: each is a person's terminal.
+const FOLLOWERS_MAX: usize = 10;
 
 /// What others see, and the tasks behind it.
 pub struct Front {
     pub view: View,
+    /// Who looks at it closely.
+    pub viewers: Viewers,
     pub upstream: Rc<Upstream>,
     pub tasks: Vec<JoinHandle<()>>,
     pub control: Option<ServedControl>,
@@ -65,19 +70,23 @@ impl Front {
         let port = listener::bind_place(&settings.health.listen, HEALTH_BACKLOG, "health.listen", ports::holder)?;
         let port = tokio::net::TcpListener::from_std(port.try_clone_std()?)?;
         let socket = control::open(&home.control)?;
-        let never = std::future::pending();
-        let health = event_loop::spawn("the health port", health::serve(port, view.pictures(), never));
+        let (never, viewers) = (std::future::pending(), Viewers::default());
+        let audience = page::Audience::of(&settings.health, &viewers);
+        let health = event_loop::spawn("the health port", page::serve(port, view.pictures(), audience, never));
         let (asks, orders) = unbounded_channel();
         let (close, closing) = oneshot::channel();
         let closing = async {
             let _ = closing.await;
         };
-        let served = event_loop::spawn("the control socket", control::serve(socket, view.pictures(), asks, closing));
+        let door = viewers.door(FOLLOWERS_MAX);
+        let control = control::serve(socket, view.pictures(), asks, door, closing);
+        let served = event_loop::spawn("the control socket", control);
         let (upstream, telling) = Upstream::of_process();
         let telling = event_loop::spawn("the supervisor above", telling);
         upstream.show(view.phase(), "starting", Duration::ZERO);
         Ok(Self {
             view,
+            viewers,
             upstream: Rc::new(upstream),
             tasks: vec![health, telling],
             control: Some(ServedControl { close, served }),
@@ -88,7 +97,7 @@ impl Front {
     /// What an errand has: nobody asks. It is over when it ends, and says so by its exit code.
     pub fn closed(settings: &Settings) -> Self {
         let (view, upstream) = (View::new(settings), Rc::default());
-        Self { view, upstream, tasks: Vec::new(), control: None, orders: None }
+        Self { view, viewers: Viewers::default(), upstream, tasks: Vec::new(), control: None, orders: None }
     }
 
     /// Until a stop is ordered. Other orders are refused: there are no workers yet that they could be about.

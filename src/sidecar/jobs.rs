@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 
-use super::{Context, attached, migration_run, preflight};
+use super::{Context, attached, counting, migration_run, preflight};
 use crate::backup::catalog::Catalog;
 use crate::backup::load;
 use crate::backup::pitr;
@@ -204,7 +204,9 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
     let (postgres, migrations) = (&context.settings().postgres, &context.settings().migrations);
     across_recoveries(postgres, async || restore_if_empty(&context).await).await?;
     let began = Instant::now();
-    let (run, applied) = match across_recoveries(postgres, async || apply(&context, migrations).await).await {
+    let ran = across_recoveries(postgres, async || apply(&context, migrations).await).await;
+    counting::migrations(ran.is_ok());
+    let (run, applied) = match ran {
         Ok(applied) => applied,
         Err(error) => return Err(attached::of_absence(&context, error).await),
     };

@@ -2,15 +2,18 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
 use super::Context;
+use super::counting::{self, step_name};
 use super::services::{ServiceKind, Services};
 use crate::boot::Step;
 use crate::config::{PostgresMode, Preload, Settings};
+use crate::health::history::{self, Marks};
 use crate::health::picture::{self, Picture};
+use crate::health::rates::Rates;
 use crate::phase::Phase as Public;
 use crate::postgres::probe::Sample;
 use crate::postgres::service::DatabaseReading;
@@ -55,6 +58,7 @@ impl View {
             backup_disk: picture::Disk::default(),
             services: Vec::new(),
             roll: None,
+            details: picture::Details { application: settings.urls(), ..picture::Details::default() },
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }
@@ -76,6 +80,15 @@ impl View {
 
     /// Note that the tree entered `phase`.
     pub fn enter(&mut self, phase: TreePhase, steps: &[Step]) {
+        self.show_boot(phase, steps);
+        if self.phase < Public::Serving
+            && let Some((step, began)) = self.began.last()
+        {
+            counting::boot_step(step_name(*step), began.elapsed());
+            if phase == TreePhase::Serving {
+                counting::boot(self.started.elapsed());
+            }
+        }
         self.phase = match phase {
             TreePhase::Idle => Public::Installing,
             TreePhase::Booting { stage } => {
@@ -89,8 +102,36 @@ impl View {
         };
     }
 
+    /// Show how far the boot is that enters `phase`.
+    fn show_boot(&self, phase: TreePhase, steps: &[Step]) {
+        let now = Instant::now();
+        self.picture.send_modify(|picture| {
+            let boot = &mut Arc::make_mut(picture).details.boot;
+            if boot.len() != steps.len() {
+                *boot = steps
+                    .iter()
+                    .map(|step| picture::BootStep { name: step_name(*step), began: None, ended: None })
+                    .collect();
+            }
+            let at = match phase {
+                TreePhase::Booting { stage } => stage,
+                _ => steps.len(),
+            };
+            // A stop before the boot is over leaves the rest as it is.
+            if matches!(phase, TreePhase::Booting { .. } | TreePhase::Serving) {
+                boot.iter_mut().take(at).filter(|step| step.began.is_some()).for_each(|step| {
+                    step.ended.get_or_insert(now);
+                });
+            }
+            if let Some(step) = boot.get_mut(at) {
+                (step.began, step.ended) = (Some(now), None);
+            }
+        });
+    }
+
     /// Make a new picture and hand it to the health port.
     pub fn publish(&mut self, tree: &Tree, services: &Services, context: &Context) {
+        counting::budget(&context.settings());
         let phase = self.phase;
         let stage = tree.plan.roll.workers;
         let workers = stage.map(|stage| tree.of_stage(stage)).unwrap_or_default();
@@ -110,17 +151,19 @@ impl View {
                     restarts: u32::try_from(member.child.restarts).unwrap_or(u32::MAX),
                     last_exit: life.as_ref().and_then(|life| life.last_exit()),
                     counts: life.and_then(|life| life.counts()),
+                    memory_bytes: None,
                 }
             })
             .collect();
         let roll = tree.rolling().map(|(done, left)| format!("{done} workers are replaced, {left} are still to be"));
         self.picture.send_modify(|picture| {
             let picture = Arc::make_mut(picture);
+            let marks = Marks::of(picture);
             let before = std::mem::replace(&mut picture.workers, workers);
             for worker in &mut picture.workers {
-                let same =
-                    before.iter().find(|old| (old.slot, old.pid, old.state) == (worker.slot, worker.pid, worker.state));
-                worker.since = same.map_or(worker.since, |old| old.since);
+                let same = before.iter().find(|old| old.pid == worker.pid && old.slot == worker.slot);
+                worker.since = same.filter(|old| old.state == worker.state).map_or(worker.since, |old| old.since);
+                worker.memory_bytes = worker.pid.and(same).and_then(|old| old.memory_bytes);
             }
             picture.workers_wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
             picture.phase = phase;
@@ -130,6 +173,8 @@ impl View {
             picture.services = shown(tree, services, &picture.services);
             picture.roll = roll;
             picture.workers_min = context.settings().health.workers_min;
+            picture.details.deployment = context.deployment_step.borrow().clone();
+            history::note(picture, &marks, SystemTime::now());
         });
     }
 
@@ -156,7 +201,7 @@ impl View {
     ) -> impl Future<Output = ()> + use<> {
         let pictures = self.picture.clone();
         async move {
-            let mut known = Sample::failed(picture::Fault::Down);
+            let (mut known, mut rates) = (Sample::failed(picture::Fault::Down), Rates::default());
             loop {
                 let mut reading = readings.borrow_and_update().clone();
                 if let Some((_, sample)) = &mut reading {
@@ -164,6 +209,7 @@ impl View {
                 }
                 pictures.send_modify(|picture| {
                     let picture = Arc::make_mut(picture);
+                    let marks = Marks::of(picture);
                     picture.database.sample = Some(sample(reading));
                     for worker in &mut picture.workers {
                         worker.counts = worker.pid.and_then(|pid| roster.counts(pid));
@@ -172,6 +218,9 @@ impl View {
                         service.counts = service.pid.and_then(|pid| roster.counts(pid));
                         service.unfinished = service.pid.and_then(|pid| roster.unfinished(pid));
                     }
+                    let counted = picture.services.iter().filter_map(|it| Some((it.pid?, it.counts?.requests)));
+                    picture.details.rates = rates.after(Instant::now(), &counted.collect::<Vec<_>>());
+                    history::note(picture, &marks, SystemTime::now());
                 });
                 if readings.changed().await.is_err() {
                     return;
@@ -193,7 +242,7 @@ impl View {
                 Step::Template => settings.workers.preload != Preload::Off,
                 _ => true,
             })
-            .map(|((step, began), end)| format!("{} {:.0?}", name(*step), end.duration_since(*began)));
+            .map(|((step, began), end)| format!("{} {:.0?}", step_name(*step), end.duration_since(*began)));
         let took: Vec<String> = took.collect();
         let server = match settings.postgres.mode {
             PostgresMode::Managed => "tandem psql, or with the URL that `tandem url` prints",
@@ -244,6 +293,7 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
             last_reason: services.last_reason(id),
             counts: services.counts(id),
             unfinished: services.unfinished(id),
+            memory_bytes: pid.and(same).and_then(|service| service.memory_bytes),
             name,
         }
     };
@@ -282,21 +332,6 @@ fn public(step: Step) -> Public {
         Step::Cluster | Step::Postgres | Step::Attach | Step::Provision => Public::StartingDatabase,
         Step::Migrate | Step::Errand => Public::Migrating,
         Step::Template | Step::Workers | Step::Companions => Public::StartingWorkers,
-    }
-}
-
-fn name(step: Step) -> &'static str {
-    match step {
-        Step::Install => "install",
-        Step::Cluster => "cluster",
-        Step::Postgres => "postgres",
-        Step::Attach => "attach",
-        Step::Provision => "provision",
-        Step::Migrate => "migrate",
-        Step::Template => "template",
-        Step::Workers => "workers",
-        Step::Companions => "processes",
-        Step::Errand => "errand",
     }
 }
 

@@ -17,6 +17,7 @@ const ON_THE_LOOP: &[&str] = &[
     "event_loop/",
     "health/",
     "http/",
+    "page/",
     "postgres/door.rs",
     "postgres/probe.rs",
     "postgres/provision.rs",

@@ -6,10 +6,20 @@ use crate::config::settings::{PostgresMode, Readiness, WorkerSocket};
 use crate::config::{Origin, TlsClient, uvicorn};
 use crate::plan::{Place, SOCKET_PATH_MAX};
 
+/// The shortest password of the status page, in bytes: it can be guessed at over the network.
+const PAGE_PASSWORD_MIN: usize = 12;
+
+/// Whether `name` can be the name in a browser's address.
+fn is_host(name: &str) -> bool {
+    let is_fit = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_');
+    !name.is_empty() && name.chars().all(is_fit)
+}
+
 impl Checker<'_> {
     pub(super) fn serving(&mut self) {
         self.listeners();
         self.socket_files();
+        self.page();
         self.other_server();
         self.tls();
         self.uvicorn();
@@ -35,6 +45,41 @@ impl Checker<'_> {
                 let message = format!("{place} and {other} are one place, which only one socket can have");
                 self.wrong("workers.listen", &message, Some("leave one of them out"));
             }
+        }
+    }
+
+    /// The status page: nobody beyond this machine sees it without a password.
+    fn page(&mut self) {
+        let health = &self.settings.health;
+        let password = health.page_password.as_ref().map(|password| password.expose());
+        if !health.has_page() {
+            for key in ["health.page_password", "health.page_password_file", "health.page_hosts"] {
+                if self.values.chosen(key) {
+                    let why = "there is no page (health.page)";
+                    self.notices.push(format!("{key} has no effect: {why}"));
+                }
+            }
+            return;
+        }
+        let listen = &health.listen;
+        match password {
+            None if !health.is_loopback() => self.wrong(
+                "health.page",
+                &format!("whoever reaches {listen} would see the status page"),
+                Some(
+                    "set health.page_password_file, or let health.listen be a loopback address such as 127.0.0.1:8001",
+                ),
+            ),
+            Some(password) if password.len() < PAGE_PASSWORD_MIN => self.wrong(
+                "health.page_password",
+                &format!("it has fewer than {PAGE_PASSWORD_MIN} characters"),
+                Some("make a long one, such as with `openssl rand -base64 24`"),
+            ),
+            Some(_) | None => {}
+        }
+        for name in health.page_hosts.iter().filter(|name| !is_host(name)) {
+            let help = "write the name alone, without port and path, such as \"status.example.org\"";
+            self.wrong("health.page_hosts", &format!("{name:?} is no host name"), Some(help));
         }
     }
 
