@@ -122,9 +122,15 @@ fn it_shows_what_runs_and_gives_an_order_only_after_a_yes() {
     let mut tandem = Tandem::up(&project);
     let worker = tandem.workers()[0];
     let mut top = Screen::open(&project);
-    for words in
-        ["serving", "SERVICE", "postgres", "worker-0", &worker.to_string(), "LOG of all services", "is ready after"]
-    {
+    for words in [
+        "serving",
+        "SERVICE",
+        "database: answers in ",
+        "worker-0",
+        &worker.to_string(),
+        "LOG of all services",
+        "is ready after",
+    ] {
         top.wait(words);
     }
     top.press("?");

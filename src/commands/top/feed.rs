@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use crate::control::client;
 use crate::control::messages::{LogEntry, LogQuery, Status};
 use crate::exit::in_words;
+use crate::health::overview::Overview;
 
 /// How often the status is asked for, and a Tandem that is gone is looked for.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -19,6 +20,8 @@ const LINES: usize = 500;
 #[derive(Debug)]
 pub enum News {
     Status(Box<Status>, Instant),
+    /// The database, disks and health.
+    Overview(Box<Overview>),
     /// It does not answer, and why.
     Lost(String),
     /// The log begins, with the lines that are there.
@@ -34,6 +37,19 @@ pub async fn statuses(socket: PathBuf, news: UnboundedSender<News>) {
             Ok(status) => News::Status(Box::new(status), Instant::now()),
             Err(error) => News::Lost(in_words(&error)),
         });
+        sleep(INTERVAL).await;
+    }
+}
+
+/// Send the overviews as they come, those of the next Tandem too.
+pub async fn overviews(socket: PathBuf, news: UnboundedSender<News>) {
+    while !news.is_closed() {
+        // What went wrong the status tells.
+        let asked = client::events(&socket, |overview| {
+            news.send(News::Overview(Box::new(overview)))?;
+            Ok(())
+        });
+        let _ = asked.await;
         sleep(INTERVAL).await;
     }
 }

@@ -1,8 +1,9 @@
 //! `tandem top`: the processes and the log of a running Tandem, live in a terminal.
 //!
-//! `feed` brings the facts, `state` keeps them and decides what a key does, `screen` draws, `terminal` is taken and given
-//! back.
+//! `feed` brings the news, `state` keeps them and decides what a key does, `facts` finds words, `screen` draws, `terminal` is
+//! taken and given back.
 
+mod facts;
 mod feed;
 mod screen;
 mod state;
@@ -53,6 +54,7 @@ pub async fn run(common: &Common) -> anyhow::Result<Code> {
     let (sender, news) = mpsc::unbounded_channel();
     let feeds = [
         tokio::task::spawn_local(feed::statuses(socket.clone(), sender.clone())),
+        tokio::task::spawn_local(feed::overviews(socket.clone(), sender.clone())),
         tokio::task::spawn_local(feed::lines(socket.clone(), sender)),
     ];
     // Before the terminal is taken: a signal that ends the process would leave it so.
@@ -168,6 +170,7 @@ async fn answered(order: &mut Option<Order>) -> anyhow::Result<Answer> {
 fn take(top: &mut Top, news: News) {
     match news {
         News::Status(status, now) => top.show(*status, now),
+        News::Overview(overview) => top.overview = Some(*overview),
         News::Lost(why) => top.lose(why),
         News::LogBegins => top.forget_log(),
         News::Line(entry) => top.say(entry),

@@ -8,9 +8,11 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table, TableState, Wrap};
 
+use super::facts::{self, Fact};
 use super::state::{Errand, Link, Mode, Top};
 use crate::commands::table::{age, size};
 use crate::control::messages::{LogEntry, ServiceStatus, Status};
+use crate::health::picture;
 use crate::telemetry;
 
 /// The smallest terminal that has room.
@@ -105,6 +107,13 @@ fn notes(top: &Top, look: Look) -> Vec<Line<'static>> {
         let text = format!("waiting for a tandem, q quits: {}", one_line(why));
         notes.push(Line::styled(text, look.of(Color::Red)));
     }
+    if let Some(overview) = &top.overview {
+        notes.extend(facts::of(overview).into_iter().map(|fact| match fact {
+            Fact::Well(text) => Line::from(one_line(&text)),
+            Fact::Careful(text) => Line::styled(one_line(&text), look.of(Color::Yellow)),
+            Fact::Bad(text) => Line::styled(one_line(&text), look.of(Color::Red)),
+        }));
+    }
     let Some(status) = &top.status else { return notes };
     let Status { roll, under_way, hook, backups, .. } = status;
     let work = roll
@@ -113,8 +122,21 @@ fn notes(top: &Top, look: Look) -> Vec<Line<'static>> {
         .chain(under_way.iter().map(|work| format!("under way: {work}")));
     notes.extend(work.map(|text| Line::styled(text, look.of(Color::Yellow))));
     notes.extend(hook.iter().map(|why| Line::styled(one_line(why), look.of(Color::Yellow))));
+    notes.extend(top.selected_service().and_then(about));
     notes.extend(backups.iter().map(|words| Line::from(format!("backups: {}", one_line(words)))));
     notes
+}
+
+/// What the table has no column for: what a replaced worker still does, or why a service was started again.
+fn about(service: &ServiceStatus) -> Option<Line<'static>> {
+    let text = match (&service.unfinished, &service.last_reason) {
+        (Some(unfinished), _) => format!("{} finishes {}", service.name, picture::in_words(unfinished)),
+        (None, Some(reason)) if service.restarts > 0 => {
+            format!("{} was started again, at last after: {}", service.name, one_line(reason))
+        }
+        (None, _) => return None,
+    };
+    Some(Line::from(text))
 }
 
 fn one_line(text: &str) -> String {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::control::messages::{Answer, LogEntry, ServiceStatus, Status};
 use crate::control::{Order, ScaleTo};
+use crate::health::overview::Overview;
 use crate::telemetry::OWN;
 
 /// How many lines of the log are kept.
@@ -69,6 +70,8 @@ pub enum Errand {
 /// Everything on the screen.
 pub struct Top {
     pub status: Option<Status>,
+    /// What there is to know beside the processes.
+    pub overview: Option<Overview>,
     pub link: Link,
     pub mode: Mode,
     pub errand: Errand,
@@ -89,6 +92,7 @@ impl Top {
     pub fn new(status: Status, now: Instant) -> Self {
         let mut top = Self {
             status: None,
+            overview: None,
             link: Link::Live,
             mode: Mode::Watching,
             errand: Errand::None,
@@ -125,6 +129,7 @@ impl Top {
 
     /// It does not answer any more. What was last seen stays on the screen, marked as old.
     pub fn lose(&mut self, why: String) {
+        self.overview = None;
         self.link = Link::Lost(why);
     }
 
