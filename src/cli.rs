@@ -209,6 +209,9 @@ tandem settings set log_min_duration_statement 1s --apply\n          tandem sett
         #[arg(long)]
         watch: bool,
     },
+    /// Watch processes and log of a running Tandem live in the terminal; keys reload, restart and scale
+    #[command(after_help = "Example: ssh -t server tandem top")]
+    Top,
     /// Read the configuration again and replace every worker, new before old; no request fails
     #[command(after_help = "Example: git pull && tandem reload")]
     Reload,

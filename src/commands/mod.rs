@@ -36,6 +36,7 @@ mod status;
 mod stop;
 mod table;
 mod test;
+mod top;
 mod up;
 mod up_detached;
 mod wal;
@@ -70,6 +71,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Run(args) => return run::run(&common, &args.command).await,
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
         Command::Status { json, watch } => status::run(&common, json, watch).await,
+        Command::Top => top::run(&common).await,
         Command::Deploy { dry_run } => deploy::run(&common, dry_run).await,
         Command::Docs { page, section } => docs::run(page.as_deref(), section.as_deref()),
         Command::Reload => reload::run(&common).await,

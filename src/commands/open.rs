@@ -8,13 +8,8 @@ use crate::plan::DatabaseUrl;
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
-<<<<<<< HEAD
 use crate::postgres::{address, lookup, secret, server, tls};
-=======
-use crate::postgres::settings::client_address;
-use crate::postgres::{lookup, secret, server};
 use crate::process::ports;
->>>>>>> S
 use crate::sidecar::{self, Configuration, Errand, Goal};
 use crate::telemetry::{self, FileBounds};
 

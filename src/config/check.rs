@@ -99,12 +99,9 @@ pub fn check(
     checker.commands();
     checker.pool();
     checker.postgres_settings();
-<<<<<<< HEAD
     checker.postgres_tls();
     checker.password(purpose);
-=======
     checker.slow_query();
->>>>>>> S
     checker.worker_environment();
     checker.backup();
     checker.archiving();

@@ -91,11 +91,7 @@ impl Answerer {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let wanted = match request.uri().path() {
             "/status" | "/logs" | "/events" => Method::GET,
-<<<<<<< HEAD
-            "/deploy" | "/password/rotate" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
-=======
-            "/audit" | "/deploy" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
->>>>>>> S
+            "/audit" | "/deploy" | "/password/rotate" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
             path => return wrong((404, format!("there is no {path} here"))),
         };
         if *request.method() != wanted {

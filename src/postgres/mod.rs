@@ -4,11 +4,8 @@
 
 pub mod address;
 pub mod adopt;
-<<<<<<< HEAD
-mod authority;
-=======
 pub mod alter;
->>>>>>> S
+mod authority;
 pub mod binaries;
 pub mod checkpoint;
 pub mod cluster;

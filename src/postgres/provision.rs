@@ -13,11 +13,7 @@ use super::scram;
 use super::secret::Password;
 use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting};
-<<<<<<< HEAD
-use crate::exit::{Code, Failure, in_words, sql_state};
-=======
 use crate::exit::{Code, Failure, in_words, is_broken_off, is_disk_full, sql_state};
->>>>>>> S
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered, blank};
 
 /// What the application needs.
@@ -38,13 +34,10 @@ struct Present {
     role: Option<PresentRole>,
     owner: Option<String>,
     statements: bool,
-<<<<<<< HEAD
     /// Whether there is the second role of a change of the password.
     second_role: bool,
-=======
     /// Whether the role was granted the right to see what all sessions do.
     reads_all_stats: bool,
->>>>>>> S
 }
 
 #[derive(Debug)]
@@ -119,17 +112,14 @@ pub(super) async fn close(connection: PgConnection) -> anyhow::Result<()> {
 }
 
 async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Result<Present> {
-    type Row = (bool, Option<bool>, Option<String>, Option<String>, bool, bool);
+    type Row = (bool, Option<bool>, Option<String>, Option<String>, bool, bool, bool);
     let asked = query_as(
         "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool,
                 role.rolcanlogin, role.rolpassword,
                 (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $2),
                 EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements'),
-<<<<<<< HEAD
-                EXISTS (SELECT FROM pg_roles WHERE rolname = $3)
-=======
+                EXISTS (SELECT FROM pg_roles WHERE rolname = $3),
                 EXISTS (SELECT FROM pg_auth_members WHERE member = role.oid AND roleid = 'pg_read_all_stats'::regrole)
->>>>>>> S
          FROM (SELECT 1) AS always LEFT JOIN pg_authid AS role ON role.rolname = $1",
     )
     .bind(wanted.user)
@@ -137,15 +127,9 @@ async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Res
     .bind(rotation::ROLE)
     .fetch_one(connection);
     let row: Row = answered(ANSWER_LIMIT, "ask PostgreSQL what it holds", asked).await?;
-<<<<<<< HEAD
-    let (durable, can_login, verifier, owner, statements, second_role) = row;
+    let (durable, can_login, verifier, owner, statements, second_role, reads_all_stats) = row;
     let role = can_login.map(|can_login| PresentRole { can_login, verifier });
-    let present = Present { durable, role, owner, statements, second_role };
-=======
-    let (durable, can_login, verifier, owner, statements, reads_all_stats) = row;
-    let role = can_login.map(|can_login| PresentRole { can_login, verifier });
-    let present = Present { durable, role, owner, statements, reads_all_stats };
->>>>>>> S
+    let present = Present { durable, role, owner, statements, second_role, reads_all_stats };
     if !present.durable {
         let message = "PostgreSQL runs without fsync or full_page_writes: a power cut would destroy this data";
         let ways = "remove them from [postgres.settings], and from postgresql.auto.conf (ALTER SYSTEM RESET)";
@@ -157,11 +141,8 @@ async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Res
 /// The database exists: change what differs from `wanted`.
 async fn complete(connection: &mut PgConnection, wanted: &Wanted<'_>, present: &Present) -> anyhow::Result<()> {
     role(connection, wanted, present.role.as_ref()).await?;
-<<<<<<< HEAD
     heal(connection, wanted, present).await;
-=======
     statistics(connection, wanted, present).await?;
->>>>>>> S
     if let Some(owner) = present.owner.as_deref().filter(|&owner| owner != wanted.user) {
         let (database, user) = (wanted.database, wanted.user);
         if database == SUPERUSER && owner == SUPERUSER {

@@ -174,15 +174,9 @@ async fn make_cluster(
 
 /// [`super::Step::Provision`].
 pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
-<<<<<<< HEAD
     let Some(password) = context.password.borrow().clone() else { return Ok(()) };
-    let url = context.url();
-    let wanted = Wanted { user: &url.user, password: &password, database: &url.database };
-=======
-    let Some(password) = &context.password else { return Ok(()) };
-    let reads_all_stats = context.settings().postgres.read_all_stats;
-    let wanted = Wanted { user: &context.url.user, password, database: &context.url.database, reads_all_stats };
->>>>>>> S
+    let (url, reads_all_stats) = (context.url(), context.settings().postgres.read_all_stats);
+    let wanted = Wanted { user: &url.user, password: &password, database: &url.database, reads_all_stats };
     // A second attempt may find what the first has made.
     let provide = async || provision::provision(&context.home, url.port, &wanted, context.fresh.replace(false)).await;
     across_recoveries(&context.settings().postgres, provide).await?;

@@ -166,6 +166,7 @@ mod tidy_blocking;
 mod timelines;
 mod tls;
 mod told_stop;
+mod top;
 mod up;
 mod uvicorn_options;
 mod wal_archive;
