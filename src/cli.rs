@@ -3,6 +3,7 @@
 mod backup;
 mod check;
 pub mod completions;
+mod doctor;
 mod harness;
 mod hints;
 mod import;
@@ -21,6 +22,7 @@ pub use backup::{Backup, BackupCreate, RestoreArgs, RestoreWorkers};
 pub use check::Check;
 use clap::{Args, Parser, Subcommand};
 use completions::Shell;
+pub use doctor::DoctorArgs;
 pub use harness::{Database, TestArgs};
 pub use hints::{first_help, improved};
 pub use import::{ComposeArgs, Import, Into, SqliteArgs};
@@ -50,8 +52,8 @@ fn long_version() -> &'static str {
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, long_version = long_version(), max_term_width = 100)]
 #[command(after_help = "Example: tandem up --workers 2\n\nExit codes: 0 stopped as asked, 1 failed, 64 bad usage, \
-65 database newer than this binary,\n69 a service gave up, 73 cannot create or lock a directory, 75 temporary, \
-78 bad configuration")]
+65 database newer than this binary,\n69 a service gave up, 70 tandem doctor found an error, \
+73 cannot create or lock a directory,\n75 temporary, 78 bad configuration")]
 pub struct Cli {
     #[command(flatten)]
     pub common: Common,
@@ -96,19 +98,13 @@ tandem up --reload"
     /// Validate the configuration; print the plan and where each value came from
     #[command(after_help = "Example: tandem check --json | jq '.keys[] | select(.key == \"postgres.port\")'")]
     Check(Check),
-    /// Show free room, and what of Tandem's own takes room and need not: leftovers, kept databases
-    #[command(after_help = "Examples: tandem doctor\n          tandem doctor --fix")]
-    Doctor {
-        /// Remove leftovers; the databases that restores replaced only after a confirmation
-        #[arg(long)]
-        fix: bool,
-        /// Do not ask for confirmation
-        #[arg(long, requires = "fix")]
-        yes: bool,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    /// Look for what is wrong with the project, the machine and the server, and say what to do
+    #[command(
+        after_help = "Examples: tandem doctor\n          tandem doctor --fix\n          tandem doctor --deep --skip machine\n          \
+tandem doctor --bundle report.tar.gz\n\nThe exit code is that of the worst finding: 0 nothing wrong, 1 a warning or something that \
+could not be looked at, 70 an error."
+    )]
+    Doctor(DoctorArgs),
     /// Apply, take back or list the migrations of the database's schema
     #[command(after_help = "Example: tandem migrate up && tandem migrate status --json")]
     Migrate {
@@ -213,6 +209,9 @@ tandem settings set log_min_duration_statement 1s --apply\n          tandem sett
         #[arg(long)]
         watch: bool,
     },
+    /// Watch processes and log of a running Tandem live in the terminal; keys reload, restart and scale
+    #[command(after_help = "Example: ssh -t server tandem top")]
+    Top,
     /// Read the configuration again and replace every worker, new before old; no request fails
     #[command(after_help = "Example: git pull && tandem reload")]
     Reload,
@@ -236,6 +235,11 @@ tandem settings set log_min_duration_statement 1s --apply\n          tandem sett
         /// How many workers, or how many more or fewer
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
         workers: String,
+    },
+    /// Change the password of the application's role
+    Password {
+        #[command(subcommand)]
+        command: Password,
     },
     /// Stop a running Tandem and wait for its end; a second `stop` cuts the requests that still run
     #[command(alias = "down", after_help = "Example: tandem stop && tandem up")]
@@ -316,6 +320,13 @@ pub enum Wal {
         /// Where PostgreSQL expects it
         path: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Password {
+    /// Give it a new one that Tandem makes, and every process with it, while it serves; no request fails
+    #[command(after_help = "Example: tandem password rotate")]
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]

@@ -33,6 +33,8 @@ pub enum Code {
     Schema = 65,
     /// A service gave up: it failed more often than its restart intensity allows (EX_UNAVAILABLE).
     GaveUp = 69,
+    /// `tandem doctor` found an error (EX_SOFTWARE).
+    Unwell = 70,
     /// A directory cannot be created, locked or used (EX_CANTCREAT).
     CannotCreate = 73,
     /// Temporary: the same command may succeed later (EX_TEMPFAIL).
@@ -43,12 +45,13 @@ pub enum Code {
 
 impl Code {
     /// Every code, for a reader of another process's code.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Stopped,
         Self::Failed,
         Self::Usage,
         Self::Schema,
         Self::GaveUp,
+        Self::Unwell,
         Self::CannotCreate,
         Self::Temporary,
         Self::Config,

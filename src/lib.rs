@@ -18,6 +18,7 @@
 //! main         parse, run, map the outcome to an exit code
 //! commands/    one file a subcommand: flags into one call, its result into words
 //! cli          what can be typed
+//! doctor/      `tandem doctor`: looks at the project, the machine and the server; pure judges of what was seen; THE list of checks
 //! sidecar/     the boot's jobs, the shell that carries out the tree's actions, the services behind their numbers,
 //!              people's orders, what others see of it
 //! backup/      backups that are proven to restore: dump, verify, restore, retention, schedule, copies off the machine
@@ -25,8 +26,8 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
-//!              provision · probe · session · measure (for /metrics) · checkpoint · log · embedded
-//! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · tls · launch ·
+//!              provision · rotation · tls · authority · probe · session · measure (for /metrics) · checkpoint · log · embedded
+//! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · launch ·
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
 //!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
@@ -35,6 +36,7 @@
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
+//! certificate  a certificate with its key: whether they can be served, and a client that takes any
 //! companions   processes beside the workers, which the boot does not wait for
 //! signals      the signals Tandem gets, as words
 //! systemd/     the supervisor above: what it is told, the sockets that it hands down
@@ -81,12 +83,14 @@
 pub mod backup;
 pub mod book;
 pub mod boot;
+pub mod certificate;
 pub mod cli;
 pub mod commands;
 pub mod companions;
 pub mod compose;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod durable;
 pub mod event_loop;
 pub mod exit;

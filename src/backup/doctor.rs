@@ -242,7 +242,7 @@ fn finding(kind: Kind, place: Place, why: impl Into<String>) -> Finding {
 }
 
 /// Bytes of a file, or of all files below a directory.
-fn size(path: &Path) -> u64 {
+pub fn size(path: &Path) -> u64 {
     let Ok(meta) = path.symlink_metadata() else { return 0 };
     if !meta.is_dir() {
         return meta.len();

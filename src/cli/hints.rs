@@ -20,7 +20,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["start", "serve", "server", "launch", "begin"], "tandem up"),
     (&["dev", "develop", "watch", "runserver", "live"], "tandem up --reload"),
     (&["down", "kill", "shutdown", "halt", "quit", "exit"], "tandem stop"),
-    (&["ps", "ls", "list", "top", "info", "services"], "tandem status"),
+    (&["ps", "ls", "list", "info", "services", "htop"], "tandem status"),
     (&["log", "tail", "attach"], "tandem logs -f"),
     (&["exec", "shell", "sh", "bash", "python"], "tandem run"),
     (&["db", "dbshell", "sql", "console", "connect"], "tandem psql"),

@@ -1,66 +1,112 @@
 //! `tandem doctor`
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
+use std::time::Instant;
 
-use crate::backup::doctor::{self, Disk, Finding, Kind, Place};
+use crate::backup::doctor::{self as room, Disk, Finding, Kind, Place};
 use crate::backup::restore::Restoring;
-use crate::cli::Common;
+use crate::cli::{Common, DoctorArgs};
 use crate::commands::open::{self, Database};
 use crate::commands::restore::confirm;
 use crate::commands::running::say;
 use crate::commands::table::size;
-use crate::config::PostgresMode;
+use crate::config::{Debugger, PostgresMode, Settings};
+use crate::doctor::{self, Diagnosis, Facts, Subject};
 use crate::exit::{Code, in_words};
 use crate::postgres::home::Home;
-use crate::postgres::server;
+use crate::scrub::scrubbed;
 use crate::sidecar::Configuration;
+use crate::telemetry;
 
 /// What was found, and what became of it.
-#[derive(Debug, Default, serde::Serialize)]
+#[derive(Debug, serde::Serialize)]
 struct Report {
+    #[serde(flatten)]
+    diagnosis: Diagnosis,
     disks: Vec<Disk>,
+    /// What takes room and need not, as it was before anything was removed.
     findings: Vec<Finding>,
+    #[serde(flatten)]
+    done: Done,
+}
+
+/// What `--fix` did, and what is to be said about it.
+#[derive(Debug, Default, serde::Serialize)]
+struct Done {
     removed: Vec<String>,
+    changed: Vec<String>,
     notes: Vec<String>,
 }
 
-/// Show free room and what takes it; with `fix` remove leftovers, and after a confirmation what restores replaced.
+/// Look for what is wrong; with `--fix` remove leftovers and, after a confirmation, what restores replaced, and look again.
 ///
 /// # Errors
-/// The configuration is wrong, or the answer cannot be printed. What cannot be looked at or removed is told.
-pub async fn run(common: &Common, fix: bool, yes: bool, json: bool) -> anyhow::Result<Code> {
-    let configuration = open::configuration(common, Vec::new())?;
-    let settings = configuration.loaded.settings.clone();
-    let home = Home::resolve(&settings)?;
-    let mut report = Report { findings: doctor::on_disks(&settings, &home), ..Report::default() };
-    let of_recovery = doctor::of_recovery(&settings, &home);
-    report.notes.clone_from(&of_recovery);
-    if fix {
-        let leftovers = of_kind(&report.findings, Kind::Leftover);
-        report.removed = doctor::sweep(&settings, &home, &leftovers).await;
-        let kept = of_kind(&report.findings, Kind::Kept);
-        if agreed(&kept, yes, &mut report.notes) {
-            for one in &kept {
-                if let Place::Cluster(path) = &one.place {
-                    doctor::remove_cluster(&home, path).await;
-                    report.removed.extend((!path.exists()).then(|| one.what.clone()));
-                }
-            }
+/// `--set` sets nothing, the archive cannot be written, or the answer cannot be printed. What is wrong with the project is no
+/// error here: it is found.
+pub async fn run(common: &Common, args: DoctorArgs) -> anyhow::Result<Code> {
+    let began = Instant::now();
+    let source = open::source(common, Vec::new())?;
+    let subject = Subject::read(&source, args.deep).await;
+    let mut facts = doctor::look(&subject).await;
+    let findings = taking_room(&facts);
+    let mut done = Done::default();
+    if args.fix {
+        if let Ok(settings) = &subject.settings {
+            telemetry::init(settings.log.format, &settings.log.filter, settings.log.colour)?;
         }
+        fix(&subject, &findings, args.yes, &mut done).await;
+        facts = doctor::look(&subject).await;
+    } else if subject.is_managed() && facts.server.is_err() && subject.home.is_ok() {
+        done.notes.push("no server runs, so its databases were not looked at (--fix starts one)".to_owned());
     }
-    // Removing files may be what lets the server start.
-    look_into_server(configuration, &home, (fix, yes), &mut report).await;
-    report.disks = doctor::disks(&settings, &home);
-    let is_left = |one: &Finding| one.kind != Kind::Kept && !report.removed.contains(&one.what);
-    let is_well =
-        of_recovery.is_empty() && !report.disks.iter().any(|disk| disk.low) && !report.findings.iter().any(is_left);
-    say(&if json { serde_json::to_string_pretty(&report)? } else { words(&report, fix) })?;
-    Ok(if is_well { Code::Stopped } else { Code::Failed })
+    let diagnosis = Diagnosis::of(&facts, &args.skip, began.elapsed());
+    if let Some(file) = &args.bundle {
+        doctor::write_bundle(file, &subject, &facts, &diagnosis).await?;
+        done.notes.push(format!("{} is written; look through it before you send it", file.display()));
+    }
+    let verdict = diagnosis.verdict;
+    let disks = facts.disks.unwrap_or_default();
+    let report = Report { diagnosis, disks, findings, done };
+    let text = if args.json { serde_json::to_string_pretty(&report)? } else { words(&report, args.all) };
+    say(&scrubbed(&text))?;
+    Ok(verdict.code())
+}
+
+/// What was seen to take room, on the disks and in the server.
+fn taking_room(facts: &Facts) -> Vec<Finding> {
+    let in_server = facts.server.as_ref().ok().and_then(|server| server.kept.as_ref().ok());
+    facts.room.iter().chain(in_server).flatten().cloned().collect()
 }
 
 fn of_kind(findings: &[Finding], kind: Kind) -> Vec<Finding> {
     findings.iter().filter(|one| one.kind == kind).cloned().collect()
+}
+
+/// Do what is safe. What cannot be done is told.
+async fn fix(subject: &Subject, findings: &[Finding], yes: bool, done: &mut Done) {
+    let (changed, failed) = doctor::close_to_others(subject).await;
+    done.changed.extend(changed);
+    done.notes.extend(failed);
+    let is_sound = subject.configuration.problems.is_empty();
+    let (Ok(settings), Ok(home), true) = (&subject.settings, &subject.home, is_sound) else {
+        return done.notes.push("nothing else is done while the configuration has mistakes".to_owned());
+    };
+    let on_disks: Vec<Finding> =
+        findings.iter().filter(|one| !matches!(one.place, Place::Database(_))).cloned().collect();
+    done.removed.extend(room::sweep(settings, home, &of_kind(&on_disks, Kind::Leftover)).await);
+    let kept = of_kind(&on_disks, Kind::Kept);
+    if agreed(&kept, yes, &mut done.notes) {
+        for one in &kept {
+            if let Place::Cluster(path) = &one.place {
+                room::remove_cluster(home, path).await;
+                done.removed.extend((!path.exists()).then(|| one.what.clone()));
+            }
+        }
+    }
+    // Removing files may be what lets the server start.
+    fix_server(subject, (settings, home), yes, done).await;
 }
 
 /// Whether what restores replaced is to go.
@@ -78,46 +124,47 @@ fn agreed(kept: &[Finding], yes: bool, notes: &mut Vec<String>) -> bool {
     answer.is_ok()
 }
 
-/// Look into the server that runs. To remove something, one is started where none runs.
-async fn look_into_server(configuration: Configuration, home: &Home, (fix, yes): (bool, bool), report: &mut Report) {
-    let mode = configuration.loaded.settings.postgres.mode;
-    let runs = mode == PostgresMode::Attach || server::own_running_port(home).is_some();
-    let starts = fix && home.data.join("PG_VERSION").exists();
-    if !runs && !starts {
-        report.notes.push("no server runs, so its databases were not looked at (--fix starts one)".to_owned());
-        return;
-    }
-    let found = Rc::new(RefCell::new(Report::default()));
+/// Remove what restores left in the server; one is started where none runs.
+async fn fix_server(subject: &Subject, (settings, home): (&Settings, &Home), yes: bool, done: &mut Done) {
+    let is_there = settings.postgres.mode == PostgresMode::Attach || has_cluster(&home.data);
+    let Some(loaded) = subject.loaded.clone().filter(|_| is_there) else { return };
+    let configuration =
+        Configuration { source: subject.source.clone(), loaded, reload: false, debugger: Debugger::None };
+    let found = Rc::new(RefCell::new(Done::default()));
     let into = found.clone();
     let outcome = open::with_database_of(configuration, "tandem doctor", async move |at: Database| {
-        let mut report = Report { findings: doctor::in_server(&at.reach, &at.name).await?, ..Report::default() };
-        let outcome = if fix { fix_databases(&at, yes, &mut report).await } else { Ok(()) };
-        *into.borrow_mut() = report;
+        let findings = room::in_server(&at.reach, &at.name).await?;
+        let mut done = Done::default();
+        let outcome = fix_databases(&at, &findings, yes, &mut done).await;
+        *into.borrow_mut() = done;
         outcome
     })
     .await;
     let found = found.take();
-    report.findings.extend(found.findings);
-    report.removed.extend(found.removed);
-    report.notes.extend(found.notes);
+    done.removed.extend(found.removed);
+    done.notes.extend(found.notes);
     if let Err(error) = outcome {
-        report.notes.push(format!("the databases: {}", in_words(&error)));
+        done.notes.push(format!("the databases: {}", in_words(&error)));
     }
 }
 
-async fn fix_databases(at: &Database, yes: bool, report: &mut Report) -> anyhow::Result<()> {
-    if report.findings.is_empty() {
+fn has_cluster(data: &Path) -> bool {
+    data.join("PG_VERSION").exists()
+}
+
+async fn fix_databases(at: &Database, findings: &[Finding], yes: bool, done: &mut Done) -> anyhow::Result<()> {
+    if findings.is_empty() {
         return Ok(());
     }
     // Whoever takes the lock of restores drops what an ended one left.
     let restoring = Restoring::begin(&at.reach, &at.name).await?;
-    report.removed.extend(of_kind(&report.findings, Kind::Leftover).into_iter().map(|one| one.what));
-    let kept = of_kind(&report.findings, Kind::Kept);
-    if agreed(&kept, yes, &mut report.notes) {
+    done.removed.extend(of_kind(findings, Kind::Leftover).into_iter().map(|one| one.what));
+    let kept = of_kind(findings, Kind::Kept);
+    if agreed(&kept, yes, &mut done.notes) {
         for one in kept {
             if let Place::Database(name) = &one.place {
-                doctor::drop_database(&restoring, &at.reach, name).await?;
-                report.removed.push(one.what);
+                room::drop_database(&restoring, &at.reach, name).await?;
+                done.removed.push(one.what);
             }
         }
     }
@@ -125,27 +172,22 @@ async fn fix_databases(at: &Database, yes: bool, report: &mut Report) -> anyhow:
     Ok(())
 }
 
-fn words(report: &Report, fix: bool) -> String {
-    let mut lines = Vec::new();
-    for Disk { name, path, free_bytes, total_bytes, low } in &report.disks {
-        let low = if *low { ", less than disk.warn_free asks for" } else { "" };
-        let (free, total, path) = (size(Some(*free_bytes)), size(Some(*total_bytes)), path.display());
-        lines.push(format!("disk of the {name}: {free} free of {total}{low} ({path})"));
-    }
-    for one in &report.findings {
-        let state = match one.kind {
-            _ if report.removed.contains(&one.what) => "removed",
-            Kind::Leftover => "left over",
-            Kind::Kept => "kept",
-            Kind::Incomplete => "no backup",
-        };
-        lines.push(format!("{state}: {}, {}: {}", one.what, size(Some(one.bytes)), one.why));
-    }
-    lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
-    if report.findings.is_empty() {
+fn words(report: &Report, all: bool) -> String {
+    let mut lines: Vec<String> = report.disks.iter().map(disk).collect();
+    lines.extend(report.done.removed.iter().map(|what| format!("removed: {what}")));
+    lines.extend(report.done.changed.iter().map(|what| format!("changed: {what}")));
+    lines.extend(report.done.notes.iter().map(|note| format!("note: {note}")));
+    let is_left = |one: &Finding| !report.done.removed.contains(&one.what);
+    if !report.findings.iter().any(is_left) {
         lines.push("nothing of Tandem's takes room that it need not".to_owned());
-    } else if !fix {
-        lines.push("`tandem doctor --fix` removes what is left over, and asks about what is kept".to_owned());
     }
+    lines.push(report.diagnosis.text(all));
     lines.join("\n")
+}
+
+fn disk(disk: &Disk) -> String {
+    let Disk { name, path, free_bytes, total_bytes, low } = disk;
+    let low = if *low { ", less than disk.warn_free asks for" } else { "" };
+    let (free, total, path) = (size(Some(*free_bytes)), size(Some(*total_bytes)), path.display());
+    format!("disk of the {name}: {free} free of {total}{low} ({path})")
 }

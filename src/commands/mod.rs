@@ -21,6 +21,7 @@ mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
+mod password;
 mod reload;
 mod restart;
 mod restore;
@@ -35,11 +36,12 @@ mod status;
 mod stop;
 mod table;
 mod test;
+mod top;
 mod up;
 mod up_detached;
 mod wal;
 
-use crate::cli::{Cli, Command, completions};
+use crate::cli::{Cli, Command, Password, completions};
 use crate::exit::Code;
 use crate::telemetry;
 
@@ -55,7 +57,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         // In the background, it ends as what was to run there ended.
         Command::Up(args) => return up::run(&common, &args).await,
         Command::Check(args) => check::run(&common, args).await,
-        Command::Doctor { fix, yes, json } => doctor::run(&common, fix, yes, json).await,
+        Command::Doctor(args) => doctor::run(&common, args).await,
         Command::Migrate { command } => migrate::run(&common, command).await,
         Command::Backup { command, create } => backup::run(&common, command, create).await,
         Command::Restore(args) => restore::run(&common, args).await,
@@ -69,11 +71,13 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Run(args) => return run::run(&common, &args.command).await,
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
         Command::Status { json, watch } => status::run(&common, json, watch).await,
+        Command::Top => top::run(&common).await,
         Command::Deploy { dry_run } => deploy::run(&common, dry_run).await,
         Command::Docs { page, section } => docs::run(page.as_deref(), section.as_deref()),
         Command::Reload => reload::run(&common).await,
         Command::Restart { service } => restart::run(&common, service).await,
         Command::Scale { workers } => scale::run(&common, &workers).await,
+        Command::Password { command: Password::Rotate } => password::rotate(&common).await,
         Command::Stop => stop::run(&common).await,
         Command::Logs(args) => logs::run(&common, args).await,
         Command::Init(args) => init::run(&common, &args),

@@ -1,8 +1,10 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
 mod owned;
+mod password;
 mod servers;
 mod serving;
+mod tls;
 
 use std::time::Duration;
 
@@ -83,6 +85,8 @@ pub fn check(
     checker.commands();
     checker.pool();
     checker.postgres_settings();
+    checker.postgres_tls();
+    checker.password(purpose);
     checker.slow_query();
     checker.worker_environment();
     checker.backup();

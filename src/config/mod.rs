@@ -43,12 +43,14 @@ mod processes;
 mod pyproject;
 pub mod references;
 mod rows;
+mod secret_files;
 mod secrets;
 mod serving;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tls;
 pub mod uvicorn;
 mod value;
 mod values;
@@ -70,6 +72,7 @@ pub use problem::Origin;
 pub use rows::Row;
 pub use serving::{Given, Serving, SocketFiles, Tls, TlsClient};
 pub use settings::*;
+pub use tls::{PostgresTls, PostgresTlsFiles};
 pub use value::Room;
 
 use crate::plan::DatabaseUrl;
@@ -188,7 +191,21 @@ pub fn directory(source: &Source) -> anyhow::Result<PathBuf> {
     Ok(file::find(source)?.directory)
 }
 
+/// As much of the configuration as can be used whatever is wrong with it: a value that cannot be used is its default. `None`
+/// where a file cannot be read at all, and what it says is not known.
+pub fn load_despite(source: &Source) -> Option<Loaded> {
+    let (loaded, problems, complete) = settle(source, memory::available()).ok()?;
+    (complete || problems.is_empty()).then_some(loaded)
+}
+
 fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
+    let (loaded, problems, _) = settle(source, memory)?;
+    problems.into_result()?;
+    Ok(loaded)
+}
+
+/// The configuration, what is wrong with it, and whether every file could be read.
+fn settle(source: &Source, memory: u64) -> anyhow::Result<(Loaded, Problems, bool)> {
     let mut problems = Problems::default();
     let found = file::find(source)?;
     let layers::Gathered { entries, processes, mut notices, complete, own, dropped } =
@@ -249,7 +266,6 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
         // It may be what is missing.
         found.notices.iter().for_each(|notice| problems.add(&Origin::Default, notice.clone(), None));
     }
-    problems.into_result()?;
     let mut rows = rows::rows(&values, &settings);
     rows.extend(rows::libpq(&source.environment, &values, &settings));
     rows.extend(credentials::rows(&own));
@@ -258,7 +274,8 @@ fn load_with(source: &Source, memory: u64) -> anyhow::Result<Loaded> {
     );
     let meanings = diff::Meanings::of(&values, &settings);
     let origins = rows::origins(&values);
-    Ok(Loaded { origins, settings, notices, remarks, of_copies, found: looked.told, rows, meanings })
+    let loaded = Loaded { origins, settings, notices, remarks, of_copies, found: looked.told, rows, meanings };
+    Ok((loaded, problems, complete))
 }
 
 impl Loaded {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use super::serving::Serving;
+use super::tls::PostgresTls;
 use crate::plan::{DatabaseUrl, Place, Secret};
 use crate::project::{Found, Wanted};
 
@@ -118,6 +119,7 @@ pub struct Postgres {
     pub source: BinarySource,
     pub listen: IpAddr,
     pub port: Port,
+    pub tls: PostgresTls,
     /// The role the application connects as; owner of the database.
     pub user: String,
     /// `None`: Tandem makes one and keeps it in the state directory.

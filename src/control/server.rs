@@ -6,7 +6,7 @@
 //! | `GET /logs?service=&lines=N&follow=1` | one [`LogEntry`] a line |
 //! | `POST /audit` with `{"what": "root does this"}` | an [`Answer`], when it is in the log |
 //! | `GET /events` | server-sent events, each an [`crate::health::overview::Overview`] |
-//! | `POST /reload`, `/stop` | an [`Answer`] |
+//! | `POST /reload`, `/password/rotate`, `/stop` | an [`Answer`] |
 //! | `POST /restart` with `{"service": "worker-0"}` | an [`Answer`] |
 //! | `POST /scale` with `{"to": 4}` or `{"by": -1}` | an [`Answer`] |
 //!
@@ -91,7 +91,7 @@ impl Answerer {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let wanted = match request.uri().path() {
             "/status" | "/logs" | "/events" => Method::GET,
-            "/audit" | "/deploy" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
+            "/audit" | "/deploy" | "/password/rotate" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
             path => return wrong((404, format!("there is no {path} here"))),
         };
         if *request.method() != wanted {
@@ -192,6 +192,7 @@ async fn order(request: Request<Incoming>) -> Result<Order, Wrong> {
         "/restart" => Ok(Order::Restart { service: parse::<Restart>(&body, r#"{"service": "worker-0"}"#)?.service }),
         "/scale" => Ok(Order::Scale(parse(&body, r#"{"to": 4} or {"by": -1}"#)?)),
         "/reload" => Ok(Order::Reload),
+        "/password/rotate" => Ok(Order::RotatePassword),
         "/deploy" => Ok(Order::Deploy { dry_run: parse::<Deploy>(&body, r#"{"dry_run": false}"#)?.dry_run }),
         _ => Ok(Order::Stop),
     }

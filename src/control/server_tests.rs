@@ -52,6 +52,7 @@ fn picture() -> Picture {
         details: Default::default(),
         hook: None,
         certificate: None,
+        database_certificate: None,
         sorted_otherwise: Vec::new(),
     }
 }

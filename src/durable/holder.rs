@@ -17,6 +17,17 @@ pub struct Holder {
     file: File,
 }
 
+/// The process that holds the lock file or directory `path`, as the subject of a sentence; `None` where the kernel's list has
+/// none but this process itself. Unlike an attempt to take the lock, this is in nobody's way.
+pub fn held_by(path: &std::path::Path, what: &str) -> Option<String> {
+    let file = File::open(path).ok()?;
+    let (place, locks) = (place(&file)?, procfs::locks().ok()?);
+    let own = std::process::id().cast_signed();
+    let is_it = |lock: &&procfs::Lock| (lock.devmaj, lock.devmin, lock.inode) == place;
+    let is_held = locks.iter().filter(is_it).any(|lock| lock.pid != Some(own));
+    is_held.then(|| Holder::of(file).named(what))
+}
+
 /// What is known about the holder.
 enum Known {
     /// It wrote this text into the lock file.

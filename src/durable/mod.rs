@@ -19,7 +19,7 @@ mod names;
 mod reserve;
 mod write;
 
-pub use holder::Holder;
+pub use holder::{Holder, held_by};
 pub use lock::{Lock, LockError};
 pub use names::{
     exchange, open_itself, remove, rename, rename_new, sync_dir, sync_file_system, sync_parent, sync_tree,

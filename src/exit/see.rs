@@ -21,7 +21,7 @@ pub fn see(error: &anyhow::Error, text: &str) -> Option<String> {
 /// The section of an exit code that says what to do next.
 fn section_of(code: Code) -> Option<&'static str> {
     match code {
-        Code::Stopped | Code::Failed | Code::Usage => None,
+        Code::Stopped | Code::Failed | Code::Usage | Code::Unwell => None,
         Code::Schema => Some("exit-code-65"),
         Code::GaveUp => Some("exit-code-69"),
         Code::CannotCreate => Some("exit-code-73"),
@@ -39,7 +39,7 @@ mod tests {
     fn every_kind_of_failure_has_a_section_that_is_there() {
         let page = book::page(PAGE).unwrap();
         for code in Code::ALL {
-            let expected = !matches!(code, Code::Stopped | Code::Failed | Code::Usage);
+            let expected = !matches!(code, Code::Stopped | Code::Failed | Code::Usage | Code::Unwell);
             assert_eq!(section_of(code).is_some(), expected, "{code:?}");
             if let Some(section) = section_of(code) {
                 assert!(book::section(page.text, section).is_some(), "{PAGE} has no section {section}");

@@ -36,6 +36,8 @@ pub struct Picture {
     pub sorted_otherwise: Vec<String>,
     /// Until when the certificate holds with which the application is served.
     pub certificate: Option<SystemTime>,
+    /// Until when PostgreSQL's does, where that is ours and serves over TLS.
+    pub database_certificate: Option<SystemTime>,
     pub backups: Backups,
     /// The file system that `pg_wal` is on.
     pub disk: Disk,

@@ -46,7 +46,11 @@ pub async fn sorted_otherwise(home: &Home, port: u16) -> anyhow::Result<Vec<Stri
     sentences
 }
 
-async fn look(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
+/// What there is to say of each database of the server behind `connection` that was sorted otherwise where it was made.
+///
+/// # Errors
+/// It cannot be asked.
+pub async fn look(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
     let asked = query_as(SORTED_OTHERWISE).fetch_all(connection);
     let rows: Vec<Row> = answered(ANSWER_LIMIT, "ask by which rules texts were sorted", asked).await?;
     Ok(rows.iter().map(in_sentence).collect())

@@ -2,6 +2,7 @@
 //!
 //! They are written whole at every start, so that they never differ from what the operator configured.
 
+mod access;
 mod told;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{conf, log};
+use super::{conf, log, tls};
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
 
@@ -40,6 +41,10 @@ const OWNED: [&str; 11] = [
     "unix_socket_directories",
 ];
 
+/// Settings that Tandem sets where `postgres.tls` asks for TLS. `ssl_ca_file` is not among them: whose clients have certificates
+/// is the operator's to say.
+const OF_TLS: [&str; 3] = ["ssl", "ssl_cert_file", "ssl_key_file"];
+
 /// Where the log goes. An operator may send it elsewhere in `[postgres.settings]`, and Tandem then reads nothing of it.
 const LOG_PLACE: [(&str, &str); 2] = [("log_destination", "stderr"), ("logging_collector", "off")];
 const LINE_PREFIX: &str = "log_line_prefix";
@@ -63,6 +68,8 @@ pub struct Inputs<'a> {
     pub archiving: Option<&'a Archiving>,
     /// Whether the installation has `pg_stat_statements`.
     pub statements: bool,
+    /// The server's certificate and key ([`super::tls`]), where it serves over TLS.
+    pub tls: Option<&'a Path>,
     pub purpose: Purpose<'a>,
 }
 
@@ -106,7 +113,10 @@ pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
     let rendered = OWNED.iter().filter_map(|&name| Some((name.to_owned(), set.get(name)?.clone())));
     let beside = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
     let beside = beside.iter().map(|(name, file)| ((*name).to_owned(), data.join(file).display().to_string()));
-    rendered.chain(beside).collect()
+    let own_tls = set.get("ssl_cert_file").is_some_and(|path| tls::is_server_file(path));
+    let of_tls = OF_TLS.iter().filter(|_| own_tls);
+    let of_tls = of_tls.filter_map(|&name| Some((name.to_owned(), set.get(name)?.clone())));
+    rendered.chain(of_tls).chain(beside).collect()
 }
 
 /// Render the files.
@@ -115,7 +125,12 @@ pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
 /// [`Failure`] with [`Code::Config`] for a name in `[postgres.settings]` that is none, or that Tandem sets itself.
 pub fn render(inputs: &Inputs<'_>) -> Result<Rendered, Failure> {
     let notice = (!fits_in_shared(inputs)).then(|| shared_notice(inputs));
-    Ok(Rendered { conf: conf(inputs)?, hba: hba(inputs.postgres.listen), ident: ident(inputs.trusted_users), notice })
+    Ok(Rendered {
+        conf: conf(inputs)?,
+        hba: access::hba(inputs.postgres.listen, inputs.tls.is_some()),
+        ident: access::ident(inputs.trusted_users),
+        notice,
+    })
 }
 
 /// The address under which this machine reaches a server that listens on `listen`.
@@ -130,7 +145,8 @@ pub fn client_address(listen: IpAddr) -> IpAddr {
 fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let mut text = format!("{HEADER}# Change [postgres] or [postgres.settings] in Tandem's configuration instead.\n\n");
     let archiving = inputs.archiving.map(archiving).unwrap_or_default();
-    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving).chain(slow_query(inputs)) {
+    let more = of_tls(inputs).into_iter().chain(archiving).chain(slow_query(inputs));
+    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(more) {
         line(&mut text, name, &value);
     }
     if !fits_in_shared(inputs) {
@@ -242,6 +258,13 @@ fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
         ("max_wal_size", "1GB".into()),
         ("min_wal_size", "80MB".into()),
     ]
+}
+
+/// What makes the server serve over TLS.
+fn of_tls(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let Some(file) = inputs.tls else { return Vec::new() };
+    let file = file.display().to_string();
+    OF_TLS.into_iter().zip(["on".to_owned(), file.clone(), file]).collect()
 }
 
 /// From which duration on a statement of the application's is in the log.
@@ -376,37 +399,6 @@ fn line(text: &mut String, name: &str, value: &str) {
         }
     }
     let _ = writeln!(text, "{name} = '{quoted}'");
-}
-
-fn hba(listen: IpAddr) -> String {
-    let mut text = format!("{HEADER}# The first line that fits decides.\n");
-    let mut rule = |kind: &str, database: &str, user: &str, address: &str, method: &str| {
-        let line = format!("{kind:<5} {database:<11} {user:<10} {address:<14} {method}");
-        let _ = writeln!(text, "{}", line.trim_end());
-    };
-    rule("local", "all", SUPERUSER, "", "peer map=tandem");
-    rule("local", "replication", SUPERUSER, "", "peer map=tandem");
-    rule("local", "all", "all", "", "scram-sha-256");
-    rule("host", "all", "all", "127.0.0.1/32", "scram-sha-256");
-    rule("host", "all", "all", "::1/128", "scram-sha-256");
-    match listen {
-        IpAddr::V4(address) if !address.is_loopback() => rule("host", "all", "all", "0.0.0.0/0", "scram-sha-256"),
-        IpAddr::V6(address) if !address.is_loopback() => rule("host", "all", "all", "::/0", "scram-sha-256"),
-        _ => {}
-    }
-    text
-}
-
-fn ident(users: &[String]) -> String {
-    let mut text =
-        format!("{HEADER}# Operating-system users that may be the database superuser over the unix socket.\n");
-    for user in users {
-        // A name that starts with a slash would be read as a regular expression.
-        if !user.starts_with('/') && !user.contains(['"', '\n']) {
-            let _ = writeln!(text, "tandem \"{user}\" {SUPERUSER}");
-        }
-    }
-    text
 }
 
 #[cfg(test)]

@@ -174,6 +174,13 @@ pub fn is_worked_in(data: &Path) -> bool {
     !ClusterProcesses::of(data).found.is_empty()
 }
 
+/// The processes of PostgreSQL that work in `data`: those of this pid namespace, and one of another if there is one. Blocks.
+pub fn working_in(data: &Path) -> (Vec<i32>, Option<i32>) {
+    let found = ClusterProcesses::of(data).found;
+    let foreign = found.iter().find(|process| process.foreign).map(ClusterProcess::pid);
+    (found.iter().filter(|process| !process.foreign).map(ClusterProcess::pid).collect(), foreign)
+}
+
 /// After the postmaster of `data` died: wait for its backends to notice, and kill those that do not.
 ///
 /// # Errors

@@ -32,6 +32,12 @@ pub fn name_of(uid: u32) -> String {
     user.map_or_else(|| format!("user id {uid}"), |user| format!("user {}", user.name))
 }
 
+/// The owner of `path`, if the passwd database has an entry for it.
+pub fn owner_of(path: &Path) -> Option<Identity> {
+    let uid = Uid::from_raw(path.metadata().ok()?.uid());
+    User::from_uid(uid).ok().flatten().map(identity)
+}
+
 /// The user this process runs as, if the passwd database has an entry for its uid.
 pub fn current() -> Option<Identity> {
     User::from_uid(Uid::effective()).ok().flatten().map(identity)

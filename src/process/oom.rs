@@ -37,7 +37,9 @@ pub fn has_killed() -> bool {
     grew
 }
 
-fn kills() -> Option<u64> {
+/// How many processes the kernel has killed for want of memory: in this process's memory group since that was made, or on this
+/// machine since it started.
+pub fn kills() -> Option<u64> {
     under(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
 }
 

@@ -133,7 +133,7 @@ impl Sidecar {
             context,
         };
         match goal {
-            Goal::Errand(make) => sidecar.errand = Some(make(&sidecar.context.url)),
+            Goal::Errand(make) => sidecar.errand = Some(make(&sidecar.context.url())),
             Goal::Serve => {
                 sidecar.open_doors()?;
                 sidecar.follow_exits();
@@ -161,7 +161,7 @@ impl Sidecar {
         let launch = postmaster::PostmasterSetup {
             home: context.home.clone(),
             installation: context.installation.clone(),
-            url: context.url.clone(),
+            url: context.urls(),
             stocked: context.database.clone(),
             settings: context.settings().postgres.clone(),
             grace: context.settings().stop.postgres_grace,
@@ -367,7 +367,7 @@ impl Sidecar {
         }
         if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
             // What is written out while the workers drain need not be at the shutdown: 192 ms become 62 ms.
-            let checkpoint = checkpoint::checkpoint(self.context.home.clone(), self.context.url.port);
+            let checkpoint = checkpoint::checkpoint(self.context.home.clone(), self.context.url().port);
             event_loop::spawn("the checkpoint before the stop", checkpoint);
         }
     }

@@ -57,7 +57,7 @@ fn what_is_left_over_is_shown_and_removed_and_what_is_kept_only_on_demand() {
         "`tandem doctor --fix`",
     ];
     let before = (names(&dir(&project)), databases(&project));
-    refusal::run(&project, &["doctor"]).expect(1, shown);
+    refusal::run(&project, &["doctor", "--skip", "machine"]).expect(1, shown);
     assert_eq!((names(&dir(&project)), databases(&project)), before, "looking changes nothing");
 
     // Health and status count what is kept.
@@ -68,7 +68,7 @@ fn what_is_left_over_is_shown_and_removed_and_what_is_kept_only_on_demand() {
     assert!(metrics.contains("\ntandem_kept_databases 1\n"), "{metrics}");
 
     // Nobody is there to confirm.
-    let fixed = refusal::run(&project, &["doctor", "--fix"]);
+    let fixed = refusal::run(&project, &["doctor", "--skip", "machine", "--fix"]);
     fixed.expect(1, &["removed: ", &format!("removed: database {LEFT}"), "say --yes", "no backup: "]);
     assert!(databases(&project).starts_with("app app_before_restore_") && !databases(&project).contains(LEFT));
     assert!(replaced.exists() && dir(&project).join(stray).exists());
@@ -76,10 +76,12 @@ fn what_is_left_over_is_shown_and_removed_and_what_is_kept_only_on_demand() {
     assert!(!left.iter().any(|name| name.starts_with(".partial") || name.contains("20260101_000000")), "{left:?}");
 
     fs::remove_file(dir(&project).join(stray)).unwrap();
-    refusal::run(&project, &["doctor", "--fix", "--yes"]).expect(0, &["removed: database app_before_restore_20"]);
+    refusal::run(&project, &["doctor", "--skip", "machine", "--fix", "--yes"])
+        .expect(0, &["removed: database app_before_restore_20"]);
     assert_eq!(databases(&project), "app postgres template0 template1");
     assert!(!replaced.exists());
-    refusal::run(&project, &["doctor"]).expect(0, &["nothing of Tandem's takes room that it need not"]);
+    refusal::run(&project, &["doctor", "--skip", "machine"])
+        .expect(0, &["nothing of Tandem's takes room that it need not"]);
     refusal::run(&project, &["backup", "list"]).expect(0, &["app_backup_20"]);
     assert_eq!(sql(&project, "SELECT n FROM t"), "1");
 }
@@ -88,10 +90,12 @@ fn what_is_left_over_is_shown_and_removed_and_what_is_kept_only_on_demand() {
 fn without_a_server_files_are_looked_at_and_a_server_is_started_only_to_remove_something() {
     let (project, mut tandem) = with_leftovers();
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
-    let looked = refusal::run(&project, &["doctor", "--json"]);
+    let looked = refusal::run(&project, &["doctor", "--skip", "machine", "--json"]);
     looked.expect(1, &["\"leftover\"", "no server runs", "\"free_bytes\""]);
-    assert!(!looked.said.contains(LEFT) && !looked.said.contains("PostgreSQL"), "{}", looked.said);
-    refusal::run(&project, &["doctor", "--fix"]).expect(0, &[".restoring-20260102_150405-1", LEFT]);
+    assert!(!looked.said.contains(LEFT) && !looked.said.contains("database system is ready"), "{}", looked.said);
+    refusal::run(&project, &["doctor", "--skip", "machine", "--fix"])
+        .expect(0, &[".restoring-20260102_150405-1", LEFT]);
     assert!(tandem::left_in(project.dir()).is_empty());
-    refusal::run(&project, &["doctor"]).expect(0, &["no server runs", "nothing of Tandem's takes room"]);
+    refusal::run(&project, &["doctor", "--skip", "machine"])
+        .expect(0, &["no server runs", "nothing of Tandem's takes room"]);
 }

@@ -25,6 +25,9 @@ pub use manifest::VERSION;
 use manifest::{MAJOR, Pinned};
 use slot::Slot;
 
+/// The beginning of an unpacked package's name.
+const MAJOR_PREFIX: &str = "16.";
+
 /// Programs of PostgreSQL 16 that can be started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
@@ -51,6 +54,14 @@ impl Installation {
     /// Whether it has `pg_stat_statements`: distributions ship contrib modules apart.
     pub fn has_statements(&self) -> bool {
         !find::lacks_contrib(&self.bin)
+    }
+
+    /// Look whether its programs can start on this machine: shared libraries, the C library, time zones.
+    ///
+    /// # Errors
+    /// All that is missing, with the packages to install; or the loader cannot be asked.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        libraries::check(self).await.map(drop)
     }
 
     /// Libraries of the system that modules of the server lack, each with the modules and the package to install.
@@ -142,6 +153,20 @@ pub async fn present(source: &BinarySource, cache_dir: &Path, search_path: &OsSt
     let bin = root.join(pinned.dir_name()).join("bin");
     let is_there = matches!(source, BinarySource::Auto | BinarySource::Package) && bin.join("postgres").is_file();
     is_there.then(|| Installation::at(bin, VERSION.to_owned(), String::new(), false))
+}
+
+/// What earlier versions of Tandem unpacked under `cache_dir`, and this one does not use. Blocks.
+pub fn outdated(cache_dir: &Path) -> Vec<PathBuf> {
+    let ending = format!("-{}-{}", std::env::consts::OS, std::env::consts::ARCH);
+    let used = format!("{VERSION}{ending}");
+    let entries = cache_dir.join("postgresql").read_dir().into_iter().flatten().flatten();
+    let is_old = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(&ending) && name.starts_with(MAJOR_PREFIX) && name != used && path.join("bin/postgres").is_file()
+    };
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_old).collect();
+    found.sort();
+    found
 }
 
 async fn from_system(known: &mut FileAnswerCache, search_path: &OsStr) -> anyhow::Result<Installation> {

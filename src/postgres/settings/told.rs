@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{LANGUAGE, LINE_PREFIX, LOG_PLACE, OWNED, SLOW_QUERY};
+use super::{LANGUAGE, LINE_PREFIX, LOG_PLACE, OF_TLS, OWNED, SLOW_QUERY};
 use crate::config::Postgres;
 
 /// What to tell of `altered`, the settings in postgresql.auto.conf, beside Tandem's own and those that are configured.
 pub fn overrides(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
     let told = altered.iter().filter_map(|(name, value)| {
         let reset = format!("`tandem settings reset {name}` takes it back");
-        if OWNED.contains(&name.as_str()) {
+        if OWNED.contains(&name.as_str()) || (!postgres.tls.is_off() && OF_TLS.contains(&name.as_str())) {
             return Some(format!(
                 "ALTER SYSTEM has set {name} = '{value}', which does not hold: Tandem sets it; {reset}"
             ));

@@ -10,6 +10,7 @@ pub mod bare;
 pub mod certificates;
 pub mod control;
 pub mod deployed;
+pub mod doctor;
 pub mod exchange;
 pub mod hang;
 pub mod harness;
