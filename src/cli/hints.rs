@@ -114,7 +114,8 @@ mod tests {
             ("PS", "`tandem status`"),
             ("shell", "`tandem run`"),
             ("new", "`tandem init`"),
-            ("statsu", "a similar subcommand exists: 'status'"),
+            ("statsu", "some similar subcommands exist: 'settings', 'stats', 'status'"),
+            ("doctr", "a similar subcommand exists: 'doctor'"),
         ] {
             let (code, said) = said(&[word]);
             assert!(code != 0 && said.contains(ours), "{word}: {said}");

@@ -115,9 +115,9 @@ mod tests {
         expect![[r#"
             What there is
 
-            TABLE                          BYTES    AGE  QUERY
-            public."two\nlines\u{202e}"   1.5 MB   0.2s  SELECT 1
-            t                               -5 B  1h 1m  -
+            TABLE                         BYTES    AGE  QUERY
+            public."two\nlines\u{202e}"  1.5 MB   0.2s  SELECT 1
+            t                              -5 B  1h 1m  -
             the first 2, there are more
             note: a\nb"#]]
         .assert_eq(&words(&table("SELECT 1"), Some(80)));
@@ -125,7 +125,7 @@ mod tests {
         for width in [80, 100, 120] {
             let text = words(&table(&long), Some(width));
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
-            assert!(text.contains("SELECT…"), "{text}");
+            assert!(text.contains('…'), "{text}");
         }
         let empty = Table { rows: Vec::new(), truncated: false, notes: Vec::new(), ..table("") };
         assert_eq!(words(&empty, None), "What there is\nnothing");

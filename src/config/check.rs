@@ -1,5 +1,6 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
+mod owned;
 mod password;
 mod servers;
 mod serving;
@@ -21,6 +22,8 @@ use super::references;
 use super::settings::*;
 use super::values::Values;
 use crate::plan::{libpq, schedule};
+
+pub use owned::owned_setting;
 
 /// Words that stand for other things where a role is named (PostgreSQL documentation, CREATE ROLE).
 const ROLES_RESERVED: [&str; 2] = ["none", "public"];
@@ -53,23 +56,6 @@ const PROTECTED: &[(&str, &str)] = &[
     ("shared_buffers", "use postgres.shared_buffers"),
     ("password_encryption", "Tandem's pg_hba.conf asks for SCRAM"),
 ];
-
-/// Settings that may stand in `[postgres.settings]` and that ALTER SYSTEM must not set beside it.
-const CONFIGURED: &[(&str, &str)] = &[
-    ("shared_preload_libraries", "use [postgres.settings], where Tandem adds pg_stat_statements to it"),
-    ("log_destination", "use [postgres.settings], so that Tandem knows where the log is"),
-    ("logging_collector", "use [postgres.settings], so that Tandem knows where the log is"),
-];
-
-/// Why ALTER SYSTEM must not set PostgreSQL's `name` on a server of Tandem's own, or what to use instead; `archives` says that
-/// `backup.pitr.enabled` is set.
-pub fn owned_setting(name: &str, archives: bool) -> Option<&'static str> {
-    let name = name.to_lowercase();
-    if archives && ARCHIVING.contains(&name.as_str()) {
-        return Some("it follows from [backup.pitr]");
-    }
-    PROTECTED.iter().chain(CONFIGURED).find(|(owned, _)| *owned == name).map(|(_, instead)| *instead)
-}
 
 const OWN_VENV: &str = "an environment that is there is used with python.venv = \".venv\" and python.managed = false";
 

@@ -49,7 +49,7 @@ fn every_topic_has_an_answer_and_the_guides_rows_come_first() {
     sql(&project, "CREATE INDEX twice ON api_keys (name); CREATE INDEX again ON api_keys (name); ANALYZE");
     for topic in Topic::ALL {
         let answer = json(&project, &[topic.name()]);
-        assert_eq!((&answer["topic"], &answer["truncated"]), (&topic.name().into(), &false.into()), "{answer}");
+        assert_eq!(answer["topic"], topic.name(), "{answer}");
         assert!(answer["columns"].as_array().is_some_and(|columns| !columns.is_empty()), "{answer}");
     }
     let has = |topic: &str, column_name: &str, value: &str| {
