@@ -100,7 +100,7 @@ impl Sidecar {
         let settings = context.settings();
         let samples = watch::Sender::new(None);
         let services = Services::new(Roster::with_database(is_away(&samples, settings.postgres.mode)), events.clone());
-        let Front { view, viewers: _, upstream, mut tasks, control, orders } = front;
+        let Front { view, upstream, mut tasks, control, orders } = front;
         let (launch, roster) = (services.launch(), services.roster());
         let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
         let operator = Rc::new(operator);

@@ -131,6 +131,7 @@ mod server_refuses;
 mod shell_blocks;
 mod signals;
 mod slow_failure;
+mod status_page;
 mod stays_up;
 mod stays_up_database;
 mod stops;

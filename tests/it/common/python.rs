@@ -13,10 +13,19 @@ use super::tandem::{LIMIT, command_as};
 
 /// An environment with the packages of `tests/fixtures/pytest.txt`, made by the first test that asks.
 fn everything() -> PathBuf {
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pytest");
+    environment("pytest", "tests/fixtures/pytest.txt")
+}
+
+/// An environment with what drives a browser.
+pub fn browser() -> PathBuf {
+    environment("browser", "tests/fixtures/page/requirements.txt")
+}
+
+fn environment(name: &str, requirements: &str) -> PathBuf {
+    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let python = Python {
         interpreter: "python3".into(),
-        requirements: Some(root().join("tests/fixtures/pytest.txt")),
+        requirements: Some(root().join(requirements)),
         venv: Some(venv.clone()),
         groups: Vec::new(),
         extras: Vec::new(),
