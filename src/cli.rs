@@ -7,6 +7,7 @@ mod harness;
 mod hints;
 mod import;
 mod init;
+mod logs;
 mod run;
 mod up;
 mod values;
@@ -22,6 +23,7 @@ pub use harness::{Database, TestArgs};
 pub use hints::{first_help, improved};
 pub use import::{ComposeArgs, Import, Into, SqliteArgs};
 pub use init::InitArgs;
+pub use logs::{LogLevel, LogsArgs};
 pub use run::RunArgs;
 pub use up::UpArgs;
 
@@ -214,7 +216,7 @@ tandem psql --test test_total    # the database of a failed test")]
         service: String,
     },
     /// Change the number of workers, until the next start
-    #[command(after_help = "Example: tandem scale 8\n         tandem scale +1")]
+    #[command(after_help = "Example: tandem scale 2\n         tandem scale +1")]
     Scale {
         /// How many workers, or how many more or fewer
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
@@ -223,22 +225,12 @@ tandem psql --test test_total    # the database of a failed test")]
     /// Stop a running Tandem and wait for its end; a second `stop` cuts the requests that still run
     #[command(alias = "down", after_help = "Example: tandem stop && tandem up")]
     Stop,
-    /// Print the last lines of a running Tandem's log
-    #[command(after_help = "Example: tandem logs -f worker-0")]
-    Logs {
-        /// Print one service's lines and Tandem's about it; `tandem`: Tandem's own [default: all lines]
-        #[arg(add = values::services())]
-        service: Option<String>,
-        /// Print new lines as they come, until Ctrl-C
-        #[arg(short, long)]
-        follow: bool,
-        /// Print at most so many lines
-        #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
-        lines: usize,
-        /// Print one JSON object per line
-        #[arg(long)]
-        json: bool,
-    },
+    /// Print the last lines of the log: those that a running Tandem has in memory, and those of `log.file`
+    #[command(
+        after_help = "Examples: tandem logs -f worker-0\n          tandem logs --since 10m --level warn\n          \
+tandem logs --since 14:30 --until 15:00 --grep 'timeout|refused'"
+    )]
+    Logs(LogsArgs),
     /// Fetch PostgreSQL and make the Python environment, and start nothing
     #[command(after_help = "Example: RUN tandem install    # in a Dockerfile")]
     Install {
@@ -327,7 +319,9 @@ pub enum Migrate {
         #[arg(long)]
         json: bool,
     },
-    /// Write a new migration into the `migration/` crate of this checkout
+    /// Write down that the numbered SQL files are in, up to NAME or all, and run none of them
+    Adopt { name: Option<String> },
+    /// Write a new migration: a numbered SQL file, or one of the `migration/` crate of this checkout
     New { name: String },
 }
 

@@ -25,13 +25,13 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
-//!              provision · probe · session · checkpoint · log · embedded
+//!              provision · probe · session · measure (for /metrics) · checkpoint · log · embedded
 //! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · tls · launch ·
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
 //!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
 //! page/        the status page on the health port, for browsers: who may see it, its HTML, its events
-//! schema/      migrations under a lock, in step with Alembic
+//! schema/      migrations under a lock: the built-in ones, in step with Alembic, and numbered SQL files
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
@@ -53,6 +53,7 @@
 //! durable/     files that are complete or absent, and locks: the only room that calls rename(2) and flock(2)
 //! plan/        the vocabulary of what will happen, pure: commands, URLs and secrets, policies, budget, ladder
 //! phase        the one phase that users see
+//! metrics/     measurements for Prometheus: families, the two texts they are written as, the registry of what has happened
 //! supervise/   a crate of its own, pure: policies · state, step, climb and leave (one child) · tree (all and the boot
 //!              list) · roll (new for old) · the simulation
 //! exit         exit codes, and the error that carries one
@@ -94,6 +95,7 @@ pub mod harness;
 pub mod health;
 pub mod http;
 pub mod install;
+pub mod metrics;
 pub mod page;
 pub mod phase;
 pub mod plan;

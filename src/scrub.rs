@@ -4,7 +4,9 @@
 //! A secret stays known until the process ends: an old password may still appear in a later text.
 
 use std::borrow::Cow;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{LazyLock, PoisonError, RwLock};
+
+use regex::Regex;
 
 /// The text that replaces a secret.
 pub const HIDDEN: &str = "********";
@@ -57,6 +59,28 @@ fn without<'a>(text: &'a str, known: &[String]) -> Cow<'a, str> {
     text
 }
 
+/// What stands before a password in SQL, in a connection string and in a URL, and the password. A quote that is escaped in
+/// one kind of text and ends another is taken for escaped: rather too much is hidden than too little.
+static PASSWORDS: LazyLock<[Regex; 3]> = LazyLock::new(|| {
+    let text = r"'(?:''|\\.|[^'\\])*'?|\$\w*\$.*?(?:\$\w*\$|\z)";
+    let space = r"(?:\s|/\*.*?\*/|--[^\n]*\n)*";
+    [
+        // Inside a text of SQL quotes are doubled.
+        r"(?is)\b((?:password|passwd)\s*=\s*)(?:''.*?''|[^\s'\x22]+)".to_owned(),
+        format!(r"(?is)\b((?:password|passwd){space}=?{space}(?:E|U&)?)(?:{text})"),
+        r"(?i)(\w://[^\s:/@']*:)[^\s@/']+(@)".to_owned(),
+    ]
+    .map(|pattern| Regex::new(&pattern).expect("a constant pattern, compiled by a test"))
+});
+
+/// `text`, which may quote statements and connection strings, without the passwords in them.
+pub fn without_passwords(text: &str) -> Cow<'_, str> {
+    let [connection, statement, url] = &*PASSWORDS;
+    let text = connection.replace_all(text, format!("${{1}}{HIDDEN}"));
+    let text = statement.replace_all(&text, format!("${{1}}'{HIDDEN}'")).into_owned();
+    url.replace_all(&text, format!("${{1}}{HIDDEN}${{2}}")).into_owned().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +104,32 @@ mod tests {
             ),
         ] {
             assert_eq!(scrubbed(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn passwords_of_statements_are_hidden_in_every_way_of_writing_them() {
+        let table = [
+            ("ALTER ROLE a PASSWORD 'x y';", "ALTER ROLE a PASSWORD '********';"),
+            (
+                "alter role a with encrypted password E'it\\'s' valid until 'z'",
+                "alter role a with encrypted password E'********' valid until 'z'",
+            ),
+            ("ALTER ROLE a PASSWORD /* so */ -- and\n 'it''s'", "ALTER ROLE a PASSWORD /* so */ -- and\n '********'"),
+            ("ALTER ROLE a PASSWORD $$x'y$$;", "ALTER ROLE a PASSWORD '********';"),
+            ("ALTER ROLE a PASSWORD $p$x$p$ LOGIN", "ALTER ROLE a PASSWORD '********' LOGIN"),
+            ("ALTER ROLE a PASSWORD 'cut off", "ALTER ROLE a PASSWORD '********'"),
+            ("OPTIONS (user 'u', password 'x')", "OPTIONS (user 'u', password '********')"),
+            ("CONNECTION 'host=h password=x dbname=d'", "CONNECTION 'host=h password=******** dbname=d'"),
+            ("CONNECTION 'password=''x y'' host=h'", "CONNECTION 'password=******** host=h'"),
+            ("dblink('postgresql://u:x@h/d')", "dblink('postgresql://u:********@h/d')"),
+            ("ALTER ROLE a PASSWORD NULL", "ALTER ROLE a PASSWORD NULL"),
+            ("WHERE name = 'a' AND password = 'x'", "WHERE name = 'a' AND password = '********'"),
+            ("SELECT password FROM users WHERE name = 'x'", "SELECT password FROM users WHERE name = 'x'"),
+            ("at 12:30:05 postgres://h/d?x=1@2", "at 12:30:05 postgres://h/d?x=1@2"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(without_passwords(text), expected, "{text}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Take a logical backup: dump, count and compress in one snapshot, and give it its name when it is whole.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ use super::name::{Format, Name};
 use super::pace::Paced;
 use super::reach::Reach;
 use super::rights;
+use super::stand_back;
 use crate::config::{Backup, Compression, Room, Settings, Verify};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::postgres::embedded::{PgDumpAllBuilder, PgDumpBuilder, dbname};
@@ -141,7 +144,11 @@ async fn whole(
     };
     let before = snapshot.sequences().await?;
     let counting = async { snapshot.census(reach, wanted.database, wanted.digests).await };
-    let (dumped, mut census) = tokio::try_join!(dumping, counting)?;
+    let working = async { tokio::try_join!(dumping, counting) };
+    let (dumped, mut census) = tokio::select! {
+        done = working => done?,
+        never = standing_back(reach) => match never {},
+    };
     // One that was dropped meanwhile keeps the others from being read: then nothing is known of them.
     census.sequences = snapshot.sequences().await.map(|after| contents::between(&before, &after)).unwrap_or_default();
     snapshot.close().await;
@@ -168,6 +175,14 @@ async fn whole(
     };
     let (catalog, name, manifest) = (catalog.clone(), name.clone(), manifest);
     tokio::task::spawn_blocking(move || catalog.publish(&name, partial, roles, &manifest).map(|()| manifest)).await?
+}
+
+/// Serving comes first, where the server is Tandem's own.
+async fn standing_back(reach: &Reach) -> Infallible {
+    match reach.own_server() {
+        Some((home, port)) => stand_back::sessions(home, port).await,
+        None => pending().await,
+    }
 }
 
 /// The options of every dump.

@@ -18,6 +18,7 @@
 //! estimate               how large something becomes, for crate::room to ask whether it fits (pure)
 //! pitr                   recovery to any moment: the WAL archive, base backups, retention, backlog, restore
 //! doctor                 what of all this takes room and need not, and its removal
+//! stand_back             the server's part of a backup waits for the processor behind the application
 //! scheduled              what the schedule does in one go, and the record of it; webhook: who is told of a failure
 //! ```
 //!
@@ -54,6 +55,7 @@ mod roles;
 pub mod scheduled;
 mod screen;
 pub mod signature;
+mod stand_back;
 mod statistics;
 pub mod store;
 pub mod swap;

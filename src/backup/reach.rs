@@ -14,7 +14,7 @@ use crate::process::identity;
 use crate::schema::{self, ANSWER_LIMIT};
 
 /// What our sessions are called in `pg_stat_activity`.
-const APPLICATION_NAME: &str = "tandem-backup";
+pub(super) const APPLICATION_NAME: &str = "tandem-backup";
 
 /// What every server has beside the database `postgres`. A session there keeps others from copying it, so it comes second.
 const TEMPLATE: &str = "template1";
@@ -85,6 +85,14 @@ impl Reach {
         match &self.way {
             Way::Socket { home, .. } | Way::Role { home, .. } => Some(home),
             Way::Url { .. } => None,
+        }
+    }
+
+    /// The directories and the port of the server, where it is Tandem's own and we are its superuser.
+    pub fn own_server(&self) -> Option<(&Home, u16)> {
+        match &self.way {
+            Way::Socket { home, port } => Some((home, *port)),
+            Way::Role { .. } | Way::Url { .. } => None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the schedule does in one go: take a backup, prove one when that is due, let the old ones go. And the record of it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -39,6 +40,9 @@ pub struct Run {
     /// Whether nothing failed but copies: what is tried again then is to send them, and no other backup is taken.
     #[serde(default)]
     pub only_copies: bool,
+    /// Each destination of copies, and whether it has every backup that it should have.
+    #[serde(default)]
+    pub destinations: BTreeMap<String, bool>,
 }
 
 /// Take a backup of `database`, and what belongs to it; recorded in the catalog however it ends.
@@ -97,7 +101,7 @@ async fn copy_and_prune(
     run: &mut Run,
     proven: anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let sent = send_missing(settings, catalog, database).await;
+    let sent = send_missing(settings, catalog, database, &mut run.destinations).await;
     // Retention runs even if the copies or the proof failed: old backups must not fill the disk.
     let pruned = prune(settings, catalog, database, run.started).await;
     if let Ok(fates) = &pruned {
@@ -167,18 +171,26 @@ pub async fn send(settings: &Settings, catalog: &Catalog, entry: &BackupEntry) -
 ///
 /// # Errors
 /// What the first place that failed said; the others are served all the same.
-async fn send_missing(settings: &Settings, catalog: &Catalog, database: &str) -> anyhow::Result<()> {
+async fn send_missing(
+    settings: &Settings,
+    catalog: &Catalog,
+    database: &str,
+    destinations: &mut BTreeMap<String, bool>,
+) -> anyhow::Result<()> {
+    destinations.clear();
     let mut entries = catalog.entries(Some(database))?;
     if let Some(refused) = entries.last().filter(|newest| newest.name.format == Format::Directory) {
         return send(settings, catalog, refused).await;
     }
     entries.retain(ledger::is_to_be_copied);
     let mut outcomes = Vec::new();
-    for (_, copies) in Copies::configured(settings) {
-        outcomes.push(match copies {
+    for (destination, copies) in Copies::configured(settings) {
+        let outcome = match copies {
             Ok(copies) => send_missing_to(&copies, catalog, &entries).await,
             Err(closed) => Err(closed),
-        });
+        };
+        destinations.insert(destination, outcome.is_ok());
+        outcomes.push(outcome);
     }
     first_of(outcomes)
 }

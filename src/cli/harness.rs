@@ -14,7 +14,7 @@ pub struct TestArgs {
     /// Run the application's workers too; $TANDEM_BASE_URL says where
     #[arg(long)]
     pub workers: bool,
-    /// What makes the schema: none, seaorm, or a command line [default: migrations.run]
+    /// What makes the schema: none, seaorm, sql, or a command line [default: migrations.run]
     #[arg(long, value_name = "none|seaorm|CMD")]
     pub migrations: Option<String>,
     /// Fill the template from an SQL file or a Python callable (module:function); may be repeated

@@ -10,7 +10,7 @@ use crate::plan::DatabaseUrl;
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::{lookup, server};
-use crate::schema;
+use crate::schema::{self, MigrationOutcome, sql_files};
 use crate::sidecar::{self, Errand, Goal};
 
 /// Run one of the migrate commands. If no server runs, start one for it and stop it afterwards.
@@ -21,7 +21,10 @@ pub async fn run(common: &Common, command: Migrate) -> anyhow::Result<Code> {
     let configuration = open::configuration(common, Vec::new())?;
     let settings = configuration.loaded.settings.clone();
     if let Migrate::New { name } = &command {
-        let path = schema::new(&settings.directory.join("migration"), name)?;
+        let path = match settings.migrations.run {
+            MigrationRun::Sql => sql_files::new(&settings.sql_dir(), name)?,
+            _ => schema::new(&settings.directory.join("migration"), name)?,
+        };
         say(&path.display().to_string())?;
         return Ok(Code::Stopped);
     }
@@ -70,6 +73,7 @@ async fn act(settings: &Settings, home: &Home, url: &DatabaseUrl, command: Migra
     match &sidecar::migration_run::of_database(url, &settings.migrations).await? {
         MigrationRun::Command(run) => return migrate_tool::act(&Place { settings, home, url, run }, command).await,
         MigrationRun::None => return Err(nothing_to_run(settings).into()),
+        MigrationRun::Sql => return of_files(settings, url, command).await,
         MigrationRun::SeaOrm => {}
     }
     let (lock_limit, limit) = (settings.migrations.lock_limit, settings.migrations.limit);
@@ -79,42 +83,85 @@ async fn act(settings: &Settings, home: &Home, url: &DatabaseUrl, command: Migra
             if let Some(revision) = &outcome.adopted {
                 say(&format!("adopted a database that Alembic brought to {revision}"))?;
             }
-            for name in &outcome.applied {
-                say(&format!("applied {name}"))?;
-            }
-            if outcome.applied.is_empty() {
-                say(&format!(
-                    "nothing to apply; the schema is at {}",
-                    outcome.revision.as_deref().unwrap_or("nothing")
-                ))?;
-            }
+            applied(&outcome)?;
         }
-        Migrate::Down { steps } => {
-            let taken = schema::down(url, steps as usize, lock_limit, limit).await?;
-            for name in &taken.rolled_back {
-                say(&format!("took back {name}"))?;
-            }
-            if taken.rolled_back.is_empty() {
-                say("nothing to take back")?;
-            }
-        }
+        Migrate::Down { steps } => taken_back(&schema::down(url, steps as usize, lock_limit, limit).await?)?,
         Migrate::Status { json } => {
             let rows = schema::status(url).await?;
-            if json {
-                let rows: Vec<_> = rows
-                    .iter()
-                    .map(
-                        |row| serde_json::json!({ "name": row.name, "revision": row.revision, "applied": row.applied }),
-                    )
-                    .collect();
-                say(&serde_json::to_string_pretty(&rows)?)?;
-            } else {
-                for row in &rows {
-                    say(&format!("{:<8} {}", if row.applied { "applied" } else { "pending" }, row.revision))?;
-                }
-            }
+            let rows = rows.iter().map(|row| {
+                let json = serde_json::json!({ "name": row.name, "revision": row.revision, "applied": row.applied });
+                (json, row.revision.as_str(), row.applied)
+            });
+            list(json, &rows.collect::<Vec<_>>())?;
+        }
+        Migrate::Adopt { .. } => {
+            return Err(only_files("the built-in migrations adopt a database by themselves").into());
         }
         Migrate::New { .. } => {}
+    }
+    Ok(())
+}
+
+/// The same for numbered SQL files.
+async fn of_files(settings: &Settings, url: &DatabaseUrl, command: Migrate) -> anyhow::Result<()> {
+    let (dir, limits) = (settings.sql_dir(), (settings.migrations.lock_limit, settings.migrations.limit));
+    match command {
+        Migrate::Up => applied(&sql_files::up(url, &dir, limits, None).await?)?,
+        Migrate::Down { steps } => taken_back(&sql_files::down(url, &dir, steps as usize, limits).await?)?,
+        Migrate::Adopt { name } => {
+            let outcome = sql_files::adopt(url, &dir, name.as_deref(), limits).await?;
+            say(&format!("written down as applied, and not run: all up to {}", at(&outcome)))?;
+        }
+        Migrate::Status { json } => {
+            let rows = sql_files::status(url, &dir).await?;
+            let rows = rows.iter().map(|row| {
+                (serde_json::json!({ "name": row.name, "applied": row.applied }), row.name.as_str(), row.applied)
+            });
+            list(json, &rows.collect::<Vec<_>>())?;
+        }
+        Migrate::New { .. } => {}
+    }
+    Ok(())
+}
+
+/// The error of `tandem migrate adopt` where no SQL files are run.
+pub fn only_files(why: &str) -> Failure {
+    Failure::new(Code::Usage, format!("`tandem migrate adopt` is for migrations.run = \"sql\": {why}"))
+}
+
+fn at(outcome: &MigrationOutcome) -> &str {
+    outcome.revision.as_deref().unwrap_or("nothing")
+}
+
+fn applied(outcome: &MigrationOutcome) -> anyhow::Result<()> {
+    for name in &outcome.applied {
+        say(&format!("applied {name}"))?;
+    }
+    if outcome.applied.is_empty() {
+        say(&format!("nothing to apply; the schema is at {}", at(outcome)))?;
+    }
+    Ok(())
+}
+
+fn taken_back(outcome: &MigrationOutcome) -> anyhow::Result<()> {
+    for name in &outcome.rolled_back {
+        say(&format!("took back {name}"))?;
+    }
+    if outcome.rolled_back.is_empty() {
+        say("nothing to take back")?;
+    }
+    Ok(())
+}
+
+/// Show migrations: as JSON, or the name of each and whether it is applied.
+fn list(as_json: bool, rows: &[(serde_json::Value, &str, bool)]) -> anyhow::Result<()> {
+    if as_json {
+        let rows: Vec<_> = rows.iter().map(|(json, ..)| json).collect();
+        say(&serde_json::to_string_pretty(&rows)?)?;
+        return Ok(());
+    }
+    for (_, name, applied) in rows {
+        say(&format!("{:<8} {name}", if *applied { "applied" } else { "pending" }))?;
     }
     Ok(())
 }

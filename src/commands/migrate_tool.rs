@@ -1,6 +1,7 @@
 //! `tandem migrate` if `migrations.run` is a command such as Alembic's: runs that tool's commands under the migration lock.
 
 use crate::cli::Migrate;
+use crate::commands::migrate;
 use crate::commands::running::say;
 use crate::config::Settings;
 use crate::exit::{Code, Failure};
@@ -35,6 +36,9 @@ pub async fn act(place: &Place<'_>, command: Migrate) -> anyhow::Result<()> {
             told(&place.alone(&down).await?.trimmed())
         }
         Migrate::Status { json } => status(place, &known.ok_or_else(|| unknown(place.run, "status"))?, json).await,
+        Migrate::Adopt { .. } => {
+            Err(migrate::only_files("ask your tool, such as `tandem run alembic stamp head`").into())
+        }
         Migrate::New { .. } => Ok(()),
     }
 }

@@ -13,6 +13,7 @@ mod import;
 mod init;
 mod install;
 mod logs;
+mod logs_file;
 mod looked;
 mod man;
 mod migrate;
@@ -67,7 +68,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Restart { service } => restart::run(&common, service).await,
         Command::Scale { workers } => scale::run(&common, &workers).await,
         Command::Stop => stop::run(&common).await,
-        Command::Logs { service, follow, lines, json } => logs::run(&common, service, follow, lines, json).await,
+        Command::Logs(args) => logs::run(&common, args).await,
         Command::Init(args) => init::run(&common, &args),
         Command::Import { command } => import::run(&common, command).await,
         Command::Install { json } => install::run(&common, json).await,

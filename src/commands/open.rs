@@ -2,7 +2,7 @@
 
 use crate::backup::reach::Reach;
 use crate::cli::Common;
-use crate::config::{self, Debugger, Flag, Loaded, LogFormat, PostgresMode, Settings, Source};
+use crate::config::{self, Debugger, Flag, Loaded, LogFile, LogFormat, PostgresMode, Settings, Source};
 use crate::exit::{Code, Failure};
 use crate::plan::DatabaseUrl;
 use crate::postgres::binaries::{self, Installation};
@@ -11,7 +11,7 @@ use crate::postgres::lock::StateLock;
 use crate::postgres::settings::client_address;
 use crate::postgres::{lookup, secret, server};
 use crate::sidecar::{self, Configuration, Errand, Goal};
-use crate::telemetry;
+use crate::telemetry::{self, FileBounds};
 
 /// The variable that sets `log.format`.
 const LOG_FORMAT: &str = "TANDEM_LOG__FORMAT";
@@ -42,14 +42,34 @@ pub fn configuration(common: &Common, flags: Vec<Flag>) -> anyhow::Result<Config
 /// # Errors
 /// As [`settings`].
 pub fn configure(source: Source) -> anyhow::Result<Configuration> {
+    begin(source, false)
+}
+
+/// As [`configure`], for the process whose log goes to `log.file`, which is that of `tandem up`.
+///
+/// # Errors
+/// As [`settings`].
+pub fn configure_with_file(source: Source) -> anyhow::Result<Configuration> {
+    begin(source, true)
+}
+
+fn begin(source: Source, writes_file: bool) -> anyhow::Result<Configuration> {
     let loaded = config::load(&source)?;
     loaded.settings.hide_secrets();
     let log = &loaded.settings.log;
+    if let Some(file) = log.file.as_ref().filter(|_| writes_file) {
+        telemetry::log_to_file(file_bounds(file));
+    }
     telemetry::init(log.format, &log.filter, log.colour)?;
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
     Ok(Configuration { source, loaded, reload: false, debugger: Debugger::None })
+}
+
+/// `file`, as the log knows it.
+pub fn file_bounds(file: &LogFile) -> FileBounds {
+    FileBounds { path: file.path.clone(), size_max: file.size_max, count: file.count }
 }
 
 /// Load the configuration, with `--set` and `flags` on top, and start no log.

@@ -105,10 +105,12 @@ fn migrations(words: &str) -> Result<MigrationRun, Failure> {
     match words.trim() {
         "none" => Ok(MigrationRun::None),
         "seaorm" | "sea-orm" => Ok(MigrationRun::SeaOrm),
+        "sql" => Ok(MigrationRun::Sql),
         line => match shlex::split(line) {
             Some(words) if !words.is_empty() => Ok(MigrationRun::Command(words)),
             _ => {
-                let text = format!("--migrations {line:?}: write none, seaorm, or a command line with closed quotes");
+                let text =
+                    format!("--migrations {line:?}: write none, seaorm, sql, or a command line with closed quotes");
                 Err(Failure::new(Code::Usage, text))
             }
         },

@@ -31,7 +31,7 @@ pub async fn run(common: &Common, args: &UpArgs) -> anyhow::Result<u8> {
     if let Some(limit) = args.background() {
         return up_detached::run(common, args, source, limit).await;
     }
-    let configuration = open::configure(source)?;
+    let configuration = open::configure_with_file(source)?;
     looked::tell(&configuration.loaded);
     for remark in &configuration.loaded.remarks {
         tracing::info!("{remark}");

@@ -48,6 +48,10 @@ pub fn settings(
             timeout: values.duration("pool.timeout"),
         },
         health: health(values),
+        metrics: Metrics {
+            interval: values.duration_or_never("metrics.interval"),
+            tables: values.number("metrics.tables"),
+        },
         stop: Stop {
             drain_delay: values.duration("stop.drain_delay"),
             grace: values.duration("stop.grace"),
@@ -79,6 +83,11 @@ pub fn settings(
             },
             filter: values.word("log.filter"),
             ring: values.bytes("log.ring").unwrap_or_default(),
+            file: values.path("log.file").map(|path| LogFile {
+                path,
+                size_max: values.bytes("log.file_size_max").unwrap_or_default(),
+                count: values.number("log.file_count"),
+            }),
         },
     }
 }
@@ -169,6 +178,7 @@ fn migrations(values: &Values) -> Migrations {
     let run = match (values.list("migrations.run"), values.word("migrations.run").as_str()) {
         (Some(command), _) => MigrationRun::Command(command),
         (None, "seaorm") => MigrationRun::SeaOrm,
+        (None, "sql") => MigrationRun::Sql,
         (None, _) => MigrationRun::None,
     };
     let is_auto = values.word("migrations.run") == "auto";

@@ -3,6 +3,8 @@
 mod servers;
 mod serving;
 
+use std::time::Duration;
+
 use super::Purpose;
 use super::backup::BackupFormat;
 use super::build::is_name_letter;
@@ -25,6 +27,8 @@ const DATABASES_RESERVED: [&str; 2] = ["template0", "template1"];
 /// PostgreSQL truncates longer names (NAMEDATALEN - 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
+/// The shortest time between two samples of the database.
+const METRICS_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Bytes that a Python process with a web server in it has at the least.
 const WORKER_MEMORY_MIN: u64 = 16 << 20;
 
@@ -219,6 +223,10 @@ impl Checker<'_> {
     /// environment, which is made later.
     fn migration_program(&mut self) {
         let migrations = &self.settings.migrations;
+        if migrations.run == MigrationRun::Sql && !self.settings.sql_dir().is_dir() {
+            let message = format!("{} is not a directory", self.settings.sql_dir().display());
+            self.wrong("migrations.dir", &message, Some("name the directory that holds the numbered SQL files"));
+        }
         let MigrationRun::Command(words) = &migrations.run else { return };
         let Some(program) = words.first().filter(|program| program.contains('/')) else { return };
         let path = self.settings.migrations_dir().join(program);
@@ -234,6 +242,9 @@ impl Checker<'_> {
             let message =
                 format!("{} ready workers are never reached with {} workers", health.workers_min, workers.count);
             self.wrong("health.workers_min", &message, None);
+        }
+        if self.settings.metrics.interval.is_some_and(|interval| interval < METRICS_INTERVAL_MIN) {
+            self.wrong("metrics.interval", "shorter than 1s: the samples would be the server's main work", None);
         }
         if workers.backoff_first > workers.backoff_max {
             self.wrong("workers.backoff_first", "longer than workers.backoff_max", None);

@@ -91,7 +91,7 @@ const BEFORE_WORKERS: &[Key] = &[
     key(
         Restart,
         "migrations.run",
-        Kind::ChoiceOrCommand(&["auto", "none", "seaorm"]),
+        Kind::ChoiceOrCommand(&["auto", "none", "seaorm", "sql"]),
         r#""auto""#,
         "What brings the schema to where the application needs it",
     ),
@@ -99,8 +99,8 @@ const BEFORE_WORKERS: &[Key] = &[
         Restart,
         "migrations.dir",
         Kind::Path,
-        "the working directory, or app_dir where only that has alembic.ini or manage.py",
-        "Directory that a migration command runs in",
+        "the working directory, or app_dir where only that has alembic.ini or manage.py; `migrations` for `\"sql\"`",
+        "Directory that a migration command runs in, or that holds the numbered SQL files",
     ),
     key(Restart, "migrations.lock_limit", Kind::Duration, r#""60s""#, "Longest wait for another migrator"),
     key(
@@ -183,6 +183,14 @@ const AROUND_WORKERS: &[Key] = &[
         "[]",
         "Names by which browsers may ask for the page, beside localhost and plain addresses",
     ),
+    key(
+        Live,
+        "metrics.interval",
+        Kind::DurationOrNever,
+        r#""15s""#,
+        "Time between two samples of the database for /metrics",
+    ),
+    key(Live, "metrics.tables", Kind::Between(0, 1000), "200", "Tables with series of their own, the largest first"),
     key(Live, "stop.drain_delay", Kind::Duration, r#""0s""#, "Serving on after readiness is withdrawn"),
     key(Roll, "stop.grace", Kind::Duration, r#""10s""#, "Longest time for requests in flight"),
     key(Roll, "stop.idle_drain", Kind::Duration, r#""1s""#, "Longest time for idle connections and half-sent requests"),
@@ -235,4 +243,13 @@ const REST: &[Key] = &[
     key(Restart, "log.format", Kind::Choice(&["auto", "text", "json"]), r#""auto""#, "How output looks"),
     key(Restart, "log.filter", Kind::Text, r#""info""#, "What is logged, as a tracing filter"),
     key(Restart, "log.ring", Kind::Size, r#""1MB""#, "Log kept in memory for `tandem logs`"),
+    open(Restart, "log.file", Kind::Path, "none", "File that the log goes to as well, as JSON"),
+    key(Restart, "log.file_size_max", Kind::Size, r#""16MB""#, "Size at which a new file is begun"),
+    key(
+        Restart,
+        "log.file_count",
+        Kind::Between(1, 100),
+        "5",
+        "How many of these files there are, the newest included",
+    ),
 ];

@@ -177,6 +177,14 @@ impl Finder<'_> {
                 ));
                 self.looked.told.push(("migrations", format!("none ({dir} has SQL files, which nothing runs)")));
             }
+            Tool::NumberedSql => {
+                let dir = migration.dir.display().to_string();
+                self.looked.told.push(("migrations", format!("the numbered SQL files of {dir}")));
+                self.text("migrations.run", "sql", seen);
+                if !self.has("migrations.dir") {
+                    self.text("migrations.dir", dir, seen);
+                }
+            }
             Tool::BuiltIn => {
                 self.text("migrations.run", "seaorm", seen);
                 self.looked.told.push(("migrations", format!("the built-in ones ({seen})")));

@@ -71,6 +71,8 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         workers.memory_kind
         workers.max_age
         health.workers_min
+        metrics.interval
+        metrics.tables
         stop.drain_delay
         stop.postgres_grace
         stop.platform_grace

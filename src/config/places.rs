@@ -46,6 +46,11 @@ impl Settings {
         }
     }
 
+    /// The directory of the SQL files of `migrations.run = "sql"`.
+    pub fn sql_dir(&self) -> PathBuf {
+        self.migrations.dir.clone().unwrap_or_else(|| self.directory.join("migrations"))
+    }
+
     /// What stands in the way of `workers.app_dir` as the first directory that a tool imports from: a file there that the
     /// tool would take for a module of Python's or its own.
     pub fn import_obstacle(&self) -> Option<PathBuf> {

@@ -2,6 +2,7 @@
 
 mod choices;
 mod hooks;
+mod migrations;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use crate::project::{Found, Wanted};
 
 pub use choices::*;
 pub use hooks::*;
+pub use migrations::*;
 
 /// Everything the operator decided, or left to a default.
 #[derive(Clone, Debug)]
@@ -39,6 +41,7 @@ pub struct Settings {
     pub workers: Workers,
     pub pool: Pool,
     pub health: Health,
+    pub metrics: Metrics,
     pub stop: Stop,
     pub hooks: Hooks,
     /// `[[process]]`, in the order of the file.
@@ -139,32 +142,6 @@ pub struct Postgres {
     pub probe_deadline: Duration,
     /// How long the server may hang before it is ended and started again; `None`: never.
     pub hang_limit: Option<Duration>,
-}
-
-/// How the schema is brought to where the application needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MigrationRun {
-    /// The migrations compiled into this binary.
-    SeaOrm,
-    /// A command, such as `alembic upgrade head`, with `DATABASE_URL` set.
-    Command(Vec<String>),
-    None,
-}
-
-/// `[migrations]`
-#[derive(Clone, Debug)]
-pub struct Migrations {
-    pub run: MigrationRun,
-    /// Whether a person wrote `run`. Else it was found, and a database that has the built-in migrations says otherwise.
-    pub chosen: bool,
-    /// Where a command runs; `None`: [`Settings::migrations_dir`] finds it.
-    pub dir: Option<PathBuf>,
-    /// How long to wait for another migrator to finish.
-    pub lock_limit: Duration,
-    /// How long a statement of theirs may wait for a lock while workers serve; all that come after it wait behind it.
-    pub lock_timeout: Duration,
-    /// How long the migrations may take in all.
-    pub limit: Duration,
 }
 
 /// `[python]`
@@ -337,6 +314,15 @@ pub enum PageMode {
     Off,
 }
 
+/// `[metrics]`: what `/metrics` tells of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// How often the database is measured; `None`: never.
+    pub interval: Option<Duration>,
+    /// How many tables have series of their own, the largest first.
+    pub tables: u32,
+}
+
 /// `[stop]`: the limits of the stop ladder's rungs.
 #[derive(Clone, Debug)]
 pub struct Stop {
@@ -424,4 +410,16 @@ pub struct Log {
     pub filter: String,
     /// Bytes of the log's last lines that are kept in memory; 0: none.
     pub ring: u64,
+    /// The file that the log goes to as well.
+    pub file: Option<LogFile>,
+}
+
+/// `log.file`, with its bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    pub path: PathBuf,
+    /// The size in bytes at which a new file is begun.
+    pub size_max: u64,
+    /// How many files there are, the newest included.
+    pub count: u32,
 }

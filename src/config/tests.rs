@@ -161,7 +161,7 @@ workers_min = 9
               tandem.toml:25: `process` is a list of tables
                 help: write [[process]] above the keys of each process
               tandem.toml:28: unknown section [zebra]
-                help: the sections are postgres, migrations, python, workers, pool, health, stop, hooks, backup, backup.pitr, restore, disk, test, log, and any number of [[process]]
+                help: the sections are postgres, migrations, python, workers, pool, health, metrics, stop, hooks, backup, backup.pitr, restore, disk, test, log, and any number of [[process]]
               tandem.toml:32: health.workers_min: 9 ready workers are never reached with 4 workers
               environment: TANDEM_POOL__OVERFLOWS names no key of the configuration
                 help: did you mean TANDEM_POOL__OVERFLOW?
@@ -204,7 +204,7 @@ fn odd_toml_is_understood_or_explained() {
           tandem.toml:11: postgres.user = (a table): expected text that is not empty
           tandem.toml:12: postgres.database = (a date): expected text that is not empty
           tandem.toml:13: postgres.password: expected text that is not empty
-          tandem.toml:16: migrations.run = "alembic upgrade head": expected one of "auto", "none", "seaorm", or a command as a list: ["alembic", "upgrade", "head"]
+          tandem.toml:16: migrations.run = "alembic upgrade head": expected one of "auto", "none", "seaorm", "sql", or a command as a list: ["alembic", "upgrade", "head"]
           tandem.toml:18: workers get DATABASE_URL from Tandem
             help: it follows from [postgres]; leave it out
           tandem.toml:19: workers.env.A: expected text, a number, or true or false

@@ -154,8 +154,9 @@ pub struct ServiceStatus {
 #[serde(untagged)]
 pub enum LogEntry {
     Line {
-        /// Counts up by one with every line that Tandem logs.
-        sequence: u64,
+        /// Counts up by one with every line that Tandem logs; a line of a file has none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sequence: Option<u64>,
         /// RFC 3339, UTC.
         time: String,
         service: String,
@@ -252,7 +253,7 @@ mod tests {
         let gap = r#"{"skipped":3}"#;
         assert_eq!(serde_json::from_str::<LogEntry>(gap).unwrap(), LogEntry::Skipped { skipped: 3 });
         let line = LogEntry::Line {
-            sequence: 1,
+            sequence: Some(1),
             time: "t".into(),
             service: "worker-0".into(),
             level: "INFO".into(),

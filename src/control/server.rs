@@ -249,7 +249,7 @@ impl Reader {
 fn ndjson(batch: Batch) -> Bytes {
     let gap = (batch.skipped > 0).then_some(LogEntry::Skipped { skipped: batch.skipped });
     let lines = batch.lines.into_iter().map(|line| LogEntry::Line {
-        sequence: line.sequence,
+        sequence: Some(line.sequence),
         time: telemetry::rfc3339(line.time),
         service: line.service,
         level: line.level.as_str().to_owned(),

@@ -32,6 +32,7 @@ fn picture() -> Picture {
         last_reason: None,
         counts: None,
         unfinished: None,
+        memory_bytes: None,
     };
     let own = std::process::id().cast_signed();
     Picture {

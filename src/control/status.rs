@@ -68,7 +68,7 @@ mod tests {
 
     fn picture(now: Instant) -> Picture {
         let started = now.checked_sub(Duration::from_millis(90_500)).unwrap();
-        let counts = Counts { requests: 12, connections: 3, in_flight: 1 };
+        let counts = Counts { requests: 12, connections: 3, in_flight: 1, loop_lag_ms: Some(4) };
         let worker = Service {
             name: "worker-0".into(),
             kind: "worker",
@@ -81,6 +81,7 @@ mod tests {
             last_reason: Some("SIGKILL".into()),
             counts: Some(counts),
             unfinished: None,
+            memory_bytes: None,
         };
         let resting = Service { pid: None, state: "backoff", counts: None, name: "worker-1".into(), ..worker.clone() };
         Picture {

@@ -38,6 +38,9 @@ const DATABASE_SIZE: u64 = 8 * 1024 * 1024;
 const DATABASES_MAX: usize = 128;
 /// How long to wait before a clone that failed is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// When the connections that make databases are opened, unless one is asked for before. A command that is over by then, such as
+/// psql with one statement, need not share the processors with five new server processes.
+const CONNECT_PAUSE: Duration = Duration::from_millis(150);
 
 /// A database that is handed out.
 #[derive(Clone, Serialize, Deserialize)]
@@ -119,8 +122,12 @@ impl Databases {
             returned,
             runtime: Handle::current(),
         }));
-        let this = databases.clone();
-        tokio::spawn(async move { this.0.catalog.connect().await });
+        let weak = Arc::downgrade(&databases.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(CONNECT_PAUSE).await;
+            let Some(inner) = weak.upgrade() else { return };
+            inner.catalog.connect().await;
+        });
         let weak = Arc::downgrade(&databases.0);
         tokio::spawn(async move {
             while let Some((template, event)) = inbox.recv().await {

@@ -63,6 +63,10 @@ impl Key {
             MigrationRun::SeaOrm => {
                 self.add("seaorm").add(migration::DIGEST);
             }
+            MigrationRun::Sql => {
+                let dir = settings.sql_dir();
+                self.add("sql").files(&dir, &matching(&dir, &["*.sql"])?)?;
+            }
             MigrationRun::Command(words) => {
                 self.add("command").add(&settings.workers.url_scheme);
                 // Where it goes and what it makes may hang on these; what refers to the server is not filled in yet.

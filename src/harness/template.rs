@@ -28,15 +28,14 @@ use crate::exit::{Code, Failure};
 use crate::install;
 use crate::plan::{CommandLine, DatabaseUrl, Identity, Secret, in_one_line};
 use crate::postgres::binaries::{self, Installation};
-use crate::postgres::cluster;
 use crate::postgres::embedded::{self, PsqlBuilder};
 use crate::postgres::home::{Home, make_dir};
 use crate::postgres::provision::identifier;
-use crate::postgres::scram;
 use crate::postgres::settings::SUPERUSER;
+use crate::postgres::{cluster, scram};
 use crate::process::{self, RunError};
 use crate::room::Guard;
-use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
+use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered, sql_files};
 use crate::telemetry;
 use crate::workers::environment;
 use crate::workers::surroundings::{Surroundings, scheme};
@@ -158,9 +157,7 @@ impl Recipe {
         let migrations = match &self.migrations {
             // As a backup is restored into when it is verified.
             MigrationRun::None if self.seeds.is_empty() => return "a throwaway server's empty database".to_owned(),
-            MigrationRun::None => "no migrations".to_owned(),
-            MigrationRun::SeaOrm => "the built-in migrations".to_owned(),
-            MigrationRun::Command(words) => in_one_line(words),
+            run => run.in_words(),
         };
         let seeds: String = self.seeds.iter().map(|seed| format!(", {seed}")).collect();
         format!("the tests' template database ({migrations}{seeds})")
@@ -357,12 +354,16 @@ impl Recipe {
         match &self.migrations {
             MigrationRun::None => Ok(()),
             MigrationRun::SeaOrm => schema::up(url, migrations.lock_limit, migrations.limit).await.map(drop),
+            MigrationRun::Sql => {
+                let (dir, limits) = (self.settings.sql_dir(), (migrations.lock_limit, migrations.limit));
+                sql_files::up(url, &dir, limits, None).await.map(drop)
+            }
             MigrationRun::Command(words) => {
-                let dir = self.settings.migrations_dir();
-                let command = self.around(url).command(words, &self.application(), dir);
+                let command = self.around(url).command(words, &self.application(), self.settings.migrations_dir());
                 let command = command.context("the migration command is empty")?.env_remove(PYCACHE);
-                let what = format!("migrations: `{}`", in_one_line(words));
-                self.succeed(command, (migrations.limit, "migrations.limit"), &what).await
+                let (limit, what) =
+                    ((migrations.limit, "migrations.limit"), format!("migrations: `{}`", in_one_line(words)));
+                self.succeed(command, limit, &what).await
             }
         }
     }
@@ -370,10 +371,10 @@ impl Recipe {
     /// A migration command that has made nothing at all has most likely read another address.
     async fn check_made(&self, inside: &mut PgConnection) -> anyhow::Result<()> {
         let MigrationRun::Command(words) = &self.migrations else { return Ok(()) };
+        let what = in_one_line(words);
         if superuser::holds_anything(inside).await? {
             return Ok(());
         }
-        let what = in_one_line(words);
         bail!(Failure::new(
             Code::Config,
             format!(

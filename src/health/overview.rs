@@ -330,8 +330,8 @@ fn service(service: &Service, picture: &Picture, now: Now<'_>) -> ServiceOvervie
         requests_per_second: rate.map(|rate| (rate * 10.0).round() / 10.0),
         connections: service.counts.map(|counts| counts.connections),
         in_flight: service.counts.map(|counts| counts.in_flight),
-        loop_lag_ms: None,
-        memory_bytes: None,
+        loop_lag_ms: service.counts.and_then(|counts| counts.loop_lag_ms).map(|lag| lag as f64),
+        memory_bytes: service.memory_bytes,
         draining: service.unfinished.as_ref().map(|unfinished| visible(&in_words(unfinished))),
     }
 }

@@ -27,6 +27,7 @@ pub(crate) fn picture() -> Picture {
         last_reason: Some("SIGKILL".into()),
         counts: Some(counts),
         unfinished: None,
+        memory_bytes: None,
     };
     let unfinished = Unfinished { requests: 1, on: vec!["GET /export".into()], ..Unfinished::default() };
     let retiring = Service {
@@ -65,6 +66,7 @@ pub(crate) fn picture() -> Picture {
             restarts: 2,
             last_exit: None,
             counts: Some(counts),
+            memory_bytes: None,
         }],
         workers_wanted: 1,
         workers_min: 1,

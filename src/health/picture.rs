@@ -110,6 +110,8 @@ pub struct Service {
     pub counts: Option<Counts>,
     /// What it has still to finish, once it accepts no more.
     pub unfinished: Option<Unfinished>,
+    /// Memory of its process and that one's descendants, as last measured (every `metrics.interval`).
+    pub memory_bytes: Option<u64>,
 }
 
 /// What a worker has still to finish, as the end of a sentence.
@@ -226,6 +228,8 @@ pub struct Worker {
     pub last_exit: Option<Exit>,
     /// What its event loop last reported.
     pub counts: Option<Counts>,
+    /// Memory of its process and that one's descendants, as last measured.
+    pub memory_bytes: Option<u64>,
 }
 
 /// The state of a worker's slot.
@@ -243,6 +247,24 @@ pub enum WorkerState {
     Resting,
     /// No process: it was restarted too often.
     GaveUp,
+}
+
+impl WorkerState {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Ready, Self::Retiring, Self::Abandoned, Self::Resting, Self::GaveUp];
+
+    /// As reports and metrics show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Retiring => "retiring",
+            Self::Abandoned => "abandoned",
+            Self::Resting => "resting",
+            Self::GaveUp => "gave-up",
+        }
+    }
 }
 
 /// The outcome of the migrations.

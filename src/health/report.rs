@@ -11,7 +11,7 @@ use crate::phase::Phase;
 use crate::telemetry::rfc3339;
 
 /// The state of a service whose process outlives SIGKILL, as `supervise::state` calls it.
-const ABANDONED: &str = "abandoned";
+pub(super) const ABANDONED: &str = "abandoned";
 
 /// The moment of an answer.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,15 @@ impl Status {
         match self {
             Self::Healthy | Self::Degraded => 200,
             Self::Unhealthy => 503,
+        }
+    }
+
+    /// As the report and the metrics show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
         }
     }
 }
@@ -97,6 +106,9 @@ pub struct WorkerReport {
     pub last_exit: Option<String>,
     #[serde(flatten)]
     pub counts: Option<Counts>,
+    /// Of its process and that one's descendants, as last measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 }
 
 /// `migrations`; unknown values are left out.
@@ -225,6 +237,11 @@ pub fn liveness(picture: &Picture, now: Now<'_>) -> Liveness {
     Liveness { live: true, phase: picture.phase.name(), uptime_seconds: seconds(age(picture.started, now)) }
 }
 
+/// The overall status alone.
+pub fn status(picture: &Picture, now: Now<'_>) -> Status {
+    verdict(picture, now).0
+}
+
 /// The status and the reasons for it.
 fn verdict(picture: &Picture, now: Now<'_>) -> (Status, Vec<String>) {
     let missing = missing(picture, now);
@@ -312,6 +329,7 @@ fn worker(worker: &Worker, now: Now<'_>) -> WorkerReport {
         restarts: worker.restarts,
         last_exit: worker.last_exit.map(|exit| exit.to_string()),
         counts: worker.counts,
+        memory_bytes: worker.memory_bytes,
     }
 }
 

@@ -27,6 +27,7 @@ fn worker(slot: u32, state: WorkerState, now: Now<'_>) -> Worker {
         restarts: u32::from(gone),
         last_exit: gone.then_some(Exit::Signal(9)),
         counts: None,
+        memory_bytes: None,
     }
 }
 
@@ -204,7 +205,8 @@ fn the_report_has_the_keys_that_users_were_promised() {
     let now = now();
     let mut picture = picture(now);
     picture.started = now.instant.checked_sub(Duration::from_millis(12_300)).unwrap();
-    picture.workers[0].counts = Some(Counts { requests: 7, connections: 2, in_flight: 1 });
+    picture.workers[0].counts = Some(Counts { requests: 7, connections: 2, in_flight: 1, loop_lag_ms: Some(3) });
+    picture.workers[0].memory_bytes = Some(50 << 20);
     picture.workers[1] = worker(1, WorkerState::Resting, now);
     picture.migrations = Migrations {
         newest: Some("004_add_indexes".into()),
@@ -252,7 +254,9 @@ fn the_report_has_the_keys_that_users_were_promised() {
               "last_exit": null,
               "requests": 7,
               "connections": 2,
-              "in_flight": 1
+              "in_flight": 1,
+              "loop_lag_ms": 3,
+              "memory_bytes": 52428800
             },
             {
               "slot": 1,

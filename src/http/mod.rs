@@ -3,11 +3,13 @@
 //! ```text
 //! server   answers on whatever listens: the health port, the control socket, the test harness's sockets
 //! client   sends one request and reads its answer
+//! parts    a body whose bytes are shared by all who read it
 //! ```
 //!
 //! Must not know what is asked or answered.
 
 pub mod client;
+pub mod parts;
 pub mod server;
 
 /// What an HTTP server counts of its own work. Workers report it, and the health report shows it.
@@ -19,6 +21,10 @@ pub struct Counts {
     pub connections: u64,
     /// Requests being answered now.
     pub in_flight: u64,
+    /// The longest that its event loop was late since the report before, in whole milliseconds. `None`: it does not measure
+    /// that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loop_lag_ms: Option<u64>,
 }
 
 /// What an HTTP server that accepts no more has still to finish.

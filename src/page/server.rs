@@ -102,7 +102,7 @@ impl Answerer {
         };
         if !is_pages || !self.audience.has_page {
             let picture = Arc::clone(&self.pictures.borrow());
-            let mut response = health::answer(request.method(), path, &picture).map(BodyExt::boxed_unsync);
+            let mut response = health::respond(request.method(), path, health::wanted(headers), &picture).await;
             if path == "/" {
                 response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
             }

@@ -65,12 +65,17 @@ const WORDS: [(&str, Severity); 21] = [
 ];
 
 /// One line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Line<'a> {
     /// `None`: the line has no word that is known.
     pub severity: Option<Severity>,
+    /// The word that tells it, in the server's language.
+    pub word: Option<&'a str>,
     /// Known where the line begins with [`PREFIX`].
+    pub pid: Option<i32>,
     pub sqlstate: Option<&'a str>,
+    /// User and database of the session that wrote it; with an operator's own prefix they are not known.
+    pub session: Option<(&'a str, &'a str)>,
     /// Whether a client's session wrote it.
     pub is_of_session: bool,
     /// Whether that session is the superuser's, as Tandem's own are.
@@ -83,29 +88,31 @@ impl<'a> Line<'a> {
     pub fn of(line: &'a str) -> Self {
         if line.starts_with('\t') {
             let text = line.trim_start();
-            let severity = Some(Severity::Part);
-            return Self { severity, sqlstate: None, is_of_session: true, is_of_superuser: false, text };
+            return Self { severity: Some(Severity::Part), is_of_session: true, text, ..Self::default() };
         }
         Self::with_own_prefix(line).unwrap_or_else(|| Self::with_any_prefix(line))
     }
 
     fn with_own_prefix(line: &'a str) -> Option<Self> {
-        let (sqlstate, rest) = behind_process(line)?;
+        let (pid, sqlstate, rest) = behind_process(line)?;
         let is_of_session = rest.starts_with('(');
         // A user's or a database's name may hold anything: the severity is searched behind it.
         let from =
             if is_of_session { rest.find("@").and_then(|at| Some(at + rest[at..].find(") ")? + 2))? } else { 0 };
+        let session = rest[..from].strip_prefix('(').and_then(|rest| rest.strip_suffix(") ")?.split_once('@'));
         let message = &rest[from..];
-        let (severity, text) = match message.split_once(":  ") {
-            Some((word, text)) => (severity(word), text.trim()),
+        let (word, text) = match message.split_once(":  ") {
+            Some((word, text)) => (Some(word), text.trim()),
             None => (None, message),
         };
+        let severity = word.and_then(severity);
         // No other user is called so: a role's name in the line may hold anything, but not begin so and be another.
         let is_of_superuser = rest
             .strip_prefix('(')
             .and_then(|rest| rest.strip_prefix(SUPERUSER))
             .is_some_and(|rest| rest.starts_with('@'));
-        Some(Self { severity, sqlstate: Some(sqlstate), is_of_session, is_of_superuser, text })
+        let (pid, sqlstate) = (Some(pid), Some(sqlstate));
+        Some(Self { severity, word, pid, sqlstate, session, is_of_session, is_of_superuser, text })
     }
 
     /// By the two spaces behind the severity, which tell it from a word in a statement.
@@ -116,12 +123,12 @@ impl<'a> Line<'a> {
             Some((severity(&before[begin..])?, begin, end))
         });
         let Some((severity, begin, end)) = found else {
-            return Self { severity: None, sqlstate: None, is_of_session: false, is_of_superuser: false, text: line };
+            return Self { text: line, ..Self::default() };
         };
         // PostgreSQL's own prefix, which holds until the configuration is read, ends with the process.
         let is_of_session = begin != 0 && !line[..begin].ends_with("] ");
-        let text = line[end + 3..].trim();
-        Self { severity: Some(severity), sqlstate: None, is_of_session, is_of_superuser: false, text }
+        let (word, text) = (Some(&line[begin..end]), line[end + 3..].trim());
+        Self { severity: Some(severity), word, is_of_session, text, ..Self::default() }
     }
 
     /// Whether it ends a session or the server.
@@ -168,13 +175,13 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The SQLSTATE behind the number of the process, and the rest of the line.
-fn behind_process(line: &str) -> Option<(&str, &str)> {
+/// The number of the process, the SQLSTATE behind it, and the rest of the line.
+fn behind_process(line: &str) -> Option<(i32, &str, &str)> {
     let (process, rest) = line.strip_prefix('[')?.split_once("] ")?;
     let (sqlstate, rest) = rest.split_at_checked(5)?;
     let is_state = sqlstate.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
-    let is_process = !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit());
-    if is_state && is_process { Some((sqlstate, rest.strip_prefix(' ')?)) } else { None }
+    let pid = process.bytes().all(|byte| byte.is_ascii_digit()).then(|| process.parse().ok())??;
+    if is_state { Some((pid, sqlstate, rest.strip_prefix(' ')?)) } else { None }
 }
 
 fn severity(word: &str) -> Option<Severity> {
@@ -209,14 +216,6 @@ impl Reader {
         let level = Line::of(line).level().unwrap_or(self.0.get());
         self.0.set(level);
         level
-    }
-}
-
-/// `line` as it is shown: without the SQLSTATE of a success, which every other line has.
-pub fn shown(line: &str) -> std::borrow::Cow<'_, str> {
-    match behind_process(line) {
-        Some(("00000", rest)) => format!("{}{rest}", &line[..line.len() - rest.len() - "00000 ".len()]).into(),
-        _ => line.into(),
     }
 }
 
@@ -296,13 +295,8 @@ mod tests {
         assert_eq!((own.is_of_session, own.sqlstate), (false, Some("42704")));
         assert!(Line::of("[7] 00000 LOG:  terminating any other active server processes").ends_every_session());
         assert!(!Line::of("\tterminating any other active server processes").ends_every_session());
+        let line = Line::of("[7] 42P01 (app@my db) ERROR:  relation \"x\" does not exist");
+        assert_eq!((line.pid, line.session, line.word), (Some(7), Some(("app", "my db")), Some("ERROR")));
         assert_eq!(own.text, "unrecognized configuration parameter \"x\"");
-    }
-
-    #[test]
-    fn a_success_is_shown_without_its_sqlstate() {
-        assert_eq!(shown("[7] 00000 LOG:  ready 00000 LOG:  ready"), "[7] LOG:  ready 00000 LOG:  ready");
-        assert_eq!(shown("[7] 42P01 (a@b) ERROR:  x"), "[7] 42P01 (a@b) ERROR:  x");
-        assert_eq!(shown("2026 [7] LOG:  x"), "2026 [7] LOG:  x");
     }
 }

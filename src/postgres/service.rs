@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 
 use super::binaries::Installation;
 use super::home::Home;
+use super::log_message::Messages;
 use super::pauses::{due_after, due_when, retry};
 use super::probe::{Probe, Sample, Woken};
 use super::settings::SUPERUSER;
@@ -23,7 +24,6 @@ use crate::plan::DatabaseUrl;
 use crate::process::{self, Exit};
 use crate::service::{self, ProcessReporter, Reporter, Start, Tail};
 use crate::supervise::state::{ChildAction, Ending};
-use crate::telemetry;
 
 /// The service's name, in the log and everywhere else.
 pub const NAME: &str = "postgres";
@@ -210,18 +210,20 @@ impl Shared {
                 () = self.unwatch.notified() => std::future::pending::<std::convert::Infallible>().await,
             }
         };
-        let reader = log::Reader::default();
+        let messages = Messages::of(NAME);
         let log = |stream, line: &str| {
             // The probe's session ends as well, and a new one is refused; on a busy machine that takes longer.
             if answered.get() && log::Line::of(line).ends_every_session() {
                 self.show(Fault::Starting);
             }
-            telemetry::child_line_at(reader.level(line), NAME, stream, &log::shown(line));
+            messages.take(stream, line);
         };
         let exit = tokio::select! {
             exit = service::attend_with(child, output, &self.tail, OUTPUT_LIMIT, &log) => exit,
             never = watch => match never {},
+            never = messages.log_in_time() => match never {},
         };
+        messages.log();
         let told = matches!(self.server.replace(ServerProcess::Absent), ServerProcess::Told(_));
         self.last_exit.set(Some(exit));
         if !exit.success() {

@@ -21,6 +21,18 @@ pub fn stand_back(nice: i32) {
     }
 }
 
+/// How far this thread stands back.
+pub fn own() -> i32 {
+    getpriority_process(None).unwrap_or(0)
+}
+
+/// Let the process `pid`, which has one thread, stand as far back. Best effort.
+pub fn stand_back_too(pid: i32, nice: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        at_least(pid, nice);
+    }
+}
+
 /// Less than a thread has would undo what whoever started Tandem has said.
 fn at_least(thread: Pid, nice: i32) {
     if getpriority_process(Some(thread)).is_ok_and(|own| own < nice) {

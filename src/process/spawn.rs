@@ -325,7 +325,7 @@ fn report(pid: i32, signal: Signal, sent: Option<nix::Result<()>>) {
     if let Some(Err(error)) = sent
         && error != nix::errno::Errno::ESRCH
     {
-        tracing::warn!(process.pid = pid, %signal, %error, "send signal");
+        tracing::warn!(process.pid = pid, signal.name = %signal, %error, "send signal");
     }
 }
 

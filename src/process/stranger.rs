@@ -73,7 +73,7 @@ impl Stranger {
         };
         match sent {
             Err(error) if error.raw_os_error() != Some(nix::libc::ESRCH) => {
-                tracing::warn!(process.pid = pid, %signal, %error, "send signal");
+                tracing::warn!(process.pid = pid, signal.name = %signal, %error, "send signal");
             }
             _ => {}
         }

@@ -13,7 +13,9 @@ pub enum Tool {
     Yoyo,
     /// The migrations that are built into Tandem.
     BuiltIn,
-    /// SQL files, which no tool is known to run.
+    /// SQL files whose names begin with a number, which Tandem runs itself.
+    NumberedSql,
+    /// Other SQL files, which no tool is known to run.
     Sql,
 }
 
@@ -24,6 +26,7 @@ impl Tool {
             Self::Django => "Django",
             Self::Yoyo => "yoyo",
             Self::BuiltIn => "the built-in migrations",
+            Self::NumberedSql => "numbered SQL files",
             Self::Sql => "SQL files",
         }
     }
@@ -45,7 +48,7 @@ impl Migration {
             Tool::Django => &["python", "manage.py", "migrate", "--noinput"],
             // Its own file may name another database. In a shell, so that the password is in no list of processes.
             Tool::Yoyo => &["python", "-c", YOYO],
-            Tool::BuiltIn | Tool::Sql => &[],
+            Tool::BuiltIn | Tool::NumberedSql | Tool::Sql => &[],
         };
         words.iter().map(|&word| word.to_owned()).collect()
     }
@@ -110,7 +113,10 @@ fn in_root(directory: &Path, root: &Path, manifest: &Manifest) -> Vec<Found<Migr
     found
 }
 
-/// Directories of plain SQL files, which nothing is known to run.
+/// What other tools write into their SQL files, whose second half takes the first one back: dbmate, goose, sql-migrate.
+const MARKS_OF_OTHERS: [&str; 3] = ["-- migrate:", "-- +goose", "-- +migrate"];
+
+/// A directory of plain SQL files.
 fn sql(directory: &Path, root: &Path) -> Option<Found<Migration>> {
     if OF_OTHERS.iter().any(|name| directory.join(root).join(name).exists()) {
         return None;
@@ -121,7 +127,15 @@ fn sql(directory: &Path, root: &Path) -> Option<Found<Migration>> {
         names.iter().any(|name| name.ends_with(".sql")) && !names.iter().any(|name| name.ends_with(".py"))
     };
     let dir = dirs.into_iter().find(has_sql)?;
-    Some(Found::new(Migration { tool: Tool::Sql, dir: dir.clone() }, Seen::in_file(dir)))
+    let names = files::names(&directory.join(&dir));
+    let is_ours = |name: &String| {
+        let is_numbered = name.split_once('_').is_some_and(|(number, _)| number.parse::<u64>().is_ok());
+        let text = files::text(&directory.join(&dir).join(name)).unwrap_or_default();
+        is_numbered && !MARKS_OF_OTHERS.iter().any(|mark| text.contains(mark))
+    };
+    let all_ours = names.iter().filter(|name| name.ends_with(".sql")).all(is_ours);
+    let tool = if all_ours { Tool::NumberedSql } else { Tool::Sql };
+    Some(Found::new(Migration { tool, dir: dir.clone() }, Seen::in_file(dir)))
 }
 
 /// The `manage.py` of Django in `root`, in its `src` or one directory below, where `startproject` puts it.

@@ -187,6 +187,9 @@ fn migrations_are_those_of_the_tool_that_is_set_up() {
     assert_eq!(tools(&[("manage.py", "print('not Django')\n")]), [""; 0]);
     assert_eq!(tools(&[("migrations/1.sql", "")]), ["Sql migrations"]);
     assert_eq!(tools(&[("migrations/1.sql", ""), ("Cargo.toml", "")]), [""; 0]);
+    assert_eq!(tools(&[("migrations/1_a.sql", ""), ("migrations/2_b.sql", "")]), ["NumberedSql migrations"]);
+    assert_eq!(tools(&[("migrations/1_a.sql", ""), ("migrations/seed.sql", "")]), ["Sql migrations"]);
+    assert_eq!(tools(&[("migrations/1_a.sql", "-- migrate:up\n-- migrate:down\n")]), ["Sql migrations"]);
     assert_eq!(
         tools(&[("finance_feedback_engine/__init__.py", ""), ("alembic.ini", "")]),
         ["BuiltIn finance_feedback_engine"]

@@ -42,6 +42,10 @@ fn migrations(draft: &mut Draft, facts: &Facts) {
         [one] if one.value.tool == Tool::BuiltIn => {
             draft.set("migrations", "run", string("seaorm"), format!("seen in {}", one.seen))
         }
+        [one] if one.value.tool == Tool::NumberedSql => {
+            draft.set("migrations", "run", string("sql"), format!("{}, seen in {}", one.value.tool.name(), one.seen));
+            draft.set("migrations", "dir", string(&one.value.dir.display().to_string()), "");
+        }
         [one] if one.value.command().is_empty() => {
             draft.comment(
                 "migrations",

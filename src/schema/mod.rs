@@ -4,7 +4,9 @@
 //! bookkeeping (`tandem.seaql_migrations`, outside the application's schema) is made to follow it whenever the two
 //! differ, which is also how a database that Alembic made is adopted. What makes no sense is refused untouched.
 //!
-//! Flow: [`inspect`] reads where the database is, [`position`] (pure) judges it, [`run`] goes from there under [`lock`].
+//! A project's own SQL files are applied by [`sql_files`], and its tools' commands are in [`tool`].
+//!
+//! Flow of the built-in ones: [`inspect`] reads where the database is, [`position`] (pure) judges it, [`run`] goes from there under [`lock`].
 //! Must not start a server, read configuration, or know what a worker is.
 
 mod connect;
@@ -14,6 +16,7 @@ mod lock;
 mod new;
 mod position;
 mod run;
+pub mod sql_files;
 pub mod tool;
 
 pub use connect::{

@@ -98,7 +98,11 @@ pub async fn status(url: &DatabaseUrl) -> anyhow::Result<Vec<RevisionStatus>> {
     Ok(statuses.collect())
 }
 
-async fn within(
+/// What `work` comes to within `limit`.
+///
+/// # Errors
+/// [`Code::Temporary`] when the limit has passed.
+pub(super) async fn within(
     limit: Duration,
     work: impl Future<Output = anyhow::Result<MigrationOutcome>>,
 ) -> anyhow::Result<MigrationOutcome> {

@@ -12,8 +12,8 @@ use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::Context;
 use super::disks::LOOK_LIMIT;
+use super::{Context, counting};
 use crate::backup::catalog::{BackupEntry, Catalog};
 use crate::backup::pitr;
 use crate::backup::retention::State;
@@ -57,6 +57,7 @@ async fn bases(context: Rc<Context>) {
         let pause = match base(&context, &settings).await {
             Ok(()) => LOOK_AGAIN,
             Err(error) => {
+                counting::base_backup(false);
                 tracing::error!("the base backup failed: {error}; it is tried again in {BASE_AGAIN:?}");
                 alarm(&context, &settings, &error).await;
                 BASE_AGAIN
@@ -69,6 +70,7 @@ async fn bases(context: Rc<Context>) {
 /// Take dumps when they are due.
 async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     let (mut after, mut last) = begin(&context).await;
+    last.iter().for_each(counting::copies);
     let failed_at = |run: &Run| run.error.as_ref().map(|_| run.finished);
     let mut failed = last.as_ref().and_then(failed_at);
     let mut tries = 0;
@@ -109,6 +111,7 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
             show(true, last.as_ref());
             let is_planned = planned.is_some_and(|planned| planned <= now);
             let run = one(&context, &settings, !is_planned && lacks_copies(last.as_ref())).await;
+            counting::backup(&run);
             // One run makes up for all that were missed.
             after = Utc::now();
             failed = failed_at(&run);
@@ -203,7 +206,9 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
         return Ok(());
     }
     let command = command(context, &["backup", "base"]).map_err(|error| in_words(&error))?;
-    in_a_process(&command, settings.backup.limit).await.map(drop)
+    in_a_process(&command, settings.backup.limit).await?;
+    counting::base_backup(true);
+    Ok(())
 }
 
 /// Run one of Tandem's own commands; returns the last line of its output, or why it failed.

@@ -309,6 +309,7 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
         workers,
         pool: new.pool.clone(),
         health: crate::config::Health { workers_min: new.health.workers_min, ..started.health.clone() },
+        metrics: new.metrics,
         stop: new.stop.clone(),
         hooks: new.hooks.clone(),
         backup: new.backup.clone(),

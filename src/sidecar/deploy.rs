@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::context::{Context, Reread};
+use super::counting;
 use super::jobs::{LockedOut, migration_command, run_migrations, with_import_help};
 use super::migration_run;
 use super::orders::Operator;
@@ -18,7 +19,7 @@ use crate::event_loop::{elsewhere, within};
 use crate::exit::{Code, code_of, in_words, sql_state};
 use crate::plan::deployment::{self, Findings, Step};
 use crate::plan::in_one_line;
-use crate::schema;
+use crate::schema::{self, sql_files};
 use crate::supervise::tree::TreeEvent;
 use crate::workers::environment::{self, Next};
 use crate::workers::surroundings::Surroundings;
@@ -36,9 +37,11 @@ impl Operator {
         if !dry_run && self.deploys.replace(true) {
             return Answer::failed(Code::Temporary, "another deployment is under way; `tandem logs` shows how far");
         }
+        let began = Instant::now();
         let answer = self.take_steps(dry_run).await;
         if !dry_run {
             self.deploys.set(false);
+            counting::deployment(&answer, began.elapsed());
             self.show_step(None);
         }
         answer
@@ -69,7 +72,11 @@ impl Operator {
             let began = Instant::now();
             let done = match step {
                 Step::Environment(_) => self.make_next(&settings).await.map(|made| next = Some(made)),
-                Step::Migrations(_) => self.migrate(&settings, next.as_ref()).await,
+                Step::Migrations(_) => {
+                    let migrated = self.migrate(&settings, next.as_ref()).await;
+                    counting::migrations(migrated.is_ok());
+                    migrated
+                }
                 Step::Roll(_) => return self.finish(reading, next, words, &steps).await,
             };
             if let Err(error) = done {
@@ -132,6 +139,10 @@ impl Operator {
             MigrationRun::None => Ok(()),
             MigrationRun::SeaOrm => {
                 schema::up_beside(url, migrations.lock_limit, limit, migrations.lock_timeout).await.map(drop)
+            }
+            MigrationRun::Sql => {
+                let limits = (migrations.lock_limit, limit);
+                sql_files::up(url, &settings.sql_dir(), limits, Some(migrations.lock_timeout)).await.map(drop)
             }
             MigrationRun::Command(words) => {
                 let python = next.map_or_else(|| self.context.python.borrow().clone(), Next::python);
@@ -207,6 +218,11 @@ async fn findings(context: &Rc<Context>, settings: &Settings) -> anyhow::Result<
         MigrationRun::None => None,
         MigrationRun::SeaOrm => {
             let missing = schema::status(&context.url).await?.iter().filter(|row| !row.applied).count();
+            (missing > 0).then(|| format!("{missing} that the database lacks"))
+        }
+        MigrationRun::Sql => {
+            let files = sql_files::status(&context.url, &settings.sql_dir()).await?;
+            let missing = files.iter().filter(|file| !file.applied).count();
             (missing > 0).then(|| format!("{missing} that the database lacks"))
         }
         MigrationRun::Command(words) => Some(in_one_line(words)),

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use super::shell::Sidecar;
-use super::{attached, disks};
+use super::{attached, disks, measuring};
 use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
 use crate::event_loop;
@@ -41,6 +41,8 @@ impl Sidecar {
         self.tasks.push(event_loop::spawn("the care of workers", self.tend(roster.clone())));
         let picture = self.view.picture();
         self.tasks.push(event_loop::spawn("the picture", self.view.follow(self.samples.subscribe(), roster)));
+        let measured = measuring::follow(self.context.clone(), picture.clone());
+        self.tasks.push(event_loop::spawn("the samples for /metrics", measured));
         let room = disks::follow_room(picture.clone(), self.context.clone());
         self.tasks.push(event_loop::spawn("the room on disks", room));
         if settings.postgres.mode == PostgresMode::Managed {

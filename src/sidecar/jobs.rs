@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 
-use super::{Context, attached, migration_run, preflight};
+use super::{Context, attached, counting, migration_run, preflight};
 use crate::backup::catalog::Catalog;
 use crate::backup::load;
 use crate::backup::pitr;
@@ -25,7 +25,7 @@ use crate::postgres::service::DatabaseStage;
 use crate::postgres::settings::{self, Inputs, Purpose, client_address};
 use crate::postgres::{adopt, binaries, cluster, conf, port, provision, shared_memory};
 use crate::process::{self, RunError};
-use crate::schema;
+use crate::schema::{self, sql_files};
 use crate::workers::serving::{self, ServingCheck};
 use crate::workers::surroundings::{NO_MODULE, Surroundings};
 use crate::workers::{environment, launch};
@@ -204,7 +204,9 @@ pub async fn migrate(context: Rc<Context>) -> anyhow::Result<()> {
     let (postgres, migrations) = (&context.settings().postgres, &context.settings().migrations);
     across_recoveries(postgres, async || restore_if_empty(&context).await).await?;
     let began = Instant::now();
-    let (run, applied) = match across_recoveries(postgres, async || apply(&context, migrations).await).await {
+    let ran = across_recoveries(postgres, async || apply(&context, migrations).await).await;
+    counting::migrations(ran.is_ok());
+    let (run, applied) = match ran {
         Ok(applied) => applied,
         Err(error) => return Err(attached::of_absence(&context, error).await),
     };
@@ -303,6 +305,11 @@ async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<(Mi
         MigrationRun::None => None,
         MigrationRun::SeaOrm => {
             let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
+            u32::try_from(outcome.applied.len()).ok()
+        }
+        MigrationRun::Sql => {
+            let (dir, limits) = (context.settings().sql_dir(), (migrations.lock_limit, migrations.limit));
+            let outcome = sql_files::up(&context.url, &dir, limits, None).await?;
             u32::try_from(outcome.applied.len()).ok()
         }
         MigrationRun::Command(words) => {

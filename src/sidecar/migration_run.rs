@@ -16,6 +16,7 @@ pub async fn of_database(url: &DatabaseUrl, migrations: &Migrations) -> anyhow::
     }
     let instead = match run {
         MigrationRun::Command(words) => format!("`{}`", in_one_line(words)),
+        MigrationRun::Sql => "the SQL files".to_owned(),
         MigrationRun::None | MigrationRun::SeaOrm => "no migrations".to_owned(),
     };
     tracing::info!(

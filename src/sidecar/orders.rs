@@ -26,7 +26,7 @@ use crate::supervise::tree::{RollId, Scope, ServiceId, TreeEvent};
 use crate::systemd::Upstream;
 use crate::workers::environment;
 use crate::workers::launch::Launch;
-use crate::workers::life::Roster;
+use crate::workers::life::{Roster, WhyReplaced};
 
 /// How long a look at the requirements may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
@@ -278,7 +278,7 @@ impl Operator {
                     .lives()
                     .iter()
                     .filter(|life| life.service() == worker.id)
-                    .for_each(|life| life.note("restart asked for".into()));
+                    .for_each(|life| life.note_replacement(WhyReplaced::Restart, "restart asked for".into()));
                 self.restart_workers(Scope::One(worker.id)).await
             }
             Some(service) => self.restart_in_place(&service).await,

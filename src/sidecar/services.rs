@@ -9,6 +9,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::companions::Companion;
 use crate::health::picture;
 use crate::http::{Counts, Unfinished};
+use crate::metrics::names::{DRAINS_CUT, REPLACEMENTS};
+use crate::metrics::registry;
 use crate::plan::{KILL_AGAIN, Signal};
 use crate::postgres::service::{self as postmaster, Postmaster};
 use crate::service::Reporter;
@@ -126,12 +128,14 @@ impl Services {
     pub fn swapped(&mut self, new: ServiceId, old: ServiceId) {
         let (Some(new), Some(old)) = (self.life(new), self.life(old)) else { return };
         let reason = old.noted().unwrap_or_else(|| "reload".into());
+        registry().count(&REPLACEMENTS, &[old.why_replaced().word()]);
         tracing::info!({ service.name = %new.name() }, "replaced ({reason}); the old one finishes what it has");
         new.replaced(format!("replaced: {reason}"));
     }
 
     /// A worker that still finishes requests is ended for the sake of another.
     pub fn cut(&self, id: ServiceId) {
+        registry().count(&DRAINS_CUT, &[]);
         let unfinished = self.life(id).and_then(|life| life.unfinished());
         let left = unfinished.map(|unfinished| format!(" ({})", picture::in_words(&unfinished))).unwrap_or_default();
         tracing::warn!(
@@ -148,6 +152,7 @@ impl Services {
     /// Carry out what the tree decided for one of them.
     pub fn act(&mut self, id: ServiceId, action: ChildAction) {
         self.log(id, action);
+        self.count(id, action);
         match self.all.get(&id) {
             Some(Service::Postgres(postmaster)) => postmaster.act(action),
             Some(Service::Template(template)) => template.act(action),
@@ -224,6 +229,10 @@ impl Services {
                 "process {pid} of {name} could not be killed and is left behind"
             );
         }
+    }
+
+    pub(super) fn service(&self, id: ServiceId) -> Option<&Service> {
+        self.all.get(&id)
     }
 
     /// The postmaster with this number.

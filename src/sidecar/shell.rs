@@ -18,7 +18,7 @@ use super::slow_step::SlowStep;
 use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
-use super::{Context, Errand, Goal, Step, attached, backups, hooks, jobs};
+use super::{Context, Errand, Goal, Step, attached, backups, counting, hooks, jobs};
 use crate::boot;
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
@@ -402,6 +402,7 @@ impl Sidecar {
             TreeAction::Cut(id) => self.services.cut(id),
             TreeAction::Remove(id) => self.services.remove(id),
             TreeAction::RollEnded(id, outcome) => {
+                counting::roll(outcome);
                 let report = match outcome {
                     Outcome::Done(count) => RollReport::Done(count),
                     Outcome::Aborted(failed, replaced) => RollReport::Aborted(self.services.failure(failed), replaced),

@@ -60,7 +60,7 @@ fn words(step: Step, settings: &Settings) -> Option<String> {
         Step::Provision => "the role and the database are made".to_owned(),
         Step::Migrate => match &settings.migrations.run {
             MigrationRun::Command(words) => format!("migrations are running: {}", in_one_line(words)),
-            MigrationRun::SeaOrm | MigrationRun::None => "migrations are running".to_owned(),
+            MigrationRun::SeaOrm | MigrationRun::Sql | MigrationRun::None => "migrations are running".to_owned(),
         },
         Step::Template => format!("the template is starting: {application}"),
         Step::Workers => format!("workers are starting: {application}"),

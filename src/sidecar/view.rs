@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 use super::Context;
+use super::counting::{self, step_name};
 use super::services::{ServiceKind, Services};
 use crate::boot::Step;
 use crate::config::{PostgresMode, Preload, Settings};
@@ -84,6 +85,14 @@ impl View {
     /// Note that the tree entered `phase`.
     pub fn enter(&mut self, phase: TreePhase, steps: &[Step]) {
         self.show_boot(phase, steps);
+        if self.phase < Public::Serving
+            && let Some((step, began)) = self.began.last()
+        {
+            counting::boot_step(step_name(*step), began.elapsed());
+            if phase == TreePhase::Serving {
+                counting::boot(self.started.elapsed());
+            }
+        }
         self.phase = match phase {
             TreePhase::Idle => Public::Installing,
             TreePhase::Booting { stage } => {
@@ -105,7 +114,7 @@ impl View {
             if boot.len() != steps.len() {
                 *boot = steps
                     .iter()
-                    .map(|step| picture::BootStep { name: name(*step), began: None, ended: None })
+                    .map(|step| picture::BootStep { name: step_name(*step), began: None, ended: None })
                     .collect();
             }
             let at = match phase {
@@ -126,6 +135,7 @@ impl View {
 
     /// Make a new picture and hand it to the health port.
     pub fn publish(&mut self, tree: &Tree, services: &Services, context: &Context) {
+        counting::budget(&context.settings());
         let phase = self.phase;
         let stage = tree.plan.roll.workers;
         let workers = stage.map(|stage| tree.of_stage(stage)).unwrap_or_default();
@@ -145,6 +155,7 @@ impl View {
                     restarts: u32::try_from(member.child.restarts).unwrap_or(u32::MAX),
                     last_exit: life.as_ref().and_then(|life| life.last_exit()),
                     counts: life.and_then(|life| life.counts()),
+                    memory_bytes: None,
                 }
             })
             .collect();
@@ -154,9 +165,9 @@ impl View {
             let marks = Marks::of(picture);
             let before = std::mem::replace(&mut picture.workers, workers);
             for worker in &mut picture.workers {
-                let same =
-                    before.iter().find(|old| (old.slot, old.pid, old.state) == (worker.slot, worker.pid, worker.state));
-                worker.since = same.map_or(worker.since, |old| old.since);
+                let same = before.iter().find(|old| old.pid == worker.pid && old.slot == worker.slot);
+                worker.since = same.filter(|old| old.state == worker.state).map_or(worker.since, |old| old.since);
+                worker.memory_bytes = worker.pid.and(same).and_then(|old| old.memory_bytes);
             }
             picture.workers_wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
             picture.phase = phase;
@@ -235,7 +246,7 @@ impl View {
                 Step::Template => settings.workers.preload != Preload::Off,
                 _ => true,
             })
-            .map(|((step, began), end)| format!("{} {:.0?}", name(*step), end.duration_since(*began)));
+            .map(|((step, began), end)| format!("{} {:.0?}", step_name(*step), end.duration_since(*began)));
         let took: Vec<String> = took.collect();
         let server = match settings.postgres.mode {
             PostgresMode::Managed => "tandem psql, or with the URL that `tandem url` prints",
@@ -286,6 +297,7 @@ fn shown(tree: &Tree, services: &Services, before: &[picture::Service]) -> Vec<p
             last_reason: services.last_reason(id),
             counts: services.counts(id),
             unfinished: services.unfinished(id),
+            memory_bytes: pid.and(same).and_then(|service| service.memory_bytes),
             name,
         }
     };
@@ -324,21 +336,6 @@ fn public(step: Step) -> Public {
         Step::Cluster | Step::Postgres | Step::Attach | Step::Provision => Public::StartingDatabase,
         Step::Migrate | Step::Errand => Public::Migrating,
         Step::Template | Step::Workers | Step::Companions => Public::StartingWorkers,
-    }
-}
-
-fn name(step: Step) -> &'static str {
-    match step {
-        Step::Install => "install",
-        Step::Cluster => "cluster",
-        Step::Postgres => "postgres",
-        Step::Attach => "attach",
-        Step::Provision => "provision",
-        Step::Migrate => "migrate",
-        Step::Template => "template",
-        Step::Workers => "workers",
-        Step::Companions => "processes",
-        Step::Errand => "errand",
     }
 }
 

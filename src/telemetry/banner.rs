@@ -3,18 +3,22 @@
 use std::fmt::Write;
 use std::time::SystemTime;
 
+use tracing::Level;
+
 use super::clean::{Colours, clean};
-use super::{Look, format, look, ring, terminal};
+use super::{Look, json, look, ring, terminal};
 
 /// Print `title` and, under it, each name with its value. The log filter does not apply.
 pub fn banner(title: &str, rows: &[(&str, String)]) {
+    let now = SystemTime::now();
     let text = match look() {
         Look::Text { colour } => text(title, rows, colour),
-        Look::Json => json(title, rows, SystemTime::now()),
+        Look::Json => json(title, rows, now) + "\n",
     };
     terminal::write(text.as_bytes());
+    terminal::write_to_file(|| json(title, rows, now));
     let rows = rows.iter().map(|(name, value)| format!("\n{name}: {}", clean(value, Colours::Drop)));
-    ring().tell(tracing::Level::INFO, &format!("{}{}", clean(title, Colours::Drop), rows.collect::<String>()));
+    ring().tell(now, Level::INFO, &format!("{}{}", clean(title, Colours::Drop), rows.collect::<String>()));
 }
 
 fn text(title: &str, rows: &[(&str, String)], colour: bool) -> String {
@@ -32,16 +36,7 @@ fn text(title: &str, rows: &[(&str, String)], colour: bool) -> String {
 fn json(title: &str, rows: &[(&str, String)], now: SystemTime) -> String {
     let values: serde_json::Map<_, _> =
         rows.iter().map(|(name, value)| ((*name).to_owned(), clean(value, Colours::Drop).into())).collect();
-    let mut line = format::object(&[
-        ("timestamp", format::rfc3339(now).into()),
-        ("level", "INFO".into()),
-        ("target", "tandem".into()),
-        ("service.name", "tandem".into()),
-        ("message", clean(title, Colours::Drop).into()),
-        ("banner", values.into()),
-    ]);
-    line.push('\n');
-    line
+    json::own_line(now, Level::INFO, &clean(title, Colours::Drop), &[("banner", values.into())])
 }
 
 #[cfg(test)]
@@ -62,7 +57,7 @@ mod tests {
     #[test]
     fn json_is_one_object_on_one_line() {
         let line = json("Tandem is ready", &rows(), SystemTime::UNIX_EPOCH);
-        assert_eq!(line.matches('\n').count(), 1);
+        assert!(!line.contains('\n'));
         let object: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(object["message"], "Tandem is ready");
         assert_eq!(object["banner"]["psql"], "tandem psql");

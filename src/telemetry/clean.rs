@@ -42,6 +42,29 @@ pub(super) fn clean(text: &str, colours: Colours) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
+/// As [`clean`], of a text whose line breaks stay.
+pub(super) fn clean_lines(text: &str, colours: Colours) -> String {
+    let lines: Vec<_> = text.lines().map(|line| clean(line, colours)).collect();
+    lines.join("\n")
+}
+
+/// An object of JSON, on one line, with its meaning as it is: what would control a terminal is written by its number.
+pub(super) fn clean_json(object: &str) -> Cow<'_, str> {
+    if !object.contains(steers) {
+        return Cow::Borrowed(object);
+    }
+    let mut kept = String::with_capacity(object.len());
+    for letter in object.chars() {
+        match letter {
+            // Inside a text JSON has none of these as they are.
+            '\0'..'\x20' => kept.push(' '),
+            letter if steers(letter) => kept.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            letter => kept.push(letter),
+        }
+    }
+    Cow::Owned(kept)
+}
+
 /// Whether a terminal may do something else with `letter` than show it: control characters, and marks that change the
 /// reading direction.
 fn steers(letter: char) -> bool {
@@ -119,6 +142,15 @@ mod tests {
             assert_eq!(clean(text, Colours::Drop), dropped, "{text:?}");
             assert_eq!(clean(text, Colours::Keep), kept, "{text:?}");
         }
+    }
+
+    #[test]
+    fn json_keeps_its_meaning_and_steers_nothing() {
+        let object = "{\"a\":\t\"b\u{9b}31m\u{202e}c\\u001b[31m\"}\r";
+        let shown = clean_json(object);
+        assert_eq!(shown, "{\"a\": \"b\\u009b31m\\u202ec\\u001b[31m\"} ");
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(value(&shown), value(object));
     }
 
     #[test]

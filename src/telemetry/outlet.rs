@@ -1,8 +1,9 @@
-//! The queue before standard error, and the thread that writes it.
+//! The queues before standard error and before `log.file`, and the threads that write them.
 //!
-//! write(2) blocks when the reader stops reading (Ctrl-S, `| less`, a stalled ssh, a blocking log driver). Here it blocks
-//! this thread only. Lines that do not fit into the queue meanwhile are dropped and counted, and a line in their place
-//! says how many are missing. The ring ([`super::ring()`]) keeps them too.
+//! write(2) blocks when the reader stops reading (Ctrl-S, `| less`, a stalled ssh, a blocking log driver), and when a disk
+//! hangs. Here it blocks one thread only, and neither queue waits for the other. Lines that do not fit into the queue
+//! meanwhile are dropped and counted, and a line in their place says how many are missing. The ring ([`super::ring()`])
+//! keeps them too.
 //!
 //! The queue is bounded in bytes. `tracing-appender` bounds the number of lines, which can have 64 KB each here, and does
 //! not mark in the log where lines are missing.
@@ -12,10 +13,13 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::terminal::Spinners;
-use super::{Look, format, look};
+use tracing::Level;
 
-/// How many bytes may wait for the reader of standard error.
+use super::file_writer::FileWriter;
+use super::terminal::Spinners;
+use super::{Look, format, json, look};
+
+/// How many bytes may wait to be written.
 const SIZE_MAX: usize = 1 << 20;
 /// How often spinners turn.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,9 +39,17 @@ pub(super) enum QueuedLine {
     End(u64),
 }
 
-/// The queue before standard error.
-#[derive(Default)]
+/// What a queue is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sink {
+    Stderr,
+    /// `log.file`.
+    File,
+}
+
+/// A queue, and what it is written to.
 pub(super) struct Outlet {
+    sink: Sink,
     waiting: Mutex<Waiting>,
     /// Signalled when an entry was put in.
     news: Condvar,
@@ -104,18 +116,60 @@ impl Waiting {
     }
 }
 
+/// What writes the entries of a queue; it belongs to one thread.
+enum Writer {
+    Stderr(Spinners),
+    File(FileWriter),
+    /// There is no such file.
+    Nothing,
+}
+
+impl Writer {
+    fn of(sink: Sink) -> Self {
+        match sink {
+            Sink::Stderr => Self::Stderr(Spinners::default()),
+            Sink::File => FileWriter::of_process().map_or(Self::Nothing, Self::File),
+        }
+    }
+
+    /// Write or show one entry. Blocks while standard error is not read, or the disk hangs.
+    fn write(&mut self, entry: QueuedLine) -> io::Result<()> {
+        match self {
+            Self::Stderr(spinners) => write(spinners, entry),
+            Self::File(file) => file.write(entry),
+            Self::Nothing => Ok(()),
+        }
+    }
+
+    /// Whether nothing changes on the terminal by itself.
+    fn is_still(&self) -> bool {
+        if let Self::Stderr(spinners) = self { spinners.are_none() } else { true }
+    }
+
+    fn tick(&self) {
+        if let Self::Stderr(spinners) = self {
+            spinners.tick();
+        }
+    }
+}
+
 impl Outlet {
+    pub(super) fn to(sink: Sink) -> Self {
+        Self { sink, waiting: Mutex::default(), news: Condvar::new(), done: Condvar::new() }
+    }
+
     /// Add `entry` to the queue. Does not block.
     pub(super) fn put(&'static self, entry: QueuedLine) {
         let mut waiting = self.lock();
         if !waiting.has_thread {
             waiting.has_thread = true;
-            let thread = std::thread::Builder::new().name("log".into()).spawn(|| self.write_for_ever());
+            let name = if self.sink == Sink::Stderr { "log" } else { "log-file" };
+            let thread = std::thread::Builder::new().name(name.into()).spawn(|| self.write_for_ever());
             if thread.is_err() {
                 // The thread cannot be started: write here. The next entry tries again.
                 waiting.has_thread = false;
                 drop(waiting);
-                return drop(write(&mut Spinners::default(), entry));
+                return drop(Writer::of(self.sink).write(entry));
             }
         }
         waiting.put(entry);
@@ -160,7 +214,7 @@ impl Outlet {
     }
 
     fn write_for_ever(&self) {
-        let mut spinners = Spinners::default();
+        let mut writer = Writer::of(self.sink);
         loop {
             let mut waiting = self.lock();
             let entry = loop {
@@ -169,7 +223,7 @@ impl Outlet {
                 }
                 waiting.writing = false;
                 self.done.notify_all();
-                if spinners.are_none() {
+                if writer.is_still() {
                     waiting = self.news.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                     continue;
                 }
@@ -182,9 +236,9 @@ impl Outlet {
             waiting.writing = true;
             drop(waiting);
             let written = match entry {
-                Some(entry) => write(&mut spinners, entry),
+                Some(entry) => writer.write(entry),
                 None => {
-                    spinners.tick();
+                    writer.tick();
                     Ok(())
                 }
             };
@@ -198,11 +252,14 @@ impl Outlet {
     }
 }
 
-/// Write or show one entry. Blocks while standard error is not read.
+/// Write an entry to standard error, or show it there.
 fn write(spinners: &mut Spinners, entry: QueuedLine) -> io::Result<()> {
     match entry {
         QueuedLine::Text(text) => spinners.suspend(|| write_all(&text)),
-        QueuedLine::Dropped(count) => spinners.suspend(|| write_all(gap(count, look(), SystemTime::now()).as_bytes())),
+        QueuedLine::Dropped(count) => {
+            let gap = gap(count, "standard error was not read", look(), SystemTime::now());
+            spinners.suspend(|| write_all(gap.as_bytes()))
+        }
         QueuedLine::Turn(number, text) => {
             spinners.turn(number, text);
             Ok(())
@@ -226,23 +283,16 @@ fn write_all(text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The line in the place of `count` dropped ones.
-fn gap(count: u64, look: Look, now: SystemTime) -> String {
+/// The line in the place of `count` lines that were dropped because of `why`.
+pub(super) fn gap(count: u64, why: &str, look: Look, now: SystemTime) -> String {
     let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
-    let text =
-        format!("{count} {lines} {were} dropped here: standard error was not read. `tandem logs` has the newest");
+    let text = format!("{count} {lines} {were} dropped here: {why}. `tandem logs` has the newest");
     match look {
         Look::Text { colour } => format::text_line(colour, now, format::OWN, "WARN", &text),
         Look::Json => {
-            let line = format::object(&[
-                ("timestamp", format::rfc3339(now).into()),
-                ("level", "WARN".into()),
-                ("target", "tandem".into()),
-                ("service.name", format::OWN.into()),
-                ("message", text.into()),
-                ("log.dropped", count.into()),
-            ]);
-            line + "\n"
+            json::own_line(now, Level::WARN, &text, &[("log.dropped", count.into())])
+                + "
+"
         }
     }
 }
@@ -290,9 +340,9 @@ mod tests {
     #[test]
     fn a_gap_is_a_line_like_any_other() {
         let now = SystemTime::UNIX_EPOCH;
-        let line = gap(3, Look::Text { colour: false }, now);
+        let line = gap(3, "standard error was not read", Look::Text { colour: false }, now);
         assert!(line.contains("WARN 3 lines were dropped here: standard error was not read"), "{line}");
-        let object: serde_json::Value = serde_json::from_str(&gap(1, Look::Json, now)).unwrap();
+        let object: serde_json::Value = serde_json::from_str(&gap(1, "it", Look::Json, now)).unwrap();
         assert_eq!((object["log.dropped"].as_u64(), object["level"].as_str()), (Some(1), Some("WARN")));
         assert!(object["message"].as_str().unwrap().starts_with("1 line was dropped here"));
     }

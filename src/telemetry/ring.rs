@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::format;
+use super::record::Record;
+use super::{format, json, terminal};
 
 /// How many bytes are kept before [`Ring::keep`] is called.
 pub const RING_SIZE: usize = 1024 * 1024;
@@ -135,8 +136,8 @@ impl Ring {
     }
 
     /// Keep a line of Tandem's own that does not go through tracing.
-    pub(super) fn tell(&self, level: Level, text: &str) {
-        self.push(SystemTime::now(), format::OWN, None, level, text);
+    pub(super) fn tell(&self, time: SystemTime, level: Level, text: &str) {
+        self.push(time, format::OWN, None, level, text);
     }
 
     /// Keep a line of `service`; Tandem's line `about` another service concerns both.
@@ -331,13 +332,15 @@ impl Block {
     }
 }
 
-/// The layer that puts every event into a ring.
+/// The layer that puts every event into a ring, and into `log.file` with the same time.
 pub(super) struct Keep(pub &'static Ring);
 
 impl<S: Subscriber> Layer<S> for Keep {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let said = format::said(event);
-        self.0.push(SystemTime::now(), &said.service, said.about.as_deref(), *event.metadata().level(), &said.text);
+        let (record, level, now) = (Record::of(event), *event.metadata().level(), SystemTime::now());
+        let said = format::said(&record, level);
+        self.0.push(now, &said.service, said.about.as_deref(), level, &said.text);
+        terminal::write_to_file(|| json::line(&record, level, now));
     }
 }
 

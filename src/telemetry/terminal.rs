@@ -9,18 +9,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing::Level;
 
-use super::outlet::{Outlet, QueuedLine};
-use super::{Look, UnderWay, format, look};
+use super::outlet::{Outlet, QueuedLine, Sink};
+use super::{Look, UnderWay, file_writer, json, look};
 
 /// How long the end of a spinner waits until it is off the terminal: otherwise it would stand in what is printed next.
 const CLEAR_LIMIT: Duration = Duration::from_millis(50);
 
-static OUTLET: LazyLock<Outlet> = LazyLock::new(Outlet::default);
+static OUTLET: LazyLock<Outlet> = LazyLock::new(|| Outlet::to(Sink::Stderr));
+static FILE_OUTLET: LazyLock<Outlet> = LazyLock::new(|| Outlet::to(Sink::File));
 
 /// The queue before standard error.
 pub(super) fn outlet() -> &'static Outlet {
     &OUTLET
+}
+
+/// The queue before `log.file`, if there is one.
+pub(super) fn file_outlet() -> Option<&'static Outlet> {
+    file_writer::is_set().then(|| &*FILE_OUTLET)
+}
+
+/// Write a line of JSON to `log.file`, if there is one; `line` is made only then.
+pub(super) fn write_to_file(line: impl FnOnce() -> String) {
+    if let Some(outlet) = file_outlet() {
+        outlet.put(QueuedLine::Text((line() + "\n").into_bytes()));
+    }
 }
 
 /// Whether a person reads standard error.
@@ -54,20 +68,16 @@ pub(super) fn panicked(info: &PanicHookInfo<'_>, limit: Duration) {
     let thread = std::thread::current();
     let text = format!("thread {} {info}", thread.name().unwrap_or("without a name"));
     // Not through tracing, which may be what panicked.
+    let json = json::own_line(SystemTime::now(), Level::ERROR, &text, &[]);
     let line = match look() {
         Look::Text { .. } => format!("tandem: {text}\n"),
-        Look::Json => {
-            let line = format::object(&[
-                ("timestamp", format::rfc3339(SystemTime::now()).into()),
-                ("level", "ERROR".into()),
-                ("target", "tandem".into()),
-                ("service.name", format::OWN.into()),
-                ("message", text.into()),
-            ]);
-            line + "\n"
-        }
+        Look::Json => format!("{json}\n"),
     };
     outlet().put_urgent(line.into_bytes());
+    if let Some(file) = file_outlet() {
+        file.put_urgent((json + "\n").into_bytes());
+        file.flush(limit, false);
+    }
     outlet().flush(limit, false);
 }
 

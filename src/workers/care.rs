@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::life::{Life, Roster};
+use super::life::{Life, Roster, WhyReplaced};
 use crate::config::{MemoryKind, Settings, Workers};
 use crate::event_loop;
+use crate::metrics::names::DRAINS_CUT;
+use crate::metrics::registry;
 use crate::process::memory;
 use crate::supervise::plan::ServiceId;
 
@@ -45,7 +47,7 @@ pub enum Diagnosis {
     /// Its event loop does not turn.
     Hangs,
     /// It is due for replacement, new before old, for this reason.
-    Due(String),
+    Due(WhyReplaced, String),
 }
 
 /// Decide about one worker.
@@ -56,14 +58,18 @@ pub fn judge(workers: &Workers, facts: &Facts) -> Diagnosis {
         return Diagnosis::Hangs;
     }
     if let Some(limit) = request_limit(workers, facts.jitter).filter(|&limit| facts.requests >= limit) {
-        return Diagnosis::Due(format!("{} requests (its limit was {limit})", facts.requests));
+        return Diagnosis::Due(
+            WhyReplaced::MaxRequests,
+            format!("{} requests (its limit was {limit})", facts.requests),
+        );
     }
     if let Some(reason) = workers.max_memory.and_then(|limit| too_large(workers.memory_kind, facts.memory, limit)) {
-        return Diagnosis::Due(reason);
+        return Diagnosis::Due(WhyReplaced::MaxMemory, reason);
     }
     match workers.max_age {
         Some(limit) if facts.age >= limit => {
-            Diagnosis::Due(format!("age of {} (its limit is {})", whole_seconds(facts.age), whole_seconds(limit)))
+            let reason = format!("age of {} (its limit is {})", whole_seconds(facts.age), whole_seconds(limit));
+            Diagnosis::Due(WhyReplaced::MaxAge, reason)
         }
         Some(_) | None => Diagnosis::Fine,
     }
@@ -183,6 +189,7 @@ pub async fn tend(
                     "it was replaced and grows on with the requests it still has, which are cut after stop.grace";
                 tracing::warn!({ service.name = %life.name() }, "{reason}: {what}");
                 life.note(reason);
+                registry().count(&DRAINS_CUT, &[]);
                 cut(life.service());
             }
         }
@@ -257,11 +264,11 @@ fn look(life: &Life, record: &mut Record, workers: &Workers, due: &impl Fn(Servi
         Diagnosis::Hangs => {
             report_hang(life, "it is told to show what its threads do, and is replaced");
         }
-        Diagnosis::Due(_) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
-        Diagnosis::Due(reason) => {
+        Diagnosis::Due(..) if record.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {}
+        Diagnosis::Due(why, reason) => {
             record.asked = Some(Instant::now());
             tracing::info!({ service.name = %life.name() }, "due for replacement: {reason}");
-            life.note(reason);
+            life.note_replacement(why, reason);
             due(life.service());
         }
     }

@@ -53,7 +53,7 @@ fn workers() -> Workers {
 
 fn due(workers: &Workers, facts: Facts) -> Option<String> {
     match judge(workers, &facts) {
-        Diagnosis::Due(reason) => Some(reason),
+        Diagnosis::Due(_, reason) => Some(reason),
         Diagnosis::Fine => None,
         Diagnosis::Hangs => panic!("{facts:?} hangs"),
     }

@@ -151,7 +151,7 @@ class Worker(drain.Drain):
     Mixed in by `main`, because importing Uvicorn may itself be what fails.
     """
 
-    notifier = None
+    notifier = lag = None
     signals = 0
     traceback_of = staticmethod(lambda error: user_traceback(error))
 
@@ -176,6 +176,8 @@ class Worker(drain.Drain):
 
     async def on_tick(self, counter):
         """Uvicorn calls this every 0.1 s on the event loop: an app that blocks the loop falls silent."""
+        clock = asyncio.get_running_loop().time
+        self.lag.woke(clock())
         self.report()
         for order in self.notifier.orders():
             self.obey(order)
@@ -185,6 +187,7 @@ class Worker(drain.Drain):
             self.should_exit = self.brief = True
         over = await super().on_tick(counter)
         self.note_streams()
+        self.lag.sleeps(clock())
         return over
 
     def obey(self, order):
@@ -206,10 +209,12 @@ class Worker(drain.Drain):
         lines.append("X_TANDEM_REQUESTS=%d" % state.total_requests)
         lines.append("X_TANDEM_CONNECTIONS=%d" % len(state.connections))
         lines.append("X_TANDEM_IN_FLIGHT=%d" % len(state.tasks))
+        lines.append("X_TANDEM_LOOP_LAG_MS=%d" % round(self.lag.longest * 1000))
         unfinished = self.unfinished()
         if unfinished is not None:
             lines.append("X_TANDEM_DRAINING=" + json.dumps(unfinished))
         if self.notifier.send("\n".join(lines)):
+            self.lag.reported()
             period = self.orders.watchdog / 3 or COUNTS_PERIOD
             self.next_report = now + (min(period, COUNTS_PERIOD) if self.closed else period)
         # Else the queue is full: again at the next tick.
@@ -419,6 +424,7 @@ def serve(orders, notifier, uvicorn, config, listener):
     server.notifier = notifier
     server.listener = listener
     server.handshaking = options.HANDSHAKING
+    server.lag = notify.LoopLag(drain.REPORT_TICK)
     if is_lost(listener):
         sys.exit(SOCKET_LOST)
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).

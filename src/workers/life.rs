@@ -3,6 +3,7 @@
 //!
 //! One [`Life`] has one process after the other. It does not know whether a process was spawned or forked off a template.
 
+mod failure;
 mod leaving;
 mod notices;
 mod roster;
@@ -28,6 +29,7 @@ use crate::service::{self, ProcessReporter, Reporter, Tail};
 use crate::supervise::plan::ServiceId;
 use crate::supervise::state::{ChildAction, Ending, Generation, Intent};
 
+pub use failure::{Failure, WhyReplaced};
 pub use roster::{EndedWorker, Roster};
 
 /// How long output of a process that has ended is still read.
@@ -75,7 +77,7 @@ enum Current {
     Absent {
         released: bool,
     },
-    Present(Process),
+    Present(Box<Process>),
 }
 
 struct Process {
@@ -88,6 +90,10 @@ struct Process {
     unfinished: Option<Unfinished>,
     /// Why it is ended or replaced, where that is not its own doing.
     noted: Option<String>,
+    /// The same in one word, where it was to be replaced.
+    why_replaced: WhyReplaced,
+    /// Whether it did not answer, or did not get ready in time.
+    is_late: Option<Failure>,
     /// How often it said that it is not safe to fork.
     unsafe_count: usize,
     /// Kept as the lifeline, after the gate was opened too.
@@ -122,6 +128,8 @@ impl Standing {
 #[derive(Default)]
 struct Previous {
     exit: Option<Exit>,
+    /// In one word how it failed.
+    failure: Failure,
     /// Why it ended or was replaced: the reason that was noted, else its exit.
     reason: Option<String>,
     /// Why it could not serve, if it said so.
@@ -234,6 +242,7 @@ impl Life {
     pub fn report_hang(&self) {
         self.of_process(|process| {
             process.standing = Standing::Hung;
+            process.is_late = Some(Failure::Hung);
             process.reporter.hung();
         });
     }
@@ -285,11 +294,13 @@ impl Life {
             counts: None,
             unfinished: None,
             noted: None,
+            why_replaced: WhyReplaced::default(),
+            is_late: None,
             unsafe_count: 0,
             gate,
             notify: notify.clone(),
         };
-        let before = inner.current.replace(Current::Present(process));
+        let before = inner.current.replace(Current::Present(Box::new(process)));
         inner.roster.insert(pid, self.clone());
         reporter.spawned(pid);
         if intent != Intent::Hold || matches!(before, Current::Absent { released: true }) {
@@ -320,15 +331,21 @@ impl Life {
         inner.roster.remove(pid, slot);
         let ended = inner.current.replace(Current::Absent { released: false });
         tracing::debug!({ service.name = %inner.name, process.pid = pid }, "ended: {exit}");
+        let is_late = match &ended {
+            Current::Present(process) => process.is_late,
+            Current::Absent { .. } => None,
+        };
         let was_start = matches!(&ended, Current::Present(process) if process.standing.is_start());
         // What it was to be replaced for is not what ended it, unless it was told to.
         let noted = match ended {
-            Current::Present(Process { standing: Standing::Ready { .. }, .. }) | Current::Absent { .. } => None,
-            Current::Present(process) => process.noted,
+            Current::Present(process) if !matches!(process.standing, Standing::Ready { .. }) => process.noted,
+            Current::Present(_) | Current::Absent { .. } => None,
         };
         let ending = {
             let mut last = inner.previous.borrow_mut();
             last.exit = Some(exit);
+            let start_failed = last.start_error.is_some().then_some(Failure::StartError);
+            last.failure = is_late.or(start_failed).unwrap_or_else(|| Failure::of(exit));
             last.reason = Some(noted.unwrap_or_else(|| why(exit)));
             let kind = last.start_error.as_ref().map(|error| error.kind);
             if was_start && inner.roster.lacks_database() {
@@ -348,6 +365,7 @@ impl Life {
         let whose = own_limit(error).map(|whose| format!(": {whose}")).unwrap_or_default();
         tracing::error!({ service.name = %self.0.name }, "start: {error}{whose}");
         self.0.current.replace(Current::Absent { released: false });
+        self.0.previous.borrow_mut().failure = Failure::NotStarted;
         self.0.reporter.of(generation).failed(Ending::Ended);
     }
 
@@ -372,6 +390,7 @@ impl Life {
                     let why = "did not get ready within workers.ready_limit";
                     tracing::error!({ service.name = %name }, "{why}: it is told to show what it does, and ended");
                     self.note(why.into());
+                    self.of_process(|process| process.is_late = Some(Failure::NotReady));
                 }
                 if self.is_to_leave(rung.signal) == Some(pid) {
                     service::signal(pid, rung);

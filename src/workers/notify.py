@@ -36,6 +36,23 @@ class Notifier:
                 yield self.socket.recv(64).decode("utf-8", "replace")
 
 
+class LoopLag:
+    """How late the event loop wakes what sleeps on it: the longest since the last report."""
+
+    def __init__(self, period):
+        self.period, self.slept_at, self.longest = period, None, 0.0  # seconds
+
+    def woke(self, now):
+        if self.slept_at is not None:
+            self.longest = max(self.longest, now - self.slept_at - self.period)
+
+    def sleeps(self, now):
+        self.slept_at = now
+
+    def reported(self):
+        self.longest = 0.0
+
+
 def tell(notifier, name, text):
     """Hand the text to Tandem, which prints it once for all workers; print it only when Tandem does not listen."""
     message = text = text.encode("utf-8", "replace").decode()

@@ -62,7 +62,7 @@ pub enum Message {
     Ready,
     /// `WATCHDOG=1`: the event loop turns.
     Watchdog,
-    /// `X_TANDEM_REQUESTS=`, `X_TANDEM_CONNECTIONS=` and `X_TANDEM_IN_FLIGHT=`, all three.
+    /// `X_TANDEM_REQUESTS=`, `X_TANDEM_CONNECTIONS=` and `X_TANDEM_IN_FLIGHT=`, all three, and perhaps `X_TANDEM_LOOP_LAG_MS=`.
     Counts(Counts),
     /// `STOPPING=1`: it ends.
     Stopping,
@@ -323,7 +323,7 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
     if cut && lines.last().is_some_and(|line| !is_start_error(line)) {
         lines.pop();
     }
-    let (mut requests, mut connections, mut in_flight) = (None, None, None);
+    let (mut requests, mut connections, mut in_flight, mut loop_lag_ms) = (None, None, None, None);
     let mut messages = Vec::new();
     for (key, value) in lines.into_iter().filter_map(|line| line.split_once('=')) {
         match (key, value) {
@@ -332,6 +332,7 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
             ("X_TANDEM_REQUESTS", value) => requests = value.parse().ok(),
             ("X_TANDEM_CONNECTIONS", value) => connections = value.parse().ok(),
             ("X_TANDEM_IN_FLIGHT", value) => in_flight = value.parse().ok(),
+            ("X_TANDEM_LOOP_LAG_MS", value) => loop_lag_ms = value.parse().ok(),
             ("STOPPING", "1") => messages.push(Message::Stopping),
             ("X_TANDEM_CLOSED", "1") => messages.push(Message::Closed),
             ("X_TANDEM_DRAINED", "1") => messages.push(Message::Drained),
@@ -349,7 +350,7 @@ fn parse(text: &str, cut: bool) -> Vec<Message> {
         }
     }
     if let (Some(requests), Some(connections), Some(in_flight)) = (requests, connections, in_flight) {
-        messages.push(Message::Counts(Counts { requests, connections, in_flight }));
+        messages.push(Message::Counts(Counts { requests, connections, in_flight, loop_lag_ms }));
     }
     messages
 }

@@ -41,10 +41,10 @@ fn said(messages: &[Message]) -> Heard {
 async fn a_notice_carries_the_pid_that_the_kernel_saw() {
     let (socket, sender) = pair();
     sender.send(b"READY=1").unwrap();
-    sender.send(b"WATCHDOG=1\nX_TANDEM_REQUESTS=12\nX_TANDEM_CONNECTIONS=3\nX_TANDEM_IN_FLIGHT=2\n").unwrap();
+    sender.send(b"WATCHDOG=1\nX_TANDEM_REQUESTS=12\nX_TANDEM_CONNECTIONS=3\nX_TANDEM_IN_FLIGHT=2\nX_TANDEM_LOOP_LAG_MS=31\n").unwrap();
     // A pid in the text is only text.
     sender.send(b"MAINPID=1\nSTOPPING=1").unwrap();
-    let counts = Counts { requests: 12, connections: 3, in_flight: 2 };
+    let counts = Counts { requests: 12, connections: 3, in_flight: 2, loop_lag_ms: Some(31) };
     let expected =
         [said(&[Message::Ready]), said(&[Message::Watchdog, Message::Counts(counts)]), said(&[Message::Stopping])];
     assert_eq!(next(&socket).await, expected);

@@ -66,6 +66,25 @@ fn backups_and_their_proofs_wait_for_the_processor_behind_the_application() {
 }
 
 #[test]
+fn the_servers_part_of_a_backup_waits_for_the_processor_too() {
+    let project = project("backup.rate = '100KB'");
+    let tandem = Tandem::up(&project);
+    superuser(&project, "CREATE TABLE large AS SELECT md5(n::text) FROM generate_series(1, 50000) AS n");
+    let server = nice(tandem.postmaster(&project));
+    let sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tandem-backup'";
+    for args in [&["backup", "--format", "plain"][..], &["backup", "base"]] {
+        let child = start(&project, args);
+        wait_for("what the server does for it", || {
+            let pids = superuser(&project, sessions);
+            pids.lines().any(|pid| nice(pid.parse().unwrap()) == [10])
+        });
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        child.wait_with_output().unwrap();
+    }
+    assert_eq!(nice(tandem.postmaster(&project)), server, "what serves the application does not stand back");
+}
+
+#[test]
 fn a_base_backup_that_is_interrupted_is_gone_from_the_server_and_from_the_archive() {
     // The slowest that PostgreSQL knows.
     let project = project("backup.rate = '1KB'");

@@ -9,6 +9,7 @@ use crate::common::backups::{backup, command, dir, finals, sql};
 use crate::common::namespace::mount_namespace;
 use crate::common::project::Project;
 use crate::common::refusal::{self, names};
+use crate::common::scraped::{PROMETHEUS, scrape};
 use crate::common::tandem::{self, Tandem, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -119,7 +120,7 @@ fn metrics_tell_of_room_backups_and_wal() {
     assert_eq!(value("tandem_backup_last_ok"), 1.0);
     assert!(value("tandem_backup_count") >= 1.0 && value("tandem_base_backup_timestamp_seconds") > 1.7e9);
     assert_eq!(value("tandem_wal_archiving_failing"), 0.0);
-    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert!(scrape(project.health, Some(PROMETHEUS)).text.ends_with("# EOF\n"));
 }
 
 /// How long a request may take to be sent once it is begun.

@@ -1,36 +1,15 @@
 //! Other ASGI servers in the place of Tandem's own launcher: each slot is one process of theirs.
 
-use std::path::{Path, PathBuf};
-
 use crate::common::control;
-use crate::common::project::{Project, root};
+use crate::common::project::{Project, python_with, venv_of};
 use crate::common::refusal;
-use crate::common::tandem::{self, LIMIT, Tandem, still_lives, wait_for};
-use ::tandem::config::{Installer, Python};
+use crate::common::tandem::{self, Tandem, still_lives, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// An environment with all of them, made by the first test that asks.
-async fn venv() -> PathBuf {
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers");
-    let python = Python {
-        interpreter: "python3".into(),
-        requirements: Some(root().join("tests/fixtures/servers.txt")),
-        venv: Some(venv.clone()),
-        groups: Vec::new(),
-        extras: Vec::new(),
-        managed: true,
-        installer: Installer::Auto,
-        limit: LIMIT,
-        wanted: None,
-    };
-    ::tandem::workers::environment::ensure(&python, root(), root()).await.unwrap();
-    venv
-}
-
 /// A project of two workers that are started by `command`.
 pub async fn project(command: &str, lines: &str) -> Project {
-    let venv = venv().await;
+    python_with("servers", "servers.txt").await;
     let project = Project::app_with(
         "plain:app",
         &format!(
@@ -39,7 +18,7 @@ pub async fn project(command: &str, lines: &str) -> Project {
         ),
     );
     let project = project.without("python.venv").without("python.requirements").without("workers.app");
-    project.configure(&format!("python.venv = '{}'", venv.display()));
+    project.configure(&format!("python.venv = '{}'", venv_of("servers").display()));
     project
 }
 

@@ -13,15 +13,13 @@ fn up(lines: &str) -> (Project, Tandem) {
     (project, tandem)
 }
 
-/// The level of the server's line with these words, once it is there.
+/// The level of the server's message with these words, in itself or in what belongs to it, once it is there.
 fn level(tandem: &Tandem, words: &str) -> String {
     let mut found = None;
     wait_for(words, || {
         let lines: Vec<Value> = tandem.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let of_server = |line: &&Value| {
-            line["target"] == "output"
-                && line["service.name"] == "postgres"
-                && line["message"].to_string().contains(words)
+            line["target"] == "output" && line["service.name"] == "postgres" && line.to_string().contains(words)
         };
         found = lines.iter().find(of_server).map(|line| line["level"].as_str().unwrap().to_owned());
         found.is_some()
@@ -39,17 +37,18 @@ fn an_error_of_a_client_is_no_error_of_the_server_and_what_belongs_to_a_line_has
     let (project, mut tandem) = up("");
     wrong(&project, "SELECT 1/0 AS one");
     assert_eq!(level(&tandem, "division by zero"), "WARN");
-    assert_eq!(level(&tandem, "STATEMENT:  SELECT 1/0 AS one"), "WARN", "it belongs to the line before it");
+    assert_eq!(level(&tandem, "\"postgres.statement\":\"SELECT 1/0 AS one\""), "WARN", "it belongs to the message");
     wrong(&project, "DO $$ BEGIN\nRAISE EXCEPTION 'FATAL:  forged' USING DETAIL = 'more', HINT = 'so';\nEND $$");
-    for part in ["FATAL:  forged", "DETAIL:  more", "HINT:  so", "CONTEXT:  ", "RAISE EXCEPTION"] {
+    let parts = [r#"postgres.detail":"more""#, r#"postgres.hint":"so""#, r#"postgres.context":"PL"#, "RAISE EXCEPTION"];
+    for part in [&["FATAL:  forged"][..], &parts].concat() {
         assert_eq!(level(&tandem, part), "WARN", "{part}");
     }
     let refused = tandem::run(&project, &["psql", "-Xqc", "SELECT 1", "-d", "nosuch"]);
     assert!(!refused.status.success());
     assert_eq!(level(&tandem, "database \\\"nosuch\\\" does not exist"), "ERROR", "a session did not come to be");
     as_superuser(&project, "postgres", "DO $$ BEGIN RAISE LOG 'a word'; RAISE WARNING 'careful'; END $$");
-    assert_eq!((level(&tandem, "LOG:  a word"), level(&tandem, "WARNING:  careful")), ("INFO".into(), "WARN".into()));
-    assert!(!tandem.log().contains("] 00000 "), "the SQLSTATE of a success is not worth a word:\n{}", tandem.log());
+    assert_eq!((level(&tandem, "\"a word\""), level(&tandem, "\"careful\"")), ("INFO".into(), "WARN".into()));
+    assert!(!tandem.log().contains("00000"), "the SQLSTATE of a success is not worth a word:\n{}", tandem.log());
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 

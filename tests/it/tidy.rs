@@ -25,7 +25,7 @@ const FLOORS: &[&[&str]] = &[
     &["config"],
     &["project"],
     &["event_loop"],
-    &["durable", "plan", "phase"],
+    &["durable", "plan", "phase", "metrics"],
     &["supervise"],
     &["exit"],
     &["book"],

@@ -16,6 +16,7 @@ use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
 use super::super::estimate;
 use super::super::files::Flushing;
+use super::super::stand_back;
 use super::archive::Archive;
 use super::bases::{self, Base, Listing};
 use super::expiry::{self, Keep};
@@ -233,6 +234,7 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let packed = tokio::select! {
         packed = packing => packed.context("write the base backup")?,
         why = watch(source, &progress) => return Err(why),
+        never = stand_back::sessions(source.home, source.port) => match never {},
     };
     let Packed { manifest, seen, archived_size } = packed?;
     manifest.verify(&seen)?;

@@ -20,7 +20,7 @@ use crate::exit::{Code, Failure, with_disk_full};
 use crate::plan::CommandLine;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
-use crate::postgres::log;
+use crate::postgres::log_message::Messages;
 use crate::postgres::provision::superuser_options;
 use crate::postgres::settings::{self, Archiving, Inputs, Purpose, SUPERUSER};
 use crate::postgres::{cluster, server, shared_memory};
@@ -83,12 +83,15 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
     let (told, progress) = (said.clone(), telemetry::progress(format!("Recovering to {}", recovery.target)));
     let reading = tokio::task::spawn_local(async move {
         let Some(stderr) = output.stderr else { return };
-        let reader = log::Reader::default();
+        let messages = Messages::of(NAME);
         let hear = |line: &str| {
-            telemetry::child_line_at(reader.level(line), NAME, Stream::Stderr, &log::shown(line));
+            messages.take(Stream::Stderr, line);
             told.borrow_mut().hear(line);
         };
-        process::lines(stderr, hear).await;
+        tokio::select! {
+            () = process::lines(stderr, hear) => messages.log(),
+            never = messages.log_in_time() => match never {},
+        }
     });
     let recovered = async {
         server::wait_ready(&home.data, pid).await;

@@ -142,7 +142,7 @@ fn everything_wrong_with_processes_is_told_at_once() {
           tandem.toml:21: unknown section [proces]
             help: did you mean [[process]]?
           tandem.toml:23: unknown section [stripes]
-            help: the sections are postgres, migrations, python, workers, pool, health, stop, hooks, backup, backup.pitr, restore, disk, test, log, and any number of [[process]]
+            help: the sections are postgres, migrations, python, workers, pool, health, metrics, stop, hooks, backup, backup.pitr, restore, disk, test, log, and any number of [[process]]
           environment: TANDEM_PROCESS__NAME cannot be said here
             help: a [[process]] is written in the configuration file"#]]);
 }

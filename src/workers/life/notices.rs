@@ -6,8 +6,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::super::notify::{Heard, Message, Notice, NotifySocket, StartErrorKind};
-use super::{Life, Standing};
+use super::{Kind, Life, Standing};
 use crate::event_loop;
+use crate::http::Counts;
+use crate::metrics::names::{DRAINS_BEGUN, DRAINS_ENDED, REQUESTS};
+use crate::metrics::registry;
 use crate::process;
 use crate::service::ProcessReporter;
 
@@ -62,6 +65,15 @@ impl Life {
         }
     }
 
+    /// Keep what a process counted; a slot's requests go on being counted over its processes.
+    fn take_counts(&self, counts: Counts) {
+        let before = self.of_process(|process| process.counts.replace(counts)).flatten();
+        if let Kind::Worker { slot, .. } = self.0.kind {
+            let new = counts.requests.saturating_sub(before.map_or(0, |before| before.requests));
+            registry().add(&REQUESTS, &[&slot.to_string()], new);
+        }
+    }
+
     fn understand(&self, message: Message) {
         match message {
             Message::Ready => self.report_ready(),
@@ -73,7 +85,7 @@ impl Life {
                     }
                 });
             }
-            Message::Counts(counts) => drop(self.of_process(|process| process.counts = Some(counts))),
+            Message::Counts(counts) => self.take_counts(counts),
             Message::Stopping => {
                 // Our own launcher says more of it.
                 let is_other = self.of_process(|process| process.gate.is_none()) == Some(true);
@@ -81,8 +93,12 @@ impl Life {
                     self.report(ProcessReporter::closed);
                 }
             }
-            Message::Closed => self.report(ProcessReporter::closed),
+            Message::Closed => {
+                registry().count(&DRAINS_BEGUN, &[]);
+                self.report(ProcessReporter::closed);
+            }
             Message::Drained => {
+                registry().count(&DRAINS_ENDED, &[]);
                 // The application's own shutdown may hold up the event loop, and what comes after it has none.
                 self.of_process(|process| {
                     (process.standing, process.unfinished) = (Standing::Leaving { was_ready: true }, None)

@@ -24,6 +24,7 @@ pub mod python;
 pub mod quota;
 pub mod readiness;
 pub mod refusal;
+pub mod scraped;
 pub mod server;
 pub mod skip;
 pub mod small_disk;

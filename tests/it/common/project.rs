@@ -134,10 +134,16 @@ fn requirements() -> PathBuf {
 
 /// The interpreter of the tests' Python environment, made if it is not there yet.
 pub async fn python() -> PathBuf {
+    python_with("venv", "requirements.txt").await
+}
+
+/// The interpreter of the environment called `name`, which has the packages of the fixture `requirements`: the first test that
+/// asks makes it, under Tandem's own lock.
+pub async fn python_with(name: &str, requirements: &str) -> PathBuf {
     let python = Python {
         interpreter: "python3".into(),
-        requirements: Some(requirements()),
-        venv: Some(venv()),
+        requirements: Some(root().join("tests/fixtures").join(requirements)),
+        venv: Some(venv_of(name)),
         groups: Vec::new(),
         extras: Vec::new(),
         managed: true,
@@ -150,5 +156,10 @@ pub async fn python() -> PathBuf {
 
 /// One Python environment for all tests: the first of them makes it, under Tandem's own lock.
 pub fn venv() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("venv")
+    venv_of("venv")
+}
+
+/// The directory of the environment called `name`.
+pub fn venv_of(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }

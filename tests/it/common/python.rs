@@ -5,38 +5,21 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tandem::config::{Installer, Python};
-use tandem::workers::environment;
-
-use super::project::root;
-use super::tandem::{LIMIT, command_as};
+use super::project::{python_with, root, venv_of};
+use super::tandem::command_as;
 
 /// An environment with the packages of `tests/fixtures/pytest.txt`, made by the first test that asks.
 fn everything() -> PathBuf {
-    environment("pytest", "tests/fixtures/pytest.txt")
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(python_with("pytest", "pytest.txt"));
+    venv_of("pytest")
 }
 
 /// An environment with what drives a browser.
 pub fn browser() -> PathBuf {
-    environment("browser", "tests/fixtures/page/requirements.txt")
-}
-
-fn environment(name: &str, requirements: &str) -> PathBuf {
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let python = Python {
-        interpreter: "python3".into(),
-        requirements: Some(root().join(requirements)),
-        venv: Some(venv.clone()),
-        groups: Vec::new(),
-        extras: Vec::new(),
-        managed: true,
-        installer: Installer::Auto,
-        limit: LIMIT,
-        wanted: None,
-    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(environment::ensure(&python, root(), root())).unwrap();
-    venv
+    runtime.block_on(python_with("browser", "browser.txt"));
+    venv_of("browser")
 }
 
 /// Make a virtual environment in `venv` that has all packages but `without`, and what the wheel installs: the binary, and the

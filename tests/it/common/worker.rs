@@ -10,16 +10,14 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use tandem::config::{Installer, Python};
 use tandem::plan::CommandLine;
 use tandem::process::{self, Child, Exit, InheritedFd};
-use tandem::workers::environment;
 use tandem::workers::listener::{self, Listener};
 use tokio::io::AsyncRead;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::project::root;
+use super::project::{python_with, root};
 use super::tandem::LIMIT;
 
 const POLL: Duration = Duration::from_millis(5);
@@ -41,18 +39,8 @@ impl Flavour {
 
     /// The interpreter of an environment with this Uvicorn, made by the first test that asks for it.
     pub async fn python(self) -> PathBuf {
-        let python = Python {
-            interpreter: "python3".into(),
-            requirements: Some(root().join(format!("tests/fixtures/uvicorn-{}.txt", self.uvicorn))),
-            venv: Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("venv-{}", self.uvicorn))),
-            groups: Vec::new(),
-            extras: Vec::new(),
-            managed: true,
-            installer: Installer::Auto,
-            limit: LIMIT,
-            wanted: None,
-        };
-        environment::ensure(&python, root(), root()).await.unwrap().python
+        let (name, file) = (format!("venv-{}", self.uvicorn), format!("uvicorn-{}.txt", self.uvicorn));
+        python_with(&name, &file).await
     }
 }
 
