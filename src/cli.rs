@@ -9,6 +9,8 @@ mod import;
 mod init;
 mod logs;
 mod run;
+mod settings;
+mod stats;
 mod up;
 mod values;
 
@@ -25,6 +27,8 @@ pub use import::{ComposeArgs, Import, Into, SqliteArgs};
 pub use init::InitArgs;
 pub use logs::{LogLevel, LogsArgs};
 pub use run::RunArgs;
+pub use settings::SettingsCommand;
+pub use stats::StatsArgs;
 pub use up::UpArgs;
 
 use crate::postgres::binaries;
@@ -151,6 +155,17 @@ tandem psql --test test_total    # the database of a failed test")]
         /// Arguments for psql
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
+    },
+    /// Show what PostgreSQL knows of itself: sizes, connections, locks, slow statements, indexes, upkeep
+    #[command(after_help = "Examples: tandem stats\n          tandem stats blocking\n          \
+tandem stats table-size --json | jq '.rows[0].total_bytes'")]
+    Stats(StatsArgs),
+    /// Show and change PostgreSQL's settings, durably
+    #[command(after_help = "Examples: tandem settings get work_mem\n          \
+tandem settings set log_min_duration_statement 1s --apply\n          tandem settings reset log_min_duration_statement --apply")]
+    Settings {
+        #[command(subcommand)]
+        command: SettingsCommand,
     },
     /// Print the database's URL, password included
     #[command(after_help = "Example: DATABASE_URL=$(tandem url) alembic current")]

@@ -41,6 +41,7 @@
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
 //! scaffold/    files for a new project: a commented tandem.toml of what was found, and what goes with it
+//! stats/       what a PostgreSQL server says about itself, as tables: sizes, sessions, statements, indexes, upkeep
 //! service      what every kept process has in common: its events, its lines, its signals
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
 //!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
@@ -113,6 +114,7 @@ pub mod signals;
 #[path = "../tests/it/common/skip.rs"]
 mod skip;
 pub mod sqlite;
+pub mod stats;
 pub use ::supervise;
 pub mod systemd;
 pub mod telemetry;

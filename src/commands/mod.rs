@@ -1,5 +1,6 @@
 //! One file per subcommand: it turns flags into one call and the result into words. No logic.
 
+mod audit;
 mod backup;
 mod backup_base;
 mod check;
@@ -15,6 +16,7 @@ mod install;
 mod logs;
 mod logs_file;
 mod looked;
+mod looking;
 mod man;
 mod migrate;
 mod migrate_tool;
@@ -26,6 +28,9 @@ mod restore_point;
 mod run;
 mod running;
 mod scale;
+mod settings;
+mod stats;
+mod stats_words;
 mod status;
 mod stop;
 mod table;
@@ -56,6 +61,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Restore(args) => restore::run(&common, args).await,
         Command::Psql { test: Some(test), args, .. } => connect::psql_of_test(&common, &test, &args).await,
         Command::Psql { superuser, args, .. } => connect::psql(&common, superuser, &args).await,
+        Command::Stats(args) => stats::run(&common, &args).await,
+        Command::Settings { command } => settings::run(&common, command).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
         // As is this one's.

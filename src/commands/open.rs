@@ -10,6 +10,7 @@ use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
 use crate::postgres::settings::client_address;
 use crate::postgres::{lookup, secret, server};
+use crate::process::ports;
 use crate::sidecar::{self, Configuration, Errand, Goal};
 use crate::telemetry::{self, FileBounds};
 
@@ -135,6 +136,20 @@ pub fn url(settings: &Settings, home: &Home) -> anyhow::Result<DatabaseUrl> {
         database: postgres.database.clone(),
         parameters: Vec::new(),
     })
+}
+
+/// Refuse to look for a server of Tandem's own that does not run.
+///
+/// # Errors
+/// It is stopped, with the command that starts it.
+pub fn refuse_stopped(settings: &Settings, home: &Home) -> anyhow::Result<()> {
+    let port = || server::running_port(&home.data);
+    // In another container, or of another user, it runs unseen: then its port says so.
+    if port().is_some() || ports::is_listened_to(settings.postgres.port.number) {
+        return Ok(());
+    }
+    let text = "the database is stopped, as no tandem runs here: start it with `tandem up` (or `tandem up --detach`)";
+    Err(Failure::new(Code::Failed, text).into())
 }
 
 /// The application's database on a server that answers.

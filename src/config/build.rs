@@ -141,6 +141,8 @@ fn postgres(values: &Values, database: Database) -> Postgres {
         max_connections_auto: *values.typed("postgres.max_connections") == Typed::Text("auto".into()),
         reserved_connections: values.number("postgres.reserved_connections"),
         shared_buffers: values.bytes("postgres.shared_buffers"),
+        slow_query: values.duration_or_never("postgres.slow_query"),
+        read_all_stats: values.boolean("postgres.read_all_stats"),
         settings: values.table("postgres.settings"),
         ready_limit: values.duration("postgres.ready_limit"),
         probe_interval: values.duration("postgres.probe_interval"),

@@ -52,6 +52,23 @@ const PROTECTED: &[(&str, &str)] = &[
     ("password_encryption", "Tandem's pg_hba.conf asks for SCRAM"),
 ];
 
+/// Settings that may stand in `[postgres.settings]` and that ALTER SYSTEM must not set beside it.
+const CONFIGURED: &[(&str, &str)] = &[
+    ("shared_preload_libraries", "use [postgres.settings], where Tandem adds pg_stat_statements to it"),
+    ("log_destination", "use [postgres.settings], so that Tandem knows where the log is"),
+    ("logging_collector", "use [postgres.settings], so that Tandem knows where the log is"),
+];
+
+/// Why ALTER SYSTEM must not set PostgreSQL's `name` on a server of Tandem's own, or what to use instead; `archives` says that
+/// `backup.pitr.enabled` is set.
+pub fn owned_setting(name: &str, archives: bool) -> Option<&'static str> {
+    let name = name.to_lowercase();
+    if archives && ARCHIVING.contains(&name.as_str()) {
+        return Some("it follows from [backup.pitr]");
+    }
+    PROTECTED.iter().chain(CONFIGURED).find(|(owned, _)| *owned == name).map(|(_, instead)| *instead)
+}
+
 const OWN_VENV: &str = "an environment that is there is used with python.venv = \".venv\" and python.managed = false";
 
 /// Settings of PostgreSQL that archiving needs as they are.
@@ -80,6 +97,7 @@ pub fn check(
     checker.commands();
     checker.pool();
     checker.postgres_settings();
+    checker.slow_query();
     checker.worker_environment();
     checker.backup();
     checker.archiving();
@@ -281,6 +299,22 @@ impl Checker<'_> {
             if limit.subsec_nanos() != 0 {
                 self.wrong(key, "must be whole seconds, because the application reads it as a whole number", None);
             }
+        }
+    }
+
+    /// What `postgres.slow_query` cannot be.
+    fn slow_query(&mut self) {
+        let Some(limit) = self.settings.postgres.slow_query else { return };
+        if self.settings.postgres.mode == PostgresMode::Attach {
+            return self.notices.push("postgres.slow_query has no effect: the server is not Tandem's own".into());
+        }
+        if i32::try_from(limit.as_millis()).is_err() {
+            self.wrong("postgres.slow_query", "longer than PostgreSQL counts, 24 days", Some("\"never\""));
+        }
+        let given = self.values.entries("postgres.settings").map(|(name, _)| name);
+        if given.into_iter().any(|name| name.eq_ignore_ascii_case("log_min_duration_statement")) {
+            let message = "[postgres.settings] has log_min_duration_statement, which is the same";
+            self.wrong("postgres.slow_query", message, Some("keep one of them"));
         }
     }
 

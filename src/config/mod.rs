@@ -57,6 +57,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
+pub use check::owned_setting;
 pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
 pub use dotenv::variables as dotenv_variables;

@@ -132,6 +132,10 @@ pub struct Postgres {
     pub reserved_connections: u32,
     /// Bytes. `None`: a quarter of the memory that this machine or container may use, within bounds.
     pub shared_buffers: Option<u64>,
+    /// From which duration on a statement is in the server's log; `None`: none is.
+    pub slow_query: Option<Duration>,
+    /// Whether the application's role sees what all sessions do (`pg_read_all_stats`).
+    pub read_all_stats: bool,
     /// PostgreSQL's own settings, by their own names.
     pub settings: BTreeMap<String, String>,
     /// How long the server may take from spawn to its first answer.

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::messages::{Answer, Deploy, LogEntry, LogQuery, Order, Restart, Status};
+use super::messages::{Answer, Audit, Deploy, LogEntry, LogQuery, Order, Restart, Status};
 use crate::exit::{Code, Failure};
 use crate::http::client::{exchange, get, read_body};
 
@@ -42,6 +42,23 @@ pub async fn status(path: &Path) -> anyhow::Result<Status> {
     };
     match timeout(STATUS_LIMIT, asked).await {
         Ok(status) => status,
+        Err(_) => bail!("the tandem behind {} did not answer within {STATUS_LIMIT:?}", path.display()),
+    }
+}
+
+/// Let the Tandem behind the socket at `path` log `what` a person does beside it.
+///
+/// # Errors
+/// As [`status`].
+pub async fn audit(path: &Path, what: &str) -> anyhow::Result<()> {
+    let told = async {
+        let stream = connect(path).await?;
+        let body = serde_json::to_string(&Audit { what: what.to_owned() })?;
+        let request = request(Method::POST, "/audit", body)?;
+        exchange(stream, request, Duration::MAX, async |response| whole::<Answer>(response).await).await
+    };
+    match timeout(STATUS_LIMIT, told).await {
+        Ok(answer) => answer.map(drop),
         Err(_) => bail!("the tandem behind {} did not answer within {STATUS_LIMIT:?}", path.display()),
     }
 }

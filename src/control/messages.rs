@@ -47,6 +47,14 @@ pub struct Restart {
     pub service: String,
 }
 
+/// The body of an audit: what a person does beside Tandem, with rights that nothing limits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Who does what, in a sentence for the log.
+    pub what: String,
+}
+
 /// An order on its way to the supervisor.
 #[derive(Debug)]
 pub struct Ask {

@@ -13,7 +13,6 @@ use crate::phase::Phase;
 pub(crate) fn picture() -> Picture {
     let now = tokio::time::Instant::now().into_std();
     let started = now.checked_sub(Duration::from_secs(90)).unwrap();
-    #[allow(clippy::needless_update, reason = "fields that a worker does not report")]
     let counts = Counts { requests: 1234, connections: 3, in_flight: 2, ..Counts::default() };
     let worker = Service {
         name: "worker-0".into(),

@@ -3,6 +3,7 @@
 //! Must not know about workers: the database URL travels through `plan/`.
 
 pub mod adopt;
+pub mod alter;
 pub mod binaries;
 pub mod checkpoint;
 pub mod cluster;

@@ -12,7 +12,7 @@ use super::scram;
 use super::secret::Password;
 use super::settings::SUPERUSER;
 use super::trouble::{self, Lasting};
-use crate::exit::{Code, Failure, sql_state};
+use crate::exit::{Code, Failure, in_words, is_broken_off, is_disk_full, sql_state};
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered, blank};
 
 /// What the application needs.
@@ -22,6 +22,8 @@ pub struct Wanted<'a> {
     pub user: &'a str,
     pub password: &'a Password,
     pub database: &'a str,
+    /// Whether the role sees what all sessions do.
+    pub reads_all_stats: bool,
 }
 
 /// What the server already has.
@@ -31,6 +33,8 @@ struct Present {
     role: Option<PresentRole>,
     owner: Option<String>,
     statements: bool,
+    /// Whether the role was granted the right to see what all sessions do.
+    reads_all_stats: bool,
 }
 
 #[derive(Debug)]
@@ -70,6 +74,7 @@ pub async fn provision(home: &Home, port: u16, wanted: &Wanted<'_>, fresh: bool)
     let mut connection = enter(home, port, SUPERUSER).await?.context("the database `postgres` is missing")?;
     let present = look(&mut connection, wanted).await?;
     role(&mut connection, wanted, present.role.as_ref()).await?;
+    statistics(&mut connection, wanted, &present).await?;
     let (database, owner) = (identifier(wanted.database), identifier(wanted.user));
     if wanted.database == SUPERUSER {
         // initdb has made it. Only its owner may create schemas and tables in it.
@@ -104,21 +109,22 @@ async fn close(connection: PgConnection) -> anyhow::Result<()> {
 }
 
 async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Result<Present> {
-    type Row = (bool, Option<bool>, Option<String>, Option<String>, bool);
+    type Row = (bool, Option<bool>, Option<String>, Option<String>, bool, bool);
     let asked = query_as(
         "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool,
                 role.rolcanlogin, role.rolpassword,
                 (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $2),
-                EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements')
+                EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements'),
+                EXISTS (SELECT FROM pg_auth_members WHERE member = role.oid AND roleid = 'pg_read_all_stats'::regrole)
          FROM (SELECT 1) AS always LEFT JOIN pg_authid AS role ON role.rolname = $1",
     )
     .bind(wanted.user)
     .bind(wanted.database)
     .fetch_one(connection);
     let row: Row = answered(ANSWER_LIMIT, "ask PostgreSQL what it holds", asked).await?;
-    let (durable, can_login, verifier, owner, statements) = row;
+    let (durable, can_login, verifier, owner, statements, reads_all_stats) = row;
     let role = can_login.map(|can_login| PresentRole { can_login, verifier });
-    let present = Present { durable, role, owner, statements };
+    let present = Present { durable, role, owner, statements, reads_all_stats };
     if !present.durable {
         let message = "PostgreSQL runs without fsync or full_page_writes: a power cut would destroy this data";
         let ways = "remove them from [postgres.settings], and from postgresql.auto.conf (ALTER SYSTEM RESET)";
@@ -130,6 +136,7 @@ async fn look(connection: &mut PgConnection, wanted: &Wanted<'_>) -> anyhow::Res
 /// The database exists: change what differs from `wanted`.
 async fn complete(connection: &mut PgConnection, wanted: &Wanted<'_>, present: &Present) -> anyhow::Result<()> {
     role(connection, wanted, present.role.as_ref()).await?;
+    statistics(connection, wanted, present).await?;
     if let Some(owner) = present.owner.as_deref().filter(|&owner| owner != wanted.user) {
         let (database, user) = (wanted.database, wanted.user);
         if database == SUPERUSER && owner == SUPERUSER {
@@ -166,12 +173,50 @@ async fn role(connection: &mut PgConnection, wanted: &Wanted<'_>, present: Optio
     run(connection, format!("{verb} ROLE {user} LOGIN PASSWORD '{verifier}'")).await
 }
 
-async fn statements(connection: &mut PgConnection) -> anyhow::Result<()> {
-    let available = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_stat_statements')";
-    // A PostgreSQL without contrib has none, and is used without.
-    let asked = query_scalar(available).fetch_one(&mut *connection);
+/// Let the application's role see what all sessions do, or take that back.
+async fn statistics(connection: &mut PgConnection, wanted: &Wanted<'_>, present: &Present) -> anyhow::Result<()> {
+    let user = identifier(wanted.user);
+    match (wanted.reads_all_stats, present.reads_all_stats) {
+        // The superuser sees everything, and can be the application's role too.
+        (true, false) if wanted.user != SUPERUSER => {
+            run(connection, format!("GRANT pg_read_all_stats TO {user}")).await
+        }
+        (false, true) => {
+            tracing::info!("role {} may no longer see what other sessions do (postgres.read_all_stats)", wanted.user);
+            run(connection, format!("REVOKE pg_read_all_stats FROM {user}")).await
+        }
+        (true, _) | (false, false) => Ok(()),
+    }
+}
+
+/// Whether pg_stat_statements is missing in the database, can be had, and has a schema to be in.
+const LACKS_STATEMENTS: &str = "
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name OPERATOR(pg_catalog.=) 'pg_stat_statements')
+           AND EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) 'public')
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension
+                           WHERE extname OPERATOR(pg_catalog.=) 'pg_stat_statements')";
+
+/// Make pg_stat_statements in the database of the superuser's session `connection`, where it is missing.
+///
+/// A PostgreSQL without contrib has none, and is used without. So is a database whose schema `public` was dropped, or in which
+/// the names of the extension's objects are taken.
+///
+/// # Errors
+/// The server does not answer.
+pub async fn statements(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let asked = query_scalar(LACKS_STATEMENTS).fetch_one(&mut *connection);
     if answered(ANSWER_LIMIT, "ask for pg_stat_statements", asked).await? {
-        run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements WITH SCHEMA public".to_owned()).await?;
+        let made =
+            run(connection, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements WITH SCHEMA public".to_owned()).await;
+        match made {
+            Err(error) if sql_state(&error).is_some() && !is_broken_off(&error) && !is_disk_full(&error) => {
+                tracing::warn!(
+                    "statements are not counted, as pg_stat_statements cannot be made: {}",
+                    in_words(&error)
+                );
+            }
+            made => return made,
+        }
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 //!
 //! They are written whole at every start, so that they never differ from what the operator configured.
 
+mod told;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,6 +13,8 @@ use std::time::Duration;
 use super::{conf, log};
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
+
+pub use told::{overrides, unseen};
 
 /// The database superuser. It has no password: Tandem gets in by peer authentication over the unix socket.
 pub const SUPERUSER: &str = "postgres";
@@ -39,6 +43,8 @@ const OWNED: [&str; 11] = [
 /// Where the log goes. An operator may send it elsewhere in `[postgres.settings]`, and Tandem then reads nothing of it.
 const LOG_PLACE: [(&str, &str); 2] = [("log_destination", "stderr"), ("logging_collector", "off")];
 const LINE_PREFIX: &str = "log_line_prefix";
+/// What `postgres.slow_query` sets.
+const SLOW_QUERY: &str = "log_min_duration_statement";
 const LANGUAGE: &str = "lc_messages";
 
 /// What the files depend on.
@@ -103,61 +109,6 @@ pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
     rendered.chain(beside).collect()
 }
 
-/// What to tell of `altered`, the settings in postgresql.auto.conf, beside Tandem's own and those that are configured.
-pub fn overrides(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
-    let told = altered.iter().filter_map(|(name, value)| {
-        let reset = format!("ALTER SYSTEM RESET {name}");
-        if OWNED.contains(&name.as_str()) {
-            return Some(format!(
-                "ALTER SYSTEM has set {name} = '{value}', which does not hold: Tandem sets it; {reset}"
-            ));
-        }
-        let given = postgres.settings.iter().find(|(given, _)| given.eq_ignore_ascii_case(name))?.1;
-        (given != value).then(|| {
-            format!(
-                "ALTER SYSTEM has set {name} = '{value}', which overrides {given:?} in [postgres.settings]; {reset}"
-            )
-        })
-    });
-    told.collect()
-}
-
-/// What Tandem does not see because of how the operator has the server write its log.
-pub fn unseen(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
-    let given = |name: &str| {
-        let mut given = postgres.settings.iter();
-        given.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    };
-    let set = |name: &str| altered.get(name).map(String::as_str).or_else(|| given(name));
-    let mut told = Vec::new();
-    let collected = given(LOG_PLACE[1].0).is_some_and(|value| !matches!(value, "off" | "false" | "no" | "0"));
-    let elsewhere = given(LOG_PLACE[0].0).is_some_and(|value| !value.split(',').any(|place| place.trim() == "stderr"));
-    if collected || elsewhere {
-        told.push(
-            "[postgres.settings] sends the server's log elsewhere (logging_collector, log_destination): `tandem logs` does \
-             not have it, and why a start fails is only in there"
-                .to_owned(),
-        );
-    }
-    if let Some(prefix) = set(LINE_PREFIX) {
-        told.push(format!(
-            "log_line_prefix = {prefix:?} holds: severities of the server's log are found by their words, and whether a \
-             statement of the application's failed or the server itself may be mistaken"
-        ));
-    }
-    if let Some(language) = set(LANGUAGE).filter(|value| !is_english(value)) {
-        told.push(format!(
-            "lc_messages = {language:?} holds: severities of the server's log are found by SQLSTATE, and why a start fails \
-             is known in English only"
-        ));
-    }
-    told
-}
-
-fn is_english(locale: &str) -> bool {
-    locale.is_empty() || locale == "C" || locale.starts_with("C.") || locale == "POSIX" || locale.starts_with("en")
-}
-
 /// Render the files.
 ///
 /// # Errors
@@ -179,7 +130,7 @@ pub fn client_address(listen: IpAddr) -> IpAddr {
 fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let mut text = format!("{HEADER}# Change [postgres] or [postgres.settings] in Tandem's configuration instead.\n\n");
     let archiving = inputs.archiving.map(archiving).unwrap_or_default();
-    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving) {
+    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving).chain(slow_query(inputs)) {
         line(&mut text, name, &value);
     }
     if !fits_in_shared(inputs) {
@@ -293,6 +244,12 @@ fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// From which duration on a statement of the application's is in the log.
+fn slow_query(inputs: &Inputs<'_>) -> Option<(&'static str, String)> {
+    let limit = inputs.postgres.slow_query.filter(|_| matches!(inputs.purpose, Purpose::Durable))?;
+    Some((SLOW_QUERY, limit.as_millis().to_string()))
+}
+
 /// What makes the server archive its WAL, and serve base backups.
 fn archiving(archiving: &Archiving) -> Vec<(&'static str, String)> {
     vec![
@@ -395,6 +352,13 @@ fn check(name: &str) -> Result<(), Failure> {
         return Err(Failure::new(Code::Config, message));
     }
     Ok(())
+}
+
+/// The line of a configuration file that sets `name`.
+pub fn line_of(name: &str, value: &str) -> String {
+    let mut text = String::new();
+    line(&mut text, name, value);
+    text
 }
 
 /// One line of postgresql.conf: in its quoted strings `\` escapes, and a quote is doubled.

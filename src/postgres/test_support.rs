@@ -45,6 +45,8 @@ pub fn settings() -> Postgres {
         max_connections_auto: false,
         reserved_connections: 5,
         shared_buffers: None,
+        slow_query: None,
+        read_all_stats: true,
         settings: BTreeMap::new(),
         ready_limit: LIMIT,
         probe_interval: Duration::from_secs(1),
@@ -131,6 +133,8 @@ impl Running {
 /// Make the role and the database `ffe`.
 pub async fn provisioned(home: &Home, port: u16, fresh: bool) -> Password {
     let password = secret::ensure(home, None).unwrap();
-    provision(home, port, &Wanted { user: "ffe", password: &password, database: "ffe" }, fresh).await.unwrap();
+    provision(home, port, &Wanted { user: "ffe", password: &password, database: "ffe", reads_all_stats: true }, fresh)
+        .await
+        .unwrap();
     password
 }

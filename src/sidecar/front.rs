@@ -36,6 +36,8 @@ const FOLLOWERS_MAX: usize = 10;
 /// What others see, and the tasks behind it.
 pub struct Front {
     pub view: View,
+    /// Who looks at it closely.
+    pub viewers: Viewers,
     pub upstream: Rc<Upstream>,
     pub tasks: Vec<JoinHandle<()>>,
     pub control: Option<ServedControl>,
@@ -84,6 +86,7 @@ impl Front {
         upstream.show(view.phase(), "starting", Duration::ZERO);
         Ok(Self {
             view,
+            viewers,
             upstream: Rc::new(upstream),
             tasks: vec![health, telling],
             control: Some(ServedControl { close, served }),
@@ -94,7 +97,7 @@ impl Front {
     /// What an errand has: nobody asks. It is over when it ends, and says so by its exit code.
     pub fn closed(settings: &Settings) -> Self {
         let (view, upstream) = (View::new(settings), Rc::default());
-        Self { view, upstream, tasks: Vec::new(), control: None, orders: None }
+        Self { view, viewers: Viewers::default(), upstream, tasks: Vec::new(), control: None, orders: None }
     }
 
     /// Until a stop is ordered. Other orders are refused: there are no workers yet that they could be about.

@@ -161,7 +161,8 @@ async fn make_cluster(
 /// [`super::Step::Provision`].
 pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     let Some(password) = &context.password else { return Ok(()) };
-    let wanted = Wanted { user: &context.url.user, password, database: &context.url.database };
+    let reads_all_stats = context.settings().postgres.read_all_stats;
+    let wanted = Wanted { user: &context.url.user, password, database: &context.url.database, reads_all_stats };
     // A second attempt may find what the first has made.
     let provide =
         async || provision::provision(&context.home, context.url.port, &wanted, context.fresh.replace(false)).await;

@@ -122,7 +122,8 @@ fn shown(mut table: Table) -> StatisticsTable {
         is_number: column.kind.is_number(),
         has_bar: Some(at) == drawn,
     };
-    let row = |row: &Vec<Cell>| row.iter().zip(&table.columns).map(|(cell, column)| cell_of(cell, column.kind)).collect();
+    let row =
+        |row: &Vec<Cell>| row.iter().zip(&table.columns).map(|(cell, column)| cell_of(cell, column.kind)).collect();
     StatisticsTable {
         topic: table.topic.clone().into_owned(),
         title: table.title.clone().into_owned(),
@@ -180,7 +181,8 @@ mod tests {
         let row = vec![Cell::Text("two\nlines\u{202e}".into()), Cell::Count(2048), Cell::Number(12.34)];
         let mut rows = vec![row; 100];
         rows[1] = vec![Cell::Text("x".repeat(500)), Cell::Nothing, Cell::Flag(true)];
-        let table = Table { topic: "t".into(), title: "T".into(), columns, rows, truncated: false, notes: vec!["n\n".into()] };
+        let table =
+            Table { topic: "t".into(), title: "T".into(), columns, rows, truncated: false, notes: vec!["n\n".into()] };
         let shown = shown(table);
         assert!(shown.rows.len() == ROWS_MAX && shown.truncated && shown.notes == ["n\\n"]);
         let texts = |row: usize| shown.rows[row].iter().map(|cell| cell.text.as_str()).collect::<Vec<_>>();

@@ -19,6 +19,7 @@ mod schedule;
 
 mod abandoned;
 mod address;
+mod administration;
 mod as_worker;
 mod backup;
 mod backup_copies;
@@ -136,6 +137,7 @@ mod shell_blocks;
 mod signals;
 mod slow_failure;
 mod sql_files;
+mod stats;
 mod status_page;
 mod stays_up;
 mod stays_up_database;

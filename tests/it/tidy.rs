@@ -17,7 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["boot"],
     &["postgres", "workers", "control", "page"],
     &["schema", "health", "compose"],
-    &["install", "companions", "signals", "systemd", "watch", "http", "scaffold"],
+    &["install", "companions", "signals", "systemd", "watch", "http", "scaffold", "stats"],
     &["service"],
     &["process"],
     &["telemetry"],

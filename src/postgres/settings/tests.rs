@@ -223,5 +223,5 @@ fn what_alter_system_set_is_told_and_does_not_move_the_server() {
         told[0].contains("logging_collector") && told[1].contains("port = '6543', which does not hold"),
         "{told:?}"
     );
-    assert!(told[2].contains("overrides \"8MB\" in [postgres.settings]; ALTER SYSTEM RESET work_mem"), "{told:?}");
+    assert!(told[2].contains("overrides \"8MB\" in [postgres.settings]; `tandem settings reset work_mem`"), "{told:?}");
 }
