@@ -54,6 +54,8 @@ pub struct Picture {
 /// What only the status page and `tandem top` show.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
+    /// The name of the deployment, as the operator wrote it.
+    pub name: String,
     /// Where the application is served, for people to read.
     pub application: String,
     /// The steps of the boot, in order.

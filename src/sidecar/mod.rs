@@ -27,6 +27,7 @@ mod saved;
 mod services;
 mod shell;
 mod slow_step;
+mod statistics;
 mod task;
 mod tree_view;
 mod view;

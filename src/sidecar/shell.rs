@@ -18,7 +18,7 @@ use super::slow_step::SlowStep;
 use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
-use super::{Context, Errand, Goal, Step, attached, backups, counting, hooks, jobs};
+use super::{Context, Errand, Goal, Step, attached, backups, counting, hooks, jobs, statistics};
 use crate::boot;
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
@@ -100,7 +100,7 @@ impl Sidecar {
         let settings = context.settings();
         let samples = watch::Sender::new(None);
         let services = Services::new(Roster::with_database(is_away(&samples, settings.postgres.mode)), events.clone());
-        let Front { view, viewers: _, upstream, mut tasks, control, orders } = front;
+        let Front { view, viewers, upstream, mut tasks, control, orders } = front;
         let (launch, roster) = (services.launch(), services.roster());
         let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
         let operator = Rc::new(operator);
@@ -136,6 +136,8 @@ impl Sidecar {
             Goal::Errand(make) => sidecar.errand = Some(make(&sidecar.context.url())),
             Goal::Serve => {
                 sidecar.open_doors()?;
+                let statistics = statistics::follow(sidecar.view.picture(), viewers, sidecar.context.clone());
+                sidecar.tasks.push(event_loop::spawn("the statistics", statistics));
                 sidecar.follow_exits();
             }
         }

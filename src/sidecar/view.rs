@@ -59,7 +59,11 @@ impl View {
             backup_disk: picture::Disk::default(),
             services: Vec::new(),
             roll: None,
-            details: picture::Details { application: settings.urls(), ..picture::Details::default() },
+            details: picture::Details {
+                name: settings.name.clone(),
+                application: settings.urls(),
+                ..picture::Details::default()
+            },
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }

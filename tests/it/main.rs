@@ -144,6 +144,7 @@ mod signals;
 mod slow_failure;
 mod sql_files;
 mod stats;
+mod status_page;
 mod stays_up;
 mod stays_up_database;
 mod stops;
