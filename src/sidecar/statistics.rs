@@ -91,9 +91,9 @@ async fn open<'a>(session: &'a mut Option<PgConnection>, context: &Context) -> a
 
 async fn connect(context: &Context) -> anyhow::Result<PgConnection> {
     anyhow::ensure!(context.database.get() != DatabaseStage::Unknown, "the database is not set up yet");
-    let url = &context.url;
+    let url = context.url();
     if context.settings().postgres.mode == PostgresMode::Attach {
-        return schema::session(url, APPLICATION_NAME).await;
+        return schema::session(&url, APPLICATION_NAME).await;
     }
     let options = superuser_options(&context.home, url.port, &url.database).application_name(APPLICATION_NAME);
     schema::answered(CONNECT_LIMIT, "connect to the database", options.connect()).await
