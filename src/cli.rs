@@ -10,6 +10,8 @@ mod import;
 mod init;
 mod logs;
 mod run;
+mod settings;
+mod stats;
 mod up;
 mod values;
 
@@ -27,6 +29,8 @@ pub use import::{ComposeArgs, Import, Into, SqliteArgs};
 pub use init::InitArgs;
 pub use logs::{LogLevel, LogsArgs};
 pub use run::RunArgs;
+pub use settings::SettingsCommand;
+pub use stats::StatsArgs;
 pub use up::UpArgs;
 
 use crate::postgres::binaries;
@@ -148,6 +152,17 @@ tandem psql --test test_total    # the database of a failed test")]
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
+    /// Show what PostgreSQL knows of itself: sizes, connections, locks, slow statements, indexes, upkeep
+    #[command(after_help = "Examples: tandem stats\n          tandem stats blocking\n          \
+tandem stats table-size --json | jq '.rows[0].total_bytes'")]
+    Stats(StatsArgs),
+    /// Show and change PostgreSQL's settings, durably
+    #[command(after_help = "Examples: tandem settings get work_mem\n          \
+tandem settings set log_min_duration_statement 1s --apply\n          tandem settings reset log_min_duration_statement --apply")]
+    Settings {
+        #[command(subcommand)]
+        command: SettingsCommand,
+    },
     /// Print the database's URL, password included
     #[command(after_help = "Example: DATABASE_URL=$(tandem url) alembic current")]
     Url {
@@ -194,6 +209,9 @@ tandem psql --test test_total    # the database of a failed test")]
         #[arg(long)]
         watch: bool,
     },
+    /// Watch processes and log of a running Tandem live in the terminal; keys reload, restart and scale
+    #[command(after_help = "Example: ssh -t server tandem top")]
+    Top,
     /// Read the configuration again and replace every worker, new before old; no request fails
     #[command(after_help = "Example: git pull && tandem reload")]
     Reload,
@@ -217,6 +235,11 @@ tandem psql --test test_total    # the database of a failed test")]
         /// How many workers, or how many more or fewer
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
         workers: String,
+    },
+    /// Change the password of the application's role
+    Password {
+        #[command(subcommand)]
+        command: Password,
     },
     /// Stop a running Tandem and wait for its end; a second `stop` cuts the requests that still run
     #[command(alias = "down", after_help = "Example: tandem stop && tandem up")]
@@ -297,6 +320,13 @@ pub enum Wal {
         /// Where PostgreSQL expects it
         path: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Password {
+    /// Give it a new one that Tandem makes, and every process with it, while it serves; no request fails
+    #[command(after_help = "Example: tandem password rotate")]
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]

@@ -26,8 +26,8 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
-//!              provision · probe · session · measure (for /metrics) · checkpoint · log · embedded
-//! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · tls · launch ·
+//!              provision · rotation · tls · authority · probe · session · measure (for /metrics) · checkpoint · log · embedded
+//! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · launch ·
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
 //!              options.py · notify.py · drain.py · template.py
 //! control/     the control socket: messages, server, client, the status they show
@@ -36,12 +36,14 @@
 //! health/      the report (pure), the port that shows it, the client that asks for it
 //! compose/     a Compose file made into a configuration, and what does not carry over (nothing is started for it)
 //! install/     what fetching and installing have in common: locks, digests, what pip's complaints mean
+//! certificate  a certificate with its key: whether they can be served, and a client that takes any
 //! companions   processes beside the workers, which the boot does not wait for
 //! signals      the signals Tandem gets, as words
 //! systemd/     the supervisor above: what it is told, the sockets that it hands down
 //! watch/       which of the application's files were saved: what counts, what is there, what changed
 //! http/        HTTP/1 over any stream, with limits: the server and the client of all rooms above
 //! scaffold/    files for a new project: a commented tandem.toml of what was found, and what goes with it
+//! stats/       what a PostgreSQL server says about itself, as tables: sizes, sessions, statements, indexes, upkeep
 //! service      what every kept process has in common: its events, its lines, its signals
 //! process/     the only door to OS processes: spawn, adopt, run, identity, orphans, the mark by which descendants are known,
 //!              the keeper that ends them when Tandem was killed, what /proc shows, ports, a child that has the terminal,
@@ -81,6 +83,7 @@
 pub mod backup;
 pub mod book;
 pub mod boot;
+pub mod certificate;
 pub mod cli;
 pub mod commands;
 pub mod companions;
@@ -115,6 +118,7 @@ pub mod signals;
 #[path = "../tests/it/common/skip.rs"]
 mod skip;
 pub mod sqlite;
+pub mod stats;
 pub use ::supervise;
 pub mod systemd;
 pub mod telemetry;

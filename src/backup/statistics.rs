@@ -1,10 +1,12 @@
 //! Gather the planner's statistics of a database that was restored: a dump holds none, and plans made without them are slow for
-//! hours. Where they cannot be gathered, the rows are there all the same.
+//! hours. Where they cannot be gathered, the rows are there all the same. And let the server count the database's statements
+//! (pg_stat_statements), which a dump of another server need not hold.
 
 use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, query_scalar, raw_sql};
 
 use super::reach::Reach;
+use crate::postgres::provision;
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 
 /// What has statistics of its own.
@@ -21,6 +23,9 @@ pub async fn gather(reach: &Reach, database: &str) -> anyhow::Result<()> {
     let mut session = reach.session(database).await?;
     let named = "SET search_path = ''; SET client_min_messages = error";
     answered(ANSWER_LIMIT, "leave the search path", raw_sql(named).execute(&mut session)).await?;
+    if reach.is_superuser() {
+        provision::statements(&mut session).await?;
+    }
     // It ends with the first that fails.
     if raw_sql("ANALYZE").execute(&mut session).await.is_err() {
         let tables = query_scalar::<_, String>(TABLES).fetch_all(&mut session);

@@ -20,7 +20,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["start", "serve", "server", "launch", "begin"], "tandem up"),
     (&["dev", "develop", "watch", "runserver", "live"], "tandem up --reload"),
     (&["down", "kill", "shutdown", "halt", "quit", "exit"], "tandem stop"),
-    (&["ps", "ls", "list", "top", "info", "services"], "tandem status"),
+    (&["ps", "ls", "list", "info", "services", "htop"], "tandem status"),
     (&["log", "tail", "attach"], "tandem logs -f"),
     (&["exec", "shell", "sh", "bash", "python"], "tandem run"),
     (&["db", "dbshell", "sql", "console", "connect"], "tandem psql"),
@@ -114,7 +114,8 @@ mod tests {
             ("PS", "`tandem status`"),
             ("shell", "`tandem run`"),
             ("new", "`tandem init`"),
-            ("statsu", "a similar subcommand exists: 'status'"),
+            ("statsu", "some similar subcommands exist: 'settings', 'stats', 'status'"),
+            ("doctr", "a similar subcommand exists: 'doctor'"),
         ] {
             let (code, said) = said(&[word]);
             assert!(code != 0 && said.contains(ours), "{word}: {said}");

@@ -1,15 +1,17 @@
 //! `tandem check`
 
+use std::time::SystemTime;
+
 use serde_json::{Value, json};
 
 use crate::boot;
 use crate::cli::{Check, Common};
 use crate::commands::open;
 use crate::commands::running::say;
-use crate::config::{Loaded, PostgresMode, Settings, json_schema};
+use crate::config::{Loaded, PostgresMode, PostgresTls, Settings, json_schema};
 use crate::exit::{self, Code, Reason, code_of, in_words};
 use crate::postgres::home::Home;
-use crate::postgres::{binaries, lookup, tried};
+use crate::postgres::{binaries, lookup, tls, tried};
 use crate::telemetry;
 use crate::workers::{environment, launch, serving};
 
@@ -33,15 +35,23 @@ async fn try_settings(settings: &Settings) -> anyhow::Result<Option<String>> {
 async fn check_serving(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
     let settings = &loaded.settings;
     let serving = &settings.workers.serving;
+    let mut notices = Vec::new();
+    if let Ok(home) = Home::resolve(settings)
+        && let PostgresTls::Files(_) = settings.postgres.tls
+    {
+        let found = tls::look(&settings.postgres, loaded, &home, SystemTime::now())?;
+        notices.extend(found.into_iter().flat_map(|certificate| certificate.notices));
+    }
     if serving.uvicorn.is_empty() && serving.tls.is_none() {
-        return Ok(Vec::new());
+        return Ok(notices);
     }
     // Where the state directory cannot be used, `tandem up` says why.
-    let Ok(home) = Home::resolve(settings) else { return Ok(Vec::new()) };
+    let Ok(home) = Home::resolve(settings) else { return Ok(notices) };
     let python = environment::existing(&settings.python, &home.state, &settings.directory);
     let user = launch::identity_for(settings, &home.run, &python)?;
     let question = serving::question(settings, &python).map(|command| command.identity(user.clone()));
-    Ok(serving::verify(loaded, question, user).await?.notices)
+    notices.extend(serving::verify(loaded, question, user).await?.notices);
+    Ok(notices)
 }
 
 /// A sound configuration, and what is to be said about it.

@@ -4,16 +4,15 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::cli::Common;
-use crate::commands::open;
 use crate::commands::running::say;
+use crate::commands::{audit, open};
 use crate::config::{PostgresMode, Purpose, Settings, Source};
 use crate::exit::{Code, Failure};
 use crate::harness;
 use crate::plan::{CommandLine, DatabaseUrl};
 use crate::postgres::home::Home;
-use crate::postgres::server;
 use crate::postgres::settings::SUPERUSER;
-use crate::process::{self, ports};
+use crate::process;
 use crate::telemetry;
 use crate::workers::environment;
 use crate::workers::surroundings::Surroundings;
@@ -38,17 +37,16 @@ pub async fn psql(common: &Common, superuser: bool, args: &[String]) -> anyhow::
     let (settings, url, python) = locate(common)?;
     let asks_psql = args.iter().any(|arg| matches!(arg.as_str(), "--help" | "-?" | "--version" | "-V"));
     let home = Home::resolve(&settings)?;
-    // In another container, or of another user, it runs unseen: then its port says so.
-    let is_stopped = || server::running_port(&home.data).is_none() && !ports::is_listened_to(url.port);
-    if settings.postgres.mode == PostgresMode::Managed && !asks_psql && is_stopped() {
-        let text =
-            "the database is stopped, as no tandem runs here: start it with `tandem up` (or `tandem up --detach`)";
-        return Err(Failure::new(Code::Failed, text).into());
+    if settings.postgres.mode == PostgresMode::Managed && !asks_psql {
+        open::refuse_stopped(&settings, &home)?;
     }
     let command = client(&settings).await?.args(args);
     let mut command = around(&settings, &url, &python).tool(command, "tandem-psql");
     if superuser {
-        command = as_superuser(command, &settings)?;
+        command = as_superuser(command, &settings, &home)?;
+        if !asks_psql {
+            audit::tell(&home.control, "opens a superuser's session (tandem psql --superuser)").await;
+        }
     }
     telemetry::flush();
     let error = process::replace(&command);
@@ -84,14 +82,18 @@ async fn client(settings: &Settings) -> anyhow::Result<CommandLine> {
     }
 }
 
+/// What the superuser's session sets: its end, with how long it was open, is a line of the server's log. PostgreSQL lets
+/// nobody else set that for one session (`log_disconnections`).
+const AUDITED: &str = "-c log_disconnections=on";
+
 /// Connect over the unix socket, where peer authentication accepts the server's user and root without a password.
-fn as_superuser(command: CommandLine, settings: &Settings) -> anyhow::Result<CommandLine> {
+fn as_superuser(command: CommandLine, settings: &Settings, home: &Home) -> anyhow::Result<CommandLine> {
     if settings.postgres.mode == PostgresMode::Attach {
         let text = "the server is run by somebody else: its superuser's name and password are theirs";
         return Err(Failure::new(Code::Usage, text).into());
     }
-    let socket = Home::resolve(settings)?.socket_dir;
-    Ok(command.env("PGHOST", socket).env("PGUSER", SUPERUSER).env_remove("PGPASSWORD"))
+    let command = command.env("PGHOST", &home.socket_dir).env("PGUSER", SUPERUSER).env_remove("PGPASSWORD");
+    Ok(command.env("PGOPTIONS", AUDITED))
 }
 
 /// Print the URL, by default with the plain scheme that `psql` and every driver accept.

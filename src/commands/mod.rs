@@ -1,5 +1,6 @@
 //! One file per subcommand: it turns flags into one call and the result into words. No logic.
 
+mod audit;
 mod backup;
 mod backup_base;
 mod check;
@@ -15,10 +16,12 @@ mod install;
 mod logs;
 mod logs_file;
 mod looked;
+mod looking;
 mod man;
 mod migrate;
 mod migrate_tool;
 mod open;
+mod password;
 mod reload;
 mod restart;
 mod restore;
@@ -26,15 +29,19 @@ mod restore_point;
 mod run;
 mod running;
 mod scale;
+mod settings;
+mod stats;
+mod stats_words;
 mod status;
 mod stop;
 mod table;
 mod test;
+mod top;
 mod up;
 mod up_detached;
 mod wal;
 
-use crate::cli::{Cli, Command, completions};
+use crate::cli::{Cli, Command, Password, completions};
 use crate::exit::Code;
 use crate::telemetry;
 
@@ -56,17 +63,21 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Restore(args) => restore::run(&common, args).await,
         Command::Psql { test: Some(test), args, .. } => connect::psql_of_test(&common, &test, &args).await,
         Command::Psql { superuser, args, .. } => connect::psql(&common, superuser, &args).await,
+        Command::Stats(args) => stats::run(&common, &args).await,
+        Command::Settings { command } => settings::run(&common, command).await,
         Command::Url { json, scheme } => connect::url(&common, scheme.as_deref(), json),
         Command::Env { json } => connect::env(&common, json),
         // As is this one's.
         Command::Run(args) => return run::run(&common, &args.command).await,
         Command::Health { ready, json, limit } => health::run(&common, ready, json, limit).await,
         Command::Status { json, watch } => status::run(&common, json, watch).await,
+        Command::Top => top::run(&common).await,
         Command::Deploy { dry_run } => deploy::run(&common, dry_run).await,
         Command::Docs { page, section } => docs::run(page.as_deref(), section.as_deref()),
         Command::Reload => reload::run(&common).await,
         Command::Restart { service } => restart::run(&common, service).await,
         Command::Scale { workers } => scale::run(&common, &workers).await,
+        Command::Password { command: Password::Rotate } => password::rotate(&common).await,
         Command::Stop => stop::run(&common).await,
         Command::Logs(args) => logs::run(&common, args).await,
         Command::Init(args) => init::run(&common, &args),

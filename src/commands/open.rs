@@ -8,8 +8,8 @@ use crate::plan::DatabaseUrl;
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
-use crate::postgres::settings::client_address;
-use crate::postgres::{lookup, secret, server};
+use crate::postgres::{address, lookup, secret, server, tls};
+use crate::process::ports;
 use crate::sidecar::{self, Configuration, Errand, Goal};
 use crate::telemetry::{self, FileBounds};
 
@@ -126,15 +126,22 @@ pub fn url(settings: &Settings, home: &Home) -> anyhow::Result<DatabaseUrl> {
         let text = format!("there is no database in {} yet: `tandem up` makes it", home.state.display());
         return Err(Failure::new(Code::Failed, text).into());
     };
-    Ok(DatabaseUrl {
-        scheme: "postgresql".to_owned(),
-        user: postgres.user.clone(),
-        password: Some(password.secret),
-        host: client_address(postgres.listen).to_string(),
-        port: server::running_port(&home.data).unwrap_or(postgres.port.number),
-        database: postgres.database.clone(),
-        parameters: Vec::new(),
-    })
+    let port = server::running_port(&home.data).unwrap_or(postgres.port.number);
+    Ok(address::of_application(postgres, password.secret, port, tls::of_url(postgres, home)))
+}
+
+/// Refuse to look for a server of Tandem's own that does not run.
+///
+/// # Errors
+/// It is stopped, with the command that starts it.
+pub fn refuse_stopped(settings: &Settings, home: &Home) -> anyhow::Result<()> {
+    let port = || server::running_port(&home.data);
+    // In another container, or of another user, it runs unseen: then its port says so.
+    if port().is_some() || ports::is_listened_to(settings.postgres.port.number) {
+        return Ok(());
+    }
+    let text = "the database is stopped, as no tandem runs here: start it with `tandem up` (or `tandem up --detach`)";
+    Err(Failure::new(Code::Failed, text).into())
 }
 
 /// The application's database on a server that answers.

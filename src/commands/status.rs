@@ -9,7 +9,7 @@ use crate::cli::Common;
 use crate::commands::running;
 use crate::commands::table::{age, plain, size};
 use crate::control::client;
-use crate::control::messages::{ServiceStatus, Status};
+use crate::control::messages::{CertificateStatus, ServiceStatus, Status};
 use crate::exit::{Code, in_words};
 use crate::health::picture;
 use crate::telemetry::{self, Printed};
@@ -89,8 +89,14 @@ fn table(status: &Status, width: Option<usize>) -> String {
     let roll = status.roll.as_ref().map_or_else(String::new, |roll| format!("roll: {roll}\n"));
     let under_way: String = status.under_way.iter().map(|work| format!("under way: {work}\n")).collect();
     let backups = status.backups.as_ref().map_or_else(String::new, |words| format!("\nbackups: {words}"));
+    let of = |one: &CertificateStatus| format!("{} {} days left", one.of, one.days_left);
+    let certificates = status.certificates.iter().map(of).collect::<Vec<_>>().join(", ");
+    let certificates = match certificates.is_empty() {
+        true => certificates,
+        false => format!("\ncertificates: {certificates}"),
+    };
     let hook = status.hook.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
-    format!("{roll}{under_way}{draining}{last}{backups}{hook}")
+    format!("{roll}{under_way}{draining}{last}{backups}{certificates}{hook}")
 }
 
 /// The `rows` in the columns whose number is below `level`.
@@ -196,6 +202,11 @@ mod tests {
             under_way: vec!["making the Python environment".into()],
             hook: Some("hooks.after_ready ended with exit status 1; the log has the rest".into()),
             backups: Some("next 2026-11-27 02:00 UTC".into()),
+            certificates: vec![CertificateStatus {
+                of: "postgres".into(),
+                not_after: "2027-11-27T00:00:00Z".into(),
+                days_left: 365,
+            }],
             services: vec![worker, replacement, replaced],
             memory_total_bytes: 41_100_160,
         };
@@ -210,6 +221,7 @@ mod tests {
             worker-0  4700  draining (retiring)       2h 1m  2 (SIGKILL)    123456          3  35.0 MB
             total                                                                              39.2 MB
             backups: next 2026-11-27 02:00 UTC
+            certificates: postgres 365 days left
             hooks.after_ready ended with exit status 1; the log has the rest"#]]
         .assert_eq(&table(&status, None));
         for width in [120, 100, 80, 60, 44] {

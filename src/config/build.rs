@@ -13,6 +13,7 @@ use super::problem::Origin;
 use super::references;
 use super::serving::Serving;
 use super::settings::*;
+use super::tls::PostgresTls;
 use super::value::Typed;
 use super::values::Values;
 use crate::plan::libpq::{TEST_SOCKET, is_libpq, stays_attached};
@@ -133,6 +134,7 @@ fn postgres(values: &Values, database: Database) -> Postgres {
         source: source(values),
         listen: values.ip("postgres.listen"),
         port: Port { number, chosen: values.chosen("postgres.port") },
+        tls: PostgresTls::of(values),
         user: values.word("postgres.user"),
         password: values.secret("postgres.password"),
         database: values.word("postgres.database"),
@@ -141,6 +143,8 @@ fn postgres(values: &Values, database: Database) -> Postgres {
         max_connections_auto: *values.typed("postgres.max_connections") == Typed::Text("auto".into()),
         reserved_connections: values.number("postgres.reserved_connections"),
         shared_buffers: values.bytes("postgres.shared_buffers"),
+        slow_query: values.duration_or_never("postgres.slow_query"),
+        read_all_stats: values.boolean("postgres.read_all_stats"),
         settings: values.table("postgres.settings"),
         ready_limit: values.duration("postgres.ready_limit"),
         probe_interval: values.duration("postgres.probe_interval"),

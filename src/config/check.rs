@@ -1,7 +1,10 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
+mod owned;
+mod password;
 mod servers;
 mod serving;
+mod tls;
 
 use std::time::Duration;
 
@@ -19,6 +22,8 @@ use super::references;
 use super::settings::*;
 use super::values::Values;
 use crate::plan::{libpq, schedule};
+
+pub use owned::owned_setting;
 
 /// Words that stand for other things where a role is named (PostgreSQL documentation, CREATE ROLE).
 const ROLES_RESERVED: [&str; 2] = ["none", "public"];
@@ -80,6 +85,9 @@ pub fn check(
     checker.commands();
     checker.pool();
     checker.postgres_settings();
+    checker.postgres_tls();
+    checker.password(purpose);
+    checker.slow_query();
     checker.worker_environment();
     checker.backup();
     checker.archiving();
@@ -281,6 +289,22 @@ impl Checker<'_> {
             if limit.subsec_nanos() != 0 {
                 self.wrong(key, "must be whole seconds, because the application reads it as a whole number", None);
             }
+        }
+    }
+
+    /// What `postgres.slow_query` cannot be.
+    fn slow_query(&mut self) {
+        let Some(limit) = self.settings.postgres.slow_query else { return };
+        if self.settings.postgres.mode == PostgresMode::Attach {
+            return self.notices.push("postgres.slow_query has no effect: the server is not Tandem's own".into());
+        }
+        if i32::try_from(limit.as_millis()).is_err() {
+            self.wrong("postgres.slow_query", "longer than PostgreSQL counts, 24 days", Some("\"never\""));
+        }
+        let given = self.values.entries("postgres.settings").map(|(name, _)| name);
+        if given.into_iter().any(|name| name.eq_ignore_ascii_case("log_min_duration_statement")) {
+            let message = "[postgres.settings] has log_min_duration_statement, which is the same";
+            self.wrong("postgres.slow_query", message, Some("keep one of them"));
         }
     }
 

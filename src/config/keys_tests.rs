@@ -58,6 +58,10 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         keys.collect::<Vec<_>>().join("\n")
     };
     expect_test::expect![[r#"
+        postgres.tls_cert
+        postgres.tls_key
+        postgres.tls_ca
+        postgres.tls_names
         workers.count
         workers.ready_limit
         workers.restart_intensity
@@ -110,6 +114,8 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         disk.stop_free"#]]
     .assert_eq(&of(Live));
     expect_test::expect![[r#"
+        postgres.password
+        postgres.password_file
         workers.app
         workers.app_dir
         workers.dir

@@ -10,7 +10,7 @@ use super::keys;
 use super::problem::{Origin, Problems};
 use super::processes::ProcessTable;
 use super::value::{self, Raw, Typed};
-use super::{Source, dotenv, foreign, references, text};
+use super::{Source, dotenv, foreign, references, secret_files, text};
 use crate::plan::libpq;
 
 /// The key of the variables that workers do not get.
@@ -122,6 +122,10 @@ pub fn gather(source: &Source, found: &Found, problems: &mut Problems) -> Gather
         written.variable(Layer::Environment, name, value, origin, &source.cwd, problems);
     }
     written.entries.extend(foreign::entries(&source.environment, &source.cwd, problems));
+    if let Some(dir) = source.environment.get("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty()) {
+        written.entries.extend(secret_files::credentials(Path::new(dir), problems));
+    }
+    secret_files::refuse_both(&written.entries, problems);
     let drop_env = written.drop_env(source);
     written.take_dropped(&drop_env);
     written.inherited(source, &drop_env);
@@ -224,6 +228,15 @@ impl Gathered {
             // Templates of `.env` carry empty lines for what is not set.
             if !value.is_empty() {
                 self.entry(layer, key, value, origin, base, true);
+            }
+            return true;
+        }
+        if let Some(key) = secret_files::key_of(name) {
+            if !value.is_empty() {
+                match secret_files::read(&base.join(value)) {
+                    Ok(text) => self.entry(layer, key, &text, origin, base, !name.starts_with("TANDEM_")),
+                    Err(why) => problems.add_to(key, &origin, format!("{name}: {why}"), None),
+                }
             }
             return true;
         }

@@ -43,12 +43,14 @@ mod processes;
 mod pyproject;
 pub mod references;
 mod rows;
+mod secret_files;
 mod secrets;
 mod serving;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tls;
 pub mod uvicorn;
 mod value;
 mod values;
@@ -57,6 +59,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
+pub use check::owned_setting;
 pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
 pub use dotenv::variables as dotenv_variables;
@@ -69,6 +72,7 @@ pub use problem::Origin;
 pub use rows::Row;
 pub use serving::{Given, Serving, SocketFiles, Tls, TlsClient};
 pub use settings::*;
+pub use tls::{PostgresTls, PostgresTlsFiles};
 pub use value::Room;
 
 use crate::plan::DatabaseUrl;

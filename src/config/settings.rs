@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::backup::{Backup, CloudVariables, Disk};
 use super::drop_env::DropEnv;
 use super::serving::Serving;
+use super::tls::PostgresTls;
 use crate::plan::{DatabaseUrl, Place, Secret};
 use crate::project::{Found, Wanted};
 
@@ -118,6 +119,7 @@ pub struct Postgres {
     pub source: BinarySource,
     pub listen: IpAddr,
     pub port: Port,
+    pub tls: PostgresTls,
     /// The role the application connects as; owner of the database.
     pub user: String,
     /// `None`: Tandem makes one and keeps it in the state directory.
@@ -132,6 +134,10 @@ pub struct Postgres {
     pub reserved_connections: u32,
     /// Bytes. `None`: a quarter of the memory that this machine or container may use, within bounds.
     pub shared_buffers: Option<u64>,
+    /// From which duration on a statement is in the server's log; `None`: none is.
+    pub slow_query: Option<Duration>,
+    /// Whether the application's role sees what all sessions do (`pg_read_all_stats`).
+    pub read_all_stats: bool,
     /// PostgreSQL's own settings, by their own names.
     pub settings: BTreeMap<String, String>,
     /// How long the server may take from spawn to its first answer.

@@ -15,8 +15,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::messages::{Answer, Deploy, LogEntry, LogQuery, Order, Restart, Status};
+use super::messages::{Answer, Audit, Deploy, LogEntry, LogQuery, Order, Restart, Status};
 use crate::exit::{Code, Failure};
+use crate::health::overview::Overview;
 use crate::http::client::{exchange, get, read_body};
 
 /// How long a status may take: the server waits for nothing but the kernel's figures of memory.
@@ -46,6 +47,23 @@ pub async fn status(path: &Path) -> anyhow::Result<Status> {
     }
 }
 
+/// Let the Tandem behind the socket at `path` log `what` a person does beside it.
+///
+/// # Errors
+/// As [`status`].
+pub async fn audit(path: &Path, what: &str) -> anyhow::Result<()> {
+    let told = async {
+        let stream = connect(path).await?;
+        let body = serde_json::to_string(&Audit { what: what.to_owned() })?;
+        let request = request(Method::POST, "/audit", body)?;
+        exchange(stream, request, Duration::MAX, async |response| whole::<Answer>(response).await).await
+    };
+    match timeout(STATUS_LIMIT, told).await {
+        Ok(answer) => answer.map(drop),
+        Err(_) => bail!("the tandem behind {} did not answer within {STATUS_LIMIT:?}", path.display()),
+    }
+}
+
 /// Give an order to the Tandem behind the socket at `path`, and wait for its answer for as long as that Tandem lives.
 ///
 /// # Errors
@@ -54,6 +72,7 @@ pub async fn order(path: &Path, order: &Order) -> anyhow::Result<Answer> {
     let (to, body) = match order {
         Order::Reload => ("/reload", String::new()),
         Order::Stop => ("/stop", String::new()),
+        Order::RotatePassword => ("/password/rotate", String::new()),
         &Order::Deploy { dry_run } => ("/deploy", serde_json::to_string(&Deploy { dry_run })?),
         Order::Restart { service } => ("/restart", serde_json::to_string(&Restart { service: service.clone() })?),
         Order::Scale(to) => ("/scale", serde_json::to_string(to)?),
@@ -104,26 +123,54 @@ pub async fn logs(
         if !response.status().is_success() {
             return whole(response).await;
         }
-        let mut body = response.into_body();
-        let mut rest: Vec<u8> = Vec::new();
         let limit = if query.follow { Duration::MAX } else { STATUS_LIMIT };
-        while let Some(frame) = timeout(limit, body.frame()).await.context("the log ends in the middle")? {
-            // A Tandem that was killed in the middle of a line: that half line is left out.
-            let Ok(frame) = frame else { break };
-            rest.extend(frame.into_data().unwrap_or_default());
-            let mut begin = 0;
-            while let Some(length) = rest[begin..].iter().position(|&byte| byte == b'\n') {
-                on_entry(parse(&rest[begin..begin + length])?)?;
-                begin += length + 1;
-            }
-            rest.drain(..begin);
-            if rest.len() > ANSWER_SIZE_MAX {
-                bail!("a line of the log is longer than {ANSWER_SIZE_MAX} bytes");
-            }
-        }
-        Ok(())
+        each_line(response, limit, |line| on_entry(parse(line)?)).await
     };
     exchange(stream, request(Method::GET, &query.to_uri(), String::new())?, STATUS_LIMIT, read).await
+}
+
+/// Hand each event of the Tandem behind the socket at `path` to `on_event`, until that Tandem ends or `on_event` fails.
+///
+/// # Errors
+/// As [`status`]; what `on_event` says.
+pub async fn events(path: &Path, mut on_event: impl FnMut(Overview) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let stream = connect(path).await?;
+    let read = async |response: Response<Incoming>| {
+        if !response.status().is_success() {
+            return whole(response).await;
+        }
+        let on_line = |line: &[u8]| match line.strip_prefix(b"data: ") {
+            Some(data) => on_event(parse(data)?),
+            None => Ok(()),
+        };
+        each_line(response, LIFE_LIMIT, on_line).await
+    };
+    exchange(stream, request(Method::GET, "/events", String::new())?, STATUS_LIMIT, read).await
+}
+
+/// Hand each line of an answer to `on_line`; between two pieces of it `limit` may pass. A Tandem that was killed in the middle
+/// of a line: that half line is left out.
+async fn each_line(
+    response: Response<Incoming>,
+    limit: Duration,
+    mut on_line: impl FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut body = response.into_body();
+    let mut rest: Vec<u8> = Vec::new();
+    while let Some(frame) = timeout(limit, body.frame()).await.context("the answer stops in the middle")? {
+        let Ok(frame) = frame else { break };
+        rest.extend(frame.into_data().unwrap_or_default());
+        let mut begin = 0;
+        while let Some(length) = rest[begin..].iter().position(|&byte| byte == b'\n') {
+            on_line(&rest[begin..begin + length])?;
+            begin += length + 1;
+        }
+        rest.drain(..begin);
+        if rest.len() > ANSWER_SIZE_MAX {
+            bail!("a line of the answer is longer than {ANSWER_SIZE_MAX} bytes");
+        }
+    }
+    Ok(())
 }
 
 /// The process that listens at `path` (SO_PEERCRED).

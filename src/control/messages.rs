@@ -19,6 +19,8 @@ pub enum Order {
     Restart { service: String },
     /// Have more workers, or fewer.
     Scale(ScaleTo),
+    /// Give the application's role another password.
+    RotatePassword,
     /// Stop everything. A second one skips the waits.
     Stop,
 }
@@ -45,6 +47,14 @@ pub struct Deploy {
 #[serde(deny_unknown_fields)]
 pub struct Restart {
     pub service: String,
+}
+
+/// The body of an audit: what a person does beside Tandem, with rights that nothing limits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Who does what, in a sentence for the log.
+    pub what: String,
 }
 
 /// An order on its way to the supervisor.
@@ -119,9 +129,23 @@ pub struct Status {
     /// The state of the backups, in words; `None` where there are none and none are scheduled.
     #[serde(default)]
     pub backups: Option<String>,
+    /// How long the certificates that are served hold.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     pub services: Vec<ServiceStatus>,
     /// The memory of all processes, Tandem included.
     pub memory_total_bytes: u64,
+}
+
+/// A certificate that is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// What shows it: `workers` or `postgres`.
+    pub of: String,
+    /// RFC 3339, UTC.
+    pub not_after: String,
+    /// Whole days, less than zero where it has ended.
+    pub days_left: i64,
 }
 
 /// One process, or a service that has none at the moment.

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `GET /status` | [`super::messages::Status`] |
 //! | `GET /logs?service=&lines=N&follow=1` | one [`LogEntry`] a line |
+//! | `POST /audit` with `{"what": "root does this"}` | an [`Answer`], when it is in the log |
 //! | `GET /events` | server-sent events, each an [`crate::health::overview::Overview`] |
-//! | `POST /reload`, `/stop` | an [`Answer`] |
+//! | `POST /reload`, `/password/rotate`, `/stop` | an [`Answer`] |
 //! | `POST /restart` with `{"service": "worker-0"}` | an [`Answer`] |
 //! | `POST /scale` with `{"to": 4}` or `{"by": -1}` | an [`Answer`] |
 //!
@@ -24,7 +25,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::messages::{Answer, Ask, Deploy, LogEntry, LogQuery, Order, Restart};
+use super::messages::{Answer, Ask, Audit, Deploy, LogEntry, LogQuery, Order, Restart};
 use super::socket::ControlSocket;
 use super::status::{Memory, status};
 use crate::exit::Code;
@@ -90,7 +91,7 @@ impl Answerer {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let wanted = match request.uri().path() {
             "/status" | "/logs" | "/events" => Method::GET,
-            "/deploy" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
+            "/audit" | "/deploy" | "/password/rotate" | "/reload" | "/restart" | "/scale" | "/stop" => Method::POST,
             path => return wrong((404, format!("there is no {path} here"))),
         };
         if *request.method() != wanted {
@@ -100,6 +101,7 @@ impl Answerer {
             "/status" => self.status().await,
             "/events" => self.events(),
             "/logs" => self.logs(request.uri().query().unwrap_or_default()).unwrap_or_else(wrong),
+            "/audit" => audit(request).await.unwrap_or_else(wrong),
             _ => match order(request).await {
                 Ok(order) => self.carry(order).await,
                 Err(why) => wrong(why),
@@ -174,20 +176,33 @@ impl Answerer {
     }
 }
 
+/// Log what a person does beside this Tandem. Only its own user and root can say anything here.
+async fn audit(request: Request<Incoming>) -> Result<Response<Body>, Wrong> {
+    let Audit { what } = parse(&body(request).await?, r#"{"what": "…"}"#)?;
+    // A warning: it shall be in the log whatever filter is set, and be found in it.
+    tracing::warn!("audit: {what}");
+    Ok(respond(200, &Answer::done(Vec::new())))
+}
+
 /// The order that `request` brings.
 async fn order(request: Request<Incoming>) -> Result<Order, Wrong> {
     let path = request.uri().path().to_owned();
-    let body = match timeout(BODY_LIMIT, Limited::new(request.into_body(), BODY_SIZE_MAX).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(_)) => return Err((413, format!("a request's body has at most {BODY_SIZE_MAX} bytes"))),
-        Err(_) => return Err((408, format!("the request's body did not come within {BODY_LIMIT:?}"))),
-    };
+    let body = body(request).await?;
     match path.as_str() {
         "/restart" => Ok(Order::Restart { service: parse::<Restart>(&body, r#"{"service": "worker-0"}"#)?.service }),
         "/scale" => Ok(Order::Scale(parse(&body, r#"{"to": 4} or {"by": -1}"#)?)),
         "/reload" => Ok(Order::Reload),
+        "/password/rotate" => Ok(Order::RotatePassword),
         "/deploy" => Ok(Order::Deploy { dry_run: parse::<Deploy>(&body, r#"{"dry_run": false}"#)?.dry_run }),
         _ => Ok(Order::Stop),
+    }
+}
+
+async fn body(request: Request<Incoming>) -> Result<Bytes, Wrong> {
+    match timeout(BODY_LIMIT, Limited::new(request.into_body(), BODY_SIZE_MAX).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => Err((413, format!("a request's body has at most {BODY_SIZE_MAX} bytes"))),
+        Err(_) => Err((408, format!("the request's body did not come within {BODY_LIMIT:?}"))),
     }
 }
 

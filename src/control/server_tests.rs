@@ -52,6 +52,7 @@ fn picture() -> Picture {
         details: Default::default(),
         hook: None,
         certificate: None,
+        database_certificate: None,
         sorted_otherwise: Vec::new(),
     }
 }
@@ -63,7 +64,7 @@ struct Served {
     ring: &'static Ring,
     close: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
-    pictures: watch::Sender<Arc<Picture>>,
+    _pictures: watch::Sender<Arc<Picture>>,
 }
 
 impl Served {
@@ -78,7 +79,7 @@ impl Served {
         };
         let ring: &Ring = Box::leak(Box::new(Ring::new(RING_SIZE)));
         let task = tokio::spawn(serve_ring(socket, (receiver, Viewers::default().door(2)), sender, ring, shutdown));
-        Self { dir, asks, ring, close, task, pictures }
+        Self { dir, asks, ring, close, task, _pictures: pictures }
     }
 
     fn path(&self) -> PathBuf {

@@ -1,8 +1,9 @@
 //! From a [`Picture`] and the memory of its processes to the answer of `GET /status`. Pure.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::messages::{ServiceStatus, Status};
+use super::messages::{CertificateStatus, ServiceStatus, Status};
+use crate::certificate;
 use crate::health::picture::Service;
 use crate::health::{Picture, backups};
 use crate::phase::Phase;
@@ -30,9 +31,21 @@ pub fn status(picture: &Picture, memory: &Memory, under_way: Vec<String>, now: I
         under_way: if picture.phase < Phase::Serving { under_way } else { Vec::new() },
         hook: picture.hook.clone(),
         backups: backups::words(&picture.backups),
+        certificates: certificates(picture, SystemTime::now()),
         services,
         memory_total_bytes: memory.own.unwrap_or(0) + of_services,
     }
+}
+
+fn certificates(picture: &Picture, now: SystemTime) -> Vec<CertificateStatus> {
+    let all = [("workers", picture.certificate), ("postgres", picture.database_certificate)];
+    let held = all.into_iter().filter_map(|(of, not_after)| Some((of, not_after?)));
+    let shown = held.map(|(of, not_after)| CertificateStatus {
+        of: of.to_owned(),
+        not_after: humantime::format_rfc3339_seconds(not_after).to_string(),
+        days_left: certificate::days_left(not_after, now),
+    });
+    shown.collect()
 }
 
 fn service(service: &Service, memory: Option<u64>, now: Instant) -> ServiceStatus {
@@ -95,6 +108,7 @@ mod tests {
             migrations: Migrations::default(),
             hook: None,
             certificate: None,
+            database_certificate: None,
             sorted_otherwise: Vec::new(),
             backups: Backups::default(),
             disk: Disk::default(),

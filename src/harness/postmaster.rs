@@ -153,6 +153,7 @@ fn configure(spec: &Spec, port: u16) -> anyhow::Result<()> {
         trusted_users: &spec.home.trusted_users()?,
         archiving: None,
         statements: false,
+        tls: None,
         purpose: Purpose::Throwaway(&spec.settings.test.settings),
     })?;
     cluster::configure(&spec.home, &files)

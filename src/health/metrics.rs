@@ -42,6 +42,8 @@ fn families(picture: &Picture, supervisor: Supervisor, (instant, wall): (Instant
     backups(&mut all, picture, wall);
     let days = picture.certificate.map(|until| days_until(until, wall));
     all.gauge("tandem_tls_certificate_days_left", "Days until the application's certificate expires", days);
+    let days = picture.database_certificate.map(|until| days_until(until, wall));
+    all.gauge("tandem_postgres_certificate_days_left", "Days until PostgreSQL's certificate expires", days);
     all.0
 }
 

@@ -24,6 +24,9 @@ const TEXT_MAX: usize = 2_000;
 #[serde(default)]
 pub struct Overview {
     pub version: String,
+    /// As the operator calls it.
+    pub name: String,
+    /// The same, made unique on this machine.
     pub deployment: String,
     /// Differs between two runs of Tandem: sequence numbers of the log begin anew.
     pub instance: String,
@@ -218,7 +221,8 @@ pub fn overview(picture: &Picture, now: Now<'_>) -> Overview {
     let started = now.wall.checked_sub(age(picture.started, now)).unwrap_or(SystemTime::UNIX_EPOCH);
     Overview {
         version: report.version.to_owned(),
-        deployment: visible(&picture.deployment),
+        name: visible_name(Some(&picture.details.name).filter(|name| !name.is_empty()).unwrap_or(&picture.deployment)),
+        deployment: visible_name(&picture.deployment),
         instance: format!("{}-{}", std::process::id(), rfc3339(started).get(..19).unwrap_or_default()),
         pid: std::process::id(),
         time: report.timestamp,

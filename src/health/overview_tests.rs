@@ -72,6 +72,7 @@ pub(crate) fn picture() -> Picture {
         migrations: Migrations::default(),
         hook: None,
         certificate: None,
+        database_certificate: None,
         sorted_otherwise: Vec::new(),
         backups: Backups::default(),
         disk: Disk {

@@ -36,6 +36,8 @@ pub struct Picture {
     pub sorted_otherwise: Vec<String>,
     /// Until when the certificate holds with which the application is served.
     pub certificate: Option<SystemTime>,
+    /// Until when PostgreSQL's does, where that is ours and serves over TLS.
+    pub database_certificate: Option<SystemTime>,
     pub backups: Backups,
     /// The file system that `pg_wal` is on.
     pub disk: Disk,
@@ -52,6 +54,8 @@ pub struct Picture {
 /// What only the status page and `tandem top` show.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
+    /// The name of the deployment, as the operator wrote it.
+    pub name: String,
     /// Where the application is served, for people to read.
     pub application: String,
     /// The steps of the boot, in order.

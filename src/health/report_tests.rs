@@ -57,6 +57,7 @@ fn picture(now: Now<'_>) -> Picture {
         migrations: Migrations::default(),
         hook: None,
         certificate: None,
+        database_certificate: None,
         sorted_otherwise: Vec::new(),
         backups: Backups::default(),
         disk: Disk::default(),

@@ -41,6 +41,7 @@ fn picture(phase: Phase) -> Picture {
         migrations: Migrations::default(),
         hook: None,
         certificate: None,
+        database_certificate: None,
         sorted_otherwise: Vec::new(),
         backups: Backups::default(),
         disk: Disk::default(),

@@ -19,6 +19,6 @@ mod access;
 mod render;
 mod sections;
 mod server;
-mod words;
+pub mod words;
 
 pub use server::{Audience, serve};

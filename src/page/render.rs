@@ -62,7 +62,7 @@ impl Asked {
 pub fn page(overview: &Overview, asked: &Asked) -> String {
     let statistics = overview.statistics.clone().unwrap_or_default();
     let lines: Vec<_> = overview.log.iter().filter(|line| asked.wants(line)).collect();
-    let title = format!("{} · {}", overview.deployment, overview.status);
+    let title = format!("{} · {}", overview.name, overview.status);
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -142,7 +142,7 @@ fn top(overview: &Overview) -> Markup {
         _ => ("bad", "✗"),
     };
     html! {
-        h1 { bdi { (overview.deployment) } }
+        h1 { bdi { (overview.name) } }
         p.state {
             strong.badge.(look) { span aria-hidden="true" { (mark) " " } (overview.status) }
             " " span.badge { (overview.phase) }

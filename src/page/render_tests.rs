@@ -9,7 +9,7 @@ const HOSTILE: &str = "<script>alert('1')</script>\" onload=x & \u{5d0}";
 
 fn hostile() -> Overview {
     let mut overview = shown(&picture());
-    overview.deployment = HOSTILE.into();
+    overview.name = HOSTILE.into();
     overview.reasons = vec![HOSTILE.into()];
     overview.history = vec![EventOverview { words: HOSTILE.into(), ..EventOverview::default() }];
     overview.services[0].name = HOSTILE.into();

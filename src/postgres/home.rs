@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
-use super::{names, secret};
+use super::{names, secret, tls};
 use crate::config::Settings;
 use crate::durable::{open_itself, sync_parent};
 use crate::exit::{Code, Failure};
@@ -132,6 +132,9 @@ impl Home {
         close(&self.state.join("backups"), own, 0o750, 0o700)?;
         // The key that signs backups: `backup::signature`.
         close(&self.state.join("backup.key"), own, 0o600, 0o600)?;
+        close(&tls::authority_key_file(self), own, 0o600, 0o600)?;
+        // PostgreSQL refuses a key that a group may read.
+        close(&tls::server_file(self), server, 0o600, 0o600)?;
         if let Some(parent) = self.data.parent() {
             close(parent, server, 0o700, 0o700)?;
         }

@@ -2,7 +2,10 @@
 //!
 //! Must not know about workers: the database URL travels through `plan/`.
 
+pub mod address;
 pub mod adopt;
+pub mod alter;
+mod authority;
 pub mod binaries;
 pub mod checkpoint;
 pub mod cluster;
@@ -26,6 +29,7 @@ pub mod policy;
 pub mod port;
 pub mod probe;
 pub mod provision;
+pub mod rotation;
 pub mod scram;
 pub mod secret;
 pub mod server;
@@ -36,6 +40,7 @@ pub mod shared_memory;
 pub mod stale;
 #[cfg(test)]
 pub mod test_support;
+pub mod tls;
 pub mod tried;
 pub mod trouble;
 

@@ -25,7 +25,7 @@ use crate::plan::DatabaseUrl;
 use crate::schema;
 
 /// The first packet of a client that asks for TLS: length 8, code 80877103 (PostgreSQL documentation, "SSLRequest").
-const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
+pub(super) const SSL_REQUEST: [u8; 8] = [0x00, 0x00, 0x00, 0x08, 0x04, 0xd2, 0x16, 0x2f];
 /// Pause before another session is opened in place of one that was terminated.
 const ENDED_PAUSE: Duration = Duration::from_millis(20);
 /// The SQLSTATE of a session that was terminated, as by pg_terminate_backend.

@@ -84,13 +84,30 @@ pub fn ensure(home: &Home, given: Option<&Secret>) -> anyhow::Result<Password> {
     if let Some(password) = existing(home, given)? {
         return Ok(password);
     }
+    let made = make()?;
+    keep(home, &made)?;
+    Ok(made)
+}
+
+/// A new password of Tandem's own, not kept yet.
+///
+/// # Errors
+/// The system has no randomness to give.
+pub fn make() -> anyhow::Result<Password> {
     let mut bits = [0; 32];
     SysRng.try_fill_bytes(&mut bits).context("ask the system for randomness")?;
     // Letters, digits, `-` and `_`: nothing that a URL must encode, because Alembic's configuration chokes on `%`.
     let text = URL_SAFE_NO_PAD.encode(bits);
     scrub::learn(&text);
-    write_whole(&path(home), &text, 0o600, None)?;
     Ok(Password { secret: Secret::new(text), generated: true })
+}
+
+/// Keep `password`, one of Tandem's own, for the next start and for commands.
+///
+/// # Errors
+/// The file cannot be written; the old one is then still there.
+pub fn keep(home: &Home, password: &Password) -> anyhow::Result<()> {
+    write_whole(&path(home), password.secret.expose(), 0o600, None)
 }
 
 #[cfg(test)]

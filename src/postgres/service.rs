@@ -52,8 +52,9 @@ pub struct PostmasterSetup {
     pub home: Home,
     /// Set by the install job.
     pub installation: Rc<RefCell<Option<Installation>>>,
-    /// The workers' way to the application's database, which does not exist yet in a new cluster.
-    pub url: DatabaseUrl,
+    /// The workers' way to the application's database, which does not exist yet in a new cluster. Their role and its password
+    /// may change.
+    pub url: Rc<RefCell<DatabaseUrl>>,
     pub stocked: Rc<Cell<DatabaseStage>>,
     pub settings: Settings,
     /// How long a server of an earlier run gets to stop (`stop.postgres_grace`).
@@ -319,14 +320,15 @@ impl Shared {
         let data = launch.home.data.clone();
         elsewhere(move || async move { server::wait_ready(&data, pid).await }).await;
         let mut stocked = launch.stocked.get();
+        let mut url = launch.url.borrow().clone();
         let mut probe = launch.probe(stocked);
         let mut answered = false;
         let mut silent_since = Instant::now();
         let mut woken = Woken::Due;
         loop {
-            if launch.stocked.get() != stocked {
-                // The database has been created or migrated: probe it, and read its tables again.
-                stocked = launch.stocked.get();
+            if launch.stocked.get() != stocked || *launch.url.borrow() != url {
+                // The database has been created or migrated: probe it, and read its tables again. Or workers log in otherwise.
+                (stocked, url) = (launch.stocked.get(), launch.url.borrow().clone());
                 probe = launch.probe(stocked);
             }
             if matches!(self.server.get(), ServerProcess::Told(_)) {
@@ -427,10 +429,10 @@ const OUTPUT_LIMIT: Duration = Duration::from_millis(50);
 
 impl PostmasterSetup {
     fn probe(&self, stocked: DatabaseStage) -> Probe {
-        let port = self.url.port;
+        let url = self.url.borrow();
         if stocked == DatabaseStage::Unknown {
-            return Probe::managed(&self.home, port, SUPERUSER);
+            return Probe::managed(&self.home, url.port, SUPERUSER);
         }
-        Probe::managed(&self.home, port, &self.url.database).at_the_door(&self.url)
+        Probe::managed(&self.home, url.port, &url.database).at_the_door(&url)
     }
 }

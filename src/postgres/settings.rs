@@ -2,15 +2,20 @@
 //!
 //! They are written whole at every start, so that they never differ from what the operator configured.
 
+mod access;
+mod told;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{conf, log};
+use super::{conf, log, tls};
 use crate::config::Postgres;
 use crate::exit::{Code, Failure};
+
+pub use told::{overrides, unseen};
 
 /// The database superuser. It has no password: Tandem gets in by peer authentication over the unix socket.
 pub const SUPERUSER: &str = "postgres";
@@ -36,9 +41,15 @@ const OWNED: [&str; 11] = [
     "unix_socket_directories",
 ];
 
+/// Settings that Tandem sets where `postgres.tls` asks for TLS. `ssl_ca_file` is not among them: whose clients have certificates
+/// is the operator's to say.
+const OF_TLS: [&str; 3] = ["ssl", "ssl_cert_file", "ssl_key_file"];
+
 /// Where the log goes. An operator may send it elsewhere in `[postgres.settings]`, and Tandem then reads nothing of it.
 const LOG_PLACE: [(&str, &str); 2] = [("log_destination", "stderr"), ("logging_collector", "off")];
 const LINE_PREFIX: &str = "log_line_prefix";
+/// What `postgres.slow_query` sets.
+const SLOW_QUERY: &str = "log_min_duration_statement";
 const LANGUAGE: &str = "lc_messages";
 
 /// What the files depend on.
@@ -57,6 +68,8 @@ pub struct Inputs<'a> {
     pub archiving: Option<&'a Archiving>,
     /// Whether the installation has `pg_stat_statements`.
     pub statements: bool,
+    /// The server's certificate and key ([`super::tls`]), where it serves over TLS.
+    pub tls: Option<&'a Path>,
     pub purpose: Purpose<'a>,
 }
 
@@ -100,62 +113,10 @@ pub fn owned(conf: &str, data: &Path) -> Vec<(String, String)> {
     let rendered = OWNED.iter().filter_map(|&name| Some((name.to_owned(), set.get(name)?.clone())));
     let beside = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
     let beside = beside.iter().map(|(name, file)| ((*name).to_owned(), data.join(file).display().to_string()));
-    rendered.chain(beside).collect()
-}
-
-/// What to tell of `altered`, the settings in postgresql.auto.conf, beside Tandem's own and those that are configured.
-pub fn overrides(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
-    let told = altered.iter().filter_map(|(name, value)| {
-        let reset = format!("ALTER SYSTEM RESET {name}");
-        if OWNED.contains(&name.as_str()) {
-            return Some(format!(
-                "ALTER SYSTEM has set {name} = '{value}', which does not hold: Tandem sets it; {reset}"
-            ));
-        }
-        let given = postgres.settings.iter().find(|(given, _)| given.eq_ignore_ascii_case(name))?.1;
-        (given != value).then(|| {
-            format!(
-                "ALTER SYSTEM has set {name} = '{value}', which overrides {given:?} in [postgres.settings]; {reset}"
-            )
-        })
-    });
-    told.collect()
-}
-
-/// What Tandem does not see because of how the operator has the server write its log.
-pub fn unseen(altered: &BTreeMap<String, String>, postgres: &Postgres) -> Vec<String> {
-    let given = |name: &str| {
-        let mut given = postgres.settings.iter();
-        given.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    };
-    let set = |name: &str| altered.get(name).map(String::as_str).or_else(|| given(name));
-    let mut told = Vec::new();
-    let collected = given(LOG_PLACE[1].0).is_some_and(|value| !matches!(value, "off" | "false" | "no" | "0"));
-    let elsewhere = given(LOG_PLACE[0].0).is_some_and(|value| !value.split(',').any(|place| place.trim() == "stderr"));
-    if collected || elsewhere {
-        told.push(
-            "[postgres.settings] sends the server's log elsewhere (logging_collector, log_destination): `tandem logs` does \
-             not have it, and why a start fails is only in there"
-                .to_owned(),
-        );
-    }
-    if let Some(prefix) = set(LINE_PREFIX) {
-        told.push(format!(
-            "log_line_prefix = {prefix:?} holds: severities of the server's log are found by their words, and whether a \
-             statement of the application's failed or the server itself may be mistaken"
-        ));
-    }
-    if let Some(language) = set(LANGUAGE).filter(|value| !is_english(value)) {
-        told.push(format!(
-            "lc_messages = {language:?} holds: severities of the server's log are found by SQLSTATE, and why a start fails \
-             is known in English only"
-        ));
-    }
-    told
-}
-
-fn is_english(locale: &str) -> bool {
-    locale.is_empty() || locale == "C" || locale.starts_with("C.") || locale == "POSIX" || locale.starts_with("en")
+    let own_tls = set.get("ssl_cert_file").is_some_and(|path| tls::is_server_file(path));
+    let of_tls = OF_TLS.iter().filter(|_| own_tls);
+    let of_tls = of_tls.filter_map(|&name| Some((name.to_owned(), set.get(name)?.clone())));
+    rendered.chain(of_tls).chain(beside).collect()
 }
 
 /// Render the files.
@@ -164,7 +125,12 @@ fn is_english(locale: &str) -> bool {
 /// [`Failure`] with [`Code::Config`] for a name in `[postgres.settings]` that is none, or that Tandem sets itself.
 pub fn render(inputs: &Inputs<'_>) -> Result<Rendered, Failure> {
     let notice = (!fits_in_shared(inputs)).then(|| shared_notice(inputs));
-    Ok(Rendered { conf: conf(inputs)?, hba: hba(inputs.postgres.listen), ident: ident(inputs.trusted_users), notice })
+    Ok(Rendered {
+        conf: conf(inputs)?,
+        hba: access::hba(inputs.postgres.listen, inputs.tls.is_some()),
+        ident: access::ident(inputs.trusted_users),
+        notice,
+    })
 }
 
 /// The address under which this machine reaches a server that listens on `listen`.
@@ -179,7 +145,8 @@ pub fn client_address(listen: IpAddr) -> IpAddr {
 fn conf(inputs: &Inputs<'_>) -> Result<String, Failure> {
     let mut text = format!("{HEADER}# Change [postgres] or [postgres.settings] in Tandem's configuration instead.\n\n");
     let archiving = inputs.archiving.map(archiving).unwrap_or_default();
-    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(archiving) {
+    let more = of_tls(inputs).into_iter().chain(archiving).chain(slow_query(inputs));
+    for (name, value) in fixed(inputs).into_iter().chain(tuned(inputs)).chain(more) {
         line(&mut text, name, &value);
     }
     if !fits_in_shared(inputs) {
@@ -293,6 +260,19 @@ fn tuned(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// What makes the server serve over TLS.
+fn of_tls(inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let Some(file) = inputs.tls else { return Vec::new() };
+    let file = file.display().to_string();
+    OF_TLS.into_iter().zip(["on".to_owned(), file.clone(), file]).collect()
+}
+
+/// From which duration on a statement of the application's is in the log.
+fn slow_query(inputs: &Inputs<'_>) -> Option<(&'static str, String)> {
+    let limit = inputs.postgres.slow_query.filter(|_| matches!(inputs.purpose, Purpose::Durable))?;
+    Some((SLOW_QUERY, limit.as_millis().to_string()))
+}
+
 /// What makes the server archive its WAL, and serve base backups.
 fn archiving(archiving: &Archiving) -> Vec<(&'static str, String)> {
     vec![
@@ -397,6 +377,13 @@ fn check(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The line of a configuration file that sets `name`.
+pub fn line_of(name: &str, value: &str) -> String {
+    let mut text = String::new();
+    line(&mut text, name, value);
+    text
+}
+
 /// One line of postgresql.conf: in its quoted strings `\` escapes, and a quote is doubled.
 fn line(text: &mut String, name: &str, value: &str) {
     let mut quoted = String::with_capacity(value.len());
@@ -412,37 +399,6 @@ fn line(text: &mut String, name: &str, value: &str) {
         }
     }
     let _ = writeln!(text, "{name} = '{quoted}'");
-}
-
-fn hba(listen: IpAddr) -> String {
-    let mut text = format!("{HEADER}# The first line that fits decides.\n");
-    let mut rule = |kind: &str, database: &str, user: &str, address: &str, method: &str| {
-        let line = format!("{kind:<5} {database:<11} {user:<10} {address:<14} {method}");
-        let _ = writeln!(text, "{}", line.trim_end());
-    };
-    rule("local", "all", SUPERUSER, "", "peer map=tandem");
-    rule("local", "replication", SUPERUSER, "", "peer map=tandem");
-    rule("local", "all", "all", "", "scram-sha-256");
-    rule("host", "all", "all", "127.0.0.1/32", "scram-sha-256");
-    rule("host", "all", "all", "::1/128", "scram-sha-256");
-    match listen {
-        IpAddr::V4(address) if !address.is_loopback() => rule("host", "all", "all", "0.0.0.0/0", "scram-sha-256"),
-        IpAddr::V6(address) if !address.is_loopback() => rule("host", "all", "all", "::/0", "scram-sha-256"),
-        _ => {}
-    }
-    text
-}
-
-fn ident(users: &[String]) -> String {
-    let mut text =
-        format!("{HEADER}# Operating-system users that may be the database superuser over the unix socket.\n");
-    for user in users {
-        // A name that starts with a slash would be read as a regular expression.
-        if !user.starts_with('/') && !user.contains(['"', '\n']) {
-            let _ = writeln!(text, "tandem \"{user}\" {SUPERUSER}");
-        }
-    }
-    text
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::provision::{Wanted, provision};
 use super::secret::{self, Password};
 use super::settings::{Inputs, Purpose, render};
 use super::{cluster, port, server, stale};
-use crate::config::{BinarySource, Port, Postgres, PostgresMode};
+use crate::config::{BinarySource, Port, Postgres, PostgresMode, PostgresTls};
 use crate::process::{self, Child, identity, lines, signal};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -37,6 +37,7 @@ pub fn settings() -> Postgres {
         source: BinarySource::Auto,
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: Port { number: 0, chosen: false },
+        tls: PostgresTls::Off,
         user: "ffe".into(),
         password: None,
         database: "ffe".into(),
@@ -45,6 +46,8 @@ pub fn settings() -> Postgres {
         max_connections_auto: false,
         reserved_connections: 5,
         shared_buffers: None,
+        slow_query: None,
+        read_all_stats: true,
         settings: BTreeMap::new(),
         ready_limit: LIMIT,
         probe_interval: Duration::from_secs(1),
@@ -94,6 +97,7 @@ pub async fn start_with(home: &Home, postgres: &Postgres) -> Running {
         trusted_users: &trusted_users,
         archiving: None,
         statements: true,
+        tls: None,
         purpose: Purpose::Durable,
     };
     cluster::configure(home, &render(&inputs).unwrap()).unwrap();
@@ -131,6 +135,8 @@ impl Running {
 /// Make the role and the database `ffe`.
 pub async fn provisioned(home: &Home, port: u16, fresh: bool) -> Password {
     let password = secret::ensure(home, None).unwrap();
-    provision(home, port, &Wanted { user: "ffe", password: &password, database: "ffe" }, fresh).await.unwrap();
+    provision(home, port, &Wanted { user: "ffe", password: &password, database: "ffe", reads_all_stats: true }, fresh)
+        .await
+        .unwrap();
     password
 }

@@ -41,6 +41,7 @@ pub async fn try_settings(
         trusted_users: &[],
         archiving: None,
         statements: false,
+        tls: None,
         purpose: Purpose::Durable,
     })?;
     std::fs::write(dir.path().join("postgresql.conf"), &files.conf)?;

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// [`super::Step::Attach`]: wait until the server that Tandem does not run answers and takes writes.
 pub async fn attach(context: Rc<Context>) -> anyhow::Result<()> {
     let postgres = &context.settings().postgres;
-    let url = &context.url;
+    let url = &context.url();
     let mut probe = Probe::attached(url);
     let (mut last, mut answers) = (String::new(), false);
     let answered = async {
@@ -92,11 +92,11 @@ pub async fn of_absence(context: &Context, error: anyhow::Error) -> anyhow::Erro
     if postgres.mode != PostgresMode::Attach || !matches!(code_of(&error), Code::Failed | Code::Temporary) {
         return error;
     }
-    let sample = Probe::attached(&context.url).sample(postgres.probe_deadline).await;
+    let sample = Probe::attached(&context.url()).sample(postgres.probe_deadline).await;
     if sample.available || sample.fault == Some(Fault::NoDescriptors) {
         return error;
     }
-    let (url, why) = (&context.url, why_away(context, &sample).await);
+    let (url, why) = (&context.url(), why_away(context, &sample).await);
     error.context(Failure::new(Code::Temporary, format!("the database {url} went away during the migrations: {why}")))
 }
 
@@ -149,7 +149,7 @@ pub async fn sample(
 
 /// Say what became of the server elsewhere.
 async fn tell(context: &Context, sample: &Sample, news: News) {
-    let url = &context.url;
+    let url = &context.url();
     let seconds = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs().max(1)));
     if let News::Back(after) = news {
         return tracing::info!("the database {url} serves again, after {}", seconds(after));

@@ -81,7 +81,7 @@ async fn dumps(context: Rc<Context>, pictures: watch::Sender<Arc<Picture>>) {
     loop {
         let settings = context.settings();
         let catalog = Catalog::of(&settings, &context.home);
-        seen = look(seen, &catalog, &context.url.database).await;
+        seen = look(seen, &catalog, &context.url().database).await;
         let now = Utc::now();
         // If the clock was set back, the next run does not wait until it is there again.
         after = after.min(now);
@@ -154,7 +154,7 @@ fn what_follows(settings: &Settings, run: &Run, tries: u32) -> String {
 async fn begin(context: &Context) -> (DateTime<Utc>, Option<Run>) {
     loop {
         let settings = context.settings();
-        let (catalog, database) = (Catalog::of(&settings, &context.home), context.url.database.clone());
+        let (catalog, database) = (Catalog::of(&settings, &context.home), context.url().database.clone());
         let catch_up = settings.backup.catch_up;
         let look = move || {
             // Blocks: called by `within`.
@@ -276,7 +276,7 @@ async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
         Some(Alarm::Command(words)) => run_alarm(context, settings, words, error).await,
         Some(Alarm::Webhook(address)) => {
             let body = serde_json::json!({
-                "event": "backup_failed", "deployment": settings.name, "database": context.url.database, "error": error,
+                "event": "backup_failed", "deployment": settings.name, "database": context.url().database, "error": error,
                 "timestamp": Utc::now(),
             });
             crate::backup::webhook::post(address, &body, ALARM_LIMIT).await
@@ -298,7 +298,7 @@ async fn run_alarm(context: &Rc<Context>, settings: &Settings, words: &[String],
     let command = context
         .whereabouts(command)
         .env("TANDEM_BACKUP_ERROR", error)
-        .env("TANDEM_BACKUP_DATABASE", &context.url.database)
+        .env("TANDEM_BACKUP_DATABASE", &context.url().database)
         .env("TANDEM_DEPLOYMENT", &settings.name);
     let on_line = |line: &str| telemetry::child_line("hook:backup.on_failure", Stream::Stderr, line);
     let finished = process::run_with(&command, ALARM_LIMIT, on_line).await?;

@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::jobs;
+use super::jobs::{self, Resolved};
 use crate::boot;
-use crate::config::{Debugger, Effect, Loaded, PostgresMode, Settings, Source, changes};
+use crate::config::{Debugger, Effect, Loaded, Postgres, PostgresMode, Settings, Source, changes};
 use crate::durable;
 use crate::event_loop::{Hangs, elsewhere, within};
 use crate::health::picture::Migrations;
-use crate::plan::{CommandLine, DatabaseUrl, Identity, Place, Rung};
+use crate::plan::{CommandLine, DatabaseUrl, Identity, Place, Rung, Secret};
 use crate::postgres;
 use crate::postgres::binaries::Installation;
 use crate::postgres::home::Home;
@@ -31,6 +31,9 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a worker that is debugged may take to get ready.
 const DEBUGGED_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// The keys that give the password.
+const PASSWORD_KEYS: [&str; 2] = ["postgres.password", "postgres.password_file"];
 
 /// The configuration, and its sources, from which it can be read again.
 pub struct Configuration {
@@ -80,10 +83,10 @@ pub struct Context {
     current: RefCell<Current>,
     server_end: watch::Sender<Vec<Rung>>,
     pub home: Home,
-    /// Where the application's database is, password included.
-    pub url: DatabaseUrl,
+    /// Where the application's database is, password included; what watches the server reads it too.
+    url: Rc<RefCell<DatabaseUrl>>,
     /// The password of the application's role; `None` where the server is not ours.
-    pub password: Option<Password>,
+    pub password: RefCell<Option<Password>>,
     pub installation: Rc<RefCell<Option<Installation>>>,
     pub python: Rc<RefCell<PathBuf>>,
     /// The user of the workers.
@@ -94,6 +97,8 @@ pub struct Context {
     pub hook_failure: RefCell<Option<String>>,
     /// Until when the certificate holds with which workers are started, for the health port.
     pub certificate: Cell<Option<SystemTime>>,
+    /// The same of PostgreSQL's, where that serves over TLS.
+    pub database_certificate: Cell<Option<SystemTime>>,
     /// The step of the deployment that is under way, for the status page.
     pub deployment_step: RefCell<Option<String>>,
     /// What the migrations did, for the health port.
@@ -111,17 +116,18 @@ impl Context {
     pub(super) async fn resolve(configuration: Configuration, home: Home) -> anyhow::Result<Self> {
         let Configuration { source, mut loaded, reload, debugger } = configuration;
         wait_for_person(&mut loaded.settings, debugger);
-        let (settings, place) = (loaded.settings.clone(), home.clone());
+        let (read, place) = (loaded.clone(), home.clone());
         let resolved = elsewhere(move || async move {
+            let settings = &read.settings;
             durable::keep_reserve(&place.run.join("reserve"));
             if settings.postgres.mode == PostgresMode::Managed {
                 // A server that outlives a killed Tandem by a moment still has the port that is to be chosen now.
                 // Blocks: elsewhere.
                 stale::end_leftover(&place, settings.stop.postgres_grace).await?;
             }
-            jobs::database_url(&settings, &place)
+            jobs::resolve_database(&read, &place)
         });
-        let (url, password) = resolved.await?;
+        let Resolved { url, password, certificate } = resolved.await?;
         let loaded = Rc::new(loaded);
         let current = Current { settings: Rc::new(loaded.settings.clone()), loaded: loaded.clone() };
         Ok(Self {
@@ -132,13 +138,14 @@ impl Context {
             server_end: watch::Sender::new(rungs(&current.settings)),
             current: RefCell::new(current),
             home,
-            url,
-            password,
+            url: Rc::new(RefCell::new(url)),
+            password: RefCell::new(password),
             installation: Rc::default(),
             python: Rc::default(),
             worker_identity: Rc::default(),
             hook_failure: RefCell::default(),
             certificate: Cell::default(),
+            database_certificate: Cell::new(certificate),
             deployment_step: RefCell::default(),
             migrations: RefCell::default(),
             fresh: Cell::new(false),
@@ -149,7 +156,7 @@ impl Context {
     /// Call `work` with what all children get, as it is now.
     pub fn around<T>(&self, work: impl FnOnce(Surroundings<'_>) -> T) -> T {
         let (python, identity) = (self.python.borrow(), self.worker_identity.borrow());
-        let (settings, url) = (&*self.settings(), &self.url);
+        let (settings, url) = (&*self.settings(), &self.url());
         work(Surroundings { settings, url, python: &python, identity: identity.as_ref(), of_tests: settings.in_test() })
     }
 
@@ -162,7 +169,7 @@ impl Context {
         work: impl FnOnce(Surroundings<'_>) -> T + Send + 'static,
     ) -> Result<T, Hangs> {
         let python = self.python.borrow().clone();
-        self.around_aside_in((*self.settings()).clone(), self.url.clone(), python, work).await
+        self.around_aside_in((*self.settings()).clone(), self.url(), python, work).await
     }
 
     /// As [`Context::around_aside`], as it will be with these `settings`, the database at `url` and the environment of the
@@ -205,6 +212,22 @@ impl Context {
         }
     }
 
+    /// Where the application's database is, password included, for what is started or connects now.
+    pub fn url(&self) -> DatabaseUrl {
+        self.url.borrow().clone()
+    }
+
+    /// The same, as it will be.
+    pub fn urls(&self) -> Rc<RefCell<DatabaseUrl>> {
+        self.url.clone()
+    }
+
+    /// Let what is started or connects from now on log in as `user` with `password`.
+    pub fn log_in_as(&self, user: &str, password: &Secret) {
+        let mut url = self.url.borrow_mut();
+        (url.user, url.password) = (user.to_owned(), Some(password.clone()));
+    }
+
     /// What the configuration came to at the start.
     pub fn started(&self) -> Rc<Loaded> {
         self.started.clone()
@@ -213,6 +236,11 @@ impl Context {
     /// What the configuration was read from.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// The configuration that holds now.
+    pub fn current(&self) -> Current {
+        self.current.borrow().clone()
     }
 
     /// The current settings.
@@ -240,8 +268,11 @@ impl Context {
             let of = changes(old, &loaded).into_iter().filter(|change| change.effect == wanted);
             of.map(|change| change.key).collect()
         };
-        let (live, rolled) = (keys(&current.loaded, Effect::Live), keys(&current.loaded, Effect::Roll));
-        let restart = keys(&self.started, Effect::Restart);
+        let (live, mut rolled) = (keys(&current.loaded, Effect::Live), keys(&current.loaded, Effect::Roll));
+        let mut restart = keys(&self.started, Effect::Restart);
+        if self.started.settings.postgres.mode == PostgresMode::Attach {
+            restart.extend(rolled.extract_if(.., |key| PASSWORD_KEYS.contains(&key.as_str())));
+        }
         let mut settings = merge(&self.started.settings, &loaded.settings);
         // A socket that was handed down keeps its address.
         settings.workers.listen = current.settings.workers.listen.clone();
@@ -305,7 +336,15 @@ fn merge(started: &Settings, new: &Settings) -> Settings {
         socket: started.workers.socket,
         ..new.workers.clone()
     };
+    let tls = started.postgres.tls.renewed(&new.postgres.tls);
+    // Of a server elsewhere only the next start takes another password: there is no second one to change over with.
+    let password = match started.postgres.mode {
+        PostgresMode::Managed => new.postgres.password.clone(),
+        PostgresMode::Attach => started.postgres.password.clone(),
+    };
+    let postgres = Postgres { tls, password, ..started.postgres.clone() };
     Settings {
+        postgres,
         workers,
         pool: new.pool.clone(),
         health: crate::config::Health { workers_min: new.health.workers_min, ..started.health.clone() },

@@ -134,7 +134,7 @@ impl Operator {
     }
 
     async fn migrate_once(&self, settings: &Settings, next: Option<&Next>, limit: Duration) -> anyhow::Result<()> {
-        let (migrations, url) = (&settings.migrations, &self.context.url);
+        let (migrations, url) = (&settings.migrations, &self.context.url());
         match &migration_run::of_database(url, migrations).await? {
             MigrationRun::None => Ok(()),
             MigrationRun::SeaOrm => {
@@ -214,14 +214,14 @@ async fn findings(context: &Rc<Context>, settings: &Settings) -> anyhow::Result<
     let (python, state, dir) = (settings.python.clone(), context.home.state.clone(), settings.directory.clone());
     let look = move || environment::changed(&python, &state, &dir);
     let requirements = within(LOOK_LIMIT, "look at the requirements", look).await??;
-    let migrations = match &migration_run::of_database(&context.url, &settings.migrations).await? {
+    let migrations = match &migration_run::of_database(&context.url(), &settings.migrations).await? {
         MigrationRun::None => None,
         MigrationRun::SeaOrm => {
-            let missing = schema::status(&context.url).await?.iter().filter(|row| !row.applied).count();
+            let missing = schema::status(&context.url()).await?.iter().filter(|row| !row.applied).count();
             (missing > 0).then(|| format!("{missing} that the database lacks"))
         }
         MigrationRun::Sql => {
-            let files = sql_files::status(&context.url, &settings.sql_dir()).await?;
+            let files = sql_files::status(&context.url(), &settings.sql_dir()).await?;
             let missing = files.iter().filter(|file| !file.applied).count();
             (missing > 0).then(|| format!("{missing} that the database lacks"))
         }

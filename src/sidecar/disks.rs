@@ -150,7 +150,8 @@ pub async fn follow_kept_databases(pictures: Pictures, context: Rc<Context>) {
 
 /// `None` when the server does not answer.
 async fn kept_databases(context: &Context) -> Option<picture::KeptDatabases> {
-    let asking = swap::kept_databases(&context.home, context.url.port, &context.url.database);
+    let url = context.url();
+    let asking = swap::kept_databases(&context.home, url.port, &url.database);
     let kept = tokio::time::timeout(LOOK_LIMIT, asking).await.ok()?;
     let kept =
         kept.inspect_err(|error| tracing::debug!("look for what restores replaced: {}", in_words(error))).ok()?;
@@ -164,7 +165,7 @@ pub async fn follow_sorting(pictures: Pictures, context: Rc<Context>) {
         let looked = if context.database.get() == DatabaseStage::Unknown {
             None
         } else {
-            let asking = collation::sorted_otherwise(&context.home, context.url.port);
+            let asking = collation::sorted_otherwise(&context.home, context.url().port);
             tokio::time::timeout(LOOK_LIMIT, asking).await.ok().and_then(Result::ok)
         };
         if let Some(sentences) = looked {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use super::shell::Sidecar;
-use super::{attached, disks, measuring};
+use super::{attached, database_tls, disks, measuring};
 use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
 use crate::event_loop;
@@ -28,7 +28,7 @@ impl Sidecar {
         let settings = self.context.settings();
         *self.services.launch().borrow_mut() = Some(Rc::new(Launch {
             settings: settings.clone(),
-            url: self.context.url.clone(),
+            url: self.context.url(),
             run: self.context.home.run.clone(),
             notify: self.context.home.notify.clone(),
             listeners: Rc::new(RefCell::new(doors.iter().map(Door::inherited).collect())),
@@ -46,6 +46,10 @@ impl Sidecar {
         let room = disks::follow_room(picture.clone(), self.context.clone());
         self.tasks.push(event_loop::spawn("the room on disks", room));
         if settings.postgres.mode == PostgresMode::Managed {
+            if database_tls::has_certificate(&settings) {
+                let keep = self.operator.clone().keep_certificate();
+                self.tasks.push(event_loop::spawn("the certificate of PostgreSQL", keep));
+            }
             let kept = disks::follow_kept_databases(picture.clone(), self.context.clone());
             self.tasks.push(event_loop::spawn("what restores replaced", kept));
             let sorting = disks::follow_sorting(picture.clone(), self.context.clone());
@@ -64,7 +68,7 @@ impl Sidecar {
             self.tasks.push(event_loop::spawn("saved sources", self.operator.clone().follow(sources)));
         }
         if settings.postgres.mode == PostgresMode::Attach {
-            let probe = Probe::attached(&self.context.url);
+            let probe = Probe::attached(&self.context.url());
             let (context, samples) = (self.context.clone(), self.samples.clone());
             self.tasks
                 .push(event_loop::spawn("the probe", attached::sample(probe, context, samples, self.events.clone())));

@@ -107,7 +107,11 @@ impl Front {
             // Whoever asked may have gone.
             let _ = answer.send(match order {
                 Order::Stop => Answer::begun(vec!["stopping".into()], STOP_LIMIT),
-                Order::Reload | Order::Deploy { .. } | Order::Restart { .. } | Order::Scale(_) => {
+                Order::Reload
+                | Order::Deploy { .. }
+                | Order::Restart { .. }
+                | Order::Scale(_)
+                | Order::RotatePassword => {
                     let text = "Tandem is still starting and has no workers yet; ask again when it serves";
                     Answer::failed(Code::Temporary, text)
                 }

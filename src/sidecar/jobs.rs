@@ -22,8 +22,8 @@ use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
 use crate::postgres::service::DatabaseStage;
-use crate::postgres::settings::{self, Inputs, Purpose, client_address};
-use crate::postgres::{adopt, binaries, cluster, conf, port, provision, shared_memory};
+use crate::postgres::settings::{self, Inputs, Purpose};
+use crate::postgres::{address, adopt, binaries, cluster, conf, port, provision, shared_memory, tls};
 use crate::process::{self, RunError};
 use crate::schema::{self, sql_files};
 use crate::workers::serving::{self, ServingCheck};
@@ -37,23 +37,36 @@ const RECOVERY_POLL: Duration = Duration::from_millis(200);
 /// How often it may do so.
 const BROKEN_OFF_MAX: u32 = 4;
 
-/// Where the application's database is, and the password its role shall have where the server is ours.
-pub fn database_url(settings: &Settings, home: &Home) -> anyhow::Result<(DatabaseUrl, Option<Password>)> {
-    let postgres = &settings.postgres;
+/// What must be known of the database before the first process.
+pub struct Resolved {
+    pub url: DatabaseUrl,
+    /// The password that the role shall have, where the server is ours.
+    pub password: Option<Password>,
+    /// Until when the server's certificate holds, where the server is ours and serves over TLS.
+    pub certificate: Option<SystemTime>,
+}
+
+/// Find out where the application's database is, and put the server's certificate in place.
+///
+/// # Errors
+/// The port is taken and was chosen by hand; the certificate cannot be served; a file cannot be written.
+pub fn resolve_database(loaded: &Loaded, home: &Home) -> anyhow::Result<Resolved> {
+    let postgres = &loaded.settings.postgres;
     if let (PostgresMode::Attach, Some(url)) = (postgres.mode, &postgres.url) {
-        return Ok((url.clone(), None));
+        return Ok(Resolved { url: url.clone(), password: None, certificate: None });
     }
+    let certificate = tls::look(postgres, loaded, home, SystemTime::now())?;
     let password = secret::ensure(home, postgres.password.as_ref())?;
-    let url = DatabaseUrl {
-        scheme: "postgresql".into(),
-        user: postgres.user.clone(),
-        password: Some(password.secret.clone()),
-        host: client_address(postgres.listen).to_string(),
-        port: port::choose(postgres.listen, postgres.port)?,
-        database: postgres.database.clone(),
-        parameters: Vec::new(),
-    };
-    Ok((url, Some(password)))
+    let port = port::choose(postgres.listen, postgres.port)?;
+    if let Some(certificate) = &certificate {
+        certificate.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+        // No server runs that could show another one.
+        certificate.put(home)?;
+        certificate.settle(home)?;
+    }
+    let parameters = certificate.as_ref().map(|certificate| certificate.parameters.clone()).unwrap_or_default();
+    let url = address::of_application(postgres, password.secret.clone(), port, parameters);
+    Ok(Resolved { url, password: Some(password), certificate: certificate.and_then(|it| it.not_after) })
 }
 
 /// [`super::Step::Install`]: both at once, since neither needs the other. `serves`: an application is to be served.
@@ -109,7 +122,7 @@ async fn installation(settings: &Settings) -> anyhow::Result<Installation> {
 /// [`super::Step::Cluster`].
 pub async fn cluster(context: Rc<Context>) -> anyhow::Result<()> {
     let installation = context.installation.borrow().clone().context("no PostgreSQL was installed")?;
-    let (settings, home, port) = ((*context.settings()).clone(), context.home.clone(), context.url.port);
+    let (settings, home, port) = ((*context.settings()).clone(), context.home.clone(), context.url().port);
     let fresh = elsewhere(move || async move { make_cluster(&settings, &home, &installation, port).await }).await?;
     context.fresh.set(fresh);
     Ok(())
@@ -141,6 +154,7 @@ async fn make_cluster(
         trusted_users: &home.trusted_users()?,
         archiving: archiving.as_ref(),
         statements: installation.has_statements(),
+        tls: (!settings.postgres.tls.is_off()).then(|| tls::server_file(home)).as_deref(),
         purpose: Purpose::Durable,
     })?;
     if !fresh {
@@ -160,11 +174,11 @@ async fn make_cluster(
 
 /// [`super::Step::Provision`].
 pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
-    let Some(password) = &context.password else { return Ok(()) };
-    let wanted = Wanted { user: &context.url.user, password, database: &context.url.database };
+    let Some(password) = context.password.borrow().clone() else { return Ok(()) };
+    let (url, reads_all_stats) = (context.url(), context.settings().postgres.read_all_stats);
+    let wanted = Wanted { user: &url.user, password: &password, database: &url.database, reads_all_stats };
     // A second attempt may find what the first has made.
-    let provide =
-        async || provision::provision(&context.home, context.url.port, &wanted, context.fresh.replace(false)).await;
+    let provide = async || provision::provision(&context.home, url.port, &wanted, context.fresh.replace(false)).await;
     across_recoveries(&context.settings().postgres, provide).await?;
     context.database.set(DatabaseStage::Provisioned);
     Ok(())
@@ -225,7 +239,7 @@ async fn restore_if_empty(context: &Context) -> anyhow::Result<()> {
     let settings = context.settings();
     let Some(source) = settings.restore_if_empty.clone() else { return Ok(()) };
     let installed = context.installation.borrow().clone();
-    let (settings, home, url) = ((*settings).clone(), context.home.clone(), context.url.clone());
+    let (settings, home, url) = ((*settings).clone(), context.home.clone(), context.url());
     elsewhere(move || async move { restore_from(&source, &settings, &home, &url, installed).await }).await
 }
 
@@ -300,21 +314,21 @@ async fn begin_if_empty(reach: &Reach, database: &str, limit: Duration) -> anyho
 
 /// What migrated, and how many migrations this start applied, where that is known.
 async fn apply(context: &Context, migrations: &Migrations) -> anyhow::Result<(MigrationRun, Option<u32>)> {
-    let run = migration_run::of_database(&context.url, migrations).await?;
+    let run = migration_run::of_database(&context.url(), migrations).await?;
     let applied = match &run {
         MigrationRun::None => None,
         MigrationRun::SeaOrm => {
-            let outcome = schema::up(&context.url, migrations.lock_limit, migrations.limit).await?;
+            let outcome = schema::up(&context.url(), migrations.lock_limit, migrations.limit).await?;
             u32::try_from(outcome.applied.len()).ok()
         }
         MigrationRun::Sql => {
             let (dir, limits) = (context.settings().sql_dir(), (migrations.lock_limit, migrations.limit));
-            let outcome = sql_files::up(&context.url, &dir, limits, None).await?;
+            let outcome = sql_files::up(&context.url(), &dir, limits, None).await?;
             u32::try_from(outcome.applied.len()).ok()
         }
         MigrationRun::Command(words) => {
             preflight::program(context, words).await?;
-            schema::locked(&context.url, migrations.lock_limit, command(context, words)).await?;
+            schema::locked(&context.url(), migrations.lock_limit, command(context, words)).await?;
             None
         }
     };
@@ -353,7 +367,7 @@ async fn command(context: &Context, words: &[String]) -> anyhow::Result<()> {
     let owned = words.to_vec();
     let make = move |around: Surroundings<'_>| (migration_command(&around, &owned), around.import_help());
     let (command, import_help) = context.around_aside(make).await?;
-    let ended = run_migrations(&context.url, &command?, words, settings.migrations.limit).await;
+    let ended = run_migrations(&context.url(), &command?, words, settings.migrations.limit).await;
     ended.map_err(|error| with_import_help(error, import_help))
 }
 

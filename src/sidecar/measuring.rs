@@ -43,8 +43,8 @@ pub async fn follow(context: Rc<Context>, pictures: Pictures) {
 /// that the first who does finds something.
 async fn follow_database(context: &Context, mut pictures: watch::Receiver<Arc<Picture>>) {
     let mut sampler = match context.settings().postgres.mode {
-        PostgresMode::Managed => Sampler::managed(&context.home, &context.url),
-        PostgresMode::Attach => Sampler::attached(&context.url),
+        PostgresMode::Managed => Sampler::managed(&context.home, &context.url()),
+        PostgresMode::Attach => Sampler::attached(&context.url()),
     };
     // It closes only with the process.
     if pictures.wait_for(|picture| picture.phase >= Phase::Serving).await.is_err() {

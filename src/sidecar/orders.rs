@@ -21,6 +21,7 @@ use crate::config::Settings;
 use crate::control::{Answer, Ask, Order, ScaleTo};
 use crate::event_loop::{self, within};
 use crate::exit::Code;
+use crate::postgres::secret::Password;
 use crate::supervise::state::ChildEvent;
 use crate::supervise::tree::{RollId, Scope, ServiceId, TreeEvent};
 use crate::systemd::Upstream;
@@ -58,6 +59,10 @@ pub struct Operator {
     rolls: Cell<u64>,
     /// Whether a deployment is under way.
     pub(super) deploys: Cell<bool>,
+    /// Whether the password is being changed.
+    pub(super) rotates: Cell<bool>,
+    /// The password of the second role, while there is one.
+    pub(super) second: RefCell<Option<Password>>,
     waiting: RefCell<HashMap<RollId, oneshot::Sender<RollReport>>>,
 }
 
@@ -71,7 +76,8 @@ impl Operator {
         upstream: Rc<Upstream>,
     ) -> Self {
         let (rolls, waiting, tree) = (Cell::new(0), RefCell::default(), watch::Sender::new(TreeView::default()));
-        Self { context, steps, events, tree, launch, roster, upstream, rolls, deploys: Cell::new(false), waiting }
+        let (deploys, rotates, second) = (Cell::new(false), Cell::new(false), RefCell::default());
+        Self { context, steps, events, tree, launch, roster, upstream, rolls, deploys, rotates, second, waiting }
     }
 
     /// See the tree after a step.
@@ -123,6 +129,7 @@ impl Operator {
             Order::Deploy { dry_run } => self.deploy(dry_run).await,
             Order::Restart { service } => self.restart(&service).await,
             Order::Scale(to) => self.scale(to).await,
+            Order::RotatePassword => self.rotate_password().await,
         }
     }
 
@@ -185,7 +192,25 @@ impl Operator {
             Err(error) => return (nothing_changed("reload", &error), Some(0)),
         };
         reading.notices.extend(verdict.notices);
+        let password = match self.other_password(&reading.current.settings()).await {
+            Ok(password) => password,
+            Err(error) => return (nothing_changed("reload", &error), Some(0)),
+        };
+        let certificate = match self.look_at_certificate(&reading.current).await {
+            Ok(certificate) => certificate,
+            Err(error) => return (nothing_changed("reload", &error), Some(0)),
+        };
+        reading.notices.extend(certificate.iter().flat_map(|certificate| certificate.notices.clone()));
+        let served = match certificate {
+            Some(certificate) => self.serve_certificate(certificate).await,
+            None => Ok(None),
+        };
+        let served = match served {
+            Ok(served) => served,
+            Err(error) => return (nothing_changed("reload", &error), Some(0)),
+        };
         let mut words = told(&reading);
+        words.extend(served);
         words.iter().for_each(|line| tracing::info!("reload: {line}"));
         let scaled = reading.live.iter().any(|key| key == "workers.count");
         let before = self.context.adopt(reading.current);
@@ -194,30 +219,32 @@ impl Operator {
         if scaled {
             let _ = self.events.send(TreeEvent::Scale(settings.workers.count as usize));
         }
-        let began = Instant::now();
-        match self.roll(Scope::All).await {
-            RollReport::Done(count) => {
-                words.push(format!("replaced {count} workers in {:.1?}", began.elapsed()));
+        let replaced = match password {
+            None => self.replace_workers().await,
+            Some(new) => self.change_password(new).await,
+        };
+        match replaced {
+            Ok(done) => {
+                words.extend(done);
                 (Answer::done(words), None)
             }
-            RollReport::Aborted(why, replaced) => {
-                if replaced == 0 && Rc::ptr_eq(&settings, &self.context.settings()) {
+            Err(stopped) => {
+                if stopped.undo && Rc::ptr_eq(&settings, &self.context.settings()) {
                     self.context.adopt(before);
                     self.context.certificate.set(certificate_before);
                     let old = self.let_hold();
                     let _ = self.events.send(TreeEvent::Scale(old.workers.count as usize));
                 }
-                (Answer::failed(Code::Failed, aborted(&why, replaced)), Some(replaced))
+                (stopped.answer, stopped.replaced)
             }
-            RollReport::Interrupted => (interrupted(), Some(0)),
-            RollReport::GoesOn(limit) => (goes_on("the roll", limit), None),
         }
     }
 
     /// Start new workers, and treat all of them, as the settings say that hold now.
-    fn let_hold(&self) -> Rc<Settings> {
+    pub(super) fn let_hold(&self) -> Rc<Settings> {
         let settings = self.context.settings();
-        let launch = self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone())));
+        let launch =
+            self.launch.borrow().as_ref().map(|launch| Rc::new(launch.with(settings.clone(), self.context.url())));
         *self.launch.borrow_mut() = launch;
         let _ = self.events.send(TreeEvent::Replan(Box::new(boot::plan(&settings, &self.steps, self.context.reload))));
         settings
@@ -299,7 +326,7 @@ impl Operator {
     }
 
     /// End a service and start it again: it cannot be there twice.
-    async fn restart_in_place(&self, service: &ServiceView) -> Answer {
+    pub(super) async fn restart_in_place(&self, service: &ServiceView) -> Answer {
         let (began, name) = (Instant::now(), &service.name);
         tracing::info!({ service.name = %name }, "restart asked for");
         let _ = self.events.send(TreeEvent::Service(service.id, ChildEvent::Restart));
@@ -370,7 +397,7 @@ impl Operator {
     }
 
     /// Wait until `judge` has come to something, at most for `limit`.
-    async fn wait<T>(&self, limit: Duration, judge: impl Fn(&TreeView) -> Option<T>) -> Waited<T> {
+    pub(super) async fn wait<T>(&self, limit: Duration, judge: impl Fn(&TreeView) -> Option<T>) -> Waited<T> {
         let mut tree = self.tree.subscribe();
         let judged = async {
             // What there is now may not have heard of the order yet.
@@ -406,7 +433,7 @@ impl Operator {
 }
 
 /// How a wait for the tree ended.
-enum Waited<T> {
+pub(super) enum Waited<T> {
     For(T),
     /// A stop came first.
     Interrupted,

@@ -18,7 +18,7 @@ use super::slow_step::SlowStep;
 use super::task::Shell;
 use super::tree_view::TreeView;
 use super::view::View;
-use super::{Context, Errand, Goal, Step, attached, backups, counting, hooks, jobs};
+use super::{Context, Errand, Goal, Step, attached, backups, counting, hooks, jobs, statistics};
 use crate::boot;
 use crate::companions::{Companion, MakeCommand};
 use crate::config::{AfterReady, PostgresMode};
@@ -100,7 +100,7 @@ impl Sidecar {
         let settings = context.settings();
         let samples = watch::Sender::new(None);
         let services = Services::new(Roster::with_database(is_away(&samples, settings.postgres.mode)), events.clone());
-        let Front { view, viewers: _, upstream, mut tasks, control, orders } = front;
+        let Front { view, viewers, upstream, mut tasks, control, orders } = front;
         let (launch, roster) = (services.launch(), services.roster());
         let operator = Operator::new(context.clone(), steps.clone(), events.clone(), launch, roster, upstream.clone());
         let operator = Rc::new(operator);
@@ -133,9 +133,11 @@ impl Sidecar {
             context,
         };
         match goal {
-            Goal::Errand(make) => sidecar.errand = Some(make(&sidecar.context.url)),
+            Goal::Errand(make) => sidecar.errand = Some(make(&sidecar.context.url())),
             Goal::Serve => {
                 sidecar.open_doors()?;
+                let statistics = statistics::follow(sidecar.view.picture(), viewers, sidecar.context.clone());
+                sidecar.tasks.push(event_loop::spawn("the statistics", statistics));
                 sidecar.follow_exits();
             }
         }
@@ -161,7 +163,7 @@ impl Sidecar {
         let launch = postmaster::PostmasterSetup {
             home: context.home.clone(),
             installation: context.installation.clone(),
-            url: context.url.clone(),
+            url: context.urls(),
             stocked: context.database.clone(),
             settings: context.settings().postgres.clone(),
             grace: context.settings().stop.postgres_grace,
@@ -367,7 +369,7 @@ impl Sidecar {
         }
         if self.context.settings().postgres.mode == PostgresMode::Managed && self.server_answers() {
             // What is written out while the workers drain need not be at the shutdown: 192 ms become 62 ms.
-            let checkpoint = checkpoint::checkpoint(self.context.home.clone(), self.context.url.port);
+            let checkpoint = checkpoint::checkpoint(self.context.home.clone(), self.context.url().port);
             event_loop::spawn("the checkpoint before the stop", checkpoint);
         }
     }

@@ -52,13 +52,18 @@ impl View {
             migrations: picture::Migrations::default(),
             hook: None,
             certificate: None,
+            database_certificate: None,
             sorted_otherwise: Vec::new(),
             backups: picture::Backups::default(),
             disk: picture::Disk::default(),
             backup_disk: picture::Disk::default(),
             services: Vec::new(),
             roll: None,
-            details: picture::Details { application: settings.urls(), ..picture::Details::default() },
+            details: picture::Details {
+                name: settings.name.clone(),
+                application: settings.urls(),
+                ..picture::Details::default()
+            },
         };
         Self { picture: watch::Sender::new(Arc::new(picture)), started, phase: Public::Installing, began: Vec::new() }
     }
@@ -170,6 +175,7 @@ impl View {
             picture.migrations = context.migrations.borrow().clone();
             picture.hook = context.hook_failure.borrow().clone();
             picture.certificate = context.certificate.get();
+            picture.database_certificate = context.database_certificate.get();
             picture.services = shown(tree, services, &picture.services);
             picture.roll = roll;
             picture.workers_min = context.settings().health.workers_min;
@@ -253,7 +259,7 @@ impl View {
             &[
                 ("app", format!("{} ({} workers)", settings.urls(), settings.workers.count)),
                 ("health", format!("{}/health", settings.health.listen.shown("http"))),
-                ("database", context.url.to_string()),
+                ("database", context.url().to_string()),
                 ("connect", server.to_owned()),
                 ("steps", took.join(", ")),
                 ("next", next(context.reload)),

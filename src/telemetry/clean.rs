@@ -67,7 +67,7 @@ pub(super) fn clean_json(object: &str) -> Cow<'_, str> {
 
 /// Whether a terminal may do something else with `letter` than show it: control characters, and marks that change the
 /// reading direction.
-fn steers(letter: char) -> bool {
+pub fn steers(letter: char) -> bool {
     (letter.is_control() && letter != '\t')
         || matches!(letter, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }

@@ -36,6 +36,7 @@ use crate::exit::{self, Code, Failure, in_words};
 
 pub use banner::banner;
 pub use child::{ServerMessage, Stream, child_line, server_message};
+pub use clean::steers;
 pub use fields::FIELDS;
 pub use file_writer::log_to_file;
 pub use format::{OWN, rfc3339, text_line};

@@ -64,9 +64,9 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// The same with other settings.
-    pub fn with(&self, settings: Rc<Settings>) -> Self {
-        Self { settings, ..self.clone() }
+    /// The same with other settings, and the database at `url`.
+    pub fn with(&self, settings: Rc<Settings>, url: DatabaseUrl) -> Self {
+        Self { settings, url, ..self.clone() }
     }
 
     /// Let `make` look for what a start needs, a program in the Python environment for example, on another thread: the

@@ -15,4 +15,3 @@ pub mod slot;
 pub mod socket_file;
 pub mod surroundings;
 pub mod template;
-pub mod tls;

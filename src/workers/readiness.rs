@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::life::Life;
-use super::tls;
+use crate::certificate;
 use crate::config::Settings;
 use crate::http::client::exchange;
 use crate::plan::Place;
@@ -82,6 +82,6 @@ async fn connect(settings: &Settings) -> io::Result<(Box<dyn Stream>, String, Ac
         return Ok((stream, host, accepted));
     }
     let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
-    let connector = TlsConnector::from(tls::client().map_err(io::Error::other)?);
+    let connector = TlsConnector::from(certificate::client().map_err(io::Error::other)?);
     Ok((Box::new(connector.connect(name, stream).await?), host, accepted))
 }

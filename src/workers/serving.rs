@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::tls;
-use crate::config::{Loaded, Serving, Settings, TlsClient, uvicorn};
+use crate::certificate::{self, Files, Inspection, Keys};
+use crate::config::{Loaded, Serving, Settings, Tls, TlsClient, uvicorn};
 use crate::event_loop::within;
 use crate::plan::{CommandLine, Identity};
 use crate::process::{self, RunError};
@@ -18,6 +18,9 @@ use crate::process::{self, RunError};
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long reading the certificate and its key may take.
 const READ_LIMIT: Duration = Duration::from_secs(5);
+
+/// The keys that name the files of the application's certificate.
+const KEYS: Keys = Keys { cert: "workers.tls_cert", key: "workers.tls_key", ca: "workers.tls_ca" };
 
 /// What was found to be as it should.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +68,7 @@ pub async fn verify(
     }
     let mut verdict = ServingCheck::default();
     if let Some(tls) = loaded.settings.workers.serving.tls.clone() {
-        let look = move || tls::inspect(&tls, user.as_ref(), SystemTime::now());
+        let look = move || inspect(&tls, user.as_ref());
         let found = within(READ_LIMIT, "read the certificate of workers.tls_cert", look).await?;
         wrong.extend(found.wrong.into_iter().map(|(key, message, help)| (key.to_owned(), message, Some(help))));
         verdict = ServingCheck { notices: found.notices, not_after: found.not_after };
@@ -100,4 +103,10 @@ pub fn for_launcher(serving: &Serving) -> String {
         json!({ "cert": tls.cert, "key": tls.key, "ca": tls.ca, "client": client })
     });
     json!({ "options": options, "tls": tls }).to_string()
+}
+
+/// Look at the application's certificate, which `user` reads.
+pub fn inspect(tls: &Tls, user: Option<&Identity>) -> Inspection {
+    let files = Files { keys: KEYS, cert: &tls.cert, key: &tls.key, ca: tls.ca.as_deref(), user, must_hold: false };
+    certificate::inspect(&files, SystemTime::now())
 }

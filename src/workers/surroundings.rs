@@ -202,7 +202,7 @@ impl Surroundings<'_> {
                 all.set(name, value);
             }
         }
-        for name in ["POSTGRES_PASSWORD_FILE", "POSTGRES_USER_FILE", "POSTGRES_DB_FILE"] {
+        for name in ["DATABASE_URL_FILE", "POSTGRES_PASSWORD_FILE", "POSTGRES_USER_FILE", "POSTGRES_DB_FILE"] {
             all.0.extend([(name.to_owned(), None), (name.to_lowercase(), None)]);
         }
         if self.of_tests {

@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["boot"],
     &["postgres", "workers", "control", "page"],
     &["schema", "health", "compose"],
-    &["install", "companions", "signals", "systemd", "watch", "http", "scaffold"],
+    &["install", "certificate", "companions", "signals", "systemd", "watch", "http", "scaffold", "stats"],
     &["service"],
     &["process"],
     &["telemetry"],

@@ -169,6 +169,8 @@ fn configure(recovery: &Recovery<'_>) -> anyhow::Result<()> {
         trusted_users: &recovery.home.trusted_users()?,
         archiving: Some(&archiving),
         statements: recovery.installation.has_statements(),
+        // It is reached over its socket alone.
+        tls: None,
         purpose: Purpose::Recovery(&more),
     })?;
     cluster::configure(recovery.home, &files)

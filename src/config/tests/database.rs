@@ -41,7 +41,8 @@ fn a_managed_database_takes_user_password_and_database_from_the_url() {
         workers.app = main:app (tandem.toml:2)
         workers.env.ENVIRONMENT = ******** (.env:6)
         backup.dir = ./backups (.env:7)
-        notice: postgres.mode is "managed": user, password and database are those of DATABASE_URL (.env:5), its server postgres:5432 is ignored"#]]
+        notice: postgres.mode is "managed": user, password and database are those of DATABASE_URL (.env:5), its server postgres:5432 is ignored
+        notice: DATABASE_URL (.env:5): the password is one that is tried first: leave it out, and Tandem makes one; or give a long random one: openssl rand -base64 32"#]]
     .assert_eq(&summary(&loaded));
     let postgres = &loaded.settings.postgres;
     assert_eq!((postgres.mode, &postgres.url), (PostgresMode::Managed, &None));

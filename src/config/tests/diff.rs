@@ -32,19 +32,19 @@ fn every_sort_of_change_is_named_with_what_it_asks_for() {
         &project,
         &[("tandem.toml", after), (".env", "KEY=2\nNEW=1\n")],
         expect![[r#"
-        postgres.password Restart
-        postgres.settings.work_mem Restart
-        workers.app_dir Roll
-        workers.count Live
-        workers.env.B Roll
-        workers.env.KEY Roll
-        workers.env.NEW Roll
-        workers.preload Roll
-        stop.grace Roll
-        hooks.after_ready Live
-        process.b Restart
-        process.c Restart
-        process.a Restart"#]],
+            postgres.password Roll
+            postgres.settings.work_mem Restart
+            workers.app_dir Roll
+            workers.count Live
+            workers.env.B Roll
+            workers.env.KEY Roll
+            workers.env.NEW Roll
+            workers.preload Roll
+            stop.grace Roll
+            hooks.after_ready Live
+            process.b Restart
+            process.c Restart
+            process.a Restart"#]],
     );
     changed(&project, &[], expect![""]);
 }
@@ -65,5 +65,5 @@ fn a_secret_that_changed_is_named_and_not_shown() {
     let project = project(&[("tandem.toml", before), ("secret", "s3cret-one")]);
     let old = project.loaded();
     assert!(!format!("{old:?}").contains("s3cret"), "{old:?}");
-    changed(&project, &[("secret", "s3cret-two")], expect!["postgres.password Restart"]);
+    changed(&project, &[("secret", "s3cret-two")], expect!["postgres.password Roll"]);
 }

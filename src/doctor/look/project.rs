@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::{DEEP_LIMIT, LOOK_LIMIT, apart, in_time, on_home};
 use crate::config::{BinarySource, PostgresMode, Settings, WorkerSocket};
@@ -17,7 +17,7 @@ use crate::plan::Place;
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::home::Home;
 use crate::process::{ports, ports::unix_listener};
-use crate::workers::{environment, launch, tls};
+use crate::workers::{environment, launch, serving};
 
 /// How long the health port may take: its answers are ready before they are asked for.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
@@ -177,7 +177,7 @@ pub async fn certificate(subject: &Subject) -> Look<Certificate> {
     apart("look at the certificate", move || {
         let python = environment::existing(&settings.python, &home.state, &settings.directory);
         let user = launch::identity_for(&settings, &home.run, &python).ok().flatten();
-        let found = tls::inspect(&tls, user.as_ref(), SystemTime::now());
+        let found = serving::inspect(&tls, user.as_ref());
         let wrong = found.wrong.into_iter().map(|(key, message, help)| (format!("{key}: {message}"), help)).collect();
         Certificate { wrong, not_after: found.not_after }
     })

@@ -87,37 +87,38 @@
   function draw() {
     const place = document.querySelector("#charts .charts");
     plots.forEach((plot) => plot.destroy());
-    place.replaceChildren();
-    plots = CHARTS.map(([words, , digits], n) => {
+    const figures = CHARTS.map(() => {
       const figure = document.createElement("figure");
-      const caption = document.createElement("figcaption");
-      caption.textContent = words;
-      figure.append(caption);
-      place.append(figure);
+      figure.append(document.createElement("figcaption"));
+      return figure;
+    });
+    // All of them are there before one is measured.
+    place.replaceChildren(...figures);
+    plots = figures.map((figure, n) => {
       const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
       const options = {
         width: figure.clientWidth || 300,
         height: 150,
-        cursor: { y: false },
+        cursor: { show: false },
+        legend: { show: false },
         scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high || 0, 1)] } },
-        tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
-        axes: [axis, { ...axis, size: 45 }],
-        series: [
-          { label: "time", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toISOString().slice(11, 19)) },
-          {
-            label: "value",
-            stroke: colour("--s0"),
-            width: 1.5,
-            points: { show: false },
-            value: (_, it) => (it == null ? "–" : it.toFixed(digits)),
-          },
-        ],
+        axes: [{ ...axis, space: 80, values: (_, at) => at.map((one) => clock(one)) }, { ...axis, size: 45 }],
+        series: [{}, { stroke: colour("--s0"), width: 1.5, points: { show: false } }],
       };
       const plot = new uPlot(options, [times, columns[n]], figure);
-      plot.root.setAttribute("aria-hidden", "true"); // the tables have the numbers
-      // A click on the legend would take the only line away.
-      plot.root.querySelectorAll("[tabindex]").forEach((node) => node.removeAttribute("tabindex"));
+      plot.root.setAttribute("aria-hidden", "true"); // the tables and the caption have the numbers
       return plot;
+    });
+    captions();
+  }
+
+  const clock = (seconds) => new Date(seconds * 1000).toISOString().slice(11, 19);
+
+  function captions() {
+    document.querySelectorAll("#charts figcaption").forEach((caption, n) => {
+      const [words, , digits] = CHARTS[n];
+      const last = columns[n].at(-1);
+      caption.textContent = last == null ? words : `${words}: ${last.toFixed(digits)}`;
     });
   }
 
@@ -130,6 +131,7 @@
       draw();
     }
     plots.forEach((plot, n) => plot.setData([times, columns[n]]));
+    captions();
   }
 
   // --- the log -------------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ pub fn disks(overview: &Overview) -> Markup {
     html! {
         section #disks aria-labelledby="disks-title" {
             h2 #disks-title { "Disks" }
-            (scrolling("disks-scroll", "Disks", html! {
+            (scrolling("disks-scroll", "Table of disks", html! {
                 table {
                     caption.hidden { "The file systems of the data and of the backups" }
                     thead {

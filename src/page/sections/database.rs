@@ -106,7 +106,7 @@ fn statistics_table(table: &StatisticsTable) -> Markup {
             }
             @for note in &table.notes { p.muted { bdi { (note) } } }
             @if rows > 0 {
-                (scrolling(&format!("{id}-scroll"), &table.title, html! {
+                (scrolling(&format!("{id}-scroll"), &format!("Table: {}", table.title), html! {
                     table {
                         caption.hidden { (table.title) }
                         thead {

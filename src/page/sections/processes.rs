@@ -13,7 +13,7 @@ pub fn processes(overview: &Overview) -> Markup {
         section #processes aria-labelledby="processes-title" {
             h2 #processes-title { "Processes" }
             @if wanted > 0 { p { (ready) " of " (wanted) " workers are ready." } }
-            (scrolling("processes-scroll", "Processes", html! {
+            (scrolling("processes-scroll", "Table of processes", html! {
                 table {
                     caption.hidden { "Every process, its state and its work" }
                     thead {
@@ -97,7 +97,7 @@ pub fn changes(overview: &Overview) -> Markup {
             @if overview.history.is_empty() {
                 p.muted { "Nothing yet." }
             } @else {
-                (scrolling("changes-scroll", "What happened", html! {
+                (scrolling("changes-scroll", "Table of what happened", html! {
                     table {
                         caption.hidden { "What happened since the start of Tandem, newest first" }
                         thead { tr { th scope="col" { "time" } th scope="col" { "what" } } }
@@ -129,7 +129,7 @@ pub fn boot(overview: &Overview) -> Markup {
             @if overview.boot.is_empty() {
                 p.muted { "It has not begun: what a start waits for is shown above." }
             } @else {
-                (scrolling("boot-scroll", "The steps of the boot", html! {
+                (scrolling("boot-scroll", "Table of the boot's steps", html! {
                     table.timeline {
                         caption.hidden { "The steps of the boot in their order" }
                         thead {

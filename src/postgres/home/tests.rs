@@ -39,7 +39,13 @@ fn what_is_ours_and_was_opened_is_closed_again_and_what_is_not_is_named_with_its
     home.prepare().unwrap();
     make_dir(&home.data, 0o700, None).unwrap();
     fs::write(secret::path(&home), "x").unwrap();
+    let keys = [tls::authority_key_file(&home), tls::server_file(&home)];
+    fs::create_dir(home.state.join("tls")).unwrap();
+    keys.iter().for_each(|key| fs::write(key, "x").unwrap());
+    let [authority_key, server_key] = keys;
     let parts = [
+        (authority_key, 0o600),
+        (server_key, 0o600),
         (home.run.clone(), 0o755),
         (secret::path(&home), 0o600),
         (home.data.parent().unwrap().to_owned(), 0o700),

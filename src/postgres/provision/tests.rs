@@ -69,7 +69,14 @@ async fn a_password_is_followed_whatever_it_holds() {
     let mut verifiers = Vec::new();
     for (index, text) in ["first", EVERY_SPECIAL_CHARACTER, EVERY_SPECIAL_CHARACTER].into_iter().enumerate() {
         let password = given(text);
-        provision(home, server.port, &Wanted { user, password: &password, database }, index == 0).await.unwrap();
+        provision(
+            home,
+            server.port,
+            &Wanted { user, password: &password, database, reads_all_stats: true },
+            index == 0,
+        )
+        .await
+        .unwrap();
         assert_eq!(psql(server.port, user, text, database).await.unwrap(), format!("{user}|{database}"));
         let mut connection = superuser_options(home, server.port, database).connect().await.unwrap();
         let verifier = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
@@ -79,7 +86,14 @@ async fn a_password_is_followed_whatever_it_holds() {
     assert_eq!(verifiers[1], verifiers[2], "the same password is not set again");
     // The application may be the superuser, as in many a Compose file.
     let password = given("of the superuser");
-    provision(home, server.port, &Wanted { user: SUPERUSER, password: &password, database }, false).await.unwrap();
+    provision(
+        home,
+        server.port,
+        &Wanted { user: SUPERUSER, password: &password, database, reads_all_stats: true },
+        false,
+    )
+    .await
+    .unwrap();
     assert!(psql(server.port, SUPERUSER, "of the superuser", database).await.is_ok());
     let log = server.stop(Signal::SIGINT).await;
     assert!(log.contains("ALTER ROLE") && !log.contains("p@ss:w") && !log.contains("of the superuser"), "{log}");
@@ -95,7 +109,7 @@ async fn a_cluster_without_fsync_is_refused() {
         postgres.settings = [(name.to_owned(), "off".to_owned())].into();
         let server = start_with(home, &postgres).await;
         let password = given("x");
-        let wanted = Wanted { user: "ffe", password: &password, database: "ffe" };
+        let wanted = Wanted { user: "ffe", password: &password, database: "ffe", reads_all_stats: true };
         let error = provision(home, server.port, &wanted, true).await.unwrap_err();
         assert_eq!(code_of(&error), Code::Config);
         server.stop(Signal::SIGINT).await;
@@ -120,7 +134,7 @@ async fn a_server_that_hangs_holds_up_neither_the_boot_nor_the_checkpoint() {
     let place = place();
     let (home, port) = (&place.home, 5999);
     let password = given("x");
-    let wanted = Wanted { user: "ffe", password: &password, database: "ffe" };
+    let wanted = Wanted { user: "ffe", password: &password, database: "ffe", reads_all_stats: true };
     // A stopped postmaster, and one that was stopped after it had let the session in (AuthenticationOk, ReadyForQuery).
     for first in [&b""[..], b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I"] {
         let socket = home.socket(port);

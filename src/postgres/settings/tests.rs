@@ -15,6 +15,7 @@ fn rendered(postgres: &Postgres, memory: u64) -> Result<Rendered, Failure> {
         trusted_users: &trusted_users,
         archiving: None,
         statements: true,
+        tls: None,
         purpose: Purpose::Durable,
     })
 }
@@ -153,6 +154,7 @@ fn wal_is_archived_where_that_is_asked_for() {
         trusted_users: &[],
         archiving: Some(&archiving),
         statements: true,
+        tls: None,
         purpose: Purpose::Durable,
     })
     .unwrap();
@@ -183,6 +185,7 @@ fn parallel_queries_share_files_where_shared_memory_is_too_small_for_them() {
             trusted_users: &[],
             archiving: None,
             statements: true,
+            tls: None,
             purpose: Purpose::Durable,
         });
         let files = files.unwrap();
@@ -223,5 +226,5 @@ fn what_alter_system_set_is_told_and_does_not_move_the_server() {
         told[0].contains("logging_collector") && told[1].contains("port = '6543', which does not hold"),
         "{told:?}"
     );
-    assert!(told[2].contains("overrides \"8MB\" in [postgres.settings]; ALTER SYSTEM RESET work_mem"), "{told:?}");
+    assert!(told[2].contains("overrides \"8MB\" in [postgres.settings]; `tandem settings reset work_mem`"), "{told:?}");
 }

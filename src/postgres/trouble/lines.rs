@@ -41,6 +41,11 @@ pub fn lasting(lines: &[String], settings: SettingSources<'_>) -> Option<Lasting
         lines.iter().find(|line| words.iter().any(|words| line.text.contains(words))).map(|line| line.text)
     };
     let data = settings.data.display();
+    if let Some(said) = find(&["SSL is not supported by this build"]) {
+        let way =
+            "this PostgreSQL was built without OpenSSL: set postgres.source = \"package\", or postgres.tls = \"off\"";
+        return Some(Lasting { code: Code::Config, why: format!("{said}: {way}") });
+    }
     if let Some(said) = find(&["contains errors"]) {
         let syntax = find(&["syntax error in file"]).unwrap_or(said);
         return Some(Lasting { code: Code::Config, why: format!("{syntax}: {}", by_hand(settings.data)) });
@@ -164,6 +169,8 @@ mod tests {
                        FATAL:  configuration file \"/d/postgresql.auto.conf\" contains errors";
         let (_, text) = why(garbage, &[], &[]).unwrap();
         assert!(text.starts_with("syntax error") && text.contains("mend the line there"), "{text}");
+        let no_tls = "LOG:  SSL is not supported by this build\nFATAL:  configuration file \"/d/postgresql.conf\" contains errors";
+        assert!(why(no_tls, &[], &[]).unwrap().1.contains("postgres.source = \"package\""));
     }
 
     #[test]

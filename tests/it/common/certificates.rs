@@ -50,14 +50,20 @@ impl Authority {
 
     /// A certificate for this machine that ends in so many days, less than zero: that ended.
     pub fn make(&self, days: i64) -> Made {
+        self.make_for(&["localhost", "127.0.0.1"], -1000, days)
+    }
+
+    /// A certificate for these names that begins and ends in so many days.
+    pub fn make_for(&self, names: &[&str], first: i64, days: i64) -> Made {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
         let day = |number: i64| {
             let now = SystemTime::now();
             let by = DAY * u32::try_from(number.unsigned_abs()).unwrap();
             if number < 0 { now - by } else { now + by + DAY / 2 }
         };
-        params.not_before = day(-1000).into();
+        params.not_before = day(first).into();
         params.not_after = day(days).into();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Made {

@@ -15,6 +15,13 @@ fn everything() -> PathBuf {
     venv_of("pytest")
 }
 
+/// An environment with what drives a browser.
+pub fn browser() -> PathBuf {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(python_with("browser", "browser.txt"));
+    venv_of("browser")
+}
+
 /// Make a virtual environment in `venv` that has all packages but `without`, and what the wheel installs: the binary, and the
 /// plugin with its entry point.
 pub fn environment_without(venv: &Path, without: &[&str]) {

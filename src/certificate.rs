@@ -1,7 +1,7 @@
-//! The certificate that the application is served with: whether it and its key belong together, hold, and can be read by the
-//! workers; and a client that asks a worker of this machine whatever its certificate says.
+//! The certificate that something is served with: whether it and its key belong together, hold, and can be read by the user
+//! that serves with them; and a client that asks a server of this machine whatever its certificate says.
 //!
-//! Blocks: called elsewhere.
+//! Must not know what is served. Blocks: called elsewhere.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -17,19 +17,40 @@ use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::config::Tls;
-use crate::plan::Identity;
+use crate::plan::{Identity, Secret};
 use crate::process::identity;
-
-const CERT: &str = "workers.tls_cert";
-const KEY: &str = "workers.tls_key";
-const CA: &str = "workers.tls_ca";
 
 /// Days before the end of a certificate from which on its end is told.
 const DAYS_WARNED: u64 = 14;
 const DAY: u64 = 24 * 60 * 60;
 /// After every certificate's end: the last second of the year 9999 is the last that one can name (RFC 5280, 4.1.2.5).
 const AFTER_ALL: Duration = Duration::from_secs(253_402_300_800);
+
+/// A chain of certificates, the server's own first.
+pub type Chain = Vec<CertificateDer<'static>>;
+
+/// The keys of the configuration that name the files.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys {
+    pub cert: &'static str,
+    pub key: &'static str,
+    pub ca: &'static str,
+}
+
+/// The files, all as PEM.
+#[derive(Clone, Debug)]
+pub struct Files<'a> {
+    pub keys: Keys,
+    /// The certificate, and those of the authorities between it and a root.
+    pub cert: &'a Path,
+    /// Its private key; may be the same file.
+    pub key: &'a Path,
+    pub ca: Option<&'a Path>,
+    /// Who reads them; `None`: Tandem itself.
+    pub user: Option<&'a Identity>,
+    /// Whether a certificate that does not hold yet is refused, and not only told.
+    pub must_hold: bool,
+}
 
 /// What a look at the files found.
 #[derive(Debug, Default)]
@@ -38,25 +59,61 @@ pub struct Inspection {
     pub wrong: Vec<(&'static str, String, String)>,
     pub notices: Vec<String>,
     pub not_after: Option<SystemTime>,
+    pub chain: Chain,
+    pub authorities: Chain,
+    /// The certificate and the key as they were read, in one text.
+    pub pem: Option<Secret>,
 }
 
-/// Look at the files of `tls`, which workers read as `user`.
-pub fn inspect(tls: &Tls, user: Option<&Identity>, now: SystemTime) -> Inspection {
+/// Look at the `files`.
+pub fn inspect(files: &Files<'_>, now: SystemTime) -> Inspection {
     let mut found = Inspection::default();
-    let chain = found.read(CERT, &tls.cert, user).and_then(|pem| found.certificates(CERT, &tls.cert, &pem));
-    let key = found.read(KEY, &tls.key, user).and_then(|pem| found.key(&tls.key, &pem));
-    if let Some(ca) = &tls.ca
-        && let Some(pem) = found.read(CA, ca, user)
+    let Keys { cert: cert_key, key: key_key, ca: ca_key } = files.keys;
+    let cert_pem = found.read(cert_key, files.cert, files.user);
+    let key_pem = found.read(key_key, files.key, files.user);
+    let chain = cert_pem.as_ref().and_then(|pem| found.certificates(cert_key, files.cert, pem));
+    let key = key_pem.as_ref().and_then(|pem| found.key(files, pem));
+    if let Some(ca) = files.ca
+        && let Some(pem) = found.read(ca_key, ca, files.user)
     {
-        found.certificates(CA, ca, &pem);
+        found.authorities = found.certificates(ca_key, ca, &pem).unwrap_or_default();
     }
     if let Some(leaf) = chain.as_ref().and_then(|chain| chain.first()) {
-        found.validity(leaf, &tls.cert, now);
+        found.validity(leaf, files, now);
     }
-    if let (Some(chain), Some(key)) = (chain, key) {
-        found.pair(chain, key, tls);
+    if let (Some(chain), Some(key)) = (&chain, key) {
+        found.pair(chain.clone(), key, files);
     }
+    if let (Some(cert), Some(key)) = (cert_pem, key_pem) {
+        let [cert, key] = [cert, key].map(|pem| String::from_utf8_lossy(&pem).into_owned());
+        found.pem = Some(Secret::new(if cert == key { cert } else { format!("{}\n{}", cert.trim_end(), key) }));
+    }
+    found.chain = chain.unwrap_or_default();
     found
+}
+
+/// Whether `chain` leads to one of `authorities` at the moment `now`, as clients of rustls see it.
+///
+/// # Errors
+/// Why it does not.
+pub fn leads_to(chain: &Chain, authorities: &Chain, now: SystemTime) -> Result<(), rustls::Error> {
+    let Some((leaf, between)) = chain.split_first() else {
+        return Err(rustls::Error::NoCertificatesPresented);
+    };
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone())?;
+    }
+    let parsed = ParsedCertificate::try_from(leaf)?;
+    let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let algorithms = ring::default_provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &roots, between, now, algorithms)
+}
+
+/// Whether `leaf` is made out for `name`, a name or an address.
+pub fn is_for(leaf: &CertificateDer<'_>, name: &str) -> bool {
+    let (Ok(parsed), Ok(name)) = (ParsedCertificate::try_from(leaf), ServerName::try_from(name)) else { return false };
+    verify_server_name(&parsed, &name).is_ok()
 }
 
 impl Inspection {
@@ -99,68 +156,84 @@ impl Inspection {
         }
     }
 
-    fn key(&mut self, path: &Path, pem: &[u8]) -> Option<PrivateKeyDer<'static>> {
-        let shown = path.display();
+    fn key(&mut self, files: &Files<'_>, pem: &[u8]) -> Option<PrivateKeyDer<'static>> {
+        let (shown, name) = (files.key.display(), files.keys.key);
         if let Ok(key) = PrivateKeyDer::from_pem_slice(pem) {
-            if identity::is_open_to_all(path) {
-                self.notices.push(format!("{KEY}: every user of this machine may read {shown}: chmod o-r {shown}"));
+            if identity::is_open_to_all(files.key) {
+                self.notices.push(format!("{name}: every user of this machine may read {shown}: chmod o-r {shown}"));
             }
             return Some(key);
         }
         if String::from_utf8_lossy(pem).contains("ENCRYPTED") {
             let help = format!("write it without its password: openssl pkey -in {shown} -out NEW; chmod 600 NEW");
-            self.add(KEY, format!("the private key in {shown} is encrypted"), help);
+            self.add(name, format!("the private key in {shown} is encrypted"), help);
         } else {
-            let help = "a file of PEM has a line -----BEGIN PRIVATE KEY-----; where it is not that of workers.tls_cert, write workers.tls_key";
-            self.add(KEY, format!("{shown} holds no private key"), help);
+            let cert = files.keys.cert;
+            let help = format!(
+                "a file of PEM has a line -----BEGIN PRIVATE KEY-----; where it is not that of {cert}, write {name}"
+            );
+            self.add(name, format!("{shown} holds no private key"), help);
         }
         None
     }
 
-    fn validity(&mut self, leaf: &CertificateDer<'_>, path: &Path, now: SystemTime) {
-        let shown = path.display();
+    fn validity(&mut self, leaf: &CertificateDer<'_>, files: &Files<'_>, now: SystemTime) {
+        let (shown, name) = (files.cert.display(), files.keys.cert);
         if let Some(not_before) = not_before(leaf, now) {
             let begins = humantime::format_rfc3339_seconds(not_before);
-            self.notices
-                .push(format!("{CERT}: {shown} is not valid before {begins}: does this machine's clock go right?"));
+            let (why, help) = (format!("{shown} is not valid before {begins}"), "does this machine's clock go right?");
+            match files.must_hold {
+                true => self.add(name, why, help),
+                false => self.notices.push(format!("{name}: {why}: {help}")),
+            }
         }
         let Some(not_after) = not_after(leaf) else {
-            self.notices.push(format!("{CERT}: until when {shown} is valid cannot be read"));
+            self.notices.push(format!("{name}: until when {shown} is valid cannot be read"));
             return;
         };
         self.not_after = Some(not_after);
         let ends = humantime::format_rfc3339_seconds(not_after);
         match not_after.duration_since(now) {
-            Err(_) => self.add(CERT, format!("{shown} expired at {ends}"), "renew it, then `tandem reload`"),
+            Err(_) => self.add(name, format!("{shown} expired at {ends}"), "renew it, then `tandem reload`"),
             Ok(left) if left.as_secs() < DAYS_WARNED * DAY => {
                 let days = left.as_secs() / DAY;
                 self.notices
-                    .push(format!("{CERT}: {shown} expires at {ends}, in {days} days: renew it, then `tandem reload`"));
+                    .push(format!("{name}: {shown} expires at {ends}, in {days} days: renew it, then `tandem reload`"));
             }
             Ok(_) => {}
         }
     }
 
-    fn pair(&mut self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>, tls: &Tls) {
+    fn pair(&mut self, chain: Chain, key: PrivateKeyDer<'static>, files: &Files<'_>) {
         match CertifiedKey::from_der(chain, key, &ring::default_provider()) {
-            // A kind of key that is not known here is OpenSSL's to judge, in the worker.
+            // A kind of key that is not known here is OpenSSL's to judge, in the server.
             Ok(_) | Err(rustls::Error::General(_)) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {
-                let (cert, key) = (tls.cert.display(), tls.key.display());
+                let (cert, key) = (files.cert.display(), files.key.display());
                 let help = "name the key that the certificate was made for; after a renewal both files are new";
-                self.add(KEY, format!("{key} is not the key of the certificate in {cert}"), help);
+                self.add(files.keys.key, format!("{key} is not the key of the certificate in {cert}"), help);
             }
             // X.509 version 1, for example, which OpenSSL serves.
             Err(error) => self.notices.push(format!(
-                "{CERT}: whether {} and its key belong together cannot be checked: {error}",
-                tls.cert.display()
+                "{}: whether {} and its key belong together cannot be checked: {error}",
+                files.keys.cert,
+                files.cert.display()
             )),
         }
     }
 }
 
+/// Whole days from `now` until `moment`, less than zero where that has passed.
+pub fn days_left(moment: SystemTime, now: SystemTime) -> i64 {
+    let days = |time: Duration| i64::try_from(time.as_secs() / DAY).unwrap_or(i64::MAX);
+    match moment.duration_since(now) {
+        Ok(left) => days(left),
+        Err(past) => -1 - days(past.duration()),
+    }
+}
+
 /// Until when the certificate holds. It is judged as at the end of all time, for the error says when its own end was.
-fn not_after(leaf: &CertificateDer<'_>) -> Option<SystemTime> {
+pub fn not_after(leaf: &CertificateDer<'_>) -> Option<SystemTime> {
     match judge(leaf, UnixTime::since_unix_epoch(AFTER_ALL))? {
         CertificateError::ExpiredContext { not_after, .. } => {
             Some(UNIX_EPOCH + Duration::from_secs(not_after.as_secs()))
@@ -190,7 +263,7 @@ fn judge(leaf: &CertificateDer<'_>, at: UnixTime) -> Option<CertificateError> {
     }
 }
 
-/// How Tandem asks a worker of this machine over TLS. Who answers is known by its process, so that any certificate will do:
+/// How Tandem asks a server of this machine over TLS. Who answers is known by its process, so that any certificate will do:
 /// it is made out for another name than this machine's own.
 ///
 /// # Errors
