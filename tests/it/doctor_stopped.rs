@@ -160,7 +160,9 @@ fn a_database_elsewhere_that_refuses_or_says_nothing_is_told_within_limits() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let url = format!("postgresql://app:longenough-and-random@127.0.0.1:{port}/app");
-    attached(&url).expect("database", "error", &["no answer within", "hangs"]);
+    let report = attached(&url);
+    report.expect("database", "error", &["no answer within", "hangs"]);
+    assert_eq!(report.bad(), ["database"], "told once: {:#}", report.all);
 }
 
 #[test]

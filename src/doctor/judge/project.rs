@@ -67,12 +67,11 @@ pub fn tandem(facts: &Facts) -> Judged {
     if let Some(why) = &status.hook {
         all.push(Finding::warning(format!("hooks.after_ready failed: {why}"), "run the command by hand"));
     }
-    all.extend(
-        running
-            .reasons
-            .iter()
-            .map(|why| Finding::warning(format!("health: {why}"), "`tandem status` and `tandem logs` show more")),
-    );
+    // Other checks say these in more words.
+    let of_others = |why: &str| ["disk of the ", "the last backup failed"].iter().any(|start| why.starts_with(start));
+    let more = "`tandem status` and `tandem logs` show more";
+    let reasons = running.reasons.iter().filter(|why| !of_others(why));
+    all.extend(reasons.map(|why| Finding::warning(format!("health: {why}"), more)));
     all.push(Finding::ok(format!("process {} is {}", status.pid, status.phase)));
     Ok(all)
 }

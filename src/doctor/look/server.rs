@@ -15,7 +15,7 @@ use crate::doctor::facts::{
     Age, Archiver, Connections, Damage, Look, Refused, Revisions, Server, Session, Slot, Unseen,
 };
 use crate::doctor::subject::Subject;
-use crate::exit::{in_words, sql_state, what_the_server_said};
+use crate::exit::{Code, code_of, in_words, sql_state, what_the_server_said};
 use crate::postgres::home::Home;
 use crate::postgres::provision::{identifier, superuser_options};
 use crate::postgres::{binaries, collation, server as own};
@@ -41,9 +41,12 @@ pub async fn server(subject: &Subject, has_server: bool) -> Look<Server> {
 
 async fn ask(subject: &Subject, is_own: bool) -> Look<Server> {
     let (door, application) = at_the_door(subject).await;
+    let silent = || Unseen::nothing("the database does not answer: see the check `database`");
+    let answers = application.is_ok();
     let mut as_application = match application {
         Ok(session) => Asker::new(session),
-        Err(why) => Asker::nobody(why),
+        // Why, the check `database` tells; to repeat it for each question would bury it.
+        Err(_) => Asker::nobody(silent()),
     };
     let is_superuser =
         as_application.one("ask for the role's rights", questions::IS_SUPERUSER, |row| row.try_get(0)).await;
@@ -51,14 +54,16 @@ async fn ask(subject: &Subject, is_own: bool) -> Look<Server> {
     let clock = as_application.one("ask for the server's time", questions::CLOCK, |row| row.try_get::<f64, _>(0)).await;
     let clock = clock.map(|server| server - f64::midpoint(before, since_epoch()));
     // Where the server is Tandem's own, its superuser sees more.
-    let mut asker = match superuser(subject, is_own).await {
+    let session = superuser(subject, is_own).await;
+    let answers = answers || session.is_some();
+    let mut asker = match session {
         Some(session) => {
             as_application.close().await;
             Asker::new(session)
         }
         None => as_application,
     };
-    let revisions = revisions(subject, &mut asker).await;
+    let revisions = if answers { revisions(subject, &mut asker).await } else { Err(silent()) };
     let mut server = of_server(&mut asker, door, is_own).await;
     server.clock = if is_own { Err(Unseen::nothing("the server is on this machine")) } else { clock };
     server.replies_superuser = is_superuser;
@@ -69,7 +74,7 @@ async fn ask(subject: &Subject, is_own: bool) -> Look<Server> {
         (true, true, Err(why)) => Err(why),
         (true, true, Ok(session)) => damage(session).await,
     };
-    server.kept = kept(subject, is_own).await;
+    server.kept = if answers { kept(subject, is_own).await } else { Err(silent()) };
     asker.close().await;
     Ok(server)
 }
@@ -103,11 +108,13 @@ async fn superuser(subject: &Subject, is_own: bool) -> Option<PgConnection> {
     let database = subject.database().unwrap_or_else(|| "postgres".to_owned());
     let opened = async |database: &str| {
         let options = superuser_options(home, port, database).application_name(APPLICATION_NAME);
-        answered(CONNECT_LIMIT, "connect as the superuser", options.connect()).await.ok()
+        answered(CONNECT_LIMIT, "connect as the superuser", options.connect()).await
     };
     match opened(&database).await {
-        None => opened("postgres").await,
-        session => session,
+        Ok(session) => Some(session),
+        // The server hangs, and would do so once more.
+        Err(error) if code_of(&error) == Code::Temporary => None,
+        Err(_) => opened("postgres").await.ok(),
     }
 }
 
