@@ -91,10 +91,7 @@ pub struct Viewer(Door);
 impl Drop for Viewer {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
-        self.0.viewers.change(|looks| {
-            looks.streams -= 1;
-            looks.last = Some(Instant::now());
-        });
+        self.0.viewers.change(|looks| looks.streams -= 1);
     }
 }
 

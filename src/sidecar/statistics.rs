@@ -99,7 +99,7 @@ async fn connect(context: &Context) -> anyhow::Result<PgConnection> {
     schema::answered(CONNECT_LIMIT, "connect to the database", options.connect()).await
 }
 
-/// Everything that is shown. A question that the server does not answer in time stands as a note.
+/// Everything that is shown. Where one question fails, the session may be in the middle of its answer: all of the round fails.
 async fn ask(session: &mut PgConnection) -> anyhow::Result<Vec<StatisticsTable>> {
     let mut tables = Vec::with_capacity(TOPICS.len());
     for topic in TOPICS {

@@ -184,3 +184,40 @@ fn beyond_loopback_there_is_no_page_unless_it_has_a_password() {
     let given = page.replace("accept:", "authorization: Bearer correct horse battery\r\naccept:");
     assert!(ask(project.health, &given, to_the_end).0.contains("worker-0"));
 }
+
+/// What `tandem psql` answers to a statement.
+fn sql(project: &Project, statement: &str) -> String {
+    let output = run(project, &["psql", "-qtAX", "-v", "ON_ERROR_STOP=1", "-c", statement]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// The sessions by which the database is asked for statistics.
+const SESSIONS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tandem-page'";
+
+#[test]
+fn the_database_is_asked_while_somebody_looks_and_two_thousand_tables_with_odd_names_stay_readable() {
+    let project = project();
+    let _tandem = Tandem::up(&project);
+    sql(&project, "DO $$ BEGIN FOR i IN 1..2000 LOOP EXECUTE format('CREATE TABLE t%s (id int)', i); END LOOP; END $$");
+    let odd = ["<script>alert(1)</script>", "two\nlines", "\u{202e}gnp.exe", &"ü".repeat(31)];
+    for name in odd {
+        sql(&project, &format!("CREATE TABLE \"{name}\" AS SELECT repeat('x', 100) FROM generate_series(1, 1000)"));
+    }
+    assert_eq!(sql(&project, SESSIONS), "0", "nobody looks");
+    let follow = "GET /events?page HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let (event, stream) = ask(project.health, follow, |text| text.contains("gnp.exe") && text.ends_with("\n\n"));
+    assert_eq!(sql(&project, SESSIONS), "1");
+    for shown in ["&lt;script&gt;alert(1)&lt;/script&gt;", "two\\nlines", "\\u{202e}gnp.exe", odd[3], "Largest tables"]
+    {
+        assert!(event.contains(shown), "{shown:?} is not in {event}");
+    }
+    assert!(!event.contains("<script>"));
+    let began = Instant::now();
+    let page = "GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/html\r\nconnection: close\r\n\r\n";
+    let (page, _) = ask(project.health, page, |_| false);
+    assert!(began.elapsed() < Duration::from_secs(1) && page.len() < 200_000, "{:?} {}", began.elapsed(), page.len());
+    assert!(page.contains("gnp.exe"));
+    drop(stream);
+    wait_for("the session to be closed once nobody looks", || sql(&project, SESSIONS) == "0");
+}
