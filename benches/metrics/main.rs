@@ -48,11 +48,9 @@ fn main() -> ExitCode {
     let seconds = args.iter().skip_while(|arg| *arg != "--seconds").nth(1).and_then(|text| text.parse().ok());
     let time = Duration::from_secs(seconds.unwrap_or(SECONDS));
     let (began, before) = (Instant::now(), machine());
-    let lines = format!(
-        "workers.count = 1\nmigrations.run = 'none'\npool.size = 1\npool.overflow = 1\nmetrics.interval = 'never'\n\
-         metrics.tables = 0\npostgres.settings.max_locks_per_transaction = '256'"
-    );
-    let project = Project::app_with("plain:app", &lines);
+    let lines = "workers.count = 1\nmigrations.run = 'none'\npool.size = 1\npool.overflow = 1\nmetrics.interval = 'never'\n\
+         metrics.tables = 0\npostgres.settings.max_locks_per_transaction = '256'";
+    let project = Project::app_with("plain:app", lines);
     let tandem = Tandem::up(&project);
     let create = "DO $$ BEGIN FOR n IN 1..{n} LOOP EXECUTE format('CREATE TABLE t%s (a int PRIMARY KEY, b text)', n); \
                   END LOOP; END $$";
@@ -120,6 +118,7 @@ fn cost(
     let mut bytes = 0;
     while began.elapsed() < time {
         bytes = scrape(port).len();
+        #[expect(clippy::disallowed_methods, reason = "a benchmark's clock is the real one")]
         std::thread::sleep(INTERVAL);
     }
     let (after, minutes) = (now(), began.elapsed().as_secs_f64() / 60.0);
@@ -169,6 +168,7 @@ fn exporter(project: &Project) -> Option<(Beside, u16)> {
     let (port, socket) = (free_port(), project.state().join("run/postgres"));
     let database =
         format!("host={} port={} user=postgres dbname=app sslmode=disable", socket.display(), project.postgres);
+    #[expect(clippy::disallowed_methods, reason = "a benchmark starts what it compares")]
     let mut command = Command::new("prometheus-postgres-exporter");
     command.arg(format!("--web.listen-address=127.0.0.1:{port}")).env("DATA_SOURCE_NAME", database);
     let exporter = Beside(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?);

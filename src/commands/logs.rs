@@ -11,7 +11,7 @@ use crate::commands::{open, running, up_detached};
 use crate::config;
 use crate::control::client;
 use crate::control::messages::{LogEntry, LogQuery};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, in_words};
 use crate::postgres::home::Home;
 use crate::telemetry::{self, FileBounds, Printed};
 
@@ -50,6 +50,9 @@ pub async fn run(common: &Common, args: LogsArgs) -> anyhow::Result<Code> {
     let begins = memory.first().map(|one| one.time);
     let first: HashSet<String> =
         memory.iter().filter(|one| Some(one.time) == begins).map(|one| key(&one.entry)).collect();
+    if file.is_none() && is_cut_off(&memory, &wanted) {
+        telemetry::say_aside("tandem: older lines are no longer in memory (log.ring); with log.file they are kept");
+    }
     memory.retain(|one| wanted.has(one.time, &one.entry));
     if let Some(file) = file.filter(|_| !is_whole(&memory)) {
         // What is in memory is in the file too.
@@ -57,9 +60,14 @@ pub async fn run(common: &Common, args: LogsArgs) -> anyhow::Result<Code> {
             Some(begins) => time < begins || (time == begins && !first.contains(&key(entry))),
             None => true,
         };
-        let mut found = wanted.read(&file, &is_older)?;
-        found.append(&mut memory);
-        memory = found;
+        match wanted.read(&file, &is_older) {
+            Ok(mut found) => {
+                found.append(&mut memory);
+                memory = found;
+            }
+            // What is in memory is better than nothing.
+            Err(error) => telemetry::say_aside(&format!("tandem: {}", in_words(&error))),
+        }
     }
     let surplus = wanted.lines.map_or(0, |lines| memory.len().saturating_sub(lines));
     for one in &memory[surplus..] {
@@ -201,6 +209,12 @@ impl Page {
 
 fn today() -> String {
     telemetry::rfc3339(SystemTime::now()).chars().take("2026-11-30".len()).collect()
+}
+
+/// Whether lines since the wanted moment were overwritten in memory. Of one service that cannot be seen.
+fn is_cut_off(memory: &[Printable], wanted: &Selection) -> bool {
+    let Some(oldest) = memory.first().filter(|_| wanted.service.is_none()) else { return false };
+    wanted.since.is_some_and(|since| since < oldest.time) && sequence(&oldest.entry).is_some_and(|number| number > 0)
 }
 
 /// A line from memory. What was overwritten there may be in the file.

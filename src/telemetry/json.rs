@@ -109,7 +109,7 @@ pub struct FileLine {
     pub text: String,
 }
 
-/// Read a line that [`line`] or [`own_line`] has written; `None`: it is none.
+/// Read a line that [`line()`] or [`own_line`] has written; `None`: it is none.
 pub fn file_line(line: &str) -> Option<FileLine> {
     let Members(members) = serde_json::from_str(line).ok()?;
     let text = |name: &str| {

@@ -215,6 +215,7 @@ fn a_value_with_which_the_server_would_not_start_is_refused() {
         ("port", "postgres.port"),
         ("Listen_Addresses", "postgres.listen"),
         ("fsync", "corrupts the cluster"),
+        ("ssl", "postgres.tls"),
         ("shared_preload_libraries", "[postgres.settings]"),
         ("logging_collector", "[postgres.settings]"),
     ] {

@@ -226,7 +226,13 @@ fn a_restore_grants_no_role_that_the_live_server_has_revoked_and_a_new_server_ge
     let restored = refusal::run(&project, &["restore", "latest", "--yes"]);
     restored.expect(0, &["2010 rows", "made without login, password, memberships and settings", "role go; ne, gone"]);
     let has = as_superuser(&project, "postgres", ROLES);
-    let wanted = ["app t t", "go; ne f f CREATE ROLE never;", "gone f f one\ntwo; it's \\ it", "gone2 f f", "team f f"];
+    let wanted = [
+        "app t t pg_read_all_stats",
+        "go; ne f f CREATE ROLE never;",
+        "gone f f one\ntwo; it's \\ it",
+        "gone2 f f",
+        "team f f",
+    ];
     assert_eq!(has, wanted.join("\n"));
     let grants = "SELECT count(*) FROM pg_class, aclexplode(relacl) WHERE relname = 'api_keys' AND grantee::regrole::text ~ 'go'";
     assert_eq!(as_superuser(&project, "app", grants), "3");

@@ -86,6 +86,22 @@ fn it_is_rotated_by_size_and_count_and_read_back_without_a_gap_while_tandem_runs
 }
 
 #[test]
+fn without_a_file_it_is_said_that_memory_has_no_older_lines() {
+    let (project, _) = counting("log.ring = '64KB'");
+    project.reconfigure(|text| text.replace("log.file = 'logs/app.log'\n", ""));
+    let mut tandem = Tandem::up(&project);
+    let told = "older lines are no longer in memory";
+    assert!(!refusal::run(&project, &["logs", "--since", "1h"]).said.contains(told));
+    get(tandem.app(), "/1500").unwrap();
+    wait_for("lines that are overwritten", || {
+        let shown = refusal::run(&project, &["logs", "--since", "1h"]);
+        shown.code == 0 && shown.said.contains(told) && shown.said.contains("with log.file they are kept")
+    });
+    assert!(!refusal::run(&project, &["logs"]).said.contains(told), "what was asked for is there");
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
 fn what_others_rotate_goes_on_in_the_file_of_that_name() {
     let (project, file) = counting("");
     let mut tandem = Tandem::up(&project);

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::common::backups::sql;
+use crate::common::backups::{as_superuser, sql};
 use crate::common::control;
 use crate::common::ports::free_port;
 use crate::common::project::{Project, root};
@@ -203,9 +203,17 @@ fn alerts_are_raised_by_what_they_are_about() {
     }
     prometheus.wait_for_alerts(&["TandemServiceRestarts"]);
     wait_for("a worker", || !tandem.workers().is_empty());
+    hold_up_sessions(&project, || prometheus.wait_for_alerts(&["TandemSessionsBlocked"]));
+    lock_each_other_out(&project);
+    prometheus.wait_for_alerts(&["TandemDeadlocks"]);
+    project.write("mine.py", &format!("import time\ntime.sleep(3)\n{app}"));
+    control::run(&project, &["scale", "2"]).expect(0, &[]);
+    prometheus.wait_for_alerts(&["TandemWorkersMissing"]);
     project.write("mine.py", "raise OSError('broken')\n");
     control::run(&project, &["reload"]).expect(1, &[]);
     prometheus.wait_for_alerts(&["TandemRollAborted"]);
+    control::run(&project, &["deploy"]).expect(1, &[]);
+    prometheus.wait_for_alerts(&["TandemDeploymentFailed"]);
     let postmaster = Pid::from_raw(tandem.postmaster(&project));
     kill(postmaster, Signal::SIGSTOP).unwrap();
     prometheus.wait_for_alerts(&["TandemDatabaseUnavailable", "TandemNotReady"]);
@@ -213,6 +221,42 @@ fn alerts_are_raised_by_what_they_are_about() {
     wait_for("the end of that alert", || !prometheus.alerts().contains("TandemDatabaseUnavailable"));
     tandem.stop();
     prometheus.wait_for_alerts(&["TandemDown"]);
+}
+
+/// Seven sessions wait for a lock while `meanwhile` goes on.
+fn hold_up_sessions(project: &Project, meanwhile: impl FnOnce()) {
+    sql(project, "CREATE TABLE held (a int)");
+    let holds = "BEGIN; LOCK TABLE held; SELECT pg_sleep(600)";
+    std::thread::scope(|scope| {
+        let holder = scope.spawn(|| tandem::run(project, &["psql", "-c", holds]));
+        let is_held = "SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass AND granted";
+        wait_for("the lock", || as_superuser(project, "app", is_held) != "0");
+        let waiting: Vec<_> = (0..7)
+            .map(|_| scope.spawn(|| tandem::run(project, &["psql", "-c", "INSERT INTO held VALUES (1)"])))
+            .collect();
+        meanwhile();
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK TABLE held%'";
+        as_superuser(project, "app", end);
+        holder.join().unwrap();
+        for one in waiting {
+            assert!(one.join().unwrap().status.success());
+        }
+    });
+}
+
+/// Two transactions wait for each other; PostgreSQL ends one of them.
+fn lock_each_other_out(project: &Project) {
+    sql(project, "CREATE TABLE one (a int); CREATE TABLE other (a int)");
+    let crossing =
+        |first: &str, then: &str| format!("BEGIN; LOCK TABLE {first}; SELECT pg_sleep(1); LOCK TABLE {then}; COMMIT");
+    std::thread::scope(|scope| {
+        let both = [crossing("one", "other"), crossing("other", "one")];
+        let both = both.map(|text| {
+            scope.spawn(move || tandem::run(project, &["psql", "-v", "ON_ERROR_STOP=1", "-c", &text]).status.success())
+        });
+        let ended = both.map(|one| one.join().unwrap());
+        assert!(ended.contains(&false) && ended.contains(&true), "{ended:?}");
+    });
 }
 
 #[test]
@@ -256,7 +300,11 @@ fn what_rules_and_dashboard_ask_for_is_there() {
     let read = |name: &str| fs::read_to_string(root().join("config/monitoring").join(name)).unwrap();
     let (rules, dashboard) = (read("alerts.yml"), read("grafana.json"));
     // Of what only some have: a certificate, slots of replication.
-    let absent = ["tandem_tls_certificate_days_left", "pg_replication_slots_pg_wal_lsn_diff"];
+    let absent = [
+        "tandem_tls_certificate_days_left",
+        "tandem_postgres_certificate_days_left",
+        "pg_replication_slots_pg_wal_lsn_diff",
+    ];
     let rules: String = rules.lines().filter(|line| line.trim().starts_with("expr: ")).collect::<Vec<_>>().join("\n");
     let mut wanted: BTreeSet<_> = metric_names(&rules).into_iter().chain(metric_names(&dashboard)).collect();
     absent.iter().for_each(|name| assert!(wanted.remove(name)));

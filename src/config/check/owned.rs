@@ -5,6 +5,9 @@ use super::{ARCHIVING, PROTECTED};
 /// Settings that may stand in `[postgres.settings]` and that ALTER SYSTEM must not set beside it.
 const CONFIGURED: &[(&str, &str)] = &[
     ("shared_preload_libraries", "use [postgres.settings], where Tandem adds pg_stat_statements to it"),
+    ("ssl", "use postgres.tls"),
+    ("ssl_cert_file", "use postgres.tls"),
+    ("ssl_key_file", "use postgres.tls"),
     ("log_destination", "use [postgres.settings], so that Tandem knows where the log is"),
     ("logging_collector", "use [postgres.settings], so that Tandem knows where the log is"),
 ];
