@@ -24,6 +24,7 @@ use super::values::Values;
 use crate::plan::{libpq, schedule};
 
 pub use owned::owned_setting;
+pub use password::{Weakness, weakness};
 
 /// Words that stand for other things where a role is named (PostgreSQL documentation, CREATE ROLE).
 const ROLES_RESERVED: [&str; 2] = ["none", "public"];

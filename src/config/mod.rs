@@ -59,7 +59,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
-pub use check::owned_setting;
+pub use check::{Weakness, owned_setting, weakness};
 pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};
 pub use dotenv::variables as dotenv_variables;

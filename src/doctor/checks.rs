@@ -339,7 +339,7 @@ pub const CHECKS: &[Check] = &[
     check(
         "certificates",
         Group::Security,
-        "the application's certificate: its files, and the days that are left",
+        "certificates of the application and of the database server: their files, and the days that are left",
         (HERE, "who-gets-in"),
         security::certificates,
     ),

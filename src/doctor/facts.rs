@@ -67,7 +67,7 @@ pub struct Facts {
     pub backups: Look<Backups>,
     pub copies: Look<Vec<Copies>>,
     pub wal: Look<Wal>,
-    pub certificate: Look<Certificate>,
+    pub certificates: Look<Vec<Certificate>>,
     pub hba: Look<Vec<String>>,
     pub server: Look<Server>,
     pub caches: Look<Vec<OldCache>>,
@@ -298,9 +298,10 @@ pub struct Wal {
     pub newest_base: Option<DateTime<Utc>>,
 }
 
-/// The certificate that the application is served with.
+/// A certificate that somebody is served with.
 #[derive(Clone, Debug, Default)]
 pub struct Certificate {
+    pub whose: &'static str,
     pub wrong: Vec<(String, String)>,
     pub not_after: Option<SystemTime>,
 }
@@ -338,7 +339,7 @@ impl Facts {
             backups: none(),
             copies: none(),
             wal: none(),
-            certificate: none(),
+            certificates: none(),
             hba: none(),
             server: none(),
             caches: none(),

@@ -127,6 +127,16 @@ fn of_files(files: &PostgresTlsFiles, listen: IpAddr, home: &Home, now: SystemTi
     }
 }
 
+/// Until when the certificate holds that the server of `home` has, or is to have; `None` where there is none. Blocks.
+pub fn held_until(postgres: &Postgres, home: &Home) -> Option<SystemTime> {
+    let file = match &postgres.tls {
+        PostgresTls::Off => return None,
+        PostgresTls::SelfSigned(_) => server_file(home),
+        PostgresTls::Files(files) => files.cert.clone(),
+    };
+    certificate::not_after(of_pem(&fs::read(file).ok()?).first()?)
+}
+
 /// What `DATABASE_URL` says where the server serves `chain`: as much as can be checked.
 fn parameters(chain: &Chain, has_authority: bool, listen: IpAddr, home: &Home) -> Vec<(String, String)> {
     let host = client_address(listen).to_string();

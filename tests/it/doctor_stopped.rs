@@ -130,11 +130,13 @@ fn passwords_and_addresses_that_let_others_in_are_told() {
         })
     };
     let near = guide(&[]);
-    near.expect("passwords", "warning", &["everybody tries first", "take it out of .env"]);
+    near.expect("passwords", "warning", &["is one that is tried first", "take it out of .env"]);
     assert_eq!((near.code, near.bad()), (1, vec!["passwords"]), "{:#}", near.all);
     let far = guide(&["--set", "postgres.listen=0.0.0.0", "--set", "workers.listen=0.0.0.0:8000"]);
     far.expect("passwords", "error", &["other than this machine's own"]);
     far.expect("listening", "warning", &["PostgreSQL listens on 0.0.0.0 without TLS", "0.0.0.0:8000 without TLS"]);
+    let secured = ["--set", "postgres.listen=0.0.0.0", "--set", "postgres.tls=self-signed"];
+    doctor(&project, &secured).expect("listening", "ok", &[]);
     let elsewhere =
         |url: &str| doctor(&project, &["--set", "postgres.mode=attach", "--set", &format!("postgres.url={url}")]);
     let report = elsewhere("postgresql://app:longenough-and-random@192.0.2.1:5432/app");

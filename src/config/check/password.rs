@@ -53,8 +53,10 @@ const DIFFERENT_MIN: usize = 5;
 
 /// What is wrong with a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weakness {
+pub enum Weakness {
+    /// It is tried first.
     Guessable,
+    /// It has fewer characters than are safe.
     Short,
 }
 
@@ -88,7 +90,8 @@ impl Checker<'_> {
     }
 }
 
-fn weakness(password: &str, settings: &Settings) -> Option<Weakness> {
+/// What is wrong with `password`, if anything is.
+pub fn weakness(password: &str, settings: &Settings) -> Option<Weakness> {
     let mut letters: Vec<char> = password.chars().collect();
     let length = letters.len();
     // Without the year, the number or the exclamation mark at its end, and what stands between words.

@@ -2,37 +2,14 @@
 
 use std::net::IpAddr;
 
+use chrono::{DateTime, Utc};
+
 use super::{Judged, few, seen};
-use crate::config::{PostgresMode, Settings};
-use crate::doctor::facts::{Facts, Unseen};
+use crate::config::{PostgresMode, Settings, Weakness, weakness};
+use crate::doctor::facts::{Certificate, Facts, Unseen};
 use crate::doctor::verdict::Finding;
 use crate::plan::{DatabaseUrl, Place};
 
-/// Passwords that are tried first. `changeme` is the one of many a guide and `.env.example`.
-const COMMON: [&str; 20] = [
-    "changeme",
-    "change_me",
-    "change-me",
-    "changeit",
-    "password",
-    "passw0rd",
-    "postgres",
-    "postgresql",
-    "secret",
-    "admin",
-    "root",
-    "test",
-    "example",
-    "letmein",
-    "qwerty",
-    "123456",
-    "12345678",
-    "123456789",
-    "default",
-    "app",
-];
-/// A password that is shorter is tried through by a program.
-const LENGTH_MIN: usize = 12;
 /// Days before the end of a certificate.
 const DAYS_WARNED: i64 = 14;
 const DAYS_TOLD: i64 = 30;
@@ -47,8 +24,10 @@ pub fn passwords(facts: &Facts) -> Judged {
         return Ok(vec![Finding::ok("Tandem made the password of the application's role itself")]);
     };
     let open = is_open(settings);
-    let Some(why) = weakness(given.expose(), &[&postgres.user, &postgres.database, &settings.name]) else {
-        return Ok(Vec::new());
+    let why = match weakness(given.expose(), settings) {
+        None => return Ok(Vec::new()),
+        Some(Weakness::Guessable) => "is one that is tried first",
+        Some(Weakness::Short) => "is so short that all of its kind can be tried",
     };
     let text = format!("the password of the database {why}");
     let next = match postgres.mode {
@@ -68,27 +47,6 @@ fn is_open(settings: &Settings) -> bool {
     match (&settings.postgres.mode, &settings.postgres.url) {
         (PostgresMode::Attach, Some(url)) => !is_near(url),
         _ => !settings.postgres.listen.is_loopback(),
-    }
-}
-
-/// Why a password is weak, as the end of a sentence.
-fn weakness(password: &str, names: &[&str]) -> Option<String> {
-    let plain = password.to_lowercase();
-    if password.is_empty() {
-        return Some("is empty".to_owned());
-    }
-    if COMMON.contains(&plain.as_str()) {
-        return Some("is one of those that everybody tries first".to_owned());
-    }
-    if names.iter().any(|name| name.eq_ignore_ascii_case(password)) {
-        return Some("is a name that everybody sees".to_owned());
-    }
-    let length = password.chars().count();
-    let one_kind = password.chars().all(|letter| letter.is_ascii_digit());
-    match length {
-        _ if one_kind => Some("is a number".to_owned()),
-        length if length < LENGTH_MIN => Some(format!("has {length} letters only")),
-        _ => None,
     }
 }
 
@@ -147,10 +105,13 @@ pub fn listening(facts: &Facts) -> Judged {
             let has_tls = facts.server.as_ref().ok().and_then(|server| server.settings.as_ref().ok());
             let has_tls = has_tls.is_some_and(|settings| settings.get("ssl").is_some_and(|ssl| ssl == "on"));
             let given = postgres.settings.iter().any(|(name, value)| name.eq_ignore_ascii_case("ssl") && is_on(value));
-            if !has_tls && !given {
+            if !has_tls && !given && postgres.tls.is_off() {
                 let text =
                     format!("PostgreSQL listens on {} without TLS: who is on the way reads along", postgres.listen);
-                all.push(Finding::warning(text, "set postgres.listen = \"127.0.0.1\", or give it TLS"));
+                all.push(Finding::warning(
+                    text,
+                    "set postgres.tls = \"self-signed\", or postgres.listen = \"127.0.0.1\"",
+                ));
             }
         }
         _ => {}
@@ -180,23 +141,25 @@ fn is_far(place: &Place) -> bool {
 }
 
 pub fn certificates(facts: &Facts) -> Judged {
-    let certificate = seen(&facts.certificate)?;
+    Ok(seen(&facts.certificates)?.iter().flat_map(|certificate| of_certificate(certificate, facts.now)).collect())
+}
+
+fn of_certificate(certificate: &Certificate, now: DateTime<Utc>) -> Vec<Finding> {
     let mut all: Vec<Finding> =
         certificate.wrong.iter().map(|(what, help)| Finding::error(what.clone(), help.clone())).collect();
     if let Some(end) = certificate.not_after {
-        let end = chrono::DateTime::<chrono::Utc>::from(end);
-        let days = (end - facts.now).num_days();
-        let text = format!("the certificate of the application ends in {days} days, on {}", end.format("%F"));
-        let next = "renew it, and `tandem reload`";
+        let (whose, end) = (certificate.whose, DateTime::<Utc>::from(end));
+        let days = (end - now).num_days();
+        let text = format!("the certificate of {whose} ends in {days} days, on {}", end.format("%F"));
+        let next = "renew it, and `tandem reload`; one that Tandem made itself, the next start or reload renews";
         all.push(match days {
-            // It is told above, with what is wrong.
-            days if days < 0 => Finding::error("the certificate of the application has ended", next),
+            _ if end < now => Finding::error(format!("the certificate of {whose} has ended"), next),
             days if days < DAYS_WARNED => Finding::warning(text, next),
             days if days < DAYS_TOLD => Finding::notice(text).then(next),
             _ => Finding::ok(text),
         });
     }
-    Ok(all)
+    all
 }
 
 pub fn superuser(facts: &Facts) -> Judged {
@@ -217,23 +180,6 @@ pub fn superuser(facts: &Facts) -> Judged {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn passwords_that_are_tried_first_are_weak() {
-        for (password, why) in [
-            ("changeme", Some("tries first")),
-            ("CHANGEME", Some("tries first")),
-            ("", Some("is empty")),
-            ("shop", Some("is a name")),
-            ("384629847112", Some("is a number")),
-            ("k8#fQ2", Some("has 6 letters")),
-            ("k8#fQ2-rr81!zP", None),
-        ] {
-            let found = weakness(password, &["shop"]);
-            assert_eq!(found.is_some(), why.is_some(), "{password}: {found:?}");
-            assert!(found.unwrap_or_default().contains(why.unwrap_or_default()), "{password}");
-        }
-    }
 
     #[test]
     fn what_is_near_and_what_is_far() {

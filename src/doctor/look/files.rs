@@ -27,6 +27,7 @@ pub async fn entries(subject: &Subject) -> Look<Vec<Entry>> {
         let mut all = vec![
             secret(home.run.join("password"), "the password file"),
             secret(signature::path(home), "the key that signs backups"),
+            secret(home.state.join("tls/ca.key"), "the key of the database server's authority"),
             place(home.state.clone(), "the state directory", 0o755, &[]),
             place(home.run.clone(), "the run directory", 0o755, &own),
             place(home.socket_dir.clone(), "the directory of the server's socket", 0o700, &server),

@@ -40,7 +40,7 @@ pub async fn look(subject: &Subject) -> Facts {
     let pid = tandem.as_ref().ok().and_then(|tandem| Some(tandem.status.as_ref()?.as_ref().ok()?.pid));
     let has_server = data.as_ref().is_ok_and(|data| !data.processes.is_empty());
     let installation = programs.as_ref().ok().map(|(installation, _)| installation.clone());
-    let (machine, ports, owners, python, backups, copies, wal, certificate, hba, caches, server) = tokio::join!(
+    let (machine, ports, owners, python, backups, copies, wal, certificates, hba, caches, server) = tokio::join!(
         machine::machine(subject, pid),
         project::ports(subject, runs || has_server),
         files::entries(subject),
@@ -48,7 +48,7 @@ pub async fn look(subject: &Subject) -> Facts {
         backups::backups(subject),
         backups::copies(subject),
         backups::wal(subject),
-        project::certificate(subject),
+        project::certificates(subject),
         data::hba(subject),
         project::caches(subject),
         server::server(subject, has_server),
@@ -80,7 +80,7 @@ pub async fn look(subject: &Subject) -> Facts {
         backups,
         copies,
         wal,
-        certificate,
+        certificates,
         hba,
         server,
         caches,

@@ -14,6 +14,7 @@ use crate::durable::held_by;
 use crate::exit::in_words;
 use crate::health;
 use crate::plan::Place;
+use crate::postgres;
 use crate::postgres::binaries::{self, Installation};
 use crate::postgres::home::Home;
 use crate::process::{ports, ports::unix_listener};
@@ -167,19 +168,26 @@ fn version_of(package: &str, root: &Path) -> Option<String> {
     })
 }
 
-/// The certificate of the application.
-pub async fn certificate(subject: &Subject) -> Look<Certificate> {
+/// The certificates of the application and of the database server.
+pub async fn certificates(subject: &Subject) -> Look<Vec<Certificate>> {
     let settings = subject.settings.clone()?;
-    let Some(tls) = settings.workers.serving.tls.clone() else {
-        return Err(Unseen::nothing("the application is served without a certificate"));
-    };
+    if settings.workers.serving.tls.is_none() && settings.postgres.tls.is_off() {
+        return Err(Unseen::nothing("nothing is served with a certificate"));
+    }
     let home = subject.home.clone()?;
-    apart("look at the certificate", move || {
-        let python = environment::existing(&settings.python, &home.state, &settings.directory);
-        let user = launch::identity_for(&settings, &home.run, &python).ok().flatten();
-        let found = serving::inspect(&tls, user.as_ref());
-        let wrong = found.wrong.into_iter().map(|(key, message, help)| (format!("{key}: {message}"), help)).collect();
-        Certificate { wrong, not_after: found.not_after }
+    apart("look at the certificates", move || {
+        let application = settings.workers.serving.tls.as_ref().map(|tls| {
+            let python = environment::existing(&settings.python, &home.state, &settings.directory);
+            let user = launch::identity_for(&settings, &home.run, &python).ok().flatten();
+            let found = serving::inspect(tls, user.as_ref());
+            let wrong =
+                found.wrong.into_iter().map(|(key, message, help)| (format!("{key}: {message}"), help)).collect();
+            Certificate { whose: "the application", wrong, not_after: found.not_after }
+        });
+        let until = postgres::tls::held_until(&settings.postgres, &home);
+        let server =
+            until.map(|until| Certificate { whose: "the database server", wrong: Vec::new(), not_after: Some(until) });
+        application.into_iter().chain(server).collect()
     })
     .await
 }
