@@ -8,7 +8,7 @@ use crate::common::project::root;
 use crate::readme::documents;
 
 /// Why a block may stand in a document and not be run.
-const REASONS: [&str; 11] = [
+const REASONS: [&str; 14] = [
     // A test of its own builds and installs.
     "builds Tandem",
     "installs Tandem",
@@ -20,6 +20,11 @@ const REASONS: [&str; 11] = [
     "needs a release",
     "needs the installed wheel",
     "needs a failed test",
+    "needs another machine",
+    // Its own tests have one.
+    "needs a terminal",
+    // Such as that the machine's disk is nearly full; its own tests provoke what they look for.
+    "ends by what it finds",
     // It listens where another test or a person may listen.
     "takes a fixed port",
 ];
