@@ -84,8 +84,10 @@ pub struct Ground {
 impl Ground {
     /// Start Tandem in a new directory, and fill its database with about `size` MB of SQL.
     pub fn prepare(size: u64, quick: bool) -> Result<Self> {
-        let project =
-            Project::app_with("plain:app", "workers.count = 1\nmigrations.run = 'none'\npostgres.source = 'package'");
+        let project = Project::app_with(
+            "plain:app",
+            "workers.count = 1\nmigrations.run = 'none'\npostgres.source = 'package'\nbackup.nice = 10",
+        );
         let tandem = Tandem::up(&project);
         let exe = fs::read_link(format!("/proc/{}/exe", tandem.postmaster(&project)))?;
         let bin = exe.parent().context("the server's programs")?.to_path_buf();

@@ -115,7 +115,7 @@ mod tests {
             ("shell", "`tandem run`"),
             ("new", "`tandem init`"),
             ("statsu", "some similar subcommands exist: 'settings', 'stats', 'status'"),
-            ("doctr", "a similar subcommand exists: 'doctor'"),
+            ("passwrd", "a similar subcommand exists: 'password'"),
         ] {
             let (code, said) = said(&[word]);
             assert!(code != 0 && said.contains(ours), "{word}: {said}");

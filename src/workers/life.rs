@@ -345,8 +345,10 @@ impl Life {
             let mut last = inner.previous.borrow_mut();
             last.exit = Some(exit);
             let start_failed = last.start_error.is_some().then_some(Failure::StartError);
-            last.failure = is_late.or(start_failed).unwrap_or_else(|| Failure::of(exit));
-            last.reason = Some(noted.unwrap_or_else(|| why(exit)));
+            // Asked once: the kernel's count has grown for one death.
+            let how = Failure::of(exit);
+            last.failure = is_late.or(start_failed).unwrap_or(how);
+            last.reason = Some(noted.unwrap_or_else(|| why(exit, how)));
             let kind = last.start_error.as_ref().map(|error| error.kind);
             if was_start && inner.roster.lacks_database() {
                 last.reason = last.reason.take().map(|reason| format!("{reason}, while the database is away"));
@@ -438,8 +440,8 @@ impl Life {
 }
 
 /// How a process ended, with the cause where the kernel shows one.
-fn why(exit: Exit) -> String {
-    if exit == Exit::Signal(OsSignal::SIGKILL as i32) && oom::has_killed() {
+fn why(exit: Exit, how: Failure) -> String {
+    if how == Failure::OutOfMemory {
         return format!("{exit}, by the kernel, for want of memory (raise the limit, or set workers.max_memory)");
     }
     exit.to_string()

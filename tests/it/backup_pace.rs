@@ -43,13 +43,13 @@ fn seen(project: &Project, args: &[&str], until: &str) -> Vec<(String, Vec<i64>)
 
 #[test]
 fn backups_and_their_proofs_wait_for_the_processor_behind_the_application() {
-    let (project, tandem) = running_with("backup.rate = '300KB'");
+    let (project, tandem) = running_with("backup.rate = '300KB'\nbackup.nice = 10");
     sql(&project, SLOW);
     let server = nice(tandem.postmaster(&project));
     let own = server[0];
     assert!(own < 10, "a server of niceness {own} shows nothing");
-    for (wanted, set) in [(10, "backup.catch_up = true"), (own, "backup.nice = 0")] {
-        project.configure(set);
+    for (wanted, key) in [(10, 10), (own, 0)] {
+        project.reconfigure(|text| text.replace("backup.nice = 10", &format!("backup.nice = {key}")));
         let began = Instant::now();
         for (args, until) in [(&["backup"][..], "pg_dump"), (&["backup", "verify"][..], "psql")] {
             for (name, all) in seen(&project, args, until) {
@@ -67,7 +67,7 @@ fn backups_and_their_proofs_wait_for_the_processor_behind_the_application() {
 
 #[test]
 fn the_servers_part_of_a_backup_waits_for_the_processor_too() {
-    let project = project("backup.rate = '100KB'");
+    let project = project("backup.rate = '100KB'\nbackup.nice = 10");
     let tandem = Tandem::up(&project);
     superuser(&project, "CREATE TABLE large AS SELECT md5(n::text) FROM generate_series(1, 50000) AS n");
     let server = nice(tandem.postmaster(&project));
@@ -87,7 +87,7 @@ fn the_servers_part_of_a_backup_waits_for_the_processor_too() {
 #[test]
 fn a_base_backup_that_is_interrupted_is_gone_from_the_server_and_from_the_archive() {
     // The slowest that PostgreSQL knows.
-    let project = project("backup.rate = '1KB'");
+    let project = project("backup.rate = '1KB'\nbackup.nice = 10");
     let tandem = Tandem::up(&project);
     let session = || {
         superuser(

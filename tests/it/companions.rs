@@ -1,6 +1,7 @@
 //! Processes beside the workers, and hooks at the turns of the life of all.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::common::control;
 use crate::common::project::Project;
@@ -88,6 +89,8 @@ fn the_hook_after_the_start_runs_once_the_application_serves() {
     );
     project
         .configure(&format!("hooks.after_ready = ['python', '-c', \"{program}\"]\nhooks.after_ready_on = 'replaced'"));
+    // The workers' user writes here.
+    fs::set_permissions(project.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     let mut tandem = Tandem::up(&project);
     let runs = || fs::read_to_string(&out).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>();
     wait_for("the hook", || runs().len() == 1);
@@ -156,6 +159,8 @@ fn the_hook_before_the_stop_finds_the_application_serving() {
         out.display()
     );
     project.configure(&format!("hooks.before_stop = ['python', '-c', \"{program}\"]"));
+    // The workers' user writes here.
+    fs::set_permissions(project.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     let mut tandem = Tandem::up(&project);
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
     assert_eq!(fs::read_to_string(&out).unwrap(), "ok", "{}", tandem.log());

@@ -222,6 +222,8 @@ fn open_below(dir: &Path) -> Vec<PathBuf> {
 fn whatever_the_umask_nothing_of_tandems_is_open_to_others_and_children_get_the_umask() {
     let hook = "hooks.after_ready = ['sh', '-c', 'umask >umask.new; mv umask.new umask']";
     let project = project(&format!("backup.pitr.enabled = true\n{hook}"));
+    // The workers' user writes here.
+    fs::set_permissions(project.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     let mut command = tandem::command_as("sh", project.dir());
     command.args(["-c", "umask 000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tandem")]);
     let mut tandem = Tandem::start_as(&project, command);

@@ -38,7 +38,9 @@ fn alembic() -> String {
 async fn commands_that_migrate_run_one_at_a_time() {
     let server = TestServer::start().await;
     let url = server.database("raced").await.expose().expose().to_owned();
-    let place = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o777)).tempdir().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    // The workers' user writes here, whatever the umask.
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
     // Fails where another is at it.
     let jealous = format!("['sh', '-ec', 'mkdir {0}/busy; sleep 0.3; rmdir {0}/busy']", place.path().display());
     for command in [alembic(), jealous] {

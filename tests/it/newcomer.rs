@@ -120,7 +120,7 @@ fn without_a_command_or_with_another_tools_the_right_ones_are_shown() {
         ("ps", "`tandem status`"),
         ("exec", "here that is `tandem "),
         ("shell", "here that is `tandem "),
-        ("statuss", "a similar subcommand exists: 'status'"),
+        ("statuss", "similar subcommands exist: 'stats', 'status'"),
     ] {
         refusal::run(&project, &[word]).expect(64, &[meant]);
     }

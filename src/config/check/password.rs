@@ -85,7 +85,7 @@ impl Checker<'_> {
             self.problems.add_to("postgres.password", &origin, message, Some(help.to_owned()));
         } else {
             let (name, place) = (origin.name_of("postgres.password"), origin.place());
-            self.notices.push(format!("{name} ({place}): {what}: {help}"));
+            self.remarks.push(format!("{name} ({place}): {what}: {help}"));
         }
     }
 }
