@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::common::project::{Project, root};
 use crate::common::python;
 use crate::common::skip::skip;
-use crate::common::tandem::{Tandem, command_as, run, wait_for};
+use crate::common::tandem::{LIMIT, Tandem, command_as, run, wait_for};
 
 /// Debian's package `chromium`.
 const CHROMIUM: &str = "/usr/bin/chromium";
@@ -83,8 +83,9 @@ fn ask(port: u16, request: &str, enough: impl Fn(&str) -> bool) -> (String, TcpS
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
-    let mut read = Vec::new();
+    let (began, mut read) = (Instant::now(), Vec::new());
     while !enough(&String::from_utf8_lossy(&read)) {
+        assert!(began.elapsed() < LIMIT, "{}", String::from_utf8_lossy(&read));
         let mut some = [0; 8192];
         match stream.read(&mut some).unwrap() {
             0 => break,
@@ -206,7 +207,9 @@ fn the_database_is_asked_while_somebody_looks_and_two_thousand_tables_with_odd_n
     }
     assert_eq!(sql(&project, SESSIONS), "0", "nobody looks");
     let follow = "GET /events?page HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    let (event, stream) = ask(project.health, follow, |text| text.contains("gnp.exe") && text.ends_with("\n\n"));
+    // The end of the event, and that of its chunk.
+    let is_whole = |text: &str| text.contains("gnp.exe") && text.trim_end_matches("\r\n").ends_with("\n\n");
+    let (event, stream) = ask(project.health, follow, is_whole);
     assert_eq!(sql(&project, SESSIONS), "1");
     for shown in ["&lt;script&gt;alert(1)&lt;/script&gt;", "two\\nlines", "\\u{202e}gnp.exe", odd[3], "Largest tables"]
     {
