@@ -99,6 +99,8 @@ mod nothing_blocks;
 mod nothing_blocks_log;
 mod orderly_end;
 mod other_servers;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod out_of_memory;
 mod out_of_room;
 mod output;
