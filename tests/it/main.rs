@@ -76,6 +76,7 @@ mod identity;
 mod import_compose;
 mod import_sqlite;
 mod init;
+mod init_scripts;
 mod integresql_room;
 mod interrupted;
 mod json_schema;
