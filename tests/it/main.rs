@@ -80,6 +80,7 @@ mod init_scripts;
 mod integresql_room;
 mod interrupted;
 mod json_schema;
+mod kubernetes;
 mod launcher;
 mod leaves_nothing;
 mod left_behind;
