@@ -79,6 +79,26 @@ impl Copies {
         Ok(Self { destination, store, stop_free: settings.disk.stop_free })
     }
 
+    /// What talks to it.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What must be free of the disk that it is on, for so many `bytes`, if it is a disk of this machine.
+    ///
+    /// # Errors
+    /// [`Failure`] with the sum.
+    pub fn check_room(&self, bytes: u64) -> Result<(), Failure> {
+        let Some(dir) = self.destination.directory() else { return Ok(()) };
+        let guard = Guard::new("copy", self.stop_free, None).claim(dir, bytes);
+        guard.advice(format!("Make room in {}", self.destination)).check()
+    }
+
+    /// Whether the directory is known; a bucket always is.
+    pub fn is_marked(&self) -> bool {
+        self.destination.directory().is_none_or(|dir| dir.join(MARKER).exists())
+    }
+
     /// Send the backup `entry` of `catalog`.
     ///
     /// # Errors
@@ -130,7 +150,10 @@ impl Copies {
     }
 
     /// Let the directory be known again.
-    async fn mark(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn mark(&self) -> anyhow::Result<()> {
         let Some(marker) = self.destination.directory().map(|dir| dir.join(MARKER)) else { return Ok(()) };
         let marked = spawn_blocking(move || {
             let made = if marker.exists() { Ok(()) } else { durable::replace(&marker, b"", &WriteOptions::default()) };
@@ -162,7 +185,7 @@ impl Copies {
     /// # Errors
     /// It cannot be listed.
     pub async fn list(&self) -> anyhow::Result<Vec<HeldCopy>> {
-        let listed = self.store.list().await.map_err(Failure::from)?;
+        let listed = self.store.list_top().await.map_err(Failure::from)?;
         let plain = |name: &str| name.strip_suffix(SEALED).unwrap_or(name).to_owned();
         let manifests: BTreeSet<String> =
             listed.iter().filter_map(|entry| Some(plain(&entry.name).strip_suffix(MANIFEST)?.to_owned())).collect();
@@ -218,7 +241,7 @@ impl Copies {
     /// What the files of a copy take there.
     async fn size_of(&self, name: &Name) -> anyhow::Result<u64> {
         let stem = format!("{}.", name.stem());
-        let listed = self.store.list().await.map_err(Failure::from)?;
+        let listed = self.store.list_top().await.map_err(Failure::from)?;
         Ok(listed.iter().filter(|entry| entry.name.starts_with(&stem)).map(|entry| entry.size).sum())
     }
 

@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 
 use super::arriving::{Arriving, Expected};
 use super::keys::Bucket;
-use super::parts::{End, Local, ON_THE_WAY, Part, next};
+use super::parts::{End, Local, ON_THE_WAY, Outgoing, Part, next};
 use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError, foreign};
-use super::{Progress, Sent, StoredFile};
+use super::{Progress, Scope, Sent, StoredFile};
 
 /// How much is asked for at once: small enough that a line that breaks off costs little.
 const PIECE: u64 = 8 << 20;
@@ -32,8 +32,8 @@ const UPLOAD: Attribute = Attribute::Metadata(std::borrow::Cow::Borrowed("upload
 
 /// A bucket for copies.
 pub(super) struct Cloud {
-    bucket: Bucket,
-    client: Arc<dyn ObjectStore>,
+    pub(super) bucket: Bucket,
+    pub(super) client: Arc<dyn ObjectStore>,
 }
 
 /// Parts that are sent, and how large each is.
@@ -64,12 +64,12 @@ impl Cloud {
 
     pub(super) async fn put(
         &self,
-        local: &Path,
+        outgoing: Outgoing<'_>,
         name: &str,
         seal: Option<Recipients>,
         progress: Progress<'_>,
     ) -> Result<Sent, StoreError> {
-        let mut local = Local::open(local).await?;
+        let mut local = Local::open(outgoing).await?;
         let mut sha256 = None;
         // Nobody knows the digest of what will be sealed; and the digest of what is in it would tell what it is.
         if seal.is_none() {
@@ -256,10 +256,13 @@ impl Cloud {
         Ok(Expected { size: total, sha256: kept.sha256 })
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<StoredFile>, StoreError> {
-        let prefix = self.prefix()?;
-        let found: Vec<ObjectMeta> =
-            self.client.list(prefix.as_ref()).try_collect().await.map_err(|error| self.listing_failed(&error))?;
+    pub(super) async fn list(&self, scope: Scope<'_>) -> Result<Vec<StoredFile>, StoreError> {
+        let prefix = if let Scope::Under(dir) = scope { Some(self.path(dir)?) } else { self.prefix()? };
+        let found: object_store::Result<Vec<ObjectMeta>> = match scope {
+            Scope::Top => self.client.list_with_delimiter(prefix.as_ref()).await.map(|listed| listed.objects),
+            Scope::All | Scope::Under(_) => self.client.list(prefix.as_ref()).try_collect().await,
+        };
+        let found = found.map_err(|error| self.listing_failed(&error))?;
         Ok(found.iter().filter_map(|meta| self.entry(meta)).collect())
     }
 
@@ -289,7 +292,7 @@ impl Cloud {
     }
 
     /// Whether the bucket is there.
-    async fn check_bucket(&self) -> Result<(), StoreError> {
+    pub(super) async fn check_bucket(&self) -> Result<(), StoreError> {
         let prefix = self.prefix()?;
         let first = self.client.list(prefix.as_ref()).try_next().await;
         first.map(drop).map_err(|error| self.listing_failed(&error))
@@ -300,7 +303,7 @@ impl Cloud {
         if failed.kind == Kind::Missing { self.no_bucket() } else { failed }
     }
 
-    fn no_bucket(&self) -> StoreError {
+    pub(super) fn no_bucket(&self) -> StoreError {
         let container = self.bucket.container();
         let message = format!("cannot use {}: there is no {container}; create it, or correct its name", self.bucket);
         StoreError::new(Kind::NoBucket, message)
@@ -315,7 +318,7 @@ impl Cloud {
         Some(StoredFile { name: name.to_owned(), size: meta.size, modified: meta.last_modified.into() })
     }
 
-    fn path(&self, name: &str) -> Result<object_store::path::Path, StoreError> {
+    pub(super) fn path(&self, name: &str) -> Result<object_store::path::Path, StoreError> {
         let key =
             if self.bucket.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.bucket.prefix) };
         // As it is written: another way to make a path would encode what S3 takes as it is.

@@ -9,10 +9,10 @@ use tokio::task::spawn_blocking;
 
 use super::arriving::{Arriving, Expected};
 use super::name::is_unfinished;
-use super::parts::{End, Local, next};
+use super::parts::{End, Local, Outgoing, next};
 use super::seal::{Identities, Recipients};
 use super::trouble::{Kind, StoreError};
-use super::{Progress, Sent, StoredFile};
+use super::{Progress, Scope, Sent, StoredFile};
 use crate::durable::sync_dir;
 
 /// An unfinished copy that was not written to for so long is abandoned: its process was killed. Others may send copies to the
@@ -22,7 +22,7 @@ const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 /// A directory for copies. It is never made: a missing one may be a disk that is not mounted, and the copies would fill
 /// the disk that they shall survive.
 pub(super) struct Directory {
-    root: PathBuf,
+    pub(super) root: PathBuf,
 }
 
 impl Directory {
@@ -32,7 +32,7 @@ impl Directory {
 
     pub(super) async fn put(
         &self,
-        local: &Path,
+        outgoing: Outgoing<'_>,
         name: &str,
         seal: Option<Recipients>,
         progress: Progress<'_>,
@@ -46,7 +46,7 @@ impl Directory {
             Ok(())
         };
         blocking(made).await?;
-        let local = Local::open(local).await?;
+        let local = Local::open(outgoing).await?;
         let end = copy(local, seal, Arriving::begin(target.clone(), None), progress).await?;
         let kept = self.head(name).await?.map(|entry| entry.size);
         if kept != Some(end.size) {
@@ -66,18 +66,23 @@ impl Directory {
         if self.head(name).await?.is_none() {
             return Err(self.missing(name));
         }
-        let kept = Local::open(&self.root.join(name)).await?;
+        let kept = Local::open(Outgoing { path: &self.root.join(name), head: Vec::new() }).await?;
         copy(kept, None, Arriving::begin(local.to_path_buf(), keys), progress).await.map(drop)
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<StoredFile>, StoreError> {
-        let root = self.root.clone();
+    pub(super) async fn list(&self, scope: Scope<'_>) -> Result<Vec<StoredFile>, StoreError> {
+        let (root, deep) = (self.root.clone(), !matches!(scope, Scope::Top));
+        let below = if let Scope::Under(dir) = scope { Some(dir.to_owned()) } else { None };
         blocking(move || {
             look(&root)?;
             let mut entries = Vec::new();
-            collect(&root, "", &mut entries)
-                .map_err(|error| StoreError::local(format!("list {}", root.display()), error))?;
-            Ok(entries)
+            let dir = below.as_ref().map_or_else(|| root.clone(), |below| root.join(below));
+            let prefix = below.map(|below| format!("{below}/")).unwrap_or_default();
+            match collect(&dir, &prefix, deep, &mut entries) {
+                Err(error) if dir != root && is_missing(&error) => Ok(entries),
+                Err(error) => Err(StoreError::local(format!("list {}", dir.display()), error)),
+                Ok(()) => Ok(entries),
+            }
         })
         .await
     }
@@ -151,7 +156,7 @@ async fn pass(
 }
 
 /// Refuse a root that is not there.
-fn look(root: &Path) -> Result<(), StoreError> {
+pub(super) fn look(root: &Path) -> Result<(), StoreError> {
     let why = match fs::metadata(root) {
         Ok(meta) if meta.is_dir() => return Ok(()),
         Ok(_) => "is no directory".to_owned(),
@@ -164,7 +169,7 @@ fn look(root: &Path) -> Result<(), StoreError> {
 }
 
 /// Make the directories between `root` and `dir`, that last.
-fn make_dirs(root: &Path, dir: &Path) -> Result<(), StoreError> {
+pub(super) fn make_dirs(root: &Path, dir: &Path) -> Result<(), StoreError> {
     look(root)?;
     let missing: Vec<_> = dir.ancestors().take_while(|dir| *dir != root && !dir.is_dir()).collect();
     for dir in missing.into_iter().rev() {
@@ -179,13 +184,15 @@ fn make_dirs(root: &Path, dir: &Path) -> Result<(), StoreError> {
 }
 
 /// The files under `dir`, whose name from the root is `prefix`. Names that are no UTF-8 are none of ours.
-fn collect(dir: &Path, prefix: &str, entries: &mut Vec<StoredFile>) -> io::Result<()> {
+fn collect(dir: &Path, prefix: &str, deep: bool, entries: &mut Vec<StoredFile>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { continue };
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            collect(&entry.path(), &format!("{name}/"), entries)?;
+            if deep {
+                collect(&entry.path(), &format!("{name}/"), deep, entries)?;
+            }
         } else if kind.is_file() && !is_unfinished(name.rsplit('/').next().unwrap_or_default()) {
             match entry.metadata() {
                 Ok(meta) => entries.push(StoredFile { name, size: meta.len(), modified: meta.modified()? }),
@@ -198,11 +205,11 @@ fn collect(dir: &Path, prefix: &str, entries: &mut Vec<StoredFile>) -> io::Resul
     Ok(())
 }
 
-fn is_missing(error: &io::Error) -> bool {
+pub(super) fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     spawn_blocking(call).await.map_err(|error| StoreError::thread(&error))?

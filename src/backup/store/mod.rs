@@ -18,6 +18,7 @@ mod keys;
 mod name;
 mod parts;
 mod seal;
+mod small;
 mod trouble;
 
 use std::fmt;
@@ -29,8 +30,11 @@ pub use destination::Destination;
 use destination::Place;
 use directory::Directory;
 pub use name::is_unfinished;
+use parts::Outgoing;
+use seal::Identities;
 pub use seal::Recipients;
-use seal::{Identities, SUFFIX};
+pub use seal::SUFFIX;
+pub use small::{Small, Version};
 pub use trouble::{Kind, StoreError};
 
 /// Hears how many bytes are safe on the other side (or, in a download, on this one), and of how many.
@@ -77,6 +81,16 @@ pub struct Sent {
     pub sha256: String,
 }
 
+/// Which files are listed.
+#[derive(Clone, Copy)]
+enum Scope<'a> {
+    All,
+    /// Those that lie in no directory.
+    Top,
+    /// Those in this directory and below it.
+    Under(&'a str),
+}
+
 /// A place for copies, ready to be used. `Debug` shows where it is and no secret.
 pub struct Store {
     shown: String,
@@ -119,6 +133,21 @@ impl Store {
     /// # Errors
     /// By [`Kind`]; what stood under the name is then still there, or nothing.
     pub async fn put(&self, local: &Path, name: &str, progress: Progress<'_>) -> Result<Sent, StoreError> {
+        self.put_behind(Vec::new(), local, name, progress).await
+    }
+
+    /// As [`Store::put`], with `head` before the file's first byte.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub async fn put_behind(
+        &self,
+        head: Vec<u8>,
+        local: &Path,
+        name: &str,
+        progress: Progress<'_>,
+    ) -> Result<Sent, StoreError> {
+        let outgoing = Outgoing { path: local, head };
         let seal = self.recipients.clone();
         let name = match &seal {
             Some(_) if !name.ends_with(SUFFIX) => format!("{name}{SUFFIX}"),
@@ -126,8 +155,8 @@ impl Store {
         };
         name::check(&name)?;
         match &self.medium {
-            Medium::Directory(directory) => directory.put(local, &name, seal, progress).await,
-            Medium::Cloud(cloud) => cloud.put(local, &name, seal, progress).await,
+            Medium::Directory(directory) => directory.put(outgoing, &name, seal, progress).await,
+            Medium::Cloud(cloud) => cloud.put(outgoing, &name, seal, progress).await,
         }
     }
 
@@ -162,9 +191,29 @@ impl Store {
     /// # Errors
     /// By [`Kind`].
     pub async fn list(&self) -> Result<Vec<StoredFile>, StoreError> {
+        self.list_in(Scope::All).await
+    }
+
+    /// What lies in no directory, by name.
+    ///
+    /// # Errors
+    /// By [`Kind`].
+    pub async fn list_top(&self) -> Result<Vec<StoredFile>, StoreError> {
+        self.list_in(Scope::Top).await
+    }
+
+    /// What lies in the directory `dir` and below it, by name.
+    ///
+    /// # Errors
+    /// By [`Kind`].
+    pub async fn list_under(&self, dir: &str) -> Result<Vec<StoredFile>, StoreError> {
+        self.list_in(Scope::Under(dir)).await
+    }
+
+    async fn list_in(&self, scope: Scope<'_>) -> Result<Vec<StoredFile>, StoreError> {
         let mut entries = match &self.medium {
-            Medium::Directory(directory) => directory.list().await?,
-            Medium::Cloud(cloud) => cloud.list().await?,
+            Medium::Directory(directory) => directory.list(scope).await?,
+            Medium::Cloud(cloud) => cloud.list(scope).await?,
         };
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)

@@ -39,17 +39,25 @@ pub(super) struct End {
     pub(super) sha256: String,
 }
 
+/// What is to be sent: a local file, and what goes before its first byte.
+pub(super) struct Outgoing<'a> {
+    pub(super) path: &'a Path,
+    pub(super) head: Vec<u8>,
+}
+
 /// A local file, open.
 pub(super) struct Local {
+    head: Vec<u8>,
     file: File,
+    /// Of both.
     pub(super) size: u64,
     pub(super) shown: String,
 }
 
 impl Local {
-    /// Open `path`, which must be a file.
-    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
-        let path = path.to_path_buf();
+    /// Open what is `outgoing`, which must be a file.
+    pub(super) async fn open(outgoing: Outgoing<'_>) -> Result<Self, StoreError> {
+        let (path, head) = (outgoing.path.to_path_buf(), outgoing.head);
         let opened = spawn_blocking(move || {
             let shown = path.display().to_string();
             let open = || {
@@ -58,7 +66,7 @@ impl Local {
                 if meta.is_file() { Ok((file, meta.len())) } else { Err(io::Error::other("it is no file")) }
             };
             let (file, size) = open().map_err(|error| StoreError::local(format!("read {shown}"), error))?;
-            Ok(Self { file, size, shown })
+            Ok(Self { size: size + head.len() as u64, head, file, shown })
         });
         opened.await.map_err(|error| StoreError::thread(&error))?
     }
@@ -67,7 +75,7 @@ impl Local {
     pub(super) async fn digest(self) -> Result<(Self, String), StoreError> {
         let digest = spawn_blocking(move || {
             let mut digest = Sha256::new();
-            let read = each_piece(&self.file, |piece| {
+            let read = self.each_piece(|piece| {
                 digest.update(piece);
                 Ok(())
             });
@@ -96,7 +104,7 @@ impl Local {
         };
         spawn_blocking(move || {
             let read = match seal {
-                None => each_piece(&self.file, |piece| cutter.write_all(piece)),
+                None => self.each_piece(|piece| cutter.write_all(piece)),
                 Some(recipients) => self.sealed(&recipients, &mut cutter),
             };
             let failed = |error| StoreError::local(format!("read {}", self.shown), error);
@@ -111,12 +119,17 @@ impl Local {
 
     fn check_unchanged(&self) -> Result<(), StoreError> {
         let meta = self.file.metadata().map_err(|error| StoreError::local(format!("read {}", self.shown), error))?;
-        if meta.len() == self.size { Ok(()) } else { Err(StoreError::changed(&self.shown)) }
+        if meta.len() + self.head.len() as u64 == self.size { Ok(()) } else { Err(StoreError::changed(&self.shown)) }
+    }
+
+    fn each_piece(&self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        take(&self.head)?;
+        each_piece(&self.file, take)
     }
 
     fn sealed(&self, recipients: &Recipients, cutter: &mut Cutter) -> io::Result<()> {
         let mut seal = recipients.seal(cutter)?;
-        each_piece(&self.file, |piece| seal.write_all(piece))?;
+        self.each_piece(|piece| seal.write_all(piece))?;
         seal.finish().map(drop)
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use super::trouble::{Kind, StoreError};
 
 /// What the name of a sealed copy ends in.
-pub(super) const SUFFIX: &str = ".age";
+pub const SUFFIX: &str = ".age";
 
 /// Who will be able to read sealed copies: public keys of age-keygen(1).
 #[derive(Clone)]
