@@ -1,6 +1,6 @@
 //! Count what a database holds, in the snapshot that a dump takes it in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail};
 use sea_orm::sqlx::postgres::PgRow;
@@ -9,6 +9,7 @@ use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef, query_scalar, ra
 use super::contents::{self, Digests};
 use super::database_level::DatabaseLevel;
 use super::manifest::{Census, Properties};
+use super::only::Only;
 use super::reach::Reach;
 use super::reader::Reader;
 use crate::postgres::provision::identifier;
@@ -132,6 +133,14 @@ pub struct Table {
     pub is_utf8: bool,
 }
 
+impl Table {
+    /// What pg_dump calls it, unless `only` holds it.
+    pub fn pattern_unless(&self, only: &Only) -> Option<String> {
+        let is_other = self.is_utf8 && !only.holds(Some(&self.schema), &self.name);
+        is_other.then(|| format!("{}.{}", identifier(&self.schema), identifier(&self.name)))
+    }
+}
+
 /// A transaction that sees one moment of the database.
 pub struct Snapshot {
     session: PgConnection,
@@ -212,6 +221,46 @@ impl Snapshot {
         });
         census.database_level = Some(DatabaseLevel::of(session, database).await?);
         Ok(census)
+    }
+
+    /// Which tables there are, none of them counted, and what else.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn outline(&mut self) -> anyhow::Result<Census> {
+        let mut census = Census::default();
+        for table in self.tables().await? {
+            let name = format!("{}.{}", table.schema, table.name);
+            census.partitions.extend(table.root.map(|root| (name.clone(), root)));
+            census.rows.insert(name, 0);
+        }
+        census.objects = Some(sorted(&mut self.session, "list what else there is", OBJECTS).await?);
+        Ok(census)
+    }
+
+    /// Count the rows of the tables of `database` that `wanted` names by schema and name, and nothing else, with digests if
+    /// `digests`; and all tables that there are, under the names that a census has for them.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub async fn rows_of(
+        &mut self,
+        reach: &Reach,
+        database: &str,
+        digests: bool,
+        wanted: impl Fn(&str, &str) -> bool,
+    ) -> anyhow::Result<(Census, BTreeSet<String>)> {
+        let mut census = Census::default();
+        let tables = self.tables().await?;
+        let names = tables.iter().map(|table| format!("{}.{}", table.schema, table.name)).collect();
+        let tables = tables.into_iter().filter(|table| wanted(&table.schema, &table.name)).collect();
+        let mut digests = digests.then(Digests::default);
+        let mut reader = Reader::enter(reach, database, &self.id).await;
+        let read = rows(&mut self.session, &mut reader, tables, &mut digests, &mut census).await;
+        reader.leave().await;
+        read?;
+        census.contents = digests.map(Digests::end);
+        Ok((census, names))
     }
 
     /// The server's version.

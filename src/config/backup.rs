@@ -122,6 +122,8 @@ pub struct Pitr {
     pub base_backups: u32,
     /// Days of which every moment can be reached, however many base backups that takes.
     pub keep_days: u32,
+    /// Whether `tandem deploy` and `tandem migrate up` set a mark.
+    pub marks: bool,
 }
 
 impl Pitr {
@@ -137,6 +139,7 @@ impl Pitr {
             archive_timeout: values.duration("backup.pitr.archive_timeout"),
             base_backups: values.number("backup.pitr.base_backups"),
             keep_days: values.number("backup.pitr.keep_days"),
+            marks: values.boolean("backup.pitr.marks"),
         }
     }
 }

@@ -204,7 +204,16 @@ mod tests {
 
     fn settings(max: u64, at_limit: AtLimit) -> Pitr {
         let archive_timeout = Duration::from_secs(60);
-        Pitr { enabled: true, dir: None, max_backlog: max, at_limit, archive_timeout, base_backups: 2, keep_days: 0 }
+        Pitr {
+            enabled: true,
+            dir: None,
+            max_backlog: max,
+            at_limit,
+            archive_timeout,
+            base_backups: 2,
+            keep_days: 0,
+            marks: true,
+        }
     }
 
     #[test]

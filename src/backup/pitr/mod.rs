@@ -15,19 +15,21 @@
 //! sender       the server, sending one
 //! base         make one
 //! expiry       which base backups and WAL may go, pure
+//! marks        moments with a name; moments: what can be reached, and to where
 //! timeline     how timelines came out of one another, pure
 //! target       where a recovery is to end, and from which base backup it begins, pure
 //! layout       a base backup as a data directory
 //! recovery     a server that recovers and promotes itself
 //! subscriptions    what replication loses by a restore to a moment
 //! staging      the new data directory in the old one's place
-//! to_moment    all of these
+//! to_moment    all of these; apart: the same beside the live cluster, for a dump of what was there
 //! ```
 //!
 //! `archive`, `ahead` and `notes` run inside `tandem wal`, once a segment, as the server's user: they read no
 //! configuration and need no runtime.
 
 pub mod ahead;
+pub mod apart;
 pub mod archive;
 pub mod backlog;
 pub mod base;
@@ -41,6 +43,8 @@ pub mod header;
 mod histories;
 pub mod layout;
 pub mod live;
+pub mod marks;
+pub mod moments;
 pub mod notes;
 mod records;
 pub mod recovery;

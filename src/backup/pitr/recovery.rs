@@ -3,7 +3,7 @@
 //! It listens on the unix socket alone, which only its user and root may enter, and archives nothing: until its data is in
 //! place nobody may take it for the cluster.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,17 @@ pub struct Recovered {
 /// # Errors
 /// The target lies behind the end of the WAL, a segment is damaged, or the server fails otherwise; with what it said.
 pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
+    recover_and(recovery, async |_port| Ok(())).await.map(|(recovered, ())| recovered)
+}
+
+/// As [`recover`], and do `work` with the recovered server, which listens on its socket under this port, before it is stopped.
+///
+/// # Errors
+/// As [`recover`], or what `work` says.
+pub async fn recover_and<T>(
+    recovery: &Recovery<'_>,
+    work: impl AsyncFnOnce(u16) -> anyhow::Result<T>,
+) -> anyhow::Result<(Recovered, T)> {
     let home = recovery.home;
     configure(recovery)?;
     // On the command line too: what ALTER SYSTEM has set wins over postgresql.conf.
@@ -93,9 +104,14 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
             never = messages.log_in_time() => match never {},
         }
     });
+    let is_working = Cell::new(false);
     let recovered = async {
         server::wait_ready(&home.data, pid).await;
-        tokio::time::timeout(ANSWER_LIMIT, look(recovery)).await.context("the recovered server does not answer")?
+        let looked = tokio::time::timeout(ANSWER_LIMIT, look(recovery)).await;
+        let recovered = looked.context("the recovered server does not answer")??;
+        let port = server::running_port(&home.data).context("the recovered server has no port")?;
+        is_working.set(true);
+        anyhow::Ok((recovered, work(port).await?))
     };
     let outcome = tokio::select! {
         recovered = recovered => recovered,
@@ -105,10 +121,10 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
             let _ = tokio::time::timeout(ANSWER_LIMIT, reading).await;
             return Err(failure(recovery, exit, &said.borrow().lines));
         }
-        () = silence(&said) => bail!("the recovery said nothing for {SILENCE_LIMIT:?}"),
+        () = silence(&said, &is_working) => bail!("the recovery said nothing for {SILENCE_LIMIT:?}"),
     };
     drop(progress);
-    let mut recovered = outcome?;
+    let (mut recovered, done) = outcome?;
     process::signal(pid, Signal::SIGINT);
     let exit = tokio::time::timeout(STOP_LIMIT, child.wait()).await.context("the recovered server does not stop")?;
     killer.0 = None;
@@ -117,7 +133,7 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
     }
     let _ = tokio::time::timeout(ANSWER_LIMIT, reading).await;
     recovered.last_transaction = last_transaction(&said.borrow().lines);
-    Ok(recovered)
+    Ok((recovered, done))
 }
 
 /// A server that does not outlive what it was started for; `None` once it has ended.
@@ -148,8 +164,8 @@ impl Said {
     }
 }
 
-async fn silence(said: &RefCell<Said>) {
-    while said.borrow().last.elapsed() < SILENCE_LIMIT {
+async fn silence(said: &RefCell<Said>, is_working: &Cell<bool>) {
+    while is_working.get() || said.borrow().last.elapsed() < SILENCE_LIMIT {
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -182,7 +198,7 @@ fn settings_of(recovery: &Recovery<'_>) -> Vec<(&'static str, String)> {
         ("restore_command", recovery.restore_command.clone()),
         ("recovery_target_timeline", recovery.timeline.to_string()),
         ("recovery_target_action", "promote".into()),
-        ("recovery_target_inclusive", "on".into()),
+        ("recovery_target_inclusive", if matches!(recovery.target, Target::Before(_)) { "off" } else { "on" }.into()),
         // Nobody is to read from it before it is promoted, and without readers no limit of the old server binds.
         ("hot_standby", "off".into()),
         // Neither subscriptions nor an extension's jobs: they would act for a cluster that is not in place.
@@ -191,15 +207,18 @@ fn settings_of(recovery: &Recovery<'_>) -> Vec<(&'static str, String)> {
     // What the cluster was told to run when it archives or recovers is for the cluster in its place: it may remove WAL.
     let commands = ["archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command"];
     // PostgreSQL refuses a second target, which an earlier restore by another program may have left.
-    let targets = ["recovery_target", "recovery_target_name", "recovery_target_xid"];
-    let (time, lsn) = match recovery.target {
-        Target::Time(_) => (recovery.target.to_string(), String::new()),
-        Target::Lsn(_) => (String::new(), recovery.target.to_string()),
-        Target::End => (String::new(), String::new()),
+    let targets = ["recovery_target", "recovery_target_name"];
+    let none = String::new;
+    let (time, lsn, transaction) = match recovery.target {
+        Target::Time(_) => (recovery.target.to_string(), none(), none()),
+        Target::Lsn(lsn) | Target::Before(lsn) => (none(), lsn.to_string(), none()),
+        Target::Transaction(id) => (none(), none(), id.to_string()),
+        Target::End => (none(), none(), none()),
     };
     more.extend(commands.into_iter().chain(targets).map(|name| (name, String::new())));
-    let mut times = [("recovery_target_time", time), ("recovery_target_lsn", lsn)];
-    // The empty one first: it would take the other back.
+    let mut times =
+        [("recovery_target_time", time), ("recovery_target_lsn", lsn), ("recovery_target_xid", transaction)];
+    // The empty ones first: they would take the other back.
     times.sort_by_key(|(_, target)| !target.is_empty());
     more.extend(times);
     more

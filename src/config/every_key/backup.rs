@@ -102,6 +102,13 @@ pub const KEYS: &[Key] = &[
     key(Restart, "backup.pitr.archive_timeout", Kind::Duration, r#""60s""#, "Longest time until a change is archived"),
     key(Restart, "backup.pitr.base_backups", Kind::Count(1), "2", "Base backups that are kept on the current timeline"),
     key(Restart, "backup.pitr.keep_days", Kind::Count(0), "0", "Days of which every moment can be reached, at least"),
+    key(
+        Live,
+        "backup.pitr.marks",
+        Kind::Boolean,
+        "true",
+        "A mark is set before the migrations of deploy and migrate up",
+    ),
     open(
         Restart,
         "restore.if_empty",
