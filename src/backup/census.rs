@@ -9,7 +9,6 @@ use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef, query_scalar, ra
 use super::contents::{self, Digests};
 use super::database_level::DatabaseLevel;
 use super::manifest::{Census, Properties};
-use super::only::Only;
 use super::reach::Reach;
 use super::reader::Reader;
 use crate::postgres::provision::identifier;
@@ -133,14 +132,6 @@ pub struct Table {
     pub is_utf8: bool,
 }
 
-impl Table {
-    /// What pg_dump calls it, unless `only` holds it.
-    pub fn pattern_unless(&self, only: &Only) -> Option<String> {
-        let is_other = self.is_utf8 && !only.holds(Some(&self.schema), &self.name);
-        is_other.then(|| format!("{}.{}", identifier(&self.schema), identifier(&self.name)))
-    }
-}
-
 /// A transaction that sees one moment of the database.
 pub struct Snapshot {
     session: PgConnection,
@@ -220,21 +211,6 @@ impl Snapshot {
             icu_locale: row.try_get(5)?,
         });
         census.database_level = Some(DatabaseLevel::of(session, database).await?);
-        Ok(census)
-    }
-
-    /// Which tables there are, none of them counted, and what else.
-    ///
-    /// # Errors
-    /// The server does not answer.
-    pub async fn outline(&mut self) -> anyhow::Result<Census> {
-        let mut census = Census::default();
-        for table in self.tables().await? {
-            let name = format!("{}.{}", table.schema, table.name);
-            census.partitions.extend(table.root.map(|root| (name.clone(), root)));
-            census.rows.insert(name, 0);
-        }
-        census.objects = Some(sorted(&mut self.session, "list what else there is", OBJECTS).await?);
         Ok(census)
     }
 

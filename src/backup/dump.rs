@@ -18,7 +18,6 @@ use super::estimate;
 use super::files::{Partial, digest};
 use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
-use super::only::Only;
 use super::pace::Paced;
 use super::reach::Reach;
 use super::rights;
@@ -55,8 +54,6 @@ pub struct Wanted<'a> {
     pub stop_free: Room,
     /// Whether the rows are digested, so that a proof compares them.
     pub digests: bool,
-    /// The tables whose rows are dumped, where not all are: for a dump that only these are restored from.
-    pub only: Option<&'a Only>,
 }
 
 impl<'a> Wanted<'a> {
@@ -71,7 +68,6 @@ impl<'a> Wanted<'a> {
             rate,
             stop_free: settings.disk.stop_free,
             digests: verify == Verify::Content,
-            only: None,
         }
     }
 }
@@ -139,14 +135,10 @@ async fn whole(
     let mut snapshot = Snapshot::export(reach.session(wanted.database).await?).await?;
     let server_version = snapshot.server_version().await?;
     let id = snapshot.id.clone();
-    let without = match wanted.only {
-        Some(only) => snapshot.tables().await?.iter().filter_map(|table| table.pattern_unless(only)).collect(),
-        None => Vec::new(),
-    };
     let partial = Partial::beside(catalog.dir(), &name.to_string());
     let dumping = async {
         match wanted.format {
-            Format::Plain => plain(reach, wanted, (&id, &without), &partial, &progress).await,
+            Format::Plain => plain(reach, wanted, &id, &partial, &progress).await,
             Format::Custom | Format::Directory => archive(reach, wanted, &id, &partial).await,
         }
     };
@@ -203,12 +195,11 @@ fn dumping(wanted: &Wanted<'_>, snapshot: &str) -> PgDumpBuilder {
 async fn plain(
     reach: &Reach,
     wanted: Wanted<'_>,
-    (snapshot, without): (&str, &[String]),
+    snapshot: &str,
     partial: &Partial,
     progress: &Progress,
 ) -> anyhow::Result<Written> {
     let command = reach.client(&dumping(&wanted, snapshot).format("plain"));
-    let command = without.iter().fold(command, |command, table| command.arg("--exclude-table-data").arg(table));
     let (dump, stream) = Streaming::reading(&command)?;
     let stream = Paced::new(stream, wanted.rate);
     let file = partial.create().with_context(|| format!("make {}", partial.path().display()))?;

@@ -125,16 +125,16 @@ pub struct RestoreArgs {
     pub source: Option<String>,
     /// Restore this table alone, beside what the database holds; nothing is overwritten. Once for each table: name, schema.name, or
     /// in quotes as in SQL
-    #[arg(long = "table", value_name = "NAME", conflicts_with_all = ["schema", "database", "undo", "drop_kept"])]
+    #[arg(long = "table", value_name = "NAME", requires = "source", conflicts_with_all = ["schema", "database", "undo", "drop_kept"])]
     pub tables: Vec<String>,
     /// Restore all that this schema holds, beside what the database holds
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["database", "undo", "drop_kept"])]
+    #[arg(long, value_name = "NAME", requires = "source", conflicts_with_all = ["database", "undo", "drop_kept"])]
     pub schema: Option<String>,
     /// What the table, or the schema, is called then; once for each --table, in their order [default: as in the backup]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["database", "undo", "drop_kept"])]
     pub into: Vec<String>,
     /// Restore all of the backup as a new database of this name, beside the live one
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["undo", "drop_kept"])]
+    #[arg(long, value_name = "NAME", requires = "source", conflicts_with_all = ["undo", "drop_kept"])]
     pub database: Option<String>,
     /// Recover the stopped server to a point in time, such as '2026-01-02 15:04:05+00'
     #[arg(long, group = "moment", value_name = "TIME", conflicts_with_all = ["source", "undo", "drop_kept"])]

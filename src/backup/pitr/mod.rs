@@ -22,14 +22,13 @@
 //! recovery     a server that recovers and promotes itself
 //! subscriptions    what replication loses by a restore to a moment
 //! staging      the new data directory in the old one's place
-//! to_moment    all of these; apart: the same beside the live cluster, for a dump of what was there
+//! to_moment    all of these
 //! ```
 //!
 //! `archive`, `ahead` and `notes` run inside `tandem wal`, once a segment, as the server's user: they read no
 //! configuration and need no runtime.
 
 pub mod ahead;
-pub mod apart;
 pub mod archive;
 pub mod backlog;
 pub mod base;
