@@ -3,6 +3,7 @@
 #   docker build -t backend .            (BuildKit; before Docker 23: DOCKER_BUILDKIT=1)
 #   docker run -p 8000:8000 -p 8001:8001 -v backend-state:/var/lib/tandem backend
 #   docker run --rm -v backend-state:/var/lib/tandem backend check       any other command; options of `up` follow the word
+#   docker build --target slim -t backend:slim .                          without the sources of other locales
 #
 # Any user will do (--user 12345:0, OpenShift, Kubernetes' runAsUser with fsGroup), and so will --read-only with a volume.
 # Parallel queries are faster with the --shm-size that the log names: Docker's /dev/shm of 64 MB is too small for them.
@@ -32,14 +33,13 @@ COPY docs docs
 # Newer than what was built from the empty ones, whatever times the checkout gave them.
 RUN find src migration -name '*.rs' -exec touch {} + && cargo build --profile dist --locked --offline
 
-FROM ${PYTHON_IMAGE}
+# All that runs, without the application and what it needs.
+FROM ${PYTHON_IMAGE} AS runtime
 # What PostgreSQL's binaries load, and the time zones: without those the server refuses every `SET timezone`. nss-wrapper
-# gives a user without an entry in /etc/passwd the name that initdb asks for. Clusters that docker-library/postgres made, and
-# dumps of them, have the locale en_US.utf8.
+# gives a user without an entry in /etc/passwd the name that initdb asks for.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 locales tzdata zlib1g \
-    && localedef -i en_US -c -f UTF-8 -A /usr/share/locale/locale.alias en_US.UTF-8 \
+        libgssapi-krb5-2 liblz4-1 libnss-wrapper libreadline8 libssl3 libxml2 libzstd1 tzdata zlib1g \
     && rm -rf /var/lib/apt/lists/*
 # A number of its own keeps a volume readable over rebuilds. Any other user gets into the volume by the group 0, which is
 # what a container's arbitrary user has (OpenShift's convention).
@@ -62,16 +62,6 @@ ENV TANDEM_CACHE_DIR=/opt/tandem/cache \
     TANDEM_WORKERS__LISTEN=0.0.0.0:8000 \
     TANDEM_HEALTH__LISTEN=0.0.0.0:8001
 WORKDIR /srv/app
-COPY config/tandem.toml config/
-# Before the application, which changes more often: PostgreSQL and the Python packages are a layer of their own.
-COPY examples/backend/requirements.txt examples/backend/
-RUN --mount=type=secret,id=ca \
-    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; fi; \
-    PIP_NO_CACHE_DIR=1 tandem install
-COPY examples/backend examples/backend
-
-USER 10001:10001
-VOLUME /var/lib/tandem
 EXPOSE 8000 8001
 # Docker's default, written down because the order of the stop hangs on it.
 STOPSIGNAL SIGTERM
@@ -80,3 +70,35 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=30m CMD ["tandem", "health"]
 ENTRYPOINT ["tandem"]
 CMD ["up"]
+
+# PostgreSQL and the Python packages. The compiler is for packages without a wheel, and stays here.
+FROM runtime AS packages
+# Clusters that docker-library/postgres made, and dumps of them, have the locale en_US.utf8.
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends gcc g++ libc6-dev locales \
+    && localedef -i en_US -c -f UTF-8 -A /usr/share/locale/locale.alias en_US.UTF-8
+COPY config/tandem.toml config/
+COPY examples/backend/requirements.txt examples/backend/
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; fi; \
+    PIP_NO_CACHE_DIR=1 tandem install
+
+FROM runtime AS slim
+COPY --from=packages /usr/lib/locale/locale-archive /usr/lib/locale/
+COPY --from=packages /opt/tandem /opt/tandem
+COPY config/tandem.toml config/
+COPY examples/backend examples/backend
+USER 10001:10001
+VOLUME /var/lib/tandem
+
+# The same with what `localedef` makes other locales from.
+FROM runtime
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends locales \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=packages /usr/lib/locale/locale-archive /usr/lib/locale/
+COPY --from=packages /opt/tandem /opt/tandem
+COPY config/tandem.toml config/
+COPY examples/backend examples/backend
+USER 10001:10001
+VOLUME /var/lib/tandem

@@ -20,7 +20,7 @@ macro_rules! pages {
 /// Every page, in the order of the contents (`docs/SUMMARY.md`).
 pub const PAGES: &[Page] = pages! {
     "start" "install" "configuration" "every-key" "uvicorn" "workers" "migrations" "backups" "tests" "operations" "commands"
-    "containers" "compose" "sqlite" "doctor" "troubleshooting" "how-it-works" "states" "promises"
+    "systemd" "containers" "compose" "sqlite" "doctor" "troubleshooting" "how-it-works" "states" "promises"
 };
 
 /// What stands in a quoted message for text that differs from case to case.

@@ -21,6 +21,7 @@
 //! doctor/      `tandem doctor`: looks at the project, the machine and the server; pure judges of what was seen; THE list of checks
 //! sidecar/     the boot's jobs, the shell that carries out the tree's actions, the services behind their numbers,
 //!              people's orders, what others see of it
+//! otlp/        traces and metrics for an OpenTelemetry collector, behind the cargo feature `otlp`
 //! backup/      backups that are proven to restore: dump, verify, restore, retention, schedule, copies off the machine
 //! sqlite/      an SQLite file into the database: types mapped, values checked, rows copied in one transaction
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
@@ -101,6 +102,8 @@ pub mod health;
 pub mod http;
 pub mod install;
 pub mod metrics;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod page;
 pub mod phase;
 pub mod plan;

@@ -21,7 +21,7 @@ use super::name::{Format, Name};
 use super::pace::Paced;
 use super::reach::Reach;
 use super::rights;
-use super::stand_back;
+use super::stand_back::{self, Others};
 use crate::config::{Backup, Compression, Room, Settings, Verify};
 use crate::exit::{Code, Failure, in_words, is_disk_full, with_disk_full};
 use crate::postgres::embedded::{PgDumpAllBuilder, PgDumpBuilder, dbname};
@@ -136,9 +136,10 @@ async fn whole(
     let server_version = snapshot.server_version().await?;
     let id = snapshot.id.clone();
     let partial = Partial::beside(catalog.dir(), &name.to_string());
+    let others = Others::default();
     let dumping = async {
         match wanted.format {
-            Format::Plain => plain(reach, wanted, &id, &partial, &progress).await,
+            Format::Plain => plain(reach, wanted, &id, &partial, (&progress, &others)).await,
             Format::Custom | Format::Directory => archive(reach, wanted, &id, &partial).await,
         }
     };
@@ -147,7 +148,7 @@ async fn whole(
     let working = async { tokio::try_join!(dumping, counting) };
     let (dumped, mut census) = tokio::select! {
         done = working => done?,
-        never = standing_back(reach) => match never {},
+        never = standing_back(reach, &others) => match never {},
     };
     // One that was dropped meanwhile keeps the others from being read: then nothing is known of them.
     census.sequences = snapshot.sequences().await.map(|after| contents::between(&before, &after)).unwrap_or_default();
@@ -178,9 +179,9 @@ async fn whole(
 }
 
 /// Serving comes first, where the server is Tandem's own.
-async fn standing_back(reach: &Reach) -> Infallible {
+async fn standing_back(reach: &Reach, others: &Others) -> Infallible {
     match reach.own_server() {
-        Some((home, port)) => stand_back::sessions(home, port).await,
+        Some((home, port)) => stand_back::sessions(home, port, others).await,
         None => pending().await,
     }
 }
@@ -197,11 +198,11 @@ async fn plain(
     wanted: Wanted<'_>,
     snapshot: &str,
     partial: &Partial,
-    progress: &Progress,
+    (progress, others): (&Progress, &Others),
 ) -> anyhow::Result<Written> {
     let command = reach.client(&dumping(&wanted, snapshot).format("plain"));
     let (dump, stream) = Streaming::reading(&command)?;
-    let stream = Paced::new(stream, wanted.rate);
+    let stream = Paced::new(stream, wanted.rate, others.clone());
     let file = partial.create().with_context(|| format!("make {}", partial.path().display()))?;
     let passed = Arc::new(AtomicU64::new(0));
     let (counter, compression) = (passed.clone(), wanted.compression);

@@ -27,7 +27,7 @@
 
 pub mod catalog;
 mod census;
-mod compress;
+pub mod compress;
 mod contents;
 pub mod copies;
 mod database_level;

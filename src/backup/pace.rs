@@ -1,4 +1,5 @@
-//! Reads a stream of the server's in large pieces, at most at the configured rate.
+//! Reads a stream of the server's in large pieces, at most at the configured rate, and with rests while the server works for
+//! others.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -6,6 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
+
+use super::stand_back::{Others, Rests};
 
 /// So much at once is enough, in bytes: pg_dump writes 4 kB at a time, and a reader that waits for each is woken a quarter of
 /// a million times for a GB.
@@ -27,25 +30,27 @@ pub struct Paced<R> {
     rate: Option<u64>,
     /// When the next byte may be read.
     next: Instant,
+    rests: Rests,
     /// Whether the pipe held less than was asked for when it was last read, and less than is enough.
     was_short: bool,
 }
 
 impl<R: Read + AsFd> Paced<R> {
-    /// Read `pipe` with at most `rate` bytes a second.
-    pub fn new(pipe: R, rate: Option<u64>) -> Self {
+    /// Read `pipe` with at most `rate` bytes a second, and stand back for `others`.
+    pub fn new(pipe: R, rate: Option<u64>, others: Others) -> Self {
         let is_wide = fcntl(&pipe, FcntlArg::F_GETPIPE_SZ).is_ok_and(|size| size >= PIPE_MIN);
-        Self { pipe, is_wide, rate, next: Instant::now(), was_short: false }
+        Self { pipe, is_wide, rate, next: Instant::now(), rests: Rests::new(others), was_short: false }
     }
 
     #[expect(clippy::disallowed_methods, reason = "no pipe tells when it holds enough; and a rate is time")]
-    fn pause(&self) {
+    fn pause(&mut self) {
         let for_more = if self.is_wide && self.was_short { PAUSE } else { Duration::ZERO };
         let for_rate = self.next.saturating_duration_since(Instant::now());
-        let pause = for_more.max(for_rate);
+        let pause = for_more.max(for_rate).max(self.rests.due());
         if !pause.is_zero() {
             thread::sleep(pause);
         }
+        self.rests.begin_work();
     }
 }
 
@@ -83,7 +88,7 @@ mod tests {
                     drop(writer);
                 });
                 let mut back = Vec::new();
-                Paced::new(reader, rate).read_to_end(&mut back).unwrap();
+                Paced::new(reader, rate, Others::default()).read_to_end(&mut back).unwrap();
                 back
             });
             assert!(back == text, "{} bytes", back.len());

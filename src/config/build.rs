@@ -8,6 +8,7 @@ use super::credentials::Said;
 use super::database::Database;
 use super::drop_env::DropEnv;
 use super::environment::is_root;
+use super::foreign;
 use super::layers::Layer;
 use super::problem::Origin;
 use super::references;
@@ -145,6 +146,13 @@ fn postgres(values: &Values, database: Database) -> Postgres {
         shared_buffers: values.bytes("postgres.shared_buffers"),
         slow_query: values.duration_or_never("postgres.slow_query"),
         read_all_stats: values.boolean("postgres.read_all_stats"),
+        initdb_args: values.list("postgres.initdb_args").unwrap_or_default(),
+        init_scripts: match values.word("postgres.init_scripts").as_str() {
+            "auto" => foreign::init_scripts(),
+            "none" => None,
+            _ => values.path("postgres.init_scripts"),
+        },
+        init_limit: values.duration("postgres.init_limit"),
         settings: values.table("postgres.settings"),
         ready_limit: values.duration("postgres.ready_limit"),
         probe_interval: values.duration("postgres.probe_interval"),

@@ -1,5 +1,6 @@
 //! What single values cannot show: names that must exist, and combinations that cannot work.
 
+mod initdb;
 mod owned;
 mod password;
 mod servers;
@@ -87,6 +88,7 @@ pub fn check(
     checker.pool();
     checker.postgres_settings();
     checker.postgres_tls();
+    checker.new_cluster();
     checker.password(purpose);
     checker.slow_query();
     checker.worker_environment();
@@ -265,6 +267,7 @@ impl Checker<'_> {
             ("postgres.ready_limit", postgres.ready_limit),
             ("postgres.probe_interval", postgres.probe_interval),
             ("postgres.probe_deadline", postgres.probe_deadline),
+            ("postgres.init_limit", postgres.init_limit),
             ("workers.ready_limit", workers.ready_limit),
             ("workers.restart_period", workers.restart_period),
             ("hooks.limit", self.settings.hooks.limit),

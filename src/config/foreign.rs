@@ -2,7 +2,7 @@
 //! command): honoured where they mean exactly what a key means, else told with the key to write instead.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::keys;
 use super::layers::{Entry, Layer};
@@ -14,8 +14,11 @@ use super::value::Raw;
 use super::values::Values;
 use crate::plan::Place;
 
-/// Scripts that docker-library/postgres runs in a new cluster.
+/// Where docker-library/postgres has scripts that run in a new cluster.
 const INIT_SCRIPTS: &str = "/docker-entrypoint-initdb.d";
+
+/// Options of initdb's, as a shell reads them.
+const INITDB_ARGS: (&str, &str) = ("POSTGRES_INITDB_ARGS", "postgres.initdb_args");
 
 /// Names of files that hold a value, as Docker's secrets do.
 const FILES: &[(&str, &str, &str)] = &[
@@ -31,10 +34,6 @@ const OF_POSTGRES: &[(&str, &str)] = &[
     (
         "PGDATA",
         "the cluster lies in the state directory, which TANDEM_STATE_DIR (state_dir) names; mount the volume there",
-    ),
-    (
-        "POSTGRES_INITDB_ARGS",
-        "a new cluster has UTF-8, the locale C.UTF-8 and data checksums; the server's settings stand under [postgres.settings]",
     ),
     ("POSTGRES_INITDB_WALDIR", "the WAL lies in the data directory"),
     ("POSTGRES_HOST_AUTH_METHOD", "every connection over TCP needs a password (SCRAM)"),
@@ -95,6 +94,22 @@ pub fn entries(variables: &BTreeMap<String, String>, base: &Path, problems: &mut
     if let Some(count) = given(name) {
         entry(Layer::Platform, key, count.clone(), name);
     }
+    let (name, key) = INITDB_ARGS;
+    if let Some(args) = given(name) {
+        let (origin, rank) = (Origin::Environment(name.to_owned()), Layer::Environment.rank(key, true));
+        match shlex::split(args) {
+            Some(args) => entries.push(Entry {
+                key: key.to_owned(),
+                raw: Raw::List(args),
+                origin,
+                rank,
+                base: base.to_path_buf(),
+            }),
+            None => {
+                problems.add(&origin, format!("{name}: a quote is not closed"), Some("write it as for a shell".into()))
+            }
+        }
+    }
     for (name, option, value) in options_of_uvicorn(variables).filter(|(_, option, _)| is_handed_on(option)) {
         let key = format!("{}.{option}", uvicorn::TABLE);
         // Of headers Uvicorn's command takes each word for one.
@@ -134,7 +149,13 @@ pub fn notices(environment: &BTreeMap<String, String>, settings: &Settings, valu
                 notices.push(format!("{name} has no effect on Tandem: set {} ({key})", variable_of(key)));
             }
         }
-        notices.extend(scripts(Path::new(INIT_SCRIPTS)));
+        let (name, key) = INITDB_ARGS;
+        if written(name) && given(name).is_none() {
+            notices.push(format!("{name} of .env has no effect on Tandem: set {} ({key})", keys::variable(key)));
+        }
+    } else if values.chosen("postgres.init_scripts") || values.chosen("postgres.initdb_args") {
+        let keys = "postgres.init_scripts and postgres.initdb_args have";
+        notices.push(format!("{keys} no effect: the server is not Tandem's own"));
     }
     // Another server reads its own names.
     if settings.workers.command.is_none() {
@@ -199,10 +220,13 @@ impl Postgres {
     }
 }
 
-fn scripts(dir: &Path) -> Option<String> {
-    let any = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-    let instead = "use migrations.run, restore.if_empty or hooks.after_ready";
-    any.then(|| format!("what lies in {} is not run: {instead}", dir.display()))
+/// The directory whose scripts run in a new cluster where nothing else is said, if it is there.
+pub fn init_scripts() -> Option<PathBuf> {
+    directory(Path::new(INIT_SCRIPTS))
+}
+
+fn directory(dir: &Path) -> Option<PathBuf> {
+    dir.is_dir().then(|| dir.to_path_buf())
 }
 
 /// `HOST` and `PORT`, which platforms tell a container to listen on.
@@ -234,11 +258,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scripts_of_another_image_are_named_if_there_are_any() {
+    fn the_directory_of_docker_librarys_scripts_is_taken_where_it_is_there() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!((scripts(dir.path()), scripts(&dir.path().join("none"))), (None, None));
-        std::fs::write(dir.path().join("1.sql"), "").unwrap();
-        assert!(scripts(dir.path()).unwrap().contains("migrations.run"));
+        assert_eq!(INIT_SCRIPTS, "/docker-entrypoint-initdb.d");
+        assert_eq!(directory(dir.path()), Some(dir.path().to_path_buf()));
+        assert_eq!(directory(&dir.path().join("none")), None);
     }
 
     #[test]

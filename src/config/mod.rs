@@ -36,6 +36,8 @@ mod layers;
 pub mod libraries;
 mod listening;
 pub mod memory;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 mod own;
 mod places;
 mod problem;

@@ -138,6 +138,12 @@ pub struct Postgres {
     pub slow_query: Option<Duration>,
     /// Whether the application's role sees what all sessions do (`pg_read_all_stats`).
     pub read_all_stats: bool,
+    /// More options of initdb's, for a new cluster.
+    pub initdb_args: Vec<String>,
+    /// The directory of the scripts that run once in a new cluster; `None`: there are none.
+    pub init_scripts: Option<PathBuf>,
+    /// How long one of them may take.
+    pub init_limit: Duration,
     /// PostgreSQL's own settings, by their own names.
     pub settings: BTreeMap<String, String>,
     /// How long the server may take from spawn to its first answer.

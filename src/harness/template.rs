@@ -188,7 +188,7 @@ impl Recipe {
             self.in_a_place(async |_, home| {
                 make_dir(&home.data, 0o700, home.server.as_ref())?;
                 // Small segments: a cluster is copied for each run.
-                cluster::initdb(home, &self.installation, &home.data, |initdb| initdb.wal_segsize("1")).await?;
+                cluster::initdb(home, &self.installation, &home.data, |initdb| initdb.wal_segsize("1"), &[]).await?;
                 TemplateFacts::default().note(home)?;
                 self.pack(&home.data, &image)
             })

@@ -17,6 +17,18 @@ pub fn text(
     registry: &Registry,
     format: Format,
 ) -> String {
+    text::write(&own(picture, supervisor, now, registry), format)
+}
+
+/// Everything that `/metrics` has, the database included.
+#[cfg(feature = "otlp")]
+pub fn all(picture: &Picture, supervisor: Supervisor, now: (Instant, SystemTime), registry: &Registry) -> Vec<Family> {
+    let mut families = own(picture, supervisor, now, registry);
+    families.extend(registry.database().iter().flat_map(|database| database.families().iter().cloned()));
+    families
+}
+
+fn own(picture: &Picture, supervisor: Supervisor, now: (Instant, SystemTime), registry: &Registry) -> Vec<Family> {
     let mut families = families(picture, supervisor, now);
     families.extend(registry.families());
     families.extend(registry.database().map(|database| {
@@ -27,7 +39,7 @@ pub fn text(
             age.as_secs_f64(),
         )
     }));
-    text::write(&families, format)
+    families
 }
 
 /// What the picture has.

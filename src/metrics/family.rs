@@ -61,6 +61,30 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
     text.into()
 }
 
+/// The names and values of `labels`, as they were before they were escaped.
+#[cfg(feature = "otlp")]
+pub fn pairs(labels: &Labels) -> Vec<(String, String)> {
+    let (mut pairs, mut rest) = (Vec::new(), labels.chars());
+    loop {
+        let name: String = rest.by_ref().take_while(|letter| *letter != '=').filter(|letter| *letter != ',').collect();
+        if name.is_empty() {
+            return pairs;
+        }
+        rest.next();
+        let mut value = String::new();
+        while let Some(letter) = rest.next().filter(|letter| *letter != '"') {
+            value.push(match letter {
+                '\\' => match rest.next() {
+                    Some('n') => '\n',
+                    other => other.unwrap_or_default(),
+                },
+                other => other,
+            });
+        }
+        pairs.push((name, value));
+    }
+}
+
 /// `value` as it stands between quotes in both texts.
 pub fn escape(value: &str, text: &mut String) {
     for letter in value.chars() {
@@ -83,5 +107,16 @@ mod tests {
         assert_eq!(&*hostile, "relname=\"a\\\"} 1\\n# EOF\\\\\",datname=\"<script>\u{202e}\r\"");
         assert!(!hostile.contains('\n'));
         assert_eq!(&*labels(&[]), "");
+    }
+
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn pairs_are_what_labels_were_made_of() {
+        for given in
+            [&[][..], &[("a", "b")], &[("relname", "a\"} 1\n# =,\\"), ("empty", ""), ("datname", "\\n\u{202e}")]]
+        {
+            let found = pairs(&labels(given));
+            assert_eq!(found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<Vec<_>>(), given);
+        }
     }
 }

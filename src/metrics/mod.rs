@@ -17,6 +17,8 @@ pub mod names;
 pub mod registry;
 pub mod text;
 
+#[cfg(feature = "otlp")]
+pub use family::pairs;
 pub use family::{Family, Kind, labels};
 pub use registry::{DatabaseText, Registry, registry};
 pub use text::Format;

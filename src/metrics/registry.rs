@@ -43,6 +43,11 @@ impl DatabaseText {
         Self { families, clean, open_metrics, text, taken: Instant::now() }
     }
 
+    #[cfg(feature = "otlp")]
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
     /// One of the texts; its bytes are shared. It is made where it was not made yet, which may take milliseconds.
     pub fn text(&self, format: Format) -> Bytes {
         self.place(format).get_or_init(|| Bytes::from((self.clean)(write(&self.families, format)))).clone()
@@ -66,6 +71,8 @@ impl DatabaseText {
 struct Scrapes {
     open_metrics: Option<Instant>,
     text: Option<Instant>,
+    /// When the families themselves were last read.
+    families: Option<Instant>,
 }
 
 /// The registry of this process.
@@ -160,6 +167,19 @@ impl Registry {
             Format::Text => scrapes.text = Some(Instant::now()),
         }
         self.scraped.notify_one();
+    }
+
+    /// Note that the families themselves are read now.
+    #[cfg(feature = "otlp")]
+    pub fn note_reader(&self) {
+        locked(&self.scrapes).families = Some(Instant::now());
+        self.scraped.notify_one();
+    }
+
+    /// Whether anything was read within the last `time`.
+    pub fn is_read_within(&self, time: Duration) -> bool {
+        let families = locked(&self.scrapes).families;
+        families.is_some_and(|at| at.elapsed() <= time) || !self.scraped_within(time).is_empty()
     }
 
     /// Which texts were asked for within the last `time`.

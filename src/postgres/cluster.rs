@@ -14,8 +14,8 @@ use super::data::{DataDirectory, inspect};
 use super::embedded::{self, InitDbBuilder};
 use super::files::{free_bytes, write_whole};
 use super::home::{Home, make_dir};
-use super::names;
 use super::settings::Rendered;
+use super::{initial, names};
 use crate::durable;
 use crate::exit::{Code, Failure, NoRoom};
 use crate::plan::CommandLine;
@@ -37,22 +37,38 @@ pub struct Cluster {
     pub fresh: bool,
 }
 
-/// Make sure that there is a cluster in the data directory of `home`.
+/// How a new cluster is made. An existing one stays as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Making<'a> {
+    /// More options of initdb's.
+    pub initdb_args: &'a [String],
+    /// Whether scripts have to run in it before it counts as complete ([`initial`]).
+    pub has_scripts: bool,
+}
+
+/// Make sure that there is a cluster in the data directory of `home`. One in which the scripts of its first start did not all
+/// run is removed, and made anew as `making` says.
 ///
 /// # Errors
 /// [`Failure`] when the data directory must not be used ([`inspect`]), the disk is full, or initdb failed.
-pub async fn ensure(home: &Home, installation: &Installation) -> anyhow::Result<Cluster> {
+pub async fn ensure(home: &Home, installation: &Installation, making: Making<'_>) -> anyhow::Result<Cluster> {
     let parent = home.data.parent().context("the data directory has no parent")?;
     sweep(parent).await;
     if inspect(home)? == DataDirectory::Cluster {
-        return Ok(Cluster { fresh: false });
+        if !initial::is_unfinished(home)? {
+            return Ok(Cluster { fresh: false });
+        }
+        discard(home, parent)?;
     }
     home.trusted_users()?;
     check_reach(home, installation)?;
     let _progress = telemetry::progress(format!("making a PostgreSQL cluster in {}", home.data.display()));
     let staging = Staging(parent.join(format!("{STAGING_PREFIX}{}", std::process::id())));
     make_dir(&staging.0, 0o700, home.server.as_ref())?;
-    initdb(home, installation, &staging.0, InitDbBuilder::data_checksums).await?;
+    initdb(home, installation, &staging.0, InitDbBuilder::data_checksums, making.initdb_args).await?;
+    if making.has_scripts {
+        initial::mark(&staging.0, home.server.as_ref())?;
+    }
     let (from, to) = (staging.0.clone(), home.data.clone());
     tokio::task::spawn_blocking(move || put_in_place(&from, &to)).await?.map_err(|error| explain_place(home, error))?;
     Ok(Cluster { fresh: true })
@@ -71,6 +87,16 @@ pub fn configure(home: &Home, files: &Rendered) -> anyhow::Result<()> {
         write_whole(&home.data.join(name), text, 0o600, home.server.as_ref())?;
     }
     Ok(())
+}
+
+/// Take the unfinished cluster out of the way; no server runs in it.
+fn discard(home: &Home, parent: &Path) -> anyhow::Result<()> {
+    let data = home.data.display();
+    tracing::warn!(
+        "the scripts of postgres.init_scripts did not all run in the cluster in {data}: it is removed and made anew"
+    );
+    let aside = Staging(parent.join(format!("{STAGING_PREFIX}unfinished-{}", std::process::id())));
+    durable::rename(&home.data, &aside.0).with_context(|| format!("take the unfinished cluster out of {data}"))
 }
 
 /// A directory that disappears unless it was renamed away.
@@ -124,7 +150,8 @@ pub fn check_reach(home: &Home, installation: &Installation) -> anyhow::Result<(
     ))
 }
 
-/// Let initdb fill the empty directory `staging`; `more` adds options to those of every cluster here. Nothing is synced.
+/// Let initdb fill the empty directory `staging`; `more` and the operator's `args` add options to those of every cluster here.
+/// Nothing is synced.
 ///
 /// # Errors
 /// [`Failure`] with [`Code::CannotCreate`] and what initdb said.
@@ -133,8 +160,10 @@ pub async fn initdb(
     installation: &Installation,
     staging: &Path,
     more: impl FnOnce(InitDbBuilder) -> InitDbBuilder,
+    args: &[String],
 ) -> anyhow::Result<()> {
-    let finished = process::run(&initdb_command(home, installation, staging, more), INITDB_LIMIT).await?;
+    let command = initdb_command(home, installation, staging, more).args(args);
+    let finished = process::run(&command, INITDB_LIMIT).await?;
     if finished.exit.success() {
         return Ok(());
     }

@@ -18,6 +18,7 @@ pub mod embedded;
 mod files;
 mod full;
 pub mod home;
+pub mod initial;
 pub mod lock;
 pub mod log;
 pub mod log_message;

@@ -3,7 +3,7 @@
 //! ```text
 //! names        which variables the code reads, and which of them lead to the database
 //! draft        the text of a configuration (pure)
-//! configuration · texts    what each file says (pure)
+//! configuration · texts · systemd    what each file says (pure)
 //! put          a file that is there stays as it is
 //! ```
 //!
@@ -14,6 +14,7 @@ mod configuration;
 pub mod draft;
 pub mod names;
 mod put;
+pub mod systemd;
 mod texts;
 
 pub use put::{Outcome, put};

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::Facts;
 use super::names::{self, Variable};
+use super::systemd;
 
 /// The package of Tandem's, as pip knows it.
 const PACKAGE: &str = "tandem-up";
@@ -116,34 +117,13 @@ pub fn dockerfile(facts: &Facts) -> String {
 }
 
 pub fn service(facts: &Facts) -> String {
-    // systemd takes `%` for a specifier (systemd.unit(5)).
-    let plain = |text: &str| text.replace('%', "%%");
-    let quoted =
-        |text: &str| format!("\"{}\"", plain(text).replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$"));
     let (dir, program) = (facts.directory.display().to_string(), facts.program.display().to_string());
-    format!(
-        "[Unit]\n\
-         Description=The application in {} and its PostgreSQL\n\
-         After=network.target\n\
-         \n\
-         [Service]\n\
-         Type=notify\n\
-         NotifyAccess=main\n\
-         User={}\n\
-         WorkingDirectory={}\n\
-         ExecStart={} up\n\
-         ExecReload=/bin/kill -HUP $MAINPID\n\
-         KillMode=mixed\n\
-         TimeoutStartSec=infinity\n\
-         TimeoutStopSec=60\n\
-         WatchdogSec=30\n\
-         Restart=always\n\
-         \n\
-         [Install]\n\
-         WantedBy=multi-user.target\n",
-        plain(&dir),
-        facts.user,
-        plain(&dir),
-        quoted(&program)
-    )
+    systemd::unit(&systemd::Service {
+        description: &format!("The application in {dir} and its PostgreSQL"),
+        user: &facts.user,
+        dir: &dir,
+        program: &program,
+        place: systemd::Place::Beside,
+        has_socket: false,
+    })
 }

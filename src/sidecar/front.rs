@@ -59,6 +59,23 @@ impl ServedControl {
     }
 }
 
+/// The task that sends OTLP, where this binary can and the environment says where to.
+fn telemetry_sent(view: &View) -> Option<JoinHandle<()>> {
+    #[cfg(feature = "otlp")]
+    match crate::config::otlp::of_process() {
+        Ok(target) => target.map(|target| event_loop::spawn("OTLP", crate::otlp::run(target, view.pictures()))),
+        Err(why) => {
+            tracing::warn!("OTLP is not sent: {why}");
+            None
+        }
+    }
+    #[cfg(not(feature = "otlp"))]
+    {
+        let _ = view;
+        None
+    }
+}
+
 impl Front {
     /// Bind the health port and the control socket and answer on them, and tell the supervisor above that the start began.
     /// The caller holds the state directory.
@@ -84,11 +101,12 @@ impl Front {
         let (upstream, telling) = Upstream::of_process();
         let telling = event_loop::spawn("the supervisor above", telling);
         upstream.show(view.phase(), "starting", Duration::ZERO);
+        let tasks = [health, telling].into_iter().chain(telemetry_sent(&view)).collect();
         Ok(Self {
             view,
             viewers,
             upstream: Rc::new(upstream),
-            tasks: vec![health, telling],
+            tasks,
             control: Some(ServedControl { close, served }),
             orders: Some(orders),
         })

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 
-use super::{Context, attached, counting, migration_run, preflight};
+use super::{Context, attached, counting, init_scripts, migration_run, preflight};
 use crate::backup::catalog::Catalog;
 use crate::backup::load;
 use crate::backup::pitr;
@@ -18,6 +18,7 @@ use crate::exit::{CANNOT_CONNECT_NOW, Code, code_of, in_words, is_broken_off, sq
 use crate::health::picture;
 use crate::plan::{CommandLine, DatabaseUrl, in_one_line};
 use crate::postgres::binaries::Installation;
+use crate::postgres::cluster::Making;
 use crate::postgres::home::Home;
 use crate::postgres::provision::Wanted;
 use crate::postgres::secret::{self, Password};
@@ -136,7 +137,8 @@ async fn make_cluster(
     port: u16,
 ) -> anyhow::Result<bool> {
     // Blocks: for a job that runs elsewhere, as all of this.
-    let fresh = cluster::ensure(home, installation).await?.fresh;
+    let (initdb_args, has_scripts) = (&*settings.postgres.initdb_args, settings.postgres.init_scripts.is_some());
+    let fresh = cluster::ensure(home, installation, Making { initdb_args, has_scripts }).await?.fresh;
     if !installation.has_statements() {
         let bin = installation.bin.display();
         tracing::warn!(
@@ -178,8 +180,14 @@ pub async fn provision(context: Rc<Context>) -> anyhow::Result<()> {
     let (url, reads_all_stats) = (context.url(), context.settings().postgres.read_all_stats);
     let wanted = Wanted { user: &url.user, password: &password, database: &url.database, reads_all_stats };
     // A second attempt may find what the first has made.
-    let provide = async || provision::provision(&context.home, url.port, &wanted, context.fresh.replace(false)).await;
-    across_recoveries(&context.settings().postgres, provide).await?;
+    let mut provide =
+        async || provision::provision(&context.home, url.port, &wanted, context.fresh.replace(false)).await;
+    across_recoveries(&context.settings().postgres, &mut provide).await?;
+    if init_scripts::run(&context).await? {
+        // They may have changed what was made for the application.
+        across_recoveries(&context.settings().postgres, &mut provide).await?;
+        init_scripts::finish(&context).await?;
+    }
     context.database.set(DatabaseStage::Provisioned);
     Ok(())
 }

@@ -78,7 +78,7 @@ async fn next(context: &Context, sampler: &mut Sampler) {
         sampler.close().await;
         return sleep(LOOK_AGAIN).await;
     };
-    if !registry().scraped_within(IDLE_AFTER.max(4 * interval)).is_empty() {
+    if registry().is_read_within(IDLE_AFTER.max(4 * interval)) {
         return sleep(interval).await;
     }
     // Nobody reads: the session is not kept for the next.

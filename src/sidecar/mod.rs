@@ -16,6 +16,7 @@ mod disks;
 mod doors;
 mod front;
 mod hooks;
+mod init_scripts;
 mod jobs;
 mod marked_run;
 mod measuring;

@@ -15,6 +15,8 @@ use crate::common::refusal;
 use crate::common::skip::skip;
 use crate::common::strict::Connection;
 use crate::common::tandem::{self, Tandem, wait_for};
+use ::tandem::scaffold::systemd as units;
+use expect_test::expect_file;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
@@ -171,27 +173,63 @@ fn a_socket_that_cannot_serve_is_refused_with_the_way_out() {
     assert_eq!(tandem.stop(), 0, "{}", tandem.log());
 }
 
-/// The unit files of `docs/operations.md`, where this machine has systemd's own verifier; else that they are there at all.
-#[test]
-fn the_documented_units_are_sound() {
-    let page = fs::read_to_string(root().join("docs/operations.md")).unwrap();
-    let (_, section) = page.split_once("## Under systemd").unwrap();
-    let units: Vec<&str> = section.split("```ini\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(units.len(), 2, "a service and a socket");
-    assert!(!units[0].contains("TimeoutStartSec="), "Tandem extends it, for as long as it works:\n{}", units[0]);
-    for line in ["Type=notify", "KillMode=mixed", "ExecReload=", "WatchdogSec=", "TimeoutStopSec="] {
-        assert!(units[0].contains(line), "{line} is missing in:\n{}", units[0]);
-    }
-    assert!(units[1].contains("ListenStream="), "{}", units[1]);
-    let dir = tempfile::tempdir().unwrap();
-    for (name, text) in [("tandem.service", units[0]), ("tandem.socket", units[1])] {
-        let text = text.replace("/usr/local/bin/tandem", "/bin/true").replace("User=ffe\n", "");
-        fs::write(dir.path().join(name), text.replace("/srv/ffe", "/")).unwrap();
-    }
+/// The worst that `systemd-analyze security` may say of a unit, in tenths: 100 is a service without any walls.
+const EXPOSURE_MAX: [(&str, u32); 2] = [("packaged", 18), ("init", 26)];
+/// The same of root's, who changes to other users.
+const EXPOSURE_OF_ROOT_MAX: u32 = 48;
+
+/// What `systemd-analyze` says of `args`, if this machine has it.
+fn analyze(args: &[&str]) -> Option<std::process::Output> {
     #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
-    let verified = Command::new("systemd-analyze").arg("verify").arg(dir.path().join("tandem.service")).output();
-    match verified {
-        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
-        Err(error) => skip(&format!("systemd-analyze: {error}")),
+    let ran = Command::new("systemd-analyze").arg("--no-pager").args(args).output();
+    ran.inspect_err(|error| skip(&format!("systemd-analyze: {error}"))).ok()
+}
+
+#[test]
+fn the_units_of_the_repository_and_of_the_book_are_those_of_the_code() {
+    let unit = units::unit(&units::PACKAGED);
+    expect_file!["../../config/systemd/tandem.service"].assert_eq(&unit);
+    expect_file!["../../config/systemd/tandem.socket"].assert_eq(units::SOCKET);
+    let page = fs::read_to_string(root().join("docs/systemd.md")).unwrap();
+    let shown: Vec<&str> = page.split("```ini\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(shown, [&*unit, units::SOCKET]);
+    assert!(!unit.contains("TimeoutStartSec="), "Tandem extends it, for as long as it works:\n{unit}");
+    for line in
+        ["Type=notify", "KillMode=mixed", "ExecReload=", "WatchdogSec=", "TimeoutStopSec=", "OOMPolicy=continue"]
+    {
+        assert!(unit.contains(line), "{line} is missing in:\n{unit}");
+    }
+}
+
+/// By systemd's own verifier and its own judgement, where this machine has them.
+#[test]
+fn units_are_sound_and_keep_their_score() {
+    let project = Project::app("plain:app");
+    let is_root = nix::unistd::Uid::effective().is_root();
+    for (name, exposure_max) in EXPOSURE_MAX {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = dir.path().join("tandem.service");
+        match name {
+            "packaged" => {
+                let here = units::Service { user: "daemon", dir: "/", program: "/bin/true", ..units::PACKAGED };
+                fs::write(&unit, units::unit(&here)).unwrap();
+                fs::write(dir.path().join("tandem.socket"), units::SOCKET).unwrap();
+            }
+            _ => {
+                refusal::run(&project, &["init", "--systemd"]).expect(0, &["tandem.service"]);
+                fs::copy(project.dir().join("tandem.service"), &unit).unwrap();
+            }
+        }
+        let unit = unit.to_str().unwrap();
+        let Some(verified) = analyze(&["verify", unit]) else { return };
+        let said = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success() && !said.contains("tandem."), "{name}: {said}");
+        // It fails where the exposure is above the threshold.
+        let exposure_max = if is_root && name == "init" { EXPOSURE_OF_ROOT_MAX } else { exposure_max };
+        let threshold = format!("--threshold={exposure_max}");
+        let Some(judged) = analyze(&["security", "--offline=true", &threshold, unit]) else { return };
+        let said = String::from_utf8_lossy(&judged.stdout).into_owned();
+        assert!(judged.status.success(), "{name}: {said}");
+        println!("{name}: {}", said.lines().rfind(|line| line.contains("exposure")).unwrap_or_default());
     }
 }

@@ -73,6 +73,13 @@ impl Screen {
         assert!(self.text().contains(words), "{words:?}: ended with {ended:?}\n{}", self.text());
     }
 
+    /// Wait for a line of the table of services, which stands above the log that has the same words.
+    fn wait_row(&self, service: &str) {
+        wait_for(&format!("a line of the table for {service}"), || {
+            self.text().lines().take_while(|line| !line.contains("LOG of")).any(|line| line.contains(service))
+        });
+    }
+
     fn wait_gone(&self, words: &str) {
         wait_for(&format!("a screen without {words:?}"), || !self.text().contains(words));
     }
@@ -146,7 +153,7 @@ fn it_shows_what_runs_and_gives_an_order_only_after_a_yes() {
     top.press("+");
     top.wait("[y/N]");
     top.press("y");
-    top.wait("worker-1");
+    top.wait_row("worker-1");
     wait_for("two workers", || tandem.workers().len() == 2);
     top.wait("done: ");
 

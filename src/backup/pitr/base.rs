@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
@@ -16,7 +17,7 @@ use sea_orm::sqlx::{ConnectOptions, Connection, query_as};
 
 use super::super::estimate;
 use super::super::files::Flushing;
-use super::super::stand_back;
+use super::super::stand_back::{self, Others, Rests};
 use super::archive::Archive;
 use super::bases::{self, Base, Listing};
 use super::expiry::{self, Keep};
@@ -227,14 +228,16 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let stream = line.stream().context("share a connection")?;
     let progress = Arc::new(AtomicU64::new(0));
     let (label, rate, counter) = (name.clone(), source.rate, progress.clone());
+    let others = Others::default();
+    let rests = Rests::new(others.clone());
     let packing = tokio::task::spawn_blocking(move || {
         let wanted = BaseRequest { label: &label, checksums: CHECKSUMS, rate };
-        pack(Sender::begin(stream, &wanted, counter)?, file)
+        pack(Sender::begin(stream, &wanted, counter)?, file, rests)
     });
     let packed = tokio::select! {
         packed = packing => packed.context("write the base backup")?,
         why = watch(source, &progress) => return Err(why),
-        never = stand_back::sessions(source.home, source.port) => match never {},
+        never = stand_back::sessions(source.home, source.port, &others) => match never {},
     };
     let Packed { manifest, seen, archived_size } = packed?;
     manifest.verify(&seen)?;
@@ -283,14 +286,18 @@ async fn watch(source: &Source<'_>, progress: &AtomicU64) -> anyhow::Error {
     }
 }
 
-/// A stream of which all that is read is written down.
+/// A stream of which all that is read is written down, and that is read with rests.
 struct Tee<R, W> {
     from: R,
     to: W,
+    rests: Rests,
 }
 
 impl<R: Read, W: Write> Read for Tee<R, W> {
+    #[expect(clippy::disallowed_methods, reason = "a rest is time")]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        thread::sleep(self.rests.due());
+        self.rests.begin_work();
         let count = self.from.read(buffer)?;
         self.to.write_all(&buffer[..count])?;
         Ok(count)
@@ -348,11 +355,11 @@ impl<W: Write> Write for HeldBack<W> {
 
 /// Compress the tar archive that the server sends into `file`, with its manifest as the last of it, and flush it; look at
 /// every file in it on the way.
-fn pack(from: Sender, file: File) -> anyhow::Result<Packed> {
+fn pack(from: Sender, file: File, rests: Rests) -> anyhow::Result<Packed> {
     let mut encoder = zstd::Encoder::new(Flushing::new(file), LEVEL).context("begin to compress")?;
     encoder.include_checksum(true).context("begin to compress")?;
     encoder.multithread(THREADS).context("begin to compress")?;
-    let mut archive = tar::Archive::new(Tee { from, to: HeldBack::new(encoder) });
+    let mut archive = tar::Archive::new(Tee { from, to: HeldBack::new(encoder), rests });
     let mut seen = Seen::new(CHECKSUMS);
     for entry in archive.entries().context("read the backup")? {
         let mut entry = entry.context("read the backup")?;

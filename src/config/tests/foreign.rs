@@ -32,7 +32,6 @@ fn what_has_no_effect_is_told_with_the_key_to_write() {
     let foreign = [
         ("PGDATA", "/var/lib/postgresql/data"),
         ("POSTGRES_HOST_AUTH_METHOD", "trust"),
-        ("POSTGRES_INITDB_ARGS", "--locale=de"),
         ("POSTGRES_INITDB_WALDIR", "/wal"),
         ("MODULE_NAME", "app.main"),
         ("APP_MODULE", "main:app"),
@@ -49,7 +48,6 @@ fn what_has_no_effect_is_told_with_the_key_to_write() {
         workers.count = 2 (tandem.toml:3)
         PGDATA = ignored (environment PGDATA)
         notice: PGDATA has no effect on Tandem: the cluster lies in the state directory, which TANDEM_STATE_DIR (state_dir) names; mount the volume there
-        notice: POSTGRES_INITDB_ARGS has no effect on Tandem: a new cluster has UTF-8, the locale C.UTF-8 and data checksums; the server's settings stand under [postgres.settings]
         notice: POSTGRES_INITDB_WALDIR has no effect on Tandem: the WAL lies in the data directory
         notice: POSTGRES_HOST_AUTH_METHOD has no effect on Tandem: every connection over TCP needs a password (SCRAM)
         notice: MODULE_NAME has no effect on Tandem: set TANDEM_WORKERS__APP (workers.app)
@@ -95,4 +93,58 @@ fn names_in_dotenv_are_told_too_and_an_attached_server_has_its_own_directory() {
         .environment(&[("PGDATA", "/data"), ("DATABASE_URL", "postgresql://u:p@127.0.0.1:6432/d")])
         .loaded();
     assert!(!loaded.notices.iter().any(|notice| notice.contains("PGDATA")), "{:?}", loaded.notices);
+}
+
+#[test]
+fn options_of_initdb_are_taken_as_a_shell_reads_them_and_what_tandem_decides_is_refused_by_name() {
+    let with =
+        |args: &'static str| project(&[("tandem.toml", APP)]).environment(&[("POSTGRES_INITDB_ARGS", args)]).load();
+    let args = "--locale-provider=icu --icu-locale 'de-u-kn' -k -E UTF8 --lc-collate=C";
+    let postgres = with(args).unwrap().settings.postgres;
+    assert_eq!(
+        postgres.initdb_args,
+        ["--locale-provider=icu", "--icu-locale", "de-u-kn", "-k", "-E", "UTF8", "--lc-collate=C"]
+    );
+    for (args, words) in [
+        ("--auth-host=trust", &["POSTGRES_INITDB_ARGS: --auth-host", "SCRAM"][..]),
+        ("-A trust", &["-A", "SCRAM"]),
+        ("-D /data", &["-D", "state_dir"]),
+        ("--waldir=/wal", &["--waldir", "data directory"]),
+        ("--username postgres", &["--username", "postgres.user"]),
+        ("-c work_mem=1GB", &["-c", "[postgres.settings]"]),
+        ("--set=work_mem=1GB", &["--set", "[postgres.settings]"]),
+        ("--encoding=LATIN1", &["--encoding", "UTF8"]),
+        ("-ELATIN1", &["-E", "UTF8"]),
+        ("--wal-segsize=64", &["--wal-segsize", "16 MB"]),
+        ("--allow-group-access", &["--allow-group-access"]),
+        ("--locale", &["--locale", "value"]),
+        ("--lokale=de", &["--lokale=de", "no such option"]),
+        ("/data", &["/data", "no such option"]),
+        ("'--locale=de", &["POSTGRES_INITDB_ARGS", "quote"]),
+    ] {
+        let problem = with(args).unwrap_err().to_string();
+        words.iter().for_each(|word| assert!(problem.contains(word), "{args}: {word:?} is not in {problem}"));
+    }
+    // Of an attached server, nothing is refused and all is told.
+    let attached = [("POSTGRES_INITDB_ARGS", "-A trust"), ("DATABASE_URL", "postgresql://u:p@127.0.0.1:6432/d")];
+    let loaded = project(&[("tandem.toml", APP)]).environment(&attached).loaded();
+    assert!(loaded.notices.iter().any(|notice| notice.contains("initdb_args")), "{:?}", loaded.notices);
+    // And what stands in `.env` alone is told too.
+    let loaded = project(&[("tandem.toml", APP), (".env", "POSTGRES_INITDB_ARGS=-k\n")]).loaded();
+    let notice =
+        "POSTGRES_INITDB_ARGS of .env has no effect on Tandem: set TANDEM_POSTGRES__INITDB_ARGS (postgres.initdb_args)";
+    assert_eq!(loaded.notices, [notice]);
+}
+
+#[test]
+fn a_directory_of_scripts_that_is_not_there_is_refused() {
+    let with = |value: &str| {
+        let text = format!("{APP}[postgres]\ninit_scripts = \"{value}\"\n");
+        project(&[("tandem.toml", &text), ("init/1.sql", "")]).load()
+    };
+    let found = with("./init").unwrap().settings;
+    assert_eq!(found.postgres.init_scripts, Some(found.directory.join("init")));
+    assert_eq!(with("none").unwrap().settings.postgres.init_scripts, None);
+    assert!(with("./nowhere").unwrap_err().to_string().contains("is not a directory"));
+    assert!(with("init").unwrap_err().to_string().contains("a path with a / in it"));
 }

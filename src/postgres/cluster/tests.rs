@@ -18,14 +18,14 @@ async fn a_cluster_is_made_once_and_served() {
     let parent = home.data.parent().unwrap();
     fs::create_dir_all(parent.join(".staging-1/base")).unwrap();
     let begun = Instant::now();
-    assert!(ensure(home, &installation().await).await.unwrap().fresh);
+    assert!(ensure(home, &installation().await, Making::default()).await.unwrap().fresh);
     println!("initdb + sync + rename: {:?}", begun.elapsed());
     assert_eq!(entries(parent), ["16"], "nothing staged is left");
     let meta = home.data.metadata().unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o777), (home.server_uid(), 0o700));
 
     let begun = Instant::now();
-    assert!(!ensure(home, &installation().await).await.unwrap().fresh);
+    assert!(!ensure(home, &installation().await, Making::default()).await.unwrap().fresh);
     let again = begun.elapsed();
     println!("ensure again: {again:?}");
     assert!(again.as_millis() < 20, "{again:?}");
@@ -49,8 +49,11 @@ async fn an_interrupted_initdb_leaves_nothing() {
     let place = place();
     let home = &place.home;
     for milliseconds in [5, 60, 150] {
-        let stopped =
-            tokio::time::timeout(Duration::from_millis(milliseconds), ensure(home, &installation().await)).await;
+        let stopped = tokio::time::timeout(
+            Duration::from_millis(milliseconds),
+            ensure(home, &installation().await, Making::default()),
+        )
+        .await;
         assert!(stopped.is_err(), "initdb takes longer than that");
         assert_eq!(entries(home.data.parent().unwrap()), [""; 0], "after {milliseconds} ms");
     }
@@ -62,7 +65,7 @@ async fn a_foreign_directory_is_left_alone() {
     let home = &place.home;
     make_dir(&home.data, 0o700, home.server.as_ref()).unwrap();
     fs::write(home.data.join("PG_VERSION"), "15\n").unwrap();
-    let error = ensure(home, &installation().await).await.unwrap_err();
+    let error = ensure(home, &installation().await, Making::default()).await.unwrap_err();
     assert_eq!(code_of(&error), Code::CannotCreate);
     assert_eq!(entries(&home.data), ["PG_VERSION"]);
 }
@@ -81,7 +84,7 @@ async fn what_initdb_says_is_passed_on_and_nothing_is_left() {
     ] {
         let program = tools.path().join("initdb");
         crate::forks::script(&program, &format!("#!/bin/sh\n{script}"));
-        let error = ensure(home, &fake).await.unwrap_err();
+        let error = ensure(home, &fake, Making::default()).await.unwrap_err();
         assert_eq!(code_of(&error), Code::CannotCreate);
         assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(entries(home.data.parent().unwrap()), [""; 0]);
@@ -92,7 +95,7 @@ async fn what_initdb_says_is_passed_on_and_nothing_is_left() {
 async fn every_kind_of_setting_reaches_the_server() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation().await).await.unwrap();
+    ensure(home, &installation().await, Making::default()).await.unwrap();
     let mut postgres = test_support::settings();
     postgres.listen = "0.0.0.0".parse().unwrap();
     let odd = "it's \"50%\" \\n of C:\\x";

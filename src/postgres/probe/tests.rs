@@ -4,7 +4,7 @@ use sea_orm::sqlx::{ConnectOptions, raw_sql};
 
 use super::*;
 use crate::plan::Secret;
-use crate::postgres::cluster::ensure;
+use crate::postgres::cluster::{Making, ensure};
 use crate::postgres::test_support::{installation, place, provisioned, start};
 use crate::process::signal;
 
@@ -20,7 +20,7 @@ fn cpu() -> Duration {
 async fn a_sample_tells_what_the_server_is_and_when_it_hangs_or_dies() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation().await).await.unwrap();
+    ensure(home, &installation().await, Making::default()).await.unwrap();
     let server = start(home).await;
     let password = provisioned(home, server.port, true).await;
     let mut probe = Probe::managed(home, server.port, "ffe");

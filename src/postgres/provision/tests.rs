@@ -6,7 +6,7 @@ use sea_orm::sqlx::query_scalar;
 use super::*;
 use crate::exit::code_of;
 use crate::plan::{CommandLine, Secret};
-use crate::postgres::cluster::ensure;
+use crate::postgres::cluster::{Making, ensure};
 use crate::postgres::test_support::{self, installation, place, provisioned, start, start_with};
 use crate::process;
 
@@ -30,7 +30,7 @@ fn given(text: &str) -> Password {
 async fn a_role_a_database_and_an_extension_and_nothing_twice() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation().await).await.unwrap();
+    ensure(home, &installation().await, Making::default()).await.unwrap();
     let server = start(home).await;
     let begun = Instant::now();
     let password = provisioned(home, server.port, true).await;
@@ -61,7 +61,7 @@ async fn a_role_a_database_and_an_extension_and_nothing_twice() {
 async fn a_password_is_followed_whatever_it_holds() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation().await).await.unwrap();
+    ensure(home, &installation().await, Making::default()).await.unwrap();
     let mut postgres = test_support::settings();
     postgres.settings = [("log_statement".to_owned(), "all".to_owned())].into();
     let server = start_with(home, &postgres).await;
@@ -103,7 +103,7 @@ async fn a_password_is_followed_whatever_it_holds() {
 async fn a_cluster_without_fsync_is_refused() {
     let place = place();
     let home = &place.home;
-    ensure(home, &installation().await).await.unwrap();
+    ensure(home, &installation().await, Making::default()).await.unwrap();
     for name in ["fsync", "full_page_writes"] {
         let mut postgres = test_support::settings();
         postgres.settings = [(name.to_owned(), "off".to_owned())].into();

@@ -4,14 +4,14 @@ use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, query, raw_sql};
 
 use super::*;
 use crate::plan::CommandLine;
-use crate::postgres::cluster::ensure;
+use crate::postgres::cluster::{Making, ensure};
 use crate::postgres::provision::superuser_options;
 use crate::postgres::test_support::{Place, installation, place, start};
 use crate::process::{self, signal};
 
 async fn with_cluster() -> Place {
     let place = place();
-    ensure(&place.home, &installation().await).await.unwrap();
+    ensure(&place.home, &installation().await, Making::default()).await.unwrap();
     place
 }
 

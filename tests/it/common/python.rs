@@ -22,6 +22,16 @@ pub fn browser() -> PathBuf {
     venv_of("browser")
 }
 
+/// The YAML document at `path`.
+pub async fn yaml(path: &Path) -> serde_json::Value {
+    let python = python_with("kubernetes", "kubernetes.txt").await;
+    let program = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
+    #[expect(clippy::disallowed_methods, reason = "a test reads a file")]
+    let output = Command::new(python).args(["-c", program]).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// Make a virtual environment in `venv` that has all packages but `without`, and what the wheel installs: the binary, and the
 /// plugin with its entry point.
 pub fn environment_without(venv: &Path, without: &[&str]) {
