@@ -126,7 +126,9 @@ tandem backup list --json"
     /// Restore a backup: into a new database, verified there, then swapped in; the old one is kept
     #[command(
         after_help = "Examples: tandem restore latest\n          tandem restore app_backup_20260102_020000 --yes\n          \
-tandem restore --undo"
+tandem restore --undo\n          \
+tandem restore latest --table orders --into orders_restored\n          \
+tandem restore latest --database app_yesterday"
     )]
     Restore(RestoreArgs),
     /// Write a tandem.toml of what is found in this directory; what is there stays as it is

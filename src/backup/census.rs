@@ -1,6 +1,6 @@
 //! Count what a database holds, in the snapshot that a dump takes it in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail};
 use sea_orm::sqlx::postgres::PgRow;
@@ -212,6 +212,31 @@ impl Snapshot {
         });
         census.database_level = Some(DatabaseLevel::of(session, database).await?);
         Ok(census)
+    }
+
+    /// Count the rows of the tables of `database` that `wanted` names by schema and name, and nothing else, with digests if
+    /// `digests`; and all tables that there are, under the names that a census has for them.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub async fn rows_of(
+        &mut self,
+        reach: &Reach,
+        database: &str,
+        digests: bool,
+        wanted: impl Fn(&str, &str) -> bool,
+    ) -> anyhow::Result<(Census, BTreeSet<String>)> {
+        let mut census = Census::default();
+        let tables = self.tables().await?;
+        let names = tables.iter().map(|table| format!("{}.{}", table.schema, table.name)).collect();
+        let tables = tables.into_iter().filter(|table| wanted(&table.schema, &table.name)).collect();
+        let mut digests = digests.then(Digests::default);
+        let mut reader = Reader::enter(reach, database, &self.id).await;
+        let read = rows(&mut self.session, &mut reader, tables, &mut digests, &mut census).await;
+        reader.leave().await;
+        read?;
+        census.contents = digests.map(Digests::end);
+        Ok((census, names))
     }
 
     /// The server's version.

@@ -1,5 +1,8 @@
 //! What a server has already of what a dump makes or names. Pure.
 
+use std::sync::Arc;
+
+use super::only::Only;
 use super::tokens::unquoted;
 
 /// How pg_dump chooses the tablespace of what it makes next.
@@ -14,6 +17,8 @@ pub struct Existing {
     pub schemas: Vec<String>,
     /// The tablespaces of the server, where they are known: what the dump puts into another goes into the database's own.
     pub tablespaces: Option<Vec<String>>,
+    /// The tables whose rows are wanted, where not all are.
+    pub only: Option<Arc<Only>>,
 }
 
 impl Existing {

@@ -170,6 +170,7 @@ fn trial_load(path: &Path, sql_bytes: u64, settings: &Settings) -> Load {
         in_one: false,
         trusted: settings.restore_trust,
         rights: if settings.restore_trust { Rights::Try } else { Rights::Few },
+        only: None,
     }
 }
 

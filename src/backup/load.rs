@@ -2,40 +2,38 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, raw_sql};
 use tempfile::NamedTempFile;
 
 use super::compress;
 use super::dump::succeeded;
 use super::existing::Existing;
-use super::feed::{self, Broken, Feeding};
+use super::feed::{self, Feeding};
 use super::manifest::{Census, Properties};
 use super::name::Format;
+use super::only::Only;
+use super::pour::{Pour, Source, Transaction, pour, tell_lacking};
 use super::reach::Reach;
 use super::replication;
 use super::rights::Rights;
 use super::tokens::unquoted;
 use crate::config::Compression;
 use crate::exit::in_words;
-use crate::postgres::embedded::{PgRestoreBuilder, PsqlBuilder, dbname};
+use crate::postgres::embedded::{PgRestoreBuilder, dbname};
 use crate::postgres::provision::identifier;
 use crate::process::{self, Streamed, Streaming};
 use crate::schema::{ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry::Progress;
 
-/// Between two words on the terminal.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// How many tables a directory's restore fills at once.
 const JOBS: &str = "2";
-/// How long pg_restore may take to end once its output has ended.
-const ARCHIVE_END_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to list what a backup holds.
 const LIST_LIMIT: Duration = Duration::from_secs(60);
 /// What PostgreSQL says of a locale that the system does not have (`invalid LC_COLLATE locale name`).
@@ -60,6 +58,8 @@ pub struct Load {
     /// Whether it is known who made it.
     pub trusted: bool,
     pub rights: Rights,
+    /// The tables whose rows are wanted, where not all are.
+    pub only: Option<Arc<Only>>,
 }
 
 /// A server's default locks (`max_locks_per_transaction`, 64 for each of its connections) are enough for so many objects in one
@@ -217,100 +217,32 @@ pub async fn load(
     existing: &Existing,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    if load.format == Format::Directory {
+    if load.format == Format::Directory && load.only.is_none() {
         return directory(reach, load, database, existing).await;
     }
-    // As statements, and not as options of the connection: poolers refuse those.
-    let psql =
-        PsqlBuilder::new().dbname(dbname(database)).no_psqlrc().quiet().no_password().variable(("ON_ERROR_STOP", "1"));
-    let psql = match load.in_one {
-        true => psql.single_transaction().command("SET TRANSACTION READ WRITE"),
-        // What is lost with the server is lost with a database that nobody uses yet; the swap's own commit waits for the disk.
-        false => psql.command("SET default_transaction_read_only = off").command("SET synchronous_commit = off"),
-    };
-    let psql = psql.command("SET statement_timeout = 0").command("SET idle_session_timeout = 0").file("-");
-    let (psql, stdin) = Streaming::writing(&reach.reader(&psql))?;
-    let (archive, stream) = sql(reach, load)?;
-    let passed = Arc::new(AtomicU64::new(0));
-    let (counter, restricts) = (passed.clone(), feed::knows_restrict(reach.version()));
-    let how = Feeding { restricts, existing: existing.clone(), bytes_max: load.sql_bytes };
-    let feeding = async {
-        let fed = tokio::task::spawn_blocking(move || {
-            let mut stdin = stdin;
-            let fed = feed::feed(stream, &mut stdin, how, &counter);
-            (stdin, fed)
-        });
-        let (stdin, fed) = fed.await.context("read the backup")?;
-        let archive = match archive {
-            Some(archive) => succeeded("pg_restore", &archive.end(ARCHIVE_END_LIMIT).await?).err(),
-            None => None,
-        };
-        // An input that ends is committed: it ends only when it was whole. Else psql is killed with its input still open.
-        match (fed, archive) {
-            (Ok(lacking), None) => Ok(Ok(lacking)),
-            // psql says why by itself.
-            (Err(Broken::Write(error)), _) => Ok(Err(Broken::Write(error))),
-            // What pg_restore said is why its output is cut short.
-            (Ok(_) | Err(Broken::CutShort), Some(error)) => Err(anyhow::Error::new(Open(stdin, format!("{error:#}")))),
-            (Err(broken), _) => Err(anyhow::Error::new(Open(stdin, broken.to_string()))),
-        }
-    };
-    let shown = async {
-        loop {
-            tokio::time::sleep(PROGRESS_INTERVAL).await;
-            let done = passed.load(Ordering::Relaxed);
-            match load.sql_bytes.filter(|total| *total > 0) {
-                Some(total) => progress.say(format!("restoring into {database}: {} %", done * 100 / total)),
-                None => progress.say(format!("restoring into {database}: {} MB of SQL", done >> 20)),
-            }
-        }
-    };
-    let both = async { tokio::try_join!(feeding, async { Ok(psql.end(load.limit).await?) }) };
-    let outcome = tokio::select! {
-        outcome = both => outcome,
-        () = shown => unreachable!("it has no end"),
-    };
-    let (fed, ended) = outcome.map_err(|error| match error.downcast::<Open>() {
-        Ok(Open(_stdin, why)) => anyhow::anyhow!("{why}"),
-        Err(error) => error,
-    })?;
-    succeeded("psql", &ended)?;
-    match fed {
-        Ok(lacking) => {
-            tell_lacking(&lacking);
-            Ok(())
-        }
-        Err(broken) => bail!("{broken}"),
-    }
-}
-
-/// Say which tablespaces of the backup the server lacks.
-fn tell_lacking(tablespaces: &BTreeSet<String>) {
-    if !tablespaces.is_empty() {
-        let names: Vec<&str> = tablespaces.iter().map(String::as_str).collect();
-        tracing::warn!(
-            "this server lacks the tablespace {}: what lay there is in the database's own now; ALTER TABLE … SET TABLESPACE moves \
-             it once there is one",
-            names.join(", ")
-        );
-    }
+    let source = sql(reach, load)?;
+    let existing = Existing { only: load.only.clone(), ..existing.clone() };
+    let transaction = if load.in_one { Transaction::One } else { Transaction::Many };
+    let Load { sql_bytes, limit, .. } = load;
+    pour(reach, source, &Pour { transaction, existing, sql_bytes: *sql_bytes, limit: *limit }, database, progress).await
 }
 
 /// The SQL of `load`, and the process that makes SQL of pg_restore's formats. It reads a file that was opened here: as the
 /// server's user it could not open it itself. A directory, which never comes from a destination, it must open.
-pub fn sql(reach: &Reach, load: &Load) -> anyhow::Result<(Option<Streaming>, Box<dyn Read + Send>)> {
+pub fn sql(reach: &Reach, load: &Load) -> anyhow::Result<Source> {
     let opened = || format!("open {}", load.path.display());
     if load.format == Format::Plain {
-        return Ok((None, compress::read(&load.path, load.compression).with_context(opened)?));
+        return Ok(Source::of_file(compress::read(&load.path, load.compression).with_context(opened)?));
     }
     if load.format == Format::Directory {
-        let making = PgRestoreBuilder::new().file("-").section("pre-data").filename(&load.path);
-        let (archive, stream) = Streaming::reading(&reach.client(&making))?;
-        return Ok((Some(archive), Box::new(stream)));
+        let making = PgRestoreBuilder::new().file("-");
+        let making = if load.only.is_some() { making } else { making.section("pre-data") };
+        let (archive, stream) = Streaming::reading(&reach.client(&making.filename(&load.path)))?;
+        return Ok(Source::of_program("pg_restore", archive, stream));
     }
     let file = File::open(&load.path).with_context(opened)?;
     let (archive, stream) = Streaming::reading_from(&reach.reader(&PgRestoreBuilder::new().file("-")), file)?;
-    Ok((Some(archive), Box::new(stream)))
+    Ok(Source::of_program("pg_restore", archive, stream))
 }
 
 /// A directory's tables are filled by several connections at once, by pg_restore itself.
@@ -370,11 +302,6 @@ async fn list_without(existing: &Existing, reach: &Reach, load: &Load) -> anyhow
     fs::write(list.path(), rest.join("\n")).context("write the list of the backup's content")?;
     Ok(list)
 }
-
-/// psql's input, still open, and why it must not end.
-#[derive(Debug, thiserror::Error)]
-#[error("{1}")]
-struct Open(io::PipeWriter, String);
 
 #[cfg(test)]
 mod tests {

@@ -7,9 +7,10 @@
 //! load <─ rights <─ verify    a file into an empty database, with few rights; and the proof, in a throwaway cluster;
 //!                        differences: what is compared (pure)
 //!                <─ restore ─> roles · swap     beside the live database, verified there, and put in its place; statistics
+//! part                   some tables, a schema, or all of it as another database; only: what alone is wanted of a dump (pure)
 //! database_level         what belongs to a database's name and is in no dump
 //! feed ─> screen · tokens    the SQL on its way to psql; without the commands that are not pg_dump's (pure); existing: what the
-//!                        server has of it already
+//!                        server has of it already; pour: in a transaction that ends only when all of it was read
 //! signature              who made a backup: manifests are signed, and what nobody here has signed is not trusted
 //! replication            subscriptions and slots, which stay with the database that is replaced
 //! copies ─> store · ledger   off the machine, checked after they went; sealed if asked for; which copies there are
@@ -42,13 +43,17 @@ mod ledger;
 pub mod load;
 pub mod manifest;
 pub mod name;
+mod only;
 mod pace;
+pub mod part;
 pub mod pitr;
+mod pour;
 pub mod reach;
 mod reader;
 pub mod repair;
 pub mod replication;
 pub mod restore;
+mod restore_room;
 pub mod retention;
 mod rights;
 mod roles;

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
-use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_as, query_scalar, raw_sql};
+use sea_orm::sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
 
 use super::catalog::{BackupEntry, Catalog, Origin};
 use super::census::Snapshot;
 use super::copies::Copies;
-use super::estimate::{self, Restorable};
+use super::estimate::Restorable;
 use super::load::{self, Load};
 use super::manifest::Manifest;
-use super::pitr;
 use super::reach::Reach;
 use super::replication::{self, KeptReplication};
+use super::restore_room;
 use super::retention::State;
 use super::rights::{self, NewDatabase, Rights};
 use super::roles::{self, Attributes};
@@ -25,15 +25,11 @@ use super::verify::{altered, census, globals_altered};
 use crate::config::{MigrationRun, Settings};
 use crate::exit::{Code, Failure, in_words};
 use crate::postgres::provision::identifier;
-use crate::room::Guard;
 use crate::schema::{self, ANSWER_LIMIT, MAKE_LIMIT, answered};
 use crate::telemetry;
 
 /// The key of the lock that lets one restore run at a time on a server: "restore" in ASCII.
 const LOCK_KEY: i64 = 0x0072_6573_746f_7265;
-/// How much WAL may lie in `pg_wal` before a checkpoint, and how much does.
-const WAL_SIZE: &str = "SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_wal_size')),
-                               (SELECT coalesce(sum(size), 0)::bigint FROM pg_catalog.pg_ls_waldir())";
 const IS_ALONE: &str = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_database
                                             WHERE NOT datistemplate AND datname NOT IN ('postgres', $1))";
 /// PostgreSQL's version here.
@@ -168,7 +164,7 @@ pub async fn check<'a>(
 
 /// The right to restore on a server, as long as its session lives.
 pub struct Restoring {
-    session: PgConnection,
+    pub(super) session: PgConnection,
 }
 
 impl Restoring {
@@ -227,7 +223,7 @@ impl Restoring {
             .with_context(|| format!("{}: it was not restored, and database {database} is as it was", entry.name))?;
         let new = Belonging::New.name(database, Utc::now());
         let limit = settings.backup.limit;
-        let room = self.room(reach, manifest, settings).await?;
+        let room = restore_room::of(&mut self.session, reach, Restorable::of(manifest).loaded(), settings).await?;
         room.check().with_context(|| format!("{}: nothing was changed", entry.name))?;
         let filling = self.fill(reach, catalog, (entry, manifest), settings, (database, &new), &progress);
         let filled = tokio::time::timeout(limit, room.hold(filling)).await.unwrap_or_else(|_| {
@@ -278,27 +274,8 @@ impl Restoring {
         })
     }
 
-    /// The room that filling a new database takes on the disks of a server of Tandem's own: its files, the WAL of writing
-    /// them, and the archive of that WAL.
-    async fn room(&mut self, reach: &Reach, manifest: &Manifest, settings: &Settings) -> anyhow::Result<Guard> {
-        let Some(home) = reach.home() else { return Ok(Guard::new("restore", settings.disk.stop_free, None)) };
-        let row = query_as::<_, (i64, i64)>(WAL_SIZE).fetch_one(&mut self.session);
-        let (max, present) = answered(ANSWER_LIMIT, "ask how much WAL there is", row).await?;
-        let loaded = Restorable::of(manifest).loaded();
-        let wal = estimate::wal(loaded, max.cast_unsigned(), present.cast_unsigned());
-        let guard = Guard::new("restore", settings.disk.stop_free, Some(&home.data));
-        let guard = guard.claim(&home.data, loaded).claim(&home.data.join("pg_wal"), wal).advice(
-            "Make room (`tandem doctor` shows what of Tandem's can go, `tandem restore --drop-kept` drops what earlier \
-             restores replaced)",
-        );
-        Ok(match settings.backup.pitr.enabled {
-            true => guard.claim(pitr::archive(settings, home).dir(), estimate::archived_wal(loaded)),
-            false => guard,
-        })
-    }
-
     /// Make `new`, bring the backup into it, compare, and give it what belongs to `database`.
-    async fn fill(
+    pub(super) async fn fill(
         &mut self,
         reach: &Reach,
         catalog: &Catalog,
@@ -345,6 +322,7 @@ impl Restoring {
             in_one: load::fits_in_one(&manifest.census),
             trusted,
             rights: Rights::of(manifest, entry.origin, settings.restore_trust),
+            only: None,
         };
         let target = NewDatabase { name: new, owner, properties };
         rights::bring_in(reach, &loading, target, progress).await?;
@@ -429,7 +407,7 @@ impl Restoring {
 }
 
 /// Remove `new`, which did not come to be.
-async fn give_up(reach: &Reach, new: &str) {
+pub(super) async fn give_up(reach: &Reach, new: &str) {
     if let Err(left) = load::drop(reach, new).await {
         tracing::warn!("database {new} stays until the next restore: {}", in_words(&left));
     }

@@ -190,6 +190,49 @@ async fn confined(
     outcome
 }
 
+/// Do `work`, which changes nothing where it fails, in the live `database`: as a role that may what ordinary roles may and reads all
+/// rows, and where that does not suffice and `rights` allow more, as the superuser.
+///
+/// # Errors
+/// What `work` says.
+pub async fn in_live(
+    reach: &Reach,
+    database: &str,
+    (rights, trusted): (Rights, bool),
+    work: impl AsyncFn(&Reach) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if !reach.is_superuser() {
+        return work(reach).await;
+    }
+    let mut session = reach.session(database).await?;
+    run(&mut session, "leave the search path", "SET search_path = ''".to_owned()).await?;
+    let ordinary = query_scalar::<_, String>(ORDINARY).fetch_all(&mut session);
+    let ordinary = answered(ANSWER_LIMIT, "list the roles", ordinary).await?;
+    if ordinary.is_empty() {
+        // All is a superuser's.
+        return if trusted { work(reach).await } else { Err(NeedsTrust.into()) };
+    }
+    let (name, password) = make_role(&mut session, &ordinary).await?;
+    let role = identifier(&name);
+    // Of a table that keeps its rows even from its owner, all are counted.
+    run(&mut session, "let the loading role see all rows", format!("ALTER ROLE {role} BYPASSRLS")).await?;
+    let outcome = work(&reach.with_role(&name, &password)).await;
+    if let Err(left) =
+        run(&mut session, "drop the loading role", format!("DROP OWNED BY {role}; DROP ROLE {role}")).await
+    {
+        tracing::warn!("role {name} stays until the next restore: {}", in_words(&left));
+    }
+    let _closed = answered(ANSWER_LIMIT, "close", session.close()).await;
+    match outcome {
+        Err(error) if needs_more(&error) && rights == Rights::Few => Err(error.context(NeedsTrust)),
+        Err(error) if needs_more(&error) => {
+            tracing::info!("only a superuser can load this: {}", in_words(&error).lines().last().unwrap_or_default());
+            work(reach).await
+        }
+        outcome => outcome,
+    }
+}
+
 /// Make a role whose name begins with `start`, with these `attributes`, and a password that nobody else knows.
 ///
 /// # Errors
@@ -230,7 +273,8 @@ pub async fn sweep(session: &mut PgConnection) -> anyhow::Result<()> {
         query_scalar::<_, String>("SELECT rolname::text FROM pg_catalog.pg_roles WHERE rolname ~ '^tandem_loading_'");
     for role in answered(ANSWER_LIMIT, "list the roles", left.fetch_all(&mut *session)).await? {
         // A role that stays does no harm: its password is not kept.
-        if let Err(left) = run(session, "drop it", format!("DROP ROLE {}", identifier(&role))).await {
+        let drop = format!("DROP OWNED BY {0}; DROP ROLE {0}", identifier(&role));
+        if let Err(left) = run(session, "drop it", drop).await {
             tracing::warn!("role {role}, which an interrupted restore left, stays: {}", in_words(&left));
         }
     }
@@ -240,7 +284,7 @@ pub async fn sweep(session: &mut PgConnection) -> anyhow::Result<()> {
 /// Make the extensions that the dump will ask for: nothing of the dump is in the database yet that could take the place of
 /// something that their scripts use. A schema that is to hold one is the loading role's until the dump gives it away.
 async fn extensions(session: &mut PgConnection, reach: &Reach, loading: &Load, role: &str) -> anyhow::Result<Existing> {
-    let (archive, stream) = load::sql(reach, loading)?;
+    let (archive, stream) = load::sql(reach, loading)?.into_parts();
     let head = tokio::task::spawn_blocking(move || feed::head(stream)).await?;
     // Enough was read of what it writes.
     drop(archive);

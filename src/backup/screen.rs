@@ -95,6 +95,8 @@ pub struct Screen {
     held: Vec<u8>,
     existing: Existing,
     lacking: BTreeSet<String>,
+    /// Whether the rows of the COPY that is read are left out.
+    skips: bool,
 }
 
 impl Screen {
@@ -114,6 +116,7 @@ impl Screen {
             held: Vec::new(),
             existing,
             lacking: BTreeSet::new(),
+            skips: false,
         }
     }
 
@@ -132,7 +135,9 @@ impl Screen {
             // Most of a dump is rows, and most of a row is not its start.
             if self.place == Place::Rows(None) {
                 let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
-                out.extend_from_slice(&rest[..end]);
+                if !self.skips {
+                    out.extend_from_slice(&rest[..end]);
+                }
                 if rest[end - 1] == b'\n' {
                     self.line += 1;
                     self.place = Place::Rows(Some(Vec::new()));
@@ -227,6 +232,11 @@ impl Screen {
                 self.place = if byte == b'\n' { Place::Rows(Some(Vec::new())) } else { Place::AfterCopy };
             }
             Place::Rows(start) => self.place = rows(start, byte),
+        }
+        if self.skips {
+            // The rows end with this byte, or go on.
+            self.skips = self.place != Place::Plain;
+            return Ok(());
         }
         self.put(byte, out);
         Ok(())
@@ -330,7 +340,8 @@ impl Screen {
                 Fate::Held
             }
             [b"set", DEFAULT_TABLESPACE, ..] if self.existing.tablespaces.is_some() => Fate::Held,
-            [] | [b"create" | b"comment" | b"set"] | [b"comment", b"on"]
+            [b"alter", b"table", ..] | [b"refresh", b"materialized", ..] if self.existing.only.is_some() => Fate::Held,
+            [] | [b"create" | b"comment" | b"set" | b"alter" | b"refresh"] | [b"comment", b"on"]
                 if space || matches!(byte, b'-' | b'/' | b'*') =>
             {
                 Fate::Open
@@ -364,6 +375,13 @@ impl Screen {
                 return Err(self.refused("a COPY from or to something else than the rows that follow"));
             }
             self.place = Place::AfterCopy;
+            self.skips = self.existing.only.as_ref().is_some_and(|only| !only.wants_rows(&held));
+            if self.skips {
+                return Ok(());
+            }
+        }
+        if fate == Fate::Held && self.existing.only.as_ref().is_some_and(|only| only.leaves_out(&held)) {
+            return Ok(());
         }
         if let Some(tablespace) = self.existing.lacks(&held).filter(|_| fate == Fate::Held) {
             self.lacking.insert(tablespace);

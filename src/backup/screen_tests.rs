@@ -1,3 +1,6 @@
+use std::sync::Arc;
+
+use super::super::only::Only;
 use super::*;
 
 /// What psql gets of `text`, whatever pieces it comes in.
@@ -7,7 +10,7 @@ fn screened(text: &str, has_extensions: bool) -> Result<String, Refused> {
             true => Existing {
                 extensions: vec!["\"uuid-ossp\"".to_owned()],
                 schemas: vec!["\"its own\"".to_owned()],
-                tablespaces: None,
+                ..Existing::default()
             },
             false => Existing::default(),
         };
@@ -179,4 +182,29 @@ fn a_tablespace_that_the_server_lacks_is_the_default_one() {
         assert_eq!(String::from_utf8(out).unwrap(), expected, "in pieces of {size}");
         assert_eq!(screen.lacking().iter().collect::<Vec<_>>(), ["odd \" one", "slow"]);
     }
+}
+
+#[test]
+fn of_the_rows_those_that_are_wanted_are_left_and_nothing_else_of_them() {
+    let text = "CREATE TABLE public.a (t text);\nCREATE TABLE public.b (t text);\n\
+                COPY public.a (t) FROM stdin;\nof a\n\\.\n\n\
+                COPY public.b (t) FROM stdin;\nof b; \\! no command\n\\\\.\n\\.\n\n\
+                COPY public.\"none\" (t) FROM stdin;\n\\.\n\
+                ALTER TABLE ONLY public.a\n    ADD CONSTRAINT a_pkey PRIMARY KEY (t);\n\
+                ALTER TABLE ONLY public.a\n    ADD CONSTRAINT a_b FOREIGN KEY (t) REFERENCES public.b(t);\n\
+                REFRESH MATERIALIZED VIEW public.v;\nSELECT 1;\n";
+    let expected = "CREATE TABLE public.a (t text);\nCREATE TABLE public.b (t text);\n\
+                    COPY public.a (t) FROM stdin;\nof a\n\\.\n\n\n\
+                    ALTER TABLE ONLY public.a\n    ADD CONSTRAINT a_pkey PRIMARY KEY (t);\n\n\nSELECT 1;\n";
+    let only = Only { tables: [("public".to_owned(), "a".to_owned())].into(), schema: None };
+    for size in [1, 2, 3, 7, text.len()] {
+        let existing = Existing { only: Some(Arc::new(only.clone())), ..Existing::default() };
+        let (mut screen, mut out) = (Screen::new(existing), Vec::new());
+        text.as_bytes().chunks(size).try_for_each(|piece| screen.pass(piece, &mut out)).unwrap();
+        screen.finish(&mut out);
+        assert_eq!(String::from_utf8(out).unwrap(), expected, "in pieces of {size}");
+    }
+    let mut screen = Screen::new(Existing { only: Some(Arc::new(only)), ..Existing::default() });
+    let refused = screen.pass(b"COPY public.b (t) FROM stdin;\nrow\n\\.\n\\! id\n", &mut Vec::new());
+    assert!(refused.is_err(), "what follows on rows that are left out is read as all is");
 }

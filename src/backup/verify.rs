@@ -171,6 +171,7 @@ async fn restored(
             in_one: load::locks(&manifest.census) < TRIAL_LOCKS,
             trusted: entry.origin == Origin::Own,
             rights: Rights::of(manifest, entry.origin, false),
+            only: None,
         },
         globals: manifest.globals.as_ref().map(|globals| catalog.dir().join(&globals.file)),
         properties: manifest.census.properties.as_ref(),

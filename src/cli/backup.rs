@@ -69,6 +69,15 @@ pub enum Backup {
         #[arg(long)]
         json: bool,
     },
+    /// Give the present moment a name, to which `tandem restore --at-mark NAME` leads back
+    #[command(after_help = "Example: tandem backup mark before-import")]
+    Mark {
+        /// Letters, digits, `-`, `_` and `.`
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the base backups
     Bases {
         /// Print JSON
@@ -132,20 +141,42 @@ pub enum RestoreWorkers {
 pub struct RestoreArgs {
     /// The backup: `latest`, a name as `tandem backup list` shows it, a path, or an address such as
     /// s3://bucket/prefix/latest
-    #[arg(required_unless_present_any = ["undo", "drop_kept", "at", "to_lsn", "to_end"], add = values::backups())]
+    #[arg(required_unless_present_any = ["undo", "drop_kept", "at", "at_mark", "to_lsn", "to_xid", "to_end", "list_moments"], add = values::backups())]
     pub source: Option<String>,
+    /// Restore this table alone, beside what the database holds; nothing is overwritten. Once for each table: name, schema.name, or
+    /// in quotes as in SQL
+    #[arg(long = "table", value_name = "NAME", requires = "source", conflicts_with_all = ["schema", "database", "undo", "drop_kept"])]
+    pub tables: Vec<String>,
+    /// Restore all that this schema holds, beside what the database holds
+    #[arg(long, value_name = "NAME", requires = "source", conflicts_with_all = ["database", "undo", "drop_kept"])]
+    pub schema: Option<String>,
+    /// What the table, or the schema, is called then; once for each --table, in their order [default: as in the backup]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["database", "undo", "drop_kept"])]
+    pub into: Vec<String>,
+    /// Restore all of the backup as a new database of this name, beside the live one
+    #[arg(long, value_name = "NAME", requires = "source", conflicts_with_all = ["undo", "drop_kept"])]
+    pub database: Option<String>,
     /// Recover the stopped server to a point in time, such as '2026-01-02 15:04:05+00'
-    #[arg(long, value_name = "TIME", conflicts_with_all = ["source", "undo", "drop_kept", "to_lsn", "to_end"])]
+    #[arg(long, group = "moment", value_name = "TIME", conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub at: Option<String>,
     /// Recover it to a position in the WAL, such as 1/A0B3C8D0
-    #[arg(long, value_name = "LSN", conflicts_with_all = ["source", "undo", "drop_kept", "to_end"])]
+    #[arg(long, group = "moment", value_name = "LSN", conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub to_lsn: Option<String>,
+    /// Recover it to a mark that `tandem backup mark`, a deployment or a migration has set
+    #[arg(long, group = "moment", value_name = "NAME", conflicts_with_all = ["source", "undo", "drop_kept"])]
+    pub at_mark: Option<String>,
+    /// Recover it to the end of a transaction, which it includes, from the oldest base backup
+    #[arg(long, group = "moment", value_name = "XID", conflicts_with_all = ["source", "undo", "drop_kept"])]
+    pub to_xid: Option<u32>,
     /// Recover it to the end of the archived WAL
-    #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept"])]
+    #[arg(long, group = "moment", conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub to_end: bool,
     /// In a recovery: take base backups and WAL from this address, such as s3://bucket/prefix, as on a new machine
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub from: Option<String>,
+    /// List the moments that can be reached: base backups, marks, and where each chain of WAL ends
+    #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept", "moment"])]
+    pub list_moments: bool,
     /// The timeline to follow in a recovery [default: the one that was live at that moment]
     #[arg(long, value_name = "N", conflicts_with = "source")]
     pub timeline: Option<u32>,
@@ -166,7 +197,7 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub other_database: bool,
     /// Make the database with this locale, such as C.UTF-8, where this machine lacks that of the backup
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["undo", "drop_kept", "at", "to_lsn", "to_end"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["undo", "drop_kept", "moment"])]
     pub locale: Option<String>,
     /// Accept a backup that no key of this deployment has signed: whatever is in it runs as PostgreSQL's superuser
     #[arg(long, conflicts_with_all = ["undo", "drop_kept"])]

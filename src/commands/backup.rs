@@ -20,7 +20,7 @@ use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::running::say;
 use crate::commands::table::{plain, size};
-use crate::commands::{backup_base, backup_send, open};
+use crate::commands::{backup_base, backup_send, moments, open};
 use crate::config::Settings;
 use crate::exit::{Code, code_of, in_words};
 use crate::postgres::home::Home;
@@ -47,6 +47,7 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         }
         Some(Backup::Key { import }) => key(common, import.as_deref()),
         Some(Backup::Base { json }) => backup_base::make(common, json).await,
+        Some(Backup::Mark { name, json }) => moments::mark(common, &name, json).await,
         Some(Backup::Bases { json }) => backup_base::list(common, json),
         Some(Backup::Prune { dry_run, json }) => prune(common, dry_run, json).await,
         Some(Backup::List { from, json }) => list(common, from.as_deref(), json).await,

@@ -86,11 +86,17 @@ pub fn list(common: &Common, json: bool) -> anyhow::Result<Code> {
     Ok(Code::Stopped)
 }
 
-fn check(settings: &Settings) -> anyhow::Result<()> {
+/// Refuse where no base backup and no mark is of use.
+///
+/// # Errors
+/// [`Failure`] that says why.
+pub fn check(settings: &Settings) -> anyhow::Result<()> {
     let text = match (settings.postgres.mode, settings.backup.pitr.enabled) {
         (PostgresMode::Managed, true) => return Ok(()),
-        (PostgresMode::Managed, false) => "backup.pitr.enabled is false: without its WAL a base backup is of no use",
-        (PostgresMode::Attach, _) => "the server is not Tandem's own: whoever runs it makes its base backups",
+        (PostgresMode::Managed, false) => {
+            "backup.pitr.enabled is false: without archived WAL neither a base backup nor a mark is of use"
+        }
+        (PostgresMode::Attach, _) => "the server is not Tandem's own: whoever runs it makes its base backups and marks",
     };
     Err(Failure::new(Code::Config, text).into())
 }

@@ -1,5 +1,6 @@
 //! `tandem migrate`
 
+use crate::backup::pitr::marks;
 use crate::cli::{Common, Migrate};
 use crate::commands::migrate_tool::{self, Place};
 use crate::commands::open;
@@ -70,6 +71,9 @@ fn nothing_to_run(settings: &Settings) -> Failure {
 }
 
 async fn act(settings: &Settings, home: &Home, url: &DatabaseUrl, command: Migrate) -> anyhow::Result<()> {
+    if let Migrate::Up = command {
+        marks::before(settings, home, "migrate").await;
+    }
     match &sidecar::migration_run::of_database(url, &settings.migrations).await? {
         MigrationRun::Command(run) => return migrate_tool::act(&Place { settings, home, url, run }, command).await,
         MigrationRun::None => return Err(nothing_to_run(settings).into()),

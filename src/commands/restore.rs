@@ -11,8 +11,8 @@ use crate::backup::manifest::Manifest;
 use crate::backup::restore::{self, Restored, Restoring};
 use crate::cli::{Common, RestoreArgs, RestoreWorkers};
 use crate::commands::open::{self, Database};
-use crate::commands::restore_point;
 use crate::commands::running::say;
+use crate::commands::{moments, restore_part, restore_point};
 use crate::config::Settings;
 use crate::control::{Order, client};
 use crate::exit::{Code, Failure, in_words};
@@ -27,10 +27,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// # Errors
 /// What failed; the database is as it was then.
 pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
-    if args.at.is_some() || args.to_lsn.is_some() || args.to_end {
+    if args.list_moments {
+        return moments::list(common, args.json);
+    }
+    let part = restore_part::part(&args)?;
+    let is_partial = part.is_some() || args.database.is_some();
+    if restore_point::is_asked(&args) {
         return restore_point::run(common, &args).await;
     }
     open::with_database(common, Vec::new(), "tandem restore", async move |at| match &args.source {
+        Some(source) if is_partial => restore_part::run(&at, source, &args, part).await,
         Some(source) => replace(&at, source, &args).await,
         None if args.undo => undo(&at, &args).await,
         None => drop_kept(&at, &args).await,
@@ -39,11 +45,7 @@ pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
 }
 
 async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Result<()> {
-    let settings = Settings {
-        restore_trust: at.settings.restore_trust || args.trust,
-        restore_locale: args.locale.clone().or_else(|| at.settings.restore_locale.clone()),
-        ..at.settings.clone()
-    };
+    let settings = settings(at, args);
     let (catalog, entry) =
         restore::source(&Catalog::of(&settings, &at.home), &settings, (source, args.older), &at.name).await?;
     let manifest = restore::check((&catalog, &entry), &settings, &at.name, args.other_database).await?;
@@ -54,6 +56,15 @@ async fn replace(at: &Database, source: &str, args: &RestoreArgs) -> anyhow::Res
     roll_workers(at, args).await;
     say(&if args.json { serde_json::to_string_pretty(&restored)? } else { told(&restored) })?;
     Ok(())
+}
+
+/// The settings, as the flags change them.
+pub fn settings(at: &Database, args: &RestoreArgs) -> Settings {
+    Settings {
+        restore_trust: at.settings.restore_trust || args.trust,
+        restore_locale: args.locale.clone().or_else(|| at.settings.restore_locale.clone()),
+        ..at.settings.clone()
+    }
 }
 
 /// What the restore will do, in words.

@@ -1,7 +1,8 @@
-//! `tandem restore --at`, `--to-lsn` and `--to-end`: the whole cluster, back to a moment.
+//! `tandem restore --at`, `--at-mark`, `--to-lsn`, `--to-xid` and `--to-end`: the whole cluster, back to a moment.
 
 use anyhow::Context;
 
+use crate::backup::pitr::archive::Archive;
 use crate::backup::pitr::away::Away;
 use crate::backup::pitr::away::bring::Brought;
 use crate::backup::pitr::target::{self, Target};
@@ -9,7 +10,7 @@ use crate::backup::pitr::to_moment::{self, RestoredCluster, Way, Wish};
 use crate::backup::pitr::{self, subscriptions, wal};
 use crate::cli::{Common, RestoreArgs};
 use crate::commands::restore::confirm;
-use crate::commands::{open, running};
+use crate::commands::{moments, open, running};
 use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
@@ -21,12 +22,10 @@ use crate::postgres::{cluster, stale};
 /// # Errors
 /// A server runs, nobody agreed, or what [`to_moment::find`] and [`to_moment::restore_cluster`] say.
 pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
-    let target = target(args)?;
+    // What is wrong with it is told before anything is looked for.
+    target(args)?;
     let settings = open::settings(common, Vec::new())?;
-    if settings.postgres.mode == PostgresMode::Attach {
-        let text = "the server is not Tandem's own: whoever runs it restores it";
-        return Err(Failure::new(Code::Config, text).into());
-    }
+    refuse_attached(&settings)?;
     let home = Home::resolve(&settings)?;
     home.prepare()?;
     let lock = StateLock::take(&home, "tandem restore");
@@ -37,7 +36,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     let brought = survey(&settings, &home, args).await?;
     let own = pitr::archive(&settings, &home);
     let archive = brought.as_ref().map_or(&own, |brought| &brought.archive);
-    let (timeline, accept) = (args.timeline, args.accept);
+    let ((target, timeline), accept) = (moment(args, archive)?, args.accept);
     let wish = Wish { home: &home, settings: &settings, archive, target, timeline, accept };
     let way = way(&wish, brought.as_ref()).await?;
     confirm(args.yes, &question(&wish, &way))?;
@@ -82,8 +81,38 @@ async fn way(wish: &Wish<'_>, brought: Option<&Brought>) -> anyhow::Result<Way> 
     }
 }
 
+/// Whether a moment is asked for.
+pub fn is_asked(args: &RestoreArgs) -> bool {
+    args.at.is_some() || args.to_lsn.is_some() || args.at_mark.is_some() || args.to_xid.is_some() || args.to_end
+}
+
+/// What is asked for, and the timeline that it is on, where that is said or known.
+///
+/// # Errors
+/// [`Failure`]: there is no such time, position or mark.
+pub fn moment(args: &RestoreArgs, archive: &Archive) -> anyhow::Result<(Target, Option<u32>)> {
+    let Some(name) = &args.at_mark else { return Ok((target(args)?, args.timeline)) };
+    let mark = moments::find(archive, name)?;
+    // What was live then is written down with the mark.
+    Ok((Target::Before(mark.lsn), args.timeline.or(Some(mark.timeline))))
+}
+
+/// Refuse a server whose past is somebody else's.
+///
+/// # Errors
+/// [`Failure`]: it is not Tandem's own.
+pub fn refuse_attached(settings: &Settings) -> Result<(), Failure> {
+    if settings.postgres.mode == PostgresMode::Attach {
+        return Err(Failure::new(Code::Config, "the server is not Tandem's own: whoever runs it restores it"));
+    }
+    Ok(())
+}
+
 fn target(args: &RestoreArgs) -> anyhow::Result<Target> {
     let usage = |error: String| Failure::new(Code::Usage, error);
+    if let Some(transaction) = args.to_xid {
+        return Ok(Target::Transaction(transaction));
+    }
     match (&args.at, &args.to_lsn) {
         (Some(at), _) => Ok(Target::Time(target::time(at).map_err(|error| usage(format!("--at: {error}")))?)),
         (None, Some(lsn)) => {

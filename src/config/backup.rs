@@ -127,6 +127,8 @@ pub struct Pitr {
     pub ack: Ack,
     /// How long a destination may be behind before health degrades.
     pub behind_max: Duration,
+    /// Whether `tandem deploy` and `tandem migrate up` set a mark.
+    pub marks: bool,
 }
 
 /// When a file of WAL is archived, as PostgreSQL is told.
@@ -157,6 +159,7 @@ impl Pitr {
                 _ => Ack::Local,
             },
             behind_max: values.duration("backup.pitr.behind_max"),
+            marks: values.boolean("backup.pitr.marks"),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::counting;
 use super::jobs::{LockedOut, migration_command, run_migrations, with_import_help};
 use super::migration_run;
 use super::orders::Operator;
+use crate::backup::pitr::marks;
 use crate::config::{MigrationRun, Settings};
 use crate::control::Answer;
 use crate::event_loop::{elsewhere, within};
@@ -26,6 +27,8 @@ use crate::workers::surroundings::Surroundings;
 
 /// How long a look at the requirements may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// How long a mark may take: a server, and a file in an archive that may be elsewhere.
+const MARK_LIMIT: Duration = Duration::from_secs(30);
 /// The longest pause before migrations that did not get a lock are tried again: those that waited behind them go first.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// The SQLSTATE lock_not_available.
@@ -73,6 +76,7 @@ impl Operator {
             let done = match step {
                 Step::Environment(_) => self.make_next(&settings).await.map(|made| next = Some(made)),
                 Step::Migrations(_) => {
+                    self.mark(&settings).await;
                     let migrated = self.migrate(&settings, next.as_ref()).await;
                     counting::migrations(migrated.is_ok());
                     migrated
@@ -100,6 +104,15 @@ impl Operator {
         let (python, state, dir) =
             (settings.python.clone(), self.context.home.state.clone(), settings.directory.clone());
         elsewhere(move || async move { environment::make_next(&python, &state, &dir).await }).await
+    }
+
+    /// Give the moment before the migrations a name.
+    async fn mark(&self, settings: &Settings) {
+        let (settings, home) = (settings.clone(), self.context.home.clone());
+        let marking = elsewhere(move || async move { marks::before(&settings, &home, "deploy").await });
+        if tokio::time::timeout(MARK_LIMIT, marking).await.is_err() {
+            tracing::warn!("deploy: no mark was set within {MARK_LIMIT:?}: the archive does not answer");
+        }
     }
 
     /// Migrate with the new code and the new environment. A statement that does not get its lock gives up its place in the

@@ -216,6 +216,7 @@ mod tests {
             copy: true,
             ack: Ack::Local,
             behind_max: Duration::from_secs(900),
+            marks: true,
         }
     }
 

@@ -15,6 +15,7 @@
 //! sender       the server, sending one
 //! base         make one
 //! expiry       which base backups and WAL may go, pure
+//! marks        moments with a name; moments: what can be reached, and to where
 //! timeline     how timelines came out of one another, pure
 //! target       where a recovery is to end, and from which base backup it begins, pure
 //! layout       a base backup as a data directory
@@ -45,6 +46,8 @@ pub mod header;
 mod histories;
 pub mod layout;
 pub mod live;
+pub mod marks;
+pub mod moments;
 pub mod notes;
 mod records;
 pub mod recovery;

@@ -182,7 +182,7 @@ fn settings_of(recovery: &Recovery<'_>) -> Vec<(&'static str, String)> {
         ("restore_command", recovery.restore_command.clone()),
         ("recovery_target_timeline", recovery.timeline.to_string()),
         ("recovery_target_action", "promote".into()),
-        ("recovery_target_inclusive", "on".into()),
+        ("recovery_target_inclusive", if matches!(recovery.target, Target::Before(_)) { "off" } else { "on" }.into()),
         // Nobody is to read from it before it is promoted, and without readers no limit of the old server binds.
         ("hot_standby", "off".into()),
         // Neither subscriptions nor an extension's jobs: they would act for a cluster that is not in place.
@@ -191,15 +191,18 @@ fn settings_of(recovery: &Recovery<'_>) -> Vec<(&'static str, String)> {
     // What the cluster was told to run when it archives or recovers is for the cluster in its place: it may remove WAL.
     let commands = ["archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command"];
     // PostgreSQL refuses a second target, which an earlier restore by another program may have left.
-    let targets = ["recovery_target", "recovery_target_name", "recovery_target_xid"];
-    let (time, lsn) = match recovery.target {
-        Target::Time(_) => (recovery.target.to_string(), String::new()),
-        Target::Lsn(_) => (String::new(), recovery.target.to_string()),
-        Target::End => (String::new(), String::new()),
+    let targets = ["recovery_target", "recovery_target_name"];
+    let none = String::new;
+    let (time, lsn, transaction) = match recovery.target {
+        Target::Time(_) => (recovery.target.to_string(), none(), none()),
+        Target::Lsn(lsn) | Target::Before(lsn) => (none(), lsn.to_string(), none()),
+        Target::Transaction(id) => (none(), none(), id.to_string()),
+        Target::End => (none(), none(), none()),
     };
     more.extend(commands.into_iter().chain(targets).map(|name| (name, String::new())));
-    let mut times = [("recovery_target_time", time), ("recovery_target_lsn", lsn)];
-    // The empty one first: it would take the other back.
+    let mut times =
+        [("recovery_target_time", time), ("recovery_target_lsn", lsn), ("recovery_target_xid", transaction)];
+    // The empty ones first: they would take the other back.
     times.sort_by_key(|(_, target)| !target.is_empty());
     more.extend(times);
     more

@@ -69,7 +69,7 @@ pub fn check(
                     _ => {}
                 }
                 before = at;
-                if matches!(target, Target::Lsn(last) if at >= last) {
+                if matches!(target, Target::Lsn(last) | Target::Before(last) if at >= last) {
                     return Ok(());
                 }
             }

@@ -14,6 +14,10 @@ pub enum Target {
     Time(SystemTime),
     /// Behind this position.
     Lsn(Lsn),
+    /// Before the first record from this position on: a mark's.
+    Before(Lsn),
+    /// Behind the end of this transaction.
+    Transaction(u32),
     /// With the last that there is.
     End,
 }
@@ -23,8 +27,8 @@ impl Target {
     pub fn is_behind(self, base: &Base) -> bool {
         match self {
             Self::Time(time) => base.ended <= time,
-            Self::Lsn(lsn) => base.stop_lsn <= lsn,
-            Self::End => true,
+            Self::Lsn(lsn) | Self::Before(lsn) => base.stop_lsn <= lsn,
+            Self::End | Self::Transaction(_) => true,
         }
     }
 }
@@ -33,7 +37,8 @@ impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Time(time) => formatter.write_str(&timestamp(*time)),
-            Self::Lsn(lsn) => write!(formatter, "{lsn}"),
+            Self::Lsn(lsn) | Self::Before(lsn) => write!(formatter, "{lsn}"),
+            Self::Transaction(id) => write!(formatter, "transaction {id}"),
             Self::End => formatter.write_str("the end"),
         }
     }
@@ -109,12 +114,18 @@ pub fn choose<'a>(bases: &'a [Base], lineage: &Lineage, target: Target) -> Resul
         bases.iter().filter(|base| lineage.passes(base.stop_timeline, base.stop_lsn)).collect();
     let before = |base: &&&Base| target.is_behind(base);
     let order = |base: &&&Base| (base.stop_lsn, base.ended);
-    match (on_the_way.iter().filter(before).max_by_key(order), on_the_way.iter().min_by_key(order)) {
+    let oldest = on_the_way.iter().min_by_key(order);
+    let from = match target {
+        // In which base backup it was over, none says.
+        Target::Transaction(_) => oldest,
+        _ => on_the_way.iter().filter(before).max_by_key(order),
+    };
+    match (from, oldest) {
         (Some(base), _) => Ok(base),
         (None, Some(oldest)) => {
             let end = match target {
-                Target::Lsn(_) => oldest.stop_lsn.to_string(),
-                Target::Time(_) | Target::End => timestamp(oldest.ended),
+                Target::Lsn(_) | Target::Before(_) => oldest.stop_lsn.to_string(),
+                Target::Time(_) | Target::End | Target::Transaction(_) => timestamp(oldest.ended),
             };
             Err(NoBase::TooEarly(target, oldest.name.clone(), end))
         }
@@ -173,6 +184,8 @@ mod tests {
         assert_eq!(chosen(&first, Target::Time(at(199))), Ok(at(100)));
         assert_eq!(chosen(&first, Target::Time(at(200))), Ok(at(200)));
         assert_eq!(chosen(&first, Target::Lsn(Lsn(0x600_00ff))), Ok(at(100)));
+        assert_eq!(chosen(&first, Target::Before(Lsn(0x600_0100))), Ok(at(200)));
+        assert_eq!(chosen(&first, Target::Transaction(7)), Ok(at(100)), "it may have ended before the second");
         let early = choose(&bases, &first, Target::Time(at(99))).unwrap_err().to_string();
         assert!(early.contains("1970-01-01 00:01:40+00") && early.contains(&bases[0].name), "{early}");
         assert_eq!(choose(&[], &first, Target::End), Err(NoBase::None));

@@ -103,6 +103,10 @@ impl Past {
 
     /// What a recovery along `lineage` leaves out though it was committed by then; in words.
     fn left_out(&self, wish: &Wish<'_>, lineage: &Lineage, live: Live) -> Vec<String> {
+        // It is known on which timeline a mark was set, and what was there by then.
+        if let Target::Before(_) = wish.target {
+            return Vec::new();
+        }
         let timeline = lineage.newest();
         let mut told = Vec::new();
         let may_be = live.timeline == timeline || live.instead == Some(timeline);
@@ -227,13 +231,15 @@ fn check_reach(wish: &Wish<'_>, base: &Base, lineage: &Lineage, past: &Past) -> 
     let why = given_up(wish.archive.gaps(), base.start_segment()..=missing.next(size));
     let why = why.map(|why| format!(" (given up: {why})")).unwrap_or_default();
     let refused = match wish.target {
-        Target::Lsn(lsn) if lsn > end => format!("the WAL after {} ends at {end}, before {lsn}{why}", base.name),
+        Target::Lsn(lsn) | Target::Before(lsn) if lsn > end => {
+            format!("the WAL after {} ends at {end}, before {lsn}{why}", base.name)
+        }
         Target::End if gap => format!(
             "the WAL after {} has a gap at {end}{why}: `--to-lsn {end}` restores what is before it, and all that is behind \
              it needs a newer base backup",
             base.name
         ),
-        Target::Lsn(_) | Target::End | Target::Time(_) => return Ok(()),
+        Target::Lsn(_) | Target::Before(_) | Target::Transaction(_) | Target::End | Target::Time(_) => return Ok(()),
     };
     Err(Failure::new(Code::Failed, refused).into())
 }

@@ -123,6 +123,13 @@ pub const KEYS: &[Key] = &[
         r#""15m""#,
         "How long a destination may lack base backups or WAL before health degrades",
     ),
+    key(
+        Live,
+        "backup.pitr.marks",
+        Kind::Boolean,
+        "true",
+        "A mark is set before the migrations of deploy and migrate up",
+    ),
     open(
         Restart,
         "restore.if_empty",
