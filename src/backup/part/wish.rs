@@ -98,7 +98,7 @@ impl Wish {
         match part {
             Part::Schema(asked, into) => {
                 let schema = schema(asked, census)?;
-                let into = into.as_deref().map(|into| whole_name(into)).transpose()?;
+                let into = into.as_deref().map(whole_name).transpose()?;
                 Ok(Self::Schema(schema.clone(), into.unwrap_or(schema)))
             }
             Part::Tables(tables) => {

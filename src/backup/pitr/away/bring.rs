@@ -322,8 +322,9 @@ impl Brought {
         target: Target,
     ) -> anyhow::Result<bool> {
         let wanted = match target {
-            Target::End => return Ok(false),
-            Target::Lsn(lsn) => return Ok(place.start(size) > lsn),
+            // Where a transaction ended is found by recovering.
+            Target::End | Target::Transaction(_) => return Ok(false),
+            Target::Lsn(lsn) | Target::Before(lsn) => return Ok(place.start(size) > lsn),
             Target::Time(time) => time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros()),
         };
         let mut names =
