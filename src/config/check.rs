@@ -384,8 +384,7 @@ impl Checker<'_> {
             );
         }
         if pitr.ack == Ack::Remote && (self.settings.backup.destinations.is_empty() || !pitr.copy) {
-            let help = "name one in backup.destinations, with backup.pitr.copy = true; or set it to \"local\"";
-            self.wrong("backup.pitr.ack", "no destination gets WAL, which \"remote\" waits for", Some(help));
+            self.wrong("backup.pitr.ack", "no destination gets WAL", Some("set backup.destinations and pitr.copy"));
         }
         for (name, entry) in self.values.entries("postgres.settings") {
             let bare = name.to_lowercase();
