@@ -309,6 +309,9 @@ pub enum Wal {
     Push {
         #[arg(long, value_name = "DIR")]
         archive: PathBuf,
+        /// Wait until a destination has it, by the lists in this directory
+        #[arg(long, value_name = "DIR")]
+        remote: Option<PathBuf>,
         /// The file, where PostgreSQL keeps it
         path: PathBuf,
     },

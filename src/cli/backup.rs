@@ -26,6 +26,9 @@ pub enum Backup {
         /// Verify every backup
         #[arg(long)]
         all: bool,
+        /// Read all base backups and WAL at this address again instead, such as s3://bucket/prefix
+        #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["name", "latest", "all"])]
+        from: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -71,6 +74,23 @@ pub enum Backup {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Send the base backups and the WAL that the destinations lack, as `tandem up` does all the time
+    #[command(after_help = "Example: tandem backup send")]
+    Send {
+        /// Go on for ever
+        #[arg(long, hide = true)]
+        follow: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let this machine archive to a destination, in the place of another with the same cluster
+    #[command(after_help = "Example: tandem backup claim s3://bucket/prefix")]
+    Claim {
+        /// The destination, as in backup.destinations; the other machine is refused from then on
+        #[arg(value_name = "ADDRESS")]
+        address: String,
     },
     /// List the backups with their size and state
     List {
@@ -123,6 +143,9 @@ pub struct RestoreArgs {
     /// Recover it to the end of the archived WAL
     #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub to_end: bool,
+    /// In a recovery: take base backups and WAL from this address, such as s3://bucket/prefix, as on a new machine
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["source", "undo", "drop_kept"])]
+    pub from: Option<String>,
     /// The timeline to follow in a recovery [default: the one that was live at that moment]
     #[arg(long, value_name = "N", conflicts_with = "source")]
     pub timeline: Option<u32>,

@@ -20,7 +20,7 @@ use crate::backup::verify::{self, Means};
 use crate::cli::{Backup, BackupCreate, Common};
 use crate::commands::running::say;
 use crate::commands::table::{plain, size};
-use crate::commands::{backup_base, open};
+use crate::commands::{backup_base, backup_send, open};
 use crate::config::Settings;
 use crate::exit::{Code, code_of, in_words};
 use crate::postgres::home::Home;
@@ -38,7 +38,10 @@ pub async fn run(common: &Common, command: Option<Backup>, create: BackupCreate)
         None => take(common, create).await,
         Some(Backup::Create(create)) => take(common, create).await,
         Some(Backup::Scheduled { copies }) => scheduled(common, copies).await,
-        Some(Backup::Verify { name, latest: _, all, json }) => verify(common, name.as_deref(), all, json).await,
+        Some(Backup::Verify { from: Some(from), json, .. }) => backup_send::verify(common, &from, json).await,
+        Some(Backup::Send { follow, json }) => backup_send::send(common, follow, json).await,
+        Some(Backup::Claim { address }) => backup_send::claim(common, &address).await,
+        Some(Backup::Verify { name, all, json, .. }) => verify(common, name.as_deref(), all, json).await,
         Some(Backup::Import { file, database, trust, json }) => {
             import(common, &file, database.as_deref(), trust, json).await
         }
@@ -263,7 +266,7 @@ async fn list(common: &Common, from: Option<&str>, json: bool) -> anyhow::Result
             .collect();
         say(&serde_json::to_string_pretty(&rows)?)?;
     } else {
-        say(&table(&entries))?;
+        say(&format!("{}{}", table(&entries), backup_send::told(&settings, &home)))?;
     }
     Ok(Code::Stopped)
 }

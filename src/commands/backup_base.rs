@@ -36,7 +36,8 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
     let progress = telemetry::progress("Making a base backup");
     let stop_free = settings.disk.stop_free;
     let rate = settings.backup.rate;
-    let source = Source { home: &home, port, archive: &archive, keep, stop_free, rate };
+    let sent = &pitr::away::sent_everywhere(&settings, &home);
+    let source = Source { home: &home, port, archive: &archive, keep, stop_free, sent, rate };
     let made = tokio::select! {
         made = base::make(&source) => made?,
         // Dropping the future ends the session and removes the unfinished backup.

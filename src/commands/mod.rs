@@ -3,6 +3,7 @@
 mod audit;
 mod backup;
 mod backup_base;
+mod backup_send;
 mod check;
 mod connect;
 mod database;

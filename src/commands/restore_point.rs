@@ -2,13 +2,15 @@
 
 use anyhow::Context;
 
+use crate::backup::pitr::away::Away;
+use crate::backup::pitr::away::bring::Brought;
 use crate::backup::pitr::target::{self, Target};
 use crate::backup::pitr::to_moment::{self, RestoredCluster, Way, Wish};
 use crate::backup::pitr::{self, subscriptions, wal};
 use crate::cli::{Common, RestoreArgs};
 use crate::commands::restore::confirm;
 use crate::commands::{open, running};
-use crate::config::PostgresMode;
+use crate::config::{PostgresMode, Settings};
 use crate::exit::{Code, Failure};
 use crate::postgres::home::Home;
 use crate::postgres::lock::StateLock;
@@ -32,10 +34,12 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     stale::end_leftover(&home, settings.stop.postgres_grace).await?;
     let installation = open::installation(&settings).await?;
     cluster::check_reach(&home, &installation)?;
-    let archive = pitr::archive(&settings, &home);
+    let brought = survey(&settings, &home, args).await?;
+    let own = pitr::archive(&settings, &home);
+    let archive = brought.as_ref().map_or(&own, |brought| &brought.archive);
     let (timeline, accept) = (args.timeline, args.accept);
-    let wish = Wish { home: &home, settings: &settings, archive: &archive, target, timeline, accept };
-    let way = to_moment::find(&wish)?;
+    let wish = Wish { home: &home, settings: &settings, archive, target, timeline, accept };
+    let way = way(&wish, brought.as_ref()).await?;
     confirm(args.yes, &question(&wish, &way))?;
     let restored = tokio::select! {
         restored = to_moment::restore_cluster(&wish, &way, &installation) => restored?,
@@ -45,7 +49,37 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
         }
     };
     running::say(&if args.json { json(&way, &restored)? } else { words(&way, &restored) })?;
+    if let Some(brought) = brought {
+        if !args.json {
+            running::say(&brought.told())?;
+        }
+        brought.conclude(&own);
+    }
     Ok(Code::Stopped)
+}
+
+/// What there is at `--from`.
+async fn survey(settings: &Settings, home: &Home, args: &RestoreArgs) -> anyhow::Result<Option<Brought>> {
+    let Some(address) = &args.from else { return Ok(None) };
+    let trust = args.trust || settings.restore_trust;
+    Ok(Some(Away::at(settings, home, address, trust).await?.survey(settings, home).await?))
+}
+
+/// The way to what is wished, once all that it needs was fetched.
+async fn way(wish: &Wish<'_>, brought: Option<&Brought>) -> anyhow::Result<Way> {
+    let Some(brought) = brought else { return to_moment::find(wish) };
+    let fetching = async {
+        brought.fetch(wish).await?;
+        let way = to_moment::find(wish)?;
+        brought.fetch_way(&way, wish.target).await.map(|()| way)
+    };
+    tokio::select! {
+        way = fetching => way,
+        _ = tokio::signal::ctrl_c() => {
+            let text = "interrupted; nothing was changed, and what was fetched stays for the next try";
+            Err(Failure::new(Code::Failed, text).into())
+        }
+    }
 }
 
 fn target(args: &RestoreArgs) -> anyhow::Result<Target> {

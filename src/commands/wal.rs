@@ -1,7 +1,7 @@
 //! `tandem wal`, which PostgreSQL runs.
 
-use crate::backup::pitr::ahead;
 use crate::backup::pitr::archive::Archive;
+use crate::backup::pitr::{ack, ahead};
 use crate::cli::Wal;
 use crate::telemetry::say_aside;
 
@@ -16,13 +16,20 @@ const STOP_RECOVERY: u8 = 200;
 /// Push or fetch one file and return the exit code.
 pub fn run(command: &Wal) -> u8 {
     match command {
-        Wal::Push { archive, path } => match ahead::push(&Archive::new(archive), path) {
-            Ok(()) => 0,
-            Err(error) => {
-                say_aside(&format!("tandem wal push: {error:#}"));
-                NOT_ARCHIVED
+        Wal::Push { archive, remote, path } => {
+            let archive = Archive::new(archive);
+            let pushed = match remote {
+                Some(dir) => ahead::push_until(&archive, path, |name| ack::wait(dir, name)),
+                None => ahead::push(&archive, path),
+            };
+            match pushed {
+                Ok(()) => 0,
+                Err(error) => {
+                    say_aside(&format!("tandem wal push: {error:#}"));
+                    NOT_ARCHIVED
+                }
             }
-        },
+        }
         Wal::Fetch { archive, name, path } => {
             let Ok(name) = name.parse() else { return NOT_THERE };
             match Archive::new(archive).fetch(name, path) {

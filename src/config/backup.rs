@@ -122,6 +122,20 @@ pub struct Pitr {
     pub base_backups: u32,
     /// Days of which every moment can be reached, however many base backups that takes.
     pub keep_days: u32,
+    /// Whether base backups and WAL go to the destinations too.
+    pub copy: bool,
+    pub ack: Ack,
+    /// How long a destination may be behind before health degrades.
+    pub behind_max: Duration,
+}
+
+/// When a file of WAL is archived, as PostgreSQL is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// When it is durable in the archive of this machine.
+    Local,
+    /// When a destination has it.
+    Remote,
 }
 
 impl Pitr {
@@ -137,6 +151,12 @@ impl Pitr {
             archive_timeout: values.duration("backup.pitr.archive_timeout"),
             base_backups: values.number("backup.pitr.base_backups"),
             keep_days: values.number("backup.pitr.keep_days"),
+            copy: values.boolean("backup.pitr.copy"),
+            ack: match values.word("backup.pitr.ack").as_str() {
+                "remote" => Ack::Remote,
+                _ => Ack::Local,
+            },
+            behind_max: values.duration("backup.pitr.behind_max"),
         }
     }
 }

@@ -10,7 +10,7 @@ mod tls;
 use std::time::Duration;
 
 use super::Purpose;
-use super::backup::BackupFormat;
+use super::backup::{Ack, BackupFormat};
 use super::build::is_name_letter;
 use super::credentials::{self, Said};
 use super::drop_env;
@@ -382,6 +382,9 @@ impl Checker<'_> {
                 "must be whole seconds, at most 12 days: PostgreSQL reads it",
                 None,
             );
+        }
+        if pitr.ack == Ack::Remote && (self.settings.backup.destinations.is_empty() || !pitr.copy) {
+            self.wrong("backup.pitr.ack", "no destination gets WAL", Some("set backup.destinations and pitr.copy"));
         }
         for (name, entry) in self.values.entries("postgres.settings") {
             let bare = name.to_lowercase();

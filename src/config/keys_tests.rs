@@ -110,6 +110,8 @@ fn what_reaches_a_worker_as_it_starts_asks_for_a_roll() {
         backup.keep_weekly
         backup.keep_monthly
         backup.keep_yearly
+        backup.pitr.copy
+        backup.pitr.behind_max
         disk.warn_free
         disk.stop_free"#]]
     .assert_eq(&of(Live));

@@ -60,7 +60,9 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use backup::{Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify};
+pub use backup::{
+    Ack, Alarm, AtLimit, Backup, BackupFormat, CloudVariables, Compression, Disk, Pitr, Retention, Verify,
+};
 pub use check::{Weakness, owned_setting, weakness};
 pub use compose::{Lookup, Resolver};
 pub use diff::{Change, Effect, changes};

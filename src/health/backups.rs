@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::picture::{Backups, Disk, KeptDatabases, Picture};
+use super::picture::{Backups, Destination, Disk, KeptDatabases, Picture};
 use crate::telemetry::rfc3339;
 
 /// `backups`.
@@ -19,7 +19,7 @@ pub struct BackupsReport<'a> {
     pub kept_databases: usize,
     pub kept_databases_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pitr: Option<PitrReport>,
+    pub pitr: Option<PitrReport<'a>>,
 }
 
 /// The last scheduled run.
@@ -36,7 +36,7 @@ pub struct RunReport<'a> {
 
 /// `backups.pitr`
 #[derive(Debug, Serialize)]
-pub struct PitrReport {
+pub struct PitrReport<'a> {
     pub enabled: bool,
     pub ready_segments: u64,
     pub backlog_bytes: u64,
@@ -44,6 +44,19 @@ pub struct PitrReport {
     pub failing: bool,
     pub given_up: bool,
     pub last_base: Option<String>,
+    pub destinations: Vec<DestinationReport<'a>>,
+}
+
+/// One of `backups.pitr.destinations`
+#[derive(Debug, Serialize)]
+pub struct DestinationReport<'a> {
+    pub address: &'a str,
+    pub behind_segments: u64,
+    pub behind_bytes: u64,
+    pub behind_bases: u64,
+    pub last_sent: Option<String>,
+    pub verified: Option<String>,
+    pub error: Option<&'a str>,
 }
 
 /// The `backups` object.
@@ -74,7 +87,22 @@ pub fn report(backups: &Backups) -> BackupsReport<'_> {
             failing: pitr.failing,
             given_up: pitr.given_up,
             last_base: backups.last_base.map(rfc3339),
+            destinations: pitr.destinations.iter().map(destination).collect(),
         }),
+    }
+}
+
+fn destination(destination: &Destination) -> DestinationReport<'_> {
+    let Destination { address, behind_segments, behind_bytes, behind_bases, last_sent, verified, error, .. } =
+        destination;
+    DestinationReport {
+        address,
+        behind_segments: *behind_segments,
+        behind_bytes: *behind_bytes,
+        behind_bases: *behind_bases,
+        last_sent: last_sent.map(rfc3339),
+        verified: verified.map(rfc3339),
+        error: error.as_deref(),
     }
 }
 
@@ -91,8 +119,22 @@ pub fn words(backups: &Backups) -> Option<String> {
     let newest = backups.newest.filter(|_| last.is_none()).map(|newest| format!("newest of {}", minute(newest)));
     let next = backups.next.map(|next| format!("next {}", minute(next)));
     let now = backups.running.then(|| "one runs now".to_owned());
-    let words: Vec<String> = [now, last, newest, next, kept(backups.kept_databases)].into_iter().flatten().collect();
+    let away = backups.pitr.iter().flat_map(|pitr| &pitr.destinations).map(destination_words);
+    let words = [now, last, newest, next, kept(backups.kept_databases)].into_iter().flatten();
+    let words: Vec<String> = words.chain(away).collect();
     (!words.is_empty()).then(|| words.join("; "))
+}
+
+/// A destination of base backups and WAL, in words.
+pub(super) fn destination_words(destination: &Destination) -> String {
+    let Destination { address, lag, error, .. } = destination;
+    match error.as_deref().and_then(|error| error.lines().next()) {
+        Some(error) => format!("{address} lacks {lag} ({error})"),
+        None if destination.behind_segments + destination.behind_bases == 0 => {
+            format!("all base backups and WAL are in {address}")
+        }
+        None => format!("{address} lacks {lag}"),
+    }
 }
 
 /// What restores have replaced, and how it goes.
@@ -124,7 +166,9 @@ pub fn reasons(picture: &Picture) -> Vec<String> {
     let unanswered = picture.backups.unanswered.map(|_| "the directory of backups does not answer".to_owned());
     let archiving = picture.backups.pitr.as_ref().and_then(|pitr| pitr.trouble.clone());
     let unreadable = picture.backups.unreadable.iter().chain(&picture.backups.unreadable_bases).cloned();
-    failed.into_iter().chain(unanswered).chain(unreadable).chain(archiving).chain(low).collect()
+    let away = picture.backups.pitr.iter().flat_map(|pitr| &pitr.destinations);
+    let away = away.filter_map(|destination| destination.trouble.clone());
+    failed.into_iter().chain(unanswered).chain(unreadable).chain(archiving).chain(away).chain(low).collect()
 }
 
 fn low(whose: &str, disk: Disk) -> Option<String> {

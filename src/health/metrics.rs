@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::picture::{Disk, Picture, Service, Supervisor, WorkerState};
+use super::picture::{Destination, Disk, Picture, Service, Supervisor, WorkerState};
 use super::report;
 use crate::metrics::{Family, Format, Kind, Registry, text};
 use crate::phase::Phase;
@@ -261,6 +261,28 @@ fn backups(all: &mut Families, picture: &Picture, wall: SystemTime) {
         Some(given_up),
     );
     all.time("tandem_wal_archived_timestamp_seconds", "When WAL was last archived", pitr.last_archived);
+    destinations(all, &pitr.destinations, wall);
+}
+
+/// Where base backups and WAL go, off the machine.
+fn destinations(all: &mut Families, destinations: &[Destination], wall: SystemTime) {
+    if destinations.is_empty() {
+        return;
+    }
+    let behind =
+        |destination: &Destination| destination.behind_since.map_or(0.0, |since| since_1970(wall) - since_1970(since));
+    type Value<'a> = &'a dyn Fn(&Destination) -> f64;
+    let families: [(&'static str, &'static str, Value<'_>); 5] = [
+        ("tandem_wal_behind_segments", "Files of WAL that a destination lacks", &|it| number(it.behind_segments)),
+        ("tandem_wal_behind_bytes", "Base backups and WAL that a destination lacks", &|it| number(it.behind_bytes)),
+        ("tandem_wal_behind_base_backups", "Base backups that a destination lacks", &|it| number(it.behind_bases)),
+        ("tandem_wal_behind_seconds", "How long a destination lacks the oldest of it", &behind),
+        ("tandem_wal_sending_failing", "Whether nothing can be sent", &|it| flag(it.error.is_some())),
+    ];
+    for (name, help, value) in families {
+        let values = destinations.iter().map(|destination| (destination.address.clone(), value(destination)));
+        all.each((name, Kind::Gauge), help, "destination", values);
+    }
 }
 
 /// Whole days from `now` until `moment`, less than zero where that has passed.

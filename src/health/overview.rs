@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::backups::destination_words;
 use super::calendar::DayState;
 use super::picture::{Disk, Picture, Service, in_words};
 use super::report::{self, Now};
@@ -179,6 +180,8 @@ pub struct RecoveryOverview {
     pub given_up: bool,
     /// What is wrong.
     pub trouble: Option<String>,
+    /// Each place off the machine for base backups and WAL, in words.
+    pub destinations: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -384,6 +387,7 @@ fn recovery(picture: &Picture) -> Option<RecoveryOverview> {
         failing: pitr.failing,
         given_up: pitr.given_up,
         trouble: pitr.trouble.as_deref().map(visible),
+        destinations: pitr.destinations.iter().map(|it| visible(&destination_words(it))).collect(),
     })
 }
 

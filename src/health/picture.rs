@@ -360,4 +360,26 @@ pub struct Pitr {
     pub given_up: bool,
     /// What is wrong, in words; it holds paths and numbers.
     pub trouble: Option<String>,
+    /// Where base backups and WAL go, off the machine.
+    pub destinations: Vec<Destination>,
+}
+
+/// A place off the machine for base backups and WAL.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    pub address: String,
+    pub behind_segments: u64,
+    pub behind_bytes: u64,
+    pub behind_bases: u64,
+    /// Since when the oldest that it lacks is there to be sent.
+    pub behind_since: Option<SystemTime>,
+    /// What it lacks, in words.
+    pub lag: String,
+    pub last_sent: Option<SystemTime>,
+    /// When it was last read again.
+    pub verified: Option<SystemTime>,
+    /// Why nothing is sent at this moment.
+    pub error: Option<String>,
+    /// What is wrong, in words, where that degrades health.
+    pub trouble: Option<String>,
 }

@@ -212,7 +212,7 @@ async fn base(context: &Context, settings: &Settings) -> Result<(), String> {
 }
 
 /// Run one of Tandem's own commands; returns the last line of its output, or why it failed.
-async fn in_a_process(command: &CommandLine, limit: Duration) -> Result<String, String> {
+pub(super) async fn in_a_process(command: &CommandLine, limit: Duration) -> Result<String, String> {
     let mut last_words = String::new();
     let on_line = |line: &str| {
         // The last line of its output is the result, as JSON.
@@ -256,7 +256,7 @@ async fn one(context: &Context, settings: &Settings, copies: bool) -> Run {
 }
 
 /// This program again, with the same configuration.
-fn command(context: &Context, words: &[&str]) -> anyhow::Result<CommandLine> {
+pub(super) fn command(context: &Context, words: &[&str]) -> anyhow::Result<CommandLine> {
     let source = context.source();
     let program = std::env::current_exe().context("find this program")?;
     let config = source.file.iter().flat_map(|path| ["--config".to_owned(), path.display().to_string()]);
@@ -270,7 +270,7 @@ fn command(context: &Context, words: &[&str]) -> anyhow::Result<CommandLine> {
 }
 
 /// Run or call `backup.on_failure`.
-async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
+pub(super) async fn alarm(context: &Rc<Context>, settings: &Settings, error: &str) {
     let told = match &settings.backup.on_failure {
         None => return,
         Some(Alarm::Command(words)) => run_alarm(context, settings, words, error).await,

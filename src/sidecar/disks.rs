@@ -13,15 +13,17 @@ use tokio::sync::watch;
 use super::Context;
 use crate::backup::catalog::Catalog;
 use crate::backup::pitr::archive::Archive;
+use crate::backup::pitr::away::{self, ledger};
 use crate::backup::pitr::backlog::{Condition, Watch};
 use crate::backup::pitr::bases::{self, Listing};
 use crate::backup::swap;
-use crate::config::Room;
+use crate::config::{Room, Settings};
 use crate::event_loop::{Hangs, within};
 use crate::exit::in_words;
 use crate::health::forecast::Forecast;
 use crate::health::picture::{self, Details, Picture};
 use crate::postgres::collation;
+use crate::postgres::home::Home;
 use crate::postgres::service::DatabaseStage;
 use crate::room::FileSystem;
 
@@ -106,12 +108,20 @@ fn disk(path: &Path, warn_free: Room) -> picture::Disk {
 }
 
 /// Put how the archiving of WAL is into the picture; for ever.
-pub async fn follow_archiving(pictures: Pictures, watch: Watch) {
+pub async fn follow_archiving(pictures: Pictures, watch: Watch, context: Rc<Context>) {
+    let began = SystemTime::now();
     let watch = Arc::new(std::sync::Mutex::new(watch));
     loop {
         let watch = watch.clone();
-        let look = move || watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner).look(SystemTime::now());
-        if let Ok(condition) = within(LOOK_LIMIT, "look at the WAL that waits for the archive", look).await {
+        let (settings, home) = ((*context.settings()).clone(), context.home.clone());
+        let look = move || {
+            let now = SystemTime::now();
+            let condition = watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner).look(now);
+            (condition, destinations(&settings, &home, began, now))
+        };
+        if let Ok((condition, destinations)) =
+            within(LOOK_LIMIT, "look at the WAL that waits for the archive", look).await
+        {
             let Condition { sample, failing, trouble, .. } = condition;
             let pitr = picture::Pitr {
                 ready_segments: sample.ready,
@@ -120,11 +130,36 @@ pub async fn follow_archiving(pictures: Pictures, watch: Watch) {
                 failing,
                 given_up: sample.given_up.is_some(),
                 trouble,
+                destinations,
             };
             pictures.send_modify(|picture| Arc::make_mut(picture).backups.pitr = Some(pitr));
         }
         tokio::time::sleep(ARCHIVING_LOOK).await;
     }
+}
+
+/// How the destinations of base backups and WAL are.
+fn destinations(settings: &Settings, home: &Home, began: SystemTime, now: SystemTime) -> Vec<picture::Destination> {
+    let behind_max = settings.backup.pitr.behind_max;
+    let known = |condition: ledger::Condition| {
+        let verified = ledger::Verified::read(&home.state, &condition.destination);
+        (condition, verified)
+    };
+    let shown = |(condition, verified): (ledger::Condition, Option<ledger::Verified>)| picture::Destination {
+        trouble: condition
+            .trouble(behind_max, began, now)
+            .or_else(|| verified.as_ref()?.trouble(&condition.destination)),
+        verified: verified.map(|verified| verified.at.into()),
+        lag: condition.lag(),
+        address: condition.destination,
+        behind_segments: condition.behind_segments,
+        behind_bytes: condition.behind_bytes,
+        behind_bases: condition.behind_bases,
+        behind_since: condition.oldest.map(Into::into),
+        last_sent: condition.last_sent.map(Into::into),
+        error: condition.error,
+    };
+    away::conditions(settings, home).into_iter().map(known).map(shown).collect()
 }
 
 /// Put the databases that restores replaced into the picture; for ever.

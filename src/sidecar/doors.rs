@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use super::shell::Sidecar;
-use super::{attached, database_tls, disks, measuring};
+use super::{attached, away, database_tls, disks, measuring};
 use crate::backup::pitr::{self, backlog::Watch};
 use crate::config::{PostgresMode, WorkerSocket};
 use crate::event_loop;
@@ -59,7 +59,9 @@ impl Sidecar {
         if pitr.enabled && settings.postgres.mode == PostgresMode::Managed {
             let wal = self.context.home.data.join("pg_wal");
             let watch = Watch::new(wal, pitr.clone(), SystemTime::now());
-            self.tasks.push(event_loop::spawn("the archiving of WAL", disks::follow_archiving(picture.clone(), watch)));
+            let archiving = disks::follow_archiving(picture.clone(), watch, self.context.clone());
+            self.tasks.push(event_loop::spawn("the archiving of WAL", archiving));
+            self.tasks.push(event_loop::spawn("what goes to destinations", away::keep(self.context.clone())));
             let archive = pitr::archive(&settings, &self.context.home);
             self.tasks.push(event_loop::spawn("base backups", disks::follow_bases(picture, archive)));
         }

@@ -6,6 +6,7 @@
 mod absence;
 mod answers;
 mod attached;
+mod away;
 mod backups;
 mod beginning;
 mod context;

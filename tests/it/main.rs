@@ -21,6 +21,7 @@ mod abandoned;
 mod address;
 mod administration;
 mod as_worker;
+mod away;
 mod backup;
 mod backup_copies;
 mod backup_import;

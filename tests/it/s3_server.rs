@@ -19,10 +19,27 @@ use tokio::net::{TcpListener, TcpStream};
 pub const KEY_ID: &str = "AKIDEXAMPLE0TANDEM00";
 pub const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
+/// What a server does with what is sent to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fault {
+    #[default]
+    None,
+    /// 403 for each upload.
+    Denied,
+    /// 503 for each upload: too many at once.
+    SlowDown,
+    /// Nothing is answered, whatever is asked.
+    Hangs,
+}
+
+/// A fault, and after how many uploads it begins.
+type Faults = Arc<Mutex<(usize, Fault)>>;
+
 /// An S3 server whose buckets are directories.
 pub struct Server {
     root: TempDir,
     pub address: SocketAddr,
+    faults: Faults,
 }
 
 impl Server {
@@ -41,7 +58,8 @@ impl Server {
         std::fs::create_dir(root.path().join("copies")).unwrap();
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).unwrap());
         builder.set_auth(SimpleAuth::from_single(KEY_ID, SECRET));
-        builder.set_access(Buckets { root: root.path().to_path_buf(), is_locked });
+        let faults = Faults::default();
+        builder.set_access(Buckets { root: root.path().to_path_buf(), is_locked, faults: Arc::clone(&faults) });
         let service = builder.build();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -55,7 +73,31 @@ impl Server {
                 });
             }
         });
-        Self { root, address }
+        Self { root, address, faults }
+    }
+
+    /// From the upload behind so many on, do this.
+    pub fn fail(&self, after: usize, fault: Fault) {
+        *self.faults.lock().unwrap() = (after, fault);
+    }
+
+    /// All keys, but for what the server keeps for itself.
+    pub fn keys(&self) -> Vec<String> {
+        let root = self.root.path().join("copies");
+        let mut dirs = vec![root.clone()];
+        let mut keys = Vec::new();
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else {
+                    keys.push(path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned());
+                }
+            }
+        }
+        keys.sort();
+        keys
     }
 
     pub fn environment(&self) -> BTreeMap<String, String> {
@@ -94,6 +136,25 @@ pub fn environment(address: SocketAddr) -> BTreeMap<String, String> {
 struct Buckets {
     root: PathBuf,
     is_locked: bool,
+    faults: Faults,
+}
+
+impl Buckets {
+    /// What is wrong with this upload, or at all.
+    fn fault(&self, uploads: bool) -> Fault {
+        let mut faults = self.faults.lock().unwrap();
+        match *faults {
+            (_, Fault::None) => Fault::None,
+            (0, Fault::Hangs) => Fault::Hangs,
+            (0, fault) if uploads => fault,
+            (after, fault) => {
+                if uploads {
+                    *faults = (after.saturating_sub(1), fault);
+                }
+                Fault::None
+            }
+        }
+    }
 }
 
 impl S3Access for Buckets {
@@ -111,7 +172,13 @@ impl S3Access for Buckets {
         let uploads = matches!(context.s3_op().name(), "PutObject" | "UploadPart");
         let is_sum = |name: &str| name == "content-md5" || name.starts_with("x-amz-checksum-");
         let lacks_sum = self.is_locked && uploads && !context.headers().keys().any(|name| is_sum(name.as_str()));
+        let fault = self.fault(uploads);
+        if fault == Fault::Hangs {
+            return Box::pin(std::future::pending());
+        }
         let answer = match (context.credentials(), missing) {
+            (Some(_), false) if fault == Fault::Denied => Err(s3s::s3_error!(AccessDenied)),
+            (Some(_), false) if fault == Fault::SlowDown => Err(s3s::s3_error!(SlowDown)),
             (None, _) => Err(s3s::s3_error!(AccessDenied)),
             (_, true) => Err(s3s::s3_error!(NoSuchBucket)),
             (_, false) if lacks_sum => {

@@ -30,6 +30,18 @@ const HURRY: usize = 3;
 /// # Errors
 /// It is not in the archive, for the reason that is said; PostgreSQL asks again.
 pub fn push(archive: &Archive, source: &Path) -> anyhow::Result<()> {
+    push_until(archive, source, |_| Ok(()))
+}
+
+/// As [`push`], and then `acknowledge` what was archived: until that has succeeded, PostgreSQL keeps it.
+///
+/// # Errors
+/// As [`push`], or what `acknowledge` says.
+pub fn push_until(
+    archive: &Archive,
+    source: &Path,
+    acknowledge: impl FnOnce(WalFile) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let notes = Notes::beside(source);
     let name: WalFile = source.file_name().unwrap_or_default().to_string_lossy().parse()?;
     if let Some(why) = notes.given_up() {
@@ -41,7 +53,7 @@ pub fn push(archive: &Archive, source: &Path) -> anyhow::Result<()> {
         let _ = archive.mark_gap(segment, &why);
         return Ok(());
     }
-    let outcome = archive_with_queue(archive, &notes, name, source);
+    let outcome = archive_with_queue(archive, &notes, name, source).and_then(|()| acknowledge(name));
     match &outcome {
         Ok(()) => notes.succeeded(&name.to_string()),
         Err(error) => notes.failed(&format!("{error:#}")),

@@ -199,12 +199,24 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::config::Ack;
 
     const MB: u64 = 1 << 20;
 
     fn settings(max: u64, at_limit: AtLimit) -> Pitr {
         let archive_timeout = Duration::from_secs(60);
-        Pitr { enabled: true, dir: None, max_backlog: max, at_limit, archive_timeout, base_backups: 2, keep_days: 0 }
+        Pitr {
+            enabled: true,
+            dir: None,
+            max_backlog: max,
+            at_limit,
+            archive_timeout,
+            base_backups: 2,
+            keep_days: 0,
+            copy: true,
+            ack: Ack::Local,
+            behind_max: Duration::from_secs(900),
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::super::estimate;
 use super::super::files::Flushing;
 use super::super::stand_back::{self, Others, Rests};
 use super::archive::Archive;
+use super::away::ledger::SentEverywhere;
 use super::bases::{self, Base, Listing};
 use super::expiry::{self, Keep};
 use super::file_list::{self, Checksums, FileManifest, Seen};
@@ -62,6 +63,8 @@ pub struct Source<'a> {
     pub keep: Keep,
     /// What it leaves free of the archive's disk.
     pub stop_free: Room,
+    /// What the destinations off the machine have: the others stay here.
+    pub sent: &'a SentEverywhere,
     /// How many bytes the server may send in a second.
     pub rate: Option<u64>,
 }
@@ -118,15 +121,15 @@ pub async fn make(source: &Source<'_>) -> anyhow::Result<Made> {
     durable::rename(&unfinished.0, &place)
         .and_then(|()| sync_dir(&archive.bases()))
         .with_context(|| format!("put the base backup at {}", place.display()))?;
-    let (removed, removed_wal) = prune(archive, source.keep)?;
+    let (removed, removed_wal) = prune(archive, source.keep, source.sent)?;
     Ok(Made { base, removed, removed_wal })
 }
 
-/// Remove the base backups that are beyond `keep`, and the WAL that only those needed.
+/// Remove the base backups that are beyond `keep`, and the WAL that only those needed; but nothing that a destination lacks.
 ///
 /// # Errors
 /// Something cannot be read or removed.
-pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)> {
+pub fn prune(archive: &Archive, keep: Keep, sent: &SentEverywhere) -> anyhow::Result<(Vec<Base>, usize)> {
     let Listing { bases, unreadable } = bases::listing(archive)?;
     for base in unreadable {
         tracing::warn!("{base}; it counts for nothing and stays: mend it, or remove its directory");
@@ -136,12 +139,14 @@ pub fn prune(archive: &Archive, keep: Keep) -> anyhow::Result<(Vec<Base>, usize)
     let lineage = histories::lineage(archive, timeline)?.unwrap_or_else(|| Lineage::alone(timeline));
     let birth = live::births(archive, None, &[timeline]).pop().filter(|_| timeline > 1);
     let gone = expiry::surplus(&bases, &lineage, birth.as_ref(), keep);
-    let (gone, kept): (Vec<Base>, Vec<Base>) = bases.into_iter().partition(|base| gone.contains(&base.name));
+    let (gone, kept): (Vec<Base>, Vec<Base>) =
+        bases.into_iter().partition(|base| gone.contains(&base.name) && !sent.lacks_base(base));
     for base in &gone {
         bases::remove(archive, base)?;
     }
     let starts: Vec<Segment> = kept.iter().map(Base::start_segment).collect();
-    let wal = expiry::unneeded(&archive.names()?, &starts);
+    let mut wal = expiry::unneeded(&archive.names()?, &starts);
+    wal.retain(|name| !sent.lacks_wal(*name));
     archive.remove(&wal)?;
     Ok((gone, wal.len()))
 }

@@ -15,12 +15,15 @@ use crate::process::identity;
 /// What a copy of the program is called in the run directory.
 const COPY: &str = "tandem-wal";
 
-/// `archive_command`, for `program` and `archive`.
+/// `archive_command`, for `program` and `archive`; where a destination acknowledges, with the directory `remote` that tells of
+/// it.
 ///
 /// # Errors
 /// A path is not UTF-8, which the configuration file's reader would not take.
-pub fn archive_command(program: &Path, archive: &Archive) -> anyhow::Result<String> {
-    Ok(format!("{} wal push --archive {} \"%p\"", quoted(program)?, quoted(archive.dir())?))
+pub fn archive_command(program: &Path, archive: &Archive, remote: Option<&Path>) -> anyhow::Result<String> {
+    let remote = remote.map(|dir| Ok::<_, anyhow::Error>(format!(" --remote {}", quoted(dir)?))).transpose()?;
+    let remote = remote.unwrap_or_default();
+    Ok(format!("{} wal push --archive {}{remote} \"%p\"", quoted(program)?, quoted(archive.dir())?))
 }
 
 /// `restore_command`, for `program` and `archive`.
@@ -129,8 +132,11 @@ mod tests {
     #[test]
     fn paths_are_one_word_to_the_shell_and_hold_nothing_for_postgresql() {
         let archive = Archive::new("/srv/our app/100% it's/pitr");
-        let command = archive_command(Path::new("/usr/bin/tandem"), &archive).unwrap();
+        let command = archive_command(Path::new("/usr/bin/tandem"), &archive, None).unwrap();
         assert_eq!(command, r#"/usr/bin/tandem wal push --archive "/srv/our app/100%% it's/pitr" "%p""#);
+        let remote = Some(Path::new("/state/away"));
+        let command = archive_command(Path::new("/t"), &Archive::new("/a"), remote).unwrap();
+        assert_eq!(command, r#"/t wal push --archive /a --remote /state/away "%p""#);
         let command = restore_command(Path::new("/opt/a b/tandem"), &Archive::new("/a")).unwrap();
         assert_eq!(command, r#"'/opt/a b/tandem' wal fetch --archive /a "%f" "%p""#);
     }

@@ -22,13 +22,17 @@
 //! subscriptions    what replication loses by a restore to a moment
 //! staging      the new data directory in the old one's place
 //! to_moment    all of these
+//! ack          where PostgreSQL waits for a destination
+//! away         all of it in the destinations off the machine, and a restore from there
 //! ```
 //!
 //! `archive`, `ahead` and `notes` run inside `tandem wal`, once a segment, as the server's user: they read no
 //! configuration and need no runtime.
 
+pub mod ack;
 pub mod ahead;
 pub mod archive;
+pub mod away;
 pub mod backlog;
 pub mod base;
 pub mod bases;

@@ -7,10 +7,10 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::archive::Archive;
-use super::{command, tablespaces};
-use crate::config::Settings;
+use super::{away, command, tablespaces};
+use crate::config::{Ack, Settings};
 use crate::exit::in_words;
-use crate::postgres::home::Home;
+use crate::postgres::home::{Home, make_dir};
 use crate::postgres::settings::Archiving;
 
 /// Where the archive of the deployment in `home` is.
@@ -38,7 +38,12 @@ pub fn archiving(settings: &Settings, home: &Home) -> anyhow::Result<Option<Arch
         tracing::error!("{refusal}");
     }
     let program = command::program(&home.run, home.server.as_ref())?;
-    let command = command::archive_command(&program, &archive)?;
+    let remote = (pitr.ack == Ack::Remote && away::is_wanted(settings)).then(|| away::ledger::dir(&home.state));
+    if let Some(dir) = &remote {
+        // The server looks there.
+        make_dir(dir, 0o755, None)?;
+    }
+    let command = command::archive_command(&program, &archive, remote.as_deref())?;
     Ok(Some(Archiving { command, timeout: pitr.archive_timeout }))
 }
 

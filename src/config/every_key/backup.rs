@@ -102,6 +102,27 @@ pub const KEYS: &[Key] = &[
     key(Restart, "backup.pitr.archive_timeout", Kind::Duration, r#""60s""#, "Longest time until a change is archived"),
     key(Restart, "backup.pitr.base_backups", Kind::Count(1), "2", "Base backups that are kept on the current timeline"),
     key(Restart, "backup.pitr.keep_days", Kind::Count(0), "0", "Days of which every moment can be reached, at least"),
+    key(
+        Live,
+        "backup.pitr.copy",
+        Kind::Boolean,
+        "true",
+        "Base backups and WAL go to backup.destinations too; false: dumps alone",
+    ),
+    key(
+        Restart,
+        "backup.pitr.ack",
+        Kind::Choice(&["local", "remote"]),
+        r#""local""#,
+        "When PostgreSQL is told that WAL is archived: when this machine has it, or a destination",
+    ),
+    key(
+        Live,
+        "backup.pitr.behind_max",
+        Kind::Duration,
+        r#""15m""#,
+        "How long a destination may lack base backups or WAL before health degrades",
+    ),
     open(
         Restart,
         "restore.if_empty",

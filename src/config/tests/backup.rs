@@ -8,18 +8,20 @@ use crate::config::AtLimit;
 #[test]
 fn a_nested_section_finds_its_fields() {
     let file = "[workers]\napp = 'main:app'\n[backup.pitr]\nenabled = true\ndir = '/backups/pitr'\nmax_backlog = '64MB'\n\
-                at_limit = 'give_up'\narchive_timeout = '5s'\nbase_backups = 3\nkeep_days = 9\n";
+                at_limit = 'give_up'\narchive_timeout = '5s'\nbase_backups = 3\nkeep_days = 9\n\
+                copy = false\nbehind_max = '5m'\n";
     let pitr = project(&[("tandem.toml", file)]).loaded().settings.backup.pitr;
     assert_eq!((pitr.enabled, pitr.dir.unwrap().to_str(), pitr.max_backlog), (true, Some("/backups/pitr"), 64 << 20));
     assert_eq!((pitr.at_limit, pitr.archive_timeout), (AtLimit::GiveUp, Duration::from_secs(5)));
     assert_eq!((pitr.base_backups, pitr.keep_days), (3, 9));
+    assert_eq!((pitr.copy, pitr.behind_max, pitr.ack), (false, Duration::from_secs(300), Ack::Local));
     let pitr = project(&[("tandem.toml", APP)])
         .environment(&[("TANDEM_BACKUP__PITR__ENABLED", "true")])
         .loaded()
         .settings
         .backup
         .pitr;
-    assert_eq!((pitr.enabled, pitr.dir, pitr.at_limit), (true, None, AtLimit::Warn));
+    assert_eq!((pitr.enabled, pitr.dir, pitr.at_limit, pitr.copy), (true, None, AtLimit::Warn, true));
 }
 
 #[test]

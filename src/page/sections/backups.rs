@@ -132,6 +132,7 @@ fn reach(recovery: &RecoveryOverview, now: &str) -> Markup {
             div { dt { "base backups" } dd { (recovery.bases.len()) } }
             div { dt { "WAL that waits" } dd { (bytes(recovery.backlog_bytes)) ", " (recovery.ready_segments) " segments" } }
         }
+        @for destination in &recovery.destinations { p { bdi { (destination) } } }
         @for gap in &recovery.gaps { p { strong.badge.warn { "gap" } " " bdi { (gap) } } }
     }
 }
