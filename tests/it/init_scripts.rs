@@ -111,7 +111,7 @@ fn a_script_that_fails_ends_the_start_and_the_next_one_begins_with_a_new_cluster
     assert!(!refused.said.contains("hush-hush"), "{}", refused.said);
     assert!(is_marked(&project));
     // A command with one job does not take it for complete either.
-    refusal::run(&project, &["migrate", "up"]).expect(1, &["2.sql:3: ERROR"]);
+    refusal::run(&project, &["migrate", "up", "--set", "migrations.run=seaorm"]).expect(1, &["2.sql:3: ERROR"]);
     fs::remove_file(project.dir().join("init/2.sql")).unwrap();
     fs::write(project.dir().join("init/2.sql.gz"), &zipped("SELECT 1;\nSELECT nothing;\n")[..]).unwrap();
     refusal::up(&project).expect(1, &["2.sql.gz ended with", "2.sql.gz:2: ERROR:  column \"nothing\" does not exist"]);
