@@ -300,7 +300,8 @@ fn with_remote_acknowledgement_nothing_is_acknowledged_that_no_destination_has()
     wait_for("it to be told", || pitr(&tandem)["failing"] == true);
     let health = tandem.health();
     assert!(health["reasons"].to_string().contains("no destination has"), "{health:#}");
-    assert!(!done(&second) && !server.file(&key(&second)).exists());
+    let (is_done, is_there) = (done(&second), server.file(&key(&second)).exists());
+    assert!(!is_done && !is_there, "done {is_done}, there {is_there}\n{}", tandem.log());
     server.fail(0, Fault::None);
     wait_for("the second to be acknowledged", || done(&second));
     assert!(server.file(&key(&second)).exists());

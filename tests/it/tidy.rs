@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["doctor"],
     &["sidecar"],
-    &["backup", "sqlite"],
+    &["otlp", "backup", "sqlite"],
     &["harness"],
     &["boot"],
     &["postgres", "workers", "control", "page"],

@@ -45,9 +45,9 @@ pub fn destination(tandem: &Tandem, address: &str) -> Value {
 
 /// End this segment, and wait until the archive of this machine has it; its name.
 pub fn switch(project: &Project) -> String {
-    // At the very beginning of a segment, PostgreSQL names the one before it.
+    // At the very beginning of a segment, PostgreSQL names the one before it. What was emitted is not written yet.
     superuser(project, "SELECT pg_logical_emit_message(false, 'test', 'x')");
-    let name = superuser(project, "SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let name = superuser(project, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
     superuser(project, "SELECT pg_switch_wal()");
     let path = pitr::archive(project).join("wal").join(&name[..16]).join(format!("{name}.zst"));
     wait_for("a segment in the archive", || path.exists());
