@@ -1,16 +1,79 @@
 //! Base backups and WAL off the machine: sent to every destination, restored from one alone, and by one machine only.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::SystemTime;
 
-use crate::common::away::{PLACE, bases_in, destination, key, project, server, share_key, switch};
-use crate::common::pitr::{archive, fail, pitr, rows, sql, succeed};
-use crate::common::tandem::{Tandem, get, wait_for};
-use crate::s3_server::Fault;
 use ::tandem::backup::pitr::bases::stamp;
 use age::secrecy::ExposeSecret;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use crate::common::pitr::{self, archive, fail, pitr, rows, sql, succeed, superuser};
+use crate::common::project::Project;
+use crate::common::tandem::{Tandem, get, wait_for};
+use crate::s3_server::{Fault, KEY_ID, SECRET, Server};
+
+/// The destination in the server's bucket.
+const PLACE: &str = "s3://copies/prod";
+
+/// A server, and the runtime that it runs in.
+fn server() -> (Runtime, Server) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let server = runtime.block_on(Server::start());
+    (runtime, server)
+}
+
+/// A project that archives its WAL to `destinations`, with more lines of configuration.
+fn project(server: &Server, destinations: &[&str], lines: &str) -> Project {
+    let quoted: Vec<String> = destinations.iter().map(|place| format!("'{place}'")).collect();
+    let project = pitr::project(&format!(
+        "backup.destinations = [{}]\nbackup.credentials_file = 'copies.keys'\nbackup.retry_limit = '1s'\n{lines}",
+        quoted.join(", ")
+    ));
+    let endpoint = format!("http://{}", server.address);
+    let text = format!("AWS_ACCESS_KEY_ID={KEY_ID}\nAWS_SECRET_ACCESS_KEY={SECRET}\nAWS_ENDPOINT_URL={endpoint}\n");
+    project.write("copies.keys", &text);
+    fs::set_permissions(project.dir().join("copies.keys"), fs::Permissions::from_mode(0o600)).unwrap();
+    project
+}
+
+/// What health says of the destination `address`.
+fn destination(tandem: &Tandem, address: &str) -> Value {
+    let destinations = pitr::pitr(tandem)["destinations"].clone();
+    let found = destinations.as_array().and_then(|all| all.iter().find(|one| one["address"] == address).cloned());
+    found.unwrap_or(Value::Null)
+}
+
+/// End this segment, and wait until the archive of this machine has it; its name.
+fn switch(project: &Project) -> String {
+    // At the very beginning of a segment, PostgreSQL names the one before it. What was emitted is not written yet.
+    superuser(project, "SELECT pg_logical_emit_message(false, 'test', 'x')");
+    let name = superuser(project, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    superuser(project, "SELECT pg_switch_wal()");
+    let path = pitr::archive(project).join("wal").join(&name[..16]).join(format!("{name}.zst"));
+    wait_for("a segment in the archive", || path.exists());
+    name
+}
+
+/// Where the segment `name` is in the destination, by its key.
+fn key(name: &str) -> String {
+    format!("prod/pitr/wal/{}/{name}.zst", &name[..16])
+}
+
+/// Let `other` accept what `project` has signed.
+fn share_key(project: &Project, other: &Project) {
+    let path = project.dir().join("key");
+    fs::write(&path, succeed(project, &["backup", "key"])).unwrap();
+    succeed(other, &["backup", "key", "--import", path.to_str().unwrap()]);
+}
+
+/// The base backups in a directory that is a destination.
+fn bases_in(dir: &Path) -> Vec<String> {
+    crate::common::refusal::names(&dir.join("pitr/base"))
+}
 
 #[test]
 fn a_new_machine_is_restored_to_a_moment_from_a_destination_alone() {

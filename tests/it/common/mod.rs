@@ -5,7 +5,6 @@
 
 pub mod alembic;
 pub mod alone;
-pub mod away;
 pub mod backups;
 pub mod bare;
 pub mod certificates;
