@@ -27,7 +27,8 @@
 //! harness/     `tandem test`: throwaway clusters and pools of ready databases; a library for tests in Rust
 //! boot         THE boot list, the tree's plan that follows from it, and the sum of a stop (pure)
 //! postgres/    a PostgreSQL 16 cluster: binaries · home · lock · cluster · settings · stale · server · service ·
-//!              provision · rotation · tls · authority · probe · session · measure (for /metrics) · checkpoint · log · embedded
+//!              provision · initial · rotation · tls · authority · probe · session · measure (for /metrics) · checkpoint · log ·
+//!              embedded
 //! workers/     Uvicorn workers on shared listening sockets: environment · listener · socket_file · serving · launch ·
 //!              notify · gate · life · slot · template · readiness · care · launcher.py · startup.py · listening.py ·
 //!              options.py · notify.py · drain.py · template.py
