@@ -1,5 +1,5 @@
-//! `/metrics`, measured: what sampling costs beside postgres_exporter at the same interval, and how long a scrape takes with
-//! 2,000 tables.
+//! `/metrics` and the status page, measured: what sampling costs beside postgres_exporter at the same interval, how long a scrape
+//! takes with 2,000 tables, and what it costs to look.
 //!
 //! `cargo bench --bench metrics` prints a table; `-- --write` puts it into `benches/README.md`; `-- --seconds N` measures each
 //! way for so long. It needs Debian's `prometheus-postgres-exporter`.
@@ -11,6 +11,7 @@ mod common;
 #[path = "../figures/mod.rs"]
 #[allow(dead_code, reason = "other benchmarks use all of it")]
 mod figures;
+mod looks;
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -66,12 +67,13 @@ fn main() -> ExitCode {
         costs.push(cost(what, &project, &tandem, None, project.health, time));
         scrapes.push((what, latencies(project.health)));
     }
+    let looks = looks::table(&project, &tandem);
     measure(&project, "never", 0);
     if let Some((exporter, port)) = exporter(&project) {
         costs.push(cost("postgres_exporter, no tables", &project, &tandem, Some(&exporter.0), port, time));
     }
     let text = format!(
-        "{before}; the run took {:.0} s.\n\n{}\n{}",
+        "{before}; the run took {:.0} s.\n\n{}\n{}\n{looks}",
         began.elapsed().as_secs_f64(),
         costs_table(&base, &costs),
         scrapes_table(&mut scrapes)

@@ -1,6 +1,8 @@
 //! What a key is, and how one is looked up: for the unknown-key check, for suggestions, for the environment's names, for
 //! defaults and for `tandem check`.
 
+use std::sync::LazyLock;
+
 use super::every_key::GROUPS;
 pub use super::every_name::{GUIDE_NAMES, INJECTED_NAMES, PROCESS_KEYS};
 
@@ -129,7 +131,9 @@ pub fn find(name: &str) -> Option<&'static Key> {
 
 /// The table key that `name` lies in, and the free part: `postgres.settings` and `work_mem`.
 pub fn find_table(name: &str) -> Option<(&'static Key, &str)> {
-    all().filter(|key| key.kind.is_table()).find_map(|key| {
+    // Asked for each variable of the environment and each entry of a file.
+    static TABLES: LazyLock<Vec<&Key>> = LazyLock::new(|| all().filter(|key| key.kind.is_table()).collect());
+    TABLES.iter().copied().find_map(|key| {
         let free = name.strip_prefix(key.name)?.strip_prefix('.')?;
         (!free.is_empty()).then_some((key, free))
     })

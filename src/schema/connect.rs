@@ -144,12 +144,9 @@ pub async fn refuse_shared_sessions(
     application_name: &str,
     first: &mut PgConnection,
 ) -> anyhow::Result<()> {
-    // The look itself must not be cut short. Nothing is set where nothing limits: it would stay in the pooler's sessions.
-    let row = answered_at_last(ANSWER_LIMIT, "ask for the database", async || {
-        raw_sql(LOOKED_AT).fetch_one(&mut *first).await
-    })
-    .await?;
-    let mut second = session(&DatabaseUrl { database: row.try_get(0)?, ..url.clone() }, application_name).await?;
+    let database = looked_at(first).await?;
+    let mut second = session(&DatabaseUrl { database, ..url.clone() }, application_name).await?;
+    looked_at(&mut second).await?;
     let mut seen = None;
     for _ in 0..POOLER_LOOKS {
         let (one, other) = (server_process(first).await?, server_process(&mut second).await?);
@@ -168,6 +165,13 @@ pub async fn refuse_shared_sessions(
     }
     let _closed = tokio::time::timeout(ANSWER_LIMIT, second.close()).await;
     Ok(())
+}
+
+/// The database that `session` is in, which is looked at: the look must not be cut short. Nothing is set where nothing
+/// limits: it would stay in a pooler's sessions.
+async fn looked_at(session: &mut PgConnection) -> anyhow::Result<String> {
+    let ask = async || raw_sql(LOOKED_AT).fetch_one(&mut *session).await;
+    Ok(answered_at_last(ANSWER_LIMIT, "ask for the database", ask).await?.try_get(0)?)
 }
 
 async fn server_process(session: &mut PgConnection) -> anyhow::Result<i32> {

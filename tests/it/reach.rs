@@ -89,7 +89,7 @@ fn limits_that_are_meant_for_the_application_do_not_stop_ours() {
 }
 
 /// The same limits on a server elsewhere, where they belong to the role and to the database.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_of_a_role_and_a_database_elsewhere_do_not_stop_ours() {
     let server = TestServer::start().await;
     let url = server.database("limited").await.expose().expose().to_owned();
@@ -97,14 +97,25 @@ async fn limits_of_a_role_and_a_database_elsewhere_do_not_stop_ours() {
         format!("ALTER ROLE {APP_ROLE} SET statement_timeout = '2ms'"),
         format!("ALTER ROLE {APP_ROLE} SET search_path = nowhere"),
         "ALTER DATABASE limited SET default_transaction_read_only = on".to_owned(),
-        "ALTER DATABASE limited SET idle_session_timeout = '300ms'".to_owned(),
+        "ALTER DATABASE limited SET idle_session_timeout = '1s'".to_owned(),
     ] {
         server.sql("postgres", &statement).await;
     }
     let project = Project::app_with("plain:app", "workers.count = 1");
     run_at(&project, &url, &["migrate", "up"]).expect(0, &["applied m004_add_indexes"]);
     run_at(&project, &url, &["migrate", "status"]).expect(0, &["applied  004"]);
-    run_at(&project, &url, &["migrate", "down", "2"]).expect(0, &["took back m003"]);
+
+    // While one session of a migration waits, the one that holds its lock is idle: for longer than the limit.
+    let hold = "BEGIN READ WRITE; LOCK TABLE api_keys; DO $$ BEGIN WHILE NOT EXISTS (
+                    SELECT FROM pg_stat_activity WHERE application_name LIKE 'tandem%' AND state = 'idle'
+                                                 AND clock_timestamp() - state_change > '1500 ms')
+                LOOP PERFORM pg_stat_clear_snapshot(), pg_sleep(0.05); END LOOP; END $$; COMMIT";
+    let held = "SELECT count(*) FROM pg_locks WHERE relation = 'api_keys'::regclass AND mode = 'AccessExclusiveLock' AND granted";
+    let down = async {
+        while server.sql("limited", held).await != "1" {}
+        tokio::task::block_in_place(|| run_at(&project, &url, &["migrate", "down", "2"]).expect(0, &["took back m003"]));
+    };
+    tokio::join!(server.sql("limited", hold), down);
     run_at(&project, &url, &["backup"]).expect(0, &[]);
 }
 

@@ -35,7 +35,9 @@ impl Project {
 
     /// As [`Project::app`], with more lines of configuration, as `section.key = value`.
     pub fn app_with(app: &str, lines: &str) -> Self {
-        Self::with(&root().join("tests/fixtures/apps"), app, lines)
+        // The raw ones need nothing ahead, and several tests wait for the processor.
+        let preimport = if lines.contains("preimport") { "" } else { "workers.preimport = []\n" };
+        Self::with(&root().join("tests/fixtures/apps"), app, &format!("{lines}\n{preimport}"))
     }
 
     /// As [`Project::backend`], with more lines of configuration.
