@@ -25,7 +25,11 @@ pub fn table(project: &Project, tandem: &Tandem) -> String {
     let page = get(project.health, "/", "text/html").len() as f64 / KILOBYTE;
     let _ = writeln!(text, "| the status page, whole | {} kB | ≤ 150 kB |", number(page));
     if let Some(paint) = first_paint(project) {
-        let _ = writeln!(text, "| its first contentful paint in Chromium, median of 10 | {} ms | ≤ 300 ms |", number(paint));
+        let _ = writeln!(
+            text,
+            "| its first contentful paint in Chromium, median of 10 | {} ms | ≤ 300 ms |",
+            number(paint)
+        );
     }
     let (alone, watched) = with_viewers(project, tandem);
     let _ = writeln!(text, "| Tandem's memory (PSS), nobody watching | {} MB | |", number(alone));
@@ -86,7 +90,9 @@ fn with_viewers(project: &Project, tandem: &Tandem) -> (f64, f64) {
 fn settled(tandem: &Tandem) -> f64 {
     let now = || {
         let maps = Process::new(tandem.pid()).unwrap().smaps_rollup().unwrap();
-        maps.memory_map_rollup.iter().filter_map(|map| map.extension.map.get("Pss")).sum::<u64>() as f64 / KILOBYTE / KILOBYTE
+        maps.memory_map_rollup.iter().filter_map(|map| map.extension.map.get("Pss")).sum::<u64>() as f64
+            / KILOBYTE
+            / KILOBYTE
     };
     let (began, mut since, mut last) = (Instant::now(), Instant::now(), now());
     wait_for("memory that stays the same", || {

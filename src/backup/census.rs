@@ -9,6 +9,7 @@ use sea_orm::sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef, query_scalar, ra
 use super::contents::{self, Digests};
 use super::database_level::DatabaseLevel;
 use super::manifest::{Census, Properties};
+use super::only::Only;
 use super::reach::Reach;
 use super::reader::Reader;
 use crate::postgres::provision::identifier;
@@ -132,6 +133,19 @@ pub struct Table {
     pub is_utf8: bool,
 }
 
+impl Table {
+    /// As a census calls it.
+    fn key(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// What pg_dump calls it, unless `only` holds it.
+    pub fn pattern_unless(&self, only: &Only) -> Option<String> {
+        let is_other = self.is_utf8 && !only.holds(Some(&self.schema), &self.name);
+        is_other.then(|| format!("{}.{}", identifier(&self.schema), identifier(&self.name)))
+    }
+}
+
 /// A transaction that sees one moment of the database.
 pub struct Snapshot {
     session: PgConnection,
@@ -180,13 +194,21 @@ impl Snapshot {
     }
 
     /// Count all that the snapshot holds of `database`, which `reach` leads to, with digests of the rows if `digests`. How long
-    /// that may take, the caller says (`backup.limit`).
+    /// that may take, the caller says (`backup.limit`). With `only`, other tables have no rows.
     ///
     /// # Errors
     /// A table cannot be read.
-    pub async fn census(&mut self, reach: &Reach, database: &str, digests: bool) -> anyhow::Result<Census> {
+    pub async fn census(
+        &mut self,
+        reach: &Reach,
+        database: &str,
+        digests: bool,
+        only: Option<&Only>,
+    ) -> anyhow::Result<Census> {
         let mut census = Census::default();
-        let tables = self.tables().await?;
+        let is_wanted = |table: &Table| only.is_none_or(|only| only.holds(Some(&table.schema), &table.name));
+        let (tables, others): (Vec<_>, Vec<_>) = self.tables().await?.into_iter().partition(is_wanted);
+        not_counted(others, &mut census);
         let session = &mut self.session;
         let mut digests = digests.then(Digests::default);
         let mut reader = Reader::enter(reach, database, &self.id).await;
@@ -214,6 +236,17 @@ impl Snapshot {
         Ok(census)
     }
 
+    /// Which tables there are, none of them counted, and what else.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn outline(&mut self) -> anyhow::Result<Census> {
+        let mut census = Census::default();
+        not_counted(self.tables().await?, &mut census);
+        census.objects = Some(sorted(&mut self.session, "list what else there is", OBJECTS).await?);
+        Ok(census)
+    }
+
     /// Count the rows of the tables of `database` that `wanted` names by schema and name, and nothing else, with digests if
     /// `digests`; and all tables that there are, under the names that a census has for them.
     ///
@@ -228,7 +261,7 @@ impl Snapshot {
     ) -> anyhow::Result<(Census, BTreeSet<String>)> {
         let mut census = Census::default();
         let tables = self.tables().await?;
-        let names = tables.iter().map(|table| format!("{}.{}", table.schema, table.name)).collect();
+        let names = tables.iter().map(Table::key).collect();
         let tables = tables.into_iter().filter(|table| wanted(&table.schema, &table.name)).collect();
         let mut digests = digests.then(Digests::default);
         let mut reader = Reader::enter(reach, database, &self.id).await;
@@ -251,6 +284,15 @@ impl Snapshot {
     /// Let go of it at once.
     pub async fn close(self) {
         let _closed = answered(ANSWER_LIMIT, "close", sea_orm::sqlx::Connection::close(self.session)).await;
+    }
+}
+
+/// Name `tables` in `census`, as if they had no rows.
+fn not_counted(tables: Vec<Table>, census: &mut Census) {
+    for table in tables {
+        let name = table.key();
+        census.partitions.extend(table.root.map(|root| (name.clone(), root)));
+        census.rows.insert(name, 0);
     }
 }
 
@@ -277,7 +319,7 @@ async fn rows(
     census: &mut Census,
 ) -> anyhow::Result<()> {
     for table in tables {
-        let (name, root) = (format!("{}.{}", table.schema, table.name), table.root.clone());
+        let (name, root) = (table.key(), table.root.clone());
         let rows = reader.count(session, &table).await.with_context(|| format!("count the rows of {name}"))?;
         // A name that no statement can have is not looked up: its rows are counted alone.
         if let Some(digests) = digests.as_mut().filter(|_| table.is_utf8) {

@@ -18,6 +18,7 @@ use super::estimate;
 use super::files::{Partial, digest};
 use super::manifest::{Globals, LAYOUT, Manifest};
 use super::name::{Format, Name};
+use super::only::Only;
 use super::pace::Paced;
 use super::reach::Reach;
 use super::rights;
@@ -54,6 +55,8 @@ pub struct Wanted<'a> {
     pub stop_free: Room,
     /// Whether the rows are digested, so that a proof compares them.
     pub digests: bool,
+    /// The tables whose rows are dumped, where not all are: for a dump that only these are restored from.
+    pub only: Option<&'a Only>,
 }
 
 impl<'a> Wanted<'a> {
@@ -68,6 +71,7 @@ impl<'a> Wanted<'a> {
             rate,
             stop_free: settings.disk.stop_free,
             digests: verify == Verify::Content,
+            only: None,
         }
     }
 }
@@ -135,16 +139,20 @@ async fn whole(
     let mut snapshot = Snapshot::export(reach.session(wanted.database).await?).await?;
     let server_version = snapshot.server_version().await?;
     let id = snapshot.id.clone();
+    let without = match wanted.only {
+        Some(only) => snapshot.tables().await?.iter().filter_map(|table| table.pattern_unless(only)).collect(),
+        None => Vec::new(),
+    };
     let partial = Partial::beside(catalog.dir(), &name.to_string());
     let others = Others::default();
     let dumping = async {
         match wanted.format {
-            Format::Plain => plain(reach, wanted, &id, &partial, (&progress, &others)).await,
+            Format::Plain => plain(reach, wanted, (&id, &without), &partial, (&progress, &others)).await,
             Format::Custom | Format::Directory => archive(reach, wanted, &id, &partial).await,
         }
     };
     let before = snapshot.sequences().await?;
-    let counting = async { snapshot.census(reach, wanted.database, wanted.digests).await };
+    let counting = async { snapshot.census(reach, wanted.database, wanted.digests, wanted.only).await };
     let working = async { tokio::try_join!(dumping, counting) };
     let (dumped, mut census) = tokio::select! {
         done = working => done?,
@@ -196,11 +204,12 @@ fn dumping(wanted: &Wanted<'_>, snapshot: &str) -> PgDumpBuilder {
 async fn plain(
     reach: &Reach,
     wanted: Wanted<'_>,
-    snapshot: &str,
+    (snapshot, without): (&str, &[String]),
     partial: &Partial,
     (progress, others): (&Progress, &Others),
 ) -> anyhow::Result<Written> {
     let command = reach.client(&dumping(&wanted, snapshot).format("plain"));
+    let command = without.iter().fold(command, |command, table| command.arg("--exclude-table-data").arg(table));
     let (dump, stream) = Streaming::reading(&command)?;
     let stream = Paced::new(stream, wanted.rate, others.clone());
     let file = partial.create().with_context(|| format!("make {}", partial.path().display()))?;

@@ -316,7 +316,7 @@ async fn make_roles(reach: &Reach, trial: &Trial<'_>, owner: &str) -> anyhow::Re
 pub async fn census(reach: &Reach, database: &str, digests: bool) -> anyhow::Result<Census> {
     let mut snapshot = Snapshot::export(reach.session(database).await?).await?;
     let sequences = snapshot.sequences().await?;
-    let mut census = snapshot.census(reach, database, digests).await?;
+    let mut census = snapshot.census(reach, database, digests, None).await?;
     census.sequences = contents::between(&sequences, &sequences);
     snapshot.close().await;
     Ok(census)

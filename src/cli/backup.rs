@@ -145,18 +145,19 @@ pub struct RestoreArgs {
     pub source: Option<String>,
     /// Restore this table alone, beside what the database holds; nothing is overwritten. Once for each table: name, schema.name, or
     /// in quotes as in SQL
-    #[arg(long = "table", value_name = "NAME", requires = "source", conflicts_with_all = ["schema", "database", "undo", "drop_kept"])]
+    #[arg(long = "table", value_name = "NAME", conflicts_with_all = ["schema", "database", "undo", "drop_kept"])]
     pub tables: Vec<String>,
     /// Restore all that this schema holds, beside what the database holds
-    #[arg(long, value_name = "NAME", requires = "source", conflicts_with_all = ["database", "undo", "drop_kept"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["database", "undo", "drop_kept"])]
     pub schema: Option<String>,
     /// What the table, or the schema, is called then; once for each --table, in their order [default: as in the backup]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["database", "undo", "drop_kept"])]
     pub into: Vec<String>,
     /// Restore all of the backup as a new database of this name, beside the live one
-    #[arg(long, value_name = "NAME", requires = "source", conflicts_with_all = ["undo", "drop_kept"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["undo", "drop_kept"])]
     pub database: Option<String>,
-    /// Recover the stopped server to a point in time, such as '2026-01-02 15:04:05+00'
+    /// Recover the stopped server to a point in time, such as '2026-01-02 15:04:05+00'; with --table, --schema or --database: bring
+    /// that in as it was then, while the server runs. So do the other moments
     #[arg(long, group = "moment", value_name = "TIME", conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub at: Option<String>,
     /// Recover it to a position in the WAL, such as 1/A0B3C8D0
@@ -172,7 +173,7 @@ pub struct RestoreArgs {
     #[arg(long, group = "moment", conflicts_with_all = ["source", "undo", "drop_kept"])]
     pub to_end: bool,
     /// In a recovery: take base backups and WAL from this address, such as s3://bucket/prefix, as on a new machine
-    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["source", "undo", "drop_kept"])]
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["source", "undo", "drop_kept", "tables", "schema", "database"])]
     pub from: Option<String>,
     /// List the moments that can be reached: base backups, marks, and where each chain of WAL ends
     #[arg(long, conflicts_with_all = ["source", "undo", "drop_kept", "moment"])]

@@ -32,11 +32,16 @@ pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
     }
     let part = restore_part::part(&args)?;
     let is_partial = part.is_some() || args.database.is_some();
-    if restore_point::is_asked(&args) {
+    if is_partial && args.source.is_none() && !restore_point::is_asked(&args) {
+        let text = "of which backup, or of which moment: `tandem restore latest --table NAME`, or --at, --at-mark, --to-lsn, --to-xid";
+        return Err(Failure::new(Code::Usage, text).into());
+    }
+    if restore_point::is_asked(&args) && !is_partial {
         return restore_point::run(common, &args).await;
     }
     open::with_database(common, Vec::new(), "tandem restore", async move |at| match &args.source {
         Some(source) if is_partial => restore_part::run(&at, source, &args, part).await,
+        None if restore_point::is_asked(&args) => restore_part::run_at(&at, &args, part).await,
         Some(source) => replace(&at, source, &args).await,
         None if args.undo => undo(&at, &args).await,
         None => drop_kept(&at, &args).await,

@@ -1,14 +1,18 @@
-//! `tandem restore --table`, `--schema` and `--database`: part of a backup, beside what is live.
+//! `tandem restore --table`, `--schema` and `--database`: part of a backup, or of an earlier moment, beside what is live.
 
-use crate::backup::catalog::Catalog;
+use crate::backup::catalog::{BackupEntry, Catalog};
 use crate::backup::part::beside::RestoredBeside;
 use crate::backup::part::tables::RestoredPart;
 use crate::backup::part::wish::Part;
+use crate::backup::pitr::to_moment::Wish;
+use crate::backup::pitr::{self, apart};
 use crate::backup::restore::{self, Restoring};
 use crate::cli::RestoreArgs;
 use crate::commands::open::Database;
 use crate::commands::restore::settings;
 use crate::commands::running::say;
+use crate::commands::{backup_base, restore_point};
+use crate::config::Settings;
 use crate::exit::{Code, Failure};
 
 /// How many tables are named.
@@ -41,14 +45,46 @@ pub async fn run(at: &Database, source: &str, args: &RestoreArgs, part: Option<P
     let of = Catalog::of(&settings, &at.home);
     let (catalog, entry) = restore::source(&of, &settings, (source, args.older), &at.name).await?;
     restore::check((&catalog, &entry), &settings, &at.name, args.other_database).await?;
-    let mut restoring = Restoring::begin(&at.reach, &at.name).await?;
+    let restoring = Restoring::begin(&at.reach, &at.name).await?;
+    bring((at, args, &settings), restoring, (&catalog, &entry), (part, None)).await
+}
+
+/// As [`run`], of an earlier moment.
+///
+/// # Errors
+/// What failed; what is live is as it was then.
+pub async fn run_at(at: &Database, args: &RestoreArgs, part: Option<Part>) -> anyhow::Result<()> {
+    let settings = settings(at, args);
+    restore_point::refuse_attached(&settings)?;
+    backup_base::check(&settings)?;
+    let archive = pitr::archive(&settings, &at.home);
+    let (target, timeline) = restore_point::moment(args, &archive)?;
+    let restoring = Restoring::begin(&at.reach, &at.name).await?;
+    let (home, archive, accept) = (&at.home, &archive, args.accept);
+    let wish = Wish { home, settings: &settings, archive, target, timeline, accept };
+    let dumped = Box::pin(apart::dump(&at.reach, &wish, &at.name, part.as_ref())).await?;
+    let last = dumped.recovered.last_transaction.as_deref().map(|time| format!(", the last transaction is of {time}"));
+    let source = format!("{} recovered to {target}{}", dumped.way.base.name, last.unwrap_or_default());
+    bring((at, args, &settings), restoring, (&dumped.catalog, &dumped.entry), (part, Some(source))).await
+}
+
+/// Bring in what is asked for. `source` is what people know it by, where that is not the backup's name.
+async fn bring(
+    (at, args, settings): (&Database, &RestoreArgs, &Settings),
+    mut restoring: Restoring,
+    (catalog, entry): (&Catalog, &BackupEntry),
+    (part, source): (Option<Part>, Option<String>),
+) -> anyhow::Result<()> {
+    let named = |backup: String| source.clone().unwrap_or(backup);
     let said = match (part, &args.database) {
         (None, Some(name)) => {
-            let restored = restoring.beside(&at.reach, (&catalog, &entry), &settings, (&at.name, name)).await?;
+            let restored = restoring.beside(&at.reach, (catalog, entry), settings, (&at.name, name)).await?;
+            let restored = RestoredBeside { backup: named(restored.backup), ..restored };
             if args.json { serde_json::to_string_pretty(&restored)? } else { beside_in_words(&restored) }
         }
         (Some(part), _) => {
-            let restored = restoring.part(&at.reach, (&catalog, &entry), &settings, &at.name, &part).await?;
+            let restored = restoring.part(&at.reach, (catalog, entry), settings, &at.name, &part).await?;
+            let restored = RestoredPart { backup: named(restored.backup), ..restored };
             if args.json { serde_json::to_string_pretty(&restored)? } else { in_words(&restored) }
         }
         (None, None) => return Ok(()),

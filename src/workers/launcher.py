@@ -153,6 +153,8 @@ class Worker(drain.Drain):
 
     notifier = lag = None
     signals = 0
+    told = False  # to stop
+    ticking = False  # in Uvicorn's main loop
     traceback_of = staticmethod(lambda error: user_traceback(error))
 
     async def serve(self, sockets=None):
@@ -167,21 +169,31 @@ class Worker(drain.Drain):
     async def startup(self, sockets=None):
         options.finish(self.config, self.listener)
         await super().startup(sockets=sockets)
-        if self.started and not self.should_exit:
-            # Not before there is something to retire: until then the signal is ignored, as it is by default.
-            signal.signal(signal.SIGWINCH, self.retire)
-            signal.siginterrupt(signal.SIGWINCH, False)
-            show_stacks_on_abort()  # the app may have turned it off, or to a file of its own
-            self.notifier.send("READY=1", patience=NOTIFY_PATIENCE)
+        if self.started:
+            # Uvicorn would end here and shut nothing down, not even the connections that it has accepted.
+            self.should_exit = False
+
+    def begin_ticking(self):
+        self.ticking = True
+        if self.told:
+            self.should_exit = True
+            return
+        # Not before there is something to retire: until then the signal is ignored, as it is by default.
+        signal.signal(signal.SIGWINCH, self.retire)
+        signal.siginterrupt(signal.SIGWINCH, False)
+        show_stacks_on_abort()  # the app may have turned it off, or to a file of its own
+        self.notifier.send("READY=1", patience=NOTIFY_PATIENCE)
 
     async def on_tick(self, counter):
         """Uvicorn calls this every 0.1 s on the event loop: an app that blocks the loop falls silent."""
+        if not self.ticking:
+            self.begin_ticking()
         clock = asyncio.get_running_loop().time
         self.lag.woke(clock())
         self.report()
         for order in self.notifier.orders():
             self.obey(order)
-        if not self.should_exit and is_lost(self.listener):
+        if not self.should_exit and self.listener.is_lost():
             # No replacement serves yet: there is no time.
             self.status = SOCKET_LOST
             self.should_exit = self.brief = True
@@ -229,7 +241,8 @@ class Worker(drain.Drain):
             return  # Ctrl-C at a breakpoint is the debugger's; Tandem never sends it
         self.signals += 1
         if self.signals == 1:
-            self.should_exit = self.brief = True
+            self.brief = self.told = True
+            self.should_exit = self.ticking or not self.started
             if not self.started and hasattr(self, "lifespan"):
                 self.lifespan.break_off()
         elif self.started:
@@ -244,15 +257,6 @@ class Worker(drain.Drain):
 
     def say(self, message):
         self.notifier.send(message, patience=NOTIFY_PATIENCE)
-
-
-def is_lost(listener):
-    """An app that closes every descriptor, as daemons once did, closes ours too."""
-    lost = listener.lost()
-    if lost:
-        text = "ERROR the application closed the listening socket (fd %d); this worker ends and is replaced"
-        print(text % lost[0], file=sys.stderr, flush=True)
-    return bool(lost)
 
 
 def wait_at_gate(gate_fd):
@@ -425,7 +429,7 @@ def serve(orders, notifier, uvicorn, config, listener):
     server.listener = listener
     server.handshaking = options.HANDSHAKING
     server.lag = notify.LoopLag(drain.REPORT_TICK)
-    if is_lost(listener):
+    if listener.is_lost():
         sys.exit(SOCKET_LOST)
     # Not `uvicorn --fd`, which calls every socket AF_UNIX: no client address, and no TCP_NODELAY (44 ms a request).
     try:

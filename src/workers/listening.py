@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import sys
 
 
 class Listening:
@@ -14,9 +15,13 @@ class Listening:
     def sockets(self):
         return [listener.socket() for listener in self.all]
 
-    def lost(self):
-        """The descriptors that the app has closed."""
-        return [listener.fd for listener in self.all if listener.is_lost()]
+    def is_lost(self):
+        """An app that closes every descriptor, as daemons once did, closes ours too: said on standard error."""
+        lost = [listener.fd for listener in self.all if listener.is_lost()]
+        if lost:
+            text = "ERROR the application closed the listening socket (fd %d); this worker ends and is replaced"
+            print(text % lost[0], file=sys.stderr, flush=True)
+        return bool(lost)
 
     def put_back(self):
         for listener in self.all:

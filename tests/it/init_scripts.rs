@@ -159,9 +159,10 @@ fn what_is_broken_off_in_the_middle_begins_anew() {
             kill(Pid::from_raw(script.pid), Signal::SIGKILL).unwrap();
         }),
         ("PostgreSQL", |project, tandem| {
-            kill(Pid::from_raw(tandem.postmaster(project)), Signal::SIGKILL).unwrap();
             let script = tandem.descendants().into_iter().find(|process| process.args.contains("1.sh")).unwrap();
-            kill(Pid::from_raw(script.pid), Signal::SIGKILL).unwrap();
+            kill(Pid::from_raw(tandem.postmaster(project)), Signal::SIGKILL).unwrap();
+            // Tandem may have ended it by now.
+            let _ = kill(Pid::from_raw(script.pid), Signal::SIGKILL);
         }),
         ("a stop", |_, tandem| tandem.signal(Signal::SIGTERM)),
     ];

@@ -303,6 +303,45 @@ async fn a_worker_too_young_to_retire_does_not_mind() {
     }
 }
 
+/// Tells itself to end, so many turns of the loop after its startup: Uvicorn binds and listens meanwhile, or goes on.
+const ENDS_AT: &str = "
+import asyncio, os, signal
+
+async def end(turns):
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+async def app(scope, receive, send):
+    assert scope['type'] == 'lifespan'
+    await receive()
+    await send({'type': 'lifespan.startup.complete'})
+    ending = asyncio.ensure_future(end(int(os.environ['TURNS'])))
+    try:
+        await receive()
+    finally:
+        print('shut down', flush=True)
+    await send({'type': 'lifespan.shutdown.complete'})
+";
+
+#[tokio::test]
+async fn a_stop_between_the_startup_and_the_first_tick_shuts_the_application_down() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("ends.py"), ENDS_AT).unwrap();
+    let place = dir.path().display().to_string();
+    for flavour in Flavour::ALL {
+        let stage = Stage::set(flavour).await;
+        for turns in 0..5 {
+            let turns = turns.to_string();
+            let mut worker = stage.launch("ends:app", &[("TANDEM_APP_DIR", &place), ("TURNS", &turns)]);
+            worker.open_gate();
+            let exit = worker.end().await;
+            let output = worker.output();
+            assert_eq!((exit, output.contains("shut down")), (Exit::Code(0), true), "{flavour:?}, {turns}: {output}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_watchdog_is_fed_while_a_worker_leaves() {
     for flavour in Flavour::ALL {

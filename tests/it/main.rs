@@ -136,6 +136,7 @@ mod reload_dirs;
 mod restore;
 mod restore_part;
 mod restore_part_bad;
+mod restore_part_moment;
 mod roll;
 mod roll_truth;
 mod room;

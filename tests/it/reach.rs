@@ -4,7 +4,7 @@ use crate::common::backups::{backup, sql};
 use crate::common::project::Project;
 use crate::common::refusal::{self, Refusal};
 use crate::common::server::{APP_ROLE, TestServer};
-use crate::common::tandem::{self, Tandem};
+use crate::common::tandem::{self, LIMIT, Tandem};
 
 const NOTE: &str = "CREATE TABLE note (id int PRIMARY KEY); INSERT INTO note VALUES (1), (2)";
 const LOST: &str = "DELETE FROM note WHERE id = 2";
@@ -107,13 +107,16 @@ async fn limits_of_a_role_and_a_database_elsewhere_do_not_stop_ours() {
 
     // While one session of a migration waits, the one that holds its lock is idle: for longer than the limit.
     let hold = "BEGIN READ WRITE; LOCK TABLE api_keys; DO $$ BEGIN WHILE NOT EXISTS (
-                    SELECT FROM pg_stat_activity WHERE application_name LIKE 'tandem%' AND state = 'idle'
+                    SELECT FROM pg_stat_activity WHERE application_name = 'tandem-migrate' AND state = 'idle'
                                                  AND clock_timestamp() - state_change > '1500 ms')
                 LOOP PERFORM pg_stat_clear_snapshot(), pg_sleep(0.05); END LOOP; END $$; COMMIT";
     let held = "SELECT count(*) FROM pg_locks WHERE relation = 'api_keys'::regclass AND mode = 'AccessExclusiveLock' AND granted";
     let down = async {
-        while server.sql("limited", held).await != "1" {}
-        tokio::task::block_in_place(|| run_at(&project, &url, &["migrate", "down", "2"]).expect(0, &["took back m003"]));
+        let is_held = async { while server.sql("limited", held).await != "1" {} };
+        tokio::time::timeout(LIMIT, is_held).await.unwrap();
+        tokio::task::block_in_place(|| {
+            run_at(&project, &url, &["migrate", "down", "2"]).expect(0, &["took back m003"])
+        });
     };
     tokio::join!(server.sql("limited", hold), down);
     run_at(&project, &url, &["backup"]).expect(0, &[]);

@@ -22,7 +22,7 @@
 //! recovery     a server that recovers and promotes itself
 //! subscriptions    what replication loses by a restore to a moment
 //! staging      the new data directory in the old one's place
-//! to_moment    all of these
+//! to_moment    all of these; apart: the same beside the live cluster, for a dump of what was there
 //! ack          where PostgreSQL waits for a destination
 //! away         all of it in the destinations off the machine, and a restore from there
 //! ```
@@ -32,6 +32,7 @@
 
 pub mod ack;
 pub mod ahead;
+pub mod apart;
 pub mod archive;
 pub mod away;
 pub mod backlog;

@@ -3,7 +3,7 @@
 //! It listens on the unix socket alone, which only its user and root may enter, and archives nothing: until its data is in
 //! place nobody may take it for the cluster.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,17 @@ pub struct Recovered {
 /// # Errors
 /// The target lies behind the end of the WAL, a segment is damaged, or the server fails otherwise; with what it said.
 pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
+    recover_and(recovery, async |_port| Ok(())).await.map(|(recovered, ())| recovered)
+}
+
+/// As [`recover`], and do `work` with the recovered server, which listens on its socket under this port, before it is stopped.
+///
+/// # Errors
+/// As [`recover`], or what `work` says.
+pub async fn recover_and<T>(
+    recovery: &Recovery<'_>,
+    work: impl AsyncFnOnce(u16) -> anyhow::Result<T>,
+) -> anyhow::Result<(Recovered, T)> {
     let home = recovery.home;
     configure(recovery)?;
     // On the command line too: what ALTER SYSTEM has set wins over postgresql.conf.
@@ -93,9 +104,15 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
             never = messages.log_in_time() => match never {},
         }
     });
+    let is_working = Cell::new(false);
     let recovered = async {
         server::wait_ready(&home.data, pid).await;
-        tokio::time::timeout(ANSWER_LIMIT, look(recovery)).await.context("the recovered server does not answer")?
+        let looked = tokio::time::timeout(ANSWER_LIMIT, look(recovery)).await;
+        let recovered = looked.context("the recovered server does not answer")??;
+        let port = server::running_port(&home.data).context("the recovered server has no port")?;
+        is_working.set(true);
+        // Boxed, as it may be a whole dump: the future of this one would not fit on the stack of a debug build.
+        anyhow::Ok((recovered, Box::pin(work(port)).await?))
     };
     let outcome = tokio::select! {
         recovered = recovered => recovered,
@@ -105,10 +122,10 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
             let _ = tokio::time::timeout(ANSWER_LIMIT, reading).await;
             return Err(failure(recovery, exit, &said.borrow().lines));
         }
-        () = silence(&said) => bail!("the recovery said nothing for {SILENCE_LIMIT:?}"),
+        () = silence(&said, &is_working) => bail!("the recovery said nothing for {SILENCE_LIMIT:?}"),
     };
     drop(progress);
-    let mut recovered = outcome?;
+    let (mut recovered, done) = outcome?;
     process::signal(pid, Signal::SIGINT);
     let exit = tokio::time::timeout(STOP_LIMIT, child.wait()).await.context("the recovered server does not stop")?;
     killer.0 = None;
@@ -117,7 +134,7 @@ pub async fn recover(recovery: &Recovery<'_>) -> anyhow::Result<Recovered> {
     }
     let _ = tokio::time::timeout(ANSWER_LIMIT, reading).await;
     recovered.last_transaction = last_transaction(&said.borrow().lines);
-    Ok(recovered)
+    Ok((recovered, done))
 }
 
 /// A server that does not outlive what it was started for; `None` once it has ended.
@@ -148,8 +165,8 @@ impl Said {
     }
 }
 
-async fn silence(said: &RefCell<Said>) {
-    while said.borrow().last.elapsed() < SILENCE_LIMIT {
+async fn silence(said: &RefCell<Said>, is_working: &Cell<bool>) {
+    while is_working.get() || said.borrow().last.elapsed() < SILENCE_LIMIT {
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -24,7 +24,7 @@ use crate::postgres::stale;
 use crate::room::Guard;
 
 /// Room beside the data itself, for the WAL that is replayed at one time, in bytes.
-const ROOM: u64 = 256 << 20;
+pub(super) const ROOM: u64 = 256 << 20;
 
 /// What was done.
 #[derive(Debug)]
@@ -60,18 +60,7 @@ async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation)
     }
     let staging = Staging::begin(&home.data, |place| make_dir(place, 0o700, home.server.as_ref()))?;
     let data = staging.path().to_owned();
-    let (archive, base, server) = (wish.archive.clone(), way.base.clone(), home.server.clone());
-    let (pg_wal, lineage, lost) = (home.data.join("pg_wal"), way.lineage.clone(), way.lost.clone());
-    let place = data.clone();
-    let laid_out = tokio::task::spawn_blocking(move || {
-        layout::lay_out(&archive, &base, &place, server.as_ref())?;
-        let rest = layout::unarchived(&archive, &pg_wal, Some(&lineage))?;
-        layout::carry_over(&rest, &pg_wal, &place.join("pg_wal"), server.as_ref())?;
-        take_numbers(&place.join("pg_wal"), &lost, server.as_ref())?;
-        tablespaces::prevent(&place)?;
-        layout::create(&place.join("recovery.signal"), server.as_ref()).context("ask for the recovery")
-    });
-    laid_out.await.context("lay the base backup out")??;
+    lay_out(wish, way, &data).await?;
     let program = command::program(&home.run, home.server.as_ref())?;
     let recovered = recovery::recover(&Recovery {
         home: &Home { data: data.clone(), ..home.clone() },
@@ -90,6 +79,22 @@ async fn restore_beside(wish: &Wish<'_>, way: &Way, installation: &Installation)
     let slots = subscriptions::slots(&home.data);
     let kept = staging.put_in_place(&home.data, SystemTime::now())?;
     Ok(RestoredCluster { recovered, kept, slots })
+}
+
+/// Lay out in `data` what the recovery begins from, with what `wish.home` has of WAL that was never archived.
+pub(super) async fn lay_out(wish: &Wish<'_>, way: &Way, data: &Path) -> anyhow::Result<()> {
+    let (archive, base, server) = (wish.archive.clone(), way.base.clone(), wish.home.server.clone());
+    let (pg_wal, lineage, lost) = (wish.home.data.join("pg_wal"), way.lineage.clone(), way.lost.clone());
+    let place = data.to_owned();
+    let laid_out = tokio::task::spawn_blocking(move || {
+        layout::lay_out(&archive, &base, &place, server.as_ref())?;
+        let rest = layout::unarchived(&archive, &pg_wal, Some(&lineage))?;
+        layout::carry_over(&rest, &pg_wal, &place.join("pg_wal"), server.as_ref())?;
+        take_numbers(&place.join("pg_wal"), &lost, server.as_ref())?;
+        tablespaces::prevent(&place)?;
+        layout::create(&place.join("recovery.signal"), server.as_ref()).context("ask for the recovery")
+    });
+    laid_out.await.context("lay the base backup out")?.map(drop)
 }
 
 /// Put something in the place of histories that were lost: PostgreSQL calls the new timeline by the first number without a
