@@ -119,6 +119,13 @@ impl Tandem {
         self.child.id().cast_signed()
     }
 
+    /// The warnings it has printed, without those of an event loop that stood still: on a busy machine it does.
+    pub fn warnings(&self) -> Vec<String> {
+        let log = self.log();
+        let warnings = log.lines().filter(|line| line.contains("WARN") && !line.contains("the event loop stood still"));
+        warnings.map(str::to_owned).collect()
+    }
+
     /// Everything it has printed so far, its last lines too: a thread of its own writes them, a moment later.
     pub fn log(&self) -> String {
         let read = || fs::read(&self.log).unwrap();
