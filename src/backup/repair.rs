@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, Read, Write};
 
 use super::dump::TRAILER;
+use super::tokens;
 
 /// The longest line, in bytes: a row that is written as text has less than 1 GiB (PostgreSQL's MaxAllocSize).
 const LINE_MAX: u64 = 1 << 30;
@@ -296,19 +297,7 @@ fn identifier(text: &str) -> Option<(String, &str)> {
             .unwrap_or(text.len());
         return (end > 0).then(|| (text[..end].to_owned(), &text[end..]));
     };
-    let (mut name, mut rest) = (String::new(), quoted);
-    loop {
-        let quote = rest.find('"')?;
-        name.push_str(&rest[..quote]);
-        rest = &rest[quote + 1..];
-        match rest.strip_prefix('"') {
-            Some(more) => {
-                name.push('"');
-                rest = more;
-            }
-            None => return Some((name, rest)),
-        }
-    }
+    tokens::quoted(quoted)
 }
 
 #[cfg(test)]

@@ -78,19 +78,8 @@ fn token(text: &str) -> Option<(Option<Token>, &str)> {
         }
     }
     if first == '"' {
-        let (mut name, mut rest) = (String::new(), &text[1..]);
-        loop {
-            let end = rest.find('"')?;
-            name.push_str(&rest[..end]);
-            rest = &rest[end + 1..];
-            match rest.strip_prefix('"') {
-                Some(more) => {
-                    name.push('"');
-                    rest = more;
-                }
-                None => return Some((Some(Token::Name(name)), rest)),
-            }
-        }
+        let (name, rest) = quoted(&text[1..])?;
+        return Some((Some(Token::Name(name)), rest));
     }
     let is_part = |letter: char| letter.is_alphanumeric() || letter == '_';
     if is_part(first) {
@@ -98,6 +87,23 @@ fn token(text: &str) -> Option<(Option<Token>, &str)> {
         return Some((Some(Token::Word(text[..end].to_owned())), &text[end..]));
     }
     Some((Some(Token::Other(first)), &text[first.len_utf8()..]))
+}
+
+/// The name that goes on in `text`, behind its first quote, up to its last one, and what follows.
+pub fn quoted(text: &str) -> Option<(String, &str)> {
+    let (mut name, mut rest) = (String::new(), text);
+    loop {
+        let end = rest.find('"')?;
+        name.push_str(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(more) => {
+                name.push('"');
+                rest = more;
+            }
+            None => return Some((name, rest)),
+        }
+    }
 }
 
 /// What a word, in psql's sense, consists of.

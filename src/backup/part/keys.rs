@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::super::manifest::Census;
+use super::super::tokens;
 use super::wish::Named;
 
 const FOREIGN_KEY: &str = " FOREIGN KEY (";
@@ -50,19 +51,7 @@ fn name(text: &str) -> Option<(String, &str)> {
         let end = text.find([' ', '.', '(']).unwrap_or(text.len());
         return (end > 0).then(|| (text[..end].to_owned(), &text[end..]));
     };
-    let (mut name, mut rest) = (String::new(), quoted);
-    loop {
-        let end = rest.find('"')?;
-        name.push_str(&rest[..end]);
-        rest = &rest[end + 1..];
-        match rest.strip_prefix('"') {
-            Some(more) => {
-                name.push('"');
-                rest = more;
-            }
-            None => return Some((name, rest)),
-        }
-    }
+    tokens::quoted(quoted)
 }
 
 #[cfg(test)]
