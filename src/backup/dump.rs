@@ -38,6 +38,8 @@ pub const TRAILER: &[u8] = b"-- PostgreSQL database dump complete\n";
 const LOCK_LIMIT: Duration = Duration::from_secs(60);
 /// Between two words on the terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How many tables may be left out of a dump: each is a word of the command line, and a question of pg_dump's.
+const WITHOUT_MAX: usize = 2000;
 /// How many tables a directory's dump reads at once.
 const JOBS: &str = "2";
 
@@ -139,10 +141,12 @@ async fn whole(
     let mut snapshot = Snapshot::export(reach.session(wanted.database).await?).await?;
     let server_version = snapshot.server_version().await?;
     let id = snapshot.id.clone();
-    let without = match wanted.only {
+    let without: Vec<_> = match wanted.only {
         Some(only) => snapshot.tables().await?.iter().filter_map(|table| table.pattern_unless(only)).collect(),
         None => Vec::new(),
     };
+    // Beyond that all rows are dumped, and those that are not wanted are left out when it is read.
+    let without = if without.len() > WITHOUT_MAX { Vec::new() } else { without };
     let partial = Partial::beside(catalog.dir(), &name.to_string());
     let others = Others::default();
     let dumping = async {

@@ -9,6 +9,7 @@ use crate::backup::pitr::bases::Listing;
 use crate::backup::pitr::expiry::Keep;
 use crate::backup::pitr::{self, bases};
 use crate::cli::Common;
+use crate::commands::asks::asked_to_end;
 use crate::commands::table::{plain, size};
 use crate::commands::{backup, open, running};
 use crate::config::{PostgresMode, Settings};
@@ -41,7 +42,7 @@ pub async fn make(common: &Common, json: bool) -> anyhow::Result<Code> {
     let made = tokio::select! {
         made = base::make(&source) => made?,
         // Dropping the future ends the session and removes the unfinished backup.
-        _ = tokio::signal::ctrl_c() => return Err(Failure::new(Code::Failed, "interrupted; nothing of it is left").into()),
+        () = asked_to_end() => return Err(Failure::new(Code::Failed, "interrupted; nothing of it is left").into()),
     };
     drop(progress);
     running::say(&if json { serde_json::to_string_pretty(&made.base)? } else { words(&made) })?;

@@ -8,6 +8,7 @@ use crate::backup::pitr::away::ledger::{Condition, Verified, dir_of};
 use crate::backup::pitr::away::{self, Away};
 use crate::backup::pitr::start;
 use crate::cli::Common;
+use crate::commands::asks::asked_to_end;
 use crate::commands::running::say;
 use crate::commands::table::size;
 use crate::commands::{backup, open};
@@ -34,7 +35,7 @@ pub async fn send(common: &Common, follow: bool, json: bool) -> anyhow::Result<C
     }
     let conditions = tokio::select! {
         sent = away::send::once(&settings, &home) => sent?,
-        _ = tokio::signal::ctrl_c() => return Err(Failure::new(Code::Failed, "interrupted; what was sent is there").into()),
+        () = asked_to_end() => return Err(Failure::new(Code::Failed, "interrupted; what was sent is there").into()),
     };
     if json {
         say(&serde_json::to_string_pretty(&conditions)?)?;
@@ -90,7 +91,7 @@ pub async fn verify(common: &Common, address: &str, json: bool) -> anyhow::Resul
     let away = Away::at(&settings, &home, address, settings.restore_trust).await?;
     let audit = tokio::select! {
         audit = away.audit(&home, settings.disk.stop_free) => audit?,
-        _ = tokio::signal::ctrl_c() => return Err(Failure::new(Code::Failed, "interrupted").into()),
+        () = asked_to_end() => return Err(Failure::new(Code::Failed, "interrupted").into()),
     };
     Verified { at: Utc::now(), problems: audit.problems.clone() }.write(&home.state, &audit.destination)?;
     if json {

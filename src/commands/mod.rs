@@ -1,5 +1,6 @@
 //! One file per subcommand: it turns flags into one call and the result into words. No logic.
 
+mod asks;
 mod audit;
 mod backup;
 mod backup_base;

@@ -32,10 +32,6 @@ pub async fn run(common: &Common, args: RestoreArgs) -> anyhow::Result<Code> {
     }
     let part = restore_part::part(&args)?;
     let is_partial = part.is_some() || args.database.is_some();
-    if is_partial && args.source.is_none() && !restore_point::is_asked(&args) {
-        let text = "of which backup, or of which moment: `tandem restore latest --table NAME`, or --at, --at-mark, --to-lsn, --to-xid";
-        return Err(Failure::new(Code::Usage, text).into());
-    }
     if restore_point::is_asked(&args) && !is_partial {
         return restore_point::run(common, &args).await;
     }

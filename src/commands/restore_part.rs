@@ -8,6 +8,7 @@ use crate::backup::pitr::to_moment::Wish;
 use crate::backup::pitr::{self, apart};
 use crate::backup::restore::{self, Restoring};
 use crate::cli::RestoreArgs;
+use crate::commands::asks::asked_to_end;
 use crate::commands::open::Database;
 use crate::commands::restore::settings;
 use crate::commands::running::say;
@@ -62,10 +63,22 @@ pub async fn run_at(at: &Database, args: &RestoreArgs, part: Option<Part>) -> an
     let restoring = Restoring::begin(&at.reach, &at.name).await?;
     let (home, archive, accept) = (&at.home, &archive, args.accept);
     let wish = Wish { home, settings: &settings, archive, target, timeline, accept };
-    let dumped = Box::pin(apart::dump(&at.reach, &wish, &at.name, part.as_ref())).await?;
-    let last = dumped.recovered.last_transaction.as_deref().map(|time| format!(", the last transaction is of {time}"));
-    let source = format!("{} recovered to {target}{}", dumped.way.base.name, last.unwrap_or_default());
-    bring((at, args, &settings), restoring, (&dumped.catalog, &dumped.entry), (part, Some(source))).await
+    // Boxed: the future would not fit on the stack of a debug build.
+    let work = Box::pin(async {
+        let dumped = apart::dump(&at.reach, &wish, &at.name, part.as_ref()).await?;
+        let last = dumped.recovered.last_transaction.as_deref();
+        let last = last.map(|time| format!(", the last transaction is of {time}")).unwrap_or_default();
+        let source = format!("{} recovered to {target}{last}", dumped.way.base.name);
+        let entry = (&dumped.catalog, &dumped.entry);
+        bring((at, args, &settings), restoring, entry, (part.clone(), Some(source))).await
+    });
+    tokio::select! {
+        done = work => done,
+        () = asked_to_end() => {
+            let text = format!("interrupted: either nothing of it is in database {}, or all of it", at.name);
+            Err(Failure::new(Code::Failed, text).into())
+        }
+    }
 }
 
 /// Bring in what is asked for. `source` is what people know it by, where that is not the backup's name.

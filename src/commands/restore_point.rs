@@ -9,6 +9,7 @@ use crate::backup::pitr::target::{self, Target};
 use crate::backup::pitr::to_moment::{self, RestoredCluster, Way, Wish};
 use crate::backup::pitr::{self, subscriptions, wal};
 use crate::cli::{Common, RestoreArgs};
+use crate::commands::asks::asked_to_end;
 use crate::commands::restore::confirm;
 use crate::commands::{moments, open, running};
 use crate::config::{PostgresMode, Settings};
@@ -42,7 +43,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> anyhow::Result<Code> {
     confirm(args.yes, &question(&wish, &way))?;
     let restored = tokio::select! {
         restored = to_moment::restore_cluster(&wish, &way, &installation) => restored?,
-        _ = tokio::signal::ctrl_c() => {
+        () = asked_to_end() => {
             let text = "interrupted; the data that was there is as it was";
             return Err(Failure::new(Code::Failed, text).into());
         }
@@ -74,7 +75,7 @@ async fn way(wish: &Wish<'_>, brought: Option<&Brought>) -> anyhow::Result<Way> 
     };
     tokio::select! {
         way = fetching => way,
-        _ = tokio::signal::ctrl_c() => {
+        () = asked_to_end() => {
             let text = "interrupted; nothing was changed, and what was fetched stays for the next try";
             Err(Failure::new(Code::Failed, text).into())
         }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::{Common, UpArgs};
+use crate::commands::asks::Asks;
 use crate::commands::open;
 use crate::config::{Loaded, Source};
 use crate::control::client;
@@ -130,26 +130,6 @@ fn tell_ready(loaded: &Loaded, pid: i32, log: &Path, took: Duration) {
     ];
     let title = format!("{} runs in the background, process {pid}; ready after {took:.0?}", settings.name);
     telemetry::banner(&title, &rows);
-}
-
-/// Ctrl-C and SIGTERM of the process that waits.
-struct Asks {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Asks {
-    fn open() -> anyhow::Result<Self> {
-        let open = |kind| signal(kind).context("install signal handlers");
-        Ok(Self { interrupt: open(SignalKind::interrupt())?, terminate: open(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 /// Stop the Tandem that is not ready yet, and wait for its end; asked again, it waits for nothing.

@@ -58,6 +58,29 @@ fn a_table_as_it_was_comes_back_while_the_application_serves() {
 }
 
 #[test]
+fn told_to_end_it_leaves_nothing() {
+    let (project, mut tandem) = with_base("t (n integer)");
+    sql(&project, "INSERT INTO t VALUES (1)");
+    succeed(&project, &["backup", "mark", "one"]);
+    let beside = project.data().parent().unwrap().to_owned();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let args = ["restore", "--at-mark", "one", "--table", "t", "--into", "t_was"];
+        let mut told = Tandem::start_in(project.dir(), tandem::command(&project), &args);
+        wait_for("the recovered server", || {
+            left(&project).0.iter().any(|name| beside.join(name).join("postmaster.pid").exists())
+        });
+        told.signal(signal);
+        assert_eq!(told.wait_code(), 1, "{}", told.log());
+        assert!(told.log().contains("either nothing of it is in database app, or all of it"), "{}", told.log());
+        assert_eq!((left(&project).0, rows(&project)), (Vec::new(), "1".into()), "{signal}");
+        wait_for("the end of its server", || {
+            !tandem::left_in(project.dir()).iter().any(|it| it.args.contains(".restoring"))
+        });
+    }
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+}
+
+#[test]
 fn killed_while_it_recovers_it_leaves_the_live_data_as_it_was_and_the_next_one_sweeps() {
     let (project, mut tandem) = with_base("t (n integer)");
     sql(&project, "INSERT INTO t VALUES (1)");
