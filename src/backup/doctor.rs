@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::catalog::Catalog;
 use super::load;
+use super::pitr::away::bring;
 use super::pitr::{self, bases, staging, tablespaces};
 use super::reach::Reach;
 use super::replication;
@@ -39,7 +40,7 @@ pub struct Disk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A killed run left it, and no later run uses it.
+    /// A killed run left it, and no later run needs it.
     Leftover,
     /// A restore replaced it, and it is the way back.
     Kept,
@@ -65,7 +66,7 @@ pub struct Finding {
 pub enum Place {
     /// In the directory of backups.
     Backups(PathBuf),
-    /// A directory beside the data directory.
+    /// A directory beside the data directory, or in the state directory.
     Cluster(PathBuf),
     /// A base backup that was not finished.
     Base(PathBuf),
@@ -104,6 +105,13 @@ pub fn on_disks(settings: &Settings, home: &Home) -> Vec<Finding> {
     }
     for path in staging::kept(&home.data) {
         found.push(finding(Kind::Kept, Place::Cluster(path), "the data before a restore to a moment"));
+    }
+    // A restore to a moment holds the state directory, and no server runs then.
+    if let Some(path) = bring::left(home)
+        && (!is_held(&home.state.join("lock")) || server::own_running_port(home).is_some())
+    {
+        let why = "a killed restore from a destination fetched it; the same restore would go on with it";
+        found.push(finding(Kind::Leftover, Place::Cluster(path), why));
     }
     let archive = pitr::archive(settings, home);
     if !is_held(&archive.dir().join(pitr::base::LOCK)) {
@@ -210,7 +218,7 @@ pub async fn sweep(settings: &Settings, home: &Home, leftovers: &[Finding]) -> V
     leftovers.iter().filter(is_gone).map(|one| one.what.clone()).collect()
 }
 
-/// Remove a directory that lies beside the data directory, and is no server's.
+/// Remove a directory that lies beside the data directory or in the state directory, and is no server's.
 pub async fn remove_cluster(home: &Home, path: &Path) {
     // A restore to a moment holds the lock, and no server runs then; beside one that runs, there is no such restore.
     let lock = StateLock::take(home, "`tandem doctor`");

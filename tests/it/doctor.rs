@@ -22,6 +22,9 @@ fn with_leftovers() -> (Project, Tandem) {
     let unfinished = project.state().join("postgres/.restoring-20260102_150405-1");
     fs::create_dir(&unfinished).unwrap();
     fs::write(unfinished.join("tandem.restoring"), "").unwrap();
+    let fetched = project.state().join("restoring-from-away/wal");
+    fs::create_dir_all(&fetched).unwrap();
+    fs::write(fetched.join("000000010000000000000001"), "fetched").unwrap();
     as_superuser(&project, "postgres", &format!("CREATE DATABASE {LEFT}"));
     (project, tandem)
 }
@@ -49,6 +52,8 @@ fn what_is_left_over_is_shown_and_removed_and_what_is_kept_only_on_demand() {
         "app_backup_20260101_000000.globals.sql",
         "app_backup_20260101_000001.manifest.json",
         ".restoring-20260102_150405-1",
+        "restoring-from-away",
+        "the same restore would go on with it",
         &format!("left over: database {LEFT}"),
         "kept: database app_before_restore_20",
         "16_before_restore_20260102_150405",
@@ -94,7 +99,8 @@ fn without_a_server_files_are_looked_at_and_a_server_is_started_only_to_remove_s
     looked.expect(1, &["\"leftover\"", "no server runs", "\"free_bytes\""]);
     assert!(!looked.said.contains(LEFT) && !looked.said.contains("database system is ready"), "{}", looked.said);
     refusal::run(&project, &["doctor", "--skip", "machine", "--fix"])
-        .expect(0, &[".restoring-20260102_150405-1", LEFT]);
+        .expect(0, &[".restoring-20260102_150405-1", "restoring-from-away", LEFT]);
+    assert!(!project.state().join("restoring-from-away").exists());
     assert!(tandem::left_in(project.dir()).is_empty());
     refusal::run(&project, &["doctor", "--skip", "machine"])
         .expect(0, &["no server runs", "nothing of Tandem's takes room"]);

@@ -60,9 +60,7 @@ fn requests_longer_than_the_drain_are_finished() {
     wait_for("the requests", || {
         control::status(&project)["services"].as_array().unwrap().iter().any(|it| it["in_flight"] == 4)
     });
-    let began = Instant::now();
     control::run(&project, &["reload"]).expect(0, &["replaced 1 workers"]);
-    assert!(began.elapsed() < Duration::from_secs(5), "the roll waited for the requests");
     wait_for("its own word", || retiring(&project).iter().any(|it| it["unfinished"]["requests"] == 4));
     let shown = control::run(&project, &["status"]).said;
     for word in ["draining (retiring)", "was replaced", "finishes 4 requests", "GET /slow", "GET /background"] {

@@ -88,7 +88,7 @@ fn stays(project: &Project, tandem: &Tandem, before: &(i32, Vec<i32>)) {
     wait_for("several periods of the watchdog", || {
         let asked = Instant::now();
         assert_eq!(get(project.health, "/ready").map(|answer| answer.0), Some(200), "{}", tandem.log());
-        assert!(asked.elapsed() < Duration::from_secs(2), "the supervisor took {:?} to answer", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(10), "the supervisor took {:?} to answer", asked.elapsed());
         began.elapsed() >= WHILE
     });
     assert_eq!(processes(project, tandem), *before, "{}", tandem.log());

@@ -49,6 +49,11 @@ pub struct Brought {
     guard: Guard,
 }
 
+/// What a killed restore has fetched, if there is something: the same restore would go on with it.
+pub fn left(home: &Home) -> Option<PathBuf> {
+    Some(home.state.join(DIR)).filter(|path| path.exists())
+}
+
 impl Away {
     /// The destination `address`, for a restore: whose files these are, its own note says; `trust` takes what nobody here has
     /// signed.
