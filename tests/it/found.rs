@@ -1,10 +1,12 @@
 //! A project without a configuration, and keys that nobody wrote: what is found, and what is asked.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use crate::common::bare::{Bare, FASTAPI, said, with_environment};
+use crate::common::namespace::mount_namespace;
 use crate::common::project::{root, venv};
-use crate::common::tandem::{command_as, get};
+use crate::common::tandem::{Tandem, command_as, get, wait_for};
 
 #[test]
 fn a_project_without_a_configuration_starts_and_is_told_what_was_found() {
@@ -161,8 +163,33 @@ fn a_lock_that_does_not_match_its_project_is_told_with_what_mends_it() {
 #[test]
 fn a_project_that_cannot_be_written_says_where_the_state_could_go() {
     let project = Bare::new(&[("main.py", FASTAPI)]);
-    // Root may write anywhere: there a file stands in the way.
+    let elsewhere = "state_dir (TANDEM_STATE_DIR) says where else the state can go";
     fs::write(project.path().join(".tandem"), "").unwrap();
     let text = said(&project.run(&["up"]), 73);
-    assert!(text.contains(".tandem"), "{text}");
+    assert!(text.contains(".tandem: File exists") && text.contains(elsewhere), "{text}");
+    fs::remove_file(project.path().join(".tandem")).unwrap();
+    // Root writes anywhere but into a file system that is mounted read-only.
+    let Some(namespace) = mount_namespace() else { return };
+    let script =
+        "mount --bind \"$PWD\" \"$PWD\" && mount -o remount,bind,ro \"$PWD\" && cd \"$PWD\" && exec \"$0\" \"$@\"";
+    let read_only = || {
+        let mut command = project.with_ports(command_as("unshare", &project.path()));
+        command.args(namespace).args(["sh", "-euc", script, env!("CARGO_BIN_EXE_tandem")]);
+        command
+    };
+    let text = said(&read_only().arg("up").output().unwrap(), 73);
+    assert!(text.contains(".tandem: Read-only file system") && text.contains(elsewhere), "{text}");
+    // And there it goes.
+    with_environment();
+    let state = tempfile::tempdir().unwrap();
+    fs::set_permissions(state.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = read_only();
+    command.env("TANDEM_STATE_DIR", state.path());
+    let mut tandem = Tandem::start_in(&project.path(), command, &["up", "--log-format", "text"]);
+    wait_for("readiness", || {
+        assert!(!tandem.ended(), "{}", tandem.log());
+        get(project.health, "/ready").is_some_and(|(status, _)| status == 200)
+    });
+    assert_eq!(tandem.stop(), 0, "{}", tandem.log());
+    assert!(!project.path().join(".tandem").exists());
 }

@@ -56,3 +56,51 @@ fn give_back() {
         let _ = disable_raw_mode();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    use nix::pty::openpty;
+    use nix::sys::termios::tcgetattr;
+
+    use super::*;
+
+    const ON_A_TERMINAL: &str = "TANDEM_TEST_ON_A_TERMINAL";
+
+    /// In a process of its own, on a terminal of its own: this very test, which panics there.
+    #[test]
+    fn a_panic_gives_the_terminal_back_before_it_is_told() {
+        if std::env::var_os(ON_A_TERMINAL).is_some() {
+            let _taken = Taken::take().unwrap();
+            panic!("told");
+        }
+        let pair = openpty(None, None).unwrap();
+        let terminal = || Stdio::from(pair.slave.try_clone().unwrap());
+        let before = tcgetattr(&pair.slave).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a test starts what it tests")]
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "--wait"]).arg(std::env::current_exe().unwrap()).args([
+            "--exact",
+            "commands::top::terminal::tests::a_panic_gives_the_terminal_back_before_it_is_told",
+            "--nocapture",
+        ]);
+        let mut child =
+            command.env(ON_A_TERMINAL, "1").stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap();
+        let mut output = File::from(pair.master);
+        let reading = std::thread::spawn(move || {
+            let mut shown = Vec::new();
+            // Ends with an error when nobody has the terminal any more.
+            let _ = output.read_to_end(&mut shown);
+            String::from_utf8_lossy(&shown).into_owned()
+        });
+        assert!(!child.wait().unwrap().success());
+        assert_eq!(tcgetattr(&pair.slave).unwrap(), before, "echo and lines are as they were");
+        drop((command, pair.slave));
+        let shown = reading.join().unwrap();
+        let at = |what: &str| shown.find(what).unwrap_or_else(|| panic!("{what:?} is not in {shown:?}"));
+        assert!(at("\u{1b}[?1049h") < at("\u{1b}[?1049l") && at("\u{1b}[?1049l") < at("told"), "{shown:?}");
+    }
+}
