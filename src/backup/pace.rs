@@ -17,9 +17,6 @@ const ENOUGH: usize = 128 << 10;
 const PAUSE: Duration = Duration::from_millis(1);
 /// The size of the pipe, in bytes: enough for the writer to go on while the reader pauses.
 const PIPE_MIN: i32 = 512 << 10;
-/// How many times as long as the work before it a rest is: with one, a dump cost pgbench a little more than `pg_dump | gzip -6`,
-/// which takes four times as long.
-const RESTS: u32 = 2;
 /// How much of a limited stream may come at once after it stood still.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -42,7 +39,7 @@ impl<R: Read + AsFd> Paced<R> {
     /// Read `pipe` with at most `rate` bytes a second, and stand back for `others`.
     pub fn new(pipe: R, rate: Option<u64>, others: Others) -> Self {
         let is_wide = fcntl(&pipe, FcntlArg::F_GETPIPE_SZ).is_ok_and(|size| size >= PIPE_MIN);
-        Self { pipe, is_wide, rate, next: Instant::now(), rests: Rests::new(others, RESTS), was_short: false }
+        Self { pipe, is_wide, rate, next: Instant::now(), rests: Rests::new(others), was_short: false }
     }
 
     #[expect(clippy::disallowed_methods, reason = "no pipe tells when it holds enough; and a rate is time")]

@@ -1,7 +1,7 @@
 //! The server's part of a backup stands back: most of what a backup costs an application is what the server does for it.
 //!
 //! Its processes get the niceness of the backup. And while the server works for others too, the backup rests after each piece as
-//! long as it worked, or twice as long: niceness is about the processor, and there is no such thing for the disk and for what the server keeps in
+//! long as it worked: niceness is about the processor, and there is no such thing for the disk and for what the server keeps in
 //! memory.
 
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use crate::schema::{ANSWER_LIMIT, answered};
 /// Time between two looks: pg_dump opens its sessions when it likes.
 const LOOK: Duration = Duration::from_secs(1);
 /// The longest rest at once: a server that stood still by itself was not worked on.
-const REST_MAX: Duration = Duration::from_millis(200);
+const REST_MAX: Duration = Duration::from_millis(100);
 /// The sessions of backups, and whether anybody else's did something since the last look. A process that works for a session
 /// in parallel has its name; Tandem's own sessions look at the server all the time.
 const SESSIONS: &str = "SELECT
@@ -45,20 +45,18 @@ impl Others {
 #[derive(Debug)]
 pub struct Rests {
     others: Others,
-    /// How many times as long as the work before it a rest is.
-    times: u32,
     /// When the last one was over.
     over: Instant,
 }
 
 impl Rests {
-    pub fn new(others: Others, times: u32) -> Self {
-        Self { others, times, over: Instant::now() }
+    pub fn new(others: Others) -> Self {
+        Self { others, over: Instant::now() }
     }
 
-    /// How long to rest now, after what was worked since the last rest, if others are served.
+    /// How long to rest now: as long as it was worked since the last rest, if others are served.
     pub fn due(&self) -> Duration {
-        if self.others.are_served() { (self.over.elapsed() * self.times).min(REST_MAX) } else { Duration::ZERO }
+        if self.others.are_served() { self.over.elapsed().min(REST_MAX) } else { Duration::ZERO }
     }
 
     /// The rest is over, or none was taken.
@@ -115,14 +113,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rest_is_so_many_times_as_long_as_the_work_before_it_and_only_for_others() {
+    fn a_rest_is_as_long_as_the_work_before_it_and_only_for_others() {
         let others = Others::default();
-        let mut rests = Rests::new(others.clone(), 2);
-        rests.over = Instant::now().checked_sub(Duration::from_millis(40)).unwrap();
+        let mut rests =
+            Rests { others: others.clone(), over: Instant::now().checked_sub(Duration::from_millis(40)).unwrap() };
         assert_eq!(rests.due(), Duration::ZERO);
         others.0.store(true, Ordering::Relaxed);
         let due = rests.due();
-        assert!(due >= Duration::from_millis(80) && due <= REST_MAX, "{due:?}");
+        assert!(due >= Duration::from_millis(40) && due <= REST_MAX, "{due:?}");
         rests.begin_work();
         assert!(rests.due() < due);
         // A server that stood still for a minute is not rested from for one.

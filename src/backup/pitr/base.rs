@@ -234,7 +234,7 @@ async fn write(source: &Source<'_>, server: &Server, name: String, dir: &Path) -
     let progress = Arc::new(AtomicU64::new(0));
     let (label, rate, counter) = (name.clone(), source.rate, progress.clone());
     let others = Others::default();
-    let rests = Rests::new(others.clone(), 1);
+    let rests = Rests::new(others.clone());
     let packing = tokio::task::spawn_blocking(move || {
         let wanted = BaseRequest { label: &label, checksums: CHECKSUMS, rate };
         pack(Sender::begin(stream, &wanted, counter)?, file, rests)
