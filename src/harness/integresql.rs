@@ -25,7 +25,7 @@ use hyper::{Method, Request, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::databases::{Databases, password};
 use super::shared_objects::Hold;
@@ -204,9 +204,7 @@ impl Office {
             Ok(None) => return refused(404, "template not found"),
             Err(_) => return refused(503, format!("nobody has filled the template within {FILL_LIMIT:?}")),
         };
-        if template.out.len() >= OUT_MAX
-            && let Err(refused) = self.make_room(hash, &template).await
-        {
+        if let Err(refused) = self.make_room(hash).await {
             return refused;
         }
         let lease = match self.0.databases.fresh_of(&template.database(), Hold::Test).await {
@@ -220,26 +218,40 @@ impl Office {
         (200, json!({ "id": id, "database": self.config(hash, &lease.name) }))
     }
 
-    /// Take the oldest clone back that no client uses.
-    async fn make_room(&self, hash: &str, template: &Template) -> Result<(), Outcome> {
-        let old = template.out.iter().filter(|(_, since)| since.elapsed() >= OUT_MIN);
-        let old: Vec<String> = old.map(|(name, _)| name.clone()).collect();
-        let busy = self.0.databases.catalog().busy(&old).await.map_err(|error| refused(503, in_words(&error)))?;
-        let Some(oldest) = old.into_iter().find(|name| !busy.contains(name)) else {
-            let text = format!(
-                "{OUT_MAX} clones of the template are out and all are in use: give each back after its test \
-                 (POST /templates/HASH/tests/ID/recreate, or unlock), and close its connections"
-            );
-            return Err(refused(503, text));
-        };
-        tracing::info!(
-            "IntegreSQL: {OUT_MAX} clones are out; {oldest}, which nobody is connected to, counts as given back"
-        );
-        let _ = self.0.databases.give_back(&oldest, false);
-        if let Some(template) = self.templates().by_hash.get_mut(hash) {
-            template.out.retain(|(out, _)| *out != oldest);
+    /// Take the oldest clone back that no client uses, once it has been its client's for long enough.
+    async fn make_room(&self, hash: &str) -> Result<(), Outcome> {
+        loop {
+            let out = self.known(hash).map(|template| template.out).unwrap_or_default();
+            if out.len() < OUT_MAX {
+                return Ok(());
+            }
+            let old = out.iter().filter(|(_, since)| since.elapsed() >= OUT_MIN);
+            let old: Vec<String> = old.map(|(name, _)| name.clone()).collect();
+            let busy = self.0.databases.catalog().busy(&old).await.map_err(|error| refused(503, in_words(&error)))?;
+            let Some(oldest) = old.iter().find(|name| !busy.contains(name)) else {
+                if let Some((_, since)) = out.get(old.len()) {
+                    sleep_until(*since + OUT_MIN).await;
+                    continue;
+                }
+                let text = format!(
+                    "{OUT_MAX} clones of the template are out and all are in use: give each back after its test \
+                     (POST /templates/HASH/tests/ID/recreate, or unlock), and close its connections"
+                );
+                return Err(refused(503, text));
+            };
+            // Another request may have taken it meanwhile.
+            let is_taken = self.templates().by_hash.get_mut(hash).is_some_and(|template| {
+                let at = template.out.iter().position(|(name, _)| name == oldest);
+                at.and_then(|at| template.out.remove(at)).is_some()
+            });
+            if is_taken {
+                tracing::info!(
+                    "IntegreSQL: {OUT_MAX} clones are out; {oldest}, which nobody is connected to, counts as given back"
+                );
+                let _ = self.0.databases.give_back(oldest, false);
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn give_back(&self, hash: &str, id: &str) -> Outcome {
