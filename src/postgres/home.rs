@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{names, secret, tls};
 use crate::config::Settings;
 use crate::durable::{open_itself, sync_parent};
-use crate::exit::{Code, Failure, in_words};
+use crate::exit::{Code, Failure};
 use crate::install::{self, hexadecimal};
 use crate::plan::Identity;
 use crate::process::identity;
@@ -87,9 +87,9 @@ impl Home {
     pub fn prepare(&self) -> anyhow::Result<()> {
         for dir in [&self.state, &self.run] {
             // Searchable by all: the server's user and the workers' user pass through; what is secret is 0600 or 0700.
-            make_dir(dir, 0o755, None).map_err(|error| {
+            make_dir(dir, 0o755, None).with_context(|| {
                 let elsewhere = "state_dir (TANDEM_STATE_DIR) says where else the state can go";
-                Failure::new(Code::CannotCreate, format!("{}; {elsewhere}", in_words(&error)))
+                Failure::new(Code::CannotCreate, elsewhere.to_owned())
             })?;
         }
         install::keep_out_of_git(&self.state);
